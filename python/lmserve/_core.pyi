@@ -1,0 +1,5 @@
+"""The Rust core. Checked against the built module by stubtest."""
+
+from typing import Final, final
+
+VERSION: Final[str]

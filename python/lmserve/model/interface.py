@@ -1,0 +1,97 @@
+"""The border between the engine (Rust) and a model loop (Python): who allocates what, and what one step is.
+
+The engine thread writes a step's flat arrays into `StepBuffers` (allocated once by the runner, pinned where that pays), calls
+`launch`, then `collect`, and reads `sampled` (and the logprob arrays). Nothing is allocated per step on either side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What the engine must know of a loaded model. Lengths in tokens."""
+
+    name: str
+    device: str
+    dtype: str
+    vocab_size: int
+    hidden_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    max_batch: int
+    max_batch_tokens: int
+    can_generate: bool
+    can_embed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepBuffers:
+    """T = max_batch_tokens, S = max_batch, B = blocks per sequence (ceil(max_model_len / block_size)), R = sampled rows (>= S).
+
+    A step uses the first n_tokens / n_seqs / n_rows entries. Sequences lie one after another in the token arrays.
+    """
+
+    token_ids: I32  # [T]
+    positions: I32  # [T] absolute position of each token in its sequence
+    slots: I32  # [T] block_id * block_size + offset: where each token's K and V go
+    query_start: I32  # [S + 1] sequence s owns tokens query_start[s] .. query_start[s + 1]
+    context_lens: I32  # [S] tokens in the cache after this step, this step's included
+    block_tables: I32  # [S, B] block ids; entries past the context are undefined
+    sample_rows: I32  # [R] index in the token arrays whose logits row r is sampled
+    temperature: F32  # [R] 0: greedy
+    top_k: I32  # [R] 0: all
+    top_p: F32  # [R]
+    min_p: F32  # [R]
+    repetition_penalty: F32  # [R] 1: off
+    presence_penalty: F32  # [R] 0: off
+    frequency_penalty: F32  # [R] 0: off
+    uniform: F32  # [R] in [0, 1), drawn by the engine from (seed, position): the only randomness there is
+    logprobs: I32  # [R] -1: none, 0: the sampled token's, k: the k most likely too
+    sampled: I32  # [R] out: token ids
+    sampled_logprob: F32  # [R] out, rows with logprobs >= 0: log-softmax of the raw logits
+    top_ids: I32  # [R, MAX_LOGPROBS] out, rows with logprobs > 0, most likely first
+    top_logprobs: F32  # [R, MAX_LOGPROBS] out
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1]. Order of application:
+    repetition penalty, frequency and presence penalty, bias, then temperature, top_k, top_p, min_p (each on what is left).
+    """
+
+    bias_start: I32  # [n_rows + 1]
+    bias_token: I32
+    bias_value: F32  # added to the logit; -inf forbids the token
+    seen_start: I32  # [n_rows + 1] distinct tokens of prompt and output, of rows with a penalty
+    seen_token: I32
+    seen_count: I32  # occurrences in the output alone (0: in the prompt only)
+
+
+class Runner(Protocol):
+    """A loaded model with its KV cache. Called from the engine thread alone, with the GIL."""
+
+    info: RunnerInfo
+    buffers: StepBuffers
+
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+        """Start one step over the buffers. May return before the device is done; the inputs must not change until `collect`."""
+
+    def collect(self) -> None:
+        """Wait until the outputs of the launched step are in the buffers."""
+
+    def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
+        """[n, hidden] L2-normalised embeddings of n token sequences; touches no KV block. cu_seqlens: [n + 1]."""

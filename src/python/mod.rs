@@ -1,0 +1,27 @@
+//! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::error::Error;
+
+static ERROR_CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        Python::attach(|py| match ERROR_CLASS.import(py, "lmserve.errors", "LmserveError") {
+            Ok(class) => {
+                let object = serde_json::Value::Object(error.to_json()).to_string();
+                class.call_method1("from_core", (error.kind.status(), object)).map_or_else(|e| e, PyErr::from_value)
+            }
+            Err(e) => e,
+        })
+    }
+}
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+}

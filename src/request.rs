@@ -1,0 +1,299 @@
+//! What a caller asks for, as it crosses into the core: one JSON object ([`Submission`]), bounded here once. Past
+//! [`Submission::parse`] only valid requests exist, whatever route they came by.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Longest list of stop strings of one request.
+pub const MAX_STOPS: usize = 64;
+/// Longest stop string, in bytes.
+pub const MAX_STOP_BYTES: usize = 1024;
+/// Most entries of `logit_bias`.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+/// Most alternatives reported for a token.
+pub const MAX_LOGPROBS: u32 = 20;
+/// Most choices of one request.
+pub const MAX_CHOICES: u32 = 64;
+
+/// Which reply a stream carries: the core writes its finished wire bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// `POST /generate`: NUL-terminated frames, or one object.
+    Generate,
+    /// `POST /v1/chat/completions`: SSE chunks, or one object.
+    Chat,
+    /// `POST /v1/completions`: SSE chunks, or one object.
+    Completions,
+}
+
+/// What goes to the model.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Input {
+    /// One user turn, put through the chat template.
+    Turn {
+        /// The user's words.
+        text: String,
+    },
+    /// Messages, put through the chat template: a whole conversation, or only what is new in a continued session.
+    Messages {
+        /// `{role, content, ...}` objects.
+        messages: Vec<Value>,
+        /// Tool descriptions for templates that know them.
+        #[serde(default)]
+        tools: Option<Vec<Value>>,
+        /// Extra variables for the template.
+        #[serde(default)]
+        template_kwargs: Map<String, Value>,
+        /// Leaves the last assistant message open, to be continued.
+        #[serde(default)]
+        continue_final_message: bool,
+        /// Whether the template opens the assistant's answer; absent: yes, unless nothing is to be generated.
+        #[serde(default)]
+        add_generation_prompt: Option<bool>,
+    },
+    /// Plain text, no template.
+    Text {
+        /// The prompt.
+        text: String,
+    },
+    /// Token ids, taken as they are.
+    Tokens {
+        /// The prompt.
+        ids: Vec<u32>,
+    },
+}
+
+/// What becomes of a turn whose client leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDisconnect {
+    /// The session stays at its last committed turn.
+    #[default]
+    Rollback,
+    /// The turn is committed with what was generated so far.
+    Keep,
+}
+
+/// What to do when history + input + requested output exceed the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnOverflow {
+    /// Refuse with 400 `context_length_exceeded`.
+    #[default]
+    Error,
+    /// Generate only what fits.
+    TruncateOutput,
+    /// Drop the oldest turns after the system prompt.
+    DropOldestTurns,
+}
+
+/// The session a turn belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRef {
+    /// The client's id, unique within its tenant.
+    pub id: i64,
+    /// First turn: a live session of this id is dropped and a new one starts.
+    #[serde(default)]
+    pub start: bool,
+    /// Create the session if it does not live; else continue it (chat completions).
+    #[serde(default)]
+    pub create: bool,
+    /// Run this turn, then drop the session.
+    #[serde(default)]
+    pub end: bool,
+    /// What becomes of the turn if the client leaves.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
+    /// What to do when the turn does not fit.
+    #[serde(default)]
+    pub on_overflow: OnOverflow,
+}
+
+/// How a token is chosen from the logits.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingParams {
+    /// 0 is greedy. Range [0, 2].
+    pub temperature: f32,
+    /// Only the k most likely tokens; 0 is all.
+    pub top_k: u32,
+    /// Only the most likely tokens whose probabilities add up to this. Range (0, 1].
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the best. Range [0, 1].
+    pub min_p: f32,
+    /// Divides (or multiplies, when negative) logits of tokens seen in prompt or output (Keskar et al. 2019). Range (0, 10].
+    pub repetition_penalty: f32,
+    /// Subtracted once from logits of tokens seen in the output. Range [-2, 2].
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence in the output. Range [-2, 2].
+    pub frequency_penalty: f32,
+    /// (token id, added to its logit in [-100, 100]).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Seeds sampling as a function of (seed, position); absent: random.
+    pub seed: Option<u64>,
+    /// Alternatives to report for each token; absent: none, 0: the chosen token's own.
+    pub logprobs: Option<u32>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            logprobs: None,
+        }
+    }
+}
+
+/// When generation ends.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StopParams {
+    /// Most tokens to generate; absent: what the context holds. 0: prefill only.
+    pub max_tokens: Option<u32>,
+    /// End tokens and stop tokens are held off until then.
+    pub min_tokens: u32,
+    /// Strings that end the text; they are not part of it unless `include_stop`.
+    pub stop: Vec<String>,
+    /// Tokens that end the text, beside the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Keep the stop string in the text.
+    pub include_stop: bool,
+    /// Never stop at an end token.
+    pub ignore_eos: bool,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: bool,
+}
+
+impl Default for StopParams {
+    fn default() -> Self {
+        Self {
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            include_stop: false,
+            ignore_eos: false,
+            skip_special_tokens: true,
+        }
+    }
+}
+
+/// One request, validated.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// The reply's form.
+    pub route: Route,
+    /// The reply's `id` (OpenAI routes).
+    #[serde(default)]
+    pub reply_id: String,
+    /// The reply's `model`.
+    #[serde(default)]
+    pub model: String,
+    /// The reply's `created`, in seconds since 1970.
+    #[serde(default)]
+    pub created: i64,
+    /// Stream, or answer whole.
+    #[serde(default)]
+    pub stream: bool,
+    /// A chunk with the usage before `[DONE]`.
+    #[serde(default)]
+    pub include_usage: bool,
+    /// What goes to the model.
+    pub input: Input,
+    /// Absent: an anonymous session that ends with its turn.
+    #[serde(default)]
+    pub session: Option<SessionRef>,
+    /// How tokens are chosen.
+    #[serde(default)]
+    pub sampling: SamplingParams,
+    /// When generation ends.
+    #[serde(default)]
+    pub stopping: StopParams,
+    /// Independent answers to the one prompt.
+    #[serde(default = "one")]
+    pub n: u32,
+    /// The API key's number; tenants share no session and no cache entry. 0: no key.
+    #[serde(default)]
+    pub tenant: u32,
+    /// Smaller runs first.
+    #[serde(default)]
+    pub priority: i32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+fn check_range(param: &str, value: f32, low: f32, high: f32) -> Result<()> {
+    if value.is_finite() && (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(param, format!("{param} must lie in [{low}, {high}], but {value} was given")))
+}
+
+fn check_count(param: &str, value: usize, limit: usize) -> Result<()> {
+    if value <= limit {
+        return Ok(());
+    }
+    Err(Error::invalid(param, format!("{param} has {value} entries; the limit is {limit}")))
+}
+
+impl Submission {
+    /// Parses and bounds one JSON object.
+    ///
+    /// # Errors
+    /// `invalid_value` (400) names the field, its limit and what was given.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        let submission: Self =
+            serde_json::from_slice(json).map_err(|e| Error::invalid("submission", format!("malformed request: {e}")))?;
+        submission.check()?;
+        Ok(submission)
+    }
+
+    fn check(&self) -> Result<()> {
+        let s = &self.sampling;
+        check_range("temperature", s.temperature, 0.0, 2.0)?;
+        check_range("top_p", s.top_p, 0.0, 1.0)?;
+        check_range("min_p", s.min_p, 0.0, 1.0)?;
+        check_range("repetition_penalty", s.repetition_penalty, 0.01, 10.0)?;
+        check_range("presence_penalty", s.presence_penalty, -2.0, 2.0)?;
+        check_range("frequency_penalty", s.frequency_penalty, -2.0, 2.0)?;
+        check_count("logit_bias", s.logit_bias.len(), MAX_LOGIT_BIAS)?;
+        for &(_, bias) in &s.logit_bias {
+            check_range("logit_bias", bias, -100.0, 100.0)?;
+        }
+        if s.logprobs.is_some_and(|k| k > MAX_LOGPROBS) {
+            return Err(Error::invalid("logprobs", format!("top_logprobs is at most {MAX_LOGPROBS}")));
+        }
+        check_count("stop", self.stopping.stop.len(), MAX_STOPS)?;
+        check_count("stop_token_ids", self.stopping.stop_token_ids.len(), MAX_STOPS)?;
+        for stop in &self.stopping.stop {
+            if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
+                let given = stop.len();
+                let message = format!("a stop string has 1 to {MAX_STOP_BYTES} bytes, but {given} were given");
+                return Err(Error::invalid("stop", message));
+            }
+        }
+        if self.n == 0 || self.n > MAX_CHOICES {
+            return Err(Error::invalid("n", format!("n must lie in [1, {MAX_CHOICES}], but {} was given", self.n)));
+        }
+        if self.n > 1 && self.session.is_some() {
+            return Err(Error::invalid("n", "a session's turn has one answer: n must be 1"));
+        }
+        Ok(())
+    }
+}
