@@ -1,6 +1,8 @@
 """lmserve: an LLM inference server whose conversations live on the server."""
 
-from lmserve._core import VERSION as __version__
+from lmserve._core import VERSION
 from lmserve.errors import LmserveError
+
+__version__ = VERSION
 
 __all__ = ["LmserveError", "__version__"]

@@ -1,5 +1,5 @@
 """The Rust core. Checked against the built module by stubtest."""
 
-from typing import Final, final
+from typing import Final
 
 VERSION: Final[str]

@@ -1,4 +1,4 @@
-"""The one exception of lmserve: typed in the Rust core, mapped once to Python here and once to HTTP in `lmserve.app`."""
+"""The one exception of lmserve: typed in the Rust core, mapped to Python here and to HTTP in `lmserve.app`."""
 
 from __future__ import annotations
 

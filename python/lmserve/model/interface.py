@@ -1,7 +1,8 @@
 """The border between the engine (Rust) and a model loop (Python): who allocates what, and what one step is.
 
-The engine thread writes a step's flat arrays into `StepBuffers` (allocated once by the runner, pinned where that pays), calls
-`launch`, then `collect`, and reads `sampled` (and the logprob arrays). Nothing is allocated per step on either side.
+The engine thread writes a step's flat arrays into `StepBuffers` (allocated once by the runner, pinned where that pays),
+calls `launch`, then `collect`, and reads `sampled` (and the logprob arrays). Nothing is allocated per step on either
+side.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class RunnerInfo:
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """T = max_batch_tokens, S = max_batch, B = blocks per sequence (ceil(max_model_len / block_size)), R = sampled rows (>= S).
+    """The flat arrays of one step.
 
+    T = max_batch_tokens, S = max_batch, B = blocks per sequence (ceil(max_model_len / block_size)), R = sampled rows
+    (>= S).
     A step uses the first n_tokens / n_seqs / n_rows entries. Sequences lie one after another in the token arrays.
     """
 
@@ -69,8 +72,10 @@ class StepBuffers:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1]. Order of application:
-    repetition penalty, frequency and presence penalty, bias, then temperature, top_k, top_p, min_p (each on what is left).
+    """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1].
+
+    Order of application: repetition penalty, frequency and presence penalty, bias, then temperature, top_k, top_p,
+    min_p (each on what is left).
     """
 
     bias_start: I32  # [n_rows + 1]
@@ -88,7 +93,10 @@ class Runner(Protocol):
     buffers: StepBuffers
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
-        """Start one step over the buffers. May return before the device is done; the inputs must not change until `collect`."""
+        """Start one step over the buffers.
+
+        May return before the device is done: the inputs must not change until `collect`.
+        """
 
     def collect(self) -> None:
         """Wait until the outputs of the launched step are in the buffers."""
