@@ -1,0 +1,66 @@
+"""What a decoder-only model is, in numbers: the one form that every checkpoint format is read into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding. `factor` and what follows it are read only by the scaling kinds that name them.
+
+    kind "none": plain; "linear": positions divided by `factor`; "llama3": low frequencies divided by `factor`, with a
+    smooth ramp between `low_freq_factor` and `high_freq_factor`; "yarn": NTK-by-parts between `beta_fast` and
+    `beta_slow`, cos and sin multiplied by `attention_factor`; "factors": each frequency divided by its own entry of
+    `frequency_factors` (GGUF's rope_freqs.weight).
+    """
+
+    theta: float = 10000.0
+    kind: str = "none"
+    factor: float = 1.0
+    original_context_length: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+    frequency_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Architecture of a decoder. Lengths in tokens; `head_dim` need not be hidden_size / num_heads."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    context_length: int
+
+    @property
+    def q_size(self) -> int:
+        """Width of one token's queries: num_heads * head_dim."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Shape of the paged KV cache that an `Ops` implementation allocates. `dtype` is "fp32", "fp16" or "bf16"."""
+
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    dtype: str

@@ -1,0 +1,105 @@
+"""The one small set of operations that model files are written against.
+
+An implementation is chosen once at load: `torch` (reference, every device and dtype) or `cpu` (the crate's own
+kernels). It is constructed as `Implementation(config: ModelConfig, cache: CacheConfig, buffers: StepBuffers)` and owns
+everything whose layout it decides: the KV cache, rope tables, loaded weights and scratch memory.
+
+A step is `begin`, then the operations in the order of the model file, then `sample`, then `finish`. T, S, R are the
+step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. Every operation but
+`rms_norm` consumes the activations given to it: the caller must not use them again, so that their memory may be reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve.model.interface import Extras
+from lmserve.model.tensors import TensorSource
+
+I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
+
+A = TypeVar("A")
+W = TypeVar("W")
+
+
+class Ops(Protocol[A, W]):
+    """Operations of a decoder. Called from one thread."""
+
+    device: str  # "cpu", "cuda:0": for people
+    dtype: str  # of activations: "fp32", "bf16", "fp16"
+    weight_bytes: int  # memory of the weights loaded so far
+
+    def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> W:
+        """Weight of `linear`: sources [out_i, in] stacked along the output (fused q, k, v or gate, up), in this order.
+
+        bias: one [out_i] source for each weight source, or None.
+        """
+
+    def load_embedding(self, source: TensorSource, *, head: bool) -> W:
+        """Weight [vocab, hidden] of `embed`; with `head` (tied embeddings) it is given to `sample` as well."""
+
+    def load_norm(self, source: TensorSource) -> W:
+        """Weight [width] of an RMS norm."""
+
+    def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
+        """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
+
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+        """Start a pass over n whole sequences (token_ids [T], cu_seqlens [n + 1]) from position 0 on; it ends with
+        `pool`.
+
+        `rope_and_cache` and `attention` then work on the pass's own keys and values: no block of the KV cache is
+        touched.
+        """
+
+    def embed(self, w: W) -> A:
+        """[T, hidden] embeddings of the step's token ids."""
+
+    def rms_norm(self, x: A, w: W, eps: float) -> A:
+        """x * rsqrt(mean(x^2) + eps) * w over the last axis, of x's shape. Does not consume x."""
+
+    def add_rms_norm(self, x: A, residual: A, w: W, eps: float) -> tuple[A, A]:
+        """(rms_norm(x + residual), x + residual)."""
+
+    def linear(self, x: A, w: W) -> A:
+        """x [n, in] times the weight transposed, plus its bias: [n, out]."""
+
+    def rope_and_cache(self, qkv: A, layer: int, q_norm: W | None, k_norm: W | None) -> A:
+        """Split qkv [T, (heads + 2 * kv_heads) * head_dim] into q | k | v, rotate q and k, write k and v to the cache.
+
+        With q_norm and k_norm (Qwen3; [head_dim], eps of the config) each head is normed before it is rotated. Rotation
+        pairs element i with i + head_dim / 2. Token t goes to `slots[t]`. Returns q, [T, heads * head_dim].
+        """
+
+    def attention(self, q: A, layer: int) -> A:
+        """Causal attention of q [T, heads * head_dim] over the layer's cache: [T, heads * head_dim].
+
+        Token t of sequence s sees the cache positions 0 ..= positions[t] of `block_tables[s]`. Scale 1 /
+        sqrt(head_dim); query head h reads kv head h // (heads / kv_heads).
+        """
+
+    def silu_mul(self, gate_up: A) -> A:
+        """silu(gate) * up of gate_up [n, 2 * width] = gate | up: [n, width]."""
+
+    def rows(self, x: A) -> A:
+        """[R, width]: the rows `sample_rows` of x [T, width]."""
+
+    def sample(self, x: A, head: W, extras: Extras | None) -> None:
+        """Start writing `sampled` (and the logprob arrays) from x [R, hidden], the sampled rows after the final norm.
+
+        Logits are x times head transposed; `lmserve.model.sampler` defines what is sampled from them.
+        """
+
+    def finish(self) -> None:
+        """Wait until the outputs of `sample` are in the buffers."""
+
+    def pool(self, x: A) -> F32:
+        """[n, hidden] of x [T, hidden] after `begin_embed`: each sequence's mean over its tokens, L2-normalised."""
+
+    def logits(self, x: A, head: W) -> F32:
+        """[R, vocab] raw logits of x [R, hidden], for tests and evaluation."""
