@@ -67,7 +67,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` with a stable `code`.
     pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, code, message: message.into(), param: None, details: Map::new() }
+        Self {
+            kind,
+            code,
+            message: message.into(),
+            param: None,
+            details: Map::new(),
+        }
     }
 
     /// 400 `invalid_value` that names the field at fault.

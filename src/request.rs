@@ -242,14 +242,20 @@ fn check_range(param: &str, value: f32, low: f32, high: f32) -> Result<()> {
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(());
     }
-    Err(Error::invalid(param, format!("{param} must lie in [{low}, {high}], but {value} was given")))
+    Err(Error::invalid(
+        param,
+        format!("{param} must lie in [{low}, {high}], but {value} was given"),
+    ))
 }
 
 fn check_count(param: &str, value: usize, limit: usize) -> Result<()> {
     if value <= limit {
         return Ok(());
     }
-    Err(Error::invalid(param, format!("{param} has {value} entries; the limit is {limit}")))
+    Err(Error::invalid(
+        param,
+        format!("{param} has {value} entries; the limit is {limit}"),
+    ))
 }
 
 impl Submission {
@@ -258,8 +264,8 @@ impl Submission {
     /// # Errors
     /// `invalid_value` (400) names the field, its limit and what was given.
     pub fn parse(json: &[u8]) -> Result<Self> {
-        let submission: Self =
-            serde_json::from_slice(json).map_err(|e| Error::invalid("submission", format!("malformed request: {e}")))?;
+        let submission: Self = serde_json::from_slice(json)
+            .map_err(|e| Error::invalid("submission", format!("malformed request: {e}")))?;
         submission.check()?;
         Ok(submission)
     }
@@ -277,22 +283,37 @@ impl Submission {
             check_range("logit_bias", bias, -100.0, 100.0)?;
         }
         if s.logprobs.is_some_and(|k| k > MAX_LOGPROBS) {
-            return Err(Error::invalid("logprobs", format!("top_logprobs is at most {MAX_LOGPROBS}")));
+            return Err(Error::invalid(
+                "logprobs",
+                format!("top_logprobs is at most {MAX_LOGPROBS}"),
+            ));
         }
         check_count("stop", self.stopping.stop.len(), MAX_STOPS)?;
-        check_count("stop_token_ids", self.stopping.stop_token_ids.len(), MAX_STOPS)?;
+        check_count(
+            "stop_token_ids",
+            self.stopping.stop_token_ids.len(),
+            MAX_STOPS,
+        )?;
         for stop in &self.stopping.stop {
             if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
                 let given = stop.len();
-                let message = format!("a stop string has 1 to {MAX_STOP_BYTES} bytes, but {given} were given");
+                let message = format!(
+                    "a stop string has 1 to {MAX_STOP_BYTES} bytes, but {given} were given"
+                );
                 return Err(Error::invalid("stop", message));
             }
         }
         if self.n == 0 || self.n > MAX_CHOICES {
-            return Err(Error::invalid("n", format!("n must lie in [1, {MAX_CHOICES}], but {} was given", self.n)));
+            return Err(Error::invalid(
+                "n",
+                format!("n must lie in [1, {MAX_CHOICES}], but {} was given", self.n),
+            ));
         }
         if self.n > 1 && self.session.is_some() {
-            return Err(Error::invalid("n", "a session's turn has one answer: n must be 1"));
+            return Err(Error::invalid(
+                "n",
+                "a session's turn has one answer: n must be 1",
+            ));
         }
         Ok(())
     }

@@ -10,13 +10,17 @@ static ERROR_CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        Python::attach(|py| match ERROR_CLASS.import(py, "lmserve.errors", "LmserveError") {
-            Ok(class) => {
-                let object = serde_json::Value::Object(error.to_json()).to_string();
-                class.call_method1("from_core", (error.kind.status(), object)).map_or_else(|e| e, PyErr::from_value)
-            }
-            Err(e) => e,
-        })
+        Python::attach(
+            |py| match ERROR_CLASS.import(py, "lmserve.errors", "LmserveError") {
+                Ok(class) => {
+                    let object = serde_json::Value::Object(error.to_json()).to_string();
+                    class
+                        .call_method1("from_core", (error.kind.status(), object))
+                        .map_or_else(|e| e, PyErr::from_value)
+                }
+                Err(e) => e,
+            },
+        )
     }
 }
 
