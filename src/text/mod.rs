@@ -1,0 +1,16 @@
+//! Text to tokens and back: tokenizer, incremental detokenizer, stop strings and chat templates.
+//!
+//! Nothing here knows pyo3, and nothing keeps a clock, a thread or a random number.
+
+mod detokenizer;
+#[cfg(test)]
+mod fixtures;
+mod stop;
+mod table;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use stop::{Matched, StopMatcher};
+pub use template::{ChatTemplate, Ending, Tail};
+pub use tokenizer::Tokenizer;

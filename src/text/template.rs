@@ -1,0 +1,243 @@
+//! Chat templates: a conversation to the text that a model was trained on.
+//!
+//! Templates are Jinja, written for Python's `jinja2` as `transformers` sets it up; minijinja renders them here the same way.
+
+mod continuation;
+mod functions;
+mod json;
+mod value;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value as Variable};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Kind, Result};
+pub use continuation::Tail;
+
+/// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
+/// about a second of work.
+const FUEL: u64 = 10_000_000;
+/// Nesting of macros, loops and expressions.
+const RECURSION_LIMIT: usize = 200;
+
+/// How a rendered text ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// After the last message, as the template closes it.
+    Closed,
+    /// With the header of the assistant's answer, which comes next (`add_generation_prompt`).
+    Answer,
+    /// Within the last message, which the model is to continue (`continue_final_message`).
+    OpenMessage,
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: Map<String, Value>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`. `special_tokens` are variables of the template: `bos_token`, `eos_token`, ...
+    ///
+    /// # Errors
+    /// `invalid_template` says where the syntax is at fault.
+    pub fn new(source: &str, special_tokens: &Map<String, Value>) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_debug(true);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_function("raise_exception", functions::raise_exception);
+        environment
+            .add_template_owned("chat_template", neutralize_generation_tags(source))
+            .map_err(|e| {
+                Error::new(
+                    Kind::Invalid,
+                    "invalid_template",
+                    format!("the chat template cannot be compiled: {e}"),
+                )
+            })?;
+        Ok(Self {
+            environment,
+            special_tokens: special_tokens.clone(),
+        })
+    }
+
+    /// Renders a whole conversation. `messages` are `{role, content, ...}` objects, `tools` the tool descriptions for
+    /// templates that know them, and `kwargs` further variables; keys of objects keep their order.
+    ///
+    /// # Errors
+    /// `invalid_messages` (400) says what the template refuses about the messages.
+    pub fn render(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        ending: Ending,
+        kwargs: &Map<String, Value>,
+    ) -> Result<String> {
+        match ending {
+            Ending::Closed => self.render_raw(messages, tools, false, kwargs),
+            Ending::Answer => self.render_raw(messages, tools, true, kwargs),
+            Ending::OpenMessage => self.render_open(messages, tools, kwargs),
+        }
+    }
+
+    fn render_raw(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        add_generation_prompt: bool,
+        kwargs: &Map<String, Value>,
+    ) -> Result<String> {
+        let mut variables: Vec<(&str, Variable)> = Vec::new();
+        for (name, variable) in self.special_tokens.iter().chain(kwargs) {
+            variables.push((name, value::from_json(variable)));
+        }
+        variables.push(("strftime_now", functions::strftime_now()));
+        variables.push(("messages", value::from_messages(messages)));
+        variables.push(("tools", tools.map_or(Variable::from(()), value::from_list)));
+        variables.push(("documents", Variable::from(())));
+        variables.push((
+            "add_generation_prompt",
+            Variable::from(add_generation_prompt),
+        ));
+        let template = self
+            .environment
+            .get_template("chat_template")
+            .map_err(|e| Error::internal(e.to_string()))?;
+        template
+            .render(Variable::from_pairs(variables))
+            .map_err(|e| refusal(&e))
+    }
+}
+
+/// What a failed render means to the client: its messages (or tools) are not what the template takes.
+fn refusal(error: &minijinja::Error) -> Error {
+    let message = if let Some(message) = functions::raised(error) {
+        message.to_owned()
+    } else if error.kind() == ErrorKind::OutOfFuel {
+        format!("the chat template needs more than {FUEL} steps for these messages")
+    } else {
+        format!("the chat template cannot render these messages: {error}")
+    };
+    Error::new(Kind::Invalid, "invalid_messages", message).with_param("messages")
+}
+
+/// `{% generation %}` marks the assistant's words for training and means nothing here; a block that only opens a scope,
+/// as it does, keeps its place, so that the whitespace around it is treated as before.
+fn neutralize_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}").map(|at| at + 2) else {
+            rest = tag;
+            break;
+        };
+        let inner = tag[2..end - 2]
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+']);
+        let neutral = match inner.trim() {
+            "generation" => tag[..end].replace("generation", "with"),
+            "endgeneration" => tag[..end].replace("endgeneration", "endwith"),
+            _ => {
+                out.push_str("{%");
+                rest = &tag[2..];
+                continue;
+            }
+        };
+        out.push_str(&neutral);
+        rest = &tag[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(source: &str, messages: &Value) -> Result<String> {
+        let template = ChatTemplate::new(source, &Map::new())?;
+        template.render(
+            messages.as_array().unwrap(),
+            None,
+            Ending::Closed,
+            &Map::new(),
+        )
+    }
+
+    #[test]
+    fn json_is_written_as_python_does() {
+        let messages = json!([{"z": "<a & 'b'>", "a": [1, -2.5, 1e16, 1e-7, 100.0, null, true], "é": {"\u{7f}\n": {}}}]);
+        let text = render("{{ messages[0] | tojson }}", &messages).unwrap();
+        let expected =
+            r#"{"z": "<a & 'b'>", "a": [1, -2.5, 1e+16, 1e-07, 100.0, null, true], "é": {""#;
+        assert_eq!(text, format!("{expected}\u{7f}\\n\": {{}}}}}}"));
+        let text = render(
+            "{{ messages[0]['é'] | tojson(ensure_ascii=True, indent=2) }}",
+            &messages,
+        )
+        .unwrap();
+        assert_eq!(text, "{\n  \"\\u007f\\n\": {}\n}");
+        let text = render(
+            "{{ messages[0].a[:2] | tojson(separators=(',', ':')) }}",
+            &messages,
+        )
+        .unwrap();
+        assert_eq!(text, "[1,-2.5]");
+    }
+
+    #[test]
+    fn what_the_template_raises_is_the_message() {
+        let error =
+            render("{{ raise_exception('Roles must alternate') }}", &json!([])).unwrap_err();
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (Kind::Invalid, "Roles must alternate")
+        );
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        let source = "{% for i in range(100000) %}{% for j in range(100000) %}{{ i * j }}{% endfor %}{% endfor %}";
+        assert_eq!(render(source, &json!([])).unwrap_err().kind, Kind::Invalid);
+        let source = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
+        assert_eq!(render(source, &json!([])).unwrap_err().kind, Kind::Invalid);
+        let source = "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}";
+        assert_eq!(render(source, &json!([])).unwrap_err().kind, Kind::Invalid);
+    }
+
+    #[test]
+    fn generation_tags_only_mark() {
+        let source = "a\n  {%- generation -%}\n  b{% endgeneration %}\nc{% generation %}\nd{%+ endgeneration +%}\ne";
+        assert_eq!(render(source, &json!([])).unwrap(), "abcd\ne");
+    }
+
+    #[test]
+    fn syntax_errors_are_found_when_the_template_is_loaded() {
+        let error = ChatTemplate::new("{% if %}", &Map::new()).unwrap_err();
+        assert_eq!(error.code, "invalid_template");
+    }
+
+    #[test]
+    fn the_date_has_pythons_form() {
+        let date = render("{{ strftime_now('%d %b %Y %% %Z%f') }}", &json!([])).unwrap();
+        assert_eq!(date.split(' ').count(), 5, "{date}");
+        assert!(date.ends_with(|c: char| c.is_ascii_digit()), "{date}");
+        assert_eq!(render("{{ strftime_now('') }}", &json!([])).unwrap(), "");
+    }
+}

@@ -1,0 +1,203 @@
+//! Text to tokens, and whole sequences of tokens to text.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokenizers::tokenizer::Decoder;
+
+use super::detokenizer::Detokenizer;
+use super::table::{Piece, Scheme, TokenTable};
+use crate::error::{Error, Result};
+
+/// A vocabulary and the rules that split text into its tokens.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    table: TokenTable,
+}
+
+impl Tokenizer {
+    /// Reads a Hugging Face `tokenizer.json`. Truncation and padding that it may ask for are not applied: a prompt is
+    /// never cut silently.
+    ///
+    /// # Errors
+    /// `invalid_value` if it is no such file, or has a part that is not supported.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let refuse = |reason: String| {
+            Error::invalid(
+                "tokenizer",
+                format!("tokenizer.json cannot be read: {reason}"),
+            )
+        };
+        // The crate asserts in places what a malformed file does not keep.
+        let inner = catch_unwind(AssertUnwindSafe(|| {
+            serde_json::from_slice::<tokenizers::Tokenizer>(json)
+        }))
+        .map_err(|_| refuse("it is malformed".to_owned()))?
+        .map_err(|e| refuse(e.to_string()))?;
+        Self::new(inner)
+    }
+
+    pub(super) fn new(mut inner: tokenizers::Tokenizer) -> Result<Self> {
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::internal(e.to_string()))?;
+        let table = TokenTable::new(&inner)?;
+        Ok(Self { inner, table })
+    }
+
+    /// The tokens of `text`; special tokens written out in it are recognised. `add_special` adds those that the model
+    /// expects around a text (such as a beginning-of-text token); a chat template has written them already.
+    ///
+    /// # Errors
+    /// `invalid_value` if the vocabulary has no way to express the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(|e| Error::invalid("prompt", format!("the text cannot be tokenized: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        if let Scheme::Decoder { .. } = self.table.scheme() {
+            let kept: Vec<u32> = tokens
+                .iter()
+                .copied()
+                .filter(|&id| !(skip_special && self.table.is_special(id)))
+                .collect();
+            return self.decode_whole(&kept);
+        }
+        let mut detokenizer = Detokenizer::new(skip_special);
+        let mut text = String::new();
+        for &token in tokens {
+            text.push_str(detokenizer.push(self, token));
+        }
+        text.push_str(&detokenizer.flush(self));
+        text
+    }
+
+    /// Asks the tokenizer's own decoder.
+    pub(super) fn decode_whole(&self, tokens: &[u32]) -> String {
+        let pieces: Vec<String> = tokens
+            .iter()
+            .filter_map(|&id| match self.table.piece(id) {
+                Piece::Text(text) => Some(text.to_owned()),
+                _ => None,
+            })
+            .collect();
+        let Some(decoder) = self.inner.get_decoder() else {
+            return pieces.join(" ");
+        };
+        if pieces.is_empty() {
+            return String::new();
+        }
+        // No decoder of the crate fails on tokens of its own vocabulary.
+        decoder.decode(pieces).unwrap_or_default()
+    }
+
+    /// One more than the highest token id.
+    pub fn vocab_size(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether `token` is a special token, which is no part of a text.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.table.is_special(token)
+    }
+
+    /// The bytes that `token` adds to a text (before the leading space that some vocabularies cut from a text's front);
+    /// `None` if no token has this id.
+    pub fn token_bytes(&self, token: u32) -> Option<&[u8]> {
+        match self.table.piece(token) {
+            Piece::Absent => None,
+            Piece::Text(text) => Some(text.as_bytes()),
+            Piece::Bytes(bytes) => Some(bytes),
+        }
+    }
+
+    /// The id of a token by its vocabulary entry, such as `<|im_end|>`.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    pub(super) fn table(&self) -> &TokenTable {
+        &self.table
+    }
+}
+
+#[cfg(test)]
+impl Tokenizer {
+    /// Decodes as the crate underneath does, without the table.
+    pub(super) fn inner_decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        self.inner
+            .decode(tokens, skip_special)
+            .expect("the crate decodes its own tokens")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::text::fixtures;
+
+    #[test]
+    fn special_tokens_in_the_text_are_recognised() {
+        let tokenizer = fixtures::byte_level();
+        assert_eq!(
+            tokenizer.encode("hello<|end|>", false).unwrap(),
+            [258, 111, 260]
+        );
+        assert!(tokenizer.is_special(260));
+        assert!(!tokenizer.is_special(258));
+        assert_eq!(tokenizer.vocab_size(), 261);
+    }
+
+    #[test]
+    fn a_prompt_is_neither_cut_nor_padded() {
+        let tokenizer = fixtures::word_piece();
+        assert_eq!(
+            tokenizer.encode("the the the the the the", false).unwrap(),
+            [3; 6]
+        );
+        assert_eq!(tokenizer.encode("the", true).unwrap(), [1, 3, 2]);
+    }
+
+    #[test]
+    fn a_token_says_its_bytes() {
+        let tokenizer = fixtures::byte_level();
+        assert_eq!(tokenizer.token_bytes(0xFF), Some(&[0xFF][..]));
+        assert_eq!(tokenizer.token_bytes(259), Some("é".as_bytes()));
+        assert_eq!(tokenizer.token_bytes(999), None);
+        let tokenizer = fixtures::byte_fallback();
+        assert_eq!(tokenizer.token_bytes(3 + 0xE4), Some(&[0xE4][..]));
+        assert_eq!(
+            tokenizer.token_bytes(tokenizer.token_to_id("▁a").unwrap()),
+            Some(&b" a"[..])
+        );
+    }
+
+    #[test]
+    fn malformed_files_are_refused() {
+        let whole = r#"{"version":"1.0","added_tokens":[],"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+        for end in 0..whole.len() {
+            let error = Tokenizer::from_json(&whole.as_bytes()[..end]).unwrap_err();
+            assert_eq!(error.kind, Kind::Invalid);
+        }
+        for json in [r"[1,2]", "null", r#"{"decoder":3}"#, "\u{0}"] {
+            assert_eq!(
+                Tokenizer::from_json(json.as_bytes()).unwrap_err().kind,
+                Kind::Invalid
+            );
+        }
+    }
+
+    #[test]
+    fn ids_have_a_limit() {
+        let json = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}}"#;
+        let error = Tokenizer::from_json(json.as_bytes()).unwrap_err();
+        assert!(error.message.contains("4000000000"), "{error}");
+    }
+}
