@@ -1,0 +1,188 @@
+"""The asyncio face of the core: one reader of its wake descriptor, any number of streams, no task of its own.
+
+It installs no signal handler and opens no socket, so it can live in any asyncio program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
+from lmserve.engine.submission import EmbedSubmission, Submission, encode
+from lmserve.errors import LmserveError
+
+
+class AsyncEngine:
+    """A core engine on one event loop.
+
+    It reads the core's wake descriptor on the loop that first submits; `close` (or `shutdown`) takes the reader off.
+    Not thread-safe: call everything on that loop.
+    """
+
+    def __init__(self, core: CoreEngine, *, max_model_len: int) -> None:
+        """`max_model_len`: tokens that a sequence may hold, history and output together."""
+        self.max_model_len = max_model_len
+        self._core = core
+        self._streams: dict[int, AsyncStream] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, submission: Submission) -> AsyncStream:
+        """Hand one request to the core. The caller must end the stream: read it to its end, or `abort` it.
+
+        Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
+        """
+        self._attach()
+        return self._follow(self._core.submit(encode(submission)))
+
+    def embed(self, submission: EmbedSubmission) -> AsyncStream:
+        """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""
+        self._attach()
+        return self._follow(self._core.embed(encode(submission)))
+
+    def cancel_session(self, tenant: int, session_id: int) -> bool:
+        """The session's running turn ends with what it has. False: none runs."""
+        return self._core.cancel_session(tenant, session_id)
+
+    def end_session(self, tenant: int, session_id: int) -> bool:
+        """Drop the session. False: there was none. Raises LmserveError `session_busy` while a turn runs."""
+        return self._core.end_session(tenant, session_id)
+
+    def stats(self) -> dict[str, int | float]:
+        return self._core.stats()
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that have neither ended nor been aborted."""
+        return len(self._streams)
+
+    async def shutdown(self, grace: float) -> None:
+        """Refuse new requests, give running turns `grace` seconds, abort the rest, stop the engine thread."""
+        # The core blocks until its thread has ended, and the streams' last bytes must be sent meanwhile.
+        await asyncio.to_thread(self._core.shutdown, grace)
+        if self._loop is not None:
+            self._wake_streams()
+        self.close()
+
+    def stop(self) -> None:
+        """`shutdown` without grace, for an engine that no loop has used. Blocks until the engine thread has ended."""
+        self._core.shutdown(0)
+
+    def close(self) -> None:
+        """Take the reader off the loop; the core lives on. Idempotent."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._core.wake_fd())
+        self._loop = None
+
+    def _attach(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError("this AsyncEngine serves another event loop; close it there first")
+        loop.add_reader(self._core.wake_fd(), self._wake_streams)
+        self._loop = loop
+
+    def _follow(self, core: CoreStream) -> AsyncStream:
+        stream = AsyncStream(core, self._streams)
+        self._streams[core.id] = stream
+        return stream
+
+    def _wake_streams(self) -> None:
+        streams = self._streams
+        for stream_id in self._core.drain():
+            stream = streams.get(stream_id)
+            if stream is not None:
+                stream._wake()  # noqa: SLF001 - one class in two halves
+
+
+class AsyncStream:
+    """One request's reply. For one consumer: `opened`, then `chunks`; or `body` alone."""
+
+    __slots__ = ("_aborted", "_core", "_followed", "_news", "_pending", "_state", "_waiter")
+
+    def __init__(self, core: CoreStream, followed: dict[int, AsyncStream]) -> None:
+        self._core = core
+        self._followed = followed  # the engine's streams: this one leaves them when it ends
+        self._state = WAITING
+        self._pending = b""  # polled, not yet handed out
+        self._news = True  # the core may have something: poll before waiting
+        self._waiter: asyncio.Future[None] | None = None
+        self._aborted = False
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` came before the reply's end."""
+        return self._aborted
+
+    async def opened(self) -> None:
+        """Wait until the core has accepted the request. Raises LmserveError if it refuses, or 499 after `abort`."""
+        while self._state == WAITING:
+            self._pending += await self._read()
+        self._check_aborted()
+
+    def chunks(self) -> Self:
+        """The reply's bytes as they come, as an async iterator. It just ends after `abort`."""
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk, self._pending = self._pending, b""
+        while not chunk:
+            if self._state == ENDED:
+                raise StopAsyncIteration
+            chunk = await self._read()
+        return chunk
+
+    async def body(self) -> bytes:
+        """The whole reply. Raises LmserveError if the request fails, or 499 after `abort`."""
+        parts = []
+        while self._state != ENDED:
+            parts.append(await self._read())
+        self._check_aborted()
+        return b"".join(parts)
+
+    def abort(self) -> None:
+        """Stop the request and wake the consumer. Does nothing after the reply's end. Idempotent."""
+        if self._state == ENDED:
+            return
+        self._aborted = True
+        self._core.abort()
+        self._end()
+        self._wake()
+
+    async def _read(self) -> bytes:
+        """What is new, perhaps nothing, once there may be news."""
+        if not self._news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._news = False
+        if self._aborted:
+            return b""
+        try:
+            state, data = self._core.poll()
+        except LmserveError:
+            self._end()
+            raise
+        if state == ENDED:
+            self._end()
+        self._state = state
+        return data
+
+    def _check_aborted(self) -> None:
+        if self._aborted:
+            raise LmserveError.new(499, "client_closed_request", "the client left before the reply's end")
+
+    def _wake(self) -> None:
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end(self) -> None:
+        self._state = ENDED
+        self._followed.pop(self._core.id, None)

@@ -1,0 +1,55 @@
+"""The part of `lmserve._core` that this package's faces use, as protocols: tests put a scripted core in its place."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+# States of a stream: the first member of what `CoreStream.poll` returns.
+WAITING: Final = 0  # not yet known whether the request is accepted
+ACCEPTED: Final = 1
+ENDED: Final = 2
+
+
+class CoreStream(Protocol):
+    """One request in the core."""
+
+    @property
+    def id(self) -> int:
+        """Unique in its engine."""
+
+    def poll(self) -> tuple[int, bytes]:
+        """(state, finished wire bytes since the last poll).
+
+        Raises LmserveError if the request failed before its first byte.
+        """
+
+    def abort(self) -> None:
+        """The client left. Idempotent."""
+
+
+class CoreEngine(Protocol):
+    """`lmserve._core.Engine`."""
+
+    def submit(self, submission: bytes) -> CoreStream:
+        """Takes one JSON `Submission`. Raises LmserveError if it is refused at once."""
+
+    def embed(self, submission: bytes) -> CoreStream:
+        """Takes one JSON `EmbedSubmission`; the reply is whole."""
+
+    def cancel_session(self, tenant: int, session_id: int, /) -> bool:
+        """Ends the running turn with what it has. False: none ran."""
+
+    def end_session(self, tenant: int, session_id: int, /) -> bool:
+        """Drops the session. False: there was none. Raises LmserveError `session_busy` while a turn runs."""
+
+    def wake_fd(self) -> int:
+        """A file descriptor that is readable while some stream has news."""
+
+    def drain(self) -> list[int]:
+        """Ids of the streams with news; clears the descriptor."""
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters and gauges."""
+
+    def shutdown(self, grace_seconds: float, /) -> None:
+        """Refuses new requests, waits `grace_seconds` for running turns, aborts the rest. Blocks, without the GIL."""

@@ -1,0 +1,124 @@
+"""What the core is asked, as it crosses into Rust: mirrors src/request.rs, which documents and bounds each field.
+
+Defaults are those of the Rust side, so that only what differs from them is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+Route = Literal["generate", "chat", "completions"]
+OnDisconnect = Literal["rollback", "keep"]
+OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns"]
+
+
+class Turn(Struct, tag_field="type", tag="turn", frozen=True):
+    """One user turn, put through the chat template."""
+
+    text: str
+
+
+class Messages(Struct, tag_field="type", tag="messages", frozen=True, omit_defaults=True):
+    """`{role, content, ...}` objects, put through the chat template."""
+
+    messages: list[Any]
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = {}
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+
+
+class Text(Struct, tag_field="type", tag="text", frozen=True):
+    """Plain text, no template."""
+
+    text: str
+
+
+class Tokens(Struct, tag_field="type", tag="tokens", frozen=True):
+    """Token ids, taken as they are."""
+
+    ids: list[int]
+
+
+class SessionRef(Struct, frozen=True, omit_defaults=True):
+    """The session that a turn belongs to."""
+
+    id: int
+    start: bool = False
+    create: bool = False
+    end: bool = False
+    on_disconnect: OnDisconnect = "rollback"
+    on_overflow: OnOverflow = "error"
+
+
+class SamplingParams(Struct, frozen=True, omit_defaults=True):
+    """How a token is chosen from the logits."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: list[tuple[int, float]] = []
+    seed: int | None = None
+    logprobs: int | None = None
+
+
+class StopParams(Struct, frozen=True, omit_defaults=True):
+    """When generation ends."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+
+class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One request."""
+
+    route: Route
+    input: Turn | Messages | Text | Tokens
+    reply_id: str = ""
+    model: str = ""
+    created: int = 0
+    stream: bool = False
+    include_usage: bool = False
+    session: SessionRef | None = None
+    sampling: SamplingParams = SamplingParams()
+    stopping: StopParams = StopParams()
+    n: int = 1
+    tenant: int = 0
+    priority: int = 0
+
+
+class TextInput(Struct, frozen=True):
+    """A text to embed."""
+
+    text: str
+
+
+class TokensInput(Struct, frozen=True):
+    """Token ids to embed."""
+
+    ids: list[int]
+
+
+class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Texts to embed."""
+
+    model: str
+    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    tenant: int = 0
+
+
+encode = msgspec.json.Encoder().encode
