@@ -1,0 +1,32 @@
+"""Bounded types that routes share: every integer has a floor and a ceiling, every list and string a greatest length.
+
+Those that src/request.rs bounds too have its bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+MAX_TEXT_CHARS: Final = 8_388_608
+MAX_MESSAGES: Final = 8192
+MAX_TOKENS: Final = 2**31 - 1
+
+Role = Literal["system", "developer", "user", "assistant"]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+Tag = Annotated[str, Meta(max_length=512)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(ge=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=1_000_000)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=10)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+# Any 64-bit number; the core takes its bits.
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+SessionId = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+
+ANONYMOUS: Final = -1  # the session id that stands for no session

@@ -1,0 +1,233 @@
+"""`POST /v1/chat/completions`: OpenAI's chat completions, and LMDeploy's additions to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from lmserve.schemas.bounds import (
+    ANONYMOUS,
+    MAX_MESSAGES,
+    MAX_TOKENS,
+    MinP,
+    Penalty,
+    RepetitionPenalty,
+    Role,
+    Seed,
+    SessionId,
+    StopString,
+    Tag,
+    Temperature,
+    Text,
+    TokenId,
+    TopK,
+    TopP,
+)
+
+Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
+NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
+OptionalTokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None
+
+
+class ContentPart(Struct, frozen=True):
+    """A part of a message's content. The models are text-only: any other type is an error."""
+
+    type: Annotated[Tag, Meta(examples=["text"])]
+    text: Text | None = None
+
+
+class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message. An assistant's message may be sent back as it was received."""
+
+    role: Role
+    content: Text | Annotated[list[ContentPart], Meta(max_length=1024)]
+    name: Annotated[Tag | None, Meta(description="The participant's name, for templates that know it.")] = None
+    reasoning_content: Annotated[Text | None, Meta(description="For templates that know it.")] = None
+    refusal: Unsupported = UNSET
+    annotations: Unsupported = UNSET
+    audio: Unsupported = UNSET
+    function_call: Unsupported = UNSET
+    tool_calls: Unsupported = UNSET
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of a streamed reply."""
+
+    include_usage: Annotated[bool | None, Meta(description="A chunk with the usage before the end.")] = None
+    include_obfuscation: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A chat completion. Null is the same as absent; an unknown key is an error."""
+
+    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    messages: Annotated[
+        Text | Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
+        Meta(
+            description="The conversation, or what is new in a session; a string is one user message.",
+            examples=[[{"role": "user", "content": "Hello!"}]],
+        ),
+    ]
+    stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Annotated[
+        OptionalTokens, Meta(description="Most tokens to generate; null: what the context holds.")
+    ] = None
+    max_tokens: Annotated[OptionalTokens, Meta(description="The older name of max_completion_tokens.")] = None
+    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
+    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers; null: 1.")] = None
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Meta(max_length=64)] | None,
+        Meta(description="Strings that end the text and are not part of it."),
+    ] = None
+    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
+    presence_penalty: Annotated[Penalty | None, Meta(description="Off logits of tokens in the output; null: 0.")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description="The same, once per occurrence; null: 0.")] = None
+    logit_bias: Annotated[
+        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None,
+        Meta(description="Token id: what is added to its logit."),
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="Report the log-probability of each token.")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="And of so many alternatives; needs logprobs.")
+    ] = None
+
+    session_id: Annotated[
+        SessionId | None,
+        Meta(description="A session, as instance_id of /generate; messages are what is new. -1 or null: none."),
+    ] = ANONYMOUS
+    renew_session: Annotated[bool | None, Meta(description="Drop the session first.")] = None
+    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
+    repetition_penalty: Annotated[
+        RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
+    ] = None
+    ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
+    on_disconnect: Annotated[
+        Literal["rollback", "keep"] | None, Meta(description="As in /generate; for turns of a session.")
+    ] = None
+    on_overflow: Annotated[
+        Literal["error", "truncate_output", "drop_oldest_turns"] | None, Meta(description="As in /generate.")
+    ] = None
+
+    audio: Unsupported = UNSET
+    function_call: Unsupported = UNSET
+    functions: Unsupported = UNSET
+    modalities: Unsupported = UNSET
+    moderation: Unsupported = UNSET
+    reasoning_effort: Unsupported = UNSET
+    response_format: Unsupported = UNSET
+    tool_choice: Unsupported = UNSET
+    tools: Unsupported = UNSET
+    verbosity: Unsupported = UNSET
+    web_search_options: Unsupported = UNSET
+
+    metadata: NoEffect = UNSET
+    parallel_tool_calls: NoEffect = UNSET
+    prediction: NoEffect = UNSET
+    prompt_cache_key: NoEffect = UNSET
+    prompt_cache_options: NoEffect = UNSET
+    prompt_cache_retention: NoEffect = UNSET
+    safety_identifier: NoEffect = UNSET
+    service_tier: NoEffect = UNSET
+    store: NoEffect = UNSET
+    user: NoEffect = UNSET
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """Of the prompt's tokens."""
+
+    cached_tokens: Annotated[int, Meta(description="Not computed again.")]
+
+
+class ChatUsage(Struct, frozen=True):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(Struct, frozen=True):
+    """An alternative token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(Struct, frozen=True):
+    """A token of the reply, its natural log-probability and its likeliest alternatives."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Struct, frozen=True):
+    """Log-probabilities of a choice."""
+
+    content: list[TokenLogprob] | None
+    refusal: Any = None
+
+
+class AssistantMessage(Struct, frozen=True):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+
+
+FinishReason = Annotated[Literal["stop", "length"], Meta(description="A cancelled turn stopped.")]
+
+
+class ChatChoice(Struct, frozen=True):
+    """One answer."""
+
+    index: int
+    message: AssistantMessage
+    finish_reason: FinishReason
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatReply(Struct, frozen=True, kw_only=True):
+    """A chat completion; `created` is in seconds since 1970."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+class ChatDelta(Struct, frozen=True):
+    """What is new in an answer."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, frozen=True):
+    """What is new in one answer of a streamed completion."""
+
+    index: int
+    delta: ChatDelta
+    finish_reason: FinishReason | None = None
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatChunk(Struct, frozen=True, kw_only=True):
+    """The `data` of one server-sent event; the last event's is `[DONE]`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: ChatUsage | UnsetType | None = UNSET

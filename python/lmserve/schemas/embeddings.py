@@ -1,0 +1,61 @@
+"""`POST /v1/embeddings`: OpenAI's embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from lmserve.schemas.bounds import Tag, TokenId
+
+MAX_INPUTS = 2048
+MAX_INPUT_TOKENS = 1_048_576
+
+NonEmptyText = Annotated[str, Meta(min_length=1, max_length=8_388_608)]
+Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_INPUT_TOKENS)]
+
+
+class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Texts to embed. An unknown key is an error."""
+
+    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    input: Annotated[
+        NonEmptyText
+        | Annotated[list[NonEmptyText | TokenId | Tokens], Meta(min_length=1, max_length=MAX_INPUT_TOKENS)],
+        Meta(
+            description=f"A text, a list of at most {MAX_INPUTS} texts, a list of token ids, or a list of such lists.",
+            examples=["Hello world!"],
+        ),
+    ]
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None, Meta(description="base64: little-endian 32-bit floats.")
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(description="Keep the first dimensions and normalise again; null: all."),
+    ] = None
+    user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+
+
+class Embedding(Struct, frozen=True, kw_only=True):
+    """The vector of one input, of length 1 (L2)."""
+
+    object: Literal["embedding"] = "embedding"
+    embedding: Annotated[list[float] | str, Meta(description="Numbers, or their base64.")]
+    index: int
+
+
+class EmbeddingsUsage(Struct, frozen=True):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(Struct, frozen=True, kw_only=True):
+    """Vectors in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
