@@ -1,0 +1,61 @@
+"""The one mapping from exceptions to HTTP: OpenAI's error shape on every route, with the true status."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+
+from lmserve.errors import LmserveError
+
+CLIENT_CLOSED_REQUEST: Final = 499  # nginx's status for a client that left; it is logged, never received
+# After these the rest of the body may still be on its way.
+BODY_UNREAD: Final = (408, 413)
+
+logger = logging.getLogger("lmserve.http")
+access_logger = logging.getLogger("lmserve.access")
+
+
+def respond_to_exception(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
+    """The reply to a request that failed before its first byte."""
+    error = _as_lmserve_error(request, exc)
+    headers: dict[str, str] = {}
+    if error.status == CLIENT_CLOSED_REQUEST:
+        log_client_left(request.scope)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status in BODY_UNREAD:
+        headers["Connection"] = "close"
+    if isinstance(exc, MethodNotAllowedException) and exc.headers:
+        headers["Allow"] = exc.headers["allow"]
+    body: dict[str, Any] = {"error": error.error}
+    if request.scope["path"] == "/generate":
+        body |= {"object": "error", "message": str(error)}
+    return Response(msgspec.json.encode(body), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def log_client_left(scope: Any) -> None:
+    """One line as in uvicorn's access log, with the status that no client sees."""
+    host, port = scope.get("client") or ("-", 0)
+    version = scope.get("http_version", "1.1")
+    access_logger.info('%s:%d - "%s %s HTTP/%s" 499', host, port, scope["method"], scope["path"], version)
+
+
+def _as_lmserve_error(request: Request[Any, Any, Any], exc: Exception) -> LmserveError:
+    if isinstance(exc, LmserveError):
+        return exc
+    place = f"{request.method} {request.scope['path']}"
+    if isinstance(exc, NotFoundException):
+        return LmserveError.new(404, "route_not_found", f"there is no route {place}; GET /docs shows all of them")
+    if isinstance(exc, MethodNotAllowedException):
+        allowed = (exc.headers or {}).get("allow", "")
+        return LmserveError.new(405, "method_not_allowed", f"there is no {place}; the methods are: {allowed}")
+    if isinstance(exc, HTTPException) and exc.status_code < 500:
+        return LmserveError.new(exc.status_code, "invalid_request", exc.detail)
+    logger.error("%s failed", place, exc_info=exc)
+    return LmserveError.new(500, "internal_error", "the server failed; its log says why")

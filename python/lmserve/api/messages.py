@@ -1,0 +1,43 @@
+"""Messages of a request as chat templates take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmserve.api.unsupported import refuse_unsupported
+from lmserve.engine.submission import Messages
+from lmserve.errors import LmserveError
+from lmserve.schemas.chat import ChatMessage, ContentPart
+from lmserve.schemas.generate import Message
+
+
+def messages_input(messages: Sequence[Message | ChatMessage]) -> Messages:
+    """The core's input. Raises LmserveError (400) for what no text template can take."""
+    return Messages([_for_template(message, at) for at, message in enumerate(messages)])
+
+
+def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:
+    # OpenAI renamed the system role; templates know the old name.
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message, Message):
+        return {"role": role, "content": message.content}
+    refuse_unsupported(message, f"messages[{at}].")
+    content = message.content
+    if not isinstance(content, str):
+        content = "".join(_text_of(part, f"messages[{at}].content[{place}]") for place, part in enumerate(content))
+    rendered = {"role": role, "content": content}
+    if message.name is not None:
+        rendered["name"] = message.name
+    if message.reasoning_content is not None:
+        rendered["reasoning_content"] = message.reasoning_content
+    return rendered
+
+
+def _text_of(part: ContentPart, param: str) -> str:
+    if part.type != "text":
+        message = f"{param}: the model is text-only and takes parts of type text, but {part.type!r} was given"
+        raise LmserveError.invalid(f"{param}.type", message, "unsupported_content_type")
+    if part.text is None:
+        raise LmserveError.invalid(f"{param}.text", f"{param}: a part of type text must have a text", "missing_field")
+    return part.text

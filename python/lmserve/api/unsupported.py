@@ -1,0 +1,48 @@
+"""Parameters of OpenAI's API that change the output and are not supported: refused, never ignored in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from lmserve.errors import LmserveError
+from lmserve.schemas.chat import ChatMessage, ChatRequest
+
+# Values that ask for nothing. An SDK may send them unasked.
+WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
+    "annotations": ([],),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+}
+
+UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
+    model: tuple(name for name, annotation in model.__annotations__.items() if annotation == "Unsupported")
+    for model in (ChatRequest, ChatMessage)
+}
+
+
+def refuse_unsupported(struct: ChatRequest | ChatMessage, prefix: str = "") -> None:
+    """Raises LmserveError (400) for the first unsupported parameter that would change the output."""
+    for name in UNSUPPORTED[type(struct)]:
+        value = getattr(struct, name)
+        if isinstance(value, Raw) and not _is_without_effect(name, value):
+            message = f"{prefix}{name} is not supported by this server; leave it out"
+            raise LmserveError.invalid(f"{prefix}{name}", message, "unsupported_parameter")
+
+
+def _is_without_effect(name: str, raw: Raw) -> bool:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return value is None or value in WITHOUT_EFFECT.get(name, ())

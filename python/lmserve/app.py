@@ -1,0 +1,92 @@
+"""The HTTP application: routes over one engine, as an ASGI app that other apps can mount."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Final
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.middleware import DefineMiddleware
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+
+from lmserve import __version__
+from lmserve.api.chat import chat_completions
+from lmserve.api.embeddings import embeddings
+from lmserve.api.errors import respond_to_exception
+from lmserve.api.generate import generate
+from lmserve.api.health import health
+from lmserve.api.middleware import ApiKeys, BodyLimits
+from lmserve.api.models import get_model, list_models
+from lmserve.api.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.serving import Serving
+from lmserve.engine.async_engine import AsyncEngine
+
+MAX_BODY: Final = 32 * 1024 * 1024
+BODY_TIMEOUT: Final = 60.0
+
+API: Final = (generate, list_models, get_model, chat_completions, embeddings, health)
+DOCS: Final = (docs, docs_asset, openapi_json)
+
+
+def create_app(
+    engine: AsyncEngine | Callable[[], AsyncEngine],
+    model_names: Sequence[str],
+    *,
+    api_keys: Mapping[str, int] | None = None,
+    cors_origins: Sequence[str] = (),
+    max_body: int = MAX_BODY,
+    body_timeout: float = BODY_TIMEOUT,
+) -> Litestar:
+    """The application.
+
+    `engine`: a ready one, or a function that loads one; it runs on a thread of its own while /health answers 503, and
+    its engine is shut down with the app. `model_names`: the first is the model's id, the others are accepted and listed
+    too. `api_keys`: each key's tenant number; tenants share no session and no cache entry. `max_body`: bytes of a
+    request's body, which must arrive within `body_timeout` seconds.
+    """
+    serving = Serving(model_names, engine)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        loading = asyncio.create_task(serving.load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await serving.close()
+
+    return Litestar(
+        [*API, *DOCS],
+        exception_handlers={Exception: respond_to_exception},
+        middleware=[
+            DefineMiddleware(ApiKeys, tenants=api_keys or {}),
+            DefineMiddleware(BodyLimits, max_bytes=max_body, timeout=body_timeout),
+        ],
+        cors_config=CORSConfig(allow_origins=list(cors_origins)) if cors_origins else None,
+        # BodyLimits has its own, which lets clients finish sending.
+        request_max_body_size=None,
+        lifespan=[lifespan],
+        # Litestar's own pages load scripts from other servers.
+        openapi_config=None,
+        logging_config=None,
+        state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(api_keys))}),
+    )
+
+
+@cache
+def openapi_document(*, secured: bool) -> bytes:
+    """The OpenAPI document of all routes as JSON; `secured`: they need a key."""
+    config = OpenAPIConfig(
+        title="lmserve",
+        version=__version__,
+        description="LMDeploy's /generate, with sessions that live on the server, and OpenAI's API.",
+        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+        security=[{"key": []}] if secured else None,
+    )
+    return document(Litestar(API, openapi_config=config).openapi_schema.to_schema())

@@ -1,0 +1,183 @@
+"""A socket, signals and uvicorn around the application: what `lmserve serve` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from litestar import Litestar
+from msgspec.json import encode
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from lmserve.api.serving import Serving
+from lmserve.errors import LmserveError
+
+KEEP_ALIVE: Final = 75  # seconds that an idle connection may live
+HEAD_TIMEOUT: Final = 30.0  # seconds for a request's head, once its connection is open or its first byte is there
+CLOSING_TIMEOUT: Final = 1  # seconds for clients to take what the engine had written when it stopped
+# The engine thread waits for the interpreter lock once a step, by default for up to 5 ms each time.
+SWITCH_INTERVAL: Final = 5e-5
+
+
+class BindError(OSError):
+    """The address cannot be listened on; the message says why."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 is any free one. Raises BindError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except socket.gaierror as error:
+        raise BindError(error.errno, f"{host!r} is no address of this machine: {error.strerror}") from error
+    except OverflowError as error:
+        raise BindError(errno.EINVAL, f"a port lies in [0, 65535], but {port} was given") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} of {host} is in use; choose another, or 0 for any free one"
+        else:
+            message = f"{host}:{port} cannot be listened on: {error.strerror}"
+        raise BindError(error.errno, message) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """`http://host:port` with the port that it really has."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    app: Litestar,
+    listener: socket.socket,
+    *,
+    grace: float = 1.0,
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then return.
+
+    New requests are then refused (503 draining) and running turns have `grace` seconds; a second signal ends the
+    process at once. `on_listening` is called with the URL. Raises what the app's engine loader raised, if it did.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    serving: Serving = app.state.serving
+    server = Server(server_config(app), serving, grace, lambda: on_listening and on_listening(url_of(listener)))
+    server.run(sockets=[listener])
+    if serving.failure is not None:
+        raise serving.failure
+
+
+def server_config(app: Litestar) -> uvicorn.Config:
+    """uvicorn's settings for an app of lmserve."""
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=CLOSING_TIMEOUT,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told when the engine fails, and stopped in two steps: first the engine, then the connections."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving, grace: float, on_listening: Callable[[], Any]) -> None:
+        super().__init__(config)
+        self._serving = serving
+        self._grace = grace
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._on_listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop: on a signal, or without a model."""
+        return await super().on_tick(counter) or self._serving.failure is not None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer 503 while running turns end, then close."""
+        await self._serving.drain(self._grace)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a graceful end is not turned into a signal afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal stops in order, the second at once."""
+        del frame
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+class Protocol(HttpToolsProtocol):
+    """Adds a deadline for a request's head (a silent connection would stay for ever) and a 400 in the API's shape."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline of the first head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_message_begin(self) -> None:
+        """Start the deadline of a further head."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._stop_awaiting_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        self._stop_awaiting_head()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """The reply to what is not HTTP."""
+        error = LmserveError.invalid(None, msg, "invalid_http")
+        body = encode({"error": error.error})
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
