@@ -1,4 +1,4 @@
-"""What a decoder-only model is, in numbers: the one form that every checkpoint format is read into."""
+"""What a model is, in numbers: the one form that every checkpoint format is read into."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Architecture of a decoder. Lengths in tokens; `head_dim` need not be hidden_size / num_heads."""
+    """Architecture of a decoder. Lengths in tokens; `head_dim` need not be hidden_size / num_heads.
+
+    `attention_bias`: q, k and v have biases; `output_bias`: so has the attention's output; `mlp_bias`: gate, up and
+    down. `qk_norm`: each head's q and k pass an RMS norm before they are rotated.
+    """
 
     architecture: str
     vocab_size: int
@@ -44,6 +48,10 @@ class ModelConfig:
     rope: RopeConfig
     tie_word_embeddings: bool
     context_length: int
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def q_size(self) -> int:
@@ -54,6 +62,24 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
         return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """Architecture of a BERT encoder and how its token states become one embedding."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    layer_norm_eps: float
+    activation: str
+    num_positions: int
+    num_token_types: int
+    pooling: str  # "mean" or "cls"
+    context_length: int
 
 
 @dataclass(frozen=True, slots=True)

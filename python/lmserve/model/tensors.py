@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -9,13 +10,16 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
+PLAIN_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+QUANTIZED_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+
 
 class TensorSource(Protocol):
     """One stored tensor. Row-major; linear weights are [out_features, in_features]."""
 
     @property
     def name(self) -> str:
-        """Canonical name, for messages."""
+        """Name in the file, for messages."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -32,8 +36,8 @@ class TensorSource(Protocol):
     def raw(self) -> NDArray[Any]:
         """The stored values, not converted: usually a read-only view of the mapped file.
 
-        F32: float32, F16: float16, BF16: uint16 (the bits), all of `shape`; a quantized type: uint8 [rows,
-        bytes_per_row] of whole GGML blocks.
+        F32: float32, F16: float16, BF16: uint16 (the bits), all of `shape`; a quantized type: uint8
+        [rows, bytes_per_row] of whole GGML blocks.
         """
 
     def dequantize(self) -> F32:
@@ -41,3 +45,39 @@ class TensorSource(Protocol):
 
     def select_rows(self, rows: NDArray[np.int64]) -> Self:
         """The source of these rows, in this order (a quantized row is whole blocks, so nothing is requantized)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A `TensorSource` over a mapped file. `data` is what `raw` documents, before `order` picks its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: NDArray[Any]
+    order: NDArray[np.int64] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        if self.order is None:
+            return self.data.nbytes
+        return self.data.nbytes // len(self.data) * len(self.order)
+
+    def raw(self) -> NDArray[Any]:
+        return self.data if self.order is None else self.data[self.order]
+
+    def dequantize(self) -> F32:
+        raw = self.raw()
+        if self.dtype in ("F32", "F16"):
+            return raw.astype(np.float32, copy=False)
+        if self.dtype == "BF16":
+            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        # Imported late: gguf costs 0.3 s, and plain checkpoints do not need it.
+        from gguf import GGMLQuantizationType, dequantize
+
+        values: F32 = dequantize(raw, GGMLQuantizationType[self.dtype])
+        return values.reshape(self.shape)
+
+    def select_rows(self, rows: NDArray[np.int64]) -> StoredTensor:
+        order = rows if self.order is None else self.order[rows]
+        return replace(self, shape=(len(rows), *self.shape[1:]), order=order)

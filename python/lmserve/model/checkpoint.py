@@ -1,0 +1,136 @@
+"""Opens a model on disk, a GGUF file or a Hugging Face folder, without torch and without reading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmserve.model import arch, gguf_source, hf_source
+from lmserve.model.arch import bert, decoder
+from lmserve.model.arch.family import Family, Tensors
+from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.errors import CheckpointError
+from lmserve.model.safetensors_source import read_safetensors
+from lmserve.model.tensors import StoredTensor
+
+if TYPE_CHECKING:
+    from lmserve._core import Tokenizer
+
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk. `tensors` have canonical names and are checked to be all there, in the shapes of `config`."""
+
+    path: Path
+    name: str
+    kind: str  # "generate" or "embed"
+    config: ModelConfig | EncoderConfig
+    tensors: Mapping[str, StoredTensor]
+    chat_template: str | None
+    special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
+    eos_token_ids: list[int]
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, in tokens, that the model is made for."""
+        return self.config.context_length
+
+    def tokenizer(self) -> Tokenizer:
+        """The core's tokenizer, read from the checkpoint."""
+        from lmserve import _core
+
+        if self.path.is_file():
+            return _core.Tokenizer.from_gguf(_core.GgufFile(str(self.path)))
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise CheckpointError(f"{self.path} has no tokenizer.json (other tokenizer files must be converted to it)")
+        return _core.Tokenizer.from_json(file.read_bytes())
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a GGUF file, or a folder with config.json, tokenizer.json and safetensors files.
+
+    Raises CheckpointError: no such path, an unsupported architecture or storage type, a truncated file, a missing
+    tensor or one of the wrong shape.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    with path.open("rb") as file:
+        magic = file.read(len(GGUF_MAGIC))
+    if magic != GGUF_MAGIC:
+        raise CheckpointError(f"{path} is no GGUF file (it starts with {magic!r}); a safetensors model is a folder")
+    return _open_gguf(path)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    raw = hf_source.read_json(folder / "config.json")
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    family = arch.hf_family([str(name) for name in raw.get("architectures") or [raw.get("model_type", "unknown")]])
+    try:
+        config = family.hf_config(raw)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{folder}/config.json holds a value of the wrong kind: {error}") from error
+    if isinstance(config, EncoderConfig):
+        config = hf_source.apply_sentence_transformers(folder, config)
+    tensors = family.hf_tensors(read_safetensors(folder), config)
+    text = hf_source.text_settings(folder, raw)
+    return _checked(folder, family, config, tensors, text)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    header = gguf_source.open_header(path)
+    family = arch.gguf_family(str(header.get("general.architecture")))
+    stored = gguf_source.read_tensors(path, header)
+    try:
+        config = gguf_source.decoder_config(path, family.name, header, stored)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: a metadata value is of the wrong kind: {error}") from error
+    tensors = gguf_source.canonical_names(stored)
+    if family.gguf_interleaved_rope:
+        tensors = gguf_source.undo_interleaved_rope(tensors, config)
+    return _checked(path, family, config, tensors, gguf_source.text_settings(header))
+
+
+def _checked(
+    path: Path,
+    family: Family,
+    config: ModelConfig | EncoderConfig,
+    tensors: Tensors,
+    text: hf_source.TextSettings,
+) -> Checkpoint:
+    expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else decoder.expected_tensors(config)
+    for tensor, shape in expected.items():
+        found = tensors.get(tensor)
+        if found is None:
+            raise CheckpointError(f"{path}: tensor {tensor} is missing")
+        if found.shape != shape:
+            raise CheckpointError(
+                f"{path}: tensor {found.name} has shape {list(found.shape)}, the configuration needs {list(shape)}"
+            )
+    _refuse_unknown(path, tensors, expected)
+    return Checkpoint(
+        path=path,
+        name=path.stem if path.is_file() else path.resolve().name,
+        kind=family.kind,
+        config=config,
+        tensors={tensor: tensors[tensor] for tensor in expected},
+        chat_template=text.chat_template,
+        special_tokens=text.special_tokens,
+        eos_token_ids=text.eos_token_ids,
+    )
+
+
+def _refuse_unknown(path: Path, tensors: Tensors, expected: Mapping[str, Any]) -> None:
+    # A tensor that no code reads is a part of the model that would silently be left out. Only these are known not to
+    # matter: a head beside tied embeddings, and stored rotation frequencies.
+    for tensor in tensors.keys() - expected.keys():
+        if tensor != "lm_head.weight" and not tensor.endswith("rotary_emb.inv_freq"):
+            raise CheckpointError(f"{path}: tensor {tensor} is not one of a supported model")

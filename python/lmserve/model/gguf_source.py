@@ -1,0 +1,241 @@
+"""Tensors and configuration of a GGUF file: the header through the core, the tensor data mapped and not read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve.model.config import ModelConfig, RopeConfig
+from lmserve.model.errors import CheckpointError
+from lmserve.model.hf_source import TextSettings
+from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor
+
+# GGUF's tensor names and the canonical ones (those of Hugging Face's Llama).
+GLOBAL_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+VOCABULARY = "tokenizer.ggml"
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
+CONTROL_TOKEN = 3
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+ROPE_FACTORS = "rope_freqs.weight"
+# The default of llama.cpp for a file that names none.
+DEFAULT_THETA = 10000.0
+
+
+class GgufHeader(Protocol):
+    """What is read of a GGUF header; `_core.GgufFile` is one."""
+
+    @property
+    def data_offset(self) -> int:
+        """Byte at which tensor data starts."""
+
+    def metadata(self) -> dict[str, Any]:
+        """All key-value pairs but the vocabulary's arrays."""
+
+    def get(self, key: str) -> Any:
+        """One value, or None."""
+
+    def tensors(self) -> list[tuple[str, str, list[int], int, int]]:
+        """(name, type name, shape with the contiguous axis last, offset from data_offset, bytes) of each tensor."""
+
+
+def open_header(path: Path) -> GgufHeader:
+    """Read the header of a GGUF file."""
+    return _ReaderHeader(path)
+
+
+def read_tensors(path: Path, header: GgufHeader) -> dict[str, StoredTensor]:
+    """Every tensor by its GGUF name."""
+    mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    tensors: dict[str, StoredTensor] = {}
+    for name, dtype, extents, offset, nbytes in header.tensors():
+        start = header.data_offset + offset
+        if start + nbytes > len(mapped):
+            raise CheckpointError(
+                f"{path} is truncated: {name} ends at byte {start + nbytes}, the file has {len(mapped)}"
+            )
+        tensors[name] = _stored(path, name, dtype, tuple(extents), mapped[start : start + nbytes])
+    return tensors
+
+
+def canonical_names(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under Hugging Face Llama names; rope tables, which the configuration holds, are left out."""
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if name != ROPE_FACTORS:
+            renamed[_canonical(name)] = tensor
+    return renamed
+
+
+def undo_interleaved_rope(tensors: dict[str, StoredTensor], config: ModelConfig) -> dict[str, StoredTensor]:
+    """Reorder the rows of q and k, which GGUF's llama stores with rotated pairs adjacent, to pairs half a head
+    apart.
+    """
+    half = config.head_dim // 2
+    within = np.arange(config.head_dim).reshape(half, 2).T.reshape(-1)
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+    reordered = dict(tensors)
+    for name, tensor in tensors.items():
+        projection = name.rsplit(".", 2)[-2]
+        if projection in heads and tensor.shape[0] == heads[projection] * config.head_dim:
+            rows = np.arange(heads[projection])[:, None] * config.head_dim + within[None, :]
+            reordered[name] = tensor.select_rows(rows.reshape(-1))
+    return reordered
+
+
+def decoder_config(path: Path, family: str, header: GgufHeader, tensors: dict[str, StoredTensor]) -> ModelConfig:
+    """The configuration of a decoder; which biases there are is read off the tensors, as GGUF has no key for it."""
+    metadata = header.metadata()
+    prefix = metadata["general.architecture"]
+
+    def value(key: str, default: Any = None) -> Any:
+        found = metadata.get(f"{prefix}.{key}", default)
+        if found is None:
+            raise CheckpointError(f"{path}: the key {prefix}.{key} is missing")
+        return found
+
+    if value("expert_count", 0):
+        raise CheckpointError(f"{path}: mixture-of-experts models are not supported ({prefix} with experts)")
+    hidden_size, num_heads = int(value("embedding_length")), int(value("attention.head_count"))
+    head_dim = int(value("attention.key_length", hidden_size // num_heads))
+    if int(value("rope.dimension_count", head_dim)) != head_dim:
+        raise CheckpointError(f"{path}: rotating a part of each head is not supported ({prefix}.rope.dimension_count)")
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
+    context_length = int(value("context_length"))
+    window = int(value("attention.sliding_window", 0))
+    return ModelConfig(
+        architecture=family,
+        vocab_size=embedding.shape[0],
+        hidden_size=hidden_size,
+        intermediate_size=int(value("feed_forward_length")),
+        num_layers=int(value("block_count")),
+        num_heads=num_heads,
+        num_kv_heads=int(value("attention.head_count_kv", num_heads)),
+        head_dim=head_dim,
+        rms_norm_eps=float(value("attention.layer_norm_rms_epsilon")),
+        rope=_rope(path, prefix, metadata, tensors, context_length),
+        tie_word_embeddings="output.weight" not in tensors,
+        # Within the window, sliding attention is full attention: a shorter context keeps the model exact.
+        context_length=min(context_length, window) if window else context_length,
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        output_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+    )
+
+
+def text_settings(header: GgufHeader) -> TextSettings:
+    """Chat template, special tokens and end tokens of a GGUF file."""
+    metadata = header.metadata()
+    tokens = header.get(f"{VOCABULARY}.tokens") or []
+    kinds = header.get(f"{VOCABULARY}.token_type") or []
+    special_tokens: dict[str, str] = {}
+    for key, name in SPECIAL_TOKENS.items():
+        token = metadata.get(f"{VOCABULARY}.{key}_token_id")
+        if isinstance(token, int) and 0 <= token < len(tokens):
+            special_tokens[f"{name}_token"] = tokens[token]
+    eos = [metadata.get(f"{VOCABULARY}.{key}_token_id") for key in ("eos", "eot", "eom")]
+    # Many files name only the end of a document and leave the end of a turn to its well-known text.
+    eos += [
+        index
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if kind == CONTROL_TOKEN and token in END_OF_TURN
+    ]
+    template = metadata.get("tokenizer.chat_template")
+    return TextSettings(
+        chat_template=template if isinstance(template, str) else None,
+        special_tokens=special_tokens,
+        eos_token_ids=[token for token in dict.fromkeys(eos) if isinstance(token, int)],
+    )
+
+
+def _rope(
+    path: Path, prefix: str, metadata: dict[str, Any], tensors: dict[str, StoredTensor], context_length: int
+) -> RopeConfig:
+    theta = float(metadata.get(f"{prefix}.rope.freq_base", DEFAULT_THETA))
+    scaling = f"{prefix}.rope.scaling"
+    kind = metadata.get(f"{scaling}.type", "none")
+    factor = float(metadata.get(f"{scaling}.factor", 1.0))
+    if ROPE_FACTORS in tensors:
+        factors = tuple(float(entry) for entry in tensors[ROPE_FACTORS].dequantize())
+        return RopeConfig(theta=theta, kind="factors", frequency_factors=factors)
+    if kind == "none":
+        return RopeConfig(theta=theta)
+    if kind == "linear":
+        return RopeConfig(theta=theta, kind="linear", factor=factor)
+    if kind == "yarn":
+        return RopeConfig(
+            theta=theta,
+            kind="yarn",
+            factor=factor,
+            original_context_length=int(metadata.get(f"{scaling}.original_context_length", context_length)),
+            beta_fast=float(metadata.get(f"{scaling}.yarn_beta_fast", 32.0)),
+            beta_slow=float(metadata.get(f"{scaling}.yarn_beta_slow", 1.0)),
+            attention_factor=float(metadata.get(f"{scaling}.attn_factor", 0.1 * math.log(factor) + 1.0)),
+        )
+    raise CheckpointError(f"{path}: rope scaling {kind!r} is not supported (none, linear, yarn are)")
+
+
+def _canonical(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if stem in GLOBAL_NAMES:
+        return f"{GLOBAL_NAMES[stem]}.{kind}"
+    parts = stem.split(".", 2)
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{kind}"
+    return name
+
+
+def _stored(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> StoredTensor:
+    if dtype in PLAIN_TYPES:
+        return StoredTensor(name, shape, dtype, data.view(PLAIN_TYPES[dtype]).reshape(shape))
+    if dtype not in QUANTIZED_TYPES:
+        supported = ", ".join((*PLAIN_TYPES, *QUANTIZED_TYPES))
+        raise CheckpointError(f"{path}: {name} is stored as {dtype}, which is not supported ({supported} are)")
+    return StoredTensor(name, shape, dtype, data.reshape(math.prod(shape[:-1]), -1))
+
+
+class _ReaderHeader:
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        try:
+            self._reader = GGUFReader(path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from error
+        self.data_offset = 0
+
+    def get(self, key: str) -> Any:
+        field = self._reader.fields.get(key)
+        return None if field is None else field.contents()
+
+    def metadata(self) -> dict[str, Any]:
+        return {key: self.get(key) for key, field in self._reader.fields.items() if len(field.data) < 1000}
+
+    def tensors(self) -> list[tuple[str, str, list[int], int, int]]:
+        return [
+            (t.name, t.tensor_type.name, [int(n) for n in reversed(t.shape)], int(t.data_offset), int(t.n_bytes))
+            for t in self._reader.tensors
+        ]

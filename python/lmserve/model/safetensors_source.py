@@ -1,0 +1,86 @@
+"""Tensors of a Hugging Face folder: safetensors files, one or sharded by an index, mapped and not read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve.model.errors import CheckpointError
+from lmserve.model.tensors import PLAIN_TYPES, StoredTensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# A real header is a few MB at most; this bounds what a broken length field can make us read.
+MAX_HEADER_BYTES = 100_000_000
+
+
+def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every float tensor of the folder's safetensors files by its stored name; tensors of other types are left out."""
+    tensors: dict[str, StoredTensor] = {}
+    for path, names in _shards(folder):
+        stored = _read_file(path)
+        if names is not None:
+            missing = sorted(names - stored.keys())
+            if missing:
+                raise CheckpointError(f"{path}: tensor {missing[0]} is missing, which {INDEX} places there")
+        tensors |= {name: tensor for name, tensor in stored.items() if tensor.dtype in PLAIN_TYPES}
+    return tensors
+
+
+def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+            files: dict[str, set[str]] = {}
+            for name, file in weight_map.items():
+                files.setdefault(file, set()).add(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
+        for file in files:
+            if Path(file).name != file or not (folder / file).is_file():
+                raise CheckpointError(f"{folder}: shard {file}, which {INDEX} names, is not there")
+        return [(folder / file, names) for file, names in sorted(files.items())]
+    if (folder / SINGLE).is_file():
+        return [(folder / SINGLE, None)]
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt", ".pth")))
+    raise CheckpointError(
+        f"{folder} has neither {SINGLE} nor {INDEX}"
+        + (f"; {found} must be converted to safetensors first" if found else "")
+    )
+
+
+def _read_file(path: Path) -> dict[str, StoredTensor]:
+    size = path.stat().st_size
+    if size < 8:
+        raise CheckpointError(f"{path} is truncated: {size} bytes, a safetensors file has at least 8")
+    mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    header_bytes = int(mapped[:8].view("<u8")[0])
+    if header_bytes > min(size - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path} is truncated or no safetensors file: header of {header_bytes} bytes in {size}")
+    try:
+        header: dict[str, Any] = json.loads(bytes(mapped[8 : 8 + header_bytes]))
+        header.pop("__metadata__", None)
+        return {name: _tensor(path, name, entry, mapped[8 + header_bytes :]) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a broken safetensors header: {error!r}") from error
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], data: NDArray[np.uint8]) -> StoredTensor:
+    dtype = str(entry["dtype"])
+    shape = tuple(int(extent) for extent in entry["shape"])
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    if not 0 <= start <= end <= len(data):
+        raise CheckpointError(f"{path} is truncated: {name} ends at byte {end} of its data, it has {len(data)} bytes")
+    stored = data[start:end]
+    if dtype not in PLAIN_TYPES:
+        return StoredTensor(name, shape, dtype, stored)
+    expected = math.prod(shape) * PLAIN_TYPES[dtype].itemsize
+    if end - start != expected or any(extent < 0 for extent in shape):
+        raise CheckpointError(f"{path}: {name} {dtype} {list(shape)} needs {expected} bytes, has {end - start}")
+    return StoredTensor(name, shape, dtype, stored.view(PLAIN_TYPES[dtype]).reshape(shape))
