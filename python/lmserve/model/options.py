@@ -1,0 +1,163 @@
+"""How a checkpoint is run, and what that costs in memory: arithmetic on the configuration, without torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from lmserve.model.checkpoint import Checkpoint
+from lmserve.model.config import ModelConfig
+from lmserve.model.device import available_memory, cuda_memory
+from lmserve.model.errors import OptionError
+
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+CPU_KV_BYTES = 2 << 30
+CPU_KV_FRACTION = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How to run a checkpoint. None: chosen for the checkpoint and the machine. Lengths in tokens, memory in bytes."""
+
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+    dtype: str = "auto"  # "auto" (fp32 on the CPU, bf16 on CUDA), "fp32", "bf16", "fp16"
+    ops: str = "auto"  # "auto", "torch", "cpu"
+    max_batch: int = 64  # sequences in one step
+    max_batch_tokens: int | None = None  # new tokens in one step; None: 512 on the CPU, 8192 on CUDA
+    max_model_len: int | None = None
+    kv_memory: int | None = None
+    block_size: int | None = None  # None: 16 on the CPU, 256 on CUDA
+    gpu_memory_fraction: float = 0.9
+    graphs: bool = True  # CUDA graphs for decode steps
+    threads: int | None = None  # None: the cores that this process may use
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a runner will allocate, and why. Memory in bytes, lengths in tokens."""
+
+    device: str
+    dtype: str
+    ops: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    max_batch: int
+    max_batch_tokens: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of the KV cache."""
+        return self.kv_bytes_per_token * self.block_size * self.num_blocks
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: int | None = None) -> MemoryPlan:
+    """Decide device, dtype, lengths and the size of the KV cache, from the checkpoint's headers alone.
+
+    gpu_memory: bytes to reckon with on a GPU, where known better than all of its memory. Raises OptionError where an
+    option is out of range, or where one sequence of max_model_len does not fit.
+    """
+    device = _device(options)
+    on_cpu = device == "cpu"
+    dtype = options.dtype if options.dtype != "auto" else "fp32" if on_cpu or checkpoint.kind == "embed" else "bf16"
+    _check(dtype in ITEM_BYTES, "dtype", f"dtype is {dtype!r}; it must be one of auto, {', '.join(ITEM_BYTES)}")
+    _check(1 <= options.max_batch <= 4096, "max_batch", f"max_batch is {options.max_batch}; it must be 1 to 4096")
+    weight_bytes = sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
+    longest = checkpoint.max_model_len
+    asked = options.max_model_len
+    if asked is not None:
+        _check(
+            1 <= asked <= longest, "max_model_len", f"max_model_len is {asked}; this model takes 1 to {longest} tokens"
+        )
+        longest = asked
+    max_batch_tokens = options.max_batch_tokens or (512 if on_cpu else 8192)
+    _check(
+        max_batch_tokens >= options.max_batch,
+        "max_batch_tokens",
+        f"max_batch_tokens is {max_batch_tokens}; it must be at least max_batch, {options.max_batch}",
+    )
+    block_size = options.block_size or (16 if on_cpu else 256)
+    config = checkpoint.config
+    if not isinstance(config, ModelConfig):
+        per_token, num_blocks = 0, 0
+    else:
+        per_token = 2 * config.num_layers * config.kv_size * ITEM_BYTES[dtype]
+        if options.kv_memory is not None:
+            memory = options.kv_memory
+        elif on_cpu:
+            memory = min(CPU_KV_BYTES, int(available_memory() * CPU_KV_FRACTION))
+        else:
+            usable = int((gpu_memory or _gpu_memory(device)) * options.gpu_memory_fraction)
+            activations = _activation_bytes(config, options.max_batch, max_batch_tokens, ITEM_BYTES[dtype])
+            memory = max(0, usable - weight_bytes - activations)
+        needed = options.max_batch * -(-longest // block_size)
+        num_blocks = min(memory // (per_token * block_size), needed)
+        if num_blocks * block_size < longest:
+            _check(
+                asked is None and num_blocks > 0,
+                "kv_memory",
+                f"kv_memory is {memory} bytes, enough for {num_blocks * block_size} tokens of {per_token} bytes;"
+                f" one sequence of max_model_len needs {longest}",
+            )
+            longest = num_blocks * block_size
+    return MemoryPlan(
+        device=device,
+        dtype=dtype,
+        ops=_ops(options, device),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=per_token,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_model_len=longest,
+        max_batch=options.max_batch,
+        max_batch_tokens=max_batch_tokens,
+    )
+
+
+def _check(holds: bool, option: str, message: str) -> None:
+    if not holds:
+        raise OptionError(option, message)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def _device(options: RunnerOptions) -> str:
+    kind = options.device.partition(":")[0]
+    _check(kind in ("auto", "cpu", "cuda"), "device", f"device is {options.device!r}; it must be auto, cpu or cuda[:N]")
+    if kind == "cpu" or (kind == "auto" and cuda_memory(0) is None):
+        return "cpu"
+    device = "cuda:0" if options.device in ("auto", "cuda") else options.device
+    _check(device[5:].isdecimal(), "device", f"device is {options.device!r}; it must be auto, cpu or cuda[:N]")
+    _gpu_memory(device)
+    return device
+
+
+def _ops(options: RunnerOptions, device: str) -> str:
+    _check(options.ops in ("auto", "torch"), "ops", f"ops is {options.ops!r}; it must be auto or torch")
+    del device
+    return "torch"
+
+
+def _gpu_memory(device: str) -> int:
+    total = cuda_memory(int(device.partition(":")[2]))
+    if total is None:
+        raise OptionError("device", f"the CUDA driver shows no GPU for {device}")
+    return total
+
+
+def _activation_bytes(config: ModelConfig, max_batch: int, max_batch_tokens: int, item_bytes: int) -> int:
+    """An upper estimate of what a step allocates: one layer's activations, and the sampler's copies of the logits."""
+    widest = 4 * config.hidden_size + 2 * (config.q_size + 2 * config.kv_size) + 3 * config.intermediate_size
+    return max_batch_tokens * widest * item_bytes + 8 * max_batch * config.vocab_size * 4

@@ -1,0 +1,143 @@
+"""Runs the steps that the engine plans: what every runner shares. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve.model.arch.decoder import Decoder
+from lmserve.model.checkpoint import Checkpoint
+from lmserve.model.config import CacheConfig
+from lmserve.model.errors import OptionError
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
+from lmserve.model.ops import Ops
+from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
+
+A = TypeVar("A")
+W = TypeVar("W")
+
+Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
+
+
+def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuffers:
+    """The arrays of a step for this plan; `allocate(shape, dtype)` gives zeroed memory, pinned where that pays."""
+    tokens, sequences = plan.max_batch_tokens, plan.max_batch
+    blocks = -(-plan.max_model_len // plan.block_size)
+
+    def i32(*shape: int) -> I32:
+        return allocate(shape, np.int32)
+
+    def f32(*shape: int) -> F32:
+        return allocate(shape, np.float32)
+
+    return StepBuffers(
+        token_ids=i32(tokens),
+        positions=i32(tokens),
+        slots=i32(tokens),
+        query_start=i32(sequences + 1),
+        context_lens=i32(sequences),
+        block_tables=i32(sequences, blocks),
+        sample_rows=i32(sequences),
+        temperature=f32(sequences),
+        top_k=i32(sequences),
+        top_p=f32(sequences),
+        min_p=f32(sequences),
+        repetition_penalty=f32(sequences),
+        presence_penalty=f32(sequences),
+        frequency_penalty=f32(sequences),
+        uniform=f32(sequences),
+        logprobs=i32(sequences),
+        sampled=i32(sequences),
+        sampled_logprob=f32(sequences),
+        top_ids=i32(sequences, MAX_LOGPROBS),
+        top_logprobs=f32(sequences, MAX_LOGPROBS),
+    )
+
+
+def cache_config(plan: MemoryPlan) -> CacheConfig:
+    """The KV cache of a plan."""
+    return CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.dtype)
+
+
+def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> RunnerInfo:
+    """What the engine is told of a loaded checkpoint."""
+    return RunnerInfo(
+        name=checkpoint.name,
+        device=plan.device,
+        dtype=plan.dtype,
+        vocab_size=checkpoint.config.vocab_size,
+        hidden_size=checkpoint.config.hidden_size,
+        max_model_len=plan.max_model_len,
+        block_size=plan.block_size,
+        num_blocks=plan.num_blocks,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        weight_bytes=weight_bytes,
+        max_batch=plan.max_batch,
+        max_batch_tokens=plan.max_batch_tokens,
+        can_generate=checkpoint.kind == "generate",
+        can_embed=True,
+    )
+
+
+def embed_in_passes(
+    token_ids: I32, cu_seqlens: I32, max_tokens: int, embed_pass: Callable[[I32, I32], F32], hidden_size: int
+) -> F32:
+    """Embed n sequences, [n, hidden], in passes of at most max_tokens tokens (or of one longer sequence)."""
+    n = len(cu_seqlens) - 1
+    embeddings = np.empty((n, hidden_size), np.float32)
+    first = 0
+    while first < n:
+        fitting = int(np.searchsorted(cu_seqlens, cu_seqlens[first] + max_tokens, side="right")) - 1
+        last = max(first + 1, min(fitting, n))
+        bounds = cu_seqlens[first : last + 1]
+        embeddings[first:last] = embed_pass(token_ids[bounds[0] : bounds[-1]], bounds - bounds[0])
+        first = last
+    return embeddings
+
+
+class DecoderRunner(Generic[A, W]):
+    """A `Runner` of a decoder over any `Ops`."""
+
+    def __init__(self, info: RunnerInfo, buffers: StepBuffers, model: Decoder[A, W], ops: Ops[A, W]) -> None:
+        self.info = info
+        self.buffers = buffers
+        self.model = model
+        self.ops = ops
+
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+        """Start one step over the buffers; see `Runner`."""
+        self.ops.begin(n_tokens, n_seqs, n_rows)
+        states = self.model.forward(sampled_rows_only=True)
+        if n_rows:
+            self.ops.sample(states, self.model.head, extras)
+
+    def collect(self) -> None:
+        """Wait for the launched step's outputs; see `Runner`."""
+        self.ops.finish()
+
+    def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
+        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`."""
+        return embed_in_passes(
+            token_ids, cu_seqlens, self.info.max_batch_tokens, self._embed_pass, self.info.hidden_size
+        )
+
+    def _embed_pass(self, token_ids: I32, cu_seqlens: I32) -> F32:
+        self.ops.begin_embed(token_ids, cu_seqlens)
+        return self.ops.pool(self.model.forward(sampled_rows_only=False))
+
+
+def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) -> Runner:
+    """Load a checkpoint's weights and allocate its KV cache and step buffers.
+
+    Raises OptionError where an option does not fit the checkpoint or this machine.
+    """
+    from lmserve.model import torch_runner
+
+    options = options or RunnerOptions()
+    plan = plan_memory(checkpoint, options)
+    if plan.ops != "torch":
+        raise OptionError("ops", f"ops is {plan.ops!r}; this build has torch")
+    return torch_runner.load(checkpoint, options, plan)

@@ -1,0 +1,191 @@
+"""Samples a token from each row of logits. What is sampled is defined here for every `Ops` implementation.
+
+A row with temperature 0 takes its most likely token (the lowest id among equals). Any other row keeps the tokens whose
+logit is at least a threshold, and takes the first of them, in order of token id, at which the cumulative probability
+exceeds the row's `uniform`. Each filter is such a threshold, so tokens of equal logits are kept or dropped together:
+
+- top_k: the k-th largest logit; top_p: the smallest logit among the most likely tokens that together reach top_p of
+what top_k left; min_p: the logit whose probability is min_p times the largest one.
+
+There is no randomness but `uniform`, and no row sees another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, StepBuffers
+
+# Most distributions have their top_p mass in this many tokens; where one has not, the row is sorted whole.
+NUCLEUS_WIDTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """Parameters of R rows; `StepBuffers` says what each is."""
+
+    temperature: F32
+    top_k: I32
+    top_p: F32
+    min_p: F32
+    repetition_penalty: F32
+    presence_penalty: F32
+    frequency_penalty: F32
+    uniform: F32
+
+    @classmethod
+    def of(cls, buffers: StepBuffers, n_rows: int) -> SamplingRows:
+        """The first n_rows of a step's buffers, not copied."""
+        return cls(*(getattr(buffers, name)[:n_rows] for name in cls.__slots__))
+
+    def select(self, rows: NDArray[np.intp]) -> SamplingRows:
+        """The parameters of some rows."""
+        return SamplingRows(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+def sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
+    """Token ids, int64 [R], of float32 logits [R, vocab], which are not changed."""
+    special = (rows.temperature > 0) | _changed_rows(rows, extras)
+    if not special.any():
+        return logits.argmax(-1)
+    chosen = np.flatnonzero(special)
+    index = torch.from_numpy(chosen).to(logits.device)
+    changed = logits.index_select(0, index)
+    if extras is not None:
+        _apply_extras(changed, rows, extras, chosen)
+    sampled = logits.argmax(-1)
+    sampled[index] = _sample_changed(changed, rows.select(chosen))
+    return sampled
+
+
+def token_logprobs(logits: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of raw logits [n, vocab]: the sampled tokens' log-probabilities [n], and the most likely tokens with theirs.
+
+    The latter are [n, MAX_LOGPROBS], most likely first, lower ids first among equals; a smaller vocabulary is padded
+    with token 0 at -inf.
+    """
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, sampled[:, None])[:, 0]
+    width = min(MAX_LOGPROBS, logits.shape[1])
+    values, ids = logprobs.topk(width)
+    ids, order = ids.sort(dim=-1)
+    values, by_value = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    padding = (0, MAX_LOGPROBS - width)
+    top_ids = torch.nn.functional.pad(ids.gather(1, by_value), padding, value=0)
+    return own, top_ids, torch.nn.functional.pad(values, padding, value=-torch.inf)
+
+
+def _changed_rows(rows: SamplingRows, extras: Extras | None) -> NDArray[np.bool_]:
+    if extras is None:
+        return np.zeros(len(rows.temperature), np.bool_)
+    n = len(rows.temperature) + 1
+    return (np.diff(extras.bias_start[:n]) > 0) | (np.diff(extras.seen_start[:n]) > 0)
+
+
+def _sample_changed(logits: Tensor, rows: SamplingRows) -> Tensor:
+    greedy = rows.temperature == 0
+    if greedy.all():
+        return logits.argmax(-1)
+    drawn = torch.from_numpy(np.flatnonzero(~greedy)).to(logits.device)
+    sampled = logits.argmax(-1)
+    sampled[drawn] = _draw(logits.index_select(0, drawn), rows.select(np.flatnonzero(~greedy)))
+    return sampled
+
+
+def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: NDArray[np.intp]) -> None:
+    """Penalties, then biases, in place; row i of logits is row chosen[i] of the step."""
+    place = np.full(len(rows.temperature), -1, np.int64)
+    place[chosen] = np.arange(len(chosen))
+    n = len(rows.temperature)
+
+    def on_device(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(logits.device)
+
+    owner = np.repeat(np.arange(n), np.diff(extras.seen_start[: n + 1]))
+    if len(owner):
+        end = len(owner)
+        at = (on_device(place[owner]), on_device(extras.seen_token[:end].astype(np.int64)))
+        count = on_device(extras.seen_count[:end].astype(np.float32))
+        value = logits[at]
+        repetition = on_device(rows.repetition_penalty[owner])
+        value = torch.where(value > 0, value / repetition, value * repetition)
+        value = value - count * on_device(rows.frequency_penalty[owner])
+        logits[at] = value - (count > 0) * on_device(rows.presence_penalty[owner])
+    owner = np.repeat(np.arange(n), np.diff(extras.bias_start[: n + 1]))
+    if len(owner):
+        end = len(owner)
+        at = (on_device(place[owner]), on_device(extras.bias_token[:end].astype(np.int64)))
+        logits.index_put_(at, on_device(extras.bias_value[:end]), accumulate=True)
+
+
+def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:
+    device = logits.device
+    # Finite even where every token is forbidden, so that such a row gives an arbitrary token and no NaN.
+    largest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    scaled = (logits - largest) / torch.from_numpy(rows.temperature).to(device)[:, None]
+    threshold = _threshold(scaled, rows)
+    kept = scaled.exp().masked_fill_(scaled < threshold[:, None], 0.0)
+    cumulative = kept.cumsum(-1, dtype=torch.float64)
+    target = torch.from_numpy(rows.uniform).to(device)[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1)
+
+
+def _threshold(scaled: Tensor, rows: SamplingRows) -> Tensor:
+    """The least kept value [n] of scaled [n, vocab], whose largest value is 0 in each row."""
+    n, vocab = scaled.shape
+    with np.errstate(divide="ignore"):
+        threshold = torch.from_numpy(np.log(rows.min_p)).to(scaled.device)
+    top_k = np.where((rows.top_k > 0) & (rows.top_k < vocab), rows.top_k, vocab)
+    narrow = top_k <= NUCLEUS_WIDTH
+    wide = ~narrow & ((top_k < vocab) | (rows.top_p < 1))
+    for chosen in (np.flatnonzero(narrow), np.flatnonzero(wide)):
+        if not len(chosen):
+            continue
+        index = torch.from_numpy(chosen).to(scaled.device)
+        values = scaled if len(chosen) == n else scaled.index_select(0, index)
+        least = _top_threshold(values, top_k[chosen], rows.top_p[chosen])
+        threshold[index] = torch.maximum(threshold[index], least)
+    return threshold
+
+
+def _top_threshold(scaled: Tensor, top_k: NDArray[Any], top_p: F32) -> Tensor:
+    """The threshold of top_k and top_p together, of rows that are all narrow or all wide."""
+    vocab = scaled.shape[1]
+    count = torch.from_numpy(top_k.astype(np.int64)).to(scaled.device)[:, None]
+    share = torch.from_numpy(top_p.astype(np.float64)).to(scaled.device)[:, None]
+    widest = int(top_k.max())
+    if widest <= NUCLEUS_WIDTH:
+        return _cut(scaled, scaled.topk(widest).values, count, share)[0]
+    # On a GPU the whole sort costs less than waiting to learn that a part would have done.
+    if scaled.device.type == "cuda" or top_k.min() < vocab or vocab <= NUCLEUS_WIDTH:
+        return _cut(scaled, scaled.sort(dim=-1, descending=True).values, count, share)[0]
+    least, reached = _cut(scaled, scaled.topk(NUCLEUS_WIDTH).values, count, share)
+    short = (~reached).nonzero()[:, 0]
+    if len(short):
+        rest = scaled.index_select(0, short)
+        largest_first = rest.sort(dim=-1, descending=True).values
+        least[short] = _cut(rest, largest_first, count[short], share[short])[0]
+    return least
+
+
+def _cut(scaled: Tensor, largest: Tensor, count: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds [n] from the w largest values [n, w], largest first, and whether top_p's share is reached in them.
+
+    count [n, 1]: top_k, the vocabulary's size for none; share [n, 1]: top_p.
+    """
+    width = largest.shape[1]
+    least = largest.gather(1, (count - 1).clamp(max=width - 1))
+    limited = torch.where(count <= width, least, -torch.inf)
+    total = scaled.exp().masked_fill_(scaled < limited, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    mass = largest.exp().cumsum(-1, dtype=torch.float64)
+    wanted = share * total
+    cut = (mass < wanted).sum(-1, keepdim=True).clamp(max=width - 1)
+    by_share = torch.where(share < 1, largest.gather(1, cut), -torch.inf)
+    return torch.maximum(limited, by_share)[:, 0], (mass[:, -1:] >= wanted)[:, 0]

@@ -1,0 +1,197 @@
+"""The reference implementation of `Ops`: plain torch on CPU and CUDA, in fp32, bf16 or fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from lmserve.model import sampler
+from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.interface import F32, I32, Extras, StepBuffers
+from lmserve.model.rope import rope_tables
+from lmserve.model.sampler import SamplingRows
+from lmserve.model.tensors import TensorSource
+from lmserve.model.torch_attention import (
+    DTYPES,
+    Attention,
+    PagedAttention,
+    PassAttention,
+    SdpaAttention,
+    StepLayout,
+)
+
+STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens", "block_tables", "sample_rows")
+
+
+@dataclass(frozen=True, slots=True)
+class TorchWeight:
+    """A matrix [out, in] (or an RMS norm's [width]) and its bias [out]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class TorchOps:
+    """`Ops` with A = Tensor and W = TorchWeight. Call it under `torch.inference_mode()`."""
+
+    def __init__(
+        self, config: ModelConfig, cache: CacheConfig, buffers: StepBuffers, *, device: str = "cpu", dtype: str = "fp32"
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.weight_bytes = 0
+        self._device = torch.device(device)
+        self._dtype = DTYPES[dtype]
+        self._buffers = buffers
+        # On the CPU these are the buffers themselves; on a GPU a fixed copy, so that captured graphs read the same
+        # memory.
+        self._host = {name: torch.from_numpy(getattr(buffers, name)) for name in STEP_INPUTS}
+        self._inputs = {name: tensor.to(self._device) for name, tensor in self._host.items()}
+        cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
+        self._cos, self._sin = (torch.from_numpy(table).to(self._device) for table in (cos, sin))
+        self.cache: PagedAttention = SdpaAttention(config, cache, self._device)
+        self._attention: Attention = self.cache
+        self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
+        self._n_rows = 0
+        self._token_ids = self._sample_rows = torch.empty(0, dtype=torch.int64)
+        self._step_cos = self._step_sin = torch.empty(0)
+        self._pass_starts = torch.empty(0, dtype=torch.int64)
+
+    def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
+        return TorchWeight(self._load(sources), None if bias is None else self._load(bias))
+
+    def load_embedding(self, source: TensorSource, *, head: bool) -> TorchWeight:
+        del head  # one layout serves both uses
+        return TorchWeight(self._load([source]))
+
+    def load_norm(self, source: TensorSource) -> TorchWeight:
+        return TorchWeight(self._load([source]))
+
+    def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
+        self._n_rows = n_rows
+        lengths = {"query_start": n_seqs + 1, "context_lens": n_seqs, "block_tables": n_seqs, "sample_rows": n_rows}
+        step: dict[str, Tensor] = {}
+        for name, host in self._host.items():
+            n = lengths.get(name, n_tokens)
+            step[name] = self._inputs[name][:n]
+            if self._inputs[name] is not host:
+                step[name].copy_(host[:n], non_blocking=True)
+        self._token_ids, self._sample_rows = step["token_ids"], step["sample_rows"].long()
+        self._rotate_at(step["positions"])
+        buffers = self._buffers
+        self._attention = self.cache
+        self.cache.begin(
+            StepLayout(
+                query_start=buffers.query_start[: n_seqs + 1],
+                context_lens=buffers.context_lens[:n_seqs],
+                block_tables=buffers.block_tables[:n_seqs],
+                device_query_start=step["query_start"],
+                device_context_lens=step["context_lens"],
+                device_block_tables=step["block_tables"],
+                slots=step["slots"].long(),
+            )
+        )
+
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+        self._token_ids = torch.from_numpy(token_ids).to(self._device)
+        starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+        self._rotate_at(torch.from_numpy(np.arange(len(token_ids)) - starts).to(self._device))
+        self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
+        self._attention = PassAttention(self.config, cu_seqlens)
+
+    def embed(self, w: TorchWeight) -> Tensor:
+        return functional.embedding(self._token_ids, w.weight)
+
+    def rms_norm(self, x: Tensor, w: TorchWeight, eps: float) -> Tensor:
+        return functional.rms_norm(x, w.weight.shape, w.weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, w: TorchWeight, eps: float) -> tuple[Tensor, Tensor]:
+        total = residual.add_(x)
+        return self.rms_norm(total, w, eps), total
+
+    def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
+        return functional.linear(x, w.weight, w.bias)
+
+    def rope_and_cache(self, qkv: Tensor, layer: int, q_norm: TorchWeight | None, k_norm: TorchWeight | None) -> Tensor:
+        config = self.config
+        heads = qkv.view(len(qkv), -1, config.head_dim)
+        query, key, value = torch.split(heads, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        if q_norm is not None and k_norm is not None:
+            query = self.rms_norm(query, q_norm, config.rms_norm_eps)
+            key = self.rms_norm(key, k_norm, config.rms_norm_eps)
+        self._attention.write(layer, self._rotate(key), value)
+        return self._rotate(query)
+
+    def attention(self, q: Tensor, layer: int) -> Tensor:
+        return self._attention.attend(layer, q)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self._sample_rows)
+
+    def sample(self, x: Tensor, head: TorchWeight, extras: Extras | None) -> None:
+        logits = self.linear(x, head).float()
+        buffers, n_rows = self._buffers, self._n_rows
+        sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), extras)
+        self._send(buffers.sampled, np.arange(n_rows), sampled)
+        wanted = np.flatnonzero(buffers.logprobs[:n_rows] >= 0)
+        if len(wanted):
+            index = torch.from_numpy(wanted).to(self._device)
+            own, top_ids, top_logprobs = sampler.token_logprobs(logits.index_select(0, index), sampled[index])
+            self._send(buffers.sampled_logprob, wanted, own)
+            self._send(buffers.top_ids, wanted, top_ids)
+            self._send(buffers.top_logprobs, wanted, top_logprobs)
+
+    def finish(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        for target, rows, values in self._outputs:
+            target[rows] = values.numpy()
+        self._outputs.clear()
+
+    def pool(self, x: Tensor) -> F32:
+        states, starts = x.float(), self._pass_starts
+        lengths = starts.diff()
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths)
+        sums = states.new_zeros((len(lengths), x.shape[1])).index_add_(0, owner, states)
+        pooled: F32 = functional.normalize(sums / lengths[:, None], dim=-1).cpu().numpy()
+        return pooled
+
+    def logits(self, x: Tensor, head: TorchWeight) -> F32:
+        values: F32 = self.linear(x, head).float().cpu().numpy()
+        return values
+
+    def _load(self, sources: Sequence[TensorSource]) -> Tensor:
+        rows = sum(source.shape[0] for source in sources)
+        loaded = torch.empty((rows, *sources[0].shape[1:]), dtype=self._dtype, device=self._device)
+        start = 0
+        for source in sources:
+            # copy_ converts to the dtype; the copy makes mapped, read-only memory writable, as torch wants it.
+            values = np.array(source.dequantize(), copy=True)
+            loaded[start : start + len(values)].copy_(torch.from_numpy(values))
+            start += len(values)
+        self.weight_bytes += loaded.nbytes
+        return loaded
+
+    def _rotate_at(self, positions: Tensor) -> None:
+        self._step_cos = self._cos[positions][:, None, :]
+        self._step_sin = self._sin[positions][:, None, :]
+
+    def _rotate(self, heads: Tensor) -> Tensor:
+        low, high = heads.float().chunk(2, dim=-1)
+        cos, sin = self._step_cos, self._step_sin
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(heads.dtype)
+
+    def _send(self, target: NDArray[Any], rows: NDArray[np.intp], values: Tensor) -> None:
+        self._outputs.append((target, rows, values.to("cpu", non_blocking=True)))

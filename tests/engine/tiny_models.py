@@ -1,0 +1,102 @@
+"""Tiny random models of each family in Hugging Face folders, with the transformers models that they must equal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+SHAPE = {
+    "vocab_size": 199,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SHAPE, rms_norm_eps=1e-5),
+    "llama3": lambda: transformers.LlamaConfig(
+        **SHAPE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+    "mistral": lambda: transformers.MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
+    "qwen2": lambda: transformers.Qwen2Config(**SHAPE, rope_parameters=YARN_ROPE),
+    "qwen3": lambda: transformers.Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),
+    "internlm2": lambda: transformers.LlamaConfig(**SHAPE),
+}
+
+
+def make(family: str, folder: Path, **changes):
+    """Save a random model of a family in `folder`; gives the equal transformers model, in fp32 and eval mode."""
+    torch.manual_seed(7)
+    config = CONFIGS[family]()
+    for key, value in changes.items():
+        setattr(config, key, value)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # transformers starts norms at one and biases at zero, which would hide one that is left out.
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith(".bias"):
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    if family == "internlm2":
+        _repack_as_internlm2(folder, config)
+    return model
+
+
+def _repack_as_internlm2(folder: Path, config) -> None:
+    """Rewrite a saved Llama in InternLM2's names and its wqkv layout (transformers has no InternLM2 of its own)."""
+    tensors = load_file(folder / "model.safetensors")
+    names = {"model.embed_tokens": "model.tok_embeddings", "model.norm": "model.norm", "lm_head": "output"}
+    layer_names = {
+        "input_layernorm": "attention_norm",
+        "self_attn.o_proj": "attention.wo",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+    }
+    packed = {f"{new}.weight": tensors[f"{old}.weight"] for old, new in names.items()}
+    kv_heads, head_dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        for old, new in layer_names.items():
+            packed[f"{layer}.{new}.weight"] = tensors[f"{layer}.{old}.weight"]
+        groups = [
+            tensors[f"{layer}.self_attn.{p}_proj.weight"].view(kv_heads, -1, head_dim, config.hidden_size)
+            for p in "qkv"
+        ]
+        packed[f"{layer}.attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, config.hidden_size)
+    save_file(packed, folder / "model.safetensors")
+    raw = json.loads((folder / "config.json").read_text())
+    raw |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+@torch.inference_mode()
+def reference_logits(model, tokens: list[int]):
+    """[len(tokens), vocab] logits of one whole, uncached forward pass."""
+    return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+@torch.inference_mode()
+def reference_states(model, tokens: list[int]):
+    """[len(tokens), hidden] states after the final norm."""
+    return model.model(torch.tensor([tokens])).last_hidden_state[0].numpy()
