@@ -5,6 +5,7 @@
 //! kernels' pool in `cpu`) owns threads.
 
 pub mod error;
+pub mod gguf;
 pub mod request;
 pub mod text;
 

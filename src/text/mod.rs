@@ -5,6 +5,8 @@
 mod detokenizer;
 #[cfg(test)]
 mod fixtures;
+mod from_gguf;
+mod prefix;
 mod stop;
 mod table;
 mod template;

@@ -5,14 +5,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::tokenizer::Decoder;
 
 use super::detokenizer::Detokenizer;
+use super::from_gguf;
+use super::prefix::WithoutPrefix;
 use super::table::{Piece, Scheme, TokenTable};
 use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
 
 /// A vocabulary and the rules that split text into its tokens.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     table: TokenTable,
+    /// How text is prepared without a space before its first word, where the vocabulary wants one.
+    without_prefix: Option<WithoutPrefix>,
 }
 
 impl Tokenizer {
@@ -37,13 +42,26 @@ impl Tokenizer {
         Self::new(inner)
     }
 
-    pub(super) fn new(mut inner: tokenizers::Tokenizer) -> Result<Self> {
+    /// Builds the tokenizer that a GGUF file's metadata describe.
+    ///
+    /// # Errors
+    /// `invalid_value` if the metadata have none, contradict each other, or ask for rules that are not supported.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        Self::new(from_gguf::build(file)?)
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self> {
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| Error::internal(e.to_string()))?;
         let table = TokenTable::new(&inner)?;
-        Ok(Self { inner, table })
+        let without_prefix = WithoutPrefix::of(&inner);
+        Ok(Self {
+            inner,
+            table,
+            without_prefix,
+        })
     }
 
     /// The tokens of `text`; special tokens written out in it are recognised. `add_special` adds those that the model
@@ -55,8 +73,26 @@ impl Tokenizer {
         let encoding = self
             .inner
             .encode_fast(text, add_special)
-            .map_err(|e| Error::invalid("prompt", format!("the text cannot be tokenized: {e}")))?;
+            .map_err(|e| not_tokenized(&*e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of `text` that goes on after tokens that are there already: without a beginning-of-text token, and without
+    /// the space that some vocabularies put before the first word of a text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
+        let Some(bare) = &self.without_prefix else {
+            return self.encode(text, false);
+        };
+        bare.encode_first(&self.inner, text)
+            .and_then(|(mut tokens, rest)| {
+                if !rest.is_empty() {
+                    tokens.extend(self.encode(rest, false)?);
+                }
+                Ok(tokens)
+            })
     }
 
     /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.
@@ -125,6 +161,10 @@ impl Tokenizer {
     pub(super) fn table(&self) -> &TokenTable {
         &self.table
     }
+}
+
+pub(super) fn not_tokenized(error: &dyn std::error::Error) -> Error {
+    Error::invalid("prompt", format!("the text cannot be tokenized: {error}"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! How tensors are stored: blocks of a fixed number of elements in a fixed number of bytes.
+
+/// A storage type of ggml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorType {
+    code: u32,
+    name: &'static str,
+    block_elements: u64,
+    block_bytes: u64,
+}
+
+/// Code, name, elements and bytes of a block.
+const TYPES: &[(u32, &str, u64, u64)] = &[
+    (0, "F32", 1, 4),
+    (1, "F16", 1, 2),
+    (2, "Q4_0", 32, 18),
+    (3, "Q4_1", 32, 20),
+    (6, "Q5_0", 32, 22),
+    (7, "Q5_1", 32, 24),
+    (8, "Q8_0", 32, 34),
+    (9, "Q8_1", 32, 40),
+    (10, "Q2_K", 256, 84),
+    (11, "Q3_K", 256, 110),
+    (12, "Q4_K", 256, 144),
+    (13, "Q5_K", 256, 176),
+    (14, "Q6_K", 256, 210),
+    (15, "Q8_K", 256, 292),
+    (16, "IQ2_XXS", 256, 66),
+    (17, "IQ2_XS", 256, 74),
+    (18, "IQ3_XXS", 256, 98),
+    (19, "IQ1_S", 256, 50),
+    (20, "IQ4_NL", 32, 18),
+    (21, "IQ3_S", 256, 110),
+    (22, "IQ2_S", 256, 82),
+    (23, "IQ4_XS", 256, 136),
+    (24, "I8", 1, 1),
+    (25, "I16", 1, 2),
+    (26, "I32", 1, 4),
+    (27, "I64", 1, 8),
+    (28, "F64", 1, 8),
+    (29, "IQ1_M", 256, 56),
+    (30, "BF16", 1, 2),
+    (34, "TQ1_0", 256, 54),
+    (35, "TQ2_0", 256, 66),
+    (39, "MXFP4", 32, 17),
+];
+
+impl TensorType {
+    /// The type with this number in a file.
+    pub fn from_code(code: u32) -> Option<Self> {
+        let &(code, name, block_elements, block_bytes) =
+            TYPES.iter().find(|known| known.0 == code)?;
+        Some(Self {
+            code,
+            name,
+            block_elements,
+            block_bytes,
+        })
+    }
+
+    /// Its number in a file.
+    pub fn code(self) -> u32 {
+        self.code
+    }
+
+    /// Such as `F32` or `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Bytes of a row of `elements`; `None` if they are no whole number of blocks, or too many.
+    pub fn row_bytes(self, elements: u64) -> Option<u64> {
+        if !elements.is_multiple_of(self.block_elements) {
+            return None;
+        }
+        (elements / self.block_elements).checked_mul(self.block_bytes)
+    }
+}

@@ -1,0 +1,386 @@
+//! Tokenizers from the vocabulary in a GGUF file's metadata (`tokenizer.ggml.*`), which has no `tokenizer.json`.
+
+use std::collections::HashSet;
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Replace, Sequence};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tokenizers::{AddedToken, Tokenizer, decoders};
+
+use crate::error::{Error, Result};
+use crate::gguf::{Array, GgufFile};
+
+/// `tokenizer.ggml.token_type`
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const UNUSED: i64 = 5;
+const BYTE: i64 = 6;
+
+/// Longest token that merges are worked out for, in bytes; the work grows with the square of it.
+const MAX_MERGED_BYTES: usize = 512;
+
+/// What stands for a space in a SentencePiece vocabulary.
+const SPACE: char = '▁';
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// How a byte-level vocabulary cuts text into words, named by `tokenizer.ggml.pre`.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// Words, as the model's own `tokenizer.json` has them; none: GPT-2's.
+    split: Option<&'static str>,
+    /// Each digit is a word.
+    digits: bool,
+    /// The text is composed (NFC) first.
+    nfc: bool,
+    /// A word that is a token is taken as that token, whatever merges say.
+    ignore_merges: bool,
+    /// A beginning-of-text token comes first unless the file says otherwise.
+    add_bos: bool,
+}
+
+impl Rules {
+    const GPT2: Self = Self {
+        split: None,
+        digits: false,
+        nfc: false,
+        ignore_merges: false,
+        add_bos: false,
+    };
+
+    fn named(pre: &str) -> Option<Self> {
+        let split = |split| Self {
+            split: Some(split),
+            ..Self::GPT2
+        };
+        Some(match pre {
+            "default" | "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" => Self::GPT2,
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
+            | "minerva-7b" => Self {
+                digits: true,
+                ..Self::GPT2
+            },
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral"
+            | "midm-2.0" | "lfm2" => Self {
+                ignore_merges: true,
+                add_bos: true,
+                ..split(LLAMA3)
+            },
+            "dbrx" | "smaug-bpe" => split(LLAMA3),
+            "qwen2" | "deepseek-r1-qwen" => Self {
+                nfc: true,
+                ..split(QWEN2)
+            },
+            "tekken" => Self {
+                ignore_merges: true,
+                add_bos: true,
+                ..split(TEKKEN)
+            },
+            "gpt-4o" => split(GPT4O),
+            "llama4" => Self {
+                ignore_merges: true,
+                add_bos: true,
+                ..split(GPT4O)
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// Builds the tokenizer that `file` describes.
+pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
+    let vocabulary = Vocabulary::read(file)?;
+    match file.string("tokenizer.ggml.model") {
+        Some("gpt2") => byte_level(file, &vocabulary),
+        Some("llama") => sentence_piece(file, &vocabulary),
+        Some(model) => Err(refuse(format!(
+            "its vocabulary is of the kind {model} (tokenizer.ggml.model); gpt2 and llama are supported"
+        ))),
+        None => Err(refuse("it has no tokenizer.ggml.model")),
+    }
+}
+
+/// The tokens of a file, with what it says of each.
+struct Vocabulary<'a> {
+    tokens: &'a [String],
+    types: Vec<i64>,
+    ids: Vocab,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(file: &'a GgufFile) -> Result<Self> {
+        let tokens = strings(file, "tokenizer.ggml.tokens")?
+            .ok_or_else(|| refuse("it has no tokenizer.ggml.tokens"))?;
+        let types = match file.array("tokenizer.ggml.token_type") {
+            None => vec![1; tokens.len()],
+            Some(Array::I32(types)) => types.iter().map(|&t| t.into()).collect(),
+            Some(Array::U32(types)) => types.iter().map(|&t| t.into()).collect(),
+            Some(_) => return Err(refuse("tokenizer.ggml.token_type is no array of integers")),
+        };
+        check_len("token_type", types.len(), tokens.len())?;
+        let mut ids = Vocab::with_capacity(tokens.len());
+        for (id, token) in tokens
+            .iter()
+            .enumerate()
+            .filter(|(_, token)| !token.is_empty())
+        {
+            if let Some(first) = ids.insert(token.clone(), id as u32) {
+                return Err(refuse(format!(
+                    "its tokens {first} and {id} are both {token:?}"
+                )));
+            }
+        }
+        Ok(Self { tokens, types, ids })
+    }
+
+    fn token(&self, file: &GgufFile, key: &str) -> Result<Option<&'a str>> {
+        let Some(id) = file.unsigned(key) else {
+            return Ok(None);
+        };
+        match usize::try_from(id).ok().and_then(|id| self.tokens.get(id)) {
+            Some(token) => Ok(Some(token.as_str()).filter(|token| !token.is_empty())),
+            None => {
+                let tokens = self.tokens.len();
+                Err(refuse(format!("{key} is {id}, but it has {tokens} tokens")))
+            }
+        }
+    }
+
+    /// Tokens that are found in a text before it is cut into words.
+    fn added(&self) -> Vec<AddedToken> {
+        let added = |(token, &kind): (&String, &i64)| {
+            let special = matches!(kind, UNKNOWN | CONTROL);
+            (special || kind == USER_DEFINED)
+                .then(|| AddedToken::from(token.as_str(), special).normalized(false))
+        };
+        self.tokens
+            .iter()
+            .zip(&self.types)
+            .filter_map(added)
+            .collect()
+    }
+}
+
+fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
+    let pre = file.string("tokenizer.ggml.pre").unwrap_or("default");
+    let rules = Rules::named(pre).ok_or_else(|| {
+        refuse(format!(
+            "its way to cut text into words, {pre} (tokenizer.ggml.pre), is not supported"
+        ))
+    })?;
+    let merges = strings(file, "tokenizer.ggml.merges")?
+        .ok_or_else(|| refuse("it has no tokenizer.ggml.merges"))?;
+    let model = BPE::builder()
+        .vocab_and_merges(
+            vocabulary.ids.clone(),
+            merges
+                .iter()
+                .map(|m| split_merge(m))
+                .collect::<Result<Merges>>()?,
+        )
+        .ignore_merges(rules.ignore_merges)
+        .build()
+        .map_err(|e| refuse(format!("its merges do not fit its tokens: {e}")))?;
+    let mut tokenizer = Tokenizer::new(model);
+    if rules.nfc {
+        tokenizer.with_normalizer(Some(NFC)).map_err(internal)?;
+    }
+    let mut words: Vec<PreTokenizerWrapper> = Vec::new();
+    if rules.digits {
+        words.push(Digits::new(true).into());
+    }
+    if let Some(split) = rules.split {
+        let pattern = SplitPattern::Regex(split.to_owned());
+        words.push(
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+                .map_err(internal)?
+                .into(),
+        );
+    }
+    words.push(ByteLevel::new(false, true, rules.split.is_none()).into());
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(words)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    finish(file, vocabulary, tokenizer, rules.add_bos)
+}
+
+fn split_merge(merge: &str) -> Result<(String, String)> {
+    let space = merge
+        .char_indices()
+        .skip(1)
+        .find(|&(_, c)| c == ' ')
+        .map(|(at, _)| at);
+    let (left, right) = space
+        .map(|at| (&merge[..at], &merge[at + 1..]))
+        .ok_or_else(|| refuse(format!("its merge {merge:?} is no pair of tokens")))?;
+    Ok((left.to_owned(), right.to_owned()))
+}
+
+fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
+    let scores = match file.array("tokenizer.ggml.scores") {
+        Some(Array::F32(scores)) => scores,
+        _ => return Err(refuse("it has no tokenizer.ggml.scores of 32-bit floats")),
+    };
+    check_len("scores", scores.len(), vocabulary.tokens.len())?;
+    let merges = merges_by_score(vocabulary, scores);
+    let unknown = vocabulary
+        .token(file, "tokenizer.ggml.unknown_token_id")?
+        .map(str::to_owned);
+    let unknown = unknown.or_else(|| {
+        vocabulary
+            .types
+            .iter()
+            .position(|&t| t == UNKNOWN)
+            .map(|id| vocabulary.tokens[id].clone())
+    });
+    let mut model = BPE::builder()
+        .vocab_and_merges(vocabulary.ids.clone(), merges)
+        .fuse_unk(true)
+        .byte_fallback(true);
+    if let Some(unknown) = unknown {
+        model = model.unk_token(unknown);
+    }
+    let mut tokenizer = Tokenizer::new(model.build().map_err(internal)?);
+    let add_prefix = file.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if add_prefix {
+        steps.push(Prepend::new(SPACE.to_string()).into());
+    }
+    steps.push(
+        Replace::new(" ", SPACE.to_string())
+            .map_err(internal)?
+            .into(),
+    );
+    tokenizer
+        .with_normalizer(Some(Sequence::new(steps)))
+        .map_err(internal)?;
+    let mut steps: Vec<decoders::DecoderWrapper> = vec![
+        Replace::new(SPACE.to_string(), " ")
+            .map_err(internal)?
+            .into(),
+        decoders::byte_fallback::ByteFallback::new().into(),
+        decoders::fuse::Fuse::new().into(),
+    ];
+    if add_prefix {
+        steps.push(decoders::strip::Strip::new(' ', 1, 0).into());
+    }
+    tokenizer.with_decoder(Some(decoders::sequence::Sequence::new(steps)));
+    finish(file, vocabulary, tokenizer, true)
+}
+
+/// SentencePiece joins the two neighbours whose union has the highest score; as ranked merges, these are all ways to cut a
+/// token into two, by the token's score. Tokens that text never becomes part of are left out.
+fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
+    let mergeable = |id: usize| {
+        !matches!(
+            vocabulary.types[id],
+            UNKNOWN | CONTROL | UNUSED | BYTE | USER_DEFINED
+        ) && vocabulary.tokens[id].len() <= MAX_MERGED_BYTES
+    };
+    let whole: Vec<(&str, f32)> = (0..vocabulary.tokens.len())
+        .filter(|&id| mergeable(id))
+        .map(|id| (vocabulary.tokens[id].as_str(), scores[id]))
+        .collect();
+    let known: HashSet<&str> = whole.iter().map(|&(token, _)| token).collect();
+    let mut pairs: Vec<(f32, &str, &str)> = Vec::new();
+    for &(token, score) in &whole {
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if known.contains(left) && known.contains(right) {
+                pairs.push((score, left, right));
+            }
+        }
+    }
+    // As `transformers` ranks merges of one score.
+    let longer_first = |a: &str, b: &str| b.chars().count().cmp(&a.chars().count());
+    pairs.sort_by(|a, b| {
+        b.0.total_cmp(&a.0)
+            .then_with(|| longer_first(a.1, b.1))
+            .then_with(|| longer_first(a.2, b.2))
+    });
+    pairs
+        .into_iter()
+        .map(|(_, left, right)| (left.to_owned(), right.to_owned()))
+        .collect()
+}
+
+/// Adds what both kinds have in common: tokens found before anything else, and tokens around a text.
+fn finish(
+    file: &GgufFile,
+    vocabulary: &Vocabulary,
+    mut tokenizer: Tokenizer,
+    add_bos: bool,
+) -> Result<Tokenizer> {
+    tokenizer.add_tokens(vocabulary.added()).map_err(internal)?;
+    let around = |flag: &str, default: bool, key: &str| match file.bool(flag).unwrap_or(default) {
+        true => vocabulary.token(file, key),
+        false => Ok(None),
+    };
+    let bos = around(
+        "tokenizer.ggml.add_bos_token",
+        add_bos,
+        "tokenizer.ggml.bos_token_id",
+    )?;
+    let eos = around(
+        "tokenizer.ggml.add_eos_token",
+        false,
+        "tokenizer.ggml.eos_token_id",
+    )?;
+    if bos.is_none() && eos.is_none() {
+        return Ok(tokenizer);
+    }
+    let special: Vec<(String, u32)> = bos
+        .iter()
+        .chain(&eos)
+        .map(|&token| (token.to_owned(), vocabulary.ids[token]))
+        .collect();
+    let template: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
+    let processor = TemplateProcessing::builder()
+        .try_single(template)
+        .map_err(refuse)?
+        .special_tokens(special)
+        .build()
+        .map_err(internal)?;
+    tokenizer.with_post_processor(Some(processor));
+    Ok(tokenizer)
+}
+
+fn strings<'a>(file: &'a GgufFile, key: &str) -> Result<Option<&'a [String]>> {
+    match file.array(key) {
+        None if file.get(key).is_none() => Ok(None),
+        Some(Array::String(strings)) => Ok(Some(strings)),
+        _ => Err(refuse(format!("{key} is no array of texts"))),
+    }
+}
+
+fn check_len(name: &str, len: usize, tokens: usize) -> Result<()> {
+    if len == tokens {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "tokenizer.ggml.{name} has {len} entries for {tokens} tokens"
+    )))
+}
+
+fn refuse(reason: impl AsRef<str>) -> Error {
+    Error::invalid(
+        "model",
+        format!(
+            "the tokenizer of this GGUF file cannot be used: {}",
+            reason.as_ref()
+        ),
+    )
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::internal(format!("the tokenizer cannot be built: {error}"))
+}
