@@ -266,16 +266,16 @@ pub(super) struct StreamDecoder {
 #[pymethods]
 impl StreamDecoder {
     #[new]
-    #[pyo3(signature = (tokenizer, *, stop = Vec::new(), include_stop = false, skip_special = true))]
+    #[pyo3(signature = (tokenizer, *, stop = None, include_stop = false, skip_special = true))]
     fn new(
         tokenizer: Py<Tokenizer>,
-        stop: Vec<String>,
+        stop: Option<Vec<String>>,
         include_stop: bool,
         skip_special: bool,
     ) -> Self {
         let state = (
             Detokenizer::new(skip_special),
-            StopMatcher::new(&stop, include_stop),
+            StopMatcher::new(&stop.unwrap_or_default(), include_stop),
         );
         Self {
             tokenizer,
