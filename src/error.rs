@@ -58,7 +58,7 @@ pub struct Error {
     /// The request field at fault, where there is one.
     pub param: Option<String>,
     /// Numbers a client may act on (`context_length`, `retry_after`, ...), merged into the error object.
-    pub details: Map<String, Value>,
+    pub details: Box<Map<String, Value>>,
 }
 
 /// Result of the core.
@@ -72,7 +72,7 @@ impl Error {
             code,
             message: message.into(),
             param: None,
-            details: Map::new(),
+            details: Box::default(),
         }
     }
 
@@ -107,7 +107,7 @@ impl Error {
         object.insert("type".into(), self.kind.type_name().into());
         object.insert("param".into(), self.param.clone().into());
         object.insert("code".into(), self.code.into());
-        object.extend(self.details.clone());
+        object.extend((*self.details).clone());
         object
     }
 }

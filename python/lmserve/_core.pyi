@@ -3,6 +3,8 @@
 from os import PathLike
 from typing import Any, Final, Self, final
 
+__all__ = ["VERSION"]
+
 VERSION: Final[str]
 
 @final

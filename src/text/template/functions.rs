@@ -106,7 +106,10 @@ impl LocalTime {
                 continue;
             }
             match chars.next() {
-                Some('f') => out.push_str(&format!("{:06}", self.microseconds)),
+                Some('f') => {
+                    let digits = format!("{:06}", self.microseconds);
+                    out.push_str(&digits);
+                }
                 Some('z' | 'Z') => {}
                 Some(directive) => out.extend(['%', directive]),
                 None => out.push_str("%%"),

@@ -9,6 +9,10 @@ use minijinja::{Error, ErrorKind, State, Value as Variable};
 const MAX_DEPTH: usize = 256;
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a minijinja filter takes its keyword arguments by value"
+)]
 pub(super) fn tojson(
     state: &State,
     value: &Variable,
