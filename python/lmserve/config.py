@@ -1,0 +1,119 @@
+"""What `lmserve serve` can be told: one frozen object, bounded where it is made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+Device = str
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
+LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
+DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+UNITS: Final = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
+    "ki": KIB,
+    "mi": MIB,
+    "gi": GIB,
+    "ti": 1024 * GIB,
+}
+SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
+
+
+class ConfigError(ValueError):
+    """A wrong setting: `setting` is the field of `ServeConfig`, the message says the limit and what was given."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `2GiB`, `512M` (powers of 1000), `1.5g` or `4096`.
+
+    Raises ValueError if the text is no size.
+    """
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"a size is a number and a unit, such as 2GiB or 512MiB, but {text!r} was given")
+    return int(float(match[1]) * UNITS[(match[2] or "").lower()])
+
+
+def format_size(size: int) -> str:
+    """`size` bytes for a person: `1.5 GiB`."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Settings of one server. Lengths in tokens, memory in bytes, times in seconds; None: by model and device.
+
+    Raises ConfigError if a value is out of its range.
+    """
+
+    model: str | None = None  # None: the default model
+    host: str = "127.0.0.1"
+    port: int = 23333  # 0: any free port
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # each is a tenant of its own; none: no key is asked for
+    served_model_names: tuple[str, ...] = ()  # the first is the one that replies carry; none: from the model
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    max_model_len: int | None = None
+    max_batch: int = 64
+    max_batch_tokens: int | None = None
+    kv_memory: int | None = None
+    max_queue: int = 1024
+    prefix_cache: bool = True
+    max_body: int = 16 * MIB
+    cors_origins: tuple[str, ...] = ()
+    grace: float = 1.0  # for running turns, once the server is told to stop
+    log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        self._check_range("port", 0, 65535)
+        self._check_range("max_model_len", 1, 16_777_216)
+        self._check_range("max_batch", 1, 4096)
+        self._check_range("max_batch_tokens", 1, 1_048_576)
+        self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
+        self._check_range("max_queue", 1, 1_000_000)
+        self._check_range("max_body", KIB, GIB)
+        self._check_range("grace", 0, 3600)
+        if not self.host or any(c.isspace() for c in self.host):
+            raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
+        if DEVICE.fullmatch(self.device) is None:
+            raise ConfigError("device", f"must be auto, cpu, cuda or cuda:N, but {self.device!r} was given")
+        self._check_choice("dtype", DTYPES)
+        self._check_choice("log_level", LOG_LEVELS)
+        for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
+            if len(set(words)) != len(words):
+                raise ConfigError(setting, "holds the same entry twice")
+        for number, key in enumerate(self.api_keys, 1):
+            # The key itself stays out of the message: messages reach logs.
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError("api_keys", f"key {number} must be printable ASCII without spaces, and not empty")
+        for name in self.served_model_names:
+            if not name or name != name.strip() or not name.isprintable():
+                raise ConfigError("served_model_names", f"must be printable and not empty, but {name!r} was given")
+        if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_batch:
+            limit = f"{self.max_batch} (one token for each sequence of a batch)"
+            raise ConfigError("max_batch_tokens", f"must be at least {limit}, but {self.max_batch_tokens} was given")
+
+    def _check_range(self, setting: str, low: float, high: float) -> None:
+        value = getattr(self, setting)
+        # `not` around the comparison, so that NaN is refused too.
+        if value is not None and not low <= value <= high:
+            raise ConfigError(setting, f"must lie in [{low}, {high}], but {value} was given")
+
+    def _check_choice(self, setting: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, setting)
+        if value not in choices:
+            raise ConfigError(setting, f"must be one of {', '.join(choices)}, but {value!r} was given")
