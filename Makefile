@@ -1,0 +1,81 @@
+# Everything that README.md and .ci/run call. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python of 3.11 or later; PYTHON=... chooses another.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src)
+
+# One stamp for each stage; a stage runs again only when what it was made from has changed.
+MADE := $(VENV)/.made
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+CORE := $(VENV)/.core
+
+# So that every cargo command sees the same interpreter and none compiles pyo3 anew.
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+
+.PHONY: help serve test build lint fmt clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: build ## build what is not built, fetch the default model once, and serve it; ARGS="--port 8000" for flags
+	@echo "==> lmserve serve $(ARGS)"
+	@$(BIN)/lmserve serve $(ARGS)
+
+build: $(CORE) ## the virtual environment with lmserve and its Rust core (release) in it
+
+test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
+	@echo "==> cargo test"
+	cargo test --locked --no-default-features
+	@echo "==> pytest"
+	$(BIN)/python -m pytest
+
+lint: $(DEV) $(CORE) ## formats, clippy, ruff, mypy, and the type stub against the built core
+	@echo "==> lint"
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	$(BIN)/ruff check python tests tools
+	$(BIN)/ruff format --check python tests tools
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest lmserve._core
+
+fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
+	cargo fmt
+	$(BIN)/ruff check --fix-only python tests tools
+	$(BIN)/ruff format python tests tools
+
+clean: ## remove what was built here, the virtual environment included; the model cache stays
+	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/lmserve/_core*.so
+	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and none was found: install it, or say PYTHON=/path/to/python3"; exit 1; }
+	@echo "==> virtual environment $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+	@touch $@
+
+$(RUNTIME): $(MADE) pyproject.toml tools/install.py
+	@echo "==> dependencies (torch is the large one)"
+	@$(BIN)/python tools/install.py -r pyproject.toml 'maturin>=1.9.4,<2'
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "==> dependencies of the tests"
+	@$(BIN)/python tools/install.py --group dev
+	@touch $@
+
+$(CORE): $(RUNTIME) $(RUST_SOURCES) README.md
+	@command -v cargo >/dev/null || { echo "Rust 1.88 or later is needed, and cargo was not found: see https://rustup.rs"; exit 1; }
+	@echo "==> Rust core, release build"
+	@$(BIN)/maturin develop --release --locked --uv
+	@touch $@
