@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,7 @@ def _checked(
     tensors: Tensors,
     text: hf_source.TextSettings,
 ) -> Checkpoint:
+    _check_numbers(path, config)
     expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else decoder.expected_tensors(config)
     for tensor, shape in expected.items():
         found = tensors.get(tensor)
@@ -128,9 +130,28 @@ def _checked(
     )
 
 
+def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) is int and value < 1:
+            raise CheckpointError(f"{path}: {field.name} is {value}; it must be at least 1")
+    if isinstance(config, EncoderConfig):
+        if config.hidden_size % config.num_heads:
+            raise CheckpointError(
+                f"{path}: hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}"
+            )
+        return
+    if config.num_heads % config.num_kv_heads:
+        raise CheckpointError(
+            f"{path}: num_heads {config.num_heads} is no multiple of num_kv_heads {config.num_kv_heads}"
+        )
+    if config.head_dim % 2:
+        raise CheckpointError(f"{path}: head_dim {config.head_dim} is odd; rotary embedding needs an even one")
+
+
 def _refuse_unknown(path: Path, tensors: Tensors, expected: Mapping[str, Any]) -> None:
     # A tensor that no code reads is a part of the model that would silently be left out. Only these are known not to
     # matter: a head beside tied embeddings, and stored rotation frequencies.
-    for tensor in tensors.keys() - expected.keys():
+    for tensor in sorted(tensors.keys() - expected.keys()):
         if tensor != "lm_head.weight" and not tensor.endswith("rotary_emb.inv_freq"):
             raise CheckpointError(f"{path}: tensor {tensor} is not one of a supported model")

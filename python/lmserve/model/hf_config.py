@@ -36,10 +36,6 @@ def decoder_config(
     hidden_size, num_heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
     head_dim = int(raw.get("head_dim") or hidden_size // num_heads)
     num_kv_heads = int(raw.get("num_key_value_heads") or num_heads)
-    if num_heads % num_kv_heads:
-        raise CheckpointError(f"config.json: {num_heads} heads are no multiple of {num_kv_heads} key-value heads")
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim {head_dim} is odd, rotary embedding needs an even one")
     context_length = int(required(raw, "max_position_embeddings"))
     return ModelConfig(
         architecture=family,
