@@ -89,4 +89,4 @@ def openapi_document(*, secured: bool) -> bytes:
         components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
         security=[{"key": []}] if secured else None,
     )
-    return document(Litestar(API, openapi_config=config).openapi_schema.to_schema())
+    return document(Litestar(API, openapi_config=config, logging_config=None).openapi_schema.to_schema())

@@ -35,13 +35,13 @@ class BindError(OSError):
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 is any free one. Raises BindError."""
+    if not 0 <= port <= 65535:
+        raise BindError(errno.EINVAL, f"a port lies in [0, 65535], but {port} was given")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except socket.gaierror as error:
         raise BindError(error.errno, f"{host!r} is no address of this machine: {error.strerror}") from error
-    except OverflowError as error:
-        raise BindError(errno.EINVAL, f"a port lies in [0, 65535], but {port} was given") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} of {host} is in use; choose another, or 0 for any free one"

@@ -1,15 +1,17 @@
-"""A real server (uvicorn, on a free port, in a thread) over a scripted core."""
+"""Real servers (uvicorn, on a free port, in a thread): over a scripted core, and over the engine with a tiny model."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
 import pytest
+from litestar import Litestar
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.server import Server, bind, server_config, url_of
@@ -17,46 +19,28 @@ from scripted_core import MAX_MODEL_LEN, ScriptedCore
 
 MODEL = "tiny-model"
 ALIAS = "internlm-chat-7b"
-NAMES = [MODEL, ALIAS, "owner/tiny-model"]
-
-
-@dataclass
-class Running:
-    """A server that answers at `url`; the test may look into its parts."""
-
-    url: str
-    host: str
-    port: int
-    core: ScriptedCore
-    engine: AsyncEngine
-    server: Server
-    loop: asyncio.AbstractEventLoop
-
-    def open_tasks(self) -> int:
-        """Tasks on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(_count_tasks(), self.loop).result()
-
-
-async def _count_tasks() -> int:
-    return len(asyncio.all_tasks()) - 1
+SLASHED = "owner/tiny-model"
+NAMES = [MODEL, ALIAS, SLASHED]
+MAX_BODY = 1 << 20
+BODY_TIMEOUT = 1.0
 
 
 class ServerThread:
     """Serves an app until it is left."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Litestar) -> None:
         self.listener = bind("127.0.0.1", 0)
+        self.url = url_of(self.listener)
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._listening = threading.Event()
-        serving = app.state.serving
-        self.server = Server(server_config(app), serving, 0.2, self._listening.set)
-        self._thread = threading.Thread(target=self._run, name="server")
+        app.on_startup.append(self._take_loop)
+        self.server = Server(server_config(app), app.state.serving, 0.2, self._listening.set)
+        self._thread = threading.Thread(target=self.server.run, args=([self.listener],), name="server")
 
-    def _run(self) -> None:
-        self.server.run(sockets=[self.listener])
+    async def _take_loop(self) -> None:
+        self.loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
-        self.url = url_of(self.listener)
         self._thread.start()
         assert self._listening.wait(30)
         return self
@@ -67,25 +51,63 @@ class ServerThread:
         assert not self._thread.is_alive()
 
 
-@pytest.fixture(scope="session")
-def running() -> Iterator[Running]:
-    """The server that most tests share."""
-    core = ScriptedCore()
+@dataclass
+class Running:
+    """A server that answers at `url`; a test may look into its parts."""
+
+    url: str
+    core: Any
+    engine: AsyncEngine
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def open_tasks(self) -> int:
+        """Tasks on the server's loop, connections' included."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result()
+
+
+@contextmanager
+def serve_core(core: Any, **options: Any) -> Iterator[Running]:
     engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN)
-    loops: list[asyncio.AbstractEventLoop] = []
-    app = create_app(engine, NAMES, max_body=1 << 20, body_timeout=1.0)
-    app.on_startup.append(lambda: loops.append(asyncio.get_running_loop()))
-    with ServerThread(app) as thread:
-        host, port = thread.listener.getsockname()[:2]
-        yield Running(thread.url, host, port, core, engine, thread.server, loops[0])
+    options = {"max_body": MAX_BODY, "body_timeout": BODY_TIMEOUT} | options
+    with ServerThread(create_app(engine, NAMES, **options)) as thread:
+        assert thread.loop is not None
+        yield Running(thread.url, core, engine, thread.loop)
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[Running]:
+    """A server whose requests script what happens."""
+    with serve_core(ScriptedCore()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def served(scripted: Running) -> Running:
+    """Every server that must hold the contract."""
+    return scripted
 
 
 @pytest.fixture
-def url(running: Running) -> str:
-    return running.url
+def url(served: Running) -> str:
+    return served.url
 
 
 @pytest.fixture
-def client(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=30) as client:
+def client(served: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def scripted_client(scripted: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=scripted.url, timeout=60) as client:
         yield client

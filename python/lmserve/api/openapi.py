@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -96,13 +97,13 @@ PAGE: Final = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>lmserve</title>
-<link rel="icon" type="image/png" href="docs/assets/favicon-32x32.png">
-<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<link rel="icon" type="image/png" href="{root}/docs/assets/favicon-32x32.png">
+<link rel="stylesheet" href="{root}/docs/assets/swagger-ui.css">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="docs/assets/swagger-ui-bundle.js"></script>
-<script src="docs/assets/start.js"></script>
+<script src="{root}/docs/assets/swagger-ui-bundle.js"></script>
+<script src="{root}/docs/assets/start.js"></script>
 </body>
 </html>
 """
@@ -110,7 +111,7 @@ PAGE: Final = """\
 # Without validatorUrl the page would ask a server of Swagger's about every document.
 START: Final = """\
 SwaggerUIBundle({
-  url: "docs/openapi.json",
+  url: new URL("../openapi.json", document.currentScript.src).href,
   dom_id: "#swagger-ui",
   deepLinking: true,
   validatorUrl: null,
@@ -131,9 +132,10 @@ async def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 @get("/docs", include_in_schema=False)
-async def docs() -> Response[str]:
+async def docs(request: Request[Any, Any, Any]) -> Response[str]:
     """The interactive documentation."""
-    return Response(PAGE, media_type=MediaType.HTML, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+    page = PAGE.format(root=escape(request.scope.get("root_path", "")))
+    return Response(page, media_type=MediaType.HTML, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
 
 @get("/docs/assets/{name:str}", include_in_schema=False)

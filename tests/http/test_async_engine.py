@@ -1,0 +1,194 @@
+"""AsyncEngine on its own: from asyncio, on one loop after another, and in another ASGI app."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import MODEL, ServerThread
+from litestar import Litestar, asgi, get
+from lmserve.app import create_app
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.submission import Submission, Turn
+from lmserve.errors import LmserveError
+from scripted_core import MAX_MODEL_LEN, ScriptedCore
+
+
+@pytest.fixture
+def core() -> Iterator[ScriptedCore]:
+    core = ScriptedCore()
+    yield core
+    core.shutdown(0)
+
+
+def turn(text: str, **fields: Any) -> Submission:
+    return Submission(route="generate", input=Turn(text), **fields)
+
+
+def engine_of(core: ScriptedCore) -> AsyncEngine:
+    return AsyncEngine(core, max_model_len=MAX_MODEL_LEN)
+
+
+def test_stream_and_body_hold_the_same_text(core: ScriptedCore) -> None:
+    async def run() -> tuple[str, str]:
+        engine = engine_of(core)
+        stream = engine.submit(turn("x", stream=True))
+        await stream.opened()
+        frames = b"".join([chunk async for chunk in stream.chunks()]).split(b"\0")[:-1]
+        body = await engine.submit(turn("x")).body()
+        engine.close()
+        return "".join(json.loads(frame)["text"] for frame in frames), json.loads(body)["text"]
+
+    streamed, whole = asyncio.run(run())
+    assert streamed == whole
+
+
+def test_one_engine_serves_one_loop_after_another(core: ScriptedCore) -> None:
+    engine = engine_of(core)
+
+    async def ask() -> bytes:
+        return await engine.submit(turn("x")).body()
+
+    assert asyncio.run(ask()) == asyncio.run(ask())
+
+    async def clash() -> None:
+        await ask()
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, ask())
+        engine.close()
+
+    asyncio.run(clash())
+
+
+def test_no_future_and_no_stream_is_left(core: ScriptedCore) -> None:
+    async def run() -> asyncio.AbstractEventLoop:
+        engine = engine_of(core)
+        for number in range(100):
+            stream = engine.submit(turn("[[hold]]", stream=True))
+            if number % 2:
+                await stream.opened()
+            waiting = asyncio.ensure_future(anext(stream.chunks(), None))
+            await asyncio.sleep(0)
+            if number % 3:
+                waiting.cancel()
+            stream.abort()
+            stream.abort()
+            assert stream.aborted
+            await asyncio.wait([waiting])
+        assert engine.open_streams == 0
+        assert len(asyncio.all_tasks()) == 1
+        engine.close()
+        return asyncio.get_running_loop()
+
+    loop = asyncio.run(run())
+    gc.collect()
+    futures = [o for o in gc.get_objects() if issubclass(type(o), asyncio.Future) and o.get_loop() is loop]
+    assert not [future for future in futures if not future.done()]
+
+
+def test_abort_wakes_whoever_waits(core: ScriptedCore) -> None:
+    async def run() -> None:
+        engine = engine_of(core)
+        for prompt in ("[[wait 60]]", "[[hold]]"):
+            stream = engine.submit(turn(prompt))
+            body = asyncio.ensure_future(stream.body())
+            await asyncio.sleep(0.01)
+            stream.abort()
+            with pytest.raises(LmserveError) as left:
+                await body
+            assert left.value.status == 499
+        stream = engine.submit(turn("[[wait 60]]", stream=True))
+        stream.abort()
+        with pytest.raises(LmserveError):
+            await stream.opened()
+        assert [chunk async for chunk in stream.chunks()] == []
+        engine.close()
+
+    asyncio.run(run())
+
+
+def test_errors_are_raised_where_they_belong(core: ScriptedCore) -> None:
+    async def run() -> None:
+        engine = engine_of(core)
+        with pytest.raises(LmserveError) as refused:
+            engine.submit(turn("[[refuse 429 queue_full]]"))
+        assert refused.value.retry_after == 3
+        with pytest.raises(LmserveError) as failed:
+            await engine.submit(turn("[[fail early]]", stream=True)).opened()
+        assert failed.value.status == 500
+        with pytest.raises(LmserveError):
+            await engine.submit(turn("[[fail late]]")).body()
+        assert engine.open_streams == 0
+        engine.close()
+
+    asyncio.run(run())
+
+
+def test_shutdown_hands_out_the_last_bytes() -> None:
+    async def run() -> bytes:
+        engine = engine_of(ScriptedCore())
+        stream = engine.submit(turn("[[hold]]", stream=True))
+        await stream.opened()
+        shutdown = asyncio.ensure_future(engine.shutdown(0))
+        said = b"".join([chunk async for chunk in stream.chunks()])
+        await shutdown
+        return said
+
+    assert b'"finish_reason": "abort"' in asyncio.run(run())
+
+
+def test_in_another_asgi_app(core: ScriptedCore) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    inner = create_app(engine_of(core), [MODEL])
+
+    @asgi("/llm", is_mount=True, copy_scope=True)
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope | {"root_path": "", "path": scope["path"].rstrip("/")}, receive, send)
+
+    @get("/own")
+    async def own() -> str:
+        return "own"
+
+    outer = Litestar([mounted, own])
+    outer.state.serving = inner.state.serving  # what the test's server thread looks for
+    with ServerThread(outer) as thread, httpx.Client(base_url=thread.url) as client:
+        assert client.get("/own").text == "own"
+        assert client.get("/llm/health").json() == {"status": "ok"}
+        assert client.post("/llm/generate", json={"prompt": "x", "request_output_len": 3}).json()["tokens"] == 3
+        body = {"model": MODEL, "messages": "x", "stream": True}
+        assert client.post("/llm/v1/chat/completions", json=body).content.endswith(b"data: [DONE]\n\n")
+        assert client.post("/llm/generate", content=b"[").status_code == 400
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_import_rules() -> None:
+    """What a plain import must not pull in; a fresh interpreter, so that other tests do not count."""
+    rules = {
+        "lmserve": {"torch", "litestar", "uvicorn"},
+        "lmserve.engine.async_engine": {"torch", "litestar", "uvicorn", "lmserve.schemas"},
+        "lmserve.schemas.chat": {"torch", "litestar", "lmserve.engine", "lmserve.api"},
+        "lmserve.schemas.generate": {"torch", "litestar", "lmserve.engine", "lmserve.api"},
+        "lmserve.app": {"torch", "uvicorn"},
+    }
+    script = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+
+    async def loaded_by(module: str) -> set[str]:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, module, stdout=asyncio.subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path)}
+        )
+        out, _ = await child.communicate()
+        assert child.returncode == 0
+        return set(out.decode().split())
+
+    async def check() -> None:
+        for module, forbidden in rules.items():
+            assert not forbidden & await loaded_by(module), module
+
+    asyncio.run(check())

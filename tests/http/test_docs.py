@@ -1,0 +1,137 @@
+"""The documentation: every route with its schemas, and nothing from another server."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from conftest import MODEL, Running
+from lmserve.app import API
+
+
+class Links(HTMLParser):
+    """Every address that a page loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
+
+
+def test_the_page_loads_only_from_this_server(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    links = Links()
+    links.feed(page.text)
+    assert len(links.found) == 4
+    for link in links.found:
+        assert link.startswith("/docs/assets/")
+        asset = client.get(link)
+        assert asset.status_code == 200
+        assert asset.content
+    assert "http" not in page.text
+    assert client.get("/docs/").text == page.text
+    start = client.get("/docs/assets/start.js").text
+    assert "http" not in start
+    assert "validatorUrl: null" in start
+    style = client.get("/docs/assets/swagger-ui.css").text
+    loaded = re.findall(r"url\(\s*['\"]?([^'\")]*)", style)
+    assert all(address.startswith("data:") for address in loaded)
+    assert "@import" not in style
+    # What a script may still try, the browser refuses.
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?:|\*", policy)
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    return client.get("/openapi.json").json()
+
+
+def test_both_addresses_have_the_document(client: httpx.Client, document: dict[str, Any]) -> None:
+    assert client.get("/docs/openapi.json").json() == document
+    assert document["openapi"].startswith("3.1")
+    assert document["info"]["title"] == "lmserve"
+
+
+def test_every_route_is_described(document: dict[str, Any]) -> None:
+    routes = {
+        (path.replace(":path", ""), method.lower())
+        for handler in API
+        for path in handler.paths
+        for method in handler.http_methods
+    }
+    described = {(path, method) for path, item in document["paths"].items() for method in item if method != "options"}
+    assert described == routes
+    for item in document["paths"].values():
+        for method, operation in item.items():
+            assert operation["summary"], method
+            assert "200" in operation["responses"]
+            if method == "post":
+                assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+                assert operation["responses"].keys() >= {"400", "401", "413", "429", "503"}
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        found = {node["$ref"]} if "$ref" in node else set()
+        return found.union(*(references(value) for value in node.values()))
+    return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+
+def test_every_reference_is_defined(document: dict[str, Any]) -> None:
+    defined = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    found = references(document)
+    assert found <= defined
+    assert len(found) > 12
+
+
+def integers(node: Any, path: str) -> list[str]:
+    """Integers of `node` without both bounds."""
+    if isinstance(node, dict):
+        unbounded = node.get("type") == "integer" and not {"minimum", "maximum"} <= node.keys()
+        found = [path] if unbounded else []
+        return found + [hit for key, value in node.items() for hit in integers(value, f"{path}/{key}")]
+    if isinstance(node, list):
+        return [hit for index, value in enumerate(node) for hit in integers(value, f"{path}/{index}")]
+    return []
+
+
+def test_requests_are_bounded(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("GenerateRequest", "ChatRequest", "EmbeddingsRequest", "ChatMessage", "Message"):
+        assert integers(schemas[name], name) == []
+
+
+def validate(document: dict[str, Any], name: str, instance: Any) -> None:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(instance)
+
+
+def test_schemas_are_schemas(document: dict[str, Any]) -> None:
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_requests_and_replies_are_as_described(served: Running, client: httpx.Client, document: dict[str, Any]) -> None:
+    for path, request, reply, body in (
+        ("/generate", "GenerateRequest", "GenerateReply", {"prompt": "x", "request_output_len": 2}),
+        ("/v1/chat/completions", "ChatRequest", "ChatReply", {"model": MODEL, "messages": "x", "max_tokens": 2}),
+        ("/v1/embeddings", "EmbeddingsRequest", "EmbeddingsReply", {"model": MODEL, "input": ["x"]}),
+    ):
+        validate(document, request, body)
+        validate(document, reply, client.post(path, json=body).json())
+        error = client.post(path, json={}).json()
+        validate(document, "GenerateErrorReply" if path == "/generate" else "ErrorReply", error)
+    validate(document, "ModelList", client.get("/v1/models").json())
+    validate(document, "HealthReply", client.get("/health").json())
+    with pytest.raises(jsonschema.ValidationError):
+        validate(document, "GenerateRequest", {"prompt": 5})
