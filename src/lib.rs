@@ -6,7 +6,9 @@
 
 pub mod error;
 pub mod gguf;
+pub mod kv;
 pub mod request;
+pub mod session;
 pub mod text;
 
 #[cfg(feature = "python")]

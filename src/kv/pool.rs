@@ -1,0 +1,282 @@
+//! The block pool and the prefix cache over it.
+//!
+//! A block is free, owned (referenced by one or more [`super::BlockTable`]s), or cached (referenced by none, its tokens known,
+//! evictable). A cached or owned full block has a chain id, and its children name that id as their parent, so a chain of hits
+//! compares every token of the prefix exactly once and never trusts a hash alone.
+//!
+//! Blocks leave a table tail first, so in the LRU order a child always stands before its parent and is evicted before it: no
+//! cached block is ever unreachable.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::lru::LruList;
+
+/// Names one cached chain of full blocks; never reused.
+pub(super) type ChainId = u64;
+
+/// First chain id that names a block; smaller ones are the tenants' roots.
+const FIRST_CHAIN: ChainId = 1 << 32;
+
+#[derive(Debug, Clone, Copy)]
+struct Cached {
+    key: u64,
+    parent: ChainId,
+    chain: ChainId,
+}
+
+#[derive(Debug)]
+struct State {
+    references: Vec<u32>,
+    free: Vec<u32>,
+    cached: Vec<Option<Cached>>,
+    /// `block_size` token ids per block, valid where `cached` is set.
+    tokens: Vec<u32>,
+    index: HashMap<u64, u32>,
+    evictable: LruList,
+    next_chain: ChainId,
+    evictions: u64,
+}
+
+/// How many blocks are in which state; `free + owned + cached` is the pool's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Hold nothing.
+    pub free: usize,
+    /// Referenced by at least one table.
+    pub owned: usize,
+    /// Hold known tokens, referenced by no table; evictable.
+    pub cached: usize,
+}
+
+/// A fixed number of KV blocks with a prefix cache. One lock, held for a few instructions at a time.
+#[derive(Debug)]
+pub struct BlockPool {
+    block_size: usize,
+    num_blocks: usize,
+    prefix_cache: bool,
+    state: Mutex<State>,
+}
+
+fn key_of(parent: ChainId, tokens: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parent.hash(&mut hasher);
+    tokens.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl State {
+    fn find(&self, parent: ChainId, tokens: &[u32], block_size: usize) -> Option<(u32, ChainId)> {
+        let block = *self.index.get(&key_of(parent, tokens))?;
+        let cached = self.cached[block as usize]?;
+        let at = block as usize * block_size;
+        (cached.parent == parent && self.tokens[at..at + block_size] == *tokens)
+            .then_some((block, cached.chain))
+    }
+
+    fn retain(&mut self, block: u32) {
+        let count = &mut self.references[block as usize];
+        if *count == 0 {
+            self.evictable.remove(block);
+        }
+        *count += 1;
+    }
+
+    fn release(&mut self, block: u32) {
+        let count = &mut self.references[block as usize];
+        *count -= 1;
+        if *count == 0 {
+            if self.cached[block as usize].is_some() {
+                self.evictable.push_back(block);
+            } else {
+                self.free.push(block);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let block = if let Some(block) = self.free.pop() {
+            block
+        } else {
+            let block = self.evictable.pop_front()?;
+            if let Some(cached) = self.cached[block as usize].take() {
+                self.index.remove(&cached.key);
+            }
+            self.evictions += 1;
+            block
+        };
+        self.references[block as usize] = 1;
+        Some(block)
+    }
+}
+
+impl BlockPool {
+    /// A pool of `num_blocks` blocks of `block_size` tokens each.
+    pub fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Self {
+        let state = State {
+            references: vec![0; num_blocks],
+            free: (0..num_blocks as u32).rev().collect(),
+            cached: vec![None; num_blocks],
+            tokens: vec![0; num_blocks * block_size],
+            index: HashMap::new(),
+            evictable: LruList::new(num_blocks),
+            next_chain: FIRST_CHAIN,
+            evictions: 0,
+        };
+        Self {
+            block_size,
+            num_blocks,
+            prefix_cache,
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves the state whole before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tokens per block.
+    pub const fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Blocks in all.
+    pub const fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Blocks that can be had now: free ones, and cached ones by eviction.
+    pub fn available(&self) -> usize {
+        let state = self.state();
+        state.free.len() + state.evictable.len()
+    }
+
+    /// How many blocks are in which state.
+    pub fn counts(&self) -> Counts {
+        let state = self.state();
+        let (free, cached) = (state.free.len(), state.evictable.len());
+        Counts {
+            free,
+            owned: self.num_blocks - free - cached,
+            cached,
+        }
+    }
+
+    /// Cached blocks given up for new ones since the start.
+    pub fn evictions(&self) -> u64 {
+        self.state().evictions
+    }
+
+    /// How many tables hold each block.
+    pub fn references(&self) -> Vec<u32> {
+        self.state().references.clone()
+    }
+
+    /// Forgets every cached prefix that no table holds.
+    pub fn clear_cache(&self) {
+        let mut state = self.state();
+        while let Some(block) = state.evictable.pop_front() {
+            if let Some(cached) = state.cached[block as usize].take() {
+                state.index.remove(&cached.key);
+            }
+            state.free.push(block);
+        }
+    }
+
+    pub(super) const fn root(tenant: u32) -> ChainId {
+        tenant as ChainId
+    }
+
+    /// Appends `count` new blocks to `blocks`, or none at all.
+    pub(super) fn allocate(&self, count: usize, blocks: &mut Vec<u32>) -> bool {
+        let mut state = self.state();
+        if state.free.len() + state.evictable.len() < count {
+            return false;
+        }
+        for _ in 0..count {
+            match state.take() {
+                Some(block) => blocks.push(block),
+                None => unreachable!("counted as available under the same lock"),
+            }
+        }
+        true
+    }
+
+    /// Appends the cached blocks of the longest known prefix of `tokens` and returns the last one's chain.
+    pub(super) fn match_prefix(
+        &self,
+        tenant: u32,
+        tokens: &[u32],
+        blocks: &mut Vec<u32>,
+    ) -> ChainId {
+        let mut chain = Self::root(tenant);
+        if !self.prefix_cache {
+            return chain;
+        }
+        let mut state = self.state();
+        for chunk in tokens.chunks_exact(self.block_size) {
+            let Some((block, next)) = state.find(chain, chunk, self.block_size) else {
+                break;
+            };
+            state.retain(block);
+            blocks.push(block);
+            chain = next;
+        }
+        chain
+    }
+
+    /// How many leading tokens of `tokens` are cached now, in whole blocks.
+    pub fn cached_prefix(&self, tenant: u32, tokens: &[u32]) -> usize {
+        let mut chain = Self::root(tenant);
+        let state = self.state();
+        let mut count = 0;
+        if self.prefix_cache {
+            for chunk in tokens.chunks_exact(self.block_size) {
+                let Some((_, next)) = state.find(chain, chunk, self.block_size) else {
+                    break;
+                };
+                chain = next;
+                count += self.block_size;
+            }
+        }
+        count
+    }
+
+    /// Makes a computed full block findable under `parent`. Where the same tokens are cached already, that block is taken
+    /// in place of `block`, which is released. Returns the block to keep and its chain.
+    pub(super) fn register(&self, block: u32, parent: ChainId, tokens: &[u32]) -> (u32, ChainId) {
+        if !self.prefix_cache {
+            return (block, parent);
+        }
+        let mut state = self.state();
+        if let Some((other, chain)) = state.find(parent, tokens, self.block_size) {
+            if other != block {
+                state.retain(other);
+                state.release(block);
+            }
+            return (other, chain);
+        }
+        let key = key_of(parent, tokens);
+        let chain = state.next_chain;
+        state.next_chain += 1;
+        // Two chains with one 64-bit key: the newer goes without an entry, which costs a recomputation and nothing else.
+        if let Entry::Vacant(entry) = state.index.entry(key) {
+            entry.insert(block);
+            state.cached[block as usize] = Some(Cached { key, parent, chain });
+            let at = block as usize * self.block_size;
+            state.tokens[at..at + self.block_size].copy_from_slice(tokens);
+        }
+        (block, chain)
+    }
+
+    /// Gives up one reference to each block, last first.
+    pub(super) fn release(&self, blocks: &[u32]) {
+        let mut state = self.state();
+        for &block in blocks.iter().rev() {
+            state.release(block);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The blocks of one sequence, owned: dropping the table gives them back.
+
+use std::sync::Arc;
+
+use super::pool::{BlockPool, ChainId};
+
+/// Block ids of one sequence in order; entry `i` holds tokens `i * block_size .. (i + 1) * block_size`.
+#[derive(Debug)]
+pub struct BlockTable {
+    pool: Arc<BlockPool>,
+    blocks: Vec<u32>,
+    /// Leading blocks that are in the prefix cache, and the chain of the last of them.
+    registered: usize,
+    chain: ChainId,
+}
+
+impl BlockTable {
+    /// The cached blocks of the longest known prefix of `tokens`, shared with whoever else holds them.
+    pub fn from_prefix(pool: &Arc<BlockPool>, tenant: u32, tokens: &[u32]) -> Self {
+        let mut blocks = Vec::new();
+        let chain = pool.match_prefix(tenant, tokens, &mut blocks);
+        Self {
+            pool: Arc::clone(pool),
+            registered: blocks.len(),
+            blocks,
+            chain,
+        }
+    }
+
+    /// Block ids in order.
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+
+    /// Tokens that the table has room for.
+    pub fn capacity(&self) -> usize {
+        self.blocks.len() * self.pool.block_size()
+    }
+
+    /// How many new blocks room for `tokens` tokens would take.
+    pub fn missing(&self, tokens: usize) -> usize {
+        tokens
+            .div_ceil(self.pool.block_size())
+            .saturating_sub(self.blocks.len())
+    }
+
+    /// Makes room for `tokens` tokens in all; false, and nothing changed, if the pool cannot give the blocks.
+    pub fn grow(&mut self, tokens: usize) -> bool {
+        let missing = self.missing(tokens);
+        missing == 0 || self.pool.allocate(missing, &mut self.blocks)
+    }
+
+    /// Puts every full block of the first `computed` tokens into the prefix cache. All of them must have been computed.
+    pub fn register(&mut self, tokens: &[u32], computed: usize) {
+        let size = self.pool.block_size();
+        while (self.registered + 1) * size <= computed {
+            let at = self.registered;
+            let (block, chain) = self.pool.register(
+                self.blocks[at],
+                self.chain,
+                &tokens[at * size..(at + 1) * size],
+            );
+            self.blocks[at] = block;
+            self.chain = chain;
+            self.registered += 1;
+        }
+    }
+
+    /// Where the K and V of token `position` go: block id * block size + offset.
+    pub fn slot(&self, position: usize) -> usize {
+        let size = self.pool.block_size();
+        self.blocks[position / size] as usize * size + position % size
+    }
+}
+
+impl Drop for BlockTable {
+    fn drop(&mut self) {
+        self.pool.release(&self.blocks);
+    }
+}

@@ -1,0 +1,5 @@
+//! Conversations that live on the server: token-exact, transactional.
+
+mod store;
+
+pub use store::{Base, Commit, SessionInfo, SessionKey, SessionStore, StoreLimits, Tail, Turn};
