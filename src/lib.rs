@@ -4,11 +4,15 @@
 //! python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and the
 //! kernels' pool in `cpu`) owns threads.
 
+pub mod engine;
 pub mod error;
 pub mod gguf;
 pub mod kv;
+pub mod output;
 pub mod request;
+pub mod sched;
 pub mod session;
+pub mod sim;
 pub mod text;
 
 #[cfg(feature = "python")]

@@ -109,9 +109,6 @@ pub struct SessionRef {
     /// What becomes of the turn if the client leaves.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
-    /// What to do when the turn does not fit.
-    #[serde(default)]
-    pub on_overflow: OnOverflow,
 }
 
 /// How a token is chosen from the logits.
@@ -217,6 +214,9 @@ pub struct Submission {
     /// Absent: an anonymous session that ends with its turn.
     #[serde(default)]
     pub session: Option<SessionRef>,
+    /// What to do when the request does not fit into the context.
+    #[serde(default)]
+    pub on_overflow: OnOverflow,
     /// How tokens are chosen.
     #[serde(default)]
     pub sampling: SamplingParams,

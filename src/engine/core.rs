@@ -1,0 +1,404 @@
+//! The engine as a pure state machine: scheduler, sessions and text, without a clock, a thread or a socket. The server's
+//! thread drives it, and so does whoever embeds it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::executor::StepOutput;
+use super::lease::TurnLease;
+use super::prepare::Prepared;
+use crate::error::{Error, Kind, Result};
+use crate::output::{Delta, TokenLogprob, Usage};
+use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
+use crate::sched::{
+    FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, StepTokens, mix_seed,
+};
+use crate::session::{Commit, Turn};
+use crate::text::{Detokenizer, StopMatcher, Tail, Tokenizer};
+
+/// What becomes of each request, choice by choice.
+pub trait Events {
+    /// A choice gained text (or log-probabilities).
+    fn delta(&mut self, request: u64, choice: usize, delta: Delta);
+    /// A choice ended, with its last text.
+    fn finish(
+        &mut self,
+        request: u64,
+        choice: usize,
+        delta: Delta,
+        reason: FinishReason,
+        usage: Usage,
+    );
+    /// The whole request failed.
+    fn fail(&mut self, request: u64, error: &Error);
+}
+
+/// How a request ends before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abort {
+    /// The client left; the request's `on_disconnect` decides about its turn.
+    Disconnect,
+    /// The turn was cancelled: what was generated is kept.
+    Cancel,
+}
+
+/// A session's turn while it runs.
+#[derive(Debug)]
+struct OpenTurn {
+    lease: TurnLease,
+    turns: Vec<Turn>,
+    system_tokens: usize,
+    end: bool,
+    on_disconnect: OnDisconnect,
+}
+
+/// One choice of a request while it runs.
+#[derive(Debug)]
+struct Choice {
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    tokens: usize,
+    delta: Delta,
+    prompt_tokens: usize,
+    history_tokens: usize,
+    seed: u64,
+    tail: Tail,
+    wants_logprobs: bool,
+    turn: Option<OpenTurn>,
+}
+
+/// Scheduler, sessions and text of one model.
+#[derive(Debug)]
+pub struct Core {
+    scheduler: Scheduler,
+    tokenizer: Option<Arc<Tokenizer>>,
+    eos_tokens: Vec<u32>,
+    choices: HashMap<u64, Choice>,
+    finished: Vec<Finished>,
+}
+
+const fn sequence_id(request: u64, choice: usize) -> u64 {
+    request * MAX_CHOICES as u64 + choice as u64
+}
+
+const fn request_of(sequence: u64) -> (u64, usize) {
+    (
+        sequence / MAX_CHOICES as u64,
+        (sequence % MAX_CHOICES as u64) as usize,
+    )
+}
+
+impl Core {
+    /// A core over `scheduler`. Without a tokenizer events carry no text.
+    pub fn new(
+        scheduler: Scheduler,
+        tokenizer: Option<Arc<Tokenizer>>,
+        eos_tokens: Vec<u32>,
+    ) -> Self {
+        Self {
+            scheduler,
+            tokenizer,
+            eos_tokens,
+            choices: HashMap::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    /// The scheduler.
+    pub const fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Choices that wait or run.
+    pub fn open_choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Takes a prepared request in. `lease` is its session's turn; `seed` decides its sampling.
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::add`]; nothing of the request stays then.
+    pub fn add(
+        &mut self,
+        request: u64,
+        submission: &Submission,
+        prepared: Prepared,
+        lease: Option<TurnLease>,
+        seed: u64,
+    ) -> Result<()> {
+        let stopping = &submission.stopping;
+        let own = stopping.stop_token_ids.iter().copied();
+        let model = self
+            .eos_tokens
+            .iter()
+            .copied()
+            .filter(|_| !stopping.ignore_eos);
+        let stop_tokens: Arc<[u32]> = own.chain(model).collect();
+        let session = submission.session.as_ref();
+        let mut turn = lease.map(|lease| OpenTurn {
+            lease,
+            turns: prepared.turns,
+            system_tokens: prepared.system_tokens,
+            end: session.is_some_and(|session| session.end),
+            on_disconnect: session.map_or(OnDisconnect::Rollback, |session| session.on_disconnect),
+        });
+        for index in 0..submission.n {
+            let id = sequence_id(request, index as usize);
+            let seed = mix_seed(seed, index);
+            let added = self.scheduler.add(NewSequence {
+                id,
+                tenant: submission.tenant,
+                priority: submission.priority,
+                prompt: prepared.prompt.clone(),
+                max_tokens: prepared.max_tokens,
+                min_tokens: stopping.min_tokens as usize,
+                stop_tokens: Arc::clone(&stop_tokens),
+                sampling: submission.sampling.clone(),
+                seed,
+            });
+            if let Err(error) = added {
+                self.drop_request(request);
+                return Err(error);
+            }
+            let choice = Choice {
+                detokenizer: Detokenizer::new(stopping.skip_special_tokens),
+                matcher: StopMatcher::new(&stopping.stop, stopping.include_stop),
+                tokens: 0,
+                delta: Delta::default(),
+                prompt_tokens: prepared.prompt.len(),
+                history_tokens: prepared.history_tokens,
+                seed,
+                tail: prepared.tail,
+                wants_logprobs: submission.sampling.logprobs.is_some(),
+                turn: turn.take(),
+            };
+            self.choices.insert(id, choice);
+        }
+        Ok(())
+    }
+
+    /// Plans the next step; empty if there is nothing to do.
+    pub fn plan(&mut self) -> &Step {
+        self.scheduler.plan()
+    }
+
+    /// Books the outcome of the planned step.
+    ///
+    /// # Errors
+    /// `internal_error` if `output` does not fit the step; nothing is booked then.
+    pub fn commit(
+        &mut self,
+        output: &StepOutput,
+        now_ms: u64,
+        events: &mut impl Events,
+    ) -> Result<()> {
+        let tokenizer = self.tokenizer.as_deref();
+        let mut texts = Texts {
+            choices: &mut self.choices,
+            tokenizer,
+            output,
+            events,
+        };
+        self.scheduler
+            .commit(&output.tokens, &mut texts, &mut self.finished)?;
+        let mut finished = std::mem::take(&mut self.finished);
+        for Finished { sequence, reason } in finished.drain(..) {
+            self.finish(&sequence, reason, now_ms, events);
+        }
+        self.finished = finished;
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        sequence: &Sequence,
+        reason: FinishReason,
+        now_ms: u64,
+        events: &mut impl Events,
+    ) {
+        let Some(mut choice) = self.choices.remove(&sequence.id()) else {
+            return;
+        };
+        let mut delta = std::mem::take(&mut choice.delta);
+        if let Some(tokenizer) = &self.tokenizer {
+            let rest = choice.detokenizer.flush(tokenizer);
+            delta.text.push_str(&choice.matcher.push(&rest).emit);
+            delta.text.push_str(&choice.matcher.flush());
+        }
+        delta.tokens = choice.tokens;
+        let usage = Usage {
+            prompt_tokens: choice.prompt_tokens,
+            history_tokens: choice.history_tokens,
+            cached_tokens: sequence.cached_tokens(),
+            completion_tokens: choice.tokens,
+        };
+        if let Some(turn) = choice.turn.take() {
+            let mut tokens = sequence.tokens().to_vec();
+            let ended_by_token = reason == FinishReason::Stop && sequence.ended_by_token();
+            if ended_by_token {
+                // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
+                tokens.pop();
+            }
+            let mut turns = turn.turns;
+            // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
+            let start = if turns.is_empty() {
+                0
+            } else {
+                choice.history_tokens
+            };
+            if tokens.len() > start {
+                let input_tokens = choice.prompt_tokens - start;
+                turns.push(Turn {
+                    start,
+                    input_tokens,
+                    output_tokens: tokens.len() - choice.prompt_tokens,
+                });
+            }
+            let (tail, seed, system_tokens) = (choice.tail, choice.seed, turn.system_tokens);
+            turn.lease.commit(
+                Commit {
+                    tokens,
+                    turns,
+                    tail,
+                    seed,
+                    system_tokens,
+                    end: turn.end,
+                },
+                now_ms,
+            );
+        }
+        let (request, index) = request_of(sequence.id());
+        events.finish(request, index, delta, reason, usage);
+    }
+
+    /// Ends a request before its time. A turn that has generated nothing yet leaves no trace.
+    pub fn abort(&mut self, request: u64, how: Abort, now_ms: u64, events: &mut impl Events) {
+        for index in 0..MAX_CHOICES as usize {
+            let id = sequence_id(request, index);
+            if !self.choices.contains_key(&id) {
+                continue;
+            }
+            let Some(sequence) = self.scheduler.abort(id) else {
+                continue;
+            };
+            if let Some(choice) = self.choices.get_mut(&id) {
+                let keeps = |turn: &OpenTurn| {
+                    how == Abort::Cancel || turn.on_disconnect == OnDisconnect::Keep
+                };
+                if sequence.output().is_empty() || !choice.turn.as_ref().is_some_and(keeps) {
+                    choice.turn = None;
+                }
+            }
+            self.finish(&sequence, FinishReason::Abort, now_ms, events);
+        }
+    }
+
+    /// Gives up the planned step, whose computation failed, and every request that was in it.
+    pub fn fail_step(&mut self, error: &Error, events: &mut impl Events) {
+        let failed = self.scheduler.fail_step();
+        for sequence in failed {
+            self.fail_request(request_of(sequence.id()).0, error, events);
+        }
+    }
+
+    /// Gives up every request.
+    pub fn fail_all(&mut self, error: &Error, events: &mut impl Events) {
+        let mut requests: Vec<u64> = self.choices.keys().map(|&id| request_of(id).0).collect();
+        requests.sort_unstable();
+        requests.dedup();
+        for request in requests {
+            self.fail_request(request, error, events);
+        }
+    }
+
+    fn fail_request(&mut self, request: u64, error: &Error, events: &mut impl Events) {
+        if self.drop_request(request) {
+            events.fail(request, error);
+        }
+    }
+
+    fn drop_request(&mut self, request: u64) -> bool {
+        let mut any = false;
+        for index in 0..MAX_CHOICES as usize {
+            let id = sequence_id(request, index);
+            if self.choices.remove(&id).is_some() {
+                any = true;
+                drop(self.scheduler.abort(id));
+            }
+        }
+        any
+    }
+}
+
+/// Turns the tokens of a step into text as the scheduler books them.
+struct Texts<'a, E> {
+    choices: &'a mut HashMap<u64, Choice>,
+    tokenizer: Option<&'a Tokenizer>,
+    output: &'a StepOutput,
+    events: &'a mut E,
+}
+
+impl<E: Events> StepTokens for Texts<'_, E> {
+    fn on_token(
+        &mut self,
+        id: u64,
+        row: usize,
+        token: u32,
+        reason: Option<FinishReason>,
+    ) -> Option<FinishReason> {
+        let choice = self.choices.get_mut(&id)?;
+        choice.tokens += 1;
+        let tokenizer = self.tokenizer?;
+        if choice.wants_logprobs
+            && let Some(top) = self.output.top.get(row)
+        {
+            choice.delta.logprobs.push(token_logprob(
+                tokenizer,
+                token,
+                self.output.logprobs[row],
+                top,
+            ));
+        }
+        let mut stopped = false;
+        if reason != Some(FinishReason::Stop) {
+            let matched = choice
+                .matcher
+                .push(choice.detokenizer.push(tokenizer, token));
+            choice.delta.text.push_str(&matched.emit);
+            stopped = matched.stopped;
+        }
+        if stopped {
+            return Some(FinishReason::Stop);
+        }
+        if reason.is_none() && !(choice.delta.text.is_empty() && choice.delta.logprobs.is_empty()) {
+            let mut delta = std::mem::take(&mut choice.delta);
+            delta.tokens = choice.tokens;
+            let (request, index) = request_of(id);
+            self.events.delta(request, index, delta);
+        }
+        None
+    }
+}
+
+fn token_logprob(
+    tokenizer: &Tokenizer,
+    token: u32,
+    logprob: f32,
+    top: &[(u32, f32)],
+) -> TokenLogprob {
+    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    TokenLogprob {
+        bytes: bytes(token),
+        logprob,
+        top: top.iter().map(|&(id, p)| (bytes(id), p)).collect(),
+    }
+}
+
+/// The error of requests that were running when the engine went down.
+pub(super) fn engine_down(why: &str) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        "engine_unavailable",
+        format!("the engine is down: {why}"),
+    )
+}

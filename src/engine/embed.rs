@@ -1,0 +1,244 @@
+//! Embedding requests: tokens in, normalised vectors out, beside the batches of generation.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::handle::OpenRequest;
+use crate::error::{Error, Result};
+use crate::output::Mailbox;
+use crate::text::Tokenizer;
+
+/// Most inputs of one request.
+pub const MAX_INPUTS: usize = 2048;
+
+/// How vectors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    /// A JSON list of numbers.
+    #[default]
+    Float,
+    /// Little-endian f32, in base64.
+    Base64,
+}
+
+/// One thing to embed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbedInput {
+    /// Text, tokenized with the model's special tokens.
+    Text(String),
+    /// Token ids, taken as they are.
+    Ids(Vec<u32>),
+}
+
+/// An embedding request.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedSubmission {
+    /// The reply's `model`.
+    pub model: String,
+    /// What to embed.
+    pub inputs: Vec<EmbedInput>,
+    /// How vectors are written.
+    #[serde(default)]
+    pub encoding_format: Encoding,
+    /// Leading dimensions to keep (and normalise again); absent: all.
+    #[serde(default)]
+    pub dimensions: Option<usize>,
+    /// The API key's number.
+    #[serde(default)]
+    pub tenant: u32,
+}
+
+impl EmbedSubmission {
+    /// Parses and bounds one JSON object.
+    ///
+    /// # Errors
+    /// `invalid_value` (400) names the field, its limit and what was given.
+    pub fn parse(json: &[u8], hidden_size: usize) -> Result<Self> {
+        let submission: Self = serde_json::from_slice(json)
+            .map_err(|e| Error::invalid("input", format!("malformed request: {e}")))?;
+        let count = submission.inputs.len();
+        if count == 0 || count > MAX_INPUTS {
+            return Err(Error::invalid(
+                "input",
+                format!("input has 1 to {MAX_INPUTS} entries, but {count} were given"),
+            ));
+        }
+        if let Some(n) = submission.dimensions
+            && (n == 0 || n > hidden_size)
+        {
+            let message = format!("dimensions must lie in [1, {hidden_size}], but {n} was given");
+            return Err(Error::invalid("dimensions", message));
+        }
+        Ok(submission)
+    }
+
+    /// Token ids of each input.
+    ///
+    /// # Errors
+    /// `invalid_value` or `context_length_exceeded` (400) names the input at fault.
+    pub fn tokenize(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        max_len: usize,
+        vocab_size: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let tokenize_one = |(at, input): (usize, &EmbedInput)| {
+            let ids = match input {
+                EmbedInput::Ids(ids) => ids.clone(),
+                EmbedInput::Text(text) => tokenizer
+                    .ok_or_else(|| {
+                        Error::invalid("input", "this model has no tokenizer; send token ids")
+                    })?
+                    .encode(text, true)?,
+            };
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+                let message =
+                    format!("token ids lie in [0, {vocab_size}), but input {at} has {id}");
+                return Err(Error::invalid("input", message));
+            }
+            if ids.is_empty() {
+                return Err(Error::invalid(
+                    "input",
+                    format!("input {at} has no tokens; at least one is needed"),
+                ));
+            }
+            if ids.len() > max_len {
+                let message = format!(
+                    "an input has at most {max_len} tokens, but input {at} has {}",
+                    ids.len()
+                );
+                let error = Error::invalid("input", message).with_detail("context_length", max_len);
+                return Err(Error {
+                    code: "context_length_exceeded",
+                    ..error
+                });
+            }
+            Ok(ids)
+        };
+        self.inputs.iter().enumerate().map(tokenize_one).collect()
+    }
+}
+
+/// An embedding request on the engine's thread.
+#[derive(Debug)]
+pub(super) struct EmbedJob {
+    submission: EmbedSubmission,
+    sequences: Vec<Vec<u32>>,
+    hidden_size: usize,
+    vectors: Vec<f32>,
+    done: usize,
+    mailbox: Arc<Mailbox>,
+    open: OpenRequest,
+}
+
+impl EmbedJob {
+    pub(super) fn new(
+        submission: EmbedSubmission,
+        sequences: Vec<Vec<u32>>,
+        hidden_size: usize,
+        mailbox: Arc<Mailbox>,
+        open: OpenRequest,
+    ) -> Self {
+        Self {
+            submission,
+            sequences,
+            hidden_size,
+            vectors: Vec::new(),
+            done: 0,
+            mailbox,
+            open,
+        }
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.open.aborted().is_some()
+    }
+
+    /// The next sequences, at least one and otherwise as many as `max_tokens` holds, as flat token ids and their borders.
+    pub(super) fn next_batch(&self, max_tokens: usize) -> (Range<usize>, Vec<i32>, Vec<i32>) {
+        let (mut ids, mut borders) = (Vec::new(), vec![0]);
+        let mut end = self.done;
+        for sequence in &self.sequences[self.done..] {
+            if end > self.done && ids.len() + sequence.len() > max_tokens {
+                break;
+            }
+            ids.extend(sequence.iter().map(|&id| id as i32));
+            borders.push(ids.len() as i32);
+            end += 1;
+        }
+        (self.done..end, ids, borders)
+    }
+
+    /// Takes the vectors of a batch in; true when all are there.
+    ///
+    /// # Errors
+    /// `internal_error` if the model returned another number of values.
+    pub(super) fn accept(&mut self, batch: &Range<usize>, vectors: &[f32]) -> Result<bool> {
+        let wanted = batch.len() * self.hidden_size;
+        if vectors.len() != wanted {
+            return Err(Error::internal(format!(
+                "the model gave {} values for {wanted}",
+                vectors.len()
+            )));
+        }
+        self.vectors.extend_from_slice(vectors);
+        self.done = batch.end;
+        Ok(self.done == self.sequences.len())
+    }
+
+    /// Writes the reply.
+    pub(super) fn finish(self) {
+        let kept = self.submission.dimensions.unwrap_or(self.hidden_size);
+        let tokens: usize = self.sequences.iter().map(Vec::len).sum();
+        let data: Vec<_> = self
+            .vectors
+            .chunks_exact(self.hidden_size)
+            .enumerate()
+            .map(|(index, vector)| {
+                let mut vector = vector[..kept].to_vec();
+                if kept < self.hidden_size {
+                    normalize(&mut vector);
+                }
+                let embedding = match self.submission.encoding_format {
+                    Encoding::Float => json!(vector),
+                    Encoding::Base64 => {
+                        let bytes: Vec<u8> = vector
+                            .iter()
+                            .flat_map(|value| value.to_le_bytes())
+                            .collect();
+                        json!(STANDARD.encode(bytes))
+                    }
+                };
+                json!({"object": "embedding", "embedding": embedding, "index": index})
+            })
+            .collect();
+        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+        let reply =
+            json!({"object": "list", "data": data, "model": self.submission.model, "usage": usage});
+        self.mailbox
+            .end(|out| out.extend_from_slice(reply.to_string().as_bytes()));
+    }
+
+    /// Ends the request with an error.
+    pub(super) fn fail(self, error: Error) {
+        self.mailbox.fail(error, true, |_, _| {});
+    }
+}
+
+fn normalize(vector: &mut [f32]) {
+    let norm = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    if norm > 0.0 {
+        for value in vector {
+            *value /= norm;
+        }
+    }
+}

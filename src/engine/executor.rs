@@ -1,0 +1,36 @@
+//! The border to the model: whoever implements [`Executor`] computes, and knows nothing else.
+
+use crate::error::Result;
+use crate::sched::Step;
+
+/// What one step sampled; row `r` belongs to the step's `sample_rows[r]`.
+#[derive(Debug, Default, Clone)]
+pub struct StepOutput {
+    /// Token ids, one per row.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each row's token; 0 where not asked for.
+    pub logprobs: Vec<f32>,
+    /// The most likely tokens of each row with their log-probabilities, best first; empty where not asked for.
+    pub top: Vec<Vec<(u32, f32)>>,
+}
+
+/// A model that computes steps.
+pub trait Executor {
+    /// Starts a step. It may return before the device is done.
+    ///
+    /// # Errors
+    /// Any fault of the model; the step's requests fail with it.
+    fn launch(&mut self, step: &Step) -> Result<()>;
+
+    /// Waits for the step's outcome.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()>;
+
+    /// L2-normalised embeddings, row after row, of the token sequences `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>>;
+}

@@ -1,0 +1,17 @@
+//! The running server behind any front: requests are prepared on a small pool, one thread owns the scheduler and drives the
+//! model through [`Executor`], and finished bytes wait in each stream's mailbox.
+
+mod core;
+mod embed;
+mod executor;
+mod handle;
+mod lease;
+mod prepare;
+mod worker;
+
+pub use self::core::{Core, Events};
+pub use embed::{EmbedSubmission, Encoding};
+pub use executor::{Executor, StepOutput};
+pub use handle::{Engine, EngineConfig, Model, Stats, Stream};
+pub use lease::TurnLease;
+pub use prepare::{Limits, Prepared, prepare};

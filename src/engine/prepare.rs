@@ -1,0 +1,309 @@
+//! From a valid submission to tokens: template, tokenizer, lengths. A pure function; it runs on the preparing pool, never on
+//! an event loop.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Kind, Result};
+use crate::request::{Input, OnOverflow, Submission};
+use crate::session::{Base, Turn};
+use crate::text::{ChatTemplate, Ending, Tail, Tokenizer};
+
+/// What bounds a request's length.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most tokens of a sequence, prompt and output.
+    pub context_length: usize,
+    /// Token ids lie below.
+    pub vocab_size: usize,
+}
+
+/// A request in tokens.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// History and input.
+    pub prompt: Vec<u32>,
+    /// Leading tokens of `prompt` that are the session's history.
+    pub history_tokens: usize,
+    /// Tokens this turn brings in.
+    pub input_tokens: usize,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// The turns that are kept of the session, at their place in `prompt`.
+    pub turns: Vec<Turn>,
+    /// Leading tokens that are the system prompt.
+    pub system_tokens: usize,
+    /// Whether the assistant's message is open after the input.
+    pub tail: Tail,
+}
+
+struct Encoded {
+    input: Vec<u32>,
+    tail: Tail,
+    system_tokens: usize,
+}
+
+/// Renders, tokenizes and fits a submission onto the history it builds on.
+///
+/// # Errors
+/// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`.
+pub fn prepare(
+    submission: &Submission,
+    base: Base,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    limits: Limits,
+) -> Result<Prepared> {
+    let mut base = base;
+    let first = base.turns.is_empty();
+    let mut encoded = encode(submission, &base, first, tokenizer, template, limits)?;
+    let requested = submission.stopping.max_tokens.map(|n| n as usize);
+    if submission.on_overflow == OnOverflow::DropOldestTurns && !first {
+        // A request without a limit of its own must at least have room for one token.
+        let limit = limits
+            .context_length
+            .saturating_sub(encoded.input.len() + requested.unwrap_or(1));
+        drop_oldest_turns(&mut base, limit);
+        if base.turns.is_empty() && base.tail == Tail::OpenAssistant {
+            // The answer that the input would have closed is gone.
+            base.tail = Tail::Closed;
+            encoded = encode(submission, &base, first, tokenizer, template, limits)?;
+        }
+    }
+    let Base {
+        history: mut prompt,
+        turns,
+        system_tokens,
+        ..
+    } = base;
+    let system_tokens = if first {
+        encoded.system_tokens
+    } else {
+        system_tokens
+    };
+    let (history_tokens, input_tokens) = (prompt.len(), encoded.input.len());
+    prompt.extend_from_slice(&encoded.input);
+    if prompt.is_empty() {
+        return Err(Error::invalid(
+            "prompt",
+            "the prompt has no tokens; at least one is needed",
+        ));
+    }
+    let room = limits.context_length.saturating_sub(prompt.len());
+    let max_tokens = match requested {
+        Some(n) if n <= room => n,
+        None if room > 0 => room,
+        Some(_) if submission.on_overflow == OnOverflow::TruncateOutput && room > 0 => room,
+        _ => {
+            return Err(overflow(
+                limits.context_length,
+                history_tokens,
+                input_tokens,
+                requested,
+            ));
+        }
+    };
+    Ok(Prepared {
+        prompt,
+        history_tokens,
+        input_tokens,
+        max_tokens,
+        turns,
+        system_tokens,
+        tail: encoded.tail,
+    })
+}
+
+fn overflow(
+    context_length: usize,
+    history_tokens: usize,
+    input_tokens: usize,
+    requested: Option<usize>,
+) -> Error {
+    let output = requested.map_or_else(
+        || "at least 1 of output".to_owned(),
+        |n| format!("{n} of output"),
+    );
+    let message = format!(
+        "the context holds {context_length} tokens, but {history_tokens} of history + {input_tokens} of input + {output} \
+         were given"
+    );
+    Error::new(Kind::Invalid, "context_length_exceeded", message)
+        .with_detail("context_length", context_length)
+        .with_detail("history_tokens", history_tokens)
+        .with_detail("input_tokens", input_tokens)
+        .with_detail("requested_tokens", requested)
+}
+
+/// Cuts whole turns out, oldest first and after the system prompt, until at most `limit` tokens are left or no turn is.
+fn drop_oldest_turns(base: &mut Base, limit: usize) {
+    let Base {
+        history,
+        turns,
+        system_tokens,
+        ..
+    } = base;
+    let kept = (*system_tokens).min(history.len());
+    let (mut dropped, mut cut) = (0, kept);
+    while dropped < turns.len() && kept + (history.len() - cut) > limit {
+        dropped += 1;
+        cut = turns.get(dropped).map_or(history.len(), |turn| turn.start);
+    }
+    if dropped == 0 {
+        return;
+    }
+    let removed = cut - kept;
+    history.drain(kept..cut);
+    turns.drain(..dropped);
+    for turn in turns.iter_mut() {
+        turn.start -= removed;
+    }
+    if let Some(first) = turns.first_mut() {
+        // The first turn owns the system prompt.
+        first.input_tokens += first.start;
+        first.start = 0;
+    }
+}
+
+fn encode(
+    submission: &Submission,
+    base: &Base,
+    first: bool,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    limits: Limits,
+) -> Result<Encoded> {
+    let plain = |input| Encoded {
+        input,
+        tail: Tail::Closed,
+        system_tokens: 0,
+    };
+    let text_tokenizer = || {
+        tokenizer
+            .ok_or_else(|| Error::invalid("prompt", "this model has no tokenizer; send token ids"))
+    };
+    let in_session = submission.session.is_some();
+    let generates = submission.stopping.max_tokens != Some(0);
+    match &submission.input {
+        Input::Tokens { ids } => {
+            if let Some(&id) = ids.iter().find(|&&id| id as usize >= limits.vocab_size) {
+                let message = format!(
+                    "token ids lie in [0, {}), but {id} was given",
+                    limits.vocab_size
+                );
+                return Err(Error::invalid("prompt", message));
+            }
+            Ok(plain(ids.clone()))
+        }
+        Input::Text { text } => Ok(plain(text_tokenizer()?.encode(text, first)?)),
+        Input::Turn { text } => {
+            let Some(template) = template else {
+                return Ok(plain(text_tokenizer()?.encode(text, first)?));
+            };
+            let nothing_new = text.is_empty() && !first;
+            if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
+                // The open answer is continued as it stands.
+                return Ok(Encoded {
+                    input: Vec::new(),
+                    tail: base.tail,
+                    system_tokens: 0,
+                });
+            }
+            let messages = if nothing_new {
+                Vec::new()
+            } else {
+                vec![json!({"role": "user", "content": text})]
+            };
+            let ending = if generates {
+                Ending::Answer
+            } else {
+                Ending::Closed
+            };
+            render(
+                base,
+                first,
+                in_session,
+                text_tokenizer()?,
+                template,
+                &messages,
+                None,
+                ending,
+                &Map::new(),
+            )
+        }
+        Input::Messages {
+            messages,
+            tools,
+            template_kwargs,
+            continue_final_message,
+            add_generation_prompt,
+        } => {
+            let template = template.ok_or_else(|| {
+                Error::invalid("messages", "this model has no chat template; send a prompt to /v1/completions or /generate")
+            })?;
+            if messages.is_empty() {
+                return Err(Error::invalid(
+                    "messages",
+                    "messages must hold at least one message, but none was given",
+                ));
+            }
+            let ending = match (*continue_final_message, *add_generation_prompt) {
+                (true, _) => Ending::OpenMessage,
+                (false, answer) if answer.unwrap_or(generates) => Ending::Answer,
+                _ => Ending::Closed,
+            };
+            render(
+                base,
+                first,
+                in_session,
+                text_tokenizer()?,
+                template,
+                messages,
+                tools.as_deref(),
+                ending,
+                template_kwargs,
+            )
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn render(
+    base: &Base,
+    first: bool,
+    in_session: bool,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    ending: Ending,
+    kwargs: &Map<String, Value>,
+) -> Result<Encoded> {
+    let tail = if ending == Ending::Closed {
+        Tail::Closed
+    } else {
+        Tail::OpenAssistant
+    };
+    if !first {
+        let text = template.render_continued(base.tail, messages, tools, ending, kwargs)?;
+        return Ok(Encoded {
+            input: tokenizer.encode(&text, false)?,
+            tail,
+            system_tokens: 0,
+        });
+    }
+    let text = template.render(messages, tools, ending, kwargs)?;
+    let input = tokenizer.encode(&text, false)?;
+    let mut system_tokens = 0;
+    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs)? {
+        let prefix = tokenizer.encode(&prefix, false)?;
+        // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
+        if input.starts_with(&prefix) {
+            system_tokens = prefix.len();
+        }
+    }
+    Ok(Encoded {
+        input,
+        tail,
+        system_tokens,
+    })
+}

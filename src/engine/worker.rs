@@ -1,0 +1,213 @@
+//! The engine's thread: drain the inbox, plan, compute, commit, publish; wake the readers once per step.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+
+use super::core::{Abort, Core, Events, engine_down};
+use super::embed::EmbedJob;
+use super::executor::{Executor, StepOutput};
+use super::handle::{Command, OpenRequest, ReadyRequest, Shared, Stats, now_ms};
+use crate::error::{Error, Result};
+use crate::output::{Delta, Reply, Usage};
+use crate::sched::FinishReason;
+
+/// The replies of the requests that the core knows.
+#[derive(Debug, Default)]
+struct Replies {
+    open: HashMap<u64, (Reply, OpenRequest)>,
+}
+
+impl Events for Replies {
+    fn delta(&mut self, request: u64, choice: usize, delta: Delta) {
+        if let Some((reply, _)) = self.open.get_mut(&request) {
+            reply.push(choice, delta);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        request: u64,
+        choice: usize,
+        delta: Delta,
+        reason: FinishReason,
+        usage: Usage,
+    ) {
+        if let Some((reply, _)) = self.open.get_mut(&request)
+            && reply.finish(choice, delta, reason, usage)
+        {
+            self.open.remove(&request);
+        }
+    }
+
+    fn fail(&mut self, request: u64, error: &Error) {
+        if let Some((reply, _)) = self.open.remove(&request) {
+            reply.fail(error.clone());
+        }
+    }
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    core: Core,
+    executor: Box<dyn Executor + Send>,
+    replies: Replies,
+    embeds: VecDeque<Box<EmbedJob>>,
+    output: StepOutput,
+    max_batch_tokens: usize,
+    failed_steps: u64,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        core: Core,
+        executor: Box<dyn Executor + Send>,
+        max_batch_tokens: usize,
+    ) -> Self {
+        let (replies, embeds, output) =
+            (Replies::default(), VecDeque::new(), StepOutput::default());
+        Self {
+            shared,
+            core,
+            executor,
+            replies,
+            embeds,
+            output,
+            max_batch_tokens,
+            failed_steps: 0,
+        }
+    }
+
+    /// Runs until told to stop. A panic takes the engine down, and every open request is told so.
+    pub(super) fn run(mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| while self.turn() {}));
+        let error = match outcome {
+            Ok(()) => engine_down("the server is shutting down"),
+            Err(_) => engine_down("its thread panicked"),
+        };
+        self.shared.set_down(&error.message);
+        self.core.fail_all(&error, &mut self.replies);
+        for job in self.embeds.drain(..) {
+            job.fail(error.clone());
+        }
+        for command in self.shared.close() {
+            command.reject(&error);
+        }
+        self.publish_stats();
+        self.shared.wake.signal();
+    }
+
+    /// One round of the loop; false when told to stop.
+    fn turn(&mut self) -> bool {
+        let idle = self.core.scheduler().is_idle() && self.embeds.is_empty();
+        for command in self.shared.receive(idle) {
+            match command {
+                Command::Run(ready) => self.start(*ready),
+                Command::Embed(job) => self.embeds.push_back(job),
+                Command::Abort(request) => self.abort(request),
+                Command::Stop => return false,
+            }
+        }
+        if let Err(error) = self.step() {
+            self.failed_steps += 1;
+            self.core.fail_step(&error, &mut self.replies);
+        }
+        self.embed_batch();
+        self.publish_stats();
+        self.shared.wake.signal();
+        true
+    }
+
+    fn start(&mut self, ready: ReadyRequest) {
+        let ReadyRequest {
+            submission,
+            prepared,
+            lease,
+            seed,
+            mut reply,
+            open,
+        } = ready;
+        let request = open.id();
+        if open.aborted().is_some() {
+            drop(lease);
+            for choice in 0..submission.n as usize {
+                reply.finish(
+                    choice,
+                    Delta::default(),
+                    FinishReason::Abort,
+                    Usage::default(),
+                );
+            }
+            return;
+        }
+        match self.core.add(request, &submission, prepared, lease, seed) {
+            Ok(()) => {
+                reply.accept();
+                self.replies.open.insert(request, (reply, open));
+            }
+            Err(error) => reply.fail(error),
+        }
+    }
+
+    fn abort(&mut self, request: u64) {
+        let how = self
+            .replies
+            .open
+            .get(&request)
+            .and_then(|(_, open)| open.aborted())
+            .unwrap_or(Abort::Disconnect);
+        self.core.abort(request, how, now_ms(), &mut self.replies);
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let step = self.core.plan();
+        if step.is_empty() {
+            return Ok(());
+        }
+        self.executor.launch(step)?;
+        // While the device computes: what the last step left to read.
+        self.shared.wake.signal();
+        self.executor.collect(step, &mut self.output)?;
+        self.core.commit(&self.output, now_ms(), &mut self.replies)
+    }
+
+    fn embed_batch(&mut self) {
+        let Some(mut job) = self.embeds.pop_front() else {
+            return;
+        };
+        if job.is_aborted() {
+            return;
+        }
+        let (batch, ids, borders) = job.next_batch(self.max_batch_tokens);
+        let outcome = self
+            .executor
+            .embed(&ids, &borders)
+            .and_then(|vectors| job.accept(&batch, &vectors));
+        match outcome {
+            Ok(true) => job.finish(),
+            // Behind the others, so that a long list does not hold up a short one.
+            Ok(false) => self.embeds.push_back(job),
+            Err(error) => job.fail(error),
+        }
+    }
+
+    fn publish_stats(&self) {
+        let pool = self.core.scheduler().pool();
+        let counts = pool.counts();
+        let stats = Stats {
+            scheduler: self.core.scheduler().stats(),
+            free_blocks: counts.free,
+            owned_blocks: counts.owned,
+            cached_blocks: counts.cached,
+            evictions: pool.evictions(),
+            failed_steps: self.failed_steps,
+            ..Stats::default()
+        };
+        *self
+            .shared
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}

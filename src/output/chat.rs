@@ -1,0 +1,177 @@
+//! The wire form of `POST /v1/chat/completions` (`OpenAI` API reference, "Chat Completions"): SSE chunks, or one object.
+
+use serde_json::Value;
+
+use super::json::{push_f32, push_string, write_bytes};
+use super::reply::{Choice, Head, TokenLogprob, Usage};
+use crate::error::Error;
+use crate::sched::FinishReason;
+
+/// `OpenAI`'s word for a reason; a turn that was cancelled stopped.
+pub(super) const fn reason_word(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop | FinishReason::Abort => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
+    out.extend_from_slice(b"{\"id\":");
+    push_string(out, &head.id);
+    write_bytes(
+        out,
+        format_args!(
+            ",\"object\":\"{object}\",\"created\":{},\"model\":",
+            head.created
+        ),
+    );
+    push_string(out, &head.model);
+    out.extend_from_slice(b",\"choices\":[");
+}
+
+/// Closes a chunk: with `usage` null where a usage chunk will follow.
+pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
+    out.extend_from_slice(if head.include_usage {
+        b"],\"usage\":null}\n\n".as_slice()
+    } else {
+        b"]}\n\n"
+    });
+}
+
+pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let Usage {
+        prompt_tokens,
+        cached_tokens,
+        completion_tokens,
+        ..
+    } = usage;
+    let total = prompt_tokens + completion_tokens;
+    write_bytes(
+        out,
+        format_args!(
+            "\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+             \"total_tokens\":{total},\"prompt_tokens_details\":{{\"cached_tokens\":{cached_tokens}}}}}"
+        ),
+    );
+}
+
+fn push_token(out: &mut Vec<u8>, bytes: &[u8], logprob: f32) {
+    out.extend_from_slice(b"{\"token\":");
+    push_string(out, &String::from_utf8_lossy(bytes));
+    out.extend_from_slice(b",\"logprob\":");
+    push_f32(out, logprob);
+    write_bytes(out, format_args!(",\"bytes\":{bytes:?}"));
+}
+
+fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
+    if !head.logprobs {
+        out.extend_from_slice(b"null");
+        return;
+    }
+    out.extend_from_slice(b"{\"content\":[");
+    for (at, token) in logprobs.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        push_token(out, &token.bytes, token.logprob);
+        out.extend_from_slice(b",\"top_logprobs\":[");
+        for (at, (bytes, logprob)) in token.top.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            push_token(out, bytes, *logprob);
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"]}");
+    }
+    out.extend_from_slice(b"],\"refusal\":null}");
+}
+
+fn open_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
+    out.extend_from_slice(b"data: ");
+    push_head(out, head, "chat.completion.chunk");
+    write_bytes(out, format_args!("{{\"index\":{index},\"delta\":{{"));
+}
+
+pub(super) fn opening_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
+    open_chunk(out, head, index);
+    out.extend_from_slice(
+        b"\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}",
+    );
+    close_chunk(out, head);
+}
+
+pub(super) fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choice) {
+    open_chunk(out, head, index);
+    out.extend_from_slice(b"\"content\":");
+    push_string(out, text);
+    out.extend_from_slice(b"},\"logprobs\":");
+    push_logprobs(out, head, &choice.logprobs);
+    out.extend_from_slice(b",\"finish_reason\":null}");
+    close_chunk(out, head);
+}
+
+pub(super) fn last_chunk(
+    out: &mut Vec<u8>,
+    head: &Head,
+    index: usize,
+    text: &str,
+    choice: &Choice,
+    reason: FinishReason,
+) {
+    if !text.is_empty() || !choice.logprobs.is_empty() {
+        chunk(out, head, index, text, choice);
+    }
+    open_chunk(out, head, index);
+    let word = reason_word(reason);
+    write_bytes(
+        out,
+        format_args!("}},\"logprobs\":null,\"finish_reason\":\"{word}\"}}"),
+    );
+    close_chunk(out, head);
+}
+
+/// The usage chunk, where asked for, and the end of the stream.
+pub(super) fn end(out: &mut Vec<u8>, head: &Head, usage: &Usage) {
+    end_stream(out, head, "chat.completion.chunk", usage);
+}
+
+pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str, usage: &Usage) {
+    if head.include_usage {
+        out.extend_from_slice(b"data: ");
+        push_head(out, head, object);
+        out.extend_from_slice(b"],");
+        push_usage(out, usage);
+        out.extend_from_slice(b"}\n\n");
+    }
+    out.extend_from_slice(b"data: [DONE]\n\n");
+}
+
+pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &Usage) {
+    push_head(out, head, "chat.completion");
+    for (index, choice) in choices.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write_bytes(
+            out,
+            format_args!("{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":"),
+        );
+        push_string(out, &choice.text);
+        out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
+        push_logprobs(out, head, &choice.logprobs);
+        let word = choice.finish.map_or("stop", reason_word);
+        write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
+    }
+    out.extend_from_slice(b"],");
+    push_usage(out, usage);
+    out.push(b'}');
+}
+
+pub(super) fn error_chunk(out: &mut Vec<u8>, error: &Error) {
+    let object = Value::Object(error.to_json());
+    write_bytes(
+        out,
+        format_args!("data: {{\"error\":{object}}}\n\ndata: [DONE]\n\n"),
+    );
+}

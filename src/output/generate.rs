@@ -1,0 +1,101 @@
+//! The wire form of `POST /generate`: ASCII JSON objects, each followed by one NUL byte when streamed.
+
+use serde_json::Value;
+
+use super::json::{push_ascii, write_bytes};
+use super::reply::{Choice, Usage};
+use crate::error::Error;
+use crate::sched::FinishReason;
+
+fn open(out: &mut Vec<u8>, text: &str, tokens: usize) {
+    out.extend_from_slice(b"{\"text\": ");
+    push_ascii(out, text);
+    write_bytes(
+        out,
+        format_args!(", \"tokens\": {tokens}, \"finish_reason\": "),
+    );
+}
+
+fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let Usage {
+        prompt_tokens,
+        history_tokens,
+        cached_tokens,
+        completion_tokens,
+    } = usage;
+    write_bytes(
+        out,
+        format_args!(
+            ", \"usage\": {{\"prompt_tokens\": {prompt_tokens}, \"history_tokens\": {history_tokens}, \
+             \"cached_tokens\": {cached_tokens}, \"completion_tokens\": {completion_tokens}}}"
+        ),
+    );
+}
+
+pub(super) fn frame(out: &mut Vec<u8>, text: &str, tokens: usize) {
+    open(out, text, tokens);
+    out.extend_from_slice(b"null}\0");
+}
+
+fn last(out: &mut Vec<u8>, text: &str, tokens: usize, reason: &str, usage: &Usage) {
+    open(out, text, tokens);
+    write_bytes(out, format_args!("\"{reason}\""));
+    push_usage(out, usage);
+    out.push(b'}');
+}
+
+pub(super) fn last_frame(
+    out: &mut Vec<u8>,
+    text: &str,
+    tokens: usize,
+    reason: FinishReason,
+    usage: &Usage,
+) {
+    last(out, text, tokens, reason.as_str(), usage);
+    out.push(0);
+}
+
+pub(super) fn whole(out: &mut Vec<u8>, choice: &Choice, usage: &Usage) {
+    let reason = choice.finish.map_or("abort", FinishReason::as_str);
+    last(out, &choice.text, choice.tokens, reason, usage);
+}
+
+pub(super) fn error_frame(out: &mut Vec<u8>, tokens: usize, error: &Error, usage: &Usage) {
+    open(out, "", tokens);
+    out.extend_from_slice(b"\"error\"");
+    push_usage(out, usage);
+    out.extend_from_slice(b", \"error\": ");
+    push_value(out, &Value::Object(error.to_json()));
+    out.extend_from_slice(b"}\0");
+}
+
+fn push_value(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::String(text) => push_ascii(out, text),
+        Value::Object(map) => {
+            out.push(b'{');
+            for (at, (key, value)) in map.iter().enumerate() {
+                if at > 0 {
+                    out.extend_from_slice(b", ");
+                }
+                push_ascii(out, key);
+                out.extend_from_slice(b": ");
+                push_value(out, value);
+            }
+            out.push(b'}');
+        }
+        Value::Array(items) => {
+            out.push(b'[');
+            for (at, item) in items.iter().enumerate() {
+                if at > 0 {
+                    out.extend_from_slice(b", ");
+                }
+                push_value(out, item);
+            }
+            out.push(b']');
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {
+            write_bytes(out, format_args!("{value}"));
+        }
+    }
+}

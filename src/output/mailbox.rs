@@ -1,0 +1,251 @@
+//! Finished bytes on their way from the engine thread to whoever serves the stream, with one wake-up per step.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Wakes one reader once for any number of streams with news, through a socket pair: an event loop can wait for it on any
+/// Unix.
+#[derive(Debug)]
+pub struct Wake {
+    sender: UnixStream,
+    receiver: UnixStream,
+    signalled: AtomicBool,
+    ready: Mutex<Vec<u64>>,
+}
+
+impl Wake {
+    /// A new socket pair.
+    ///
+    /// # Errors
+    /// `internal_error` where the process has no file descriptor left.
+    pub fn new() -> Result<Self> {
+        let pair = || {
+            let (sender, receiver) = UnixStream::pair()?;
+            sender.set_nonblocking(true)?;
+            receiver.set_nonblocking(true)?;
+            Ok((sender, receiver))
+        };
+        let (sender, receiver) = pair().map_err(|e: std::io::Error| {
+            Error::internal(format!("no socket pair to wake the server with: {e}"))
+        })?;
+        Ok(Self {
+            sender,
+            receiver,
+            signalled: AtomicBool::new(false),
+            ready: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Readable while some stream has news.
+    pub fn fd(&self) -> RawFd {
+        self.receiver.as_raw_fd()
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the reader, if some stream has news.
+    pub fn signal(&self) {
+        if self.ready().is_empty() || self.signalled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if (&self.sender).write(&[1]).is_err() {
+            // Nothing was sent, so the next signal must try again.
+            self.signalled.store(false, Ordering::Release);
+        }
+    }
+
+    /// Takes the ids of the streams with news.
+    pub fn drain(&self) -> Vec<u64> {
+        let mut sent = [0_u8; 16];
+        while (&self.receiver)
+            .read(&mut sent)
+            .is_ok_and(|count| count == sent.len())
+        {}
+        // From here on a new signal is sent anew; what it announces is taken below or by the next call.
+        self.signalled.store(false, Ordering::Release);
+        std::mem::take(&mut *self.ready())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Accepted,
+    Ended,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    bytes: Vec<u8>,
+    error: Option<Error>,
+    /// Listed as having news since the reader last looked.
+    listed: bool,
+}
+
+/// One stream's finished bytes. Bounded by what one request may generate.
+#[derive(Debug)]
+pub struct Mailbox {
+    id: u64,
+    wake: Arc<Wake>,
+    state: Mutex<State>,
+}
+
+/// What a reader finds.
+#[derive(Debug, PartialEq)]
+pub enum Poll {
+    /// Not yet known whether the request is accepted.
+    Waiting,
+    /// Accepted; here are the bytes since the last look.
+    Accepted(Vec<u8>),
+    /// Ended; here are the last bytes.
+    Ended(Vec<u8>),
+    /// Refused or failed before its first byte.
+    Failed(Error),
+}
+
+impl Mailbox {
+    /// An empty mailbox of stream `id`.
+    pub fn new(id: u64, wake: Arc<Wake>) -> Arc<Self> {
+        let state = State {
+            phase: Phase::Waiting,
+            bytes: Vec::new(),
+            error: None,
+            listed: false,
+        };
+        Arc::new(Self {
+            id,
+            wake,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The stream's id.
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.phase == Phase::Ended {
+            return;
+        }
+        change(&mut state);
+        if !state.listed {
+            state.listed = true;
+            self.wake.ready().push(self.id);
+        }
+    }
+
+    /// The request will run: a streaming reply may send its status now.
+    pub fn accept(&self) {
+        self.change(|state| state.phase = Phase::Accepted);
+    }
+
+    /// Appends bytes by `write`; where the buffer stays empty there is no news.
+    pub fn write(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.change(|state| {
+            state.phase = Phase::Accepted;
+            write(&mut state.bytes);
+        });
+    }
+
+    /// Appends the last bytes and ends the stream.
+    pub fn end(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.change(|state| {
+            write(&mut state.bytes);
+            state.phase = Phase::Ended;
+        });
+    }
+
+    /// Ends the stream with an error. After the first byte, `frame` writes it as the stream's last frame; before it, the reader
+    /// is handed the error itself.
+    pub fn fail(&self, error: Error, whole: bool, frame: impl FnOnce(&Error, &mut Vec<u8>)) {
+        self.change(|state| {
+            if state.phase == Phase::Waiting || whole {
+                state.error = Some(error);
+            } else {
+                frame(&error, &mut state.bytes);
+            }
+            state.phase = Phase::Ended;
+        });
+    }
+
+    /// Takes what has come since the last look.
+    pub fn poll(&self) -> Poll {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.listed = false;
+        if let Some(error) = &state.error {
+            return Poll::Failed(error.clone());
+        }
+        let bytes = std::mem::take(&mut state.bytes);
+        match state.phase {
+            Phase::Waiting => Poll::Waiting,
+            Phase::Accepted => Poll::Accepted(bytes),
+            Phase::Ended => Poll::Ended(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn error() -> Error {
+        Error::new(Kind::Internal, "internal_error", "broken")
+    }
+
+    #[test]
+    fn one_wake_lists_each_stream_once() {
+        let wake = Arc::new(Wake::new().unwrap());
+        let (a, b) = (
+            Mailbox::new(1, Arc::clone(&wake)),
+            Mailbox::new(2, Arc::clone(&wake)),
+        );
+        a.accept();
+        a.write(|out| out.extend_from_slice(b"x"));
+        b.accept();
+        wake.signal();
+        assert_eq!(wake.drain(), [1, 2]);
+        assert!(wake.drain().is_empty());
+        assert_eq!(a.poll(), Poll::Accepted(b"x".to_vec()));
+        a.end(|out| out.extend_from_slice(b"y"));
+        assert_eq!(wake.drain(), [1]);
+        assert_eq!(a.poll(), Poll::Ended(b"y".to_vec()));
+    }
+
+    #[test]
+    fn an_error_before_the_first_byte_is_handed_over_and_after_it_is_a_frame() {
+        let wake = Arc::new(Wake::new().unwrap());
+        let early = Mailbox::new(1, Arc::clone(&wake));
+        early.fail(error(), false, |_, _| panic!("no frame"));
+        assert_eq!(early.poll(), Poll::Failed(error()));
+        let late = Mailbox::new(2, Arc::clone(&wake));
+        late.accept();
+        late.fail(error(), false, |e, out| {
+            out.extend_from_slice(e.message.as_bytes());
+        });
+        assert_eq!(late.poll(), Poll::Ended(b"broken".to_vec()));
+        let whole = Mailbox::new(3, wake);
+        whole.accept();
+        whole.fail(error(), true, |_, _| panic!("no frame"));
+        assert_eq!(whole.poll(), Poll::Failed(error()));
+    }
+
+    #[test]
+    fn nothing_comes_after_the_end() {
+        let wake = Arc::new(Wake::new().unwrap());
+        let mailbox = Mailbox::new(1, wake);
+        mailbox.end(|out| out.extend_from_slice(b"z"));
+        mailbox.write(|_| panic!("ended"));
+        assert_eq!(mailbox.poll(), Poll::Ended(b"z".to_vec()));
+    }
+}

@@ -1,0 +1,396 @@
+//! Plans steps and books their outcome.
+
+use std::sync::Arc;
+
+use super::queue::Queue;
+use super::sequence::{FinishReason, NewSequence, Sequence};
+use super::step::Step;
+use crate::error::{Error, Kind, Result};
+use crate::kv::BlockPool;
+
+/// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
+const ENTRY_TOKENS: usize = 16;
+
+/// Sizes of the scheduler.
+#[derive(Debug, Clone, Copy)]
+pub struct SchedulerConfig {
+    /// Most sequences in a step.
+    pub max_batch: usize,
+    /// Most tokens in a step.
+    pub max_batch_tokens: usize,
+    /// Most tokens of a sequence, prompt and output.
+    pub max_model_len: usize,
+    /// Most sequences that wait.
+    pub max_queue: usize,
+}
+
+/// Counters since the start, and the state now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Stats {
+    pub running: usize,
+    pub waiting: usize,
+    pub steps: u64,
+    pub computed_tokens: u64,
+    pub sampled_tokens: u64,
+    pub cached_tokens: u64,
+    pub preemptions: u64,
+}
+
+/// A sequence that ended; dropping it frees its blocks.
+#[derive(Debug)]
+pub struct Finished {
+    /// The sequence with all its tokens.
+    pub sequence: Box<Sequence>,
+    /// Why it ended.
+    pub reason: FinishReason,
+}
+
+/// Told of each sampled token; its answer, if any, ends the sequence.
+pub trait StepTokens {
+    /// `row` is the token's place among the step's sampled rows; `reason` says that the scheduler ends the sequence by itself.
+    fn on_token(
+        &mut self,
+        id: u64,
+        row: usize,
+        token: u32,
+        reason: Option<FinishReason>,
+    ) -> Option<FinishReason>;
+}
+
+/// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: Arc<BlockPool>,
+    queue: Queue,
+    /// In order of rank, so that the last one is the one to preempt. Boxed: sequences move between here and the queue.
+    #[allow(clippy::vec_box)]
+    running: Vec<Box<Sequence>>,
+    step: Step,
+    next_order: u64,
+    stats: Stats,
+}
+
+impl Scheduler {
+    /// A scheduler over `pool`.
+    ///
+    /// # Errors
+    /// `invalid_value` where a step could not hold all running sequences and still admit one.
+    pub fn new(config: SchedulerConfig, pool: Arc<BlockPool>) -> Result<Self> {
+        let least = config.max_batch + ENTRY_TOKENS;
+        if config.max_batch == 0 || config.max_batch_tokens < least {
+            let message = format!(
+                "max_batch_tokens must be at least max_batch + {ENTRY_TOKENS} = {least}, but {} was given",
+                config.max_batch_tokens
+            );
+            return Err(Error::invalid("max_batch_tokens", message));
+        }
+        let (queue, running) = (Queue::default(), Vec::with_capacity(config.max_batch));
+        Ok(Self {
+            config,
+            pool,
+            queue,
+            running,
+            step: Step::default(),
+            next_order: 0,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Most tokens, prompt and output, that a sequence can ever have here.
+    pub fn max_tokens(&self) -> usize {
+        self.config
+            .max_model_len
+            .min(self.pool.num_blocks() * self.pool.block_size())
+    }
+
+    /// The pool it schedules over.
+    pub const fn pool(&self) -> &Arc<BlockPool> {
+        &self.pool
+    }
+
+    /// Queues a sequence.
+    ///
+    /// # Errors
+    /// `queue_full` (429); `context_length_exceeded` (400) for one that could never run to its end.
+    pub fn add(&mut self, new: NewSequence) -> Result<()> {
+        if self.queue.len() >= self.config.max_queue {
+            let message = format!(
+                "the queue is full: {} requests wait, the limit",
+                self.queue.len()
+            );
+            return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
+        }
+        let (total, limit) = (new.prompt.len() + new.max_tokens, self.max_tokens());
+        if new.prompt.is_empty() || total > limit {
+            let message = format!(
+                "prompt and output must have 1 to {limit} tokens, but {} + {} were asked for",
+                new.prompt.len(),
+                new.max_tokens
+            );
+            return Err(Error::new(
+                Kind::Invalid,
+                "context_length_exceeded",
+                message,
+            ));
+        }
+        let order = self.next_order;
+        self.next_order += 1;
+        self.queue
+            .push(Box::new(Sequence::new(new, &self.pool, order)));
+        Ok(())
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.queue.len() == 0
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len(),
+            waiting: self.queue.len(),
+            ..self.stats
+        }
+    }
+
+    /// Sequences in the batch.
+    pub fn running(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().map(|sequence| &**sequence)
+    }
+
+    /// Sequences that wait.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.queue.iter()
+    }
+
+    /// The step planned last.
+    pub const fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
+    /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
+    /// so that a short one never waits behind a long one.
+    pub fn plan(&mut self) -> &Step {
+        for sequence in &mut self.running {
+            sequence.granted = 0;
+        }
+        let mut budget = self.config.max_batch_tokens;
+        self.grant_decodes(&mut budget);
+        self.grant_oldest_prompt(&mut budget);
+        self.admit(&mut budget);
+        self.grant_shortest_prompts(&mut budget);
+        self.step.clear();
+        for sequence in self.running.iter().filter(|sequence| sequence.granted > 0) {
+            self.step.add(sequence, sequence.granted);
+        }
+        if !self.step.is_empty() {
+            self.stats.steps += 1;
+            self.stats.computed_tokens += self.step.num_tokens() as u64;
+        }
+        &self.step
+    }
+
+    fn grant_decodes(&mut self, budget: &mut usize) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].remaining() == 1 {
+                self.grant(at, 1, budget);
+            }
+            at += 1;
+        }
+    }
+
+    fn grant_oldest_prompt(&mut self, budget: &mut usize) {
+        let mut prompts = (0..self.running.len()).filter(|&at| self.running[at].remaining() > 1);
+        let Some(oldest) = prompts.next() else { return };
+        let alone = prompts.next().is_none()
+            && (self.queue.len() == 0 || self.running.len() == self.config.max_batch);
+        let share = if alone {
+            *budget
+        } else {
+            *budget - *budget / 4
+        };
+        self.grant(oldest, share, budget);
+    }
+
+    fn admit(&mut self, budget: &mut usize) {
+        while *budget > 0 && self.running.len() < self.config.max_batch {
+            // A block for each running sequence is left, or a newcomer would soon be preempted again.
+            let headroom = self.running.len();
+            let Some(next) = self.queue.peek_mut() else {
+                return;
+            };
+            next.attach_prefix(&self.pool);
+            if next.table.missing(next.tokens.len()) + headroom > self.pool.available() {
+                next.detach(&self.pool);
+                return;
+            }
+            let Some(mut sequence) = self.queue.pop() else {
+                return;
+            };
+            if !sequence.has_run {
+                sequence.has_run = true;
+                sequence.cached = sequence.computed;
+                self.stats.cached_tokens += sequence.computed as u64;
+            }
+            sequence.granted = 0;
+            let at = self
+                .running
+                .partition_point(|other| other.rank() < sequence.rank());
+            self.running.insert(at, sequence);
+            self.grant(at, ENTRY_TOKENS, budget);
+        }
+    }
+
+    fn grant_shortest_prompts(&mut self, budget: &mut usize) {
+        while *budget > 0 {
+            let unfinished = |sequence: &Sequence| sequence.remaining() - sequence.granted;
+            let open = self
+                .running
+                .iter()
+                .enumerate()
+                .filter(|(_, sequence)| unfinished(sequence) > 0);
+            let Some((at, left)) = open
+                .map(|(at, s)| (at, unfinished(s)))
+                .min_by_key(|&(_, left)| left)
+            else {
+                return;
+            };
+            if self.grant(at, left, budget) == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Gives the sequence at `at` up to `tokens` more tokens of this step, taking blocks from the lowest ranks if it must.
+    /// Returns how many it got.
+    fn grant(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
+        let sequence = &self.running[at];
+        let tokens = tokens
+            .min(sequence.remaining() - sequence.granted)
+            .min(*budget);
+        if tokens == 0 {
+            return 0;
+        }
+        let needed = sequence.computed + sequence.granted + tokens;
+        while !self.running[at].table.grow(needed) {
+            let last = self.running.len() - 1;
+            self.preempt_last(budget);
+            if last == at {
+                return 0;
+            }
+        }
+        self.running[at].granted += tokens;
+        *budget -= tokens;
+        tokens
+    }
+
+    fn preempt_last(&mut self, budget: &mut usize) {
+        let Some(mut victim) = self.running.pop() else {
+            return;
+        };
+        *budget += victim.granted;
+        victim.granted = 0;
+        victim.detach(&self.pool);
+        victim.preemptions += 1;
+        self.stats.preemptions += 1;
+        self.queue.push_preempted(victim);
+    }
+
+    /// Books the outcome of the step planned last. `sampled` holds one token per sampled row. Sequences that ended are
+    /// appended to `finished`; those aborted since the plan are passed over.
+    ///
+    /// # Errors
+    /// `internal_error` if the number of tokens is not the number of rows; nothing is booked then.
+    pub fn commit(
+        &mut self,
+        sampled: &[u32],
+        events: &mut impl StepTokens,
+        finished: &mut Vec<Finished>,
+    ) -> Result<()> {
+        if sampled.len() != self.step.num_rows() {
+            let (rows, given) = (self.step.num_rows(), sampled.len());
+            return Err(Error::internal(format!(
+                "the step has {rows} sampled rows, but {given} tokens were given"
+            )));
+        }
+        let (mut row, mut at) = (0, 0);
+        let mut ended = false;
+        for scheduled in &self.step.scheduled {
+            let token_row = row;
+            row += usize::from(scheduled.samples);
+            while at < self.running.len() && self.running[at].granted == 0 {
+                at += 1;
+            }
+            let Some(sequence) = self
+                .running
+                .get_mut(at)
+                .filter(|sequence| sequence.id() == scheduled.id)
+            else {
+                continue;
+            };
+            at += 1;
+            sequence.computed += scheduled.new_tokens;
+            sequence.granted = 0;
+            sequence.table.register(&sequence.tokens, sequence.computed);
+            let (tenant, mut output) = (sequence.new.tenant, 0);
+            let mut reason = None;
+            if scheduled.samples {
+                let token = sampled[token_row];
+                let own = sequence.push(token);
+                reason = events.on_token(scheduled.id, token_row, token, own).or(own);
+                output = 1;
+                self.stats.sampled_tokens += 1;
+            } else if !sequence.wants_sample() && sequence.remaining() == 0 {
+                reason = Some(FinishReason::Length);
+            }
+            self.queue.charge(tenant, scheduled.new_tokens, output);
+            sequence.finish = reason;
+            ended |= reason.is_some();
+        }
+        if ended {
+            self.collect_finished(finished);
+        }
+        self.step.clear();
+        Ok(())
+    }
+
+    fn collect_finished(&mut self, finished: &mut Vec<Finished>) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if let Some(reason) = self.running[at].finish {
+                let sequence = self.running.remove(at);
+                self.queue.tenant_stopped(sequence.new.tenant);
+                finished.push(Finished { sequence, reason });
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Gives up the step planned last, whose computation failed: its sequences leave, without a token.
+    pub fn fail_step(&mut self) -> Vec<Box<Sequence>> {
+        let failed: Vec<u64> = self
+            .step
+            .scheduled
+            .iter()
+            .map(|scheduled| scheduled.id)
+            .collect();
+        self.step.clear();
+        failed.into_iter().filter_map(|id| self.abort(id)).collect()
+    }
+
+    /// Takes a sequence out, wherever it is; its blocks are free once it is dropped.
+    pub fn abort(&mut self, id: u64) -> Option<Box<Sequence>> {
+        if let Some(at) = self.running.iter().position(|sequence| sequence.id() == id) {
+            let sequence = self.running.remove(at);
+            self.queue.tenant_stopped(sequence.new.tenant);
+            return Some(sequence);
+        }
+        self.queue.remove(id)
+    }
+}

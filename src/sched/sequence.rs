@@ -1,0 +1,172 @@
+//! One sequence of tokens on its way through the model.
+
+use std::sync::Arc;
+
+use super::sampling::SeenTokens;
+use crate::kv::{BlockPool, BlockTable};
+use crate::request::SamplingParams;
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token or a stop string.
+    Stop,
+    /// The requested number of tokens, or the end of the context.
+    Length,
+    /// Cancelled, or its client left.
+    Abort,
+}
+
+impl FinishReason {
+    /// The word of the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// What the scheduler must know of a new sequence.
+#[derive(Debug, Clone)]
+pub struct NewSequence {
+    /// Unique; names the sequence in [`super::Step`] and in events.
+    pub id: u64,
+    /// Whose prefix cache it may use.
+    pub tenant: u32,
+    /// Smaller runs first.
+    pub priority: i32,
+    /// History and input. Not empty.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate; 0 is prefill only.
+    pub max_tokens: usize,
+    /// `stop_tokens` do not end it before that many.
+    pub min_tokens: usize,
+    /// Tokens that end it.
+    pub stop_tokens: Arc<[u32]>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Seed of its sampling.
+    pub seed: u64,
+}
+
+/// A sequence that waits or runs.
+#[derive(Debug)]
+pub struct Sequence {
+    pub(super) new: NewSequence,
+    pub(super) tokens: Vec<u32>,
+    pub(super) computed: usize,
+    pub(super) table: BlockTable,
+    /// Tokens of the prompt that the prefix cache had when the sequence first ran.
+    pub(super) cached: usize,
+    pub(super) has_run: bool,
+    pub(super) seen: Option<SeenTokens>,
+    pub(super) order: u64,
+    pub(super) preemptions: u32,
+    /// Tokens that the step being planned computes.
+    pub(super) granted: usize,
+    /// Set when the step just booked was its last.
+    pub(super) finish: Option<FinishReason>,
+    ended_by_token: bool,
+}
+
+impl Sequence {
+    // Exactly these values mean that a penalty is off.
+    #[allow(clippy::float_cmp)]
+    pub(super) fn new(new: NewSequence, pool: &Arc<BlockPool>, order: u64) -> Self {
+        let s = &new.sampling;
+        let penalized =
+            s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0;
+        let seen = penalized.then(|| SeenTokens::from_prompt(&new.prompt));
+        let tokens = new.prompt.clone();
+        let table = BlockTable::from_prefix(pool, new.tenant, &[]);
+        Self {
+            new,
+            tokens,
+            computed: 0,
+            table,
+            cached: 0,
+            has_run: false,
+            seen,
+            order,
+            preemptions: 0,
+            granted: 0,
+            finish: None,
+            ended_by_token: false,
+        }
+    }
+
+    /// The sequence's name.
+    pub const fn id(&self) -> u64 {
+        self.new.id
+    }
+
+    /// Prompt and output.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Generated tokens so far.
+    pub fn output(&self) -> &[u32] {
+        &self.tokens[self.new.prompt.len()..]
+    }
+
+    /// Tokens of the prompt that were not computed again.
+    pub const fn cached_tokens(&self) -> usize {
+        self.cached
+    }
+
+    /// Whether its last token is an end token.
+    pub const fn ended_by_token(&self) -> bool {
+        self.ended_by_token
+    }
+
+    /// How often its blocks were taken away.
+    pub const fn preemptions(&self) -> u32 {
+        self.preemptions
+    }
+
+    /// The blocks it holds.
+    pub const fn table(&self) -> &BlockTable {
+        &self.table
+    }
+
+    /// Its place among others: by priority, then arrival.
+    pub(super) const fn rank(&self) -> (i32, u64) {
+        (self.new.priority, self.order)
+    }
+
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub(super) const fn wants_sample(&self) -> bool {
+        self.new.max_tokens > 0
+    }
+
+    /// Holds the cached part of the prefix; at least the last token is left to compute, since its logits are needed.
+    pub(super) fn attach_prefix(&mut self, pool: &Arc<BlockPool>) {
+        let known = self.tokens.len().saturating_sub(1);
+        self.table = BlockTable::from_prefix(pool, self.new.tenant, &self.tokens[..known]);
+        self.computed = self.table.capacity();
+    }
+
+    pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {
+        self.table = BlockTable::from_prefix(pool, self.new.tenant, &[]);
+        self.computed = 0;
+    }
+
+    pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if let Some(seen) = &mut self.seen {
+            seen.push(token);
+        }
+        let generated = self.tokens.len() - self.new.prompt.len();
+        if generated > self.new.min_tokens && self.new.stop_tokens.contains(&token) {
+            self.ended_by_token = true;
+            return Some(FinishReason::Stop);
+        }
+        (generated >= self.new.max_tokens).then_some(FinishReason::Length)
+    }
+}

@@ -1,0 +1,101 @@
+//! A toy model whose next token is a hash of its whole context as read back through the block tables: one wrong block, slot
+//! or position and its output differs.
+
+use crate::engine::{Executor, StepOutput};
+use crate::error::{Error, Result};
+use crate::sched::Step;
+
+/// The token that follows `context`, in [0, `vocab_size`).
+pub fn next_token(context: &[u32], vocab_size: usize) -> u32 {
+    // FNV-1a over the ids.
+    let hash = context
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+            (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
+        });
+    ((hash >> 17) % vocab_size as u64) as u32
+}
+
+/// The toy model with its paged memory: one token id per slot.
+#[derive(Debug)]
+pub struct ToyModel {
+    memory: Vec<Option<i32>>,
+    block_size: usize,
+    vocab_size: usize,
+    /// Steps computed so far.
+    pub steps: u64,
+    /// The steps (counted from 1) that fail.
+    pub failing_steps: Vec<u64>,
+}
+
+impl ToyModel {
+    /// A model with memory for `num_blocks` blocks of `block_size` tokens.
+    pub fn new(num_blocks: usize, block_size: usize, vocab_size: usize) -> Self {
+        let memory = vec![None; num_blocks * block_size];
+        Self {
+            memory,
+            block_size,
+            vocab_size,
+            steps: 0,
+            failing_steps: Vec::new(),
+        }
+    }
+
+    fn context(&self, blocks: &[i32], len: usize) -> Result<Vec<u32>> {
+        let at = |position: usize| {
+            blocks[position / self.block_size] as usize * self.block_size
+                + position % self.block_size
+        };
+        (0..len)
+            .map(|position| {
+                let slot = at(position);
+                let token = self.memory.get(slot).copied().flatten();
+                token
+                    .map(|token| token as u32)
+                    .ok_or_else(|| Error::internal(format!("slot {slot} was never written")))
+            })
+            .collect()
+    }
+}
+
+impl Executor for ToyModel {
+    fn launch(&mut self, step: &Step) -> Result<()> {
+        self.steps += 1;
+        if self.failing_steps.contains(&self.steps) {
+            return Err(Error::internal("the toy model was told to fail"));
+        }
+        for (&slot, &token) in step.slots.iter().zip(&step.token_ids) {
+            self.memory[slot as usize] = Some(token);
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
+        output.tokens.clear();
+        let sampling = step
+            .scheduled
+            .iter()
+            .enumerate()
+            .filter(|(_, scheduled)| scheduled.samples);
+        for (at, _) in sampling {
+            let blocks = &step.blocks[step.block_start[at]..step.block_start[at + 1]];
+            let context = self.context(blocks, step.context_lens[at] as usize)?;
+            output.tokens.push(next_token(&context, self.vocab_size));
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {
+        // Two numbers a sequence, on the unit circle.
+        Ok(cu_seqlens
+            .windows(2)
+            .flat_map(|borders| {
+                let sum: i32 = token_ids[borders[0] as usize..borders[1] as usize]
+                    .iter()
+                    .sum();
+                let angle = sum as f32;
+                [angle.cos(), angle.sin()]
+            })
+            .collect())
+    }
+}
