@@ -1,7 +1,10 @@
 """The Rust core. Checked against the built module by stubtest."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Final, Self, final
+
+from lmserve.model.interface import Runner
 
 __all__ = ["VERSION"]
 
@@ -117,3 +120,75 @@ class StreamDecoder:
 
     def flush(self) -> tuple[str, bool]:
         """Text that was held back, and whether a stop string was found in it."""
+
+@final
+class Engine:
+    """The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them."""
+
+    def __new__(
+        cls,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        *,
+        eos_token_ids: Sequence[int],
+        max_queue: int = 1024,
+        max_sessions: int = 100_000,
+        session_ttl: float = 0.0,
+        prefix_cache: bool = True,
+    ) -> Engine:
+        """`session_ttl`: seconds an idle session is kept; 0: for ever. Raises LmserveError for impossible sizes."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a sequence, prompt and output."""
+
+    def submit(self, submission: bytes) -> Stream:
+        """Take one JSON-encoded submission (`lmserve.engine.submission`) in and return at once.
+
+        Raises LmserveError: 400 invalid_value, 404 session_not_found, 409 session_busy, 429 queue_full, 503.
+        """
+
+    def embed(self, submission: bytes) -> Stream:
+        """Take one JSON-encoded embedding request in and return at once; the stream carries the whole reply."""
+
+    def cancel_session(self, tenant: int, session_id: int) -> bool:
+        """End the running turn of a session with what it has; False if none runs."""
+
+    def end_session(self, tenant: int, session_id: int) -> bool:
+        """Drop a session; False if there was none. Raises LmserveError session_busy (409) while a turn runs."""
+
+    def session_info(self, tenant: int, session_id: int) -> dict[str, int | bool]:
+        """Committed turns and tokens of a session, times in ms since 1970, and whether a turn runs. 404 if unknown."""
+
+    def session_tokens(self, tenant: int, session_id: int) -> list[int]:
+        """Committed token ids of a session. 404 if unknown."""
+
+    def wake_fd(self) -> int:
+        """A file descriptor that is readable while some stream has news."""
+
+    def drain(self) -> list[int]:
+        """Take the ids of the streams with news."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters and the state at the last step."""
+
+    def shutdown(self, grace_seconds: float) -> None:
+        """Refuse new requests, wait up to `grace_seconds` for open ones, give up the rest and end the threads."""
+
+@final
+class Stream:
+    """One request's finished wire bytes. Dropping it before the end aborts the request."""
+
+    @property
+    def id(self) -> int:
+        """As `Engine.drain` names it."""
+
+    def poll(self) -> tuple[int, bytes]:
+        """(0 waiting | 1 accepted | 2 ended, bytes since the last call).
+
+        Raises LmserveError where the request was refused, or failed before its first byte.
+        """
+
+    def abort(self) -> None:
+        """The reader left. May be called again."""

@@ -1,5 +1,7 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
+mod engine;
+mod executor;
 mod text;
 
 use pyo3::prelude::*;
@@ -28,6 +30,8 @@ impl From<Error> for PyErr {
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::engine::{Engine, Stream};
     #[pymodule_export]
     use super::text::{ChatTemplate, GgufFile, StreamDecoder, Tokenizer};
 

@@ -1,7 +1,7 @@
 //! `_core.GgufFile`, `_core.Tokenizer`, `_core.ChatTemplate` and `_core.StreamDecoder`.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -102,18 +102,20 @@ fn array_object<'py>(py: Python<'py>, array: &gguf::Array) -> PyResult<Bound<'py
 }
 
 #[pyclass(frozen, module = "lmserve._core")]
-pub(crate) struct Tokenizer(pub(crate) text::Tokenizer);
+pub(crate) struct Tokenizer(pub(crate) Arc<text::Tokenizer>);
 
 #[pymethods]
 impl Tokenizer {
     #[staticmethod]
     fn from_json(py: Python<'_>, json: &[u8]) -> Result<Self> {
-        py.detach(|| text::Tokenizer::from_json(json)).map(Self)
+        py.detach(|| text::Tokenizer::from_json(json))
+            .map(|inner| Self(Arc::new(inner)))
     }
 
     #[staticmethod]
     fn from_gguf(py: Python<'_>, file: &GgufFile) -> Result<Self> {
-        py.detach(|| text::Tokenizer::from_gguf(&file.0)).map(Self)
+        py.detach(|| text::Tokenizer::from_gguf(&file.0))
+            .map(|inner| Self(Arc::new(inner)))
     }
 
     #[pyo3(signature = (text, *, add_special = false))]
@@ -151,14 +153,15 @@ impl Tokenizer {
 }
 
 #[pyclass(frozen, module = "lmserve._core")]
-pub(crate) struct ChatTemplate(pub(crate) text::ChatTemplate);
+pub(crate) struct ChatTemplate(pub(crate) Arc<text::ChatTemplate>);
 
 #[pymethods]
 impl ChatTemplate {
     #[new]
     #[pyo3(signature = (source, special_tokens = None))]
     fn new(source: &str, special_tokens: Option<&[u8]>) -> Result<Self> {
-        text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?).map(Self)
+        text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)
+            .map(|inner| Self(Arc::new(inner)))
     }
 
     #[pyo3(signature = (messages, *, tools = None, add_generation_prompt = true, continue_final_message = false, kwargs = None))]

@@ -59,6 +59,7 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         stream=stream,
         include_usage=bool(data.stream_options and data.stream_options.include_usage),
         session=_session(data),
+        on_overflow=data.on_overflow or "error",
         n=given_or(data.n, 1),
         tenant=tenant,
         sampling=_sampling(data),
@@ -90,7 +91,6 @@ def _session(data: ChatRequest) -> SessionRef | None:
         create=True,
         end=False,
         on_disconnect=data.on_disconnect or "rollback",
-        on_overflow=data.on_overflow or "error",
     )
 
 

@@ -84,8 +84,8 @@ def submission(data: GenerateRequest, *, model: str, tenant: int) -> Submission:
             create=False,
             end=data.sequence_end,
             on_disconnect=data.on_disconnect,
-            on_overflow=data.on_overflow,
         ),
+        on_overflow=data.on_overflow,
         tenant=tenant,
         sampling=SamplingParams(
             temperature=data.temperature,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Final, TypeVar
 
-from lmserve.engine.submission import OnDisconnect, OnOverflow, SessionRef
+from lmserve.engine.submission import OnDisconnect, SessionRef
 from lmserve.schemas.bounds import ANONYMOUS
 
 T = TypeVar("T")
 
 _U64: Final = 2**64
-# Ids that no client can give.
-_throwaway_ids = count(ANONYMOUS - 1, -1)
 
 
 def given_or(value: T | None, default: T) -> T:
@@ -31,14 +28,8 @@ def session_ref(
     create: bool,
     end: bool,
     on_disconnect: OnDisconnect,
-    on_overflow: OnOverflow,
 ) -> SessionRef | None:
     """The turn's session; None for an anonymous one."""
     if session_id == ANONYMOUS:
-        if on_overflow == "error":
-            return None
-        # The policy is the session's, so this turn gets one that ends with it.
-        return SessionRef(id=next(_throwaway_ids), start=True, end=True, on_overflow=on_overflow)
-    return SessionRef(
-        id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect, on_overflow=on_overflow
-    )
+        return None
+    return SessionRef(id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect)

@@ -51,7 +51,6 @@ class SessionRef(Struct, frozen=True, omit_defaults=True):
     create: bool = False
     end: bool = False
     on_disconnect: OnDisconnect = "rollback"
-    on_overflow: OnOverflow = "error"
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
@@ -92,6 +91,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     session: SessionRef | None = None
+    on_overflow: OnOverflow = "error"
     sampling: SamplingParams = SamplingParams()
     stopping: StopParams = StopParams()
     n: int = 1

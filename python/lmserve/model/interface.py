@@ -8,7 +8,7 @@ side.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,26 @@ class Extras:
     seen_start: I32  # [n_rows + 1] distinct tokens of prompt and output, of rows with a penalty
     seen_token: I32
     seen_count: I32  # occurrences in the output alone (0: in the prompt only)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        bias_start: bytes,
+        bias_token: bytes,
+        bias_value: bytes,
+        seen_start: bytes,
+        seen_token: bytes,
+        seen_count: bytes,
+    ) -> Self:
+        """Build from native-endian bytes (called by `lmserve._core`)."""
+        return cls(
+            np.frombuffer(bias_start, np.int32),
+            np.frombuffer(bias_token, np.int32),
+            np.frombuffer(bias_value, np.float32),
+            np.frombuffer(seen_start, np.int32),
+            np.frombuffer(seen_token, np.int32),
+            np.frombuffer(seen_count, np.int32),
+        )
 
 
 class Runner(Protocol):

@@ -1,0 +1,234 @@
+//! The engine and its streams as Python classes.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::executor::PyExecutor;
+use super::text::{ChatTemplate, Tokenizer};
+use crate::engine::{self, EngineConfig, Model};
+use crate::error::Error;
+use crate::output::Poll;
+use crate::sched::SchedulerConfig;
+use crate::session::{SessionKey, StoreLimits};
+
+/// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
+#[pyclass(frozen, module = "lmserve._core", weakref)]
+pub struct Engine {
+    inner: engine::Engine,
+    random: RandomState,
+    submitted: AtomicU64,
+}
+
+/// One request's finished wire bytes. Dropping it before the end aborts the request.
+#[pyclass(frozen, module = "lmserve._core")]
+pub struct Stream {
+    inner: engine::Stream,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, prefix_cache = true))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        runner: &Bound<'_, PyAny>,
+        tokenizer: Option<&Tokenizer>,
+        template: Option<&ChatTemplate>,
+        eos_token_ids: Vec<u32>,
+        max_queue: usize,
+        max_sessions: usize,
+        session_ttl: f64,
+        prefix_cache: bool,
+    ) -> PyResult<Self> {
+        let info = runner.getattr("info")?;
+        let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
+        let flag = |name: &str| -> PyResult<bool> { info.getattr(name)?.extract() };
+        if !session_ttl.is_finite() || session_ttl < 0.0 {
+            let message = format!(
+                "session_ttl must be a number of seconds >= 0, but {session_ttl} was given"
+            );
+            return Err(Error::invalid("session_ttl", message).into());
+        }
+        let config = EngineConfig {
+            scheduler: SchedulerConfig {
+                max_batch: size("max_batch")?,
+                max_batch_tokens: size("max_batch_tokens")?,
+                max_model_len: size("max_model_len")?,
+                max_queue,
+            },
+            num_blocks: size("num_blocks")?,
+            block_size: size("block_size")?,
+            prefix_cache,
+            sessions: StoreLimits {
+                max_sessions,
+                ttl_ms: (session_ttl * 1000.0) as u64,
+            },
+        };
+        let model = Model {
+            tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0)),
+            template: template.map(|template| Arc::clone(&template.0)),
+            eos_tokens: eos_token_ids,
+            vocab_size: size("vocab_size")?,
+            hidden_size: size("hidden_size")?,
+            max_embed_len: size("max_model_len")?,
+            can_generate: flag("can_generate")?,
+            can_embed: flag("can_embed")?,
+        };
+        let executor = Box::new(PyExecutor::new(runner)?);
+        let inner = engine::Engine::start(config, model, executor)?;
+        Ok(Self {
+            inner,
+            random: RandomState::new(),
+            submitted: AtomicU64::new(0),
+        })
+    }
+
+    /// Most tokens of a sequence, prompt and output.
+    #[getter]
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    /// Takes one JSON-encoded submission in and returns at once.
+    fn submit(&self, submission: &[u8]) -> PyResult<Stream> {
+        // Distinct for each request of a process and unpredictable from outside; a client that wants it fixed sends a seed.
+        let random = self
+            .random
+            .hash_one(self.submitted.fetch_add(1, Ordering::Relaxed));
+        Ok(Stream {
+            inner: self.inner.submit(submission, random)?,
+        })
+    }
+
+    /// Takes one JSON-encoded embedding request in and returns at once.
+    fn embed(&self, submission: &[u8]) -> PyResult<Stream> {
+        Ok(Stream {
+            inner: self.inner.embed(submission)?,
+        })
+    }
+
+    /// Ends the running turn of a session with what it has; False if none runs.
+    fn cancel_session(&self, tenant: u32, session_id: i64) -> bool {
+        self.inner.cancel_session(SessionKey {
+            tenant,
+            id: session_id,
+        })
+    }
+
+    /// Drops a session; False if there was none.
+    fn end_session(&self, tenant: u32, session_id: i64) -> PyResult<bool> {
+        Ok(self.inner.end_session(SessionKey {
+            tenant,
+            id: session_id,
+        })?)
+    }
+
+    /// Committed turns and tokens of a session, and whether a turn runs.
+    fn session_info<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: u32,
+        session_id: i64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let info = self.inner.session_info(SessionKey {
+            tenant,
+            id: session_id,
+        })?;
+        let dict = PyDict::new(py);
+        dict.set_item("id", session_id)?;
+        dict.set_item("turns", info.turns)?;
+        dict.set_item("tokens", info.tokens)?;
+        dict.set_item("busy", info.busy)?;
+        dict.set_item("created_ms", info.created_ms)?;
+        dict.set_item("used_ms", info.used_ms)?;
+        Ok(dict)
+    }
+
+    /// Committed token ids of a session.
+    fn session_tokens(&self, tenant: u32, session_id: i64) -> PyResult<Vec<u32>> {
+        Ok(self.inner.session_tokens(SessionKey {
+            tenant,
+            id: session_id,
+        })?)
+    }
+
+    /// A file descriptor that is readable while some stream has news.
+    fn wake_fd(&self) -> i32 {
+        self.inner.wake_fd()
+    }
+
+    /// Takes the ids of the streams with news.
+    fn drain(&self) -> Vec<u64> {
+        self.inner.drain()
+    }
+
+    /// Counters and the state at the last step.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner.stats();
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("running", stats.scheduler.running as u64),
+            ("waiting", stats.scheduler.waiting as u64),
+            ("steps", stats.scheduler.steps),
+            ("computed_tokens", stats.scheduler.computed_tokens),
+            ("sampled_tokens", stats.scheduler.sampled_tokens),
+            ("cached_tokens", stats.scheduler.cached_tokens),
+            ("preemptions", stats.scheduler.preemptions),
+            ("free_blocks", stats.free_blocks as u64),
+            ("owned_blocks", stats.owned_blocks as u64),
+            ("cached_blocks", stats.cached_blocks as u64),
+            ("evictions", stats.evictions),
+            ("failed_steps", stats.failed_steps),
+            ("open_requests", stats.open_requests as u64),
+            ("sessions", stats.sessions as u64),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// Refuses new requests, waits up to `grace_seconds` for open ones, gives up the rest and ends the threads.
+    fn shutdown(&self, py: Python<'_>, grace_seconds: f64) {
+        // The engine's thread needs the GIL to finish its step.
+        py.detach(|| {
+            self.inner
+                .shutdown(Duration::from_secs_f64(grace_seconds.clamp(0.0, 86_400.0)));
+        });
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        Python::attach(|py| self.shutdown(py, 0.0));
+    }
+}
+
+#[pymethods]
+impl Stream {
+    /// The stream's id, as `Engine.drain` names it.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.inner.id()
+    }
+
+    /// (0 waiting | 1 accepted | 2 ended, bytes since the last call). Raises `LmserveError` where the request was refused, or
+    /// failed before its first byte.
+    fn poll<'py>(&self, py: Python<'py>) -> PyResult<(u8, Bound<'py, PyBytes>)> {
+        match self.inner.poll() {
+            Poll::Waiting => Ok((0, PyBytes::new(py, b""))),
+            Poll::Accepted(bytes) => Ok((1, PyBytes::new(py, &bytes))),
+            Poll::Ended(bytes) => Ok((2, PyBytes::new(py, &bytes))),
+            Poll::Failed(error) => Err(error.into()),
+        }
+    }
+
+    /// The reader left. May be called again.
+    fn abort(&self) {
+        self.inner.abort();
+    }
+}

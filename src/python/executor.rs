@@ -1,0 +1,262 @@
+//! A model loop in Python as the engine's [`Executor`]: the step's arrays are written into the runner's own buffers, so that one
+//! call is all that crosses the border.
+
+use std::ptr::{self, NonNull};
+
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::engine::{Executor, StepOutput};
+use crate::error::{Error, Result};
+use crate::sched::Step;
+
+/// `StepBuffers` of `lmserve/model/interface.py`.
+struct Buffers {
+    token_ids: PyBuffer<i32>,
+    positions: PyBuffer<i32>,
+    slots: PyBuffer<i32>,
+    query_start: PyBuffer<i32>,
+    context_lens: PyBuffer<i32>,
+    block_tables: PyBuffer<i32>,
+    sample_rows: PyBuffer<i32>,
+    temperature: PyBuffer<f32>,
+    top_k: PyBuffer<i32>,
+    top_p: PyBuffer<f32>,
+    min_p: PyBuffer<f32>,
+    repetition_penalty: PyBuffer<f32>,
+    presence_penalty: PyBuffer<f32>,
+    frequency_penalty: PyBuffer<f32>,
+    uniform: PyBuffer<f32>,
+    logprobs: PyBuffer<i32>,
+    sampled: PyBuffer<i32>,
+    sampled_logprob: PyBuffer<f32>,
+    top_ids: PyBuffer<i32>,
+    top_logprobs: PyBuffer<f32>,
+}
+
+/// Drives an object with the methods of `Runner` in `lmserve/model/interface.py`.
+pub(super) struct PyExecutor {
+    launch: Py<PyAny>,
+    collect: Py<PyAny>,
+    embed: Py<PyAny>,
+    extras: Py<PyAny>,
+    frombuffer: Py<PyAny>,
+    buffers: Buffers,
+}
+
+fn buffer<T: Element>(object: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBuffer<T>> {
+    let buffer = PyBuffer::get(&object.getattr(name)?)?;
+    if buffer.readonly() || !buffer.is_c_contiguous() {
+        let message = format!("StepBuffers.{name} must be writable and C-contiguous");
+        return Err(pyo3::exceptions::PyValueError::new_err(message));
+    }
+    Ok(buffer)
+}
+
+/// Copies `values` into `buffer` from `offset` on.
+fn put<T: Element>(buffer: &PyBuffer<T>, offset: usize, values: &[T], name: &str) -> Result<()> {
+    let cells = buffer.as_slice_ptr();
+    let (end, capacity) = (offset + values.len(), cells.map_or(0, NonNull::len));
+    let Some(cells) = cells.filter(|_| end <= capacity) else {
+        return Err(Error::internal(format!(
+            "the step needs {end} entries of {name}, but the runner gave {capacity}"
+        )));
+    };
+    // SAFETY: offset..end lies within the buffer, which `buffer` checked to be writable and keeps alive; a runner touches its
+    // buffers only within `launch` and `collect`, which are called from this thread alone.
+    unsafe {
+        ptr::copy_nonoverlapping(
+            values.as_ptr(),
+            cells.cast::<T>().as_ptr().add(offset),
+            values.len(),
+        );
+    };
+    Ok(())
+}
+
+fn get<T: Element>(buffer: &PyBuffer<T>, offset: usize, count: usize) -> Result<Vec<T>> {
+    let cells = buffer
+        .as_slice_ptr()
+        .filter(|cells| offset + count <= cells.len());
+    let cells =
+        cells.ok_or_else(|| Error::internal("an output buffer of the runner is too small"))?;
+    // SAFETY: as in `put`.
+    let values =
+        unsafe { std::slice::from_raw_parts(cells.cast::<T>().as_ptr().add(offset), count) };
+    Ok(values.to_vec())
+}
+
+fn failed(py: Python<'_>, error: &PyErr) -> Error {
+    error.display(py);
+    Error::internal(format!("the model failed: {error}"))
+}
+
+fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| to_bytes(value)).collect()
+}
+
+impl PyExecutor {
+    pub(super) fn new(runner: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = runner.py();
+        let source = runner.getattr("buffers")?;
+        let buffers = Buffers {
+            token_ids: buffer(&source, "token_ids")?,
+            positions: buffer(&source, "positions")?,
+            slots: buffer(&source, "slots")?,
+            query_start: buffer(&source, "query_start")?,
+            context_lens: buffer(&source, "context_lens")?,
+            block_tables: buffer(&source, "block_tables")?,
+            sample_rows: buffer(&source, "sample_rows")?,
+            temperature: buffer(&source, "temperature")?,
+            top_k: buffer(&source, "top_k")?,
+            top_p: buffer(&source, "top_p")?,
+            min_p: buffer(&source, "min_p")?,
+            repetition_penalty: buffer(&source, "repetition_penalty")?,
+            presence_penalty: buffer(&source, "presence_penalty")?,
+            frequency_penalty: buffer(&source, "frequency_penalty")?,
+            uniform: buffer(&source, "uniform")?,
+            logprobs: buffer(&source, "logprobs")?,
+            sampled: buffer(&source, "sampled")?,
+            sampled_logprob: buffer(&source, "sampled_logprob")?,
+            top_ids: buffer(&source, "top_ids")?,
+            top_logprobs: buffer(&source, "top_logprobs")?,
+        };
+        Ok(Self {
+            launch: runner.getattr("launch")?.unbind(),
+            collect: runner.getattr("collect")?.unbind(),
+            embed: runner.getattr("embed")?.unbind(),
+            extras: py
+                .import("lmserve.model.interface")?
+                .getattr("Extras")?
+                .getattr("from_bytes")?
+                .unbind(),
+            frombuffer: py.import("numpy")?.getattr("frombuffer")?.unbind(),
+            buffers,
+        })
+    }
+
+    fn write(&self, step: &Step) -> Result<()> {
+        let b = &self.buffers;
+        put(&b.token_ids, 0, &step.token_ids, "token_ids")?;
+        put(&b.positions, 0, &step.positions, "positions")?;
+        put(&b.slots, 0, &step.slots, "slots")?;
+        put(&b.query_start, 0, &step.query_start, "query_start")?;
+        put(&b.context_lens, 0, &step.context_lens, "context_lens")?;
+        put(&b.sample_rows, 0, &step.sample_rows, "sample_rows")?;
+        put(&b.temperature, 0, &step.temperature, "temperature")?;
+        put(&b.top_k, 0, &step.top_k, "top_k")?;
+        put(&b.top_p, 0, &step.top_p, "top_p")?;
+        put(&b.min_p, 0, &step.min_p, "min_p")?;
+        put(
+            &b.repetition_penalty,
+            0,
+            &step.repetition_penalty,
+            "repetition_penalty",
+        )?;
+        put(
+            &b.presence_penalty,
+            0,
+            &step.presence_penalty,
+            "presence_penalty",
+        )?;
+        put(
+            &b.frequency_penalty,
+            0,
+            &step.frequency_penalty,
+            "frequency_penalty",
+        )?;
+        put(&b.uniform, 0, &step.uniform, "uniform")?;
+        put(&b.logprobs, 0, &step.logprobs, "logprobs")?;
+        let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
+        for (at, borders) in step.block_start.windows(2).enumerate() {
+            let blocks = &step.blocks[borders[0]..borders[1]];
+            if blocks.len() > stride {
+                let needed = blocks.len();
+                return Err(Error::internal(format!(
+                    "a sequence has {needed} blocks; the runner has room for {stride}"
+                )));
+            }
+            put(&b.block_tables, at * stride, blocks, "block_tables")?;
+        }
+        Ok(())
+    }
+
+    fn make_extras<'py>(&self, py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyAny>> {
+        if !step.has_extras() {
+            return Ok(py.None().into_bound(py));
+        }
+        let ints = |values: &[i32]| PyBytes::new(py, &bytes_of(values, i32::to_ne_bytes));
+        let floats = |values: &[f32]| PyBytes::new(py, &bytes_of(values, f32::to_ne_bytes));
+        self.extras.bind(py).call1((
+            ints(&step.bias_start),
+            ints(&step.bias_token),
+            floats(&step.bias_value),
+            ints(&step.seen_start),
+            ints(&step.seen_token),
+            ints(&step.seen_count),
+        ))
+    }
+}
+
+impl Executor for PyExecutor {
+    fn launch(&mut self, step: &Step) -> Result<()> {
+        Python::attach(|py| {
+            self.write(step)?;
+            let sizes = (step.num_tokens(), step.num_sequences(), step.num_rows());
+            self.make_extras(py, step)
+                .and_then(|extras| {
+                    self.launch
+                        .bind(py)
+                        .call1((sizes.0, sizes.1, sizes.2, extras))
+                })
+                .map(drop)
+                .map_err(|e| failed(py, &e))
+        })
+    }
+
+    fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
+        Python::attach(|py| {
+            self.collect.bind(py).call0().map_err(|e| failed(py, &e))?;
+            let rows = step.num_rows();
+            let sampled = get(&self.buffers.sampled, 0, rows)?;
+            output.tokens.clear();
+            output
+                .tokens
+                .extend(sampled.iter().map(|&token| token as u32));
+            output.logprobs.clear();
+            output.top.clear();
+            if step.logprobs.iter().all(|&k| k < 0) {
+                return Ok(());
+            }
+            output.logprobs = get(&self.buffers.sampled_logprob, 0, rows)?;
+            let stride = self.buffers.top_ids.shape().get(1).copied().unwrap_or(0);
+            for (row, &k) in step.logprobs.iter().enumerate() {
+                let count = (k.max(0) as usize).min(stride);
+                let ids = get(&self.buffers.top_ids, row * stride, count)?;
+                let logprobs = get(&self.buffers.top_logprobs, row * stride, count)?;
+                output
+                    .top
+                    .push(ids.into_iter().map(|id| id as u32).zip(logprobs).collect());
+            }
+            Ok(())
+        })
+    }
+
+    fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {
+        Python::attach(|py| {
+            let array = |values: &[i32]| {
+                let bytes = PyBytes::new(py, &bytes_of(values, i32::to_ne_bytes));
+                self.frombuffer.bind(py).call1((bytes, "int32"))
+            };
+            let embed = || {
+                let vectors = self
+                    .embed
+                    .bind(py)
+                    .call1((array(token_ids)?, array(cu_seqlens)?))?;
+                PyBuffer::<f32>::get(&vectors)?.to_vec(py)
+            };
+            embed().map_err(|e| failed(py, &e))
+        })
+    }
+}
