@@ -6,7 +6,7 @@ from typing import Any, Final, Self, final
 
 from lmserve.model.interface import Runner
 
-__all__ = ["VERSION"]
+__all__ = ["VERSION", "ChatTemplate", "Engine", "GgufFile", "Stream", "StreamDecoder", "Tokenizer"]
 
 VERSION: Final[str]
 
