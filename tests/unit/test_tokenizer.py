@@ -248,6 +248,18 @@ def test_a_tokenizer_json_means_what_it_means_to_the_oracle(train: Callable[[], 
             assert ours.decode(tokens, skip_special=skip_special) == expected
 
 
+def test_minilm_encodes_and_decodes_as_the_oracle(minilm_folder: Path) -> None:
+    data = (minilm_folder / "tokenizer.json").read_bytes()
+    ours, oracle = Tokenizer.from_json(data), tokenizers.Tokenizer.from_str(data.decode())
+    oracle.no_truncation()
+    oracle.no_padding()
+    texts = strings(4000, seed=8, markers=("[SEP]", "[MASK]"))
+    assert differences(ours, oracle, texts, add_special=True) == []
+    for text in texts:
+        tokens = ours.encode(text, add_special=True)
+        assert ours.decode(tokens) == oracle.decode(tokens)
+
+
 MALFORMED = [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": {"type": "BPE"}}', b"[" * 100_000]
 
 
