@@ -8,13 +8,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from lmserve._core import GgufFile
 from lmserve.errors import LmserveError
-
-import gguf
 
 VALUES: dict[str, Any] = {
     "u8": (200, gguf.GGUFValueType.UINT8),

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import tokenizers
 from lmserve._core import GgufFile, Tokenizer
@@ -14,8 +15,6 @@ from lmserve.errors import LmserveError
 from text_samples import SENTENCES, strings
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-import gguf
 
 CONTROL, USER_DEFINED = 3, 4
 

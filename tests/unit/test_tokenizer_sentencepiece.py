@@ -7,6 +7,7 @@ import itertools
 import random
 from pathlib import Path
 
+import gguf
 import pytest
 import sentencepiece
 import tokenizers
@@ -14,8 +15,6 @@ from lmserve._core import GgufFile, Tokenizer
 from lmserve.errors import LmserveError
 from text_samples import SENTENCES, strings
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
-
-import gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ADDED = {"<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED, "[PAD1]": UNUSED}
