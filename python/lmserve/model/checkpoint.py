@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lmserve._core import GgufFile, Tokenizer
 from lmserve.model import arch, gguf_source, hf_source
 from lmserve.model.arch import bert, decoder
 from lmserve.model.arch.family import Family, Tensors
@@ -15,9 +16,6 @@ from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.safetensors_source import read_safetensors
 from lmserve.model.tensors import StoredTensor
-
-if TYPE_CHECKING:
-    from lmserve._core import Tokenizer
 
 GGUF_MAGIC = b"GGUF"
 
@@ -42,14 +40,12 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """The core's tokenizer, read from the checkpoint."""
-        from lmserve import _core
-
         if self.path.is_file():
-            return _core.Tokenizer.from_gguf(_core.GgufFile(str(self.path)))
+            return Tokenizer.from_gguf(GgufFile(self.path))
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{self.path} has no tokenizer.json (other tokenizer files must be converted to it)")
-        return _core.Tokenizer.from_json(file.read_bytes())
+        return Tokenizer.from_json(file.read_bytes())
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmserve._core import GgufFile
+from lmserve.errors import LmserveError
 from lmserve.model.config import ModelConfig, RopeConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.hf_source import TextSettings
@@ -42,39 +44,25 @@ ROPE_FACTORS = "rope_freqs.weight"
 DEFAULT_THETA = 10000.0
 
 
-class GgufHeader(Protocol):
-    """What is read of a GGUF header; `_core.GgufFile` is one."""
-
-    @property
-    def data_offset(self) -> int:
-        """Byte at which tensor data starts."""
-
-    def metadata(self) -> dict[str, Any]:
-        """All key-value pairs but the vocabulary's arrays."""
-
-    def get(self, key: str) -> Any:
-        """One value, or None."""
-
-    def tensors(self) -> list[tuple[str, str, list[int], int, int]]:
-        """(name, type name, shape with the contiguous axis last, offset from data_offset, bytes) of each tensor."""
-
-
-def open_header(path: Path) -> GgufHeader:
+def open_header(path: Path) -> GgufFile:
     """Read the header of a GGUF file."""
-    return _ReaderHeader(path)
+    try:
+        return GgufFile(path)
+    except LmserveError as error:
+        raise CheckpointError(str(error)) from error
 
 
-def read_tensors(path: Path, header: GgufHeader) -> dict[str, StoredTensor]:
+def read_tensors(path: Path, header: GgufFile) -> dict[str, StoredTensor]:
     """Every tensor by its GGUF name."""
     mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
     tensors: dict[str, StoredTensor] = {}
-    for name, dtype, extents, offset, nbytes in header.tensors():
+    for name, dtype, shape, offset, nbytes in header.tensors():
         start = header.data_offset + offset
         if start + nbytes > len(mapped):
             raise CheckpointError(
                 f"{path} is truncated: {name} ends at byte {start + nbytes}, the file has {len(mapped)}"
             )
-        tensors[name] = _stored(path, name, dtype, tuple(extents), mapped[start : start + nbytes])
+        tensors[name] = _stored(path, name, dtype, shape, mapped[start : start + nbytes])
     return tensors
 
 
@@ -103,7 +91,7 @@ def undo_interleaved_rope(tensors: dict[str, StoredTensor], config: ModelConfig)
     return reordered
 
 
-def decoder_config(path: Path, family: str, header: GgufHeader, tensors: dict[str, StoredTensor]) -> ModelConfig:
+def decoder_config(path: Path, family: str, header: GgufFile, tensors: dict[str, StoredTensor]) -> ModelConfig:
     """The configuration of a decoder; which biases there are is read off the tensors, as GGUF has no key for it."""
     metadata = header.metadata()
     prefix = metadata["general.architecture"]
@@ -146,7 +134,7 @@ def decoder_config(path: Path, family: str, header: GgufHeader, tensors: dict[st
     )
 
 
-def text_settings(header: GgufHeader) -> TextSettings:
+def text_settings(header: GgufFile) -> TextSettings:
     """Chat template, special tokens and end tokens of a GGUF file."""
     metadata = header.metadata()
     tokens = header.get(f"{VOCABULARY}.tokens") or []
@@ -215,27 +203,3 @@ def _stored(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: NDA
         supported = ", ".join((*PLAIN_TYPES, *QUANTIZED_TYPES))
         raise CheckpointError(f"{path}: {name} is stored as {dtype}, which is not supported ({supported} are)")
     return StoredTensor(name, shape, dtype, data.reshape(math.prod(shape[:-1]), -1))
-
-
-class _ReaderHeader:
-    def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        try:
-            self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError) as error:
-            raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from error
-        self.data_offset = 0
-
-    def get(self, key: str) -> Any:
-        field = self._reader.fields.get(key)
-        return None if field is None else field.contents()
-
-    def metadata(self) -> dict[str, Any]:
-        return {key: self.get(key) for key, field in self._reader.fields.items() if len(field.data) < 1000}
-
-    def tensors(self) -> list[tuple[str, str, list[int], int, int]]:
-        return [
-            (t.name, t.tensor_type.name, [int(n) for n in reversed(t.shape)], int(t.data_offset), int(t.n_bytes))
-            for t in self._reader.tensors
-        ]
