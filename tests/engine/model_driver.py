@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from lmserve.model.interface import Extras
 
 
@@ -74,22 +74,30 @@ class Driver:
         """Run one step and append the sampled tokens; with `logits` the raw logits of sampled rows are kept too."""
         shape = self.fill(work)
         sampled = [sequence for sequence, new in work if sequence.computed + new == len(sequence.tokens)]
-        if logits:
-            for sequence, row in zip(sampled, self.logits(*shape), strict=True):
-                sequence.logits.append(row)
-        self.runner.launch(*shape, extras)
+        with self.recorded(sampled) if logits else nullcontext():
+            self.runner.launch(*shape, extras)
         self.runner.collect()
         for sequence, new in work:
             sequence.computed += new
         for sequence, token in zip(sampled, self.runner.buffers.sampled, strict=False):
             sequence.tokens.append(int(token))
 
-    def logits(self, n_tokens: int, n_seqs: int, n_rows: int) -> np.ndarray:
-        """Raw logits of the filled step's sampled rows (the step may be launched again: it writes the same cache)."""
-        with torch.inference_mode():
-            self.runner.ops.begin(n_tokens, n_seqs, n_rows)
-            states = self.runner.model.forward(sampled_rows_only=True)
-            return self.runner.ops.logits(states, self.runner.model.head)
+    @contextmanager
+    def recorded(self, sampled: list[Sequence]):
+        """Keep the raw logits that each of the step's sampled sequences is sampled from."""
+        ops = self.runner.ops
+        original = ops.sample
+
+        def sample(states, head, extras):
+            for sequence, row in zip(sampled, ops.logits(states, head), strict=True):
+                sequence.logits.append(row)
+            original(states, head, extras)
+
+        ops.sample = sample
+        try:
+            yield
+        finally:
+            ops.sample = original
 
     def generate(self, sequences: list[Sequence], new_tokens: int, *, chunk: int = 10**9, logits: bool = True) -> None:
         """Run until each sequence has new_tokens more than it began with, `chunk` prompt tokens a step at most."""

@@ -102,4 +102,4 @@ class Ops(Protocol[A, W]):
         """[n, hidden] of x [T, hidden] after `begin_embed`: each sequence's mean over its tokens, L2-normalised."""
 
     def logits(self, x: A, head: W) -> F32:
-        """[R, vocab] raw logits of x [R, hidden], for tests and evaluation."""
+        """[R, vocab] raw logits of x [R, hidden], for tests and evaluation. Does not consume x."""
