@@ -5,7 +5,7 @@ use std::ptr::{self, NonNull};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::PyByteArray;
 
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
@@ -186,8 +186,8 @@ impl PyExecutor {
         if !step.has_extras() {
             return Ok(py.None().into_bound(py));
         }
-        let ints = |values: &[i32]| PyBytes::new(py, &bytes_of(values, i32::to_ne_bytes));
-        let floats = |values: &[f32]| PyBytes::new(py, &bytes_of(values, f32::to_ne_bytes));
+        let ints = |values: &[i32]| PyByteArray::new(py, &bytes_of(values, i32::to_ne_bytes));
+        let floats = |values: &[f32]| PyByteArray::new(py, &bytes_of(values, f32::to_ne_bytes));
         self.extras.bind(py).call1((
             ints(&step.bias_start),
             ints(&step.bias_token),
@@ -246,7 +246,7 @@ impl Executor for PyExecutor {
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {
         Python::attach(|py| {
             let array = |values: &[i32]| {
-                let bytes = PyBytes::new(py, &bytes_of(values, i32::to_ne_bytes));
+                let bytes = PyByteArray::new(py, &bytes_of(values, i32::to_ne_bytes));
                 self.frombuffer.bind(py).call1((bytes, "int32"))
             };
             let embed = || {

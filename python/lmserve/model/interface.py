@@ -88,14 +88,14 @@ class Extras:
     @classmethod
     def from_bytes(
         cls,
-        bias_start: bytes,
-        bias_token: bytes,
-        bias_value: bytes,
-        seen_start: bytes,
-        seen_token: bytes,
-        seen_count: bytes,
+        bias_start: bytearray,
+        bias_token: bytearray,
+        bias_value: bytearray,
+        seen_start: bytearray,
+        seen_token: bytearray,
+        seen_count: bytearray,
     ) -> Self:
-        """Build from native-endian bytes (called by `lmserve._core`)."""
+        """Build from native-endian arrays (called by `lmserve._core`)."""
         return cls(
             np.frombuffer(bias_start, np.int32),
             np.frombuffer(bias_token, np.int32),
