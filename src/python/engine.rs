@@ -1,8 +1,8 @@
 //! The engine and its streams as Python classes.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -19,9 +19,22 @@ use crate::session::{SessionKey, StoreLimits};
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
 #[pyclass(frozen, module = "lmserve._core", weakref)]
 pub struct Engine {
-    inner: engine::Engine,
+    inner: Arc<engine::Engine>,
     random: RandomState,
     submitted: AtomicU64,
+}
+
+/// Stops an engine before the interpreter ends: a thread that asks for the GIL after that takes the process down.
+#[pyclass(frozen)]
+struct StopAtExit(Weak<engine::Engine>);
+
+#[pymethods]
+impl StopAtExit {
+    fn __call__(&self, py: Python<'_>) {
+        if let Some(engine) = self.0.upgrade() {
+            py.detach(|| engine.shutdown(Duration::ZERO));
+        }
+    }
 }
 
 /// One request's finished wire bytes. Dropping it before the end aborts the request.
@@ -80,7 +93,12 @@ impl Engine {
             can_embed: flag("can_embed")?,
         };
         let executor = Box::new(PyExecutor::new(runner)?);
-        let inner = engine::Engine::start(config, model, executor)?;
+        let inner = Arc::new(engine::Engine::start(config, model, executor)?);
+        let stop = Py::new(runner.py(), StopAtExit(Arc::downgrade(&inner)))?;
+        runner
+            .py()
+            .import("atexit")?
+            .call_method1("register", (stop,))?;
         Ok(Self {
             inner,
             random: RandomState::new(),

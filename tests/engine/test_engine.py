@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -326,3 +328,21 @@ def test_shutdown_lets_turns_end_and_is_quick_when_idle(folder, text_layer):
         assert caught.value.status == 503
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_program_that_ends_with_a_running_turn_ends_cleanly(folder, smollm2_gguf, status):
+    script = f"""
+import json, time
+from lmserve import _core
+from lmserve.model import RunnerOptions, load_runner, open_checkpoint
+runner = load_runner(open_checkpoint({str(folder)!r}), RunnerOptions(kv_memory=16 << 20, ops="torch"))
+engine = _core.Engine(runner, open_checkpoint({str(smollm2_gguf)!r}).tokenizer(), None, eos_token_ids=[])
+request = {{"route": "generate", "input": {{"type": "tokens", "ids": [1]}}, "stopping": {{"max_tokens": 1000}}}}
+stream = engine.submit(json.dumps(request).encode())
+while engine.stats()["steps"] < 3:
+    time.sleep(0.01)
+raise SystemExit({status})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
