@@ -12,15 +12,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
-from litestar import Litestar
 from msgspec.json import encode
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lmserve.api.serving import Serving
 from lmserve.errors import LmserveError
+
+if TYPE_CHECKING:
+    from litestar import Litestar
 
 KEEP_ALIVE: Final = 75  # seconds that an idle connection may live
 HEAD_TIMEOUT: Final = 30.0  # seconds for a request's head, once its connection is open or its first byte is there
