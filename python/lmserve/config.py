@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 Device = str
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
@@ -73,7 +73,7 @@ class ServeConfig:
     kv_memory: int | None = None
     max_queue: int = 1024
     prefix_cache: bool = True
-    max_body: int = 16 * MIB
+    max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"

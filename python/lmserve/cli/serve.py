@@ -1,0 +1,187 @@
+"""`lmserve serve`: flags to a `ServeConfig`, then the server."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from lmserve.cli.errors import CommandError
+from lmserve.config import DTYPES, LOG_LEVELS, ConfigError, ServeConfig, format_size, parse_size
+
+if TYPE_CHECKING:
+    from lmserve.cli.types import Commands
+
+T = TypeVar("T")
+
+DESCRIPTION = """\
+Serve a model over HTTP: LMDeploy's /generate with its sessions, and OpenAI's API. The docs are at /docs.
+
+MODEL is a GGUF file, a Hugging Face folder (config.json, tokenizer.json, *.safetensors), SmolLM2-135M-Instruct,
+all-MiniLM-L6-v2, or the id of a model on the hub (owner/name). Without it: SmolLM2-135M-Instruct.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model; see above")
+    parser.add_argument("host_positional", metavar="HOST", nargs="?", help="same as --host")
+    parser.add_argument("port_positional", metavar="PORT", nargs="?", type=_integer, help="same as --port")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every flag of `serve`. A default of None is left to `ServeConfig`."""
+    default = ServeConfig()
+    group = parser.add_argument_group("HTTP")
+    group.add_argument("--host", metavar="HOST", help=f"address to listen on (default: {default.host})")
+    group.add_argument("--port", metavar="PORT", type=_integer, help=f"0 is any free port (default: {default.port})")
+    group.add_argument(
+        "--api-key",
+        dest="api_keys",
+        metavar="KEY",
+        action="append",
+        help="ask for this key on every route but /health; repeatable; keys share no session, no cache (default: none)",
+    )
+    group.add_argument(
+        "--api-key-file", metavar="FILE", type=Path, help="further keys, one a line; # begins a comment (default: none)"
+    )
+    group.add_argument(
+        "--max-body",
+        metavar="SIZE",
+        type=_size,
+        help=f"largest request body, bytes or 512KiB, 16MiB (default: {format_size(default.max_body)})",
+    )
+    group.add_argument(
+        "--cors-origin",
+        dest="cors_origins",
+        metavar="ORIGIN",
+        action="append",
+        help="allow pages of this origin (https://example.org, or *) to call the API; repeatable (default: none)",
+    )
+    group.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=_number,
+        help=f"how long running turns may go on once the server is told to stop (default: {default.grace:g})",
+    )
+    levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
+    group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
+
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--served-model-name",
+        dest="served_model_names",
+        metavar="NAME",
+        action="append",
+        help="name in requests and replies; repeatable, the first is the one in replies (default: from MODEL)",
+    )
+    group.add_argument(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, which is cuda where there is one)"
+    )
+    group.add_argument("--dtype", metavar="DTYPE", choices=DTYPES, help=f"{', '.join(DTYPES)} (default: auto)")
+    group.add_argument(
+        "--max-model-len",
+        metavar="TOKENS",
+        type=_integer,
+        help="longest history and reply of a sequence together (default: the model's own)",
+    )
+
+    group = parser.add_argument_group("scheduler")
+    sequences = f"most sequences in a step (default: {default.max_batch})"
+    group.add_argument("--max-batch", metavar="SEQUENCES", type=_integer, help=sequences)
+    group.add_argument(
+        "--max-batch-tokens", metavar="TOKENS", type=_integer, help="most tokens in a step (default: by device)"
+    )
+    group.add_argument(
+        "--max-queue",
+        metavar="REQUESTS",
+        type=_integer,
+        help=f"most requests that wait; the next one is answered 429 (default: {default.max_queue})",
+    )
+    group.add_argument(
+        "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
+    )
+    group.add_argument(
+        "--no-prefix-cache",
+        dest="prefix_cache",
+        action="store_const",
+        const=False,
+        help="do not keep the KV of finished sequences for prompts that begin alike (default: kept)",
+    )
+
+
+def config_of(arguments: argparse.Namespace) -> ServeConfig:
+    """The settings that the command line gives. Raises CommandError (exit code 2) if they cannot be."""
+    given = vars(arguments)
+    values: dict[str, Any] = {"model": given["model"]}
+    for setting in ("host", "port"):
+        values[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
+    for setting in ("device", "dtype", "max_model_len", "max_batch", "max_batch_tokens", "kv_memory", "max_queue"):
+        values[setting] = given[setting]
+    for setting in ("prefix_cache", "max_body", "grace", "log_level"):
+        values[setting] = given[setting]
+    for setting in ("served_model_names", "cors_origins"):
+        values[setting] = tuple(given[setting]) if given[setting] else None
+    keys = list(given["api_keys"] or ())
+    if given["api_key_file"] is not None:
+        keys += _read_keys(given["api_key_file"])
+    values["api_keys"] = tuple(keys)
+    try:
+        return ServeConfig(**{setting: value for setting, value in values.items() if value is not None})
+    except ConfigError as error:
+        flag = "--" + error.setting.replace("_", "-").removesuffix("s" if error.setting in REPEATABLE else "")
+        raise CommandError(f"{flag} {error}", exit_code=2) from error
+
+
+REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments)
+    from lmserve.cli.server import serve_model
+
+    serve_model(config)
+    return 0
+
+
+def _one_of(setting: str, positional: Any, flag: Any) -> Any:
+    if positional is not None and flag is not None and positional != flag:
+        raise CommandError(f"--{setting} {flag} contradicts {setting.upper()} {positional}: give one", exit_code=2)
+    return positional if flag is None else flag
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--api-key-file {path} cannot be read: {error}", exit_code=2) from error
+    keys = [line for line in lines if line]
+    if not keys:
+        # An empty file would leave the server open to all.
+        raise CommandError(f"--api-key-file {path} holds no key", exit_code=2)
+    return keys
+
+
+def _argument(convert: Callable[[str], T], what: str) -> Callable[[str], T]:
+    """`convert`, with an error that says what was expected and given."""
+
+    def parse(text: str) -> T:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{what} expected, but {text!r} was given") from error
+
+    return parse
+
+
+_integer = _argument(int, "a whole number")
+_number = _argument(float, "a number")
+_size = _argument(parse_size, "a size such as 2GiB, 512MiB or a number of bytes")

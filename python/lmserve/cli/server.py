@@ -1,0 +1,74 @@
+"""The server that `lmserve serve` starts, and what it tells the person who started it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from lmserve.app import create_app
+from lmserve.cli.errors import CommandError
+from lmserve.cli.progress import DownloadProgress
+from lmserve.config import ServeConfig, format_size
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.load import ModelPlan
+from lmserve.errors import LmserveError
+from lmserve.server import BindError, bind, serve
+from lmserve.source import SourceError, find_model
+
+
+def serve_model(config: ServeConfig) -> None:
+    """Serve until a signal ends it. Raises CommandError if the model cannot be found or run, or the port is taken."""
+    _log_to_stderr(config.log_level)
+    try:
+        source = find_model(config.model, DownloadProgress("the model"))
+        plan = ModelPlan(source.path, config)
+        names = config.served_model_names or source.names
+        _print_plan(plan, names)
+
+        def load() -> AsyncEngine:
+            started = time.monotonic()
+            engine = plan.load_async_engine()
+            _print(f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C stops the server.")
+            return engine
+
+        app = create_app(
+            load,
+            names,
+            api_keys={key: tenant for tenant, key in enumerate(config.api_keys, 1)},
+            cors_origins=config.cors_origins,
+            max_body=config.max_body,
+        )
+        serve(app, bind(config.host, config.port), grace=config.grace, on_listening=_print_urls)
+    except (SourceError, LmserveError, BindError) as error:
+        raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
+
+
+def _print_plan(plan: ModelPlan, names: tuple[str, ...]) -> None:
+    memory = plan.memory
+    also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
+    _print(f"Model     {names[0]}{also}, from {plan.checkpoint.path}")
+    weights = format_size(memory.weight_bytes)
+    _print(f"Device    {memory.device}, {memory.dtype}, weights {weights}, context {memory.max_model_len} tokens")
+    if memory.num_blocks:
+        tokens = memory.num_blocks * memory.block_size
+        blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"
+        _print(f"KV cache  {blocks}: {tokens} tokens, {format_size(memory.kv_bytes)}")
+
+
+def _print_urls(url: str) -> None:
+    _print(f"API       {url}")
+    _print(f"Docs      {url}/docs")
+    _print("Loading the model ...")
+
+
+def _print(line: str) -> None:
+    # Flushed: whoever waits for these lines may read them through a pipe.
+    print(line, flush=True)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if level != "debug":
+        # What they say below that, the lines above say already.
+        for name in ("uvicorn", "httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,53 @@
+"""From a model on disk to a running engine: what the command line and the offline face start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from lmserve import _core
+from lmserve.config import ServeConfig
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
+from lmserve.model.options import MemoryPlan
+
+
+class ModelPlan:
+    """A checkpoint, and what running it by `config` takes: known from headers alone, before a weight is read.
+
+    Raises LmserveError if the checkpoint cannot be served, or not by these settings on this machine.
+    """
+
+    def __init__(self, path: Path, config: ServeConfig) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(path)
+        self.options = RunnerOptions(
+            device=config.device,
+            dtype=config.dtype,
+            max_batch=config.max_batch,
+            max_batch_tokens=config.max_batch_tokens,
+            max_model_len=config.max_model_len,
+            kv_memory=config.kv_memory,
+        )
+        self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
+        self._config = config
+
+    def load_engine(self) -> _core.Engine:
+        """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""
+        checkpoint = self.checkpoint
+        template = None
+        if checkpoint.chat_template is not None:
+            template = _core.ChatTemplate(checkpoint.chat_template, msgspec.json.encode(checkpoint.special_tokens))
+        return _core.Engine(
+            load_runner(checkpoint, self.options),
+            checkpoint.tokenizer(),
+            template,
+            eos_token_ids=checkpoint.eos_token_ids,
+            max_queue=self._config.max_queue,
+            prefix_cache=self._config.prefix_cache,
+        )
+
+    def load_async_engine(self) -> AsyncEngine:
+        """`load_engine`, with its asyncio face."""
+        core = self.load_engine()
+        return AsyncEngine(core, max_model_len=core.context_length)
