@@ -27,7 +27,10 @@ def serve_model(config: ServeConfig) -> None:
 
         def load() -> AsyncEngine:
             started = time.monotonic()
-            engine = plan.load_async_engine()
+            try:
+                engine = plan.load_async_engine()
+            except (OSError, MemoryError, RuntimeError) as error:
+                raise CommandError(f"the model could not be loaded: {error}") from error
             _print(f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C stops the server.")
             return engine
 
