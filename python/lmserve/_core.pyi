@@ -170,7 +170,7 @@ class Engine:
     def drain(self) -> list[int]:
         """Take the ids of the streams with news."""
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, int | float]:
         """Counters and the state at the last step."""
 
     def shutdown(self, grace_seconds: float) -> None:
