@@ -1,4 +1,4 @@
-"""Real servers (uvicorn, on a free port, in a thread): over a scripted core, and over the engine with a tiny model."""
+"""Real servers (uvicorn, on a free port, in a thread), over a scripted core and over the real one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.server import Server, bind, server_config, url_of
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
+from tiny_engine import formula_engine
 
 MODEL = "tiny-model"
 ALIAS = "internlm-chat-7b"
@@ -91,9 +92,16 @@ def scripted() -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def served(scripted: Running) -> Running:
-    """Every server that must hold the contract."""
-    return scripted
+def real() -> Iterator[Running]:
+    """A server over the real core, with a formula for a model; a step takes at least a millisecond."""
+    with serve_core(formula_engine(pause=0.001)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=["scripted", "real"])
+def served(request: pytest.FixtureRequest) -> Running:
+    """Each server that must hold the contract."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

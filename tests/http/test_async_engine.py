@@ -156,7 +156,7 @@ def test_in_another_asgi_app(core: ScriptedCore) -> None:
     async def own() -> str:
         return "own"
 
-    outer = Litestar([mounted, own])
+    outer = Litestar([mounted, own], logging_config=None)
     outer.state.serving = inner.state.serving  # what the test's server thread looks for
     with ServerThread(outer) as thread, httpx.Client(base_url=thread.url) as client:
         assert client.get("/own").text == "own"

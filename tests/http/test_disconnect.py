@@ -118,3 +118,46 @@ def test_the_next_request_of_a_connection_waits_for_the_first(scripted: Running)
             assert chunk, said
             said += chunk
     assert said.count(b"HTTP/1.1 200 ") == 2
+
+
+LONG = {"prompt": "x", "request_output_len": 4000, "ignore_eos": True, "instance_id": 900}
+
+
+def is_at_baseline(running: Running) -> bool:
+    stats = running.core.stats()
+    return not any(stats[name] for name in ("running", "waiting", "open_requests", "owned_blocks"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_block_is_left(real: Running, stream: bool) -> None:
+    wait_until(lambda: is_at_baseline(real), "earlier requests end")
+    tasks, fds = real.open_tasks(), open_fds()
+    for number in range(ROUNDS):
+        body = LONG | {"stream": stream, "instance_id": 900 + number % 4 if number % 2 else -1}
+        connection = send(real, "/generate", body)
+        if number % 3 == 0:
+            wait_until(lambda: real.core.stats()["open_requests"] > 0, "the request runs")
+        if stream and number % 5 == 0:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+        (reset if number % 7 == 0 else socket.socket.close)(connection)
+    wait_until(lambda: is_at_baseline(real), "the pool is at its baseline")
+    assert real.engine.open_streams == 0
+    wait_until(lambda: real.open_tasks() <= tasks, "no task is left")
+    wait_until(lambda: open_fds() <= fds, "no file descriptor is left")
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("rollback", False), ("keep", True)])
+def test_what_a_client_that_left_leaves_behind(real: Running, policy: str, kept: bool) -> None:
+    with httpx.Client(base_url=real.url, timeout=30) as client:
+        session = {"instance_id": 950, "request_output_len": 4}
+        first = client.post("/generate", json={"prompt": "one", **session}).json()["usage"]
+        left = LONG | {"instance_id": 950, "sequence_start": False, "stream": True, "on_disconnect": policy}
+        connection = send(real, "/generate", left)
+        while b'"tokens": 20' not in connection.recv(65536):
+            pass
+        connection.close()
+        wait_until(lambda: is_at_baseline(real), "the turn ends")
+        following = {"prompt": "three", "sequence_start": False, "sequence_end": True, **session}
+        usage = client.post("/generate", json=following).json()["usage"]
+        before = first["prompt_tokens"] + first["completion_tokens"]
+        assert (usage["history_tokens"] > before + 20) if kept else (usage["history_tokens"] <= before)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Running
+from scripted_core import MAX_MODEL_LEN
 from wire import error_of, frames_of, wait_until
 
 ids = itertools.count(1000)
@@ -201,7 +202,8 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         "route": "generate",
         "model": "tiny-model",
         "input": {"type": "turn", "text": "x"},
-        "session": {"id": 2**63 - 1, "end": True, "on_disconnect": "keep", "on_overflow": "truncate_output"},
+        "session": {"id": 2**63 - 1, "end": True, "on_disconnect": "keep"},
+        "on_overflow": "truncate_output",
         "sampling": {"temperature": 0.0, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.2, "seed": 2**64 - 1},
         "stopping": {"max_tokens": 3, "stop": ["a", "\n"], "ignore_eos": True},
     }
@@ -216,15 +218,17 @@ def test_defaults_are_lmdeploys(scripted: Running, scripted_client: httpx.Client
     assert "session" not in request
 
 
-def test_overflow_policy_of_an_anonymous_turn(scripted: Running, scripted_client: httpx.Client) -> None:
-    for _ in range(2):
-        generate(scripted_client, "x", on_overflow="truncate_output")
-    first, second = (request["session"] for request in scripted.core.submitted[-2:])
-    assert first["id"] != second["id"]
-    assert max(first["id"], second["id"]) < -1
-    assert first["start"]
-    assert first["end"]
-    assert first["on_overflow"] == "truncate_output"
+def test_overflow_policies(real: Running) -> None:
+    with httpx.Client(base_url=real.url, timeout=60) as client:
+        body = {"prompt": "x" * 3000, "request_output_len": 4000, "ignore_eos": True}
+        error = error_of(client.post("/generate", json=body), 400, "context_length_exceeded")
+        assert error["context_length"] == MAX_MODEL_LEN
+        assert error["requested_tokens"] == 4000
+        assert error["input_tokens"] > 3000
+        assert error["history_tokens"] == 0
+        cut = client.post("/generate", json=body | {"on_overflow": "truncate_output"}).json()
+        assert cut["finish_reason"] == "length"
+        assert cut["usage"]["prompt_tokens"] + cut["tokens"] == MAX_MODEL_LEN
 
 
 @pytest.mark.parametrize("stream", [False, True])

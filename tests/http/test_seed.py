@@ -41,7 +41,7 @@ def curl(url: str, command: str) -> Any:
 
 def test_python_example(url: str) -> None:
     text = run_example(url)
-    assert text.startswith("Hi there, 你好")
+    assert len(text) > 10
 
 
 def test_there_are_four_commands() -> None:

@@ -1,0 +1,155 @@
+"""The real core over a model that is a formula: the whole engine but the mathematics, without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+
+import numpy as np
+from lmserve import _core
+from lmserve.model.interface import I32, Extras, RunnerInfo, StepBuffers
+from numpy.typing import NDArray
+
+MAX_MODEL_LEN = 4096
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+EOS = 257  # <|im_end|>
+TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+# Mostly letters, and some bytes that are only parts of characters.
+SAID = [*range(32, 127), *"é你😀".encode(), 0xFF, 0xC3, 10]
+END_EVERY = 97  # positions
+BLOCK = 16
+
+
+def byte_characters() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def byte_tokenizer() -> _core.Tokenizer:
+    """One token a byte, and the special ones."""
+    special = [
+        {
+            "id": 256 + index,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for index, text in enumerate(SPECIAL)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    description = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "vocab": {character: byte for byte, character in enumerate(byte_characters())},
+            "merges": [],
+        },
+    }
+    return _core.Tokenizer.from_json(json.dumps(description).encode())
+
+
+class FormulaRunner:
+    """The next token is a function of the last one, its position and the engine's random number."""
+
+    def __init__(self, *, max_batch: int = 64, max_batch_tokens: int = 512, pause: float = 0.0) -> None:
+        self.pause = pause  # seconds a step takes
+        self.info = RunnerInfo(
+            name="formula",
+            device="cpu",
+            dtype="none",
+            vocab_size=258,
+            hidden_size=8,
+            max_model_len=MAX_MODEL_LEN,
+            block_size=BLOCK,
+            num_blocks=64 * MAX_MODEL_LEN // BLOCK,
+            kv_bytes_per_token=0,
+            weight_bytes=0,
+            max_batch=max_batch,
+            max_batch_tokens=max_batch_tokens,
+            can_generate=True,
+            can_embed=True,
+        )
+
+        def ints(*shape: int) -> I32:
+            return np.zeros(shape, np.int32)
+
+        def floats(*shape: int) -> NDArray[np.float32]:
+            return np.zeros(shape, np.float32)
+
+        tokens, rows = max_batch_tokens, max_batch
+        self.buffers = StepBuffers(
+            token_ids=ints(tokens),
+            positions=ints(tokens),
+            slots=ints(tokens),
+            query_start=ints(rows + 1),
+            context_lens=ints(rows),
+            block_tables=ints(rows, MAX_MODEL_LEN // BLOCK),
+            sample_rows=ints(rows),
+            temperature=floats(rows),
+            top_k=ints(rows),
+            top_p=floats(rows),
+            min_p=floats(rows),
+            repetition_penalty=floats(rows),
+            presence_penalty=floats(rows),
+            frequency_penalty=floats(rows),
+            uniform=floats(rows),
+            logprobs=ints(rows),
+            sampled=ints(rows),
+            sampled_logprob=floats(rows),
+            top_ids=ints(rows, 20),
+            top_logprobs=floats(rows, 20),
+        )
+        self._said = np.array(SAID, np.int32)
+
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+        b = self.buffers
+        rows = b.sample_rows[:n_rows]
+        last, position = b.token_ids[rows], b.positions[rows]
+        luck = np.where(b.temperature[:n_rows] > 0, b.uniform[:n_rows] * 1000, 0).astype(np.int32)
+        said = self._said[(last * 131 + position * 31 + luck) % len(self._said)]
+        b.sampled[:n_rows] = np.where(position % END_EVERY == END_EVERY - 1, EOS, said)
+        b.sampled_logprob[:n_rows] = -1.5
+        b.top_ids[:n_rows] = np.arange(65, 85)
+        b.top_logprobs[:n_rows] = -np.arange(1, 21)
+
+    def collect(self) -> None:
+        if self.pause:
+            time.sleep(self.pause)
+
+    def embed(self, token_ids: I32, cu_seqlens: I32) -> NDArray[np.float32]:
+        rows = []
+        for start, end in pairwise(cu_seqlens):
+            weights = 1 + np.arange(end - start)[:, None] + np.arange(8)[None, :]
+            row = np.sin(token_ids[start:end, None] * weights).sum(0)
+            rows.append(row / np.linalg.norm(row))
+        return np.array(rows, np.float32)
+
+
+def formula_engine(*, pause: float = 0.0, max_queue: int = 1024) -> _core.Engine:
+    special = json.dumps({"eos_token": "<|im_end|>"}).encode()
+    template = _core.ChatTemplate(TEMPLATE, special)
+    return _core.Engine(
+        FormulaRunner(pause=pause), byte_tokenizer(), template, eos_token_ids=[EOS], max_queue=max_queue
+    )
