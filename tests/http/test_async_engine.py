@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,29 +165,3 @@ def test_in_another_asgi_app(core: ScriptedCore) -> None:
         assert client.post("/llm/v1/chat/completions", json=body).content.endswith(b"data: [DONE]\n\n")
         assert client.post("/llm/generate", content=b"[").status_code == 400
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_import_rules() -> None:
-    """What a plain import must not pull in; a fresh interpreter, so that other tests do not count."""
-    rules = {
-        "lmserve": {"torch", "litestar", "uvicorn"},
-        "lmserve.engine.async_engine": {"torch", "litestar", "uvicorn", "lmserve.schemas"},
-        "lmserve.schemas.chat": {"torch", "litestar", "lmserve.engine", "lmserve.api"},
-        "lmserve.schemas.generate": {"torch", "litestar", "lmserve.engine", "lmserve.api"},
-        "lmserve.app": {"torch", "uvicorn"},
-    }
-    script = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*sys.modules)"
-
-    async def loaded_by(module: str) -> set[str]:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script, module, stdout=asyncio.subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path)}
-        )
-        out, _ = await child.communicate()
-        assert child.returncode == 0
-        return set(out.decode().split())
-
-    async def check() -> None:
-        for module, forbidden in rules.items():
-            assert not forbidden & await loaded_by(module), module
-
-    asyncio.run(check())
