@@ -233,8 +233,9 @@ def bare() -> tokenizers.Tokenizer:
 
 @pytest.mark.parametrize("train", [bert, unigram, byte_fallback, byte_level, bare])
 def test_a_tokenizer_json_means_what_it_means_to_the_oracle(train: Callable[[], tokenizers.Tokenizer]) -> None:
-    oracle = train()
-    ours = Tokenizer.from_json(oracle.to_str().encode())
+    data = train().to_str()
+    # Scores lose digits on their way through JSON, so the oracle reads the file as well.
+    ours, oracle = Tokenizer.from_json(data.encode()), tokenizers.Tokenizer.from_str(data)
     oracle.no_truncation()
     oracle.no_padding()
     texts = strings(2500, seed=5, markers=("</s>", "[SEP]", "<|endoftext|>", "naïve", "été"))
