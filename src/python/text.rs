@@ -21,7 +21,7 @@ pub(super) struct GgufFile(gguf::GgufFile);
 impl GgufFile {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> Result<Self> {
-        py.detach(|| gguf::GgufFile::open(&path)).map(Self)
+        py.detach(move || gguf::GgufFile::open(&path)).map(Self)
     }
 
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -129,7 +129,7 @@ impl Tokenizer {
 
     #[pyo3(signature = (tokens, *, skip_special = true))]
     fn decode(&self, py: Python<'_>, tokens: Vec<u32>, skip_special: bool) -> String {
-        py.detach(|| self.0.decode(&tokens, skip_special))
+        py.detach(move || self.0.decode(&tokens, skip_special))
     }
 
     #[getter]

@@ -36,6 +36,10 @@ const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\
 
 /// How a byte-level vocabulary cuts text into words, named by `tokenizer.ggml.pre`.
 #[derive(Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what a family does, each independent of the others"
+)]
 struct Rules {
     /// Words, as the model's own `tokenizer.json` has them; none: GPT-2's.
     split: Option<&'static str>,
@@ -147,13 +151,11 @@ impl<'a> Vocabulary<'a> {
         let Some(id) = file.unsigned(key) else {
             return Ok(None);
         };
-        match usize::try_from(id).ok().and_then(|id| self.tokens.get(id)) {
-            Some(token) => Ok(Some(token.as_str()).filter(|token| !token.is_empty())),
-            None => {
-                let tokens = self.tokens.len();
-                Err(refuse(format!("{key} is {id}, but it has {tokens} tokens")))
-            }
-        }
+        let Some(token) = usize::try_from(id).ok().and_then(|id| self.tokens.get(id)) else {
+            let tokens = self.tokens.len();
+            return Err(refuse(format!("{key} is {id}, but it has {tokens} tokens")));
+        };
+        Ok(Some(token.as_str()).filter(|token| !token.is_empty()))
     }
 
     /// Tokens that are found in a text before it is cut into words.
@@ -226,9 +228,8 @@ fn split_merge(merge: &str) -> Result<(String, String)> {
 }
 
 fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
-    let scores = match file.array("tokenizer.ggml.scores") {
-        Some(Array::F32(scores)) => scores,
-        _ => return Err(refuse("it has no tokenizer.ggml.scores of 32-bit floats")),
+    let Some(Array::F32(scores)) = file.array("tokenizer.ggml.scores") else {
+        return Err(refuse("it has no tokenizer.ggml.scores of 32-bit floats"));
     };
     check_len("scores", scores.len(), vocabulary.tokens.len())?;
     let merges = merges_by_score(vocabulary, scores);
@@ -321,9 +322,12 @@ fn finish(
     add_bos: bool,
 ) -> Result<Tokenizer> {
     tokenizer.add_tokens(vocabulary.added()).map_err(internal)?;
-    let around = |flag: &str, default: bool, key: &str| match file.bool(flag).unwrap_or(default) {
-        true => vocabulary.token(file, key),
-        false => Ok(None),
+    let around = |flag: &str, default: bool, key: &str| {
+        if file.bool(flag).unwrap_or(default) {
+            vocabulary.token(file, key)
+        } else {
+            Ok(None)
+        }
     };
     let bos = around(
         "tokenizer.ggml.add_bos_token",

@@ -5,6 +5,7 @@
 mod continuation;
 mod functions;
 mod json;
+mod python;
 mod value;
 
 use minijinja::syntax::SyntaxConfig;
@@ -56,6 +57,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.set_debug(true);
+        python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", functions::raise_exception);
         environment

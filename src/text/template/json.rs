@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value as Variable};
 
+use super::python::number;
+
 /// Deepest nesting that is written.
 const MAX_DEPTH: usize = 256;
 
@@ -90,7 +92,7 @@ impl Writer {
             ValueKind::Bool => self
                 .out
                 .push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&number(value)),
+            ValueKind::Number => self.out.push_str(&json_number(value)),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Variable> = value.try_iter()?.collect();
@@ -188,7 +190,7 @@ fn key_text(key: &Variable) -> Result<String, Error> {
         ValueKind::String => Ok(key.to_string()),
         ValueKind::None => Ok("null".to_owned()),
         ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.to_owned()),
-        ValueKind::Number => Ok(number(key)),
+        ValueKind::Number => Ok(json_number(key)),
         kind => {
             let message = format!("tojson: a value of type {kind} is no key of a JSON object");
             Err(Error::new(ErrorKind::BadSerialization, message))
@@ -196,34 +198,11 @@ fn key_text(key: &Variable) -> Result<String, Error> {
     }
 }
 
-fn number(value: &Variable) -> String {
-    if value.is_integer() {
-        return value.to_string();
-    }
-    f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
-}
-
-/// A float as Python writes it: the shortest digits that read back the same, with an exponent below 1e-4 and from 1e16.
-fn float(x: f64) -> String {
-    if x.is_nan() {
-        return "NaN".to_owned();
-    }
-    if x.is_infinite() {
-        return if x > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
-    }
-    let scientific = format!("{x:e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else {
-        return scientific;
-    };
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    if x != 0.0 && !(-4..16).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{digits}e{sign}{:02}", exponent.abs());
-    }
-    let plain = format!("{x}");
-    if plain.contains('.') {
-        plain
-    } else {
-        plain + ".0"
+fn json_number(value: &Variable) -> String {
+    match number(value).as_str() {
+        "nan" => "NaN".to_owned(),
+        "inf" => "Infinity".to_owned(),
+        "-inf" => "-Infinity".to_owned(),
+        finite => finite.to_owned(),
     }
 }

@@ -1,0 +1,109 @@
+//! Where templates see that they were written for Python, and minijinja differs from it.
+
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, Output, State, Value as Variable, escape_formatter};
+
+/// Makes `environment` print and test values as `jinja2` does.
+pub(super) fn install(environment: &mut Environment) {
+    environment.set_formatter(print);
+    environment.add_filter("string", string);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+}
+
+fn is_float(value: &Variable) -> bool {
+    value.kind() == ValueKind::Number && !value.is_integer()
+}
+
+fn print(out: &mut Output, state: &mut State, value: &Variable) -> Result<(), Error> {
+    if is_float(value) {
+        out.write_str(&number(value)).map_err(Error::from)
+    } else {
+        escape_formatter(out, state, value)
+    }
+}
+
+fn string(value: &Variable) -> Variable {
+    match value.kind() {
+        ValueKind::String => value.clone(),
+        ValueKind::Number => Variable::from(number(value)),
+        _ => Variable::from(value.to_string()),
+    }
+}
+
+/// What has `__iter__`; None has not.
+fn is_iterable(value: &Variable) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// What has a length and items: strings and mappings as well.
+fn is_sequence(value: &Variable) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
+    )
+}
+
+/// A number as Python writes it.
+pub(super) fn number(value: &Variable) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+}
+
+/// A float as Python writes it: the shortest digits that read back the same, with an exponent below 1e-4 and from 1e16.
+fn float(x: f64) -> String {
+    if x.is_nan() {
+        return "nan".to_owned();
+    }
+    let sign = if x.is_sign_negative() { "-" } else { "" };
+    if x.is_infinite() {
+        return format!("{sign}inf");
+    }
+    let (digits, exponent) = shortest_digits(x.abs());
+    let (first, rest) = digits.split_at(1);
+    match exponent {
+        -4..0 => format!(
+            "{sign}0.{}{digits}",
+            "0".repeat(exponent.unsigned_abs() as usize - 1)
+        ),
+        0..16 => {
+            let whole = exponent as usize;
+            let rest = format!("{rest:0<whole$}");
+            let fraction = if rest.len() > whole {
+                &rest[whole..]
+            } else {
+                "0"
+            };
+            format!("{sign}{first}{}.{fraction}", &rest[..whole])
+        }
+        _ => {
+            let point = if rest.is_empty() { "" } else { "." };
+            let direction = if exponent < 0 { '-' } else { '+' };
+            format!(
+                "{sign}{first}{point}{rest}e{direction}{:02}",
+                exponent.unsigned_abs()
+            )
+        }
+    }
+}
+
+/// The digits of a finite `x` that is not negative, without zeros at either end, and the power of ten of the first.
+/// (Of two that are equally short and near, JSON's writer takes the even one, as Python does and `{}` does not.)
+fn shortest_digits(x: f64) -> (String, i32) {
+    let text = serde_json::Value::from(x).to_string();
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let significant = digits.trim_start_matches('0');
+    let leading_zeros = digits.len() - significant.len();
+    let exponent =
+        exponent.parse::<i32>().unwrap_or_default() + whole.len() as i32 - 1 - leading_zeros as i32;
+    let significant = significant.trim_end_matches('0');
+    if significant.is_empty() {
+        ("0".to_owned(), 0)
+    } else {
+        (significant.to_owned(), exponent)
+    }
+}
