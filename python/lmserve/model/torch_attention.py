@@ -94,13 +94,15 @@ class SdpaAttention:
         new_tokens = np.diff(layout.query_start)
         self._chunks = [self._chunk(layout, int(s)) for s in np.flatnonzero(new_tokens > 1)]
         decoding = np.flatnonzero(new_tokens == 1)
-        decoding = decoding[np.argsort(layout.context_lens[decoding], kind="stable")]
+        blocks = -(-layout.context_lens[decoding] // self.block_size)
+        order = np.argsort(blocks, kind="stable")
         self._groups = []
-        while len(decoding):
-            blocks = -(-layout.context_lens[decoding] // self.block_size)
-            size = int(np.searchsorted(blocks, int(blocks[0]) * PADDING + 1, side="right"))
-            self._groups.append(self._group(layout, decoding[:size], int(blocks[size - 1])))
-            decoding = decoding[size:]
+        while len(order):
+            size = int(np.searchsorted(blocks[order], int(blocks[order[0]]) * PADDING + 1, side="right"))
+            # In the step's own order, so that a group of all its tokens needs no shuffling.
+            members = np.sort(order[:size])
+            self._groups.append(self._group(layout, decoding[members], int(blocks[members].max())))
+            order = order[size:]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         width = (-1, self.config.num_kv_heads, self.config.head_dim)
@@ -113,15 +115,20 @@ class SdpaAttention:
         out = torch.empty((len(query), heads, head_dim), dtype=query.dtype, device=query.device)
         for group in self._groups:
             n = len(group.tokens)
+            whole = n == len(query)
             gathered = (n, -1, kv_heads, head_dim)
-            # A group's query heads are rows of one small matrix, so that each key head is read once.
+            members = query if whole else query[group.tokens]
+            # The query heads of a key head are rows of one small matrix, so that each key is read once.
             attended = scaled_dot_product_attention(
-                query[group.tokens].view(n, kv_heads, heads // kv_heads, head_dim),
+                members.view(n, kv_heads, heads // kv_heads, head_dim),
                 keys.index_select(0, group.blocks).view(gathered).transpose(1, 2),
                 values.index_select(0, group.blocks).view(gathered).transpose(1, 2),
                 attn_mask=group.mask,
             )
-            out[group.tokens] = attended.reshape(n, heads, head_dim)
+            attended = attended.reshape(n, heads, head_dim)
+            if whole:
+                return attended.view(n, -1)
+            out[group.tokens] = attended
         for chunk in self._chunks:
             attended = scaled_dot_product_attention(
                 query[chunk.start : chunk.end].transpose(0, 1)[None],
