@@ -50,6 +50,8 @@ class Attention(Protocol):
 class PagedAttention(Attention, Protocol):
     """Attention over a paged KV cache."""
 
+    spare_block: int  # the block that belongs to no sequence
+
     def begin(self, layout: StepLayout) -> None:
         """Prepare what all layers of a step share."""
 

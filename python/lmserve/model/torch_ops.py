@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from lmserve.model.torch_attention import (
     SdpaAttention,
     StepLayout,
 )
+from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
 
 STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens", "block_tables", "sample_rows")
 
@@ -42,8 +43,21 @@ class TorchOps:
     """`Ops` with A = Tensor and W = TorchWeight. Call it under `torch.inference_mode()`."""
 
     def __init__(
-        self, config: ModelConfig, cache: CacheConfig, buffers: StepBuffers, *, device: str = "cpu", dtype: str = "fp32"
+        self,
+        config: ModelConfig,
+        cache: CacheConfig,
+        buffers: StepBuffers,
+        *,
+        device: str = "cpu",
+        dtype: str = "fp32",
+        attention: Callable[[ModelConfig, CacheConfig, torch.device], PagedAttention] | None = None,
+        copy_inputs: bool | None = None,
     ) -> None:
+        """Allocate cache, tables and inputs.
+
+        attention: None chooses by device and dtype. copy_inputs: a step reads a copy of the buffers, which `pad` needs;
+        None does so off the CPU.
+        """
         self.config = config
         self.device = device
         self.dtype = dtype
@@ -51,16 +65,19 @@ class TorchOps:
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._buffers = buffers
-        # On the CPU these are the buffers themselves; on a GPU a fixed copy, so that captured graphs read the same
-        # memory.
         self._host = {name: torch.from_numpy(getattr(buffers, name)) for name in STEP_INPUTS}
-        self._inputs = {name: tensor.to(self._device) for name, tensor in self._host.items()}
+        self._copied = self._device.type != "cpu" if copy_inputs is None else copy_inputs
+        # At fixed addresses: captured graphs read the same memory in every step.
+        self._inputs = {name: host.to(self._device, copy=self._copied) for name, host in self._host.items()}
         cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
         self._cos, self._sin = (torch.from_numpy(table).to(self._device) for table in (cos, sin))
-        self.cache: PagedAttention = SdpaAttention(config, cache, self._device)
+        if attention is None:
+            attention = VarlenAttention if varlen_fits(config, cache, self._device) else SdpaAttention
+        self.cache = attention(config, cache, self._device)
+        self._max_model_len = cache.max_model_len
+        self._padding = self._padding_inputs(cache.block_size) if self._copied else {}
         self._attention: Attention = self.cache
         self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
-        self._n_rows = 0
         self._token_ids = self._sample_rows = torch.empty(0, dtype=torch.int64)
         self._step_cos = self._step_sin = torch.empty(0)
         self._pass_starts = torch.empty(0, dtype=torch.int64)
@@ -76,29 +93,26 @@ class TorchOps:
         return TorchWeight(self._load([source]))
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
-        self._n_rows = n_rows
-        lengths = {"query_start": n_seqs + 1, "context_lens": n_seqs, "block_tables": n_seqs, "sample_rows": n_rows}
-        step: dict[str, Tensor] = {}
-        for name, host in self._host.items():
-            n = lengths.get(name, n_tokens)
-            step[name] = self._inputs[name][:n]
-            if self._inputs[name] is not host:
-                step[name].copy_(host[:n], non_blocking=True)
-        self._token_ids, self._sample_rows = step["token_ids"], step["sample_rows"].long()
-        self._rotate_at(step["positions"])
+        self.upload(n_tokens, n_seqs, n_rows)
         buffers = self._buffers
-        self._attention = self.cache
-        self.cache.begin(
-            StepLayout(
-                query_start=buffers.query_start[: n_seqs + 1],
-                context_lens=buffers.context_lens[:n_seqs],
-                block_tables=buffers.block_tables[:n_seqs],
-                device_query_start=step["query_start"],
-                device_context_lens=step["context_lens"],
-                device_block_tables=step["block_tables"],
-                slots=step["slots"].long(),
-            )
-        )
+        self._prepare(n_tokens, n_rows, buffers.query_start[: n_seqs + 1], buffers.context_lens[:n_seqs])
+
+    def upload(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
+        """Copy a step's inputs to the device; `begin` does so itself."""
+        if self._copied:
+            for name, length in _lengths(n_tokens, n_seqs, n_rows).items():
+                self._inputs[name][:length].copy_(self._host[name][:length], non_blocking=True)
+
+    def pad(self, n_seqs: int, size: int) -> None:
+        """Fill an uploaded decode step of n_seqs sequences up to `size` with ones that touch only the spare block."""
+        first, last = _lengths(n_seqs, n_seqs, n_seqs), _lengths(size, size, size)
+        for name, padding in self._padding.items():
+            self._inputs[name][first[name] : last[name]].copy_(padding[first[name] : last[name]], non_blocking=True)
+
+    def begin_decode(self, size: int) -> None:
+        """Start a step over `size` uploaded sequences of one token each: nothing in it depends on host memory."""
+        longest = np.full(size, self._max_model_len, np.int32)
+        self._prepare(size, size, np.arange(size + 1, dtype=np.int32), longest)
 
     def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
         self._token_ids = torch.from_numpy(token_ids).to(self._device)
@@ -141,8 +155,11 @@ class TorchOps:
         return x.index_select(0, self._sample_rows)
 
     def sample(self, x: Tensor, head: TorchWeight, extras: Extras | None) -> None:
-        logits = self.linear(x, head).float()
-        buffers, n_rows = self._buffers, self._n_rows
+        self.sample_logits(self.linear(x, head).float(), extras)
+
+    def sample_logits(self, logits: Tensor, extras: Extras | None) -> None:
+        """What `sample` does, from float32 logits [R, vocab]."""
+        buffers, n_rows = self._buffers, len(logits)
         sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), extras)
         self._send(buffers.sampled, np.arange(n_rows), sampled)
         wanted = np.flatnonzero(buffers.logprobs[:n_rows] >= 0)
@@ -172,6 +189,34 @@ class TorchOps:
         values: F32 = self.linear(x, head).float().cpu().numpy()
         return values
 
+    def _prepare(self, n_tokens: int, n_rows: int, query_start: I32, context_lens: I32) -> None:
+        n_seqs = len(context_lens)
+        lengths = _lengths(n_tokens, n_seqs, n_rows)
+        step = {name: tensor[: lengths[name]] for name, tensor in self._inputs.items()}
+        self._token_ids, self._sample_rows = step["token_ids"], step["sample_rows"].long()
+        self._rotate_at(step["positions"])
+        self._attention = self.cache
+        self.cache.begin(
+            StepLayout(
+                query_start=query_start,
+                context_lens=context_lens,
+                block_tables=self._buffers.block_tables[:n_seqs],
+                device_query_start=step["query_start"],
+                device_context_lens=step["context_lens"],
+                device_block_tables=step["block_tables"],
+                slots=step["slots"].long(),
+            )
+        )
+
+    def _padding_inputs(self, block_size: int) -> dict[str, Tensor]:
+        padding = {name: torch.zeros_like(tensor) for name, tensor in self._inputs.items()}
+        for name in ("query_start", "sample_rows"):
+            torch.arange(len(padding[name]), out=padding[name])
+        padding["context_lens"].fill_(1)
+        padding["slots"].fill_(self.cache.spare_block * block_size)
+        padding["block_tables"].fill_(self.cache.spare_block)
+        return padding
+
     def _load(self, sources: Sequence[TensorSource]) -> Tensor:
         rows = sum(source.shape[0] for source in sources)
         loaded = torch.empty((rows, *sources[0].shape[1:]), dtype=self._dtype, device=self._device)
@@ -195,3 +240,16 @@ class TorchOps:
 
     def _send(self, target: NDArray[Any], rows: NDArray[np.intp], values: Tensor) -> None:
         self._outputs.append((target, rows, values.to("cpu", non_blocking=True)))
+
+
+def _lengths(n_tokens: int, n_seqs: int, n_rows: int) -> dict[str, int]:
+    """How many entries of each of STEP_INPUTS a step uses."""
+    return {
+        "token_ids": n_tokens,
+        "positions": n_tokens,
+        "slots": n_tokens,
+        "query_start": n_seqs + 1,
+        "context_lens": n_seqs,
+        "block_tables": n_seqs,
+        "sample_rows": n_rows,
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
 from lmserve.model.encoder import EncoderRunner
 from lmserve.model.errors import OptionError
-from lmserve.model.interface import F32, I32, Extras, Runner
+from lmserve.model.graphs import DecodeGraphs
+from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory, usable_cores
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
 from lmserve.model.torch_ops import TorchOps, TorchWeight
+from lmserve.model.torch_varlen import VarlenAttention
 
 
 class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
@@ -37,17 +41,86 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
         return super().embed(token_ids, cu_seqlens)
 
 
+class GraphRunner(TorchRunner):
+    """A `TorchRunner` that replays captured graphs for steps in which every sequence has one token and samples it."""
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        buffers: StepBuffers,
+        model: Decoder[Tensor, TorchWeight],
+        ops: TorchOps,
+        *,
+        capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]],
+    ) -> None:
+        """`capture(step)` records what step does and gives its replay; `capture_cuda_graph` is one."""
+        super().__init__(info, buffers, model, ops)
+        self.torch_ops = ops
+        self._capture = capture
+        self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
+
+    @torch.inference_mode()
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+        if not n_tokens == n_seqs == n_rows:
+            super().launch(n_tokens, n_seqs, n_rows, extras)
+            return
+        size = self.graphs.size_for(n_seqs)
+        self.torch_ops.upload(n_tokens, n_seqs, n_rows)
+        self.torch_ops.pad(n_seqs, size)
+        logits = self.graphs.replay(size)
+        self.torch_ops.sample_logits(logits[:n_seqs], extras)
+
+    @torch.inference_mode()
+    def _capture_decode(self, size: int) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            self.torch_ops.begin_decode(size)
+            states = self.model.forward(sampled_rows_only=True)
+            return self.torch_ops.linear(states, self.model.head).float()
+
+        self.torch_ops.pad(0, size)
+        return self._capture(step)
+
+
+def capture_cuda_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Record step as a CUDA graph; its replay returns the same tensor each time, with new values."""
+    # Libraries set themselves up in their first calls, which must not be captured.
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_graph_pool()):
+        output = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+@cache
+def _graph_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
+
+
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
     """Load a checkpoint as planned; on CUDA the KV cache is planned again from what is free."""
     torch.set_num_threads(options.threads or usable_cores())
     if plan.device != "cpu":
         plan = _plan_cuda(checkpoint, options, plan)
+    if plan.device != "cpu":
+        torch.cuda.set_device(plan.device)
     if isinstance(checkpoint.config, EncoderConfig):
         return EncoderRunner(checkpoint.config, checkpoint, plan)
     buffers = allocate_buffers(plan, _pinned if plan.device != "cpu" else np.zeros)
     ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
     model = Decoder(checkpoint.config, checkpoint.tensors, ops)
-    return TorchRunner(runner_info(checkpoint, plan, ops.weight_bytes), buffers, model, ops)
+    info = runner_info(checkpoint, plan, ops.weight_bytes)
+    if options.graphs and isinstance(ops.cache, VarlenAttention):
+        return GraphRunner(info, buffers, model, ops, capture=capture_cuda_graph)
+    return TorchRunner(info, buffers, model, ops)
 
 
 def _plan_cuda(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:

@@ -1,0 +1,73 @@
+"""Paged attention by torch's variable-length kernel, for CUDA: one call a layer for any mix of sequences."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+
+from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.torch_attention import DTYPES, StepLayout
+
+# FlashAttention 2 reads pages of a multiple of this many tokens.
+PAGE_TOKENS = 256
+
+
+def varlen_fits(config: ModelConfig, cache: CacheConfig, device: torch.device) -> bool:
+    """Whether this torch, device, dtype and cache shape let the kernel be used."""
+    return (
+        device.type == "cuda"
+        and "block_table" in inspect.signature(varlen.varlen_attn).parameters
+        and cache.dtype in ("fp16", "bf16")
+        and cache.block_size % PAGE_TOKENS == 0
+        and config.head_dim <= 256
+        and config.head_dim % 8 == 0
+    )
+
+
+class VarlenAttention:
+    """`PagedAttention` by `varlen_attn` with a block table: it reads what a step is from device memory alone."""
+
+    def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
+        shape = (config.num_layers, cache.num_blocks + 1, cache.block_size, config.num_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=DTYPES[cache.dtype], device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.spare_block = cache.num_blocks
+        self._layout: StepLayout | None = None
+        self._most_new = self._longest = 0
+
+    def begin(self, layout: StepLayout) -> None:
+        self._layout = layout
+        starts = layout.query_start
+        self._most_new = int((starts[1:] - starts[:-1]).max())
+        self._longest = int(layout.context_lens.max())
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        slots = self._step().slots
+        self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
+        self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        layout = self._step()
+        attended = varlen.varlen_attn(
+            query,
+            self.keys[layer],
+            self.values[layer],
+            layout.device_query_start,
+            None,
+            self._most_new,
+            self._longest,
+            window_size=(-1, 0),
+            enable_gqa=True,
+            seqused_k=layout.device_context_lens,
+            block_table=layout.device_block_tables,
+        )
+        assert isinstance(attended, Tensor)
+        return attended.view(len(query), -1)
+
+    def _step(self) -> StepLayout:
+        if self._layout is None:
+            raise RuntimeError("attention before begin")
+        return self._layout
