@@ -1,13 +1,11 @@
 //! The space that SentencePiece-style vocabularies put before the first word of a text, and how to leave it out.
 
+use tokenizers::Result;
 use tokenizers::normalizers::{NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::tokenizer::{Model, OffsetReferential, OffsetType, PreTokenizer};
-
-use super::tokenizer::not_tokenized;
-use crate::error::Result;
 
 /// A tokenizer's preparation of text, less the steps that put a space before it.
 #[derive(Debug)]
@@ -48,16 +46,10 @@ impl WithoutPrefix {
         let (first, rest) = text.split_at(cut);
         let mut words = added.extract_and_normalize(self.normalizer.as_ref(), first);
         if let Some(pre_tokenizer) = &self.pre_tokenizer {
-            pre_tokenizer
-                .pre_tokenize(&mut words)
-                .map_err(|e| not_tokenized(&*e))?;
+            pre_tokenizer.pre_tokenize(&mut words)?;
         }
-        words
-            .tokenize(|word| inner.get_model().tokenize(word.get()))
-            .map_err(|e| not_tokenized(&*e))?;
-        let encoding = words
-            .into_encoding(None, 0, OffsetType::None)
-            .map_err(|e| not_tokenized(&*e))?;
+        words.tokenize(|word| inner.get_model().tokenize(word.get()))?;
+        let encoding = words.into_encoding(None, 0, OffsetType::None)?;
         Ok((encoding.get_ids().to_vec(), rest))
     }
 }

@@ -33,12 +33,8 @@ impl Tokenizer {
                 format!("tokenizer.json cannot be read: {reason}"),
             )
         };
-        // The crate asserts in places what a malformed file does not keep.
-        let inner = catch_unwind(AssertUnwindSafe(|| {
-            serde_json::from_slice::<tokenizers::Tokenizer>(json)
-        }))
-        .map_err(|_| refuse("it is malformed".to_owned()))?
-        .map_err(|e| refuse(e.to_string()))?;
+        let inner = guarded(|| Ok(serde_json::from_slice::<tokenizers::Tokenizer>(json)?))
+            .map_err(refuse)?;
         Self::new(inner)
     }
 
@@ -70,10 +66,8 @@ impl Tokenizer {
     /// # Errors
     /// `invalid_value` if the vocabulary has no way to express the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special)
-            .map_err(|e| not_tokenized(&*e))?;
+        let encoding =
+            guarded(|| self.inner.encode_fast(text, add_special)).map_err(not_tokenized)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -86,13 +80,12 @@ impl Tokenizer {
         let Some(bare) = &self.without_prefix else {
             return self.encode(text, false);
         };
-        bare.encode_first(&self.inner, text)
-            .and_then(|(mut tokens, rest)| {
-                if !rest.is_empty() {
-                    tokens.extend(self.encode(rest, false)?);
-                }
-                Ok(tokens)
-            })
+        let (mut tokens, rest) =
+            guarded(|| bare.encode_first(&self.inner, text)).map_err(not_tokenized)?;
+        if !rest.is_empty() {
+            tokens.extend(self.encode(rest, false)?);
+        }
+        Ok(tokens)
     }
 
     /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.
@@ -129,8 +122,7 @@ impl Tokenizer {
         if pieces.is_empty() {
             return String::new();
         }
-        // No decoder of the crate fails on tokens of its own vocabulary.
-        decoder.decode(pieces).unwrap_or_default()
+        guarded(|| decoder.decode(pieces.clone())).unwrap_or_else(|_| pieces.concat())
     }
 
     /// One more than the highest token id.
@@ -163,8 +155,16 @@ impl Tokenizer {
     }
 }
 
-pub(super) fn not_tokenized(error: &dyn std::error::Error) -> Error {
-    Error::invalid("prompt", format!("the text cannot be tokenized: {error}"))
+fn not_tokenized(reason: impl std::fmt::Display) -> Error {
+    Error::invalid("prompt", format!("the text cannot be tokenized: {reason}"))
+}
+
+/// Calls into the crate, which asserts in places what a malformed tokenizer.json does not keep.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("the tokenizer is malformed".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -268,3 +268,13 @@ def test_files_that_are_no_tokenizer_are_refused(data: bytes) -> None:
     with pytest.raises(LmserveError) as caught:
         Tokenizer.from_json(data)
     assert caught.value.status == 400
+
+
+def test_a_file_that_breaks_its_promises_later_is_refused_then() -> None:
+    data = json.loads(bert().to_str())
+    data["post_processor"]["special_tokens"] = {}
+    ours = Tokenizer.from_json(json.dumps(data).encode())
+    assert ours.decode(ours.encode("The dog")) == "the dog"
+    with pytest.raises(LmserveError, match="tokenized") as caught:
+        ours.encode("The dog", add_special=True)
+    assert caught.value.status == 400
