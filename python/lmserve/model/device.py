@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -24,6 +25,16 @@ def available_memory() -> int:
             if limit.isdecimal():
                 available = min(available, int(limit))
     return available
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, within the container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if CGROUP_QUOTA.is_file():
+        quota, period = CGROUP_QUOTA.read_text(encoding="ascii").split()
+        if quota.isdecimal():
+            cores = min(cores, max(1, -(-int(quota) // int(period))))
+    return cores
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from lmserve.model.checkpoint import Checkpoint
@@ -13,6 +12,8 @@ from lmserve.model.errors import OptionError
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
+# Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
+SPARE_FACTOR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,13 @@ class MemoryPlan:
         return self.kv_bytes_per_token * self.block_size * self.num_blocks
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: int | None = None) -> MemoryPlan:
     """Decide device, dtype, lengths and the size of the KV cache, from the checkpoint's headers alone.
 
+    Where the memory does not hold one sequence of the model's own length, max_model_len is what it does hold.
+
     gpu_memory: bytes to reckon with on a GPU, where known better than all of its memory. Raises OptionError where an
-    option is out of range, or where one sequence of max_model_len does not fit.
+    option is out of range, or where one sequence of the max_model_len that was asked for does not fit.
     """
     device = _device(options)
     on_cpu = device == "cpu"
@@ -70,38 +68,34 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     _check(dtype in ITEM_BYTES, "dtype", f"dtype is {dtype!r}; it must be one of auto, {', '.join(ITEM_BYTES)}")
     _check(1 <= options.max_batch <= 4096, "max_batch", f"max_batch is {options.max_batch}; it must be 1 to 4096")
     weight_bytes = sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
-    longest = checkpoint.max_model_len
-    asked = options.max_model_len
-    if asked is not None:
-        _check(
-            1 <= asked <= longest, "max_model_len", f"max_model_len is {asked}; this model takes 1 to {longest} tokens"
-        )
-        longest = asked
-    max_batch_tokens = options.max_batch_tokens or (512 if on_cpu else 8192)
+    max_batch_tokens = options.max_batch_tokens or max(512 if on_cpu else 8192, options.max_batch)
     _check(
         max_batch_tokens >= options.max_batch,
         "max_batch_tokens",
         f"max_batch_tokens is {max_batch_tokens}; it must be at least max_batch, {options.max_batch}",
     )
+    longest = checkpoint.max_model_len if options.max_model_len is None else options.max_model_len
+    _check(
+        1 <= longest <= checkpoint.max_model_len,
+        "max_model_len",
+        f"max_model_len is {longest}; this model takes 1 to {checkpoint.max_model_len} tokens",
+    )
     block_size = options.block_size or (16 if on_cpu else 256)
+    per_token, num_blocks = 0, 0
     config = checkpoint.config
-    if not isinstance(config, ModelConfig):
-        per_token, num_blocks = 0, 0
-    else:
+    if isinstance(config, ModelConfig):
         per_token = 2 * config.num_layers * config.kv_size * ITEM_BYTES[dtype]
-        if options.kv_memory is not None:
-            memory = options.kv_memory
-        elif on_cpu:
-            memory = min(CPU_KV_BYTES, int(available_memory() * CPU_KV_FRACTION))
-        else:
-            usable = int((gpu_memory or _gpu_memory(device)) * options.gpu_memory_fraction)
+        memory = options.kv_memory
+        if memory is None:
             activations = _activation_bytes(config, options.max_batch, max_batch_tokens, ITEM_BYTES[dtype])
-            memory = max(0, usable - weight_bytes - activations)
-        needed = options.max_batch * -(-longest // block_size)
-        num_blocks = min(memory // (per_token * block_size), needed)
+            free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
+            memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
+            # A tiny model could fill all memory with blocks that nobody will ever need.
+            memory = min(memory, SPARE_FACTOR * options.max_batch * per_token * (longest + block_size))
+        num_blocks = memory // (per_token * block_size)
         if num_blocks * block_size < longest:
             _check(
-                asked is None and num_blocks > 0,
+                options.max_model_len is None and num_blocks > 0,
                 "kv_memory",
                 f"kv_memory is {memory} bytes, enough for {num_blocks * block_size} tokens of {per_token} bytes;"
                 f" one sequence of max_model_len needs {longest}",
@@ -148,6 +142,12 @@ def _ops(options: RunnerOptions, device: str) -> str:
     _check(options.ops in ("auto", "torch"), "ops", f"ops is {options.ops!r}; it must be auto or torch")
     del device
     return "torch"
+
+
+def _free_memory(device: str, options: RunnerOptions, gpu_memory: int | None) -> int:
+    if device == "cpu":
+        return available_memory()
+    return int((gpu_memory or _gpu_memory(device)) * options.gpu_memory_fraction)
 
 
 def _gpu_memory(device: str) -> int:

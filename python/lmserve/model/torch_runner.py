@@ -15,11 +15,12 @@ from torch import Tensor
 from lmserve.model.arch.decoder import Decoder
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
+from lmserve.model.device import usable_cores
 from lmserve.model.encoder import EncoderRunner
 from lmserve.model.errors import OptionError
 from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
-from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory, usable_cores
+from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
 from lmserve.model.torch_ops import TorchOps, TorchWeight
 from lmserve.model.torch_varlen import VarlenAttention

@@ -1,0 +1,133 @@
+"""The memory plan: arithmetic on a checkpoint's headers, and options that are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory
+from lmserve.model.arch.decoder import expected_tensors
+from lmserve.model.hf_config import decoder_config
+from safetensors.numpy import save_file
+
+GIB = 1 << 30
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 1000,
+}
+# 2 (K and V) * 3 layers * 2 heads * 16 values
+VALUES_PER_TOKEN = 192
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    shapes = expected_tensors(decoder_config("qwen3", CONFIG, qk_norm=True))
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return open_checkpoint(folder)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with 8 GiB of RAM and one GPU of 4 GiB."""
+    monkeypatch.setattr(options, "available_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(options, "cuda_memory", lambda index: 4 * GIB if index == 0 else None)
+
+
+def elements(checkpoint) -> int:
+    return sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
+
+
+def test_cpu(checkpoint, machine):
+    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=10_000_000))
+    assert (plan.device, plan.dtype, plan.ops, plan.block_size) == ("cpu", "fp32", "torch", 16)
+    assert plan.weight_bytes == elements(checkpoint) * 4
+    assert plan.kv_bytes_per_token == VALUES_PER_TOKEN * 4
+    assert plan.num_blocks == 10_000_000 // (16 * VALUES_PER_TOKEN * 4)
+    assert plan.kv_bytes == plan.num_blocks * 16 * VALUES_PER_TOKEN * 4 <= 10_000_000
+    assert (plan.max_model_len, plan.max_batch, plan.max_batch_tokens) == (1000, 64, 512)
+
+
+def test_gpu_where_there_is_one(checkpoint, machine):
+    plan = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3000))
+    assert (plan.device, plan.dtype, plan.block_size) == ("cuda:0", "bf16", 256)
+    assert plan.kv_bytes_per_token == VALUES_PER_TOKEN * 2
+    assert 3 * GIB < plan.kv_bytes < 0.9 * 4 * GIB - plan.weight_bytes
+    known = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3000), gpu_memory=2 * GIB)
+    assert plan.kv_bytes - known.kv_bytes == pytest.approx(0.9 * 2 * GIB, abs=256 * VALUES_PER_TOKEN * 2)
+    with pytest.raises(OptionError, match="the CUDA driver shows no GPU for cuda:1"):
+        plan_memory(checkpoint, RunnerOptions(device="cuda:1"))
+
+
+def test_cpu_where_there_is_no_gpu(checkpoint, machine, monkeypatch):
+    monkeypatch.setattr(options, "cuda_memory", lambda index: None)
+    assert plan_memory(checkpoint, RunnerOptions()).device == "cpu"
+    with pytest.raises(OptionError, match="the CUDA driver shows no GPU for cuda:0"):
+        plan_memory(checkpoint, RunnerOptions(device="cuda"))
+
+
+def test_default_memory_is_bounded(checkpoint, machine, monkeypatch):
+    many = RunnerOptions(device="cpu", max_batch=4096)
+    per_block = 16 * VALUES_PER_TOKEN * 4
+    assert plan_memory(checkpoint, many).kv_bytes == pytest.approx(2 * GIB, abs=GIB / 4)
+    monkeypatch.setattr(options, "available_memory", lambda: GIB)
+    assert 0 < plan_memory(checkpoint, many).kv_bytes < GIB / 4
+    one = plan_memory(checkpoint, RunnerOptions(device="cpu", max_batch=1))
+    assert one.kv_bytes == pytest.approx(4 * 1016 * VALUES_PER_TOKEN * 4, abs=per_block)
+
+
+def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machine):
+    memory = 100 * VALUES_PER_TOKEN * 4
+    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=memory))
+    assert (plan.num_blocks, plan.max_model_len) == (6, 96)
+    message = r"kv_memory is 76800 bytes, enough for 96 tokens of 768 bytes; one sequence of max_model_len needs 500"
+    with pytest.raises(OptionError, match=message):
+        plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=memory, max_model_len=500))
+    with pytest.raises(OptionError, match="enough for 0 tokens"):
+        plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "option", "message"),
+    [
+        ({"device": "tpu"}, "device", "device is 'tpu'; it must be auto, cpu or cuda"),
+        ({"device": "cuda:x"}, "device", "device is 'cuda:x'; it must be auto, cpu or cuda"),
+        ({"dtype": "int8"}, "dtype", "dtype is 'int8'; it must be one of auto, fp32, fp16, bf16"),
+        ({"max_batch": 0}, "max_batch", "max_batch is 0; it must be 1 to 4096"),
+        ({"max_batch": 9, "max_batch_tokens": 8}, "max_batch_tokens", "is 8; it must be at least max_batch, 9"),
+        ({"max_model_len": 1001}, "max_model_len", "max_model_len is 1001; this model takes 1 to 1000 tokens"),
+        ({"max_model_len": 0}, "max_model_len", "max_model_len is 0; this model takes 1 to 1000 tokens"),
+        ({"ops": "gpu"}, "ops", "ops is 'gpu'"),
+    ],
+)
+def test_options_that_are_refused(checkpoint, machine, changes, option, message):
+    with pytest.raises(OptionError, match=message) as error:
+        plan_memory(checkpoint, RunnerOptions(**{"device": "cpu"} | changes))
+    assert error.value.status == 400
+    assert error.value.error["param"] == option
+
+
+def test_this_machine():
+    assert device.available_memory() > 1 << 20
+    assert device.usable_cores() >= 1
+    assert device.cuda_memory(10_000) is None
+
+
+def test_container_limits(tmp_path, monkeypatch):
+    limit, quota = tmp_path / "memory.max", tmp_path / "cpu.max"
+    monkeypatch.setattr(device, "CGROUP_LIMITS", (limit,))
+    monkeypatch.setattr(device, "CGROUP_QUOTA", quota)
+    limit.write_text("1000\n")
+    quota.write_text("50000 100000\n")
+    assert device.available_memory() == 1000
+    assert device.usable_cores() == 1
+    limit.write_text("max\n")
+    quota.write_text("max 100000\n")
+    assert device.available_memory() > 1000
