@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -10,7 +11,7 @@ import httpx
 import jsonschema
 import pytest
 from conftest import MODEL, Running
-from lmserve.app import API
+from lmserve.app import API, openapi_document
 
 
 class Links(HTMLParser):
@@ -75,9 +76,22 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         for method, operation in item.items():
             assert operation["summary"], method
             assert "200" in operation["responses"]
+            for status, reply in operation["responses"].items():
+                if status >= "400":
+                    schema = reply["content"]["application/json"]["schema"]
+                    assert schema["$ref"].endswith("ErrorReply"), (status, schema)
             if method == "post":
                 assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
                 assert operation["responses"].keys() >= {"400", "401", "413", "429", "503"}
+
+
+def test_the_key_is_described() -> None:
+    document = json.loads(openapi_document(secured=True))
+    assert document["security"] == [{"key": []}]
+    assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
+    needs = {path: operation.get("security") for path, item in document["paths"].items() for operation in item.values()}
+    assert needs.pop("/health") in ([], [{}])
+    assert all(security in (None, [{"key": []}]) for security in needs.values())
 
 
 def references(node: Any) -> set[str]:

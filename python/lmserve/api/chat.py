@@ -27,6 +27,7 @@ from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
     dto=StrictJson[ChatRequest],
     return_dto=None,
     status_code=200,
+    operation_id="create_chat_completion",
     summary="Answer a conversation",
     description="OpenAI's chat completions. With `session_id`, the conversation lives on the server.",
     tags=["OpenAI"],

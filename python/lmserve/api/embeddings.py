@@ -21,6 +21,7 @@ from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRe
     dto=StrictJson[EmbeddingsRequest],
     return_dto=None,
     status_code=200,
+    operation_id="create_embeddings",
     summary="Embed texts",
     description="OpenAI's embeddings: vectors of length 1 (L2), pooled from the model's last hidden states.",
     tags=["OpenAI"],

@@ -32,6 +32,7 @@ NO_TURN: Final = (
     dto=StrictJson[GenerateRequest],
     return_dto=None,
     status_code=200,
+    operation_id="generate",
     summary="Generate, in a session that lives on the server",
     description=(
         "Runs one turn of a session. With `stream`, each frame is a JSON object in ASCII followed by one NUL byte. "

@@ -15,9 +15,11 @@ from lmserve.schemas.health import HealthReply
 @get(
     "/health",
     opt={PUBLIC: True},
+    operation_id="health",
     summary="Whether requests are taken",
     description="200 once the model is loaded, 503 before that and while the server stops. Needs no API key.",
     tags=["server"],
+    security=[{}],
     responses=responses(HealthReply, 503),
 )
 async def health(request: Request[Any, Any, Any]) -> HealthReply:

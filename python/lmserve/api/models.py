@@ -14,6 +14,7 @@ from lmserve.schemas.models import ModelCard, ModelList, ModelPermission
 
 @get(
     "/v1/models",
+    operation_id="list_models",
     summary="List the served model's names",
     tags=["OpenAI"],
     responses=responses(ModelList, 401, 503),
@@ -26,9 +27,10 @@ async def list_models(request: Request[Any, Any, Any]) -> ModelList:
 
 @get(
     "/v1/models/{model_id:path}",
+    operation_id="get_model",
     summary="Describe a model",
     tags=["OpenAI"],
-    responses=responses(ModelCard, 401, 404, 503),
+    responses=responses(ModelCard, 400, 401, 404, 503),
 )
 async def get_model(model_id: FromPath[str], request: Request[Any, Any, Any]) -> ModelCard:
     """One name; it may contain slashes."""
