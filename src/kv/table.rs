@@ -8,7 +8,8 @@ use super::pool::{BlockPool, ChainId};
 #[derive(Debug)]
 pub struct BlockTable {
     pool: Arc<BlockPool>,
-    blocks: Vec<u32>,
+    /// Shared with the step that reads it, so that a step costs no copy of it; changed only between steps.
+    blocks: Arc<Vec<u32>>,
     /// Leading blocks that are in the prefix cache, and the chain of the last of them.
     registered: usize,
     chain: ChainId,
@@ -22,7 +23,7 @@ impl BlockTable {
         Self {
             pool: Arc::clone(pool),
             registered: blocks.len(),
-            blocks,
+            blocks: Arc::new(blocks),
             chain,
         }
     }
@@ -30,6 +31,11 @@ impl BlockTable {
     /// Block ids in order.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    /// The block ids as they are now, whatever becomes of the table.
+    pub fn snapshot(&self) -> Arc<Vec<u32>> {
+        Arc::clone(&self.blocks)
     }
 
     /// Tokens that the table has room for.
@@ -47,7 +53,7 @@ impl BlockTable {
     /// Makes room for `tokens` tokens in all; false, and nothing changed, if the pool cannot give the blocks.
     pub fn grow(&mut self, tokens: usize) -> bool {
         let missing = self.missing(tokens);
-        missing == 0 || self.pool.allocate(missing, &mut self.blocks)
+        missing == 0 || self.pool.allocate(missing, Arc::make_mut(&mut self.blocks))
     }
 
     /// Puts every full block of the first `computed` tokens into the prefix cache. All of them must have been computed.
@@ -60,7 +66,9 @@ impl BlockTable {
                 self.chain,
                 &tokens[at * size..(at + 1) * size],
             );
-            self.blocks[at] = block;
+            if self.blocks[at] != block {
+                Arc::make_mut(&mut self.blocks)[at] = block;
+            }
             self.chain = chain;
             self.registered += 1;
         }

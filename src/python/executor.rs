@@ -43,6 +43,8 @@ pub(super) struct PyExecutor {
     extras: Py<PyAny>,
     frombuffer: Py<PyAny>,
     buffers: Buffers,
+    /// One sequence's block ids as the runner's integers; reused.
+    block_row: Vec<i32>,
 }
 
 fn buffer<T: Element>(object: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBuffer<T>> {
@@ -133,10 +135,11 @@ impl PyExecutor {
                 .unbind(),
             frombuffer: py.import("numpy")?.getattr("frombuffer")?.unbind(),
             buffers,
+            block_row: Vec::new(),
         })
     }
 
-    fn write(&self, step: &Step) -> Result<()> {
+    fn write(&mut self, step: &Step) -> Result<()> {
         let b = &self.buffers;
         put(&b.token_ids, 0, &step.token_ids, "token_ids")?;
         put(&b.positions, 0, &step.positions, "positions")?;
@@ -169,15 +172,22 @@ impl PyExecutor {
         put(&b.uniform, 0, &step.uniform, "uniform")?;
         put(&b.logprobs, 0, &step.logprobs, "logprobs")?;
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
-        for (at, borders) in step.block_start.windows(2).enumerate() {
-            let blocks = &step.blocks[borders[0]..borders[1]];
+        for (at, blocks) in step.block_tables.iter().enumerate() {
             if blocks.len() > stride {
                 let needed = blocks.len();
                 return Err(Error::internal(format!(
                     "a sequence has {needed} blocks; the runner has room for {stride}"
                 )));
             }
-            put(&b.block_tables, at * stride, blocks, "block_tables")?;
+            self.block_row.clear();
+            self.block_row
+                .extend(blocks.iter().map(|&block| block as i32));
+            put(
+                &b.block_tables,
+                at * stride,
+                &self.block_row,
+                "block_tables",
+            )?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! One step of the model: what to compute and what to sample, as flat arrays that a device can take as they are.
 
+use std::sync::Arc;
+
 use super::sampling::uniform;
 use super::sequence::Sequence;
 
@@ -25,9 +27,8 @@ pub struct Step {
     pub slots: Vec<i32>,
     pub query_start: Vec<i32>,
     pub context_lens: Vec<i32>,
-    /// Block ids of all sequences, one after another; sequence `s` owns `block_start[s]..block_start[s + 1]`.
-    pub blocks: Vec<i32>,
-    pub block_start: Vec<usize>,
+    /// Block ids of each sequence, in order.
+    pub block_tables: Vec<Arc<Vec<u32>>>,
     pub sample_rows: Vec<i32>,
     pub temperature: Vec<f32>,
     pub top_k: Vec<i32>,
@@ -80,7 +81,6 @@ impl Step {
             &mut self.slots,
             &mut self.query_start,
             &mut self.context_lens,
-            &mut self.blocks,
             &mut self.sample_rows,
             &mut self.top_k,
             &mut self.logprobs,
@@ -104,8 +104,7 @@ impl Step {
         ] {
             array.clear();
         }
-        self.block_start.clear();
-        self.block_start.push(0);
+        self.block_tables.clear();
         self.query_start.push(0);
         self.bias_start.push(0);
         self.seen_start.push(0);
@@ -121,9 +120,7 @@ impl Step {
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push(end as i32);
-        self.blocks
-            .extend(sequence.table.blocks().iter().map(|&block| block as i32));
-        self.block_start.push(self.blocks.len());
+        self.block_tables.push(sequence.table.snapshot());
         let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
             self.add_row(sequence);

@@ -41,7 +41,7 @@ impl ToyModel {
         }
     }
 
-    fn context(&self, blocks: &[i32], len: usize) -> Result<Vec<u32>> {
+    fn context(&self, blocks: &[u32], len: usize) -> Result<Vec<u32>> {
         let at = |position: usize| {
             blocks[position / self.block_size] as usize * self.block_size
                 + position % self.block_size
@@ -78,8 +78,7 @@ impl Executor for ToyModel {
             .enumerate()
             .filter(|(_, scheduled)| scheduled.samples);
         for (at, _) in sampling {
-            let blocks = &step.blocks[step.block_start[at]..step.block_start[at + 1]];
-            let context = self.context(blocks, step.context_lens[at] as usize)?;
+            let context = self.context(&step.block_tables[at], step.context_lens[at] as usize)?;
             output.tokens.push(next_token(&context, self.vocab_size));
         }
         Ok(())

@@ -1,0 +1,178 @@
+//! What one step costs the scheduler (plan and commit together) with all sequences decoding, prefix cache on, beside idle
+//! sessions. No text and no model: `cargo bench --no-default-features --bench scheduler`.
+#![allow(missing_docs)]
+
+use std::sync::{Arc, Mutex};
+
+use lmserve::engine::{Core, Events, StepOutput, TurnLease, prepare};
+use lmserve::engine::{Limits, Prepared};
+use lmserve::error::Error;
+use lmserve::kv::BlockPool;
+use lmserve::output::{Delta, Usage};
+use lmserve::request::Submission;
+use lmserve::sched::{FinishReason, Scheduler, SchedulerConfig};
+use lmserve::session::{SessionKey, SessionStore, StoreLimits};
+use serde_json::json;
+
+const BLOCK_SIZE: usize = 16;
+const STEPS: usize = 1000;
+const VOCAB: u32 = 32_000;
+const IDLE_TOKENS: u32 = 32;
+
+struct Silent;
+
+impl Events for Silent {
+    fn delta(&mut self, _: u64, _: usize, _: Delta) {}
+    fn finish(&mut self, _: u64, _: usize, _: Delta, _: FinishReason, _: Usage) {}
+    fn fail(&mut self, _: u64, _: &Error) {}
+}
+
+struct Load {
+    core: Core,
+    store: Arc<Mutex<SessionStore>>,
+    output: StepOutput,
+    limits: Limits,
+    next: u64,
+    now_ms: u64,
+    token: u32,
+}
+
+impl Load {
+    fn new(running: usize, context: usize, idle: usize) -> Self {
+        let idle_blocks = idle * (IDLE_TOKENS as usize / BLOCK_SIZE + 1);
+        let num_blocks = running * (context + 3 * STEPS).div_ceil(BLOCK_SIZE) + idle_blocks;
+        let config = SchedulerConfig {
+            max_batch: running,
+            max_batch_tokens: 8192,
+            max_model_len: 1 << 20,
+            max_queue: running.max(1024),
+        };
+        let pool = Arc::new(BlockPool::new(num_blocks, BLOCK_SIZE, true));
+        let scheduler = Scheduler::new(config, pool).unwrap();
+        let limits = Limits {
+            context_length: scheduler.max_tokens(),
+            vocab_size: VOCAB as usize,
+        };
+        let limit = StoreLimits {
+            max_sessions: usize::MAX,
+            ttl_ms: 0,
+        };
+        Self {
+            core: Core::new(scheduler, None, vec![]),
+            store: Arc::new(Mutex::new(SessionStore::new(limit))),
+            output: StepOutput::default(),
+            limits,
+            next: 1,
+            now_ms: 0,
+            token: 1,
+        }
+    }
+
+    fn add(&mut self, ids: Vec<u32>, max_tokens: usize) {
+        let id = self.next;
+        self.next += 1;
+        let json = json!({
+            "route": "generate",
+            "input": {"type": "tokens", "ids": ids},
+            "session": {"id": id, "start": true},
+            "stopping": {"max_tokens": max_tokens},
+        });
+        let submission = Submission::parse(json.to_string().as_bytes()).unwrap();
+        let key = SessionKey {
+            tenant: 0,
+            id: id as i64,
+        };
+        let (lease, base) =
+            TurnLease::begin(&self.store, key, id, true, false, self.now_ms).unwrap();
+        let prepared: Prepared = prepare(&submission, base, None, None, self.limits).unwrap();
+        self.core
+            .add(id, &submission, prepared, Some(lease), id)
+            .unwrap();
+    }
+
+    fn distinct(&mut self, count: usize) -> Vec<u32> {
+        (0..count)
+            .map(|_| {
+                self.token = self.token.wrapping_mul(1_664_525).wrapping_add(12_345);
+                (self.token >> 8) % VOCAB
+            })
+            .collect()
+    }
+
+    fn step(&mut self) -> bool {
+        self.now_ms += 1;
+        let step = self.core.plan();
+        if step.is_empty() {
+            return false;
+        }
+        self.output.tokens.clear();
+        for row in 0..step.num_rows() {
+            self.output
+                .tokens
+                .push((row as u32 * 31 + self.now_ms as u32) % VOCAB);
+        }
+        self.core
+            .commit(&self.output, self.now_ms, &mut Silent)
+            .unwrap();
+        true
+    }
+}
+
+/// Time this thread has computed, in microseconds: what other processes of a shared machine do is no part of it.
+fn thread_time() -> f64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writing.
+    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(outcome, 0);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+/// Microseconds of a step: the median over spans of `BLOCK_SIZE` steps, in which each sequence fills one block, and the worst.
+fn measure(running: usize, context: usize, idle: usize) -> (f64, f64) {
+    let mut load = Load::new(running, context, idle);
+    for start in (0..idle).step_by(1000) {
+        for _ in start..(start + 1000).min(idle) {
+            let ids = load.distinct(IDLE_TOKENS as usize);
+            load.add(ids, 0);
+        }
+        while load.step() {}
+    }
+    for at in 0..running {
+        let ids = load.distinct(context + at % BLOCK_SIZE);
+        load.add(ids, 2 * STEPS + context);
+    }
+    let decoding = |load: &Load| {
+        let sequences = load.core.scheduler().running();
+        sequences.filter(|s| !s.output().is_empty()).count()
+    };
+    while decoding(&load) < running {
+        load.step();
+    }
+    let mut times: Vec<f64> = (0..STEPS / BLOCK_SIZE)
+        .map(|_| {
+            let start = thread_time();
+            for _ in 0..BLOCK_SIZE {
+                load.step();
+            }
+            (thread_time() - start) / BLOCK_SIZE as f64
+        })
+        .collect();
+    assert_eq!(decoding(&load), running);
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() - 1])
+}
+
+fn main() {
+    println!("running  context  idle sessions   median us  worst us");
+    for running in [64, 256, 1024] {
+        for context in [512, 4096] {
+            for idle in [0, 100_000] {
+                let (median, p99) = measure(running, context, idle);
+                println!("{running:7}  {context:7}  {idle:13}  {median:10.1} {p99:8.1}");
+            }
+        }
+    }
+}
