@@ -101,12 +101,19 @@ impl Worker {
     /// One round of the loop; false when told to stop.
     fn turn(&mut self) -> bool {
         let idle = self.core.scheduler().is_idle() && self.embeds.is_empty();
-        for command in self.shared.receive(idle) {
+        let mut commands = self.shared.receive(idle).into_iter();
+        while let Some(command) = commands.next() {
             match command {
                 Command::Run(ready) => self.start(*ready),
                 Command::Embed(job) => self.embeds.push_back(job),
                 Command::Abort(request) => self.abort(request),
-                Command::Stop => return false,
+                Command::Stop => {
+                    // Prepared just before the stop, and as lost as what comes after it.
+                    for command in commands {
+                        command.reject(&engine_down("it was stopped"));
+                    }
+                    return false;
+                }
             }
         }
         if let Err(error) = self.step() {
