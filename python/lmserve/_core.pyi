@@ -2,11 +2,22 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Final, Self, final
+from typing import Any, Final, Literal, Self, final
 
 from lmserve.model.interface import Runner
 
-__all__ = ["VERSION", "ChatTemplate", "Engine", "GgufFile", "Stream", "StreamDecoder", "Tokenizer"]
+__all__ = [
+    "VERSION",
+    "ChatTemplate",
+    "Engine",
+    "Event",
+    "GgufFile",
+    "Scheduler",
+    "Stream",
+    "StreamDecoder",
+    "TokenUsage",
+    "Tokenizer",
+]
 
 VERSION: Final[str]
 
@@ -192,3 +203,96 @@ class Stream:
 
     def abort(self) -> None:
         """The reader left. May be called again."""
+
+@final
+class TokenUsage:
+    """Tokens of one choice; `cached_tokens` of the prompt were not computed again."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def history_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+
+@final
+class Event:
+    """What one step, or the end of a request, did to one choice of a request."""
+
+    @property
+    def request(self) -> int: ...
+    @property
+    def choice(self) -> int: ...
+    @property
+    def token(self) -> int | None:
+        """The sampled token, if the step sampled one."""
+
+    @property
+    def text(self) -> str:
+        """New text; empty while characters or stop strings are incomplete."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated so far."""
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "abort", "error"] | None:
+        """Set in the choice's last event; an "error" ends the whole request."""
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        """Set with a finish reason that is no error."""
+
+    @property
+    def error(self) -> str | None: ...
+
+@final
+class Scheduler:
+    """Scheduler, KV books, sessions and text of one model, without a thread, a clock or a model.
+
+    `lmserve.Scheduler` is its face. Times are in milliseconds of the caller's clock.
+    """
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        *,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        max_model_len: int,
+        max_batch: int,
+        max_batch_tokens: int,
+        max_queue: int,
+        eos_token_ids: Sequence[int],
+        max_sessions: int,
+        session_ttl_ms: int,
+        prefix_cache: bool,
+    ) -> Self:
+        """Raises LmserveError (400) for sizes that cannot work."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a sequence, prompt and output."""
+
+    def add(self, submission: bytes, random: int, now_ms: int) -> int:
+        """Take one JSON-encoded submission in; `random` (64 bits) seeds what has no seed of its own."""
+
+    def plan(self) -> tuple[list[tuple[int, int]], dict[str, bytearray]] | None:
+        """(request, choice) of each sequence of the next step, and its arrays of 32-bit numbers by name."""
+
+    def commit(self, tokens: Sequence[int], now_ms: int) -> list[Event]:
+        """Book the planned step."""
+
+    def fail(self, message: str) -> list[Event]:
+        """Give up the planned step and the requests in it."""
+
+    def abort(self, request: int, keep: bool, now_ms: int) -> list[Event]:
+        """End a request before its time."""
+
+    def end_session(self, tenant: int, session_id: int) -> bool: ...
+    def session_tokens(self, tenant: int, session_id: int) -> list[int]: ...
+    def stats(self) -> dict[str, int]: ...

@@ -81,7 +81,8 @@ const fn sequence_id(request: u64, choice: usize) -> u64 {
     request * MAX_CHOICES as u64 + choice as u64
 }
 
-const fn request_of(sequence: u64) -> (u64, usize) {
+/// The request and the choice that a sequence of a step belongs to.
+pub const fn request_of(sequence: u64) -> (u64, usize) {
     (
         sequence / MAX_CHOICES as u64,
         (sequence % MAX_CHOICES as u64) as usize,
@@ -107,6 +108,11 @@ impl Core {
     /// The scheduler.
     pub const fn scheduler(&self) -> &Scheduler {
         &self.scheduler
+    }
+
+    /// Tokens that a waiting or running sequence has generated; None once it has ended.
+    pub fn tokens_of(&self, sequence: u64) -> Option<usize> {
+        self.choices.get(&sequence).map(|choice| choice.tokens)
     }
 
     /// Choices that wait or run.

@@ -9,7 +9,7 @@ mod lease;
 mod prepare;
 mod worker;
 
-pub use self::core::{Core, Events};
+pub use self::core::{Abort, Core, Events, request_of};
 pub use embed::{EmbedSubmission, Encoding};
 pub use executor::{Executor, StepOutput};
 pub use handle::{Engine, EngineConfig, Model, Stats, Stream};

@@ -1,7 +1,9 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
 mod engine;
+mod event;
 mod executor;
+mod scheduler;
 mod text;
 
 use pyo3::prelude::*;
@@ -32,6 +34,10 @@ impl From<Error> for PyErr {
 mod _core {
     #[pymodule_export]
     use super::engine::{Engine, Stream};
+    #[pymodule_export]
+    use super::event::{Event, TokenUsage};
+    #[pymodule_export]
+    use super::scheduler::Scheduler;
     #[pymodule_export]
     use super::text::{ChatTemplate, GgufFile, StreamDecoder, Tokenizer};
 

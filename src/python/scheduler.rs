@@ -1,0 +1,330 @@
+//! The engine without its thread: whoever embeds it runs the model between `plan` and `commit`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+
+use super::event::{Collector, Event};
+use super::text::{ChatTemplate, Tokenizer};
+use crate::engine::{Abort, Core, Limits, StepOutput, TurnLease, prepare, request_of};
+use crate::error::{Error, Result};
+use crate::kv::BlockPool;
+use crate::request::Submission;
+use crate::sched::{SchedulerConfig, Step};
+use crate::session::{Base, SessionKey, SessionStore, StoreLimits};
+use crate::text;
+
+struct State {
+    core: Core,
+    output: StepOutput,
+    next_request: u64,
+}
+
+/// Scheduler, KV books, sessions and text of one model, without a thread, a clock or a model.
+#[pyclass(frozen, module = "lmserve._core")]
+pub struct Scheduler {
+    state: Mutex<State>,
+    sessions: Arc<Mutex<SessionStore>>,
+    tokenizer: Option<Arc<text::Tokenizer>>,
+    template: Option<Arc<text::ChatTemplate>>,
+    limits: Limits,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn array<'py, T: Copy, const N: usize>(
+    py: Python<'py>,
+    values: &[T],
+    to_bytes: impl Fn(T) -> [u8; N],
+) -> Bound<'py, PyByteArray> {
+    let bytes: Vec<u8> = values.iter().flat_map(|&value| to_bytes(value)).collect();
+    PyByteArray::new(py, &bytes)
+}
+
+/// The step's arrays by name, in native byte order.
+fn arrays<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyDict>> {
+    let width = step.block_tables.iter().map(|table| table.len()).max();
+    let width = width.unwrap_or(0);
+    let mut tables = Vec::with_capacity(width * step.num_sequences());
+    for table in &step.block_tables {
+        tables.extend(table.iter().map(|&block| block as i32));
+        tables.resize(tables.len().next_multiple_of(width.max(1)), 0);
+    }
+    let dict = PyDict::new(py);
+    for (name, values) in [
+        ("token_ids", &step.token_ids),
+        ("positions", &step.positions),
+        ("slots", &step.slots),
+        ("query_start", &step.query_start),
+        ("context_lens", &step.context_lens),
+        ("block_tables", &tables),
+        ("sample_rows", &step.sample_rows),
+        ("top_k", &step.top_k),
+        ("bias_start", &step.bias_start),
+        ("bias_token", &step.bias_token),
+        ("seen_start", &step.seen_start),
+        ("seen_token", &step.seen_token),
+        ("seen_count", &step.seen_count),
+    ] {
+        dict.set_item(name, array(py, values, i32::to_ne_bytes))?;
+    }
+    for (name, values) in [
+        ("temperature", &step.temperature),
+        ("top_p", &step.top_p),
+        ("min_p", &step.min_p),
+        ("repetition_penalty", &step.repetition_penalty),
+        ("presence_penalty", &step.presence_penalty),
+        ("frequency_penalty", &step.frequency_penalty),
+        ("uniform", &step.uniform),
+        ("bias_value", &step.bias_value),
+    ] {
+        dict.set_item(name, array(py, values, f32::to_ne_bytes))?;
+    }
+    Ok(dict)
+}
+
+impl Scheduler {
+    fn begin(
+        &self,
+        submission: &Submission,
+        request: u64,
+        now_ms: u64,
+    ) -> Result<(Option<TurnLease>, Base)> {
+        let Some(session) = &submission.session else {
+            return Ok((None, Base::empty()));
+        };
+        let key = SessionKey {
+            tenant: submission.tenant,
+            id: session.id,
+        };
+        let (start, create) = (session.start, session.create);
+        let (lease, base) = TurnLease::begin(&self.sessions, key, request, start, create, now_ms)?;
+        Ok((Some(lease), base))
+    }
+}
+
+#[pymethods]
+impl Scheduler {
+    #[new]
+    #[pyo3(signature = (tokenizer, template, *, num_blocks, block_size, vocab_size, max_model_len, max_batch, max_batch_tokens,
+                        max_queue, eos_token_ids, max_sessions, session_ttl_ms, prefix_cache))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        tokenizer: Option<&Tokenizer>,
+        template: Option<&ChatTemplate>,
+        num_blocks: u32,
+        block_size: u32,
+        vocab_size: u32,
+        max_model_len: usize,
+        max_batch: usize,
+        max_batch_tokens: usize,
+        max_queue: usize,
+        eos_token_ids: Vec<u32>,
+        max_sessions: usize,
+        session_ttl_ms: u64,
+        prefix_cache: bool,
+    ) -> PyResult<Self> {
+        for (name, value) in [("num_blocks", num_blocks), ("block_size", block_size)] {
+            if value == 0 {
+                let message = format!("{name} must be at least 1, but 0 was given");
+                return Err(Error::invalid(name, message).into());
+            }
+        }
+        if u64::from(num_blocks) * u64::from(block_size) > i32::MAX as u64 {
+            let message = format!(
+                "num_blocks * block_size must be below 2**31, but {num_blocks} * {block_size} was given"
+            );
+            return Err(Error::invalid("num_blocks", message).into());
+        }
+        let pool = Arc::new(BlockPool::new(
+            num_blocks as usize,
+            block_size as usize,
+            prefix_cache,
+        ));
+        let config = SchedulerConfig {
+            max_batch,
+            max_batch_tokens,
+            max_model_len,
+            max_queue,
+        };
+        let scheduler = crate::sched::Scheduler::new(config, pool)?;
+        let limits = Limits {
+            context_length: scheduler.max_tokens(),
+            vocab_size: vocab_size as usize,
+        };
+        let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0));
+        let store = SessionStore::new(StoreLimits {
+            max_sessions,
+            ttl_ms: session_ttl_ms,
+        });
+        Ok(Self {
+            state: Mutex::new(State {
+                core: Core::new(scheduler, tokenizer.clone(), eos_token_ids),
+                output: StepOutput::default(),
+                next_request: 1,
+            }),
+            sessions: Arc::new(Mutex::new(store)),
+            tokenizer,
+            template: template.map(|template| Arc::clone(&template.0)),
+            limits,
+        })
+    }
+
+    /// Most tokens of a sequence, prompt and output.
+    #[getter]
+    fn context_length(&self) -> usize {
+        self.limits.context_length
+    }
+
+    /// Takes one JSON-encoded submission in and returns the request's number.
+    fn add(&self, submission: &[u8], random: u64, now_ms: u64) -> Result<u64> {
+        let submission = Submission::parse(submission)?;
+        if self.tokenizer.is_none() && !submission.stopping.stop.is_empty() {
+            return Err(Error::invalid(
+                "stop",
+                "stop strings need a tokenizer, and this scheduler has none; use stop_token_ids",
+            ));
+        }
+        let mut state = guard(&self.state);
+        let request = state.next_request;
+        state.next_request += 1;
+        let (lease, base) = self.begin(&submission, request, now_ms)?;
+        let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
+        let prepared = prepare(
+            &submission,
+            base,
+            self.tokenizer.as_deref(),
+            self.template.as_deref(),
+            self.limits,
+        )?;
+        state
+            .core
+            .add(request, &submission, prepared, lease, seed)?;
+        Ok(request)
+    }
+
+    /// Decides what the next step computes: each sequence's (request, choice) and the arrays; None if there is nothing to do.
+    #[allow(clippy::type_complexity)]
+    fn plan<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(Vec<(u64, usize)>, Bound<'py, PyDict>)>> {
+        let mut state = guard(&self.state);
+        let step = state.core.plan();
+        if step.is_empty() {
+            return Ok(None);
+        }
+        let sequences = step.scheduled.iter().map(|s| request_of(s.id)).collect();
+        Ok(Some((sequences, arrays(py, step)?)))
+    }
+
+    /// Books the outcome of the planned step: one token for each sampled row.
+    fn commit(&self, tokens: Vec<i64>, now_ms: u64) -> Result<Vec<Event>> {
+        let vocab_size = self.limits.vocab_size;
+        let mut state = guard(&self.state);
+        let State { core, output, .. } = &mut *state;
+        let rows: Vec<u64> = core
+            .scheduler()
+            .step()
+            .scheduled
+            .iter()
+            .filter(|s| s.samples)
+            .map(|s| s.id)
+            .collect();
+        if tokens.len() != rows.len() {
+            let message = format!(
+                "the step has {} sampled rows, but {} tokens were given",
+                rows.len(),
+                tokens.len()
+            );
+            return Err(Error::invalid("tokens", message));
+        }
+        output.tokens.clear();
+        for &token in &tokens {
+            if !(0..vocab_size as i64).contains(&token) {
+                let message = format!("token ids lie in [0, {vocab_size}), but {token} was given");
+                return Err(Error::invalid("tokens", message));
+            }
+            output.tokens.push(token as u32);
+        }
+        let mut collector = Collector::default();
+        for (&id, &token) in rows.iter().zip(&output.tokens) {
+            if let Some(sampled) = core.tokens_of(id) {
+                let (request, choice) = request_of(id);
+                let event = collector.of(request, choice);
+                event.token = Some(token);
+                event.tokens = sampled + 1;
+            }
+        }
+        core.commit(output, now_ms, &mut collector)?;
+        Ok(collector.events)
+    }
+
+    /// Gives up the planned step, whose computation failed, and the requests in it.
+    fn fail(&self, message: &str) -> Vec<Event> {
+        let mut collector = Collector::default();
+        guard(&self.state)
+            .core
+            .fail_step(&Error::internal(message), &mut collector);
+        collector.events
+    }
+
+    /// Ends a request before its time; `keep` commits its session's turn with what was generated.
+    fn abort(&self, request: u64, keep: bool, now_ms: u64) -> Vec<Event> {
+        let how = if keep {
+            Abort::Cancel
+        } else {
+            Abort::Disconnect
+        };
+        let mut collector = Collector::default();
+        guard(&self.state)
+            .core
+            .abort(request, how, now_ms, &mut collector);
+        collector.events
+    }
+
+    /// Drops a session; False if there was none.
+    fn end_session(&self, tenant: u32, session_id: i64) -> Result<bool> {
+        guard(&self.sessions).remove(SessionKey {
+            tenant,
+            id: session_id,
+        })
+    }
+
+    /// Committed token ids of a session.
+    fn session_tokens(&self, tenant: u32, session_id: i64) -> Result<Vec<u32>> {
+        guard(&self.sessions)
+            .tokens(SessionKey {
+                tenant,
+                id: session_id,
+            })
+            .map(<[u32]>::to_vec)
+    }
+
+    /// Counters and the state now.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let state = guard(&self.state);
+        let stats = state.core.scheduler().stats();
+        let counts = state.core.scheduler().pool().counts();
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("running", stats.running as u64),
+            ("waiting", stats.waiting as u64),
+            ("steps", stats.steps),
+            ("computed_tokens", stats.computed_tokens),
+            ("sampled_tokens", stats.sampled_tokens),
+            ("cached_tokens", stats.cached_tokens),
+            ("preemptions", stats.preemptions),
+            ("free_blocks", counts.free as u64),
+            ("owned_blocks", counts.owned as u64),
+            ("cached_blocks", counts.cached as u64),
+            ("sessions", guard(&self.sessions).len() as u64),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+}
