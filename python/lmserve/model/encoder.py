@@ -14,7 +14,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
 from lmserve.model.interface import F32, I32, Extras
 from lmserve.model.options import MemoryPlan
-from lmserve.model.runner import allocate_buffers, embed_in_passes, runner_info
+from lmserve.model.runner import allocate_buffers, runner_info
 from lmserve.model.torch_attention import DTYPES
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -81,16 +81,28 @@ class EncoderRunner:
 
     @torch.inference_mode()
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        """[n, hidden] pooled, L2-normalised states of n sequences; see `Runner`."""
-        return embed_in_passes(
-            token_ids, cu_seqlens, self.info.max_batch_tokens, self._embed_pass, self.config.hidden_size
-        )
+        """[n, hidden] pooled, L2-normalised states of n sequences; see `Runner`.
 
-    def _embed_pass(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        lengths = np.diff(cu_seqlens)
+        A pass has at most max_batch_tokens tokens, padding included, or one longer sequence.
+        """
+        sequences = np.split(token_ids, cu_seqlens[1:-1])
+        # Like lengths together, so that little is padded.
+        order = np.argsort(np.diff(cu_seqlens), kind="stable")
+        embeddings = np.empty((len(sequences), self.config.hidden_size), np.float32)
+        members: list[int] = []
+        for index in order:
+            if members and (len(members) + 1) * len(sequences[index]) > self.info.max_batch_tokens:
+                embeddings[members] = self._embed_pass([sequences[member] for member in members])
+                members = []
+            members.append(int(index))
+        embeddings[members] = self._embed_pass([sequences[member] for member in members])
+        return embeddings
+
+    def _embed_pass(self, sequences: list[I32]) -> F32:
+        lengths = np.array([len(tokens) for tokens in sequences])
         seen = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
         padded = np.zeros(seen.shape, np.int64)
-        padded[seen] = token_ids
+        padded[seen] = np.concatenate(sequences)
         mask = torch.from_numpy(seen).to(self._device)
         states = self._states(torch.from_numpy(padded).to(self._device), mask).float()
         if self.config.pooling == "cls":

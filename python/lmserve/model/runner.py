@@ -82,22 +82,6 @@ def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> 
     )
 
 
-def embed_in_passes(
-    token_ids: I32, cu_seqlens: I32, max_tokens: int, embed_pass: Callable[[I32, I32], F32], hidden_size: int
-) -> F32:
-    """Embed n sequences, [n, hidden], in passes of at most max_tokens tokens (or of one longer sequence)."""
-    n = len(cu_seqlens) - 1
-    embeddings = np.empty((n, hidden_size), np.float32)
-    first = 0
-    while first < n:
-        fitting = int(np.searchsorted(cu_seqlens, cu_seqlens[first] + max_tokens, side="right")) - 1
-        last = max(first + 1, min(fitting, n))
-        bounds = cu_seqlens[first : last + 1]
-        embeddings[first:last] = embed_pass(token_ids[bounds[0] : bounds[-1]], bounds - bounds[0])
-        first = last
-    return embeddings
-
-
 class DecoderRunner(Generic[A, W]):
     """A `Runner` of a decoder over any `Ops`."""
 
@@ -119,10 +103,20 @@ class DecoderRunner(Generic[A, W]):
         self.ops.finish()
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`."""
-        return embed_in_passes(
-            token_ids, cu_seqlens, self.info.max_batch_tokens, self._embed_pass, self.info.hidden_size
-        )
+        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`.
+
+        A pass has at most max_batch_tokens tokens, or one longer sequence.
+        """
+        n = len(cu_seqlens) - 1
+        embeddings = np.empty((n, self.info.hidden_size), np.float32)
+        first = 0
+        while first < n:
+            limit = cu_seqlens[first] + self.info.max_batch_tokens
+            last = max(first + 1, int(np.searchsorted(cu_seqlens, limit, side="right")) - 1)
+            bounds = cu_seqlens[first : last + 1]
+            embeddings[first:last] = self._embed_pass(token_ids[bounds[0] : bounds[-1]], bounds - bounds[0])
+            first = last
+        return embeddings
 
     def _embed_pass(self, token_ids: I32, cu_seqlens: I32) -> F32:
         self.ops.begin_embed(token_ids, cu_seqlens)

@@ -6,6 +6,7 @@ padding writes to it and reads from it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +36,16 @@ class StepLayout:
     device_context_lens: Tensor
     device_block_tables: Tensor
     slots: Tensor
+
+
+def allocate_cache(config: ModelConfig, cache: CacheConfig, device: torch.device) -> Tensor:
+    """Zeros for K or for V: [layers, num_blocks + 1, block_size, kv_heads, head_dim]."""
+    shape = (config.num_layers, cache.num_blocks + 1, cache.block_size, config.num_kv_heads, config.head_dim)
+    dtype = DTYPES[cache.dtype]
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy's zeros take no memory before they are written, torch's do.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 class Attention(Protocol):
@@ -82,9 +93,7 @@ class SdpaAttention:
     def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
         self.config = config
         self.block_size = cache.block_size
-        shape = (config.num_layers, cache.num_blocks + 1, cache.block_size, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=DTYPES[cache.dtype], device=device)
-        self.values = torch.zeros_like(self.keys)
+        self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
         self.spare_block = cache.num_blocks
         self.device = device
         self._slots = torch.empty(0, dtype=torch.int64)

@@ -83,7 +83,10 @@ class GraphRunner(TorchRunner):
 
 
 def capture_cuda_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Record step as a CUDA graph; its replay returns the same tensor each time, with new values."""
+    """Record step as a CUDA graph; its replay returns the same tensor each time, with new values.
+
+    Has not run on a GPU yet.
+    """
     # Libraries set themselves up in their first calls, which must not be captured.
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

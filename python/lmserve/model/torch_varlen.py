@@ -1,4 +1,7 @@
-"""Paged attention by torch's variable-length kernel, for CUDA: one call a layer for any mix of sequences."""
+"""Paged attention by torch's variable-length kernel, for CUDA: one call a layer for any mix of sequences.
+
+The tests hold it to a stand-in of the kernel on the CPU; on a GPU it has not run yet.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from lmserve.model.config import CacheConfig, ModelConfig
-from lmserve.model.torch_attention import DTYPES, StepLayout
+from lmserve.model.torch_attention import StepLayout, allocate_cache
 
 # FlashAttention 2 reads pages of a multiple of this many tokens.
 PAGE_TOKENS = 256
@@ -31,9 +34,7 @@ class VarlenAttention:
     """`PagedAttention` by `varlen_attn` with a block table: it reads what a step is from device memory alone."""
 
     def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
-        shape = (config.num_layers, cache.num_blocks + 1, cache.block_size, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=DTYPES[cache.dtype], device=device)
-        self.values = torch.zeros_like(self.keys)
+        self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
         self.spare_block = cache.num_blocks
         self._layout: StepLayout | None = None
         self._most_new = self._longest = 0

@@ -1,4 +1,6 @@
-"""What a runner writes into its output buffers, and seeded sampling whatever else is in the batch."""
+"""What a runner writes into its output buffers, seeded sampling whatever else is in the batch, and half precision."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -77,3 +79,19 @@ def test_seeded_sampling_is_the_same_in_any_batch(models):
     for members in ([5, 3, 1], [4], [2, 0]):
         assert {i: together[i] for i in members} == run(members)
     assert len({tuple(tokens[-24:]) for tokens in together.values()}) == 6
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_is_near_fp32(tmp_path, dtype):
+    reference = tiny_models.make("llama", tmp_path)
+    runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(OPTIONS, dtype=dtype))
+    assert runner.info.dtype == dtype
+    assert runner.info.weight_bytes == 2 * sum(p.numel() for p in reference.parameters())
+    greedy(runner)
+    driver = Driver(runner)
+    prompts = [np.random.default_rng(n).integers(0, 199, n) for n in (3, 50)]
+    sequences = [driver.start(prompt) for prompt in prompts]
+    driver.generate(sequences, 8, chunk=20)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        logits = tiny_models.reference_logits(reference, sequence.tokens)[len(prompt) - 1 : -1]
+        assert np.abs(np.array(sequence.logits) - logits).mean() < 0.03 * logits.std()
