@@ -162,7 +162,10 @@ fn not_tokenized(reason: impl std::fmt::Display) -> Error {
 /// Calls into the crate, which asserts in places what a malformed tokenizer.json does not keep.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
+        // Its message may quote half a character, which no String may hold, of a merge that makes no sense.
+        Ok(result) => {
+            result.map_err(|e| String::from_utf8_lossy(e.to_string().as_bytes()).into_owned())
+        }
         Err(_) => Err("the tokenizer is malformed".to_owned()),
     }
 }

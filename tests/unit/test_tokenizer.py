@@ -278,3 +278,10 @@ def test_a_file_that_breaks_its_promises_later_is_refused_then() -> None:
     with pytest.raises(LmserveError, match="tokenized") as caught:
         ours.encode("The dog", add_special=True)
     assert caught.value.status == 400
+
+
+def test_a_merge_that_cuts_a_character_is_refused() -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "é": 1}, "merges": [["a", "é"]], "continuing_subword_prefix": "#"}
+    with pytest.raises(LmserveError) as caught:
+        Tokenizer.from_json(json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode())
+    assert caught.value.status == 400
