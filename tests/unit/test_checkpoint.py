@@ -152,8 +152,8 @@ def test_tied_embeddings_need_no_head(folder):
         ({"architectures": ["GPT2LMHeadModel"]}, r"architecture GPT2LMHeadModel is not supported \(LlamaForCausalLM, "),
         ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported \(silu is\)"),
         ({"hidden_size": None}, r"config.json has no hidden_size"),
-        ({"hidden_size": "wide"}, r"config.json holds a value of the wrong kind"),
-        ({"num_attention_heads": 0}, r"config.json holds a value of the wrong kind"),
+        ({"hidden_size": "wide"}, r"a json file holds a value of the wrong kind"),
+        ({"num_attention_heads": 0}, r"a json file holds a value of the wrong kind"),
         ({"num_key_value_heads": 3}, r"num_heads 4 is no multiple of num_kv_heads 3"),
         ({"head_dim": 3}, r"head_dim 3 is odd"),
         ({"rope_scaling": {"rope_type": "longrope"}}, r"rope scaling 'longrope' is not supported"),
@@ -242,6 +242,26 @@ def test_text_settings_of_a_folder(folder):
     assert checkpoint.chat_template == "D"
     (folder / "chat_template.jinja").write_text("J")
     assert open_checkpoint(folder).chat_template == "J"
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        ("tokenizer_config.json", []),
+        ("generation_config.json", {"eos_token_id": 3.5}),
+        ("tokenizer_config.json", {"chat_template": [5]}),
+    ],
+)
+def test_broken_text_settings(folder, file, value):
+    write_json(folder / file, value)
+    with pytest.raises(CheckpointError, match=r"is not a JSON object|holds a value of the wrong kind"):
+        open_checkpoint(folder)
+
+
+def test_embedding_models_that_are_decoders_are_refused(folder):
+    write_json(folder / "modules.json", [])
+    with pytest.raises(CheckpointError, match=r"embedding models that are decoders \(llama\) are not supported"):
+        open_checkpoint(folder)
 
 
 def test_a_folder_without_tokenizer(folder):

@@ -73,12 +73,14 @@ def _open_folder(folder: Path) -> Checkpoint:
     family = arch.hf_family([str(name) for name in raw.get("architectures") or [raw.get("model_type", "unknown")]])
     try:
         config = family.hf_config(raw)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{folder}/config.json holds a value of the wrong kind: {error}") from error
-    if isinstance(config, EncoderConfig):
-        config = hf_source.apply_sentence_transformers(folder, config)
+        text = hf_source.text_settings(folder, raw)
+        if isinstance(config, EncoderConfig):
+            config = hf_source.apply_sentence_transformers(folder, config)
+        elif (folder / "modules.json").is_file():
+            raise CheckpointError(f"{folder}: embedding models that are decoders ({family.name}) are not supported")
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{folder}: a json file holds a value of the wrong kind: {error}") from error
     tensors = family.hf_tensors(read_safetensors(folder), config)
-    text = hf_source.text_settings(folder, raw)
     return _checked(folder, family, config, tensors, text)
 
 
