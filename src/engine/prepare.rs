@@ -286,7 +286,7 @@ fn render(
     if !first {
         let text = template.render_continued(base.tail, messages, tools, ending, kwargs)?;
         return Ok(Encoded {
-            input: tokenizer.encode(&text, false)?,
+            input: tokenizer.encode_continued(&text)?,
             tail,
             system_tokens: 0,
         });
@@ -294,7 +294,7 @@ fn render(
     let text = template.render(messages, tools, ending, kwargs)?;
     let input = tokenizer.encode(&text, false)?;
     let mut system_tokens = 0;
-    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs)? {
+    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
         let prefix = tokenizer.encode(&prefix, false)?;
         // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
         if input.starts_with(&prefix) {

@@ -229,8 +229,9 @@ impl ChatTemplate {
     ) -> Result<Option<String>> {
         py.detach(|| {
             let (messages, tools) = (list("messages", messages)?, tools_list(tools)?);
-            self.0
-                .system_prefix(&messages, tools.as_deref(), &object("kwargs", kwargs)?)
+            Ok(self
+                .0
+                .system_prefix(&messages, tools.as_deref(), &object("kwargs", kwargs)?))
         })
     }
 }

@@ -43,15 +43,12 @@ impl ChatTemplate {
 
     /// The text before the first user turn: what stays when the oldest turns of a conversation are dropped. `None` if
     /// the template does not keep it apart, as those that write the system's words into the user's first message.
-    ///
-    /// # Errors
-    /// `invalid_messages` (400) says what the template refuses about the messages.
     pub fn system_prefix(
         &self,
         messages: &[Value],
         tools: Option<&[Value]>,
         kwargs: &Map<String, Value>,
-    ) -> Result<Option<String>> {
+    ) -> Option<String> {
         let mark = mark_for(messages, tools, kwargs);
         let role = |message: &Value| {
             message
@@ -59,17 +56,16 @@ impl ChatTemplate {
                 .and_then(Value::as_str)
                 .map(str::to_owned)
         };
-        let system = messages
-            .iter()
-            .take_while(|&m| matches!(role(m).as_deref(), Some("system" | "developer")));
+        let system = messages.iter().take_while(|&message| {
+            matches!(role(message).as_deref(), Some("system" | "developer"))
+        });
         let mut whole: Vec<Value> = system.cloned().collect();
         whole.push(json!({"role": "user", "content": mark}));
-        let text = self.render(&whole, tools, Ending::Closed, kwargs)?;
-        let Some((before, _)) = text.split_once(&mark) else {
-            return Ok(None);
-        };
-        let header = self.user_header(kwargs)?;
-        Ok(header.and_then(|header| before.strip_suffix(header.as_str()).map(str::to_owned)))
+        // A template that refuses these few messages keeps nothing apart.
+        let text = self.render(&whole, tools, Ending::Closed, kwargs).ok()?;
+        let header = self.user_header(kwargs).ok()??;
+        let (before, _) = text.split_once(&mark)?;
+        before.strip_suffix(header.as_str()).map(str::to_owned)
     }
 
     /// What the template writes between the end of an answer and the words of the user's next message.
@@ -97,17 +93,14 @@ impl ChatTemplate {
         let mark = mark_for(&[], tools, kwargs);
         let alone = self.render_raw(&stand_in(&mark), tools, false, kwargs)?;
         let closing = after(&alone, &mark)?;
-        // Some templates end a whole conversation, though not each message, with the end token.
-        let eos = self
-            .special_tokens
-            .get("eos_token")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let without_eos = closing.strip_suffix(eos).unwrap_or(closing);
-        let stripped = text
-            .strip_prefix(closing)
-            .or_else(|| text.strip_prefix(without_eos));
-        Ok(stripped.unwrap_or_else(|| &text[common_prefix(text, closing)..]))
+        if let Some(rest) = text.strip_prefix(closing) {
+            return Ok(rest);
+        }
+        // Some templates end a whole conversation as they end no message before: what the two have in common, up to the
+        // last whole marker or line, closes the message.
+        let common = &text[..common_prefix(text, closing)];
+        let end = common.rfind(['>', ']', '\n']).map_or(0, |at| at + 1);
+        Ok(&text[end..])
     }
 
     /// Renders a conversation whose last message stays open.
@@ -289,14 +282,12 @@ mod tests {
             message("user", "A"),
             message("user", "B"),
         ];
-        let prefix = chatml.system_prefix(&messages, None, &Map::new()).unwrap();
+        let prefix = chatml.system_prefix(&messages, None, &Map::new());
         assert_eq!(
             prefix.as_deref(),
             Some("<|im_start|>system\nBe brief.<|im_end|>\n")
         );
-        let prefix = chatml
-            .system_prefix(&messages[1..], None, &Map::new())
-            .unwrap();
+        let prefix = chatml.system_prefix(&messages[1..], None, &Map::new());
         assert_eq!(
             prefix.as_deref(),
             Some("<|im_start|>system\nHi<|im_end|>\n")
@@ -305,9 +296,7 @@ mod tests {
             {% if m.role == 'user' %}[INST] {{ messages[0].content if loop.previtem and loop.previtem.role == 'system' else '' }}\
             {{ m.content }} [/INST]{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}";
         assert_eq!(
-            template(merged)
-                .system_prefix(&messages, None, &Map::new())
-                .unwrap(),
+            template(merged).system_prefix(&messages, None, &Map::new()),
             None
         );
     }
