@@ -194,10 +194,10 @@ fn encode(
             }
             Ok(plain(ids.clone()))
         }
-        Input::Text { text } => Ok(plain(text_tokenizer()?.encode(text, first)?)),
+        Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first)?)),
         Input::Turn { text } => {
             let Some(template) = template else {
-                return Ok(plain(text_tokenizer()?.encode(text, first)?));
+                return Ok(plain(encode_raw(text_tokenizer()?, text, first)?));
             };
             let nothing_new = text.is_empty() && !first;
             if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
@@ -263,6 +263,15 @@ fn encode(
                 template_kwargs,
             )
         }
+    }
+}
+
+/// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.
+fn encode_raw(tokenizer: &Tokenizer, text: &str, first: bool) -> Result<Vec<u32>> {
+    if first {
+        tokenizer.encode(text, true)
+    } else {
+        tokenizer.encode_continued(text)
     }
 }
 
