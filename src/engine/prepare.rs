@@ -53,6 +53,7 @@ pub fn prepare(
     template: Option<&ChatTemplate>,
     limits: Limits,
 ) -> Result<Prepared> {
+    check_token_ids(submission, limits.vocab_size)?;
     let mut base = base;
     let first = base.turns.is_empty();
     let mut encoded = encode(submission, &base, first, tokenizer, template, limits)?;
@@ -111,6 +112,28 @@ pub fn prepare(
         system_tokens,
         tail: encoded.tail,
     })
+}
+
+/// The ids that reach the sampler: one outside the logits would fail the whole batch's step.
+fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
+    let biased = submission.sampling.logit_bias.iter().map(|&(id, _)| id);
+    check_vocabulary("logit_bias", biased, vocab_size)?;
+    let stops = submission.stopping.stop_token_ids.iter().copied();
+    check_vocabulary("stop_token_ids", stops, vocab_size)
+}
+
+fn check_vocabulary(
+    param: &str,
+    ids: impl IntoIterator<Item = u32>,
+    vocab_size: usize,
+) -> Result<()> {
+    match ids.into_iter().find(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid(
+            param,
+            format!("token ids of {param} lie in [0, {vocab_size}), but {id} was given"),
+        )),
+    }
 }
 
 fn overflow(
@@ -185,13 +208,7 @@ fn encode(
     let generates = submission.stopping.max_tokens != Some(0);
     match &submission.input {
         Input::Tokens { ids } => {
-            if let Some(&id) = ids.iter().find(|&&id| id as usize >= limits.vocab_size) {
-                let message = format!(
-                    "token ids lie in [0, {}), but {id} was given",
-                    limits.vocab_size
-                );
-                return Err(Error::invalid("prompt", message));
-            }
+            check_vocabulary("prompt", ids.iter().copied(), limits.vocab_size)?;
             Ok(plain(ids.clone()))
         }
         Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first)?)),
