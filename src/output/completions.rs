@@ -1,14 +1,33 @@
 //! The wire form of `POST /v1/completions` (`OpenAI` API reference, "Completions"): SSE chunks, or one object.
 
+use std::fmt::Write as _;
+
 use super::chat::{close_chunk, end_stream, push_head, push_usage, reason_word};
 use super::json::{push_f32, push_string, write_bytes};
-use super::reply::{Choice, Head, TokenLogprob, Usage};
+use super::reply::{Choice, Head, Usage};
 use crate::sched::FinishReason;
 
 const OBJECT: &str = "text_completion";
 
+/// A token that is only a part of a character is written as `OpenAI` does, `bytes:\xe4`, so that two of them differ.
 fn push_text_of(out: &mut Vec<u8>, bytes: &[u8]) {
-    push_string(out, &String::from_utf8_lossy(bytes));
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        push_string(out, text);
+        return;
+    }
+    let mut text = String::from("bytes:");
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\\x{byte:02x}");
+    }
+    push_string(out, &text);
+}
+
+/// Characters that begin in `bytes`.
+pub(super) fn chars(bytes: &[u8]) -> usize {
+    const CONTINUATION: std::ops::RangeInclusive<u8> = 0x80..=0xbf;
+    let begins = |byte: &&u8| !CONTINUATION.contains(*byte);
+    bytes.iter().filter(begins).count()
 }
 
 fn push_list<T>(out: &mut Vec<u8>, items: &[T], mut push: impl FnMut(&mut Vec<u8>, &T)) {
@@ -22,7 +41,8 @@ fn push_list<T>(out: &mut Vec<u8>, items: &[T], mut push: impl FnMut(&mut Vec<u8
     out.push(b']');
 }
 
-fn push_logprobs(out: &mut Vec<u8>, head: &Head, tokens: &[TokenLogprob]) {
+fn push_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
+    let tokens = &choice.logprobs;
     if !head.logprobs {
         out.extend_from_slice(b"null");
         return;
@@ -44,11 +64,11 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, tokens: &[TokenLogprob]) {
         }
         out.push(b'}');
     });
-    let mut offset = 0;
+    let mut offset = choice.text_offset;
     out.extend_from_slice(b",\"text_offset\":");
     push_list(out, tokens, |out, token| {
         write_bytes(out, format_args!("{offset}"));
-        offset += String::from_utf8_lossy(&token.bytes).chars().count();
+        offset += chars(&token.bytes);
     });
     out.push(b'}');
 }
@@ -64,7 +84,7 @@ fn push_choice(
     write_bytes(out, format_args!("{{\"index\":{index},\"text\":"));
     push_string(out, text);
     out.extend_from_slice(b",\"logprobs\":");
-    push_logprobs(out, head, &choice.logprobs);
+    push_logprobs(out, head, choice);
     match reason {
         Some(reason) => write_bytes(
             out,
@@ -118,4 +138,72 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &
     out.extend_from_slice(b"],");
     push_usage(out, usage);
     out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use crate::output::{Delta, Mailbox, Poll, Reply, TokenLogprob, Usage, Wake};
+    use crate::request::Submission;
+    use crate::sched::FinishReason;
+
+    fn delta(text: &str, tokens: &[&[u8]]) -> Delta {
+        let logprobs = tokens.iter().map(|bytes| TokenLogprob {
+            bytes: bytes.to_vec(),
+            logprob: -0.5,
+            top: Vec::new(),
+        });
+        Delta {
+            text: text.to_owned(),
+            tokens: tokens.len(),
+            logprobs: logprobs.collect(),
+        }
+    }
+
+    fn logprobs(stream: bool) -> Vec<Value> {
+        let submission = json!({
+            "route": "completions",
+            "stream": stream,
+            "input": {"type": "text", "text": "x"},
+            "sampling": {"logprobs": 0},
+        });
+        let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
+        let mailbox = Mailbox::new(1, Arc::new(Wake::new().unwrap()));
+        let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
+        reply.accept();
+        reply.push(0, delta("ab", &[b"ab"]));
+        // Two tokens make one character; what the first of them is has to wait for the second.
+        reply.push(0, delta("", &[b"\xc3"]));
+        reply.push(0, delta("\u{e9}", &[b"\xa9"]));
+        reply.finish(0, delta("c", &[b"c"]), FinishReason::Stop, Usage::default());
+        let Poll::Ended(bytes) = mailbox.poll() else {
+            panic!("the reply has ended");
+        };
+        let text = String::from_utf8(bytes).unwrap();
+        text.split("\n\n")
+            .map(|event| event.trim_start_matches("data: "))
+            .filter_map(|event| serde_json::from_str::<Value>(event).ok())
+            .map(|event| event["choices"][0]["logprobs"].clone())
+            .collect()
+    }
+
+    #[test]
+    fn offsets_go_on_from_chunk_to_chunk() {
+        let whole = logprobs(false);
+        assert_eq!(
+            whole[0]["tokens"],
+            json!(["ab", "bytes:\\xc3", "bytes:\\xa9", "c"])
+        );
+        assert_eq!(whole[0]["text_offset"], json!([0, 2, 3, 3]));
+        for field in ["tokens", "text_offset"] {
+            let joined: Vec<Value> = logprobs(true)
+                .iter()
+                .flat_map(|chunk| chunk[field].as_array().unwrap().clone())
+                .collect();
+            assert_eq!(Value::Array(joined), whole[0][field]);
+        }
+    }
 }

@@ -50,6 +50,8 @@ pub(super) struct Choice {
     pub(super) tokens: usize,
     /// Not yet written (streams), or all (whole replies).
     pub(super) logprobs: Vec<TokenLogprob>,
+    /// Characters of the tokens that were written before `logprobs` (streams).
+    pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
 }
 
@@ -126,7 +128,10 @@ impl Reply {
                     completions::chunk(out, &self.head, index, &delta.text, choice);
                 }
             });
-            choice.logprobs.clear();
+            let written = choice.logprobs.drain(..);
+            choice.text_offset += written
+                .map(|token| completions::chars(&token.bytes))
+                .sum::<usize>();
         }
     }
 
