@@ -17,6 +17,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from lmserve import __version__
 from lmserve.api.chat import chat_completions
+from lmserve.api.completions import completions
 from lmserve.api.embeddings import embeddings
 from lmserve.api.errors import respond_to_exception
 from lmserve.api.generate import generate
@@ -30,7 +31,7 @@ from lmserve.engine.async_engine import AsyncEngine
 MAX_BODY: Final = 32 * 1024 * 1024
 BODY_TIMEOUT: Final = 60.0
 
-API: Final = (generate, list_models, get_model, chat_completions, embeddings, health)
+API: Final = (generate, list_models, get_model, chat_completions, completions, embeddings, health)
 DOCS: Final = (docs, docs_asset, openapi_json)
 
 

@@ -15,6 +15,7 @@ from wire import error_of, wait_until
 GOOD: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "Hi", "request_output_len": 2},
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
+    "/v1/completions": {"model": MODEL, "prompt": "Hi", "max_tokens": 2},
     "/v1/embeddings": {"model": MODEL, "input": "Hi"},
 }
 
@@ -107,8 +108,30 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "logprobs": [*BOOLS],
         "top_logprobs": [*INTS, 1],
         "session_id": [*INTS, -2],
+        "min_tokens": [*INTS, -1, 3],
+        "stop_token_ids": [1, "1", {}, [-1], [2**31], ["1"], [[1]], [1] * 65],
+        "skip_special_tokens": [*BOOLS],
+        "priority": [*INTS, 2**31],
+        "chat_template_kwargs": [1, [], "x", {"messages": []}, {"enable_thinking": 1}, {"thinking_budget": 2**40}],
         "unknown": [None, 1],
         "tools": [1, {}, [{}]],
+    },
+    "/v1/completions": {
+        "model": [None, 1, [], "", "nobody", "x" * 600],
+        "prompt": [
+            *(None, 1, {}, [], [None], [[]], [{}], [-1], [2**31], [2**64], [1.5], [True]),
+            *(["x", 1], [[1], "x"], [["x"]], [[[1]]], ["x"] * 257),
+        ],
+        "max_tokens": [*INTS, -1],
+        "n": [*INTS, 0, 65],
+        "best_of": [*INTS, 0, 2],
+        "echo": [*BOOLS],
+        "logprobs": [*INTS, -1, 21],
+        "logit_bias": [[], 1, {"a": 1}, {"-1": 1}, {"1": "x"}, {"1": 101}, {"99999999999": 1}],
+        "min_tokens": [*INTS, -1, 3],
+        "stop_token_ids": [1, "1", {}, [-1], [2**31], ["1"], [[1]], [1] * 65],
+        "suffix": ["x", 1, [], {}],
+        "unknown": [None, 1],
     },
     "/v1/embeddings": {
         "model": [None, 1, [], "", "nobody", "x" * 600],

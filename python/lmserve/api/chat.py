@@ -6,20 +6,21 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.body import StrictJson
 from lmserve.api.messages import messages_input
 from lmserve.api.openapi import responses, streams
-from lmserve.api.parameters import given_or, seed_bits, session_ref
+from lmserve.api.parameters import given_or, sampling_params, session_ref, stop_params, wants_usage
 from lmserve.api.reply import EngineReply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.api.unsupported import refuse_unsupported
-from lmserve.engine.submission import SamplingParams, SessionRef, StopParams, Submission, Turn
+from lmserve.engine.submission import Messages, SessionRef, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
-from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
+from lmserve.schemas.chat import ChatChunk, ChatMessage, ChatReply, ChatRequest
 
 
 @post(
@@ -48,27 +49,21 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
 def submission(data: ChatRequest, *, tenant: int) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
-    stream = bool(data.stream)
-    if data.stream_options is not None and not stream:
-        raise LmserveError.invalid("stream_options", "stream_options needs stream true")
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=data.model,
         created=int(time.time()),
-        input=Turn(data.messages) if isinstance(data.messages, str) else messages_input(data.messages),
-        stream=stream,
-        include_usage=bool(data.stream_options and data.stream_options.include_usage),
+        input=_input(data),
+        stream=bool(data.stream),
+        include_usage=wants_usage(data),
         session=_session(data),
         on_overflow=data.on_overflow or "error",
         n=given_or(data.n, 1),
         tenant=tenant,
-        sampling=_sampling(data),
-        stopping=StopParams(
-            max_tokens=_max_tokens(data),
-            stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
-            ignore_eos=bool(data.ignore_eos),
-        ),
+        priority=given_or(data.priority, 0),
+        sampling=sampling_params(data, logprobs=_logprobs(data)),
+        stopping=stop_params(data, max_tokens=_max_tokens(data)),
     )
 
 
@@ -95,18 +90,30 @@ def _session(data: ChatRequest) -> SessionRef | None:
     )
 
 
-def _sampling(data: ChatRequest) -> SamplingParams:
+def _logprobs(data: ChatRequest) -> int | None:
     if data.top_logprobs is not None and not data.logprobs:
         raise LmserveError.invalid("top_logprobs", f"top_logprobs {data.top_logprobs} needs logprobs true")
-    return SamplingParams(
-        temperature=given_or(data.temperature, 1.0),
-        top_k=max(given_or(data.top_k, 0), 0),
-        top_p=given_or(data.top_p, 1.0),
-        min_p=given_or(data.min_p, 0.0),
-        repetition_penalty=given_or(data.repetition_penalty, 1.0),
-        presence_penalty=given_or(data.presence_penalty, 0.0),
-        frequency_penalty=given_or(data.frequency_penalty, 0.0),
-        logit_bias=list(data.logit_bias.items()) if data.logit_bias else [],
-        seed=seed_bits(data.seed),
-        logprobs=given_or(data.top_logprobs, 0) if data.logprobs else None,
+    return given_or(data.top_logprobs, 0) if data.logprobs else None
+
+
+def _input(data: ChatRequest) -> Turn | Messages:
+    continued = bool(data.continue_final_message)
+    if continued and data.add_generation_prompt:
+        message = "continue_final_message and add_generation_prompt exclude each other, but both were given as true"
+        raise LmserveError.invalid("continue_final_message", message)
+    kwargs = msgspec.to_builtins(data.chat_template_kwargs) or {}
+    plain = not kwargs and not continued and data.add_generation_prompt is None
+    if isinstance(data.messages, str) and plain:
+        return Turn(data.messages)
+    messages = data.messages
+    if isinstance(messages, str):
+        messages = [ChatMessage(role="user", content=messages)]
+    if continued and messages[-1].role != "assistant":
+        message = f"continue_final_message needs an assistant's message at the end, but one of {messages[-1].role} is"
+        raise LmserveError.invalid("continue_final_message", message)
+    return messages_input(
+        messages,
+        template_kwargs=kwargs,
+        continue_final_message=continued,
+        add_generation_prompt=data.add_generation_prompt,
     )

@@ -12,9 +12,9 @@ from lmserve.schemas.chat import ChatMessage, ContentPart
 from lmserve.schemas.generate import Message
 
 
-def messages_input(messages: Sequence[Message | ChatMessage]) -> Messages:
-    """The core's input. Raises LmserveError (400) for what no text template can take."""
-    return Messages([_for_template(message, at) for at, message in enumerate(messages)])
+def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) -> Messages:
+    """The core's input; `options`: its other fields. Raises LmserveError (400) for what no text template can take."""
+    return Messages([_for_template(message, at) for at, message in enumerate(messages)], **options)
 
 
 def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:

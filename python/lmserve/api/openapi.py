@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from lmserve.errors import LmserveError
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
+from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
 from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
@@ -30,6 +31,9 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     ChatRequest,
     ChatReply,
     ChatChunk,
+    CompletionRequest,
+    CompletionReply,
+    CompletionChunk,
     EmbeddingsRequest,
     EmbeddingsReply,
     ModelList,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from lmserve.engine.submission import OnDisconnect, SessionRef
+from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams
+from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
+from lmserve.schemas.chat import ChatRequest
+from lmserve.schemas.completions import CompletionRequest
 
 T = TypeVar("T")
 
@@ -33,3 +36,45 @@ def session_ref(
     if session_id == ANONYMOUS:
         return None
     return SessionRef(id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect)
+
+
+def wants_usage(data: ChatRequest | CompletionRequest) -> bool:
+    """Whether a usage chunk goes before the stream's end. Raises LmserveError (400) for options without a stream."""
+    if data.stream_options is None:
+        return False
+    if not data.stream:
+        raise LmserveError.invalid("stream_options", "stream_options needs stream true")
+    return bool(data.stream_options.include_usage)
+
+
+def sampling_params(data: ChatRequest | CompletionRequest, *, logprobs: int | None) -> SamplingParams:
+    """How tokens are chosen; `logprobs`: alternatives to report for each, None: not even its own."""
+    return SamplingParams(
+        temperature=given_or(data.temperature, 1.0),
+        top_k=max(given_or(data.top_k, 0), 0),
+        top_p=given_or(data.top_p, 1.0),
+        min_p=given_or(data.min_p, 0.0),
+        repetition_penalty=given_or(data.repetition_penalty, 1.0),
+        presence_penalty=given_or(data.presence_penalty, 0.0),
+        frequency_penalty=given_or(data.frequency_penalty, 0.0),
+        logit_bias=list(data.logit_bias.items()) if data.logit_bias else [],
+        seed=seed_bits(data.seed),
+        logprobs=logprobs,
+    )
+
+
+def stop_params(data: ChatRequest | CompletionRequest, *, max_tokens: int | None) -> StopParams:
+    """When generation ends. Raises LmserveError (400) where it could not end before `max_tokens`."""
+    min_tokens = given_or(data.min_tokens, 0)
+    if max_tokens is not None and min_tokens > max_tokens:
+        message = f"min_tokens is at most max_tokens, {max_tokens}, but {min_tokens} was given"
+        raise LmserveError.invalid("min_tokens", message)
+    return StopParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
+        stop_token_ids=data.stop_token_ids or [],
+        include_stop=bool(data.include_stop_str_in_output),
+        ignore_eos=bool(data.ignore_eos),
+        skip_special_tokens=given_or(data.skip_special_tokens, True),
+    )

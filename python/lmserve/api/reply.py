@@ -6,7 +6,7 @@ Litestar's own streaming costs several times as much for each chunk, and never c
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 from litestar import Request, Response
 from litestar.response.base import ASGIResponse
@@ -33,8 +33,27 @@ class EngineReply(Response[AsyncStream]):
         return send_reply(self.content, str(self.media_type))
 
 
+class WholeReply(Protocol):
+    """A reply that comes all at once: an `AsyncStream`, or what gathers several."""
+
+    async def body(self) -> bytes:
+        """The reply's JSON. Raises LmserveError if the request fails, or 499 after `abort`."""
+
+    def abort(self) -> None:
+        """Stop the request. Does nothing after the reply's end. Idempotent."""
+
+
+class GatheredReply(Response[WholeReply]):
+    """A whole reply that several requests of the core make up."""
+
+    def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
+        """An ASGI callable over the requests."""
+        del app, request
+        return _WholeReply(self.content, "application/json")
+
+
 class _WholeReply(ASGIResponse):
-    def __init__(self, stream: AsyncStream, media_type: str) -> None:
+    def __init__(self, stream: WholeReply, media_type: str) -> None:
         self._stream = stream
         self._media_type = media_type.encode()
 
@@ -56,6 +75,8 @@ class _WholeReply(ASGIResponse):
 
 
 class _StreamedReply(_WholeReply):
+    _stream: AsyncStream
+
     async def _send(self, scope: Scope, send: Send) -> None:
         await self._stream.opened()
         # Proxies must not collect the frames.
@@ -68,7 +89,7 @@ class _StreamedReply(_WholeReply):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _abort_on_disconnect(receive: Receive, stream: AsyncStream) -> None:
+async def _abort_on_disconnect(receive: Receive, stream: WholeReply) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     stream.abort()

@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 
 from lmserve.errors import LmserveError
 from lmserve.schemas.chat import ChatMessage, ChatRequest
+from lmserve.schemas.completions import CompletionRequest
 
 # Values that ask for nothing. An SDK may send them unasked.
 WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -19,6 +20,7 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "suffix": ("",),
     "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -27,11 +29,11 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
 
 UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
     model: tuple(name for name, annotation in model.__annotations__.items() if annotation == "Unsupported")
-    for model in (ChatRequest, ChatMessage)
+    for model in (ChatRequest, ChatMessage, CompletionRequest)
 }
 
 
-def refuse_unsupported(struct: ChatRequest | ChatMessage, prefix: str = "") -> None:
+def refuse_unsupported(struct: ChatRequest | ChatMessage | CompletionRequest, prefix: str = "") -> None:
     """Raises LmserveError (400) for the first unsupported parameter that would change the output."""
     for name in UNSUPPORTED[type(struct)]:
         value = getattr(struct, name)

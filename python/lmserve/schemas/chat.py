@@ -10,17 +10,20 @@ from lmserve.schemas.bounds import (
     ANONYMOUS,
     MAX_MESSAGES,
     MAX_TOKENS,
+    LogitBias,
     MinP,
+    MinTokens,
     Penalty,
+    Priority,
     RepetitionPenalty,
     Role,
     Seed,
     SessionId,
-    StopString,
+    StopStrings,
+    StopTokenIds,
     Tag,
     Temperature,
     Text,
-    TokenId,
     TopK,
     TopP,
 )
@@ -51,6 +54,19 @@ class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tool_calls: Unsupported = UNSET
 
 
+class TemplateVariables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Variables that chat templates read beside the messages. A template ignores those it does not know."""
+
+    enable_thinking: Annotated[bool | UnsetType, Meta(description="Qwen3, GLM 4.5.")] = UNSET
+    thinking: Annotated[bool | UnsetType, Meta(description="DeepSeek V3.1, Granite 3.2.")] = UNSET
+    thinking_budget: Annotated[
+        Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | UnsetType, Meta(description="Seed-OSS.")
+    ] = UNSET
+    reasoning_effort: Annotated[Tag | UnsetType, Meta(description="gpt-oss.")] = UNSET
+    model_identity: Annotated[Tag | UnsetType, Meta(description="gpt-oss.")] = UNSET
+    date_string: Annotated[Tag | UnsetType, Meta(description="Llama 3: today's date.")] = UNSET
+
+
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a streamed reply."""
 
@@ -78,17 +94,11 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
     top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
     n: Annotated[Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers; null: 1.")] = None
-    stop: Annotated[
-        StopString | Annotated[list[StopString], Meta(max_length=64)] | None,
-        Meta(description="Strings that end the text and are not part of it."),
-    ] = None
+    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
     presence_penalty: Annotated[Penalty | None, Meta(description="Off logits of tokens in the output; null: 0.")] = None
     frequency_penalty: Annotated[Penalty | None, Meta(description="The same, once per occurrence; null: 0.")] = None
-    logit_bias: Annotated[
-        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None,
-        Meta(description="Token id: what is added to its logit."),
-    ] = None
+    logit_bias: Annotated[LogitBias | None, Meta(description="Token id: what is added to its logit.")] = None
     logprobs: Annotated[bool | None, Meta(description="Report the log-probability of each token.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="And of so many alternatives; needs logprobs.")
@@ -105,6 +115,25 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
     ] = None
     ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
+    min_tokens: Annotated[MinTokens | None, Meta(description="No end or stop token before so many; null: 0.")] = None
+    stop_token_ids: Annotated[
+        StopTokenIds | None, Meta(description="Tokens that end the text, beside the model's own.")
+    ] = None
+    include_stop_str_in_output: Annotated[bool | None, Meta(description="Keep the stop string in the text.")] = None
+    skip_special_tokens: Annotated[
+        bool | None, Meta(description="Leave special tokens out of the text; null: true.")
+    ] = None
+    priority: Annotated[Priority | None, Meta(description="Smaller runs first; null: 0.")] = None
+    add_generation_prompt: Annotated[
+        bool | None,
+        Meta(description="Whether the template opens the answer; null: yes, unless a message is continued."),
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="Continue the last message, the assistant's, instead of answering it.")
+    ] = None
+    chat_template_kwargs: Annotated[TemplateVariables | None, Meta(description="Variables for the chat template.")] = (
+        None
+    )
     on_disconnect: Annotated[
         Literal["rollback", "keep"] | None, Meta(description="As in /generate; for turns of a session.")
     ] = None
