@@ -89,11 +89,15 @@ pub fn prepare(
             "the prompt has no tokens; at least one is needed",
         ));
     }
-    let room = limits.context_length.saturating_sub(prompt.len());
-    let max_tokens = match requested {
-        Some(n) if n <= room => n,
-        None if room > 0 => room,
-        Some(_) if submission.on_overflow == OnOverflow::TruncateOutput && room > 0 => room,
+    let room = limits.context_length.checked_sub(prompt.len());
+    let max_tokens = match (requested, room) {
+        (Some(n), Some(room)) if n <= room => n,
+        (None, Some(room)) if room > 0 => room,
+        (Some(_), Some(room))
+            if submission.on_overflow == OnOverflow::TruncateOutput && room > 0 =>
+        {
+            room
+        }
         _ => {
             return Err(overflow(
                 limits.context_length,
