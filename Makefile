@@ -20,7 +20,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test build lint fmt bench clean
+.PHONY: help serve test build lint fmt bench simulate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 
 bench: ## what a step costs the scheduler, in microseconds
 	cargo bench --locked --no-default-features --bench scheduler
+
+simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
+	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)
 
 clean: ## remove what was built here, the virtual environment included; the model cache stays
 	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/lmserve/_core*.so

@@ -17,6 +17,7 @@ __all__ = [
     "StreamDecoder",
     "TokenUsage",
     "Tokenizer",
+    "simulate",
 ]
 
 VERSION: Final[str]
@@ -296,3 +297,9 @@ class Scheduler:
     def end_session(self, tenant: int, session_id: int) -> bool: ...
     def session_tokens(self, tenant: int, session_id: int) -> list[int]: ...
     def stats(self) -> dict[str, int]: ...
+
+def simulate(seed: int, steps: int) -> dict[str, int]:
+    """Run the simulator for at least `steps` steps: what happened how often, and the `digest` of what clients read.
+
+    Raises LmserveError (500) that names the broken promise.
+    """

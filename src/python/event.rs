@@ -23,6 +23,7 @@ pub struct Event {
 }
 
 /// Tokens of one choice.
+#[allow(clippy::struct_field_names)]
 #[pyclass(frozen, get_all, module = "lmserve._core")]
 #[derive(Clone, Copy)]
 pub struct TokenUsage {

@@ -4,6 +4,7 @@ mod engine;
 mod event;
 mod executor;
 mod scheduler;
+mod simulation;
 mod text;
 
 use pyo3::prelude::*;
@@ -38,6 +39,8 @@ mod _core {
     use super::event::{Event, TokenUsage};
     #[pymodule_export]
     use super::scheduler::Scheduler;
+    #[pymodule_export]
+    use super::simulation::simulate;
     #[pymodule_export]
     use super::text::{ChatTemplate, GgufFile, StreamDecoder, Tokenizer};
 

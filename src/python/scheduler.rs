@@ -222,6 +222,7 @@ impl Scheduler {
     }
 
     /// Books the outcome of the planned step: one token for each sampled row.
+    #[allow(clippy::needless_pass_by_value)]
     fn commit(&self, tokens: Vec<i64>, now_ms: u64) -> Result<Vec<Event>> {
         let vocab_size = self.limits.vocab_size;
         let mut state = guard(&self.state);

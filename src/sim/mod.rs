@@ -1,5 +1,16 @@
-//! A model that costs nothing, to prove the scheduler, the sessions and the engine with.
+//! A model that costs nothing, and a simulator around it: the real scheduler, sessions, stop strings and replies on a virtual
+//! clock, under everything that clients and machines do to a server.
 
+mod clients;
+mod ledger;
+mod random;
+mod reader;
+mod report;
+mod simulation;
 mod toy;
+mod vocabulary;
+mod world;
 
+pub use report::{Counters, Report};
+pub use simulation::simulate;
 pub use toy::{ToyModel, next_token};

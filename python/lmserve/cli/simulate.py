@@ -1,0 +1,64 @@
+"""`lmserve simulate`: the scheduler, the sessions and the replies under chance, on a virtual clock."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lmserve import LmserveError, _core
+from lmserve.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from lmserve.cli.types import Commands
+
+MAX_SEED = 2**64 - 1
+
+
+def add_parser(commands: Commands) -> None:
+    text = "prove the core on this machine: random clients, faults and kills; one seed replays bit for bit"
+    parser = commands.add_parser(
+        "simulate", help=text, description=f"{text.capitalize()}. Exits with 1 at a violation."
+    )
+    parser.add_argument(
+        "--seed", type=_bounded(0, MAX_SEED), metavar="N", help="replays a run (default: a new one, which is printed)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=_bounded(1, 10**12),
+        metavar="N",
+        default=100_000,
+        help="how much to simulate (default: 100,000)",
+    )
+    parser.set_defaults(run=run)
+
+
+def _bounded(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            message = f"an integer in [{low}, {high}] is needed, but {text!r} was given"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return parse
+
+
+def run(arguments: argparse.Namespace) -> int:
+    seed = secrets.randbits(64) if arguments.seed is None else arguments.seed
+    print(f"seed {seed}", flush=True)
+    start = time.monotonic()
+    try:
+        report = _core.simulate(seed, arguments.steps)
+    except LmserveError as error:
+        raise CommandError(str(error)) from error
+    digest = report.pop("digest")
+    for name, count in report.items():
+        print(f"{name.replace('_', ' '):>14} {count:>12,}")
+    print(f"no violation in {time.monotonic() - start:.1f} s; digest {digest:016x}")
+    return 0

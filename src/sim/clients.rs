@@ -1,0 +1,277 @@
+//! What clients do to the server: start, continue and end conversations, leave, cancel, and send garbage.
+
+use std::sync::PoisonError;
+
+use serde_json::{Value, json};
+
+use super::ledger::{Answer, Check, Open, ensure};
+use super::vocabulary::{STOPS, VOCAB_SIZE};
+use super::world::{Preparing, World};
+use crate::engine::{Abort, TurnLease, prepare};
+use crate::error::Error;
+use crate::request::{Input, OnOverflow, Submission};
+use crate::session::{Base, SessionKey};
+
+/// Sessions that clients of one tenant talk about, and tenants.
+const SESSION_IDS: usize = 6;
+const TENANTS: usize = 2;
+
+impl World {
+    pub(super) fn clients_act(&mut self) -> Check {
+        for _ in 0..self.random.range(0, self.config.arrivals) {
+            match self.random.range(0, 19) {
+                0 => self.send_garbage()?,
+                1 => self.end_session()?,
+                _ => self.submit()?,
+            }
+        }
+        if self.random.once_in(8) {
+            self.hang_up()?;
+        }
+        if self.random.once_in(20) {
+            self.cancel()?;
+        }
+        Ok(())
+    }
+
+    /// A client leaves, whether its request waits, runs or is still being prepared.
+    pub(super) fn hang_up(&mut self) -> Check {
+        let open: Vec<u64> = self.ledger.open.keys().copied().collect();
+        let Some(&request) = self.random.pick(&open) else {
+            return Ok(());
+        };
+        self.counters.disconnects += 1;
+        self.replies.leave(request);
+        self.abort(request, Abort::Disconnect)
+    }
+
+    fn cancel(&mut self) -> Check {
+        let key = self.draw_key();
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = store.running_request(key);
+        drop(store);
+        let expected = self.ledger.sessions.get(&key).and_then(|s| s.running);
+        ensure(running == expected, || {
+            format!("{key:?} runs {running:?}, not {expected:?}")
+        })?;
+        running.map_or(Ok(()), |request| self.abort(request, Abort::Cancel))
+    }
+
+    fn end_session(&mut self) -> Check {
+        let key = self.draw_key();
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = store.remove(key).map_err(|error| error.code);
+        drop(store);
+        let expected = match self.ledger.sessions.get(&key) {
+            None => Ok(false),
+            Some(session) if session.running.is_some() => Err("session_busy"),
+            Some(_) => Ok(true),
+        };
+        if expected == Ok(true) {
+            self.ledger.sessions.remove(&key);
+        }
+        ensure(removed == expected, || {
+            format!("removing {key:?}: {removed:?}, not {expected:?}")
+        })
+    }
+
+    fn draw_key(&mut self) -> SessionKey {
+        SessionKey {
+            tenant: self.random.range(0, TENANTS - 1) as u32,
+            id: self.random.range(0, SESSION_IDS - 1) as i64,
+        }
+    }
+
+    /// Bytes that are no submission, and submissions out of bounds: a 400 each, and no trace.
+    fn send_garbage(&mut self) -> Check {
+        self.counters.garbage += 1;
+        let mut body = self.draw_submission();
+        let (field, value) = [
+            ("n", json!(0)),
+            ("n", json!(65)),
+            ("priority", json!("high")),
+            ("sampling", json!({"temperature": -1})),
+            ("sampling", json!({"top_p": 1e9})),
+            ("stopping", json!({"stop": [""]})),
+            ("stopping", json!({"max_tokens": -1})),
+            ("input", json!({"type": "tokens", "ids": [-1]})),
+            ("unknown", Value::Null),
+        ][self.random.range(0, 8)]
+        .clone();
+        body[field] = value;
+        let refused = Submission::parse(body.to_string().as_bytes());
+        ensure(refused.is_err_and(|e| e.kind.status() == 400), || {
+            format!("accepted: {body}")
+        })?;
+        let mut bytes = self.draw_submission().to_string().into_bytes();
+        for _ in 0..self.random.range(1, 4) {
+            let at = self.random.range(0, bytes.len() - 1);
+            bytes[at] = self.random.next() as u8;
+        }
+        bytes.truncate(self.random.range(0, bytes.len()));
+        let refused = Submission::parse(&bytes);
+        ensure(
+            refused.is_ok() || refused.is_err_and(|e| e.kind.status() == 400),
+            || "garbage is no 400".into(),
+        )
+    }
+
+    fn draw_submission(&mut self) -> Value {
+        let random = &mut self.random;
+        let common = random.once_in(2);
+        let most = if random.once_in(6) { 60 } else { 12 };
+        let count = random.range(0, most);
+        // Often the same beginnings, so that prefixes are shared.
+        let mut ids: Vec<u32> = if common {
+            (0..count as u32).map(|at| at * 5 % VOCAB_SIZE).collect()
+        } else {
+            random.tokens(count, VOCAB_SIZE)
+        };
+        if random.once_in(40) {
+            ids.push(VOCAB_SIZE);
+        }
+        let max_tokens = match random.range(0, 9) {
+            0 => Value::Null,
+            1 => json!(0),
+            2 => json!(random.range(20, 100)),
+            _ => json!(random.range(1, 16)),
+        };
+        let stop = if random.once_in(3) {
+            STOPS[random.range(0, STOPS.len() - 1)]
+        } else {
+            &[]
+        };
+        let stop_token_ids = if random.once_in(5) {
+            random.tokens(1, VOCAB_SIZE)
+        } else {
+            Vec::new()
+        };
+        let stopping = json!({
+            "max_tokens": max_tokens,
+            "min_tokens": if random.once_in(4) { random.range(1, 8) } else { 0 },
+            "stop": stop,
+            "stop_token_ids": stop_token_ids,
+            "include_stop": random.once_in(2),
+            "ignore_eos": random.once_in(2),
+            "skip_special_tokens": !random.once_in(4),
+        });
+        let key = self.draw_key();
+        let random = &mut self.random;
+        let session = if random.once_in(3) {
+            Value::Null
+        } else {
+            json!({
+                "id": key.id,
+                "start": random.once_in(4),
+                "create": random.once_in(2),
+                "end": random.once_in(8),
+                "on_disconnect": if random.once_in(2) { "keep" } else { "rollback" },
+            })
+        };
+        json!({
+            "route": "generate",
+            "stream": !random.once_in(4),
+            "input": {"type": "tokens", "ids": ids},
+            "n": if session.is_null() && random.once_in(6) { random.range(2, 3) } else { 1 },
+            "session": session,
+            "stopping": stopping,
+            "on_overflow": if random.once_in(2) { "error" } else { "truncate_output" },
+            "tenant": key.tenant,
+            "priority": random.range(0, 2) as i64 - 1,
+        })
+    }
+
+    fn submit(&mut self) -> Check {
+        let body = self.draw_submission().to_string();
+        let submission = Submission::parse(body.as_bytes()).map_err(|error| error.message)?;
+        let request = self.next_request;
+        self.next_request += 1;
+        self.counters.submitted += 1;
+        let mut expected = Ok(Vec::new());
+        let mut begun = Ok((None, Base::empty()));
+        let session = submission.session.clone().map(|turn| {
+            let key = SessionKey {
+                tenant: submission.tenant,
+                id: turn.id,
+            };
+            (key, turn)
+        });
+        if let Some((key, turn)) = &session {
+            expected = self.ledger.begin(*key, turn, request, self.now_ms);
+            let (start, create) = (turn.start, turn.create);
+            begun = TurnLease::begin(&self.store, *key, request, start, create, self.now_ms)
+                .map(|(lease, base)| (Some(lease), base));
+        }
+        let (history, lease, base) = match (expected, begun) {
+            (Ok(history), Ok((lease, base))) => (history, lease, base),
+            (Err(status), Err(error)) if status == error.kind.status() => {
+                self.counters.refused += 1;
+                return Ok(());
+            }
+            (expected, begun) => {
+                let begun = begun.map_err(|error| error.message);
+                return Err(format!("begin of {session:?}: {begun:?}, not {expected:?}"));
+            }
+        };
+        let prepared = prepare(&submission, base, Some(&self.tokenizer), None, self.limits);
+        let mut open = Open {
+            history_tokens: history.len(),
+            prompt: history,
+            max_tokens: 0,
+            stopping: submission.stopping.clone(),
+            session,
+            answers: (0..submission.n).map(|_| Answer::default()).collect(),
+            aborted: None,
+            admitted: false,
+        };
+        let fits = self.fit(&submission, &mut open);
+        match (prepared, fits) {
+            (Ok(prepared), Ok(())) => {
+                let same = prepared.prompt == open.prompt && prepared.max_tokens == open.max_tokens;
+                ensure(same, || format!("{prepared:?}, not {open:?}"))?;
+                let pace = [1, 1, 3, 20][self.random.range(0, 3)];
+                self.replies.open(request, &submission, pace);
+                self.ledger.open.insert(request, open);
+                self.preparing.push(Preparing {
+                    due: self.tick + self.random.range(0, 3) as u64,
+                    request,
+                    submission,
+                    prepared,
+                    lease,
+                });
+                Ok(())
+            }
+            (Err(Error { code, .. }), Err(expected)) if code == expected => {
+                drop(lease);
+                self.ledger.roll_back(&open);
+                self.counters.refused += 1;
+                Ok(())
+            }
+            (prepared, fits) => Err(format!("prepared {prepared:?}, not {fits:?}: {body}")),
+        }
+    }
+
+    /// Puts the input behind the history; the code of the refusal where it does not fit.
+    fn fit(&self, submission: &Submission, open: &mut Open) -> Result<(), &'static str> {
+        if let Input::Tokens { ids } = &submission.input {
+            if ids.iter().any(|&id| id >= VOCAB_SIZE) {
+                return Err("invalid_value");
+            }
+            open.prompt.extend(ids);
+        }
+        if open.prompt.is_empty() {
+            return Err("invalid_value");
+        }
+        let Some(room) = self.limits.context_length.checked_sub(open.prompt.len()) else {
+            return Err("context_length_exceeded");
+        };
+        let truncates = submission.on_overflow == OnOverflow::TruncateOutput;
+        open.max_tokens = match submission.stopping.max_tokens.map(|n| n as usize) {
+            Some(n) if n <= room => n,
+            Some(_) if truncates && room > 0 => room,
+            None if room > 0 => room,
+            _ => return Err("context_length_exceeded"),
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! What every request and session must come to, kept as simply as can be and compared with what the core does.
+
+use std::collections::BTreeMap;
+
+use super::next_token;
+use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
+use crate::engine::Abort;
+use crate::output::Usage;
+use crate::request::{OnDisconnect, SessionRef, StopParams};
+use crate::sched::FinishReason;
+use crate::session::{SessionKey, StoreLimits};
+use crate::text::Tokenizer;
+
+/// A broken promise, in words.
+pub(super) type Check = Result<(), String>;
+
+pub(super) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// One answer of an admitted request.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) tokens: Vec<u32>,
+    pub(super) text: String,
+    ended: bool,
+}
+
+/// A request that was submitted and has not ended.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) prompt: Vec<u32>,
+    pub(super) history_tokens: usize,
+    pub(super) max_tokens: usize,
+    pub(super) stopping: StopParams,
+    pub(super) session: Option<(SessionKey, SessionRef)>,
+    pub(super) answers: Vec<Answer>,
+    pub(super) aborted: Option<Abort>,
+    /// The core knows of it.
+    pub(super) admitted: bool,
+}
+
+impl Open {
+    /// The token that the model must give next.
+    pub(super) fn expected(&self, choice: usize) -> u32 {
+        let context = [&self.prompt[..], &self.answers[choice].tokens].concat();
+        next_token(&context, VOCAB_SIZE as usize)
+    }
+
+    fn is_stop_token(&self, token: u32) -> bool {
+        self.stopping.stop_token_ids.contains(&token)
+            || (token == END_TOKEN && !self.stopping.ignore_eos)
+    }
+
+    fn first_stop(&self, text: &str) -> Option<(usize, usize)> {
+        let found = self.stopping.stop.iter();
+        found
+            .filter_map(|stop| text.find(stop).map(|at| (at, stop.len())))
+            .min()
+    }
+
+    /// Holds an answer that just ended to what its tokens alone say.
+    fn check_end(
+        &self,
+        choice: usize,
+        reason: FinishReason,
+        usage: Usage,
+        tokenizer: &Tokenizer,
+    ) -> Check {
+        let answer = &self.answers[choice];
+        let count = answer.tokens.len();
+        let expected = Usage {
+            prompt_tokens: self.prompt.len(),
+            history_tokens: self.history_tokens,
+            cached_tokens: usage.cached_tokens,
+            completion_tokens: count,
+        };
+        ensure(usage == expected, || format!("{usage:?}, not {expected:?}"))?;
+        ensure(usage.cached_tokens < self.prompt.len(), || {
+            format!("all is cached: {usage:?}")
+        })?;
+        let stops_at = |at: usize| {
+            at >= self.stopping.min_tokens as usize && self.is_stop_token(answer.tokens[at])
+        };
+        ensure(!(0..count.saturating_sub(1)).any(stops_at), || {
+            "ran past a stop token".into()
+        })?;
+        let by_token = count > 0 && stops_at(count - 1);
+        let skip = self.stopping.skip_special_tokens;
+        let decode = |end: usize| tokenizer.decode(&answer.tokens[..end], skip);
+        let mut text = decode(if by_token { count - 1 } else { count });
+        if count > 0 {
+            ensure(self.first_stop(&decode(count - 1)).is_none(), || {
+                "ran past a stop string".into()
+            })?;
+        }
+        let by_text = self.first_stop(&text);
+        if let Some((at, len)) = by_text {
+            text.truncate(at + if self.stopping.include_stop { len } else { 0 });
+        }
+        ensure(answer.text == text, || {
+            format!("the text is {:?}, not {text:?}", answer.text)
+        })?;
+        let expected = match reason {
+            FinishReason::Abort => self.aborted.is_some() && !by_token && by_text.is_none(),
+            FinishReason::Stop => by_token || by_text.is_some(),
+            FinishReason::Length => count == self.max_tokens && !by_token && by_text.is_none(),
+        };
+        ensure(expected && count <= self.max_tokens, || {
+            format!(
+                "ended by {reason:?} after {count} of {} tokens",
+                self.max_tokens
+            )
+        })
+    }
+}
+
+/// A session as its turns must leave it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Session {
+    pub(super) tokens: Vec<u32>,
+    pub(super) running: Option<u64>,
+    used_ms: u64,
+}
+
+/// All open requests and all sessions.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) open: BTreeMap<u64, Open>,
+    pub(super) sessions: BTreeMap<SessionKey, Session>,
+    pub(super) limits: StoreLimits,
+}
+
+impl Ledger {
+    pub(super) const fn new(limits: StoreLimits) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            limits,
+        }
+    }
+
+    /// What a turn of a session builds on: its tokens, or the status of the refusal.
+    pub(super) fn begin(
+        &mut self,
+        key: SessionKey,
+        turn: &SessionRef,
+        request: u64,
+        now_ms: u64,
+    ) -> Result<Vec<u32>, u16> {
+        self.expire(now_ms);
+        if !self.sessions.contains_key(&key) && !turn.start && !turn.create {
+            return Err(404);
+        }
+        let session = self.sessions.entry(key).or_default();
+        if session.running.is_some() {
+            return Err(409);
+        }
+        session.running = Some(request);
+        let history = if turn.start {
+            Vec::new()
+        } else {
+            session.tokens.clone()
+        };
+        self.evict();
+        Ok(history)
+    }
+
+    fn expire(&mut self, now_ms: u64) {
+        let ttl_ms = self.limits.ttl_ms;
+        if ttl_ms > 0 {
+            self.sessions
+                .retain(|_, s| s.running.is_some() || s.used_ms + ttl_ms > now_ms);
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.sessions.len() > self.limits.max_sessions {
+            let idle = self.sessions.iter().filter(|(_, s)| s.running.is_none());
+            let Some((_, key)) = idle.map(|(key, s)| (s.used_ms, *key)).min() else {
+                return;
+            };
+            self.sessions.remove(&key);
+        }
+    }
+
+    /// Leaves a request's session as it was.
+    pub(super) fn roll_back(&mut self, open: &Open) {
+        let Some((key, _)) = open.session else { return };
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.running = None;
+            if session.tokens.is_empty() {
+                self.sessions.remove(&key);
+            }
+        }
+        self.evict();
+    }
+
+    /// Books the end of a choice; the request has ended with its last one.
+    pub(super) fn finish(
+        &mut self,
+        request: u64,
+        choice: usize,
+        reason: FinishReason,
+        usage: Usage,
+        now_ms: u64,
+        tokenizer: &Tokenizer,
+    ) -> Check {
+        let Some(open) = self.open.get_mut(&request).filter(|open| open.admitted) else {
+            return Err("a request that is not open ended".into());
+        };
+        ensure(!open.answers[choice].ended, || "ended twice".into())?;
+        open.answers[choice].ended = true;
+        open.check_end(choice, reason, usage, tokenizer)?;
+        if open.answers.iter().any(|answer| !answer.ended) {
+            return Ok(());
+        }
+        let Some(open) = self.open.remove(&request) else {
+            return Ok(());
+        };
+        let Some((key, turn)) = &open.session else {
+            return Ok(());
+        };
+        let answer = &open.answers[0];
+        let kept = match open.aborted.filter(|_| reason == FinishReason::Abort) {
+            None => true,
+            Some(how) => {
+                let keeps = how == Abort::Cancel || turn.on_disconnect == OnDisconnect::Keep;
+                keeps && !answer.tokens.is_empty()
+            }
+        };
+        if !kept {
+            self.roll_back(&open);
+            return Ok(());
+        }
+        if turn.end {
+            self.sessions.remove(key);
+            return Ok(());
+        }
+        let mut tokens = [&open.prompt[..], &answer.tokens].concat();
+        let count = answer.tokens.len();
+        if reason == FinishReason::Stop
+            && count > open.stopping.min_tokens as usize
+            && open.is_stop_token(answer.tokens[count - 1])
+        {
+            tokens.pop();
+        }
+        self.sessions.insert(
+            *key,
+            Session {
+                tokens,
+                running: None,
+                used_ms: now_ms,
+            },
+        );
+        self.evict();
+        Ok(())
+    }
+
+    /// Books the failure of a request.
+    pub(super) fn fail(&mut self, request: u64) -> Check {
+        let Some(open) = self.open.remove(&request) else {
+            return Err("a request that is not open failed".into());
+        };
+        self.roll_back(&open);
+        Ok(())
+    }
+
+    /// Answers that the core must know of.
+    pub(super) fn admitted_answers(&self) -> usize {
+        let admitted = self.open.values().filter(|open| open.admitted);
+        let answers = admitted.flat_map(|open| &open.answers);
+        answers.filter(|answer| !answer.ended).count()
+    }
+}

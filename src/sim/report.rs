@@ -1,0 +1,73 @@
+//! What a simulation did.
+
+use std::ops::AddAssign;
+
+/// How often what happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Counters {
+    /// Steps that computed something.
+    pub steps: u64,
+    pub submitted: u64,
+    /// Requests that reached the scheduler.
+    pub admitted: u64,
+    /// Requests that were refused as they had to be.
+    pub refused: u64,
+    pub garbage: u64,
+    pub tokens: u64,
+    pub cached_tokens: u64,
+    pub preemptions: u64,
+    pub evictions: u64,
+    pub disconnects: u64,
+    /// Steps that failed.
+    pub faults: u64,
+    pub kills: u64,
+}
+
+impl Counters {
+    /// Names and values, in the order in which they are printed.
+    pub fn entries(&self) -> [(&'static str, u64); 12] {
+        [
+            ("steps", self.steps),
+            ("submitted", self.submitted),
+            ("admitted", self.admitted),
+            ("refused", self.refused),
+            ("garbage", self.garbage),
+            ("tokens", self.tokens),
+            ("cached_tokens", self.cached_tokens),
+            ("preemptions", self.preemptions),
+            ("evictions", self.evictions),
+            ("disconnects", self.disconnects),
+            ("faults", self.faults),
+            ("kills", self.kills),
+        ]
+    }
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.submitted += other.submitted;
+        self.admitted += other.admitted;
+        self.refused += other.refused;
+        self.garbage += other.garbage;
+        self.tokens += other.tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.preemptions += other.preemptions;
+        self.evictions += other.evictions;
+        self.disconnects += other.disconnects;
+        self.faults += other.faults;
+        self.kills += other.kills;
+    }
+}
+
+/// The outcome of a simulation without a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Servers that lived, each of sizes of its own.
+    pub worlds: u64,
+    /// What happened in all of them.
+    pub counters: Counters,
+    /// Hash of every byte that clients read, in order: equal for equal seeds.
+    pub digest: u64,
+}

@@ -1,0 +1,376 @@
+//! One server with its clients on a virtual clock: the real core over the toy model, and everything that goes wrong.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::ToyModel;
+use super::ledger::{Check, Ledger, ensure};
+use super::random::Random;
+use super::reader::{Observer, Replies};
+use super::report::Counters;
+use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
+use crate::engine::{Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLease, request_of};
+use crate::error::Error;
+use crate::kv::BlockPool;
+use crate::request::Submission;
+use crate::sched::{Scheduler, SchedulerConfig};
+use crate::session::{SessionStore, StoreLimits};
+use crate::text::Tokenizer;
+
+/// Sizes of a world and how unruly it is, drawn anew for each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Config {
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) num_blocks: usize,
+    pub(super) block_size: usize,
+    pub(super) prefix_cache: bool,
+    pub(super) sessions: StoreLimits,
+    /// Clients act in one step of that many.
+    pub(super) calm: usize,
+    /// Most submissions of one step.
+    pub(super) arrivals: usize,
+    /// One step in that many fails.
+    pub(super) fault: usize,
+    /// One step in that many is the server's last.
+    pub(super) kill: usize,
+}
+
+impl Config {
+    pub(super) fn draw(random: &mut Random) -> Self {
+        let max_batch = random.range(1, 6);
+        Self {
+            scheduler: SchedulerConfig {
+                max_batch,
+                max_batch_tokens: max_batch + random.range(16, 40),
+                max_model_len: random.range(24, 120),
+                max_queue: random.range(1, 12),
+            },
+            num_blocks: random.range(8, 64),
+            block_size: random.range(1, 6),
+            prefix_cache: !random.once_in(8),
+            sessions: StoreLimits {
+                max_sessions: random.range(3, 12),
+                ttl_ms: [0, 2000, 20_000][random.range(0, 2)],
+            },
+            calm: random.range(1, 4),
+            arrivals: random.range(1, 3),
+            fault: random.range(20, 200),
+            kill: random.range(300, 3000),
+        }
+    }
+}
+
+/// A request whose turn has begun and that the core has not seen yet.
+pub(super) struct Preparing {
+    pub(super) due: u64,
+    pub(super) request: u64,
+    pub(super) submission: Submission,
+    pub(super) prepared: Prepared,
+    pub(super) lease: Option<TurnLease>,
+}
+
+pub(super) struct World {
+    pub(super) config: Config,
+    pub(super) random: Random,
+    pub(super) now_ms: u64,
+    pub(super) tick: u64,
+    pub(super) store: Arc<Mutex<SessionStore>>,
+    pub(super) core: Core,
+    model: ToyModel,
+    output: StepOutput,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) limits: Limits,
+    pub(super) ledger: Ledger,
+    pub(super) replies: Replies,
+    pub(super) preparing: Vec<Preparing>,
+    pub(super) next_request: u64,
+    pub(super) counters: Counters,
+}
+
+fn text<T>(result: crate::error::Result<T>) -> Result<T, String> {
+    result.map_err(|error| error.message)
+}
+
+impl World {
+    pub(super) fn new(seed: u64, digest: u64, tokenizer: &Arc<Tokenizer>) -> Result<Self, String> {
+        let mut random = Random::new(seed);
+        let config = Config::draw(&mut random);
+        let (core, model) = Self::boot(config, tokenizer)?;
+        let limits = Limits {
+            context_length: core.scheduler().max_tokens(),
+            vocab_size: VOCAB_SIZE as usize,
+        };
+        Ok(Self {
+            config,
+            random,
+            now_ms: 1,
+            tick: 0,
+            store: Arc::new(Mutex::new(SessionStore::new(config.sessions))),
+            core,
+            model,
+            output: StepOutput::default(),
+            tokenizer: Arc::clone(tokenizer),
+            limits,
+            ledger: Ledger::new(config.sessions),
+            replies: Replies::new(digest)?,
+            preparing: Vec::new(),
+            next_request: 1,
+            counters: Counters::default(),
+        })
+    }
+
+    fn boot(config: Config, tokenizer: &Arc<Tokenizer>) -> Result<(Core, ToyModel), String> {
+        let (blocks, size) = (config.num_blocks, config.block_size);
+        let pool = Arc::new(BlockPool::new(blocks, size, config.prefix_cache));
+        let scheduler = text(Scheduler::new(config.scheduler, pool))?;
+        let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
+        Ok((core, ToyModel::new(blocks, size, VOCAB_SIZE as usize)))
+    }
+
+    /// One step of the server; `unruly`: clients come, and things go wrong.
+    pub(super) fn step(&mut self, unruly: bool) -> Check {
+        self.tick += 1;
+        self.now_ms += self.random.range(1, 20) as u64;
+        if unruly && self.random.once_in(self.config.calm) {
+            self.clients_act()?;
+        }
+        self.admit_prepared()?;
+        if unruly && self.random.once_in(self.config.kill) {
+            self.kill()?;
+        }
+        self.compute(unruly)?;
+        self.check()?;
+        self.replies.read(&mut self.random)
+    }
+
+    /// Runs what gives events, and says what the ledger had against it.
+    pub(super) fn observe<T>(
+        &mut self,
+        run: impl FnOnce(&mut Core, &StepOutput, u64, &mut Observer<'_>) -> T,
+    ) -> Result<T, String> {
+        let mut observer = Observer {
+            ledger: &mut self.ledger,
+            replies: &mut self.replies,
+            tokenizer: &self.tokenizer,
+            now_ms: self.now_ms,
+            outcome: Ok(()),
+        };
+        let value = run(&mut self.core, &self.output, self.now_ms, &mut observer);
+        observer.outcome.map(|()| value)
+    }
+
+    fn admit_prepared(&mut self) -> Check {
+        let tick = self.tick;
+        let (due, later) = std::mem::take(&mut self.preparing)
+            .into_iter()
+            .partition(|ready| ready.due <= tick);
+        self.preparing = later;
+        for ready in due {
+            self.admit(ready)?;
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, ready: Preparing) -> Check {
+        let Preparing {
+            request,
+            submission,
+            prepared,
+            lease,
+            ..
+        } = ready;
+        let aborted = self
+            .ledger
+            .open
+            .get(&request)
+            .is_none_or(|open| open.aborted.is_some());
+        if aborted {
+            drop(lease);
+            let gone = Error::internal("its client left before it began");
+            self.replies.fail(request, gone);
+            return self.ledger.fail(request);
+        }
+        let waiting = self.core.scheduler().stats().waiting;
+        let fits = waiting + submission.n as usize <= self.config.scheduler.max_queue;
+        match self
+            .core
+            .add(request, &submission, prepared, lease, request)
+        {
+            Ok(()) => {
+                self.replies.accept(request);
+                if let Some(open) = self.ledger.open.get_mut(&request) {
+                    open.admitted = true;
+                }
+                self.counters.admitted += 1;
+                ensure(fits, || "the queue took more than its limit".into())
+            }
+            Err(error) => {
+                let (code, message) = (error.code, error.message.clone());
+                self.replies.fail(request, error);
+                self.ledger.fail(request)?;
+                self.counters.refused += 1;
+                ensure(!fits && code == "queue_full", || {
+                    format!("refused: {message}")
+                })
+            }
+        }
+    }
+
+    fn compute(&mut self, unruly: bool) -> Check {
+        let idle = self.core.scheduler().is_idle();
+        let empty = self.core.plan().is_empty();
+        ensure(idle == empty, || {
+            "requests wait, but nothing is planned".into()
+        })?;
+        if empty {
+            return Ok(());
+        }
+        self.counters.steps += 1;
+        if unruly && self.random.once_in(50) {
+            // The plan stands: the step is computed without the one that left.
+            self.hang_up()?;
+        }
+        let fault =
+            (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
+        let step = self.core.scheduler().step();
+        if fault != Some(0) {
+            text(self.model.launch(step))?;
+            text(self.model.collect(step, &mut self.output))?;
+        }
+        if fault == Some(2) {
+            self.output.tokens.push(END_TOKEN);
+            let refused =
+                self.observe(|core, output, now, events| core.commit(output, now, events))?;
+            ensure(refused.is_err(), || "a step took too many tokens".into())?;
+        }
+        if fault.is_some() {
+            self.counters.faults += 1;
+            let error = Error::internal("the model failed");
+            return self.observe(|core, _, _, events| core.fail_step(&error, events));
+        }
+        self.take_tokens()?;
+        text(self.observe(|core, output, now, events| core.commit(output, now, events))?)
+    }
+
+    /// Holds each sampled token to the one that its context alone gives.
+    fn take_tokens(&mut self) -> Check {
+        let scheduled = &self.core.scheduler().step().scheduled;
+        let sampled = scheduled.iter().filter(|scheduled| scheduled.samples);
+        for (scheduled, &token) in sampled.zip(&self.output.tokens) {
+            let (request, choice) = request_of(scheduled.id);
+            let Some(open) = self.ledger.open.get_mut(&request) else {
+                continue;
+            };
+            let expected = open.expected(choice);
+            ensure(token == expected, || {
+                format!("request {request}: token {token} came, {expected} is right")
+            })?;
+            open.answers[choice].tokens.push(token);
+            self.counters.tokens += 1;
+        }
+        Ok(())
+    }
+
+    /// The process ends at once: requests, sessions and KV are gone, and a new one starts.
+    fn kill(&mut self) -> Check {
+        self.counters.kills += 1;
+        self.note_life();
+        self.check_sessions()?;
+        let pool = Arc::clone(self.core.scheduler().pool());
+        let (core, model) = Self::boot(self.config, &self.tokenizer)?;
+        self.core = core;
+        self.model = model;
+        self.preparing.clear();
+        ensure(pool.counts().owned == 0, || {
+            "a dead core owns blocks".into()
+        })?;
+        self.store = Arc::new(Mutex::new(SessionStore::new(self.config.sessions)));
+        self.ledger = Ledger::new(self.config.sessions);
+        self.replies = Replies::new(self.replies.digest)?;
+        Ok(())
+    }
+
+    /// Adds what the core has counted since it started.
+    pub(super) fn note_life(&mut self) {
+        let stats = self.core.scheduler().stats();
+        self.counters.preemptions += stats.preemptions;
+        self.counters.cached_tokens += stats.cached_tokens;
+        self.counters.evictions += self.core.scheduler().pool().evictions();
+    }
+
+    fn check(&self) -> Check {
+        let (scheduler, sizes) = (self.core.scheduler(), self.config.scheduler);
+        let (pool, stats) = (scheduler.pool(), scheduler.stats());
+        let (counts, references) = (pool.counts(), pool.references());
+        let owned = references.iter().filter(|&&count| count > 0).count();
+        let total = counts.free + owned + counts.cached;
+        ensure(total == pool.num_blocks(), || {
+            format!("{counts:?}, {owned} are owned")
+        })?;
+        let mut held = vec![0; references.len()];
+        for sequence in scheduler.running().chain(scheduler.waiting()) {
+            for &block in sequence.table().blocks() {
+                held[block as usize] += 1;
+            }
+        }
+        ensure(held == references, || {
+            format!("held {held:?}, counted {references:?}")
+        })?;
+        let most = sizes.max_queue + sizes.max_batch;
+        let bounded = stats.running <= sizes.max_batch && stats.waiting <= most;
+        ensure(bounded, || format!("out of bounds: {stats:?}"))?;
+        let known = (stats.running + stats.waiting, self.core.open_choices());
+        let expected = self.ledger.admitted_answers();
+        ensure(known == (expected, expected), || {
+            format!("{known:?} answers are open, not {expected}")
+        })
+    }
+
+    /// Whether everything that was admitted has ended and been read.
+    pub(super) fn is_done(&self) -> bool {
+        self.ledger.open.is_empty() && self.preparing.is_empty() && self.replies.are_read()
+    }
+
+    /// What must hold when nothing runs.
+    pub(super) fn check_rest(&self) -> Check {
+        let counts = self.core.scheduler().pool().counts();
+        ensure(counts.owned == 0, || format!("idle, but {counts:?}"))?;
+        let busy = self
+            .ledger
+            .sessions
+            .iter()
+            .find(|(_, s)| s.running.is_some());
+        ensure(busy.is_none(), || format!("{busy:?} is busy for ever"))?;
+        self.check_sessions()
+    }
+
+    /// Each session is at its last committed turn, whatever runs.
+    fn check_sessions(&self) -> Check {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure(store.len() == self.ledger.sessions.len(), || {
+            format!(
+                "{} sessions, not {}",
+                store.len(),
+                self.ledger.sessions.len()
+            )
+        })?;
+        for (key, session) in &self.ledger.sessions {
+            let tokens = store.tokens(*key).map_err(|error| error.message)?;
+            ensure(tokens == session.tokens, || {
+                format!("{key:?} has other tokens")
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn abort(&mut self, request: u64, how: Abort) -> Check {
+        let Some(open) = self.ledger.open.get_mut(&request) else {
+            return Ok(());
+        };
+        open.aborted.get_or_insert(how);
+        if !open.admitted {
+            return Ok(());
+        }
+        let how = open.aborted.unwrap_or(how);
+        self.observe(|core, _, now, events| core.abort(request, how, now, events))
+    }
+}
