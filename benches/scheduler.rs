@@ -68,7 +68,7 @@ impl Load {
         }
     }
 
-    fn add(&mut self, ids: Vec<u32>, max_tokens: usize) {
+    fn add(&mut self, ids: &[u32], max_tokens: usize) {
         let id = self.next;
         self.next += 1;
         let json = json!({
@@ -136,13 +136,13 @@ fn measure(running: usize, context: usize, idle: usize) -> (f64, f64) {
     for start in (0..idle).step_by(1000) {
         for _ in start..(start + 1000).min(idle) {
             let ids = load.distinct(IDLE_TOKENS as usize);
-            load.add(ids, 0);
+            load.add(&ids, 0);
         }
         while load.step() {}
     }
     for at in 0..running {
         let ids = load.distinct(context + at % BLOCK_SIZE);
-        load.add(ids, 2 * STEPS + context);
+        load.add(&ids, 2 * STEPS + context);
     }
     let decoding = |load: &Load| {
         let sequences = load.core.scheduler().running();
