@@ -26,12 +26,24 @@ from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
 from lmserve.api.serving import Serving
+from lmserve.api.tokenize import detokenize, encode, tokenize
 from lmserve.engine.async_engine import AsyncEngine
 
 MAX_BODY: Final = 32 * 1024 * 1024
 BODY_TIMEOUT: Final = 60.0
 
-API: Final = (generate, list_models, get_model, chat_completions, completions, embeddings, health)
+API: Final = (
+    generate,
+    list_models,
+    get_model,
+    chat_completions,
+    completions,
+    embeddings,
+    tokenize,
+    detokenize,
+    encode,
+    health,
+)
 DOCS: Final = (docs, docs_asset, openapi_json)
 
 

@@ -121,7 +121,17 @@ def integers(node: Any, path: str) -> list[str]:
 
 def test_requests_are_bounded(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("GenerateRequest", "ChatRequest", "CompletionRequest", "EmbeddingsRequest", "ChatMessage", "Message"):
+    for name in (
+        "GenerateRequest",
+        "ChatRequest",
+        "CompletionRequest",
+        "EncodeRequest",
+        "TokenizeRequest",
+        "DetokenizeRequest",
+        "EmbeddingsRequest",
+        "ChatMessage",
+        "Message",
+    ):
         assert integers(schemas[name], name) == []
 
 

@@ -6,12 +6,11 @@ import time
 import uuid
 from typing import Any
 
-import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.body import StrictJson
-from lmserve.api.messages import messages_input
+from lmserve.api.messages import conversation
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import given_or, sampling_params, session_ref, stop_params, wants_usage
 from lmserve.api.reply import EngineReply
@@ -97,23 +96,9 @@ def _logprobs(data: ChatRequest) -> int | None:
 
 
 def _input(data: ChatRequest) -> Turn | Messages:
-    continued = bool(data.continue_final_message)
-    if continued and data.add_generation_prompt:
-        message = "continue_final_message and add_generation_prompt exclude each other, but both were given as true"
-        raise LmserveError.invalid("continue_final_message", message)
-    kwargs = msgspec.to_builtins(data.chat_template_kwargs) or {}
-    plain = not kwargs and not continued and data.add_generation_prompt is None
-    if isinstance(data.messages, str) and plain:
+    if not isinstance(data.messages, str):
+        return conversation(data.messages, data)
+    options = (data.chat_template_kwargs, data.continue_final_message, data.add_generation_prompt)
+    if all(option is None for option in options):
         return Turn(data.messages)
-    messages = data.messages
-    if isinstance(messages, str):
-        messages = [ChatMessage(role="user", content=messages)]
-    if continued and messages[-1].role != "assistant":
-        message = f"continue_final_message needs an assistant's message at the end, but one of {messages[-1].role} is"
-        raise LmserveError.invalid("continue_final_message", message)
-    return messages_input(
-        messages,
-        template_kwargs=kwargs,
-        continue_final_message=continued,
-        add_generation_prompt=data.add_generation_prompt,
-    )
+    return conversation([ChatMessage(role="user", content=data.messages)], data)

@@ -5,16 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.submission import Messages
 from lmserve.errors import LmserveError
-from lmserve.schemas.chat import ChatMessage, ContentPart
+from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
 from lmserve.schemas.generate import Message
+from lmserve.schemas.tokenize import TokenizeRequest
 
 
 def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) -> Messages:
     """The core's input; `options`: its other fields. Raises LmserveError (400) for what no text template can take."""
     return Messages([_for_template(message, at) for at, message in enumerate(messages)], **options)
+
+
+def conversation(messages: Sequence[ChatMessage], data: ChatRequest | TokenizeRequest) -> Messages:
+    """The core's input: `messages`, and how `data` wants them rendered. Raises LmserveError (400)."""
+    continued = bool(data.continue_final_message)
+    if continued and data.add_generation_prompt:
+        message = "continue_final_message and add_generation_prompt exclude each other, but both were given as true"
+        raise LmserveError.invalid("continue_final_message", message)
+    if continued and messages[-1].role != "assistant":
+        message = f"continue_final_message needs an assistant's message at the end, but one of {messages[-1].role} is"
+        raise LmserveError.invalid("continue_final_message", message)
+    variables = data.chat_template_kwargs
+    return messages_input(
+        messages,
+        template_kwargs={} if variables is None else msgspec.to_builtins(variables),
+        continue_final_message=continued,
+        add_generation_prompt=data.add_generation_prompt,
+    )
 
 
 def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:

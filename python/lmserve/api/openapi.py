@@ -24,6 +24,14 @@ from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.models import ModelCard, ModelList
+from lmserve.schemas.tokenize import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    EncodeReply,
+    EncodeRequest,
+    TokenizeReply,
+    TokenizeRequest,
+)
 
 SCHEMAS: Final[tuple[type[Struct], ...]] = (
     GenerateRequest,
@@ -36,6 +44,12 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     CompletionChunk,
     EmbeddingsRequest,
     EmbeddingsReply,
+    TokenizeRequest,
+    TokenizeReply,
+    DetokenizeRequest,
+    DetokenizeReply,
+    EncodeRequest,
+    EncodeReply,
     ModelList,
     ModelCard,
     HealthReply,

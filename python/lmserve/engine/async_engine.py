@@ -10,6 +10,7 @@ from typing import Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
 from lmserve.engine.submission import EmbedSubmission, Submission, encode
+from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 
 
@@ -20,9 +21,10 @@ class AsyncEngine:
     Not thread-safe: call everything on that loop.
     """
 
-    def __init__(self, core: CoreEngine, *, max_model_len: int) -> None:
-        """`max_model_len`: tokens that a sequence may hold, history and output together."""
+    def __init__(self, core: CoreEngine, *, max_model_len: int, text: TextLayer | None = None) -> None:
+        """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own."""
         self.max_model_len = max_model_len
+        self.text = text
         self._core = core
         self._streams: dict[int, AsyncStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.text import TextLayer
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.options import MemoryPlan
 
@@ -32,16 +34,22 @@ class ModelPlan:
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
         self._config = config
 
-    def load_engine(self) -> _core.Engine:
-        """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""
+    @cached_property
+    def text(self) -> TextLayer:
+        """The checkpoint's tokenizer and chat template. Raises LmserveError if they cannot be read."""
         checkpoint = self.checkpoint
         template = None
         if checkpoint.chat_template is not None:
             template = _core.ChatTemplate(checkpoint.chat_template, msgspec.json.encode(checkpoint.special_tokens))
+        return TextLayer(checkpoint.tokenizer(), template)
+
+    def load_engine(self) -> _core.Engine:
+        """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""
+        checkpoint = self.checkpoint
         return _core.Engine(
             load_runner(checkpoint, self.options),
-            checkpoint.tokenizer(),
-            template,
+            self.text.tokenizer,
+            self.text.template,
             eos_token_ids=checkpoint.eos_token_ids,
             max_queue=self._config.max_queue,
             prefix_cache=self._config.prefix_cache,
@@ -50,4 +58,4 @@ class ModelPlan:
     def load_async_engine(self) -> AsyncEngine:
         """`load_engine`, with its asyncio face."""
         core = self.load_engine()
-        return AsyncEngine(core, max_model_len=core.context_length)
+        return AsyncEngine(core, max_model_len=core.context_length, text=self.text)
