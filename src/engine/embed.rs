@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::handle::OpenRequest;
+use super::shared::OpenRequest;
 use crate::error::{Error, Result};
 use crate::output::Mailbox;
 use crate::text::Tokenizer;

@@ -1,17 +1,23 @@
 //! The running server behind any front: requests are prepared on a small pool, one thread owns the scheduler and drives the
 //! model through [`Executor`], and finished bytes wait in each stream's mailbox.
 
+mod config;
 mod core;
 mod embed;
 mod executor;
 mod handle;
 mod lease;
 mod prepare;
+mod sessions;
+mod shared;
+mod stream;
 mod worker;
 
 pub use self::core::{Abort, Core, Events, request_of};
+pub use config::{EngineConfig, Model, Stats};
 pub use embed::{EmbedSubmission, Encoding};
 pub use executor::{Executor, StepOutput};
-pub use handle::{Engine, EngineConfig, Model, Stats, Stream};
+pub use handle::Engine;
 pub use lease::TurnLease;
 pub use prepare::{Limits, Prepared, prepare};
+pub use stream::Stream;

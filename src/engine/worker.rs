@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
+use super::config::Stats;
 use super::core::{Abort, Core, Events, engine_down};
 use super::embed::EmbedJob;
 use super::executor::{Executor, StepOutput};
-use super::handle::{Command, OpenRequest, ReadyRequest, Shared, Stats, now_ms};
+use super::shared::{Command, OpenRequest, ReadyRequest, Shared, now_ms};
 use crate::error::{Error, Result};
 use crate::output::{Delta, Reply, Usage};
 use crate::sched::FinishReason;

@@ -1,0 +1,57 @@
+//! Sizes of an engine, what it must know of its model, and what it says of itself.
+
+use std::sync::Arc;
+
+use crate::sched::{self, SchedulerConfig};
+use crate::session::StoreLimits;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// Sizes of an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineConfig {
+    /// Sizes of the scheduler.
+    pub scheduler: SchedulerConfig,
+    /// KV blocks.
+    pub num_blocks: usize,
+    /// Tokens per KV block.
+    pub block_size: usize,
+    /// Keep and share the KV of known prefixes.
+    pub prefix_cache: bool,
+    /// How many sessions are kept.
+    pub sessions: StoreLimits,
+}
+
+/// What the engine must know of the model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Absent: only token ids go in, and no text comes out.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Absent: no conversations.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Tokens that end an answer.
+    pub eos_tokens: Vec<u32>,
+    /// Rows of the logits.
+    pub vocab_size: usize,
+    /// Length of an embedding.
+    pub hidden_size: usize,
+    /// Most tokens of one input to embed.
+    pub max_embed_len: usize,
+    /// Generates text.
+    pub can_generate: bool,
+    /// Embeds.
+    pub can_embed: bool,
+}
+
+/// The state of an engine at its last step.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub struct Stats {
+    pub scheduler: sched::Stats,
+    pub free_blocks: usize,
+    pub owned_blocks: usize,
+    pub cached_blocks: usize,
+    pub evictions: u64,
+    pub failed_steps: u64,
+    pub open_requests: usize,
+    pub sessions: usize,
+}

@@ -1,0 +1,254 @@
+//! What the callers, the preparing pool and the engine's thread share: the inbox, the open requests, the sessions.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::config::Stats;
+use super::core::{Abort, engine_down};
+use super::embed::EmbedJob;
+use super::lease::TurnLease;
+use super::prepare::Prepared;
+use crate::error::{Error, Kind, Result};
+use crate::output::{Reply, Wake};
+use crate::request::Submission;
+use crate::session::SessionStore;
+
+pub(super) enum Command {
+    Run(Box<ReadyRequest>),
+    Embed(Box<EmbedJob>),
+    Abort(u64),
+    Stop,
+}
+
+pub(super) struct ReadyRequest {
+    pub(super) submission: Submission,
+    pub(super) prepared: Prepared,
+    pub(super) lease: Option<TurnLease>,
+    pub(super) seed: u64,
+    pub(super) reply: Reply,
+    pub(super) open: OpenRequest,
+}
+
+type AbortFlag = Arc<Mutex<Option<Abort>>>;
+
+/// The requests that have not ended.
+#[derive(Debug, Default)]
+struct OpenRequests {
+    flags: HashMap<u64, AbortFlag>,
+    /// Sequences they may make.
+    choices: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    /// The engine's thread is gone and nobody will look again.
+    closed: bool,
+}
+
+/// What the callers, the preparing pool and the engine's thread share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    pub(super) wake: Arc<Wake>,
+    pub(super) sessions: Arc<Mutex<SessionStore>>,
+    open: Mutex<OpenRequests>,
+    /// Most sequences that may be open.
+    max_open: usize,
+    closed: Condvar,
+    /// Refuses new requests.
+    draining: AtomicBool,
+    down: Mutex<Option<String>>,
+    pub(super) stats: Mutex<Stats>,
+    next_id: AtomicU64,
+}
+
+impl Command {
+    /// Fails the request that the command brings.
+    pub(super) fn reject(self, error: &Error) {
+        match self {
+            Self::Run(ready) => {
+                let ReadyRequest { lease, reply, .. } = *ready;
+                // The session is free again before its client hears of the error.
+                drop(lease);
+                reply.fail(error.clone());
+            }
+            Self::Embed(job) => job.fail(error.clone()),
+            Self::Abort(_) | Self::Stop => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Run(_) => "Run",
+            Self::Embed(_) => "Embed",
+            Self::Abort(_) => "Abort",
+            Self::Stop => "Stop",
+        })
+    }
+}
+
+/// A request's place among the open ones; dropping it gives the place back.
+#[derive(Debug)]
+pub(super) struct OpenRequest {
+    shared: Arc<Shared>,
+    id: u64,
+    choices: usize,
+    flag: AbortFlag,
+}
+
+pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Shared {
+    pub(super) fn new(sessions: SessionStore, max_open: usize) -> Result<Self> {
+        Ok(Self {
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            wake: Arc::new(Wake::new()?),
+            sessions: Arc::new(Mutex::new(sessions)),
+            open: Mutex::default(),
+            max_open,
+            closed: Condvar::new(),
+            draining: AtomicBool::new(false),
+            down: Mutex::default(),
+            stats: Mutex::default(),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    /// Takes a request of `choices` sequences in.
+    ///
+    /// # Errors
+    /// 429 `queue_full`, 503 `draining` or `engine_unavailable`.
+    pub(super) fn open(self: &Arc<Self>, choices: usize) -> Result<OpenRequest> {
+        if let Some(why) = &*guard(&self.down) {
+            return Err(engine_down(why));
+        }
+        if self.draining.load(Ordering::Acquire) {
+            let message = "the server is shutting down and takes no new requests";
+            return Err(
+                Error::new(Kind::Unavailable, "draining", message).with_detail("retry_after", 5)
+            );
+        }
+        let mut open = guard(&self.open);
+        if open.choices + choices > self.max_open {
+            let message = format!(
+                "{} answers are being made or wait, the limit is {}, and {choices} more were asked for",
+                open.choices, self.max_open
+            );
+            return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let flag = AbortFlag::default();
+        open.choices += choices;
+        open.flags.insert(id, Arc::clone(&flag));
+        Ok(OpenRequest {
+            shared: Arc::clone(self),
+            id,
+            choices,
+            flag,
+        })
+    }
+
+    /// Refuses new requests and waits up to `grace` for those that are open.
+    pub(super) fn drain(&self, grace: Duration) {
+        self.draining.store(true, Ordering::Release);
+        let deadline = Instant::now() + grace;
+        let mut open = guard(&self.open);
+        while open.choices > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            open = self
+                .closed
+                .wait_timeout(open, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    pub(super) fn open_requests(&self) -> usize {
+        guard(&self.open).flags.len()
+    }
+
+    /// Hands a command to the engine's thread; where that is gone, the command's request fails.
+    pub(super) fn send(&self, command: Command) {
+        let mut inbox = guard(&self.inbox);
+        if inbox.closed {
+            drop(inbox);
+            command.reject(&engine_down("it was stopped"));
+            self.wake.signal();
+            return;
+        }
+        inbox.commands.push(command);
+        self.arrived.notify_one();
+    }
+
+    /// Takes all commands; waits for one if `idle`.
+    pub(super) fn receive(&self, idle: bool) -> Vec<Command> {
+        let mut inbox = guard(&self.inbox);
+        while idle && inbox.commands.is_empty() {
+            inbox = self
+                .arrived
+                .wait(inbox)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::take(&mut inbox.commands)
+    }
+
+    /// Closes the inbox and takes what is left in it.
+    pub(super) fn close(&self) -> Vec<Command> {
+        let mut inbox = guard(&self.inbox);
+        inbox.closed = true;
+        std::mem::take(&mut inbox.commands)
+    }
+
+    pub(super) fn set_down(&self, why: &str) {
+        *guard(&self.down) = Some(why.to_owned());
+    }
+}
+
+impl OpenRequest {
+    pub(super) fn aborted(&self) -> Option<Abort> {
+        *guard(&self.flag)
+    }
+
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let mut open = guard(&self.shared.open);
+        open.flags.remove(&self.id);
+        open.choices -= self.choices;
+        drop(open);
+        self.shared.closed.notify_all();
+    }
+}
+
+/// Tells the engine's thread to end a request before its time; false if it has ended.
+pub(super) fn abort(shared: &Shared, request: u64, how: Abort) -> bool {
+    let Some(flag) = guard(&shared.open).flags.get(&request).cloned() else {
+        return false;
+    };
+    guard(&flag).get_or_insert(how);
+    shared.send(Command::Abort(request));
+    true
+}

@@ -1,0 +1,37 @@
+//! A request's reply as its reader holds it.
+
+use std::sync::Arc;
+
+use super::core::Abort;
+use super::shared::{Shared, abort};
+use crate::output::{Mailbox, Poll};
+
+/// One request's stream, as its reader holds it. Dropping it before the end aborts the request.
+#[derive(Debug)]
+pub struct Stream {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Stream {
+    /// The stream's id, as [`Engine::drain`] names it.
+    pub fn id(&self) -> u64 {
+        self.mailbox.id()
+    }
+
+    /// Takes what has come since the last look.
+    pub fn poll(&self) -> Poll {
+        self.mailbox.poll()
+    }
+
+    /// The reader left.
+    pub fn abort(&self) {
+        abort(&self.shared, self.id(), Abort::Disconnect);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
