@@ -1,9 +1,10 @@
 //! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
 //!
-//! Layers, each importing only what stands left of it: `error, request <- text, kv <- sched, session, output <- engine <-
+//! Layers, each importing only what stands left of it: `error, request <- cpu, text, kv <- sched, session, output <- engine <-
 //! python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and the
 //! kernels' pool in `cpu`) owns threads.
 
+pub mod cpu;
 pub mod engine;
 pub mod error;
 pub mod gguf;

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "python" / "lmserve"
 CRATE = ROOT / "src"
 
 # Each Rust module may use those before it, and the kernels (`cpu`) only the error type.
-RUST_LAYERS = ("error", "gguf", "request", "text", "kv", "sched", "session", "output", "engine", "sim", "python")
+RUST_LAYERS = ("error", "cpu", "gguf", "request", "text", "kv", "sched", "session", "output", "engine", "sim", "python")
 # uvicorn finds the first two by name; the third holds the files of the docs page.
 USED_BY_NAME = {"uvloop", "httptools", "swagger-ui-py"}
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}

@@ -1,0 +1,302 @@
+use super::*;
+use crate::cpu::pool::Pool;
+use crate::cpu::quant::GROUP;
+
+/// Numbers between -1 and 1, the same for the same seed.
+fn noise(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Blocks with random integers and sane scales.
+fn blocks(block: BlockType, elements: usize) -> Vec<u8> {
+    let count = elements / block.elements();
+    let mut bytes: Vec<u8> = noise(5, count * block.bytes())
+        .iter()
+        .map(|x| (x * 128.0) as i8 as u8)
+        .collect();
+    for (i, one) in bytes.chunks_exact_mut(block.bytes()).enumerate() {
+        let scale = f32_to_f16(0.01 + 0.001 * (i % 7) as f32).to_le_bytes();
+        let at = if block == BlockType::Q6_K { 208 } else { 0 };
+        one[at..at + 2].copy_from_slice(&scale);
+        if block.code().min {
+            one[2..4].copy_from_slice(&f32_to_f16(-0.05 + 0.01 * (i % 5) as f32).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn float(isa: Isa, format: Format, out: usize, cols: usize, bias: bool) -> Linear {
+    let weights = noise(1, out * cols);
+    let bias = bias.then(|| noise(2, out));
+    Linear::from_float(
+        isa,
+        Source::F32(&weights),
+        (out, cols),
+        format,
+        bias.as_deref(),
+    )
+    .unwrap()
+}
+
+/// Layers of all codes and formats, of whole and broken tiles and groups.
+fn layers(isa: Isa) -> Vec<(String, Linear)> {
+    let mut layers = Vec::new();
+    for format in [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Int8,
+        Format::Int4,
+    ] {
+        for (out, cols, bias) in [
+            (96, 64, false),
+            (37, 70, true),
+            (1, 1, true),
+            (130, 256, true),
+        ] {
+            let name = format!("{format:?} {out}x{cols}");
+            layers.push((name, float(isa, format, out, cols, bias)));
+        }
+    }
+    for block in [
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q8_0,
+        BlockType::Q4_K,
+        BlockType::Q5_K,
+        BlockType::Q6_K,
+    ] {
+        let shape = (70, 512);
+        let bytes = blocks(block, shape.0 * shape.1);
+        let layer = Linear::from_gguf(isa, block, &bytes, shape, None).unwrap();
+        layers.push((format!("{block:?}"), layer));
+    }
+    layers
+}
+
+fn forward(pool: &Pool, layer: &Linear, x: &[f32]) -> Vec<f32> {
+    let rows = x.len() / layer.in_features();
+    let mut y = vec![f32::NAN; rows * layer.out_features()];
+    let mut scratch = Aligned::zeroed(layer.scratch_bytes(rows));
+    let (y_shared, scratch) = (Shared::new(&mut y), Shared::new(&mut scratch));
+    let x = Shared::read_only(x);
+    // SAFETY: nobody else has the buffers.
+    pool.run(&|team| unsafe { layer.forward(team, x, rows, y_shared, scratch) });
+    y
+}
+
+/// The result in f64 for rows of activations, and the largest error that 8-bit activations and f32 sums may cause.
+fn expected(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
+    let (out, cols) = (layer.out_features(), layer.in_features());
+    let mut weights = vec![0.0; out * cols];
+    for (row, weights) in weights.chunks_mut(cols).enumerate() {
+        layer.dequantize_row(row, weights);
+    }
+    let mut results = Vec::new();
+    for x in x.chunks(cols) {
+        for (o, w) in weights.chunks(cols).enumerate() {
+            let (mut sum, mut bound) = (0.0, 0.0);
+            for (w, x) in w.chunks(GROUP).zip(x.chunks(GROUP)) {
+                let scale = x.iter().fold(0.0, |max: f32, x| max.max(x.abs())) / 127.0;
+                for (&w, &x) in w.iter().zip(x) {
+                    sum += f64::from(w) * f64::from(x);
+                    bound += f64::from(w.abs() * x.abs()) * 1e-6;
+                    if layer.is_quantized() {
+                        bound += f64::from(w.abs() * scale) * 0.501;
+                    }
+                }
+            }
+            let bias = layer.bias.as_ref().map_or(0.0, |bias| bias[o]);
+            results.push((sum + f64::from(bias), bound + 1e-6));
+        }
+    }
+    results
+}
+
+#[test]
+fn every_format_on_every_instruction_set_is_as_exact_as_its_activations() {
+    let pool = Pool::new(2);
+    for isa in Isa::available() {
+        for (name, layer) in layers(isa) {
+            for rows in [1, 2, 3, 4, 5, 7, 66] {
+                let x = noise(3, rows * layer.in_features());
+                let y = forward(&pool, &layer, &x);
+                for (i, (&y, (sum, bound))) in y.iter().zip(expected(&layer, &x)).enumerate() {
+                    let error = (f64::from(y) - sum).abs();
+                    assert!(
+                        error <= bound,
+                        "{} {name}, {rows} rows, at {i}: {y} is not within {bound} of {sum}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// With activations that are integers already, 8 bits lose nothing, and all instruction sets differ only in rounding f32 sums.
+#[test]
+fn every_instruction_set_gives_what_the_portable_one_gives() {
+    let pool = Pool::new(2);
+    let portable = layers(Isa::Portable);
+    for isa in Isa::available() {
+        for ((name, layer), (_, reference)) in layers(isa).iter().zip(&portable) {
+            for rows in [1, 6] {
+                let x: Vec<f32> = noise(4, rows * layer.in_features())
+                    .chunks(GROUP)
+                    .flat_map(|group| {
+                        let mut group: Vec<f32> =
+                            group.iter().map(|x| (x * 127.0).trunc()).collect();
+                        group[0] = 127.0;
+                        group
+                    })
+                    .collect();
+                let sums = forward(&pool, reference, &x);
+                let magnitude = sums.iter().fold(0.0, |max: f32, y| max.max(y.abs()));
+                for (&y, &sum) in forward(&pool, layer, &x).iter().zip(&sums) {
+                    let error = (y - sum).abs();
+                    assert!(
+                        error <= magnitude * 2e-6,
+                        "{} {name}: {y} {sum}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_batch() {
+    let pools = [Pool::new(1), Pool::new(3)];
+    for isa in Isa::available() {
+        for (name, layer) in layers(isa) {
+            let (rows, cols, out) = (70, layer.in_features(), layer.out_features());
+            let x = noise(6, rows * cols);
+            let all = forward(&pools[1], &layer, &x);
+            for (first, count) in [(0, 1), (69, 1), (3, 2), (5, 3), (1, 4), (10, 21)] {
+                let some = forward(&pools[0], &layer, &x[first * cols..(first + count) * cols]);
+                let same = some
+                    .iter()
+                    .zip(&all[first * out..])
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(
+                    same,
+                    "{} {name}: rows {first} to {}",
+                    isa.name(),
+                    first + count
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn stacked_layers_give_their_results_side_by_side() {
+    let pool = Pool::new(2);
+    let isa = Isa::detect();
+    for format in [Format::F32, Format::Bf16, Format::Int4] {
+        let parts = || {
+            vec![
+                float(isa, format, 32, 64, true),
+                float(isa, format, 20, 64, true),
+            ]
+        };
+        let stacked = Linear::stack(parts()).unwrap_or_else(|_| panic!("{format:?} stacks"));
+        assert_eq!((stacked.out_features(), stacked.in_features()), (52, 64));
+        let x = noise(7, 2 * 64);
+        let y = forward(&pool, &stacked, &x);
+        let [a, b] = [0, 1].map(|i| forward(&pool, &parts()[i], &x));
+        assert_eq!(y, [&a[..32], &b[..20], &a[32..], &b[20..]].concat());
+    }
+    let unlike = [
+        vec![
+            float(isa, Format::Int4, 20, 64, false),
+            float(isa, Format::Int4, 32, 64, false),
+        ],
+        vec![
+            float(isa, Format::Int4, 32, 64, false),
+            float(isa, Format::Int8, 32, 64, false),
+        ],
+        vec![
+            float(isa, Format::F32, 32, 64, false),
+            float(isa, Format::F32, 32, 64, true),
+        ],
+        vec![],
+    ];
+    for parts in unlike {
+        let count = parts.len();
+        assert_eq!(
+            Linear::stack(parts).err().map(|parts| parts.len()),
+            Some(count)
+        );
+    }
+}
+
+#[test]
+fn several_layers_read_rows_that_any_thread_has_quantized() {
+    let pool = Pool::new(2);
+    let isa = Isa::detect();
+    let layer = float(isa, Format::Int8, 48, 96, false);
+    let x = noise(8, 5 * 96);
+    let mut scratch = Aligned::zeroed(QuantizedRows::bytes(5, 96));
+    let rows = QuantizedRows::new(Shared::new(&mut scratch), 5, 96);
+    let mut results = [vec![0.0; 5 * 48], vec![0.0; 5 * 48]];
+    let outputs = results.each_mut().map(|y| Shared::new(y));
+    pool.run(&|team| {
+        team.for_chunks(5, 1, |range| {
+            for row in range {
+                // SAFETY: the rows are disjoint.
+                unsafe { rows.set_row(isa, row, &x[row * 96..(row + 1) * 96]) };
+            }
+        });
+        for y in outputs {
+            // SAFETY: the rows are written, and each result is this layer's alone.
+            unsafe { layer.forward_quantized(team, &rows, y) };
+        }
+    });
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], forward(&pool, &layer, &x));
+}
+
+#[test]
+fn wrong_sizes_are_refused_with_their_numbers() {
+    let isa = Isa::Portable;
+    let message = |result: Result<Linear>| result.err().unwrap().message;
+    let weights = [0.0; 12];
+    let source = Source::F32(&weights);
+    assert_eq!(
+        message(Linear::from_float(isa, source, (4, 4), Format::F32, None)),
+        "a weight of shape [4, 4] has 16 elements, but 12 were given"
+    );
+    assert_eq!(
+        message(Linear::from_float(
+            isa,
+            source,
+            (4, 3),
+            Format::F32,
+            Some(&[0.0; 3])
+        )),
+        "a linear layer of 4 outputs takes as many biases, but 3 were given"
+    );
+    let short = message(Linear::from_gguf(
+        isa,
+        BlockType::Q4_1,
+        &[0; 39],
+        (1, 64),
+        None,
+    ));
+    assert_eq!(
+        short,
+        "a Q4_1 weight of shape [1, 64] has 40 bytes in blocks of 32 elements, but 39 bytes were given"
+    );
+    assert!(Linear::from_gguf(isa, BlockType::Q4_K, &[0; 144], (2, 128), None).is_err());
+}

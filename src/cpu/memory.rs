@@ -1,0 +1,212 @@
+//! Buffers as kernels want them: aligned to cache lines, and shared by a team whose threads keep to disjoint ranges.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+const LINE_BYTES: usize = 64;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; LINE_BYTES]);
+
+/// Types of which any bytes are a value, and whose values are aligned within a cache line.
+///
+/// # Safety
+/// Every bit pattern must be a valid value, and the type's alignment at most 64.
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+
+// SAFETY: numbers have no invalid bit patterns.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
+/// A fixed number of values, zero at first, that begins at a cache line.
+pub struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+impl<T: Plain> Aligned<T> {
+    /// `len` zeros.
+    pub fn zeroed(len: usize) -> Self {
+        let lines = (len * size_of::<T>()).div_ceil(LINE_BYTES);
+        Self {
+            lines: vec![Line([0; LINE_BYTES]); lines],
+            len,
+            values: PhantomData,
+        }
+    }
+
+    /// A copy of `values`.
+    pub fn from_slice(values: &[T]) -> Self {
+        let mut copy = Self::zeroed(values.len());
+        copy.copy_from_slice(values);
+        copy
+    }
+}
+
+impl<T: Plain> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the lines hold at least `len` values, aligned, and any bytes are a value of a `Plain` type.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Plain> std::ops::DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and the lines are borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// A slice that the threads of a team read and write, each its own ranges between two barriers.
+pub struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is only a place; whoever reads or writes it promises that no other thread is in the way.
+unsafe impl<T: Send + Sync> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Shared<'_, T> {}
+
+impl<T> Clone for Shared<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// Shares `slice` for as long as it is borrowed.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// Shares `slice` with who only reads it.
+    pub fn read_only(slice: &'a [T]) -> Self {
+        Self {
+            start: slice.as_ptr().cast_mut(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// Shares `len` values from `start`.
+    ///
+    /// # Safety
+    /// They must stay allocated and initialized for `'a`, and be touched in this time only through copies of this value.
+    pub const unsafe fn from_raw(start: *mut T, len: usize) -> Self {
+        Self {
+            start,
+            len,
+            slice: PhantomData,
+        }
+    }
+
+    /// How many values there are.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the first value lies.
+    pub const fn as_ptr(&self) -> *mut T {
+        self.start
+    }
+
+    /// The part of it in `range`.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        self.check(&range);
+        Self {
+            // SAFETY: the range lies within the slice.
+            start: unsafe { self.start.add(range.start) },
+            len: range.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// Reads the values in `range`.
+    ///
+    /// # Safety
+    /// No thread may write them while the result is in use.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    pub unsafe fn get(&self, range: Range<usize>) -> &'a [T] {
+        self.check(&range);
+        // SAFETY: the range lies within the slice, and the caller keeps writers away.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+
+    /// Writes the values in `range`.
+    ///
+    /// # Safety
+    /// It must not be made by [`Shared::read_only`], and nothing else may read or write the range while the result is in use.
+    ///
+    /// # Panics
+    /// If the range does not lie within it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn get_mut(&self, range: Range<usize>) -> &'a mut [T] {
+        self.check(&range);
+        // SAFETY: the range lies within the slice, and the caller keeps everyone else away.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    fn check(&self, range: &Range<usize>) {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "the range {range:?} does not lie within the {} values",
+            self.len
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_buffers_begin_at_a_cache_line_and_hold_zeros() {
+        for len in [0, 1, 15, 16, 17, 1000] {
+            let mut buffer = Aligned::<f32>::zeroed(len);
+            assert_eq!(buffer.as_ptr() as usize % LINE_BYTES, 0);
+            assert_eq!(*buffer, vec![0.0; len]);
+            buffer.fill(1.5);
+            assert_eq!(*Aligned::from_slice(&buffer), vec![1.5; len]);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "does not lie within the 4 values")]
+    fn a_range_outside_is_refused() {
+        let mut values = [0u8; 4];
+        let shared = Shared::new(&mut values);
+        let _ = shared.part(2..5);
+    }
+}

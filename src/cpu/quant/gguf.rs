@@ -1,0 +1,185 @@
+//! The block types of ggml that are taken apart into integers, scales and minima without loss.
+//!
+//! Layouts: `ggml-common.h` and `ggml-quants.c` of <https://github.com/ggml-org/ggml>.
+
+use super::{Code, IntRow};
+use crate::cpu::half::f16_to_f32;
+
+/// A block type whose weights become integers as they are.
+///
+/// All are exact. `Q5_0`, `Q5_1`, `Q5_K` and `Q6_K` take 8 bits for each integer, and the `K` types f32 scales, which hold the
+/// product of a half-precision and a 6-bit or 8-bit scale without rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, non_camel_case_types)]
+pub enum BlockType {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl BlockType {
+    /// The type that GGUF files call `name`, such as `Q4_K`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "Q4_0" => Self::Q4_0,
+            "Q4_1" => Self::Q4_1,
+            "Q5_0" => Self::Q5_0,
+            "Q5_1" => Self::Q5_1,
+            "Q8_0" => Self::Q8_0,
+            "Q4_K" => Self::Q4_K,
+            "Q5_K" => Self::Q5_K,
+            "Q6_K" => Self::Q6_K,
+            _ => return None,
+        })
+    }
+
+    /// Weights in a block.
+    pub const fn elements(self) -> usize {
+        match self {
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            _ => 32,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// How its integers stand for weights.
+    pub const fn code(self) -> Code {
+        let (bits, group, wide, min) = match self {
+            Self::Q4_0 => (4, 32, false, false),
+            Self::Q4_1 => (4, 32, false, true),
+            Self::Q5_0 | Self::Q8_0 => (8, 32, false, false),
+            Self::Q5_1 => (8, 32, false, true),
+            Self::Q4_K => (4, 32, true, true),
+            Self::Q5_K => (8, 32, true, true),
+            Self::Q6_K => (8, 16, true, false),
+        };
+        Code {
+            bits,
+            group,
+            wide,
+            min,
+        }
+    }
+
+    /// Takes the blocks of one row apart.
+    pub fn decode(self, blocks: &[u8]) -> IntRow {
+        let mut row = IntRow::default();
+        for block in blocks.chunks_exact(self.bytes()) {
+            match self {
+                Self::Q4_0 => {
+                    row.scales.push(half(block, 0));
+                    row.q.extend(nibbles(&block[2..]));
+                }
+                Self::Q4_1 => {
+                    row.scales.push(half(block, 0));
+                    row.mins.push(half(block, 2));
+                    row.q.extend(nibbles(&block[4..]));
+                }
+                Self::Q5_0 => {
+                    row.scales.push(half(block, 0));
+                    // From the middle 16 of five bits to the middle 128 of eight.
+                    row.q.extend(five_bits(&block[2..]).map(|q| q + (128 - 16)));
+                }
+                Self::Q5_1 => {
+                    row.scales.push(half(block, 0));
+                    row.mins.push(half(block, 2));
+                    row.q.extend(five_bits(&block[4..]));
+                }
+                Self::Q8_0 => {
+                    row.scales.push(half(block, 0));
+                    row.q.extend(block[2..].iter().map(|q| q ^ 0x80));
+                }
+                Self::Q4_K => {
+                    k_scales(block, &mut row);
+                    row.q.extend(block[16..].chunks_exact(32).flat_map(nibbles));
+                }
+                Self::Q5_K => {
+                    k_scales(block, &mut row);
+                    let (high, low) = block[16..].split_at(32);
+                    for (pair, low) in low.chunks_exact(32).enumerate() {
+                        for (i, q) in nibbles(low).enumerate() {
+                            let bit = high[i % 32] >> (2 * pair + i / 32) & 1;
+                            row.q.push(q | bit << 4);
+                        }
+                    }
+                }
+                Self::Q6_K => six_bits(block, &mut row),
+            }
+        }
+        row
+    }
+}
+
+fn half(block: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// The low halves of all bytes, then the high ones.
+fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    let low = bytes.iter().map(|b| b & 0x0f);
+    low.chain(bytes.iter().map(|b| b >> 4))
+}
+
+/// Four bytes with the fifth bits of 32 integers, and 16 with the others.
+fn five_bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let bit = move |i: usize| (high >> i & 1) as u8;
+    nibbles(&bytes[4..])
+        .enumerate()
+        .map(move |(i, q)| q | bit(i) << 4)
+}
+
+/// Two half-precision factors and, packed into 12 bytes, eight 6-bit scales and eight 6-bit minima.
+fn k_scales(block: &[u8], row: &mut IntRow) {
+    let (scale, min) = (half(block, 0), half(block, 2));
+    let packed = &block[4..16];
+    for i in 0..8 {
+        let (s, m) = if i < 4 {
+            (packed[i] & 63, packed[i + 4] & 63)
+        } else {
+            (
+                packed[i + 4] & 0x0f | packed[i - 4] >> 6 << 4,
+                packed[i + 4] >> 4 | packed[i] >> 6 << 4,
+            )
+        };
+        row.scales.push(scale * f32::from(s));
+        row.mins.push(-(min * f32::from(m)));
+    }
+}
+
+/// 256 integers of six bits around 32 with an 8-bit scale for each 16: 128 bytes with the low four bits, 64 with the high two,
+/// 16 scales, and their half-precision factor.
+fn six_bits(block: &[u8], row: &mut IntRow) {
+    let (low, high) = block.split_at(128);
+    for part in 0..2 {
+        for quarter in 0..4 {
+            for i in 0..32 {
+                let low = low[part * 64 + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 0x0f;
+                let high = high[part * 32 + i] >> (2 * quarter) & 3;
+                row.q.push((low | high << 4) + (128 - 32));
+            }
+        }
+    }
+    let factor = half(block, 208);
+    let scales = block[192..208].iter();
+    row.scales
+        .extend(scales.map(|&s| factor * f32::from(s as i8)));
+}

@@ -1,0 +1,54 @@
+//! Quantized weights as they come: blocks of GGUF files taken apart exactly, and floats rounded to groups of integers.
+
+mod gguf;
+mod round;
+
+pub use gguf::BlockType;
+pub use round::{round_int4, round_int8};
+
+/// Weights along the inputs that share a scale, and the size of the groups that activations are quantized in.
+pub const GROUP: usize = 32;
+
+/// How integers stand for weights: `scale * (q - zero)`, or `scale * q + min` where groups have a minimum of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Code {
+    /// Bits of an integer: 4 or 8.
+    pub bits: usize,
+    /// Weights that share a scale: 16 or 32.
+    pub group: usize,
+    /// Whether scales and minima need f32; they are half precision otherwise.
+    pub wide: bool,
+    /// Whether groups have minima.
+    pub min: bool,
+}
+
+impl Code {
+    /// The integer that stands for 0 where there are no minima: the middle of the range.
+    pub const fn zero(self) -> u8 {
+        if self.min { 0 } else { 1 << (self.bits - 1) }
+    }
+}
+
+/// One row of weights as integers: `q` has one for each weight, `scales` and `mins` (empty without minima) one for each group.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct IntRow {
+    /// Integers, below 16 where they have 4 bits.
+    pub q: Vec<u8>,
+    /// Scales of the groups.
+    pub scales: Vec<f32>,
+    /// Minima of the groups.
+    pub mins: Vec<f32>,
+}
+
+impl IntRow {
+    /// What the integers stand for.
+    pub fn dequantize(&self, code: Code) -> Vec<f32> {
+        let zero = i32::from(code.zero());
+        let group = |i: usize| i / code.group;
+        let values = self.q.iter().enumerate().map(|(i, &q)| {
+            let value = self.scales[group(i)] * (i32::from(q) - zero) as f32;
+            value + self.mins.get(group(i)).copied().unwrap_or(0.0)
+        });
+        values.collect()
+    }
+}
