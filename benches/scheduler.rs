@@ -11,7 +11,7 @@ use lmserve::kv::BlockPool;
 use lmserve::output::{Delta, Usage};
 use lmserve::request::Submission;
 use lmserve::sched::{FinishReason, Scheduler, SchedulerConfig};
-use lmserve::session::{SessionKey, SessionStore, StoreLimits};
+use lmserve::session::{SessionKey, SessionStore, Start, StoreLimits};
 use serde_json::json;
 
 const BLOCK_SIZE: usize = 16;
@@ -83,7 +83,7 @@ impl Load {
             id: id as i64,
         };
         let (lease, base) =
-            TurnLease::begin(&self.store, key, id, true, false, self.now_ms).unwrap();
+            TurnLease::begin(&self.store, key, id, Start::Fresh, self.now_ms).unwrap();
         let prepared: Prepared = prepare(&submission, base, None, None, self.limits).unwrap();
         self.core
             .add(id, &submission, prepared, Some(lease), id)

@@ -107,7 +107,7 @@ impl Server {
     }
 
     fn tokens(&self) -> Vec<u32> {
-        self.engine.session_tokens(KEY).unwrap()
+        self.engine.session_state(KEY).unwrap().tokens.to_vec()
     }
 
     /// Waits until the engine is idle, then checks that nothing is left of its requests.

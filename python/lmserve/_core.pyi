@@ -167,14 +167,34 @@ class Engine:
     def cancel_session(self, tenant: int, session_id: int) -> bool:
         """End the running turn of a session with what it has; False if none runs."""
 
-    def end_session(self, tenant: int, session_id: int) -> bool:
-        """Drop a session; False if there was none. Raises LmserveError session_busy (409) while a turn runs."""
+    def end_session(self, tenant: int, session_id: int, cancel: bool = False) -> bool:
+        """Drop a session; False if there was none. Raises LmserveError session_busy (409) while a turn runs.
+
+        `cancel`: cancel a turn that runs and wait for its end, which may take a step of the model.
+        """
+
+    def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None = None) -> None:
+        """Make `new_id` a session of its own that stands where the other one stood after its first `turns` turns.
+
+        `turns` None: all. It shares what is cached of them and takes no KV block before its first turn. Ids below -1
+        are the server's own: no client can name them. Raises LmserveError: 400 invalid_value, 404 session_not_found or
+        session_expired, 409 session_exists or session_busy.
+        """
+
+    def rewind_session(self, tenant: int, session_id: int, turns: int) -> None:
+        """Take a session back to where it stood after its first `turns` turns. Raises as `fork_session`."""
 
     def session_info(self, tenant: int, session_id: int) -> dict[str, int | bool]:
-        """Committed turns and tokens of a session, times in ms since 1970, and whether a turn runs. 404 if unknown."""
+        """id, turns, tokens, cached_tokens, busy, created_ms and used_ms (since 1970). 404 if unknown."""
+
+    def list_sessions(self, tenant: int, after: int, limit: int) -> list[dict[str, int | bool]]:
+        """At most `limit` sessions above id `after`, in order of their ids, without `cached_tokens`."""
 
     def session_tokens(self, tenant: int, session_id: int) -> list[int]:
         """Committed token ids of a session. 404 if unknown."""
+
+    def session_transcript(self, tenant: int, session_id: int) -> list[tuple[str, str, list[int], list[int]]]:
+        """(input text, output text, input token ids, output token ids) of each turn, special tokens written out."""
 
     def wake_fd(self) -> int:
         """A file descriptor that is readable while some stream has news."""

@@ -26,6 +26,16 @@ from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
 from lmserve.api.serving import Serving
+from lmserve.api.sessions import (
+    append_to_session,
+    cancel_session,
+    delete_session,
+    fork_session,
+    get_session,
+    get_transcript,
+    list_sessions,
+    rewind_session,
+)
 from lmserve.api.tokenize import detokenize, encode, tokenize
 from lmserve.engine.async_engine import AsyncEngine
 
@@ -42,6 +52,14 @@ API: Final = (
     tokenize,
     detokenize,
     encode,
+    list_sessions,
+    get_session,
+    get_transcript,
+    fork_session,
+    rewind_session,
+    append_to_session,
+    cancel_session,
+    delete_session,
     health,
 )
 DOCS: Final = (docs, docs_asset, openapi_json)

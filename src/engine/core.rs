@@ -258,14 +258,14 @@ impl Core {
                     start,
                     input_tokens,
                     output_tokens: tokens.len() - choice.prompt_tokens,
+                    tail: choice.tail,
                 });
             }
-            let (tail, seed, system_tokens) = (choice.tail, choice.seed, turn.system_tokens);
+            let (seed, system_tokens) = (choice.seed, turn.system_tokens);
             turn.lease.commit(
                 Commit {
                     tokens,
                     turns,
-                    tail,
                     seed,
                     system_tokens,
                     end: turn.end,

@@ -19,7 +19,7 @@ use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, SessionKey, SessionStore};
+use crate::session::{Base, SessionKey, SessionStore, Start};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;
@@ -29,7 +29,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A running engine.
 pub struct Engine {
     pub(super) shared: Arc<Shared>,
-    model: Model,
+    pub(super) pool: Arc<BlockPool>,
+    pub(super) model: Model,
     limits: Limits,
     preparing: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -56,7 +57,7 @@ impl Engine {
             max_queue: max_open,
             ..config.scheduler
         };
-        let scheduler = Scheduler::new(sizes, pool)?;
+        let scheduler = Scheduler::new(sizes, Arc::clone(&pool))?;
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: model.vocab_size,
@@ -77,6 +78,7 @@ impl Engine {
         }
         Ok(Self {
             shared,
+            pool,
             model,
             limits,
             preparing: Mutex::new(Some(sender)),
@@ -121,9 +123,9 @@ impl Engine {
                     tenant: submission.tenant,
                     id: session.id,
                 };
-                let (start, create) = (session.start, session.create);
+                let start = Start::of(session.start, session.create);
                 let (lease, base) =
-                    TurnLease::begin(&self.shared.sessions, key, id, start, create, now_ms())?;
+                    TurnLease::begin(&self.shared.sessions, key, id, start, now_ms())?;
                 (Some(lease), base)
             }
         };

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::session::{Base, Commit, SessionKey, SessionStore};
+use crate::session::{Base, Commit, SessionKey, SessionStore, Start};
 
 /// The right, and the duty, to end one turn.
 #[derive(Debug)]
@@ -23,16 +23,15 @@ impl TurnLease {
     /// Begins a turn; see [`SessionStore::begin`].
     ///
     /// # Errors
-    /// `session_busy` (409), `session_not_found` or `session_expired` (404).
+    /// Those of [`SessionStore::begin`].
     pub fn begin(
         store: &Arc<Mutex<SessionStore>>,
         key: SessionKey,
         request: u64,
-        fresh: bool,
-        create: bool,
+        start: Start,
         now_ms: u64,
     ) -> Result<(Self, Base)> {
-        let base = lock(store).begin(key, request, fresh, create, now_ms)?;
+        let base = lock(store).begin(key, request, start, now_ms)?;
         Ok((
             Self {
                 store: Arc::clone(store),

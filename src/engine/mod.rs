@@ -20,4 +20,5 @@ pub use executor::{Executor, StepOutput};
 pub use handle::Engine;
 pub use lease::TurnLease;
 pub use prepare::{Limits, Prepared, prepare};
+pub use sessions::TranscriptTurn;
 pub use stream::Stream;

@@ -1,13 +1,37 @@
-//! The engine's verbs on sessions. They return at once, whatever the model does.
+//! The engine's verbs on sessions. None but [`Engine::cancel_and_end_session`] waits for the model.
+
+use std::sync::MutexGuard;
 
 use super::core::Abort;
 use super::handle::Engine;
-use super::lease::lock;
-use super::shared::abort;
+use super::lease::{TurnLease, lock};
+use super::shared::{abort, now_ms};
 use crate::error::Result;
-use crate::session::{SessionInfo, SessionKey};
+use crate::session::{
+    Base, Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, session_busy,
+};
+
+/// Turns that are cancelled, one after another, before a session counts as busy.
+const MOST_CANCELS: usize = 8;
+
+/// One turn of a session in words, as the model saw and gave them: special tokens are written out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TranscriptTurn {
+    pub input: String,
+    pub output: String,
+    pub input_ids: Vec<u32>,
+    pub output_ids: Vec<u32>,
+}
 
 impl Engine {
+    /// The sessions that live now.
+    fn sessions(&self) -> MutexGuard<'_, SessionStore> {
+        let mut sessions = lock(&self.shared.sessions);
+        sessions.expire(now_ms());
+        sessions
+    }
+
     /// Ends the running turn of a session with what it has; false if none runs.
     pub fn cancel_session(&self, key: SessionKey) -> bool {
         let running = lock(&self.shared.sessions).running_request(key);
@@ -22,19 +46,106 @@ impl Engine {
         lock(&self.shared.sessions).remove(key)
     }
 
+    /// Cancels the running turn of a session, waits for its end, and drops the session; false if there was none.
+    ///
+    /// # Errors
+    /// `session_busy` (409) where others begin one turn after another.
+    pub fn cancel_and_end_session(&self, key: SessionKey) -> Result<bool> {
+        for _ in 0..MOST_CANCELS {
+            let running = lock(&self.shared.sessions).running_request(key);
+            let Some(request) = running else { break };
+            abort(&self.shared, request, Abort::Cancel);
+            self.shared.wait_for(request);
+        }
+        self.end_session(key)
+    }
+
+    /// Makes `new_id` a session of its own that stands where `key` stood after its first `turns` turns (absent: all). It
+    /// shares what is cached of them, and takes no KV block before its first turn. A turn that runs in `key` is no part of it.
+    ///
+    /// # Errors
+    /// 404 as for [`Self::session_info`]; `session_exists` (409) where `new_id` lives; `session_busy` (409) while the first
+    /// turn of `key` runs; `invalid_value` (400) where there are not so many turns.
+    pub fn fork_session(&self, key: SessionKey, new_id: i64, turns: Option<usize>) -> Result<()> {
+        let state = self.session_state(key)?;
+        let fork = SessionKey { id: new_id, ..key };
+        if state.turns.is_empty() {
+            return Err(session_busy(key));
+        }
+        self.change_session(fork, Start::New, |_| state.base().after_turns(turns))
+    }
+
+    /// Takes a session back to where it stood after its first `turns` turns.
+    ///
+    /// # Errors
+    /// 404 as for [`Self::session_info`]; `session_busy` (409) while a turn runs; `invalid_value` (400) where there are not so
+    /// many turns.
+    pub fn rewind_session(&self, key: SessionKey, turns: usize) -> Result<()> {
+        self.change_session(key, Start::Continue, |base| base.after_turns(Some(turns)))
+    }
+
+    /// A change of a session that is no turn: a transaction all the same.
+    fn change_session(
+        &self,
+        key: SessionKey,
+        start: Start,
+        change: impl FnOnce(Base) -> Result<Commit>,
+    ) -> Result<()> {
+        let request = self.shared.next_id();
+        let (lease, base) = TurnLease::begin(&self.shared.sessions, key, request, start, now_ms())?;
+        lease.commit(change(base)?, now_ms());
+        Ok(())
+    }
+
     /// What can be said of a session.
     ///
     /// # Errors
     /// `session_not_found` or `session_expired` (404).
     pub fn session_info(&self, key: SessionKey) -> Result<SessionInfo> {
-        lock(&self.shared.sessions).info(key)
+        self.sessions().info(key)
     }
 
-    /// Committed token ids of a session.
+    /// Tokens of a session whose KV is cached now.
     ///
     /// # Errors
-    /// `session_not_found` or `session_expired` (404).
-    pub fn session_tokens(&self, key: SessionKey) -> Result<Vec<u32>> {
-        lock(&self.shared.sessions).tokens(key).map(<[u32]>::to_vec)
+    /// As for [`Self::session_info`].
+    pub fn session_cached_tokens(&self, key: SessionKey) -> Result<usize> {
+        let state = self.session_state(key)?;
+        Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
+    }
+
+    /// At most `limit` sessions of a tenant in order of their ids, those above `after`.
+    pub fn list_sessions(&self, tenant: u32, after: i64, limit: usize) -> Vec<SessionInfo> {
+        self.sessions().list(tenant, after, limit)
+    }
+
+    /// A session at its last committed turn.
+    ///
+    /// # Errors
+    /// As for [`Self::session_info`].
+    pub fn session_state(&self, key: SessionKey) -> Result<SessionState> {
+        self.sessions().state(key).cloned()
+    }
+
+    /// A session's committed turns in words.
+    ///
+    /// # Errors
+    /// As for [`Self::session_info`].
+    pub fn session_transcript(&self, key: SessionKey) -> Result<Vec<TranscriptTurn>> {
+        let state = self.session_state(key)?;
+        let decode = |ids: &[u32]| {
+            let tokenizer = self.model.tokenizer.as_ref();
+            tokenizer.map_or_else(String::new, |tokenizer| tokenizer.decode(ids, false))
+        };
+        let turns = state.turns.iter().map(|turn| {
+            let (input, output) = state.tokens[turn.start..turn.end()].split_at(turn.input_tokens);
+            TranscriptTurn {
+                input: decode(input),
+                output: decode(output),
+                input_ids: input.to_vec(),
+                output_ids: output.to_vec(),
+            }
+        });
+        Ok(turns.collect())
     }
 }

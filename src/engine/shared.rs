@@ -152,7 +152,7 @@ impl Shared {
             );
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id();
         let flag = AbortFlag::default();
         open.choices += choices;
         open.flags.insert(id, Arc::clone(&flag));
@@ -180,6 +180,22 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// Waits until a request has ended, its session's turn before it.
+    pub(super) fn wait_for(&self, request: u64) {
+        let mut open = guard(&self.open);
+        while open.flags.contains_key(&request) {
+            open = self
+                .closed
+                .wait(open)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A number that no request has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn open_requests(&self) -> usize {

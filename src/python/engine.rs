@@ -14,7 +14,7 @@ use crate::engine::{self, EngineConfig, Model};
 use crate::error::Error;
 use crate::output::Poll;
 use crate::sched::SchedulerConfig;
-use crate::session::{SessionKey, StoreLimits};
+use crate::session::{SessionInfo, SessionKey, StoreLimits};
 
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
 #[pyclass(frozen, module = "lmserve._core", weakref)]
@@ -35,6 +35,21 @@ impl StopAtExit {
             py.detach(|| engine.shutdown(Duration::ZERO));
         }
     }
+}
+
+const fn key(tenant: u32, id: i64) -> SessionKey {
+    SessionKey { tenant, id }
+}
+
+fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("id", info.key.id)?;
+    dict.set_item("turns", info.turns)?;
+    dict.set_item("tokens", info.tokens)?;
+    dict.set_item("busy", info.busy)?;
+    dict.set_item("created_ms", info.created_ms)?;
+    dict.set_item("used_ms", info.used_ms)?;
+    Ok(dict)
 }
 
 /// One request's finished wire bytes. Dropping it before the end aborts the request.
@@ -132,47 +147,99 @@ impl Engine {
 
     /// Ends the running turn of a session with what it has; False if none runs.
     fn cancel_session(&self, tenant: u32, session_id: i64) -> bool {
-        self.inner.cancel_session(SessionKey {
-            tenant,
-            id: session_id,
-        })
+        self.inner.cancel_session(key(tenant, session_id))
     }
 
-    /// Drops a session; False if there was none.
-    fn end_session(&self, tenant: u32, session_id: i64) -> PyResult<bool> {
-        Ok(self.inner.end_session(SessionKey {
-            tenant,
-            id: session_id,
+    /// Drops a session, after the end of its running turn if that is cancelled; False if there was none.
+    #[pyo3(signature = (tenant, session_id, cancel = false))]
+    fn end_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        cancel: bool,
+    ) -> PyResult<bool> {
+        let key = key(tenant, session_id);
+        Ok(py.detach(|| {
+            if cancel {
+                self.inner.cancel_and_end_session(key)
+            } else {
+                self.inner.end_session(key)
+            }
         })?)
     }
 
-    /// Committed turns and tokens of a session, and whether a turn runs.
+    /// Makes a session of its own that stands where another stands, or stood after its first turns.
+    #[pyo3(signature = (tenant, session_id, new_id, turns = None))]
+    fn fork_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        new_id: i64,
+        turns: Option<usize>,
+    ) -> PyResult<()> {
+        Ok(py.detach(|| {
+            self.inner
+                .fork_session(key(tenant, session_id), new_id, turns)
+        })?)
+    }
+
+    /// Takes a session back to where it stood after its first turns.
+    fn rewind_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        turns: usize,
+    ) -> PyResult<()> {
+        Ok(py.detach(|| self.inner.rewind_session(key(tenant, session_id), turns))?)
+    }
+
+    /// Committed turns and tokens of a session, how many are cached, and whether a turn runs.
     fn session_info<'py>(
         &self,
         py: Python<'py>,
         tenant: u32,
         session_id: i64,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let info = self.inner.session_info(SessionKey {
-            tenant,
-            id: session_id,
-        })?;
-        let dict = PyDict::new(py);
-        dict.set_item("id", session_id)?;
-        dict.set_item("turns", info.turns)?;
-        dict.set_item("tokens", info.tokens)?;
-        dict.set_item("busy", info.busy)?;
-        dict.set_item("created_ms", info.created_ms)?;
-        dict.set_item("used_ms", info.used_ms)?;
+        let key = key(tenant, session_id);
+        let dict = info_dict(py, &self.inner.session_info(key)?)?;
+        dict.set_item("cached_tokens", self.inner.session_cached_tokens(key)?)?;
         Ok(dict)
+    }
+
+    /// The sessions of a tenant in order of their ids, those above `after`, at most `limit`.
+    fn list_sessions<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: u32,
+        after: i64,
+        limit: usize,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let page = self.inner.list_sessions(tenant, after, limit);
+        page.iter().map(|info| info_dict(py, info)).collect()
     }
 
     /// Committed token ids of a session.
     fn session_tokens(&self, tenant: u32, session_id: i64) -> PyResult<Vec<u32>> {
-        Ok(self.inner.session_tokens(SessionKey {
-            tenant,
-            id: session_id,
-        })?)
+        let state = self.inner.session_state(key(tenant, session_id))?;
+        Ok(state.tokens.to_vec())
+    }
+
+    /// (input text, output text, input token ids, output token ids) of each committed turn.
+    #[allow(clippy::type_complexity)]
+    fn session_transcript(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+    ) -> PyResult<Vec<(String, String, Vec<u32>, Vec<u32>)>> {
+        let turns = py.detach(|| self.inner.session_transcript(key(tenant, session_id)))?;
+        Ok(turns
+            .into_iter()
+            .map(|turn| (turn.input, turn.output, turn.input_ids, turn.output_ids))
+            .collect())
     }
 
     /// A file descriptor that is readable while some stream has news.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{SchedulerConfig, Step};
-use crate::session::{Base, SessionKey, SessionStore, StoreLimits};
+use crate::session::{Base, SessionKey, SessionStore, Start, StoreLimits};
 use crate::text;
 
 struct State {
@@ -100,8 +100,8 @@ impl Scheduler {
             tenant: submission.tenant,
             id: session.id,
         };
-        let (start, create) = (session.start, session.create);
-        let (lease, base) = TurnLease::begin(&self.sessions, key, request, start, create, now_ms)?;
+        let start = Start::of(session.start, session.create);
+        let (lease, base) = TurnLease::begin(&self.sessions, key, request, start, now_ms)?;
         Ok((Some(lease), base))
     }
 }
@@ -298,11 +298,11 @@ impl Scheduler {
     /// Committed token ids of a session.
     fn session_tokens(&self, tenant: u32, session_id: i64) -> Result<Vec<u32>> {
         guard(&self.sessions)
-            .tokens(SessionKey {
+            .state(SessionKey {
                 tenant,
                 id: session_id,
             })
-            .map(<[u32]>::to_vec)
+            .map(|state| state.tokens.to_vec())
     }
 
     /// Counters and the state now.

@@ -2,35 +2,14 @@
 //!
 //! A session holds the token ids of its committed turns; its KV is ordinary evictable memory of the prefix cache. A turn is
 //! a transaction: [`SessionStore::begin`] marks the session busy and hands out its history, and exactly one of
-//! [`SessionStore::commit`] and [`SessionStore::rollback`] ends it.
+//! [`SessionStore::commit`] and [`SessionStore::rollback`] ends it. Every change of a session is such a transaction, be it a
+//! turn, a rewind, a fork or its end.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
+use super::idle::{Idle, Tombstones};
+use super::state::{Base, Commit, SessionKey, SessionState};
 use crate::error::{Error, Kind, Result};
-pub use crate::text::Tail;
-
-/// Evicted ids that are remembered, to tell `session_expired` from `session_not_found`.
-const MAX_TOMBSTONES: usize = 65_536;
-
-/// A session id within its tenant: two API keys may use the same id without meeting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionKey {
-    /// The API key's number; 0 is no key.
-    pub tenant: u32,
-    /// The client's id.
-    pub id: i64,
-}
-
-/// One committed turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
-    /// Token offset in the session at which the turn begins (0 for the first).
-    pub start: usize,
-    /// Tokens the turn brought in.
-    pub input_tokens: usize,
-    /// Tokens it generated and kept.
-    pub output_tokens: usize,
-}
 
 /// How many sessions are kept, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +29,30 @@ impl Default for StoreLimits {
     }
 }
 
+/// Which sessions a turn may begin in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// One that lives; its history goes before the turn.
+    Continue,
+    /// One that lives, or else a new one, unless it was evicted.
+    Create,
+    /// A new one; a live one of that id is replaced when the turn commits, not before.
+    Fresh,
+    /// A new one; none of that id may live.
+    New,
+}
+
+impl Start {
+    /// As a request says it: `start` begins anew, `create` begins where there is none.
+    pub const fn of(start: bool, create: bool) -> Self {
+        match (start, create) {
+            (true, _) => Self::Fresh,
+            (false, true) => Self::Create,
+            (false, false) => Self::Continue,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Running {
     request: u64,
@@ -58,47 +61,8 @@ struct Running {
 
 #[derive(Debug, Clone)]
 struct Session {
-    tokens: Vec<u32>,
-    turns: Vec<Turn>,
-    tail: Tail,
-    seed: u64,
-    /// Leading tokens that are the system prompt, where the template can tell them apart.
-    system_tokens: usize,
+    state: SessionState,
     running: Option<Running>,
-    created_ms: u64,
-    used_ms: u64,
-}
-
-/// What a turn builds on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base {
-    /// Token ids of the committed turns; empty for a first turn.
-    pub history: Vec<u32>,
-    /// Whether the last assistant message is still open.
-    pub tail: Tail,
-    /// Seed of the session's sampling, absent before the first turn.
-    pub seed: Option<u64>,
-    /// The committed turns.
-    pub turns: Vec<Turn>,
-    /// Leading tokens that are the system prompt.
-    pub system_tokens: usize,
-}
-
-/// What a finished turn leaves behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commit {
-    /// All tokens of the session after the turn.
-    pub tokens: Vec<u32>,
-    /// All turns after the turn.
-    pub turns: Vec<Turn>,
-    /// Whether the last assistant message is still open.
-    pub tail: Tail,
-    /// Seed of the session's sampling.
-    pub seed: u64,
-    /// Leading tokens that are the system prompt.
-    pub system_tokens: usize,
-    /// Drop the session with this turn.
-    pub end: bool,
 }
 
 /// What can be said of a session without its tokens.
@@ -121,29 +85,17 @@ pub struct SessionInfo {
 /// All sessions of one server.
 #[derive(Debug, Default)]
 pub struct SessionStore {
-    sessions: HashMap<SessionKey, Session>,
-    /// Idle sessions by time of last use.
-    idle: BTreeSet<(u64, SessionKey)>,
+    sessions: BTreeMap<SessionKey, Session>,
+    /// Sessions of each tenant that has some.
+    counts: HashMap<u32, usize>,
+    idle: Idle,
     limits: StoreLimits,
-    tombstones: HashMap<SessionKey, u64>,
-    tombstone_order: VecDeque<(u64, SessionKey)>,
-    next_tombstone: u64,
+    tenant_caps: HashMap<u32, usize>,
+    tombstones: Tombstones,
 }
 
-fn missing(key: SessionKey, expired: bool) -> Error {
-    let (code, why) = if expired {
-        ("session_expired", "was evicted")
-    } else {
-        ("session_not_found", "does not exist")
-    };
-    let message = format!(
-        "session {} {why}; start it with sequence_start=true",
-        key.id
-    );
-    Error::new(Kind::NotFound, code, message).with_param("instance_id")
-}
-
-fn busy(key: SessionKey) -> Error {
+/// 409: one turn of a session runs at a time.
+pub fn session_busy(key: SessionKey) -> Error {
     let message = format!(
         "session {} already runs a turn; one turn runs at a time",
         key.id
@@ -151,6 +103,11 @@ fn busy(key: SessionKey) -> Error {
     Error::new(Kind::Conflict, "session_busy", message)
         .with_param("instance_id")
         .with_detail("retry_after", 1)
+}
+
+fn exists(key: SessionKey) -> Error {
+    let message = format!("session {} lives already; end it first", key.id);
+    Error::new(Kind::Conflict, "session_exists", message).with_param("session_id")
 }
 
 impl SessionStore {
@@ -172,57 +129,60 @@ impl SessionStore {
         self.sessions.is_empty()
     }
 
+    /// Live sessions of a tenant.
+    pub fn count_of(&self, tenant: u32) -> usize {
+        self.counts.get(&tenant).copied().unwrap_or(0)
+    }
+
+    /// Bounds the sessions of one tenant, beside the server's own bound; its least recently used idle one goes first.
+    pub fn set_tenant_cap(&mut self, tenant: u32, max_sessions: usize) {
+        self.tenant_caps.insert(tenant, max_sessions);
+        self.evict_over_cap(tenant);
+    }
+
     /// Marks the session busy with `request` and hands out what its turn builds on.
     ///
-    /// `fresh` starts a new sequence (a live one is replaced when the turn commits, not before); otherwise the session must
-    /// live, unless `create` is set.
-    ///
     /// # Errors
-    /// `session_busy` (409) while another turn runs; `session_not_found` or `session_expired` (404).
+    /// `session_busy` (409) while another turn runs; `session_not_found` or `session_expired` (404); `session_exists` (409).
     pub fn begin(
         &mut self,
         key: SessionKey,
         request: u64,
-        fresh: bool,
-        create: bool,
+        start: Start,
         now_ms: u64,
     ) -> Result<Base> {
         self.expire(now_ms);
         let Some(session) = self.sessions.get_mut(&key) else {
-            if !fresh && !create {
-                return Err(missing(key, self.tombstones.contains_key(&key)));
+            // A client that goes on where an evicted session stood must hear of it, not get an empty history.
+            let goes_on = start == Start::Continue
+                || (start == Start::Create && self.tombstones.contains(key));
+            if goes_on {
+                return Err(self.missing(key));
             }
             let session = Session {
-                tokens: Vec::new(),
-                turns: Vec::new(),
-                tail: Tail::Closed,
-                seed: 0,
-                system_tokens: 0,
+                state: SessionState::new(now_ms),
                 running: Some(Running {
                     request,
                     fresh: true,
                 }),
-                created_ms: now_ms,
-                used_ms: now_ms,
             };
-            self.sessions.insert(key, session);
-            self.evict_over_cap();
+            self.insert(key, session);
+            self.evict_over_cap(key.tenant);
             return Ok(Base::empty());
         };
         if session.running.is_some() {
-            return Err(busy(key));
+            return Err(session_busy(key));
         }
-        self.idle.remove(&(session.used_ms, key));
+        if start == Start::New {
+            return Err(exists(key));
+        }
+        self.idle.remove(session.state.used_ms, key);
+        let fresh = start == Start::Fresh;
         session.running = Some(Running { request, fresh });
-        if fresh {
-            return Ok(Base::empty());
-        }
-        Ok(Base {
-            history: session.tokens.clone(),
-            tail: session.tail,
-            seed: Some(session.seed),
-            turns: session.turns.clone(),
-            system_tokens: session.system_tokens,
+        Ok(if fresh {
+            Base::empty()
+        } else {
+            session.state.base()
         })
     }
 
@@ -233,21 +193,25 @@ impl SessionStore {
         };
         let fresh = session.running.take().is_some_and(|running| running.fresh);
         if commit.end {
-            self.sessions.remove(&key);
+            self.take(key);
+            self.tombstones.remove(key);
             return;
         }
-        session.tokens = commit.tokens;
-        session.turns = commit.turns;
-        session.tail = commit.tail;
-        session.seed = commit.seed;
-        session.system_tokens = commit.system_tokens;
-        session.used_ms = now_ms;
-        if fresh {
-            session.created_ms = now_ms;
-        }
-        self.idle.insert((now_ms, key));
-        self.tombstones.remove(&key);
-        self.evict_over_cap();
+        session.state = SessionState {
+            tokens: commit.tokens.into(),
+            turns: commit.turns.into(),
+            seed: commit.seed,
+            system_tokens: commit.system_tokens,
+            created_ms: if fresh {
+                now_ms
+            } else {
+                session.state.created_ms
+            },
+            used_ms: now_ms,
+        };
+        self.idle.insert(now_ms, key);
+        self.tombstones.remove(key);
+        self.evict_over_cap(key.tenant);
     }
 
     /// Ends the running turn of `request` and leaves the session at its last committed turn.
@@ -256,13 +220,13 @@ impl SessionStore {
             return;
         };
         session.running = None;
-        let (empty, used_ms) = (session.turns.is_empty(), session.used_ms);
+        let (empty, used_ms) = (session.state.turns.is_empty(), session.state.used_ms);
         if empty {
-            self.sessions.remove(&key);
+            self.take(key);
         } else {
-            self.idle.insert((used_ms, key));
+            self.idle.insert(used_ms, key);
         }
-        self.evict_over_cap();
+        self.evict_over_cap(key.tenant);
     }
 
     fn running_mut(&mut self, key: SessionKey, request: u64) -> Option<&mut Session> {
@@ -271,19 +235,20 @@ impl SessionStore {
             .filter(|s| s.running.as_ref().is_some_and(|r| r.request == request))
     }
 
-    /// Drops a session; false if there was none.
+    /// Drops a session; false if there was none. An evicted one is forgotten.
     ///
     /// # Errors
     /// `session_busy` (409) while a turn runs.
     pub fn remove(&mut self, key: SessionKey) -> Result<bool> {
         let Some(session) = self.sessions.get(&key) else {
+            self.tombstones.remove(key);
             return Ok(false);
         };
         if session.running.is_some() {
-            return Err(busy(key));
+            return Err(session_busy(key));
         }
-        self.idle.remove(&(session.used_ms, key));
-        self.sessions.remove(&key);
+        self.idle.remove(session.state.used_ms, key);
+        self.take(key);
         Ok(true)
     }
 
@@ -301,22 +266,28 @@ impl SessionStore {
     /// # Errors
     /// `session_not_found` or `session_expired` (404).
     pub fn info(&self, key: SessionKey) -> Result<SessionInfo> {
-        let session = self
-            .sessions
-            .get(&key)
-            .ok_or_else(|| missing(key, self.tombstones.contains_key(&key)))?;
-        Ok(session.info(key))
+        Ok(self.get(key)?.info(key))
     }
 
-    /// Committed token ids of a session.
+    /// A session at its last committed turn, whatever runs.
     ///
     /// # Errors
     /// `session_not_found` or `session_expired` (404).
-    pub fn tokens(&self, key: SessionKey) -> Result<&[u32]> {
-        self.sessions
-            .get(&key)
-            .map(|session| session.tokens.as_slice())
-            .ok_or_else(|| missing(key, self.tombstones.contains_key(&key)))
+    pub fn state(&self, key: SessionKey) -> Result<&SessionState> {
+        Ok(&self.get(key)?.state)
+    }
+
+    /// At most `limit` sessions of a tenant in order of their ids, those above `after`.
+    pub fn list(&self, tenant: u32, after: i64, limit: usize) -> Vec<SessionInfo> {
+        let Some(first) = after.checked_add(1) else {
+            return Vec::new();
+        };
+        let range = SessionKey { tenant, id: first }..=SessionKey {
+            tenant,
+            id: i64::MAX,
+        };
+        let page = self.sessions.range(range).take(limit);
+        page.map(|(&key, session)| session.info(key)).collect()
     }
 
     /// Drops idle sessions older than the time to live.
@@ -324,50 +295,70 @@ impl SessionStore {
         if self.limits.ttl_ms == 0 {
             return;
         }
-        while let Some(&(used_ms, key)) = self.idle.first() {
+        while let Some((used_ms, key)) = self.idle.oldest() {
             if used_ms.saturating_add(self.limits.ttl_ms) > now_ms {
                 break;
             }
-            self.evict(used_ms, key);
+            self.evict(key);
         }
     }
 
-    fn evict_over_cap(&mut self) {
-        while self.sessions.len() > self.limits.max_sessions {
-            let Some(&(used_ms, key)) = self.idle.first() else {
-                break;
-            };
-            self.evict(used_ms, key);
-        }
-    }
-
-    fn evict(&mut self, used_ms: u64, key: SessionKey) {
-        self.idle.remove(&(used_ms, key));
-        self.sessions.remove(&key);
-        let stamp = self.next_tombstone;
-        self.next_tombstone += 1;
-        self.tombstones.insert(key, stamp);
-        self.tombstone_order.push_back((stamp, key));
-        while self.tombstone_order.len() > MAX_TOMBSTONES {
-            if let Some((stamp, key)) = self.tombstone_order.pop_front()
-                && self.tombstones.get(&key) == Some(&stamp)
-            {
-                self.tombstones.remove(&key);
+    fn evict_over_cap(&mut self, tenant: u32) {
+        if let Some(&cap) = self.tenant_caps.get(&tenant) {
+            while self.count_of(tenant) > cap {
+                let Some(key) = self.idle.oldest_of(tenant) else {
+                    break;
+                };
+                self.evict(key);
             }
         }
-    }
-}
-
-impl Base {
-    /// What a first turn builds on: nothing.
-    pub const fn empty() -> Self {
-        Self {
-            history: Vec::new(),
-            tail: Tail::Closed,
-            seed: None,
-            turns: Vec::new(),
-            system_tokens: 0,
+        while self.sessions.len() > self.limits.max_sessions {
+            let Some((_, key)) = self.idle.oldest() else {
+                break;
+            };
+            self.evict(key);
         }
+    }
+
+    fn evict(&mut self, key: SessionKey) {
+        if let Some(session) = self.take(key) {
+            self.idle.remove(session.state.used_ms, key);
+            self.tombstones.insert(key);
+        }
+    }
+
+    fn get(&self, key: SessionKey) -> Result<&Session> {
+        self.sessions.get(&key).ok_or_else(|| self.missing(key))
+    }
+
+    fn insert(&mut self, key: SessionKey, session: Session) {
+        if self.sessions.insert(key, session).is_none() {
+            *self.counts.entry(key.tenant).or_default() += 1;
+        }
+    }
+
+    fn take(&mut self, key: SessionKey) -> Option<Session> {
+        let session = self.sessions.remove(&key)?;
+        if let Some(count) = self.counts.get_mut(&key.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&key.tenant);
+            }
+        }
+        Some(session)
+    }
+
+    fn missing(&self, key: SessionKey) -> Error {
+        let (code, why) = if self.tombstones.contains(key) {
+            ("session_expired", "was evicted")
+        } else {
+            ("session_not_found", "does not exist")
+        };
+        let message = format!(
+            "session {} {why}; start it with sequence_start=true",
+            key.id
+        );
+        Error::new(Kind::NotFound, code, message).with_param("instance_id")
     }
 }
 
@@ -375,11 +366,11 @@ impl Session {
     fn info(&self, key: SessionKey) -> SessionInfo {
         SessionInfo {
             key,
-            turns: self.turns.len(),
-            tokens: self.tokens.len(),
+            turns: self.state.turns.len(),
+            tokens: self.state.tokens.len(),
             busy: self.running.is_some(),
-            created_ms: self.created_ms,
-            used_ms: self.used_ms,
+            created_ms: self.state.created_ms,
+            used_ms: self.state.used_ms,
         }
     }
 }

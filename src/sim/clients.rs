@@ -10,7 +10,7 @@ use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnLease, prepare};
 use crate::error::Error;
 use crate::request::{Input, OnOverflow, Submission};
-use crate::session::{Base, SessionKey};
+use crate::session::{Base, SessionKey, Start};
 
 /// Sessions that clients of one tenant talk about, and tenants.
 const SESSION_IDS: usize = 6;
@@ -63,7 +63,10 @@ impl World {
         let removed = store.remove(key).map_err(|error| error.code);
         drop(store);
         let expected = match self.ledger.sessions.get(&key) {
-            None => Ok(false),
+            None => {
+                self.ledger.evicted.remove(&key);
+                Ok(false)
+            }
             Some(session) if session.running.is_some() => Err("session_busy"),
             Some(_) => Ok(true),
         };
@@ -198,8 +201,8 @@ impl World {
         });
         if let Some((key, turn)) = &session {
             expected = self.ledger.begin(*key, turn, request, self.now_ms);
-            let (start, create) = (turn.start, turn.create);
-            begun = TurnLease::begin(&self.store, *key, request, start, create, self.now_ms)
+            let start = Start::of(turn.start, turn.create);
+            begun = TurnLease::begin(&self.store, *key, request, start, self.now_ms)
                 .map(|(lease, base)| (Some(lease), base));
         }
         let (history, lease, base) = match (expected, begun) {

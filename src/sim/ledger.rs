@@ -1,6 +1,6 @@
 //! What every request and session must come to, kept as simply as can be and compared with what the core does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::next_token;
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
@@ -128,6 +128,8 @@ pub(super) struct Session {
 pub(super) struct Ledger {
     pub(super) open: BTreeMap<u64, Open>,
     pub(super) sessions: BTreeMap<SessionKey, Session>,
+    /// Ids whose session was evicted, and which nobody has begun anew or ended since.
+    pub(super) evicted: BTreeSet<SessionKey>,
     pub(super) limits: StoreLimits,
 }
 
@@ -136,6 +138,7 @@ impl Ledger {
         Self {
             open: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            evicted: BTreeSet::new(),
             limits,
         }
     }
@@ -149,7 +152,8 @@ impl Ledger {
         now_ms: u64,
     ) -> Result<Vec<u32>, u16> {
         self.expire(now_ms);
-        if !self.sessions.contains_key(&key) && !turn.start && !turn.create {
+        let may_begin = turn.start || (turn.create && !self.evicted.contains(&key));
+        if !self.sessions.contains_key(&key) && !may_begin {
             return Err(404);
         }
         let session = self.sessions.entry(key).or_default();
@@ -169,8 +173,10 @@ impl Ledger {
     fn expire(&mut self, now_ms: u64) {
         let ttl_ms = self.limits.ttl_ms;
         if ttl_ms > 0 {
-            self.sessions
-                .retain(|_, s| s.running.is_some() || s.used_ms + ttl_ms > now_ms);
+            let old = |s: &Session| s.running.is_none() && s.used_ms + ttl_ms <= now_ms;
+            let gone = self.sessions.iter().filter(|(_, s)| old(s));
+            self.evicted.extend(gone.map(|(key, _)| *key));
+            self.sessions.retain(|_, s| !old(s));
         }
     }
 
@@ -181,6 +187,7 @@ impl Ledger {
                 return;
             };
             self.sessions.remove(&key);
+            self.evicted.insert(key);
         }
     }
 
@@ -233,6 +240,7 @@ impl Ledger {
             self.roll_back(&open);
             return Ok(());
         }
+        self.evicted.remove(key);
         if turn.end {
             self.sessions.remove(key);
             return Ok(());

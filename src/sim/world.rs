@@ -354,8 +354,8 @@ impl World {
             )
         })?;
         for (key, session) in &self.ledger.sessions {
-            let tokens = store.tokens(*key).map_err(|error| error.message)?;
-            ensure(tokens == session.tokens, || {
+            let state = store.state(*key).map_err(|error| error.message)?;
+            ensure(*state.tokens == session.tokens, || {
                 format!("{key:?} has other tokens")
             })?;
         }

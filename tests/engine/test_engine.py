@@ -188,7 +188,7 @@ def test_a_conversation_is_that_of_its_token_history_sent_whole(run, core, text_
             assert core_tokens[: len(prompt)] == prompt
             assert len(core_tokens) == len(prompt) + 20
             history = core_tokens
-        assert face.end_session(0, 3)
+        assert await face.end_session(0, 3)
 
     run(work)
 
@@ -210,7 +210,7 @@ def test_200_clients_that_leave_leave_nothing_behind(run, stream):
             await asyncio.gather(*[leave(seed) for seed in range(batch, batch + 20)])
         await baseline(face._core)
         for seed in range(200):
-            face.end_session(0, seed)
+            await face.end_session(0, seed)
 
     run(work)
 
@@ -260,7 +260,7 @@ def test_a_prefilled_conversation_is_continued_by_its_next_turn(run, core, text_
         assert core.session_tokens(0, 9)[:-12] == whole
         assert reply["text"] == (await answer(face, submission(Tokens(whole), 12)))["text"]
         assert reply["usage"]["cached_tokens"] >= prefill["usage"]["prompt_tokens"] // 16 * 16
-        face.end_session(0, 9)
+        await face.end_session(0, 9)
 
     run(work)
 
@@ -271,10 +271,10 @@ def test_an_empty_prompt_continues_the_answer(run, core):
         more = await answer(face, submission(Turn(""), 10, session=SessionRef(id=4)))
         assert more["usage"]["prompt_tokens"] == more["usage"]["history_tokens"]
         tokens = core.session_tokens(0, 4)
-        face.end_session(0, 4)
+        await face.end_session(0, 4)
         await answer(face, submission(Turn("Go on"), 20, session=SessionRef(id=4, start=True)))
         assert core.session_tokens(0, 4) == tokens
-        face.end_session(0, 4)
+        await face.end_session(0, 4)
 
     run(work)
 

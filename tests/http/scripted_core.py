@@ -135,11 +135,20 @@ class ScriptedCore:
             stream.cancelled = True
             return True
 
-    def end_session(self, tenant: int, session_id: int) -> bool:
+    def end_session(self, tenant: int, session_id: int, cancel: bool = False) -> bool:
+        if cancel and self.cancel_session(tenant, session_id):
+            while (tenant, session_id) in self.busy:
+                time.sleep(0.001)
         with self.lock:
             if (tenant, session_id) in self.busy:
                 raise session_busy(session_id)
             return self.sessions.pop((tenant, session_id), None) is not None
+
+    def list_sessions(self, tenant: int, after: int, limit: int) -> list[dict[str, int | bool]]:
+        with self.lock:
+            found = sorted(number for owner, number in self.sessions if owner == tenant and number > after)
+            common = {"turns": 1, "tokens": 1, "created_ms": 0, "used_ms": 0}
+            return [{"id": number, "busy": (tenant, number) in self.busy} | common for number in found[:limit]]
 
     def wake_fd(self) -> int:
         return self._fd

@@ -36,6 +36,7 @@ ROUTES = [
     ("POST", "/generate"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/embeddings"),
+    ("GET", "/v1/sessions"),
     ("GET", "/docs"),
     ("GET", "/docs/assets/swagger-ui.css"),
     ("GET", "/openapi.json"),

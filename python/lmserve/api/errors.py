@@ -7,11 +7,18 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import (
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    ValidationException,
+)
 
 from lmserve.errors import LmserveError
 
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's status for a client that left; it is logged, never received
+# Longest quotation of what was given, in characters.
+MAX_QUOTE: Final = 80
 # After these the rest of the body may still be on its way.
 BODY_UNREAD: Final = (408, 413)
 
@@ -55,7 +62,23 @@ def _as_lmserve_error(request: Request[Any, Any, Any], exc: Exception) -> Lmserv
     if isinstance(exc, MethodNotAllowedException):
         allowed = (exc.headers or {}).get("allow", "")
         return LmserveError.new(405, "method_not_allowed", f"there is no {place}; the methods are: {allowed}")
+    if isinstance(exc, ValidationException):
+        return _of_parameter(request, exc)
     if isinstance(exc, HTTPException) and exc.status_code < 500:
         return LmserveError.new(exc.status_code, "invalid_request", exc.detail)
     logger.error("%s failed", place, exc_info=exc)
     return LmserveError.new(500, "internal_error", "the server failed; its log says why")
+
+
+def _of_parameter(request: Request[Any, Any, Any], exc: ValidationException) -> LmserveError:
+    """400 for a parameter of the path or the query that its type refuses."""
+    found: Any = next(iter(exc.extra or ()), None)
+    if not isinstance(found, dict) or "key" not in found:
+        return LmserveError.new(exc.status_code, "invalid_request", exc.detail)
+    name = found["key"]
+    given = request.query_params.get(name, request.path_params.get(name))
+    # The type of what was given says less than the value.
+    expected = found["message"].partition(", got ")[0].replace("`", "")
+    expected = expected[:1].lower() + expected[1:]
+    quoted = f"{str(given)[:MAX_QUOTE]!r}" if isinstance(given, str) else str(given)[:MAX_QUOTE]
+    return LmserveError.invalid(name, f"{name}: {expected}, but {quoted} was given")

@@ -48,7 +48,7 @@ async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, A
     serving = serving_of(request)
     engine, tenant = serving.engine, tenant_of(request)
     if data.stop or (data.sequence_end and data.request_output_len == 0 and not data.prompt):
-        _end_or_cancel(engine, tenant, data)
+        await _end_or_cancel(engine, tenant, data)
         if data.stream:
             return Response(NO_TURN + b"\0", media_type="application/octet-stream")
         return Response(NO_TURN, media_type="application/json")
@@ -58,16 +58,16 @@ async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, A
     return EngineReply(stream)
 
 
-def _end_or_cancel(engine: AsyncEngine, tenant: int, data: GenerateRequest) -> None:
+async def _end_or_cancel(engine: AsyncEngine, tenant: int, data: GenerateRequest) -> None:
     if data.instance_id == ANONYMOUS:
         if data.stop:
             message = "stop cancels a session's turn and needs its instance_id, but -1 was given"
             raise LmserveError.invalid("instance_id", message)
         return
-    if data.stop:
-        engine.cancel_session(tenant, data.instance_id)
     if data.sequence_end:
-        engine.end_session(tenant, data.instance_id)
+        await engine.end_session(tenant, data.instance_id, cancel=data.stop)
+    else:
+        engine.cancel_session(tenant, data.instance_id)
 
 
 def submission(data: GenerateRequest, *, model: str, tenant: int) -> Submission:

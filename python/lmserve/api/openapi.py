@@ -24,6 +24,17 @@ from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.models import ModelCard, ModelList
+from lmserve.schemas.sessions import (
+    Appended,
+    AppendRequest,
+    Cancelled,
+    Deleted,
+    ForkRequest,
+    RewindRequest,
+    SessionCard,
+    SessionList,
+    Transcript,
+)
 from lmserve.schemas.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -52,6 +63,15 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     EncodeReply,
     ModelList,
     ModelCard,
+    SessionList,
+    SessionCard,
+    Transcript,
+    ForkRequest,
+    RewindRequest,
+    AppendRequest,
+    Appended,
+    Cancelled,
+    Deleted,
     HealthReply,
     ErrorReply,
     GenerateErrorReply,

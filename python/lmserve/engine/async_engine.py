@@ -9,6 +9,7 @@ import asyncio
 from typing import Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
+from lmserve.engine.sessions import SessionInfo, TranscriptTurn, session_info_of
 from lmserve.engine.submission import EmbedSubmission, Submission, encode
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
@@ -46,9 +47,37 @@ class AsyncEngine:
         """The session's running turn ends with what it has. False: none runs."""
         return self._core.cancel_session(tenant, session_id)
 
-    def end_session(self, tenant: int, session_id: int) -> bool:
-        """Drop the session. False: there was none. Raises LmserveError `session_busy` while a turn runs."""
-        return self._core.end_session(tenant, session_id)
+    async def end_session(self, tenant: int, session_id: int, *, cancel: bool = False) -> bool:
+        """Drop the session. False: there was none. Raises LmserveError `session_busy` while a turn runs.
+
+        `cancel`: cancel a turn that runs and wait for its end.
+        """
+        return await asyncio.to_thread(self._core.end_session, tenant, session_id, cancel)
+
+    async def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None = None) -> None:
+        """Make `new_id` a session that stands where the other one stood after its first `turns` turns; None: all.
+
+        It shares what is cached of them. Ids below -1 are the server's own: no client can name them. Raises
+        LmserveError: 400 for turns that are not there, 404, 409 `session_exists` or `session_busy`.
+        """
+        await asyncio.to_thread(self._core.fork_session, tenant, session_id, new_id, turns)
+
+    async def rewind_session(self, tenant: int, session_id: int, turns: int) -> None:
+        """Take a session back to where it stood after its first `turns` turns. Raises LmserveError (400, 404, 409)."""
+        await asyncio.to_thread(self._core.rewind_session, tenant, session_id, turns)
+
+    def session_info(self, tenant: int, session_id: int) -> SessionInfo:
+        """What can be said of a session without its tokens. Raises LmserveError (404)."""
+        return session_info_of(self._core.session_info(tenant, session_id))
+
+    def list_sessions(self, tenant: int, *, after: int = -1, limit: int = 100) -> list[SessionInfo]:
+        """At most `limit` sessions of a tenant above id `after`, in order of their ids."""
+        return [session_info_of(info) for info in self._core.list_sessions(tenant, after, limit)]
+
+    async def session_transcript(self, tenant: int, session_id: int) -> list[TranscriptTurn]:
+        """The committed turns of a session, oldest first. Raises LmserveError (404)."""
+        turns = await asyncio.to_thread(self._core.session_transcript, tenant, session_id)
+        return [TranscriptTurn(*turn) for turn in turns]
 
     def stats(self) -> dict[str, int | float]:
         return self._core.stats()

@@ -39,8 +39,26 @@ class CoreEngine(Protocol):
     def cancel_session(self, tenant: int, session_id: int, /) -> bool:
         """Ends the running turn with what it has. False: none ran."""
 
-    def end_session(self, tenant: int, session_id: int, /) -> bool:
-        """Drops the session. False: there was none. Raises LmserveError `session_busy` while a turn runs."""
+    def end_session(self, tenant: int, session_id: int, cancel: bool, /) -> bool:
+        """Drops the session. False: there was none. Raises LmserveError `session_busy` while a turn runs.
+
+        `cancel`: a turn that runs is cancelled, and its end waited for.
+        """
+
+    def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None, /) -> None:
+        """Makes a session that stands where the other one stood after its first turns. Raises LmserveError."""
+
+    def rewind_session(self, tenant: int, session_id: int, turns: int, /) -> None:
+        """Takes a session back to where it stood after its first turns. Raises LmserveError."""
+
+    def session_info(self, tenant: int, session_id: int, /) -> dict[str, int | bool]:
+        """What `SessionInfo` holds. Raises LmserveError (404)."""
+
+    def list_sessions(self, tenant: int, after: int, limit: int, /) -> list[dict[str, int | bool]]:
+        """The same for the sessions above `after`, in order of their ids, without what is cached."""
+
+    def session_transcript(self, tenant: int, session_id: int, /) -> list[tuple[str, str, list[int], list[int]]]:
+        """(input, output, input token ids, output token ids) of each turn. Raises LmserveError (404)."""
 
     def wake_fd(self) -> int:
         """A file descriptor that is readable while some stream has news."""

@@ -1,0 +1,112 @@
+"""`/v1/sessions`: the conversations that live on the server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, Text
+from lmserve.schemas.generate import GenerateUsage, Message
+
+MAX_PAGE: Final = 1000
+MAX_ID: Final = 2**63 - 1
+
+NamedSession = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Turns = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+
+
+class SessionCard(Struct, frozen=True, kw_only=True):
+    """A session at its last committed turn."""
+
+    id: int
+    object: Literal["session"] = "session"
+    turns: Annotated[int, Meta(description="Committed turns.")]
+    tokens: Annotated[int, Meta(description="Tokens of the committed turns: the next turn's history.")]
+    cached_tokens: Annotated[
+        int | UnsetType,
+        Meta(description="Of these, the ones that the next turn need not compute again. Not in a list."),
+    ] = UNSET
+    busy: Annotated[bool, Meta(description="A turn runs; it is no part of the numbers above.")]
+    created: Annotated[int, Meta(description="Seconds since 1970.")]
+    age: Annotated[float, Meta(description="Seconds since the session began.")]
+    idle: Annotated[float, Meta(description="Seconds since its last turn was committed.")]
+
+
+class SessionList(Struct, frozen=True, kw_only=True):
+    """A page of sessions, in order of their ids."""
+
+    object: Literal["list"] = "list"
+    data: list[SessionCard]
+    has_more: bool
+    last_id: Annotated[int | None, Meta(description="The next page's `after`; null if this one is empty.")]
+
+
+class SessionTurn(Struct, frozen=True, kw_only=True):
+    """A turn as the model saw and gave it: what the chat template wrote is there, special tokens included."""
+
+    input: str
+    output: str
+    input_ids: list[int] | UnsetType = UNSET
+    output_ids: list[int] | UnsetType = UNSET
+
+
+class Transcript(Struct, frozen=True, kw_only=True):
+    """The committed turns of a session, oldest first."""
+
+    id: int
+    object: Literal["session.transcript"] = "session.transcript"
+    turns: list[SessionTurn]
+
+
+class ForkRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A second conversation that goes on from where the first one is, or was. An unknown key is an error."""
+
+    session_id: Annotated[NamedSession, Meta(description="The new session; none of this id may live.", examples=[8])]
+    turns: Annotated[Turns | None, Meta(description="Fork after so many turns; null: after the last.")] = None
+
+
+class RewindRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to go back to. An unknown key is an error."""
+
+    turns: Annotated[Turns, Meta(description="Turns to keep, the oldest ones.", examples=[1])]
+
+
+class AppendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes behind the session's history, without an answer. An unknown key is an error."""
+
+    prompt: Annotated[
+        Text | Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)],
+        Meta(description="One user turn, or messages; put through the chat template.", examples=["My name is Ada."]),
+    ]
+    create: Annotated[bool, Meta(description="Begin the session if there is none.")] = False
+    on_disconnect: Annotated[
+        Literal["rollback", "keep"], Meta(description="If the client leaves before the end: forget the turn, or not.")
+    ] = "rollback"
+    on_overflow: Annotated[
+        Literal["error", "drop_oldest_turns"], Meta(description="If history and input exceed the context.")
+    ] = "error"
+
+
+class Appended(Struct, frozen=True, kw_only=True):
+    """The turn is committed, and its KV is in the cache."""
+
+    id: int
+    object: Literal["session.append"] = "session.append"
+    usage: GenerateUsage
+
+
+class Cancelled(Struct, frozen=True, kw_only=True):
+    """What became of the running turn."""
+
+    id: int
+    object: Literal["session.cancel"] = "session.cancel"
+    cancelled: Annotated[bool, Meta(description="False: no turn ran. What a cancelled one generated is kept.")]
+
+
+class Deleted(Struct, frozen=True, kw_only=True):
+    """The session is gone."""
+
+    id: int
+    object: Literal["session.deleted"] = "session.deleted"
+    deleted: Literal[True] = True

@@ -1,0 +1,141 @@
+//! What a session is between two turns.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::text::Tail;
+
+/// A session id within its tenant: two API keys may use the same id without meeting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey {
+    /// The API key's number; 0 is no key.
+    pub tenant: u32,
+    /// Clients' ids are 0 and above. Those below -1 are the server's own: no client can name them.
+    pub id: i64,
+}
+
+/// One committed turn. Turns follow one another without a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Token offset in the session at which the turn begins (0 for the first).
+    pub start: usize,
+    /// Tokens the turn brought in.
+    pub input_tokens: usize,
+    /// Tokens it generated and kept.
+    pub output_tokens: usize,
+    /// Whether it left the assistant's message open.
+    pub tail: Tail,
+}
+
+impl Turn {
+    /// Token offset in the session at which the turn ends.
+    pub const fn end(&self) -> usize {
+        self.start + self.input_tokens + self.output_tokens
+    }
+}
+
+/// A session at its last committed turn. Cheap to clone: clones share their tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionState {
+    /// Token ids of all turns.
+    pub tokens: Arc<[u32]>,
+    /// The turns; none while the first one runs.
+    pub turns: Arc<[Turn]>,
+    /// Seed of the session's sampling, which is a function of it and the position: all of the generator's state.
+    pub seed: u64,
+    /// Leading tokens that are the system prompt, where the template can tell them apart.
+    pub system_tokens: usize,
+    /// When the session began, in milliseconds of the caller's clock.
+    pub created_ms: u64,
+    /// When it was last used.
+    pub used_ms: u64,
+}
+
+/// What a turn builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Token ids of the committed turns; empty for a first turn.
+    pub history: Vec<u32>,
+    /// Whether the last assistant message is still open.
+    pub tail: Tail,
+    /// Seed of the session's sampling, absent before the first turn.
+    pub seed: Option<u64>,
+    /// The committed turns.
+    pub turns: Vec<Turn>,
+    /// Leading tokens that are the system prompt.
+    pub system_tokens: usize,
+}
+
+/// What a finished turn leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// All tokens of the session after the turn.
+    pub tokens: Vec<u32>,
+    /// All turns after the turn.
+    pub turns: Vec<Turn>,
+    /// Seed of the session's sampling.
+    pub seed: u64,
+    /// Leading tokens that are the system prompt.
+    pub system_tokens: usize,
+    /// Drop the session with this turn.
+    pub end: bool,
+}
+
+impl Base {
+    /// What a first turn builds on: nothing.
+    pub const fn empty() -> Self {
+        Self {
+            history: Vec::new(),
+            tail: Tail::Closed,
+            seed: None,
+            turns: Vec::new(),
+            system_tokens: 0,
+        }
+    }
+
+    /// The session as it stood after its first `turns` turns; all of them if absent.
+    ///
+    /// # Errors
+    /// `invalid_value` (400) where there are not so many, or none is asked for.
+    pub fn after_turns(mut self, turns: Option<usize>) -> Result<Commit> {
+        let limit = self.turns.len();
+        let count = turns.unwrap_or(limit);
+        if count == 0 || count > limit {
+            let message = format!("turns must lie in [1, {limit}], but {count} was given");
+            return Err(Error::invalid("turns", message));
+        }
+        self.turns.truncate(count);
+        self.history.truncate(self.turns[count - 1].end());
+        Ok(Commit {
+            tokens: self.history,
+            turns: self.turns,
+            seed: self.seed.unwrap_or(0),
+            system_tokens: self.system_tokens,
+            end: false,
+        })
+    }
+}
+
+impl SessionState {
+    pub(super) fn new(now_ms: u64) -> Self {
+        Self {
+            tokens: Arc::new([]),
+            turns: Arc::new([]),
+            seed: 0,
+            system_tokens: 0,
+            created_ms: now_ms,
+            used_ms: now_ms,
+        }
+    }
+
+    /// What a turn of the session builds on.
+    pub fn base(&self) -> Base {
+        Base {
+            history: self.tokens.to_vec(),
+            tail: self.turns.last().map_or(Tail::Closed, |turn| turn.tail),
+            seed: Some(self.seed),
+            turns: self.turns.to_vec(),
+            system_tokens: self.system_tokens,
+        }
+    }
+}
