@@ -19,8 +19,8 @@ CRATE = ROOT / "src"
 
 # Each Rust module may use those before it, and the kernels (`cpu`) only the error type.
 RUST_LAYERS = ("error", "cpu", "gguf", "request", "text", "kv", "sched", "session", "output", "engine", "sim", "python")
-# uvicorn finds the first two by name; the third holds the files of the docs page.
-USED_BY_NAME = {"uvloop", "httptools", "swagger-ui-py"}
+# It holds the files of the docs page.
+USED_BY_NAME = {"swagger-ui-py"}
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}
 
 
@@ -103,6 +103,12 @@ def test_engine_and_schemas_know_nothing_of_http() -> None:
     for i in IMPORTS:
         if i.path.startswith(("engine/", "schemas/")):
             assert not i.module.startswith(("lmserve.api", "lmserve.app", "lmserve.server", "lmserve.cli")), i
+
+
+def test_the_benchmark_knows_no_server() -> None:
+    for i in IMPORTS:
+        if i.path.startswith("bench/") and i.module.startswith("lmserve."):
+            assert i.module.startswith("lmserve.bench.") or i.module == "lmserve.__version__", i
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""`lmserve bench`: measure an OpenAI-compatible server, this one or another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmserve.bench.workload import WORKLOADS
+from lmserve.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from lmserve.cli.types import Commands
+
+DESCRIPTION = """\
+Measure a server over HTTP: output and total tokens a second, time to first token, time between tokens. Greedy, with
+ignore_eos; each reply's usage must count exactly the tokens that were asked for. Exits with 1 if a request failed.
+
+workloads:
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    names = "\n".join(f"  {workload.name:<14} {workload.description}" for workload in WORKLOADS.values())
+    parser = commands.add_parser(
+        "bench",
+        help="measure an OpenAI-compatible server: tokens a second, time to first token",
+        description=DESCRIPTION + names,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every argument of `bench`."""
+    parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:23333")
+    parser.add_argument(
+        "--workload",
+        dest="workloads",
+        metavar="NAME[,NAME]",
+        type=_workloads,
+        default=["mixed"],
+        help="workloads, or all (default: mixed)",
+    )
+    parser.add_argument(
+        "--concurrency",
+        metavar="N[,N]",
+        type=_integers(1, 4096),
+        help="clients at a time, a run for each number (default: by workload)",
+    )
+    parser.add_argument("--requests", metavar="N", type=_integer(1, 10**6), help="of a run (default: by workload)")
+    parser.add_argument(
+        "--output-tokens", metavar="N", type=_integer(1, 10**6), help="of each reply (default: by workload)"
+    )
+    parser.add_argument(
+        "--turns", metavar="N", type=_integer(1, 1000), default=6, help="of a conversation of chat (default: 6)"
+    )
+    parser.add_argument(
+        "--resend-history", action="store_true", help="in chat, send lmserve the whole history too, as others need it"
+    )
+    parser.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server lists)")
+    parser.add_argument("--api-key", metavar="KEY", help="the server's key (default: $LMSERVE_API_KEY)")
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=_integer(0, 2**63 - 1),
+        help="decides the prompts (default: a new one, so that no server has them cached)",
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_integer(1, 10**6), default=600, help="of a request (default: 600)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there (default: nowhere)")
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures there (default: nowhere)")
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"an integer in [{low}, {high}] is needed, but {text!r} was given")
+        return value
+
+    return parse
+
+
+def _integers(low: int, high: int) -> Callable[[str], list[int]]:
+    parse = _integer(low, high)
+    return lambda text: [parse(part) for part in text.split(",")]
+
+
+def _workloads(text: str) -> list[str]:
+    if text == "all":
+        return list(WORKLOADS)
+    names = text.split(",")
+    for name in names:
+        if name not in WORKLOADS:
+            raise argparse.ArgumentTypeError(f"a workload is one of {', '.join(WORKLOADS)}, but {name!r} was given")
+    return names
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from lmserve.bench.campaign import Campaign, measure
+    from lmserve.bench.http import Target
+    from lmserve.bench.load import ServerError
+    from lmserve.bench.workload import Sizes
+    from lmserve.cli.bench_view import TerminalView
+
+    try:
+        target = Target(arguments.url, arguments.api_key or os.environ.get("LMSERVE_API_KEY"))
+    except ValueError as error:
+        raise CommandError(str(error), exit_code=2) from error
+    campaign = Campaign(
+        target=target,
+        workloads=tuple(arguments.workloads),
+        concurrency=tuple(arguments.concurrency or ()),
+        sizes=Sizes(arguments.output_tokens, arguments.requests, arguments.turns),
+        seed=secrets.randbits(48) if arguments.seed is None else arguments.seed,
+        model=arguments.model,
+        timeout=float(arguments.timeout),
+        resend_history=arguments.resend_history,
+    )
+    try:
+        result = measure(campaign, TerminalView(campaign.seed))
+        if arguments.json is not None:
+            arguments.json.write_bytes(result.to_json())
+        if arguments.plot is not None:
+            arguments.plot.write_text(result.to_svg(), "utf-8")
+    except ServerError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from error
+    return 1 if any(report.errors for report in result.runs) else 0
