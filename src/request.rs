@@ -209,6 +209,18 @@ pub struct Submission {
     /// A chunk with the usage before `[DONE]`.
     #[serde(default)]
     pub include_usage: bool,
+    /// The usage so far in every other chunk.
+    #[serde(default)]
+    pub continuous_usage: bool,
+    /// Number of the first choice in the reply, for one that is a part of a larger reply.
+    #[serde(default)]
+    pub first_choice: u32,
+    /// The prompt before the text, and its log-probabilities before those of the output.
+    #[serde(default)]
+    pub echo: bool,
+    /// Alternatives to report for each token of the prompt, beside its own; absent: none, and not its own.
+    #[serde(default)]
+    pub prompt_logprobs: Option<u32>,
     /// What goes to the model.
     pub input: Input,
     /// Absent: an anonymous session that ends with its turn.
@@ -259,6 +271,12 @@ fn check_count(param: &str, value: usize, limit: usize) -> Result<()> {
 }
 
 impl Submission {
+    /// Alternatives to compute for each token of the prompt; absent: its log-probabilities are not asked for.
+    pub fn scored_alternatives(&self) -> Option<u32> {
+        let echoed = self.sampling.logprobs.filter(|_| self.echo);
+        self.prompt_logprobs.max(echoed)
+    }
+
     /// Parses and bounds one JSON object.
     ///
     /// # Errors
@@ -282,11 +300,18 @@ impl Submission {
         for &(_, bias) in &s.logit_bias {
             check_range("logit_bias", bias, -100.0, 100.0)?;
         }
-        if s.logprobs.is_some_and(|k| k > MAX_LOGPROBS) {
-            return Err(Error::invalid(
-                "logprobs",
-                format!("top_logprobs is at most {MAX_LOGPROBS}"),
-            ));
+        for (param, given) in [
+            ("logprobs", s.logprobs),
+            ("prompt_logprobs", self.prompt_logprobs),
+        ] {
+            if let Some(k) = given
+                && k > MAX_LOGPROBS
+            {
+                return Err(Error::invalid(
+                    param,
+                    format!("{param} is at most {MAX_LOGPROBS}, but {k} was given"),
+                ));
+            }
         }
         check_count("stop", self.stopping.stop.len(), MAX_STOPS)?;
         check_count(
@@ -313,6 +338,18 @@ impl Submission {
             return Err(Error::invalid(
                 "n",
                 "a session's turn has one answer: n must be 1",
+            ));
+        }
+        if self.prompt_logprobs.is_some() && self.session.is_some() {
+            return Err(Error::invalid(
+                "prompt_logprobs",
+                "prompt_logprobs would compute the session's history again; ask for it without a session",
+            ));
+        }
+        if self.echo && !matches!(self.input, Input::Text { .. } | Input::Tokens { .. }) {
+            return Err(Error::invalid(
+                "echo",
+                "only a prompt of text or token ids is echoed",
             ));
         }
         Ok(())

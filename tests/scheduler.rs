@@ -32,6 +32,8 @@ impl StepTokens for NoEvents {
     ) -> Option<FinishReason> {
         None
     }
+
+    fn on_prompt_token(&mut self, _: u64, _: usize, _: u32) {}
 }
 
 fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
@@ -45,6 +47,7 @@ fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
         stop_tokens: Arc::new([]),
         sampling: SamplingParams::default(),
         seed: 0,
+        prompt_logprobs: None,
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::executor::StepOutput;
 use super::lease::TurnLease;
-use super::prepare::Prepared;
+use super::prepare::{Echo, Prepared};
 use crate::error::{Error, Kind, Result};
-use crate::output::{Delta, TokenLogprob, Usage};
+use crate::output::{Alternative, Delta, TokenLogprob, Usage};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
 use crate::sched::{
     FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, StepTokens, mix_seed,
@@ -52,6 +52,43 @@ struct OpenTurn {
     on_disconnect: OnDisconnect,
 }
 
+/// What the log-probabilities of a prompt are for, and with how many alternatives.
+#[derive(Debug, Clone, Copy)]
+struct Scoring {
+    echo: Option<u32>,
+    report: Option<u32>,
+    /// Tokens to come that are not in the echoed text.
+    added: usize,
+}
+
+impl Scoring {
+    fn of(submission: &Submission, echo: Option<&Echo>) -> Self {
+        Self {
+            added: echo.map_or(0, |echo| echo.added),
+            echo: submission.sampling.logprobs.filter(|_| submission.echo),
+            report: submission.prompt_logprobs,
+        }
+    }
+
+    /// Adds a token of the prompt to what is told next.
+    fn push(&mut self, delta: &mut Delta, mut token: TokenLogprob) {
+        if self.added > 0 {
+            self.added -= 1;
+            token.chars = 0;
+        }
+        for (alternatives, list) in [
+            (self.echo, &mut delta.logprobs),
+            (self.report, &mut delta.prompt_logprobs),
+        ] {
+            if let Some(k) = alternatives {
+                let mut token = token.clone();
+                token.top.truncate(k as usize);
+                list.push(token);
+            }
+        }
+    }
+}
+
 /// One choice of a request while it runs.
 #[derive(Debug)]
 struct Choice {
@@ -64,6 +101,7 @@ struct Choice {
     seed: u64,
     tail: Tail,
     wants_logprobs: bool,
+    scoring: Scoring,
     turn: Option<OpenTurn>,
 }
 
@@ -161,21 +199,32 @@ impl Core {
                 stop_tokens: Arc::clone(&stop_tokens),
                 sampling: submission.sampling.clone(),
                 seed,
+                prompt_logprobs: submission.scored_alternatives(),
             });
             if let Err(error) = added {
                 self.drop_request(request);
                 return Err(error);
             }
+            let mut scoring = Scoring::of(submission, prepared.echo.as_ref());
+            let mut delta = Delta::default();
+            if let Some(echo) = &prepared.echo {
+                delta.text.push_str(&echo.text);
+            }
+            if let Some(tokenizer) = &self.tokenizer {
+                let first = token_logprob(tokenizer, prepared.prompt[0], None, &[]);
+                scoring.push(&mut delta, first);
+            }
             let choice = Choice {
                 detokenizer: Detokenizer::new(stopping.skip_special_tokens),
                 matcher: StopMatcher::new(&stopping.stop, stopping.include_stop),
                 tokens: 0,
-                delta: Delta::default(),
+                delta,
                 prompt_tokens: prepared.prompt.len(),
                 history_tokens: prepared.history_tokens,
                 seed,
                 tail: prepared.tail,
                 wants_logprobs: submission.sampling.logprobs.is_some(),
+                scoring,
                 turn: turn.take(),
             };
             self.choices.insert(id, choice);
@@ -361,7 +410,7 @@ impl<E: Events> StepTokens for Texts<'_, E> {
             choice.delta.logprobs.push(token_logprob(
                 tokenizer,
                 token,
-                self.output.logprobs[row],
+                Some(self.output.logprobs[row]),
                 top,
             ));
         }
@@ -384,20 +433,32 @@ impl<E: Events> StepTokens for Texts<'_, E> {
         }
         None
     }
+
+    fn on_prompt_token(&mut self, id: u64, row: usize, token: u32) {
+        let (Some(choice), Some(tokenizer)) = (self.choices.get_mut(&id), self.tokenizer) else {
+            return;
+        };
+        if let Some(top) = self.output.top.get(row) {
+            let scored = token_logprob(tokenizer, token, Some(self.output.logprobs[row]), top);
+            choice.scoring.push(&mut choice.delta, scored);
+        }
+    }
 }
 
 fn token_logprob(
     tokenizer: &Tokenizer,
     token: u32,
-    logprob: f32,
+    logprob: Option<f32>,
     top: &[(u32, f32)],
 ) -> TokenLogprob {
     let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-    TokenLogprob {
+    let alternative = |&(token, logprob)| Alternative {
+        token,
         bytes: bytes(token),
         logprob,
-        top: top.iter().map(|&(id, p)| (bytes(id), p)).collect(),
-    }
+    };
+    let top = top.iter().map(alternative).collect();
+    TokenLogprob::new(token, bytes(token), logprob, top)
 }
 
 /// The error of requests that were running when the engine went down.

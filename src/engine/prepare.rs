@@ -34,6 +34,17 @@ pub struct Prepared {
     pub system_tokens: usize,
     /// Whether the assistant's message is open after the input.
     pub tail: Tail,
+    /// The prompt as it is echoed, where that is asked for.
+    pub echo: Option<Echo>,
+}
+
+/// A prompt that is written before its output.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// The text as it was given, or that of the token ids.
+    pub text: String,
+    /// Leading tokens of the prompt that are not in the text: the tokenizer adds them.
+    pub added: usize,
 }
 
 struct Encoded {
@@ -70,6 +81,7 @@ pub fn prepare(
             encoded = encode(submission, &base, first, tokenizer, template, limits)?;
         }
     }
+    let echo = echo(submission, &encoded.input, tokenizer)?;
     let Base {
         history: mut prompt,
         turns,
@@ -115,6 +127,35 @@ pub fn prepare(
         turns,
         system_tokens,
         tail: encoded.tail,
+        echo,
+    })
+}
+
+fn echo(
+    submission: &Submission,
+    prompt: &[u32],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Option<Echo>> {
+    let Some(tokenizer) = tokenizer.filter(|_| submission.echo) else {
+        return Ok(None);
+    };
+    Ok(match &submission.input {
+        Input::Text { text } => {
+            let bare = tokenizer.encode(text, false)?;
+            Some(Echo {
+                text: text.clone(),
+                added: if prompt.ends_with(&bare) {
+                    prompt.len() - bare.len()
+                } else {
+                    0
+                },
+            })
+        }
+        Input::Tokens { ids } => Some(Echo {
+            text: tokenizer.decode(ids, false),
+            added: 0,
+        }),
+        Input::Turn { .. } | Input::Messages { .. } => None,
     })
 }
 

@@ -149,9 +149,10 @@ impl Worker {
             }
             return;
         }
+        let prompt_tokens = prepared.prompt.len();
         match self.core.add(request, &submission, prepared, lease, seed) {
             Ok(()) => {
-                reply.accept();
+                reply.accept(prompt_tokens);
                 self.replies.open.insert(request, (reply, open));
             }
             Err(error) => reply.fail(error),

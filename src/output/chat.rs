@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::json::{push_f32, push_string, write_bytes};
+use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
 use crate::error::Error;
 use crate::sched::FinishReason;
@@ -29,8 +30,24 @@ pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
     out.extend_from_slice(b",\"choices\":[");
 }
 
-/// Closes a chunk: with `usage` null where a usage chunk will follow.
+/// Closes a chunk: with the usage so far where that is asked for, else with `usage` null where a usage chunk will follow.
 pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
+    if head.continuous_usage {
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+            ..
+        } = head.usage;
+        let total = prompt_tokens + completion_tokens;
+        write_bytes(
+            out,
+            format_args!(
+                "],\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+                 \"total_tokens\":{total}}}}}\n\n"
+            ),
+        );
+        return;
+    }
     out.extend_from_slice(if head.include_usage {
         b"],\"usage\":null}\n\n".as_slice()
     } else {
@@ -73,13 +90,13 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
         if at > 0 {
             out.push(b',');
         }
-        push_token(out, &token.bytes, token.logprob);
+        push_token(out, &token.bytes, token.logprob.unwrap_or_default());
         out.extend_from_slice(b",\"top_logprobs\":[");
-        for (at, (bytes, logprob)) in token.top.iter().enumerate() {
+        for (at, other) in token.top.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            push_token(out, bytes, *logprob);
+            push_token(out, &other.bytes, other.logprob);
             out.push(b'}');
         }
         out.extend_from_slice(b"]}");
@@ -132,22 +149,22 @@ pub(super) fn last_chunk(
 }
 
 /// The usage chunk, where asked for, and the end of the stream.
-pub(super) fn end(out: &mut Vec<u8>, head: &Head, usage: &Usage) {
-    end_stream(out, head, "chat.completion.chunk", usage);
+pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
+    end_stream(out, head, "chat.completion.chunk");
 }
 
-pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str, usage: &Usage) {
+pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str) {
     if head.include_usage {
         out.extend_from_slice(b"data: ");
         push_head(out, head, object);
         out.extend_from_slice(b"],");
-        push_usage(out, usage);
+        push_usage(out, &head.usage);
         out.extend_from_slice(b"}\n\n");
     }
     out.extend_from_slice(b"data: [DONE]\n\n");
 }
 
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &Usage) {
+pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
     push_head(out, head, "chat.completion");
     for (index, choice) in choices.iter().enumerate() {
         if index > 0 {
@@ -163,8 +180,10 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &
         let word = choice.finish.map_or("stop", reason_word);
         write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
     }
-    out.extend_from_slice(b"],");
-    push_usage(out, usage);
+    out.push(b']');
+    push_prompt_logprobs(out, head, &choices[0]);
+    out.push(b',');
+    push_usage(out, &head.usage);
     out.push(b'}');
 }
 

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::chat::{close_chunk, end_stream, push_head, push_usage, reason_word};
 use super::json::{push_f32, push_string, write_bytes};
-use super::reply::{Choice, Head, Usage};
+use super::prompt::push_prompt_logprobs;
+use super::reply::{Choice, Head};
 use crate::sched::FinishReason;
 
 const OBJECT: &str = "text_completion";
@@ -21,13 +22,6 @@ fn push_text_of(out: &mut Vec<u8>, bytes: &[u8]) {
         let _ = write!(text, "\\x{byte:02x}");
     }
     push_string(out, &text);
-}
-
-/// Characters that begin in `bytes`.
-pub(super) fn chars(bytes: &[u8]) -> usize {
-    const CONTINUATION: std::ops::RangeInclusive<u8> = 0x80..=0xbf;
-    let begins = |byte: &&u8| !CONTINUATION.contains(*byte);
-    bytes.iter().filter(begins).count()
 }
 
 fn push_list<T>(out: &mut Vec<u8>, items: &[T], mut push: impl FnMut(&mut Vec<u8>, &T)) {
@@ -50,17 +44,24 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
     out.extend_from_slice(b"{\"tokens\":");
     push_list(out, tokens, |out, token| push_text_of(out, &token.bytes));
     out.extend_from_slice(b",\"token_logprobs\":");
-    push_list(out, tokens, |out, token| push_f32(out, token.logprob));
+    push_list(out, tokens, |out, token| match token.logprob {
+        Some(logprob) => push_f32(out, logprob),
+        None => out.extend_from_slice(b"null"),
+    });
     out.extend_from_slice(b",\"top_logprobs\":");
     push_list(out, tokens, |out, token| {
+        if token.logprob.is_none() {
+            out.extend_from_slice(b"null");
+            return;
+        }
         out.push(b'{');
-        for (at, (bytes, logprob)) in token.top.iter().enumerate() {
+        for (at, other) in token.top.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            push_text_of(out, bytes);
+            push_text_of(out, &other.bytes);
             out.push(b':');
-            push_f32(out, *logprob);
+            push_f32(out, other.logprob);
         }
         out.push(b'}');
     });
@@ -68,7 +69,7 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
     out.extend_from_slice(b",\"text_offset\":");
     push_list(out, tokens, |out, token| {
         write_bytes(out, format_args!("{offset}"));
-        offset += chars(&token.bytes);
+        offset += token.chars;
     });
     out.push(b'}');
 }
@@ -81,10 +82,12 @@ fn push_choice(
     choice: &Choice,
     reason: Option<FinishReason>,
 ) {
+    let index = head.first_choice + index;
     write_bytes(out, format_args!("{{\"index\":{index},\"text\":"));
     push_string(out, text);
     out.extend_from_slice(b",\"logprobs\":");
     push_logprobs(out, head, choice);
+    push_prompt_logprobs(out, head, choice);
     match reason {
         Some(reason) => write_bytes(
             out,
@@ -123,11 +126,11 @@ pub(super) fn last_chunk(
     push_chunk(out, head, index, text, choice, Some(reason));
 }
 
-pub(super) fn end(out: &mut Vec<u8>, head: &Head, usage: &Usage) {
-    end_stream(out, head, OBJECT, usage);
+pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
+    end_stream(out, head, OBJECT);
 }
 
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &Usage) {
+pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
     push_head(out, head, OBJECT);
     for (index, choice) in choices.iter().enumerate() {
         if index > 0 {
@@ -136,7 +139,7 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice], usage: &
         push_choice(out, head, index, &choice.text, choice, choice.finish);
     }
     out.extend_from_slice(b"],");
-    push_usage(out, usage);
+    push_usage(out, &head.usage);
     out.push(b'}');
 }
 
@@ -151,15 +154,14 @@ mod tests {
     use crate::sched::FinishReason;
 
     fn delta(text: &str, tokens: &[&[u8]]) -> Delta {
-        let logprobs = tokens.iter().map(|bytes| TokenLogprob {
-            bytes: bytes.to_vec(),
-            logprob: -0.5,
-            top: Vec::new(),
-        });
+        let logprobs = tokens
+            .iter()
+            .map(|bytes| TokenLogprob::new(7, bytes.to_vec(), Some(-0.5), Vec::new()));
         Delta {
             text: text.to_owned(),
             tokens: tokens.len(),
             logprobs: logprobs.collect(),
+            prompt_logprobs: Vec::new(),
         }
     }
 
@@ -173,7 +175,7 @@ mod tests {
         let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
         let mailbox = Mailbox::new(1, Arc::new(Wake::new().unwrap()));
         let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
-        reply.accept();
+        reply.accept(1);
         reply.push(0, delta("ab", &[b"ab"]));
         // Two tokens make one character; what the first of them is has to wait for the second.
         reply.push(0, delta("", &[b"\xc3"]));

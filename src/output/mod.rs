@@ -5,7 +5,8 @@ mod completions;
 mod generate;
 mod json;
 mod mailbox;
+mod prompt;
 mod reply;
 
 pub use mailbox::{Mailbox, Poll, Wake};
-pub use reply::{Delta, Reply, TokenLogprob, Usage};
+pub use reply::{Alternative, Delta, Reply, TokenLogprob, Usage};

@@ -24,12 +24,47 @@ pub struct Usage {
 /// A token with its log-probability and the most likely alternatives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
+    /// Its id.
+    pub token: u32,
     /// The token's bytes; not always whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability; the first token of a prompt has none.
+    pub logprob: Option<f32>,
+    /// The most likely tokens, best first.
+    pub top: Vec<Alternative>,
+    /// Characters of the text that begin in it.
+    pub chars: usize,
+}
+
+/// Characters that begin in `bytes`.
+pub(super) fn chars(bytes: &[u8]) -> usize {
+    const CONTINUATION: std::ops::RangeInclusive<u8> = 0x80..=0xbf;
+    let begins = |byte: &&u8| !CONTINUATION.contains(*byte);
+    bytes.iter().filter(begins).count()
+}
+
+impl TokenLogprob {
+    /// A token that is in the text.
+    pub fn new(token: u32, bytes: Vec<u8>, logprob: Option<f32>, top: Vec<Alternative>) -> Self {
+        Self {
+            token,
+            chars: chars(&bytes),
+            bytes,
+            logprob,
+            top,
+        }
+    }
+}
+
+/// A token that could have come in the place of another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alternative {
+    /// Its id.
+    pub token: u32,
+    /// Its bytes.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// The most likely tokens, best first.
-    pub top: Vec<(Vec<u8>, f32)>,
 }
 
 /// What one step added to a choice.
@@ -39,8 +74,10 @@ pub struct Delta {
     pub text: String,
     /// Generated tokens so far.
     pub tokens: usize,
-    /// Log-probabilities of the new tokens, where asked for.
+    /// Log-probabilities of the new tokens, where asked for; those of an echoed prompt come first.
     pub logprobs: Vec<TokenLogprob>,
+    /// Log-probabilities of the prompt's tokens, where they are reported by themselves.
+    pub prompt_logprobs: Vec<TokenLogprob>,
 }
 
 #[derive(Debug, Default)]
@@ -50,19 +87,25 @@ pub(super) struct Choice {
     pub(super) tokens: usize,
     /// Not yet written (streams), or all (whole replies).
     pub(super) logprobs: Vec<TokenLogprob>,
+    pub(super) prompt_logprobs: Vec<TokenLogprob>,
     /// Characters of the tokens that were written before `logprobs` (streams).
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
 }
 
-/// What every frame of a reply repeats.
+/// What the frames of a reply share.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) created: i64,
     pub(super) include_usage: bool,
+    pub(super) continuous_usage: bool,
     pub(super) logprobs: bool,
+    pub(super) prompt_logprobs: bool,
+    pub(super) first_choice: usize,
+    /// So far.
+    pub(super) usage: Usage,
 }
 
 /// The reply of one request.
@@ -72,7 +115,6 @@ pub struct Reply {
     stream: bool,
     head: Head,
     choices: Vec<Choice>,
-    usage: Usage,
     mailbox: Arc<Mailbox>,
 }
 
@@ -87,10 +129,13 @@ impl Reply {
                 model: submission.model.clone(),
                 created: submission.created,
                 include_usage: submission.include_usage,
+                continuous_usage: submission.continuous_usage,
                 logprobs: submission.sampling.logprobs.is_some(),
+                prompt_logprobs: submission.prompt_logprobs.is_some(),
+                first_choice: submission.first_choice as usize,
+                usage: Usage::default(),
             },
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
-            usage: Usage::default(),
             mailbox,
         }
     }
@@ -100,8 +145,9 @@ impl Reply {
         &self.mailbox
     }
 
-    /// The request will run.
-    pub fn accept(&self) {
+    /// The request will run, on a prompt of so many tokens.
+    pub fn accept(&mut self, prompt_tokens: usize) {
+        self.head.usage.prompt_tokens = prompt_tokens;
         if !self.stream || self.route != Route::Chat {
             self.mailbox.accept();
             return;
@@ -114,10 +160,9 @@ impl Reply {
     }
 
     /// Adds what one step generated for choice `index`.
-    pub fn push(&mut self, index: usize, delta: Delta) {
+    pub fn push(&mut self, index: usize, mut delta: Delta) {
+        self.take(index, &mut delta);
         let choice = &mut self.choices[index];
-        choice.tokens = delta.tokens;
-        choice.logprobs.extend(delta.logprobs);
         if !self.stream {
             choice.text.push_str(&delta.text);
         } else if !delta.text.is_empty() {
@@ -129,29 +174,34 @@ impl Reply {
                 }
             });
             let written = choice.logprobs.drain(..);
-            choice.text_offset += written
-                .map(|token| completions::chars(&token.bytes))
-                .sum::<usize>();
+            choice.text_offset += written.map(|token| token.chars).sum::<usize>();
         }
+    }
+
+    /// Books all of a delta but its text.
+    fn take(&mut self, index: usize, delta: &mut Delta) {
+        let choice = &mut self.choices[index];
+        choice.tokens = delta.tokens;
+        choice.logprobs.append(&mut delta.logprobs);
+        choice.prompt_logprobs.append(&mut delta.prompt_logprobs);
+        self.head.usage.completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
     }
 
     /// Ends choice `index` with its last text; the reply ends with its last choice, and then true is returned.
     pub fn finish(
         &mut self,
         index: usize,
-        delta: Delta,
+        mut delta: Delta,
         reason: FinishReason,
         usage: Usage,
     ) -> bool {
-        let completion_tokens = self.usage.completion_tokens + usage.completion_tokens;
-        self.usage = Usage {
-            completion_tokens,
+        self.take(index, &mut delta);
+        self.head.usage = Usage {
+            completion_tokens: self.head.usage.completion_tokens,
             ..usage
         };
         let choice = &mut self.choices[index];
-        choice.tokens = delta.tokens;
         choice.finish = Some(reason);
-        choice.logprobs.extend(delta.logprobs);
         if !self.stream {
             choice.text.push_str(&delta.text);
         }
@@ -160,7 +210,7 @@ impl Reply {
             let choice = &self.choices[index];
             self.mailbox.write(|out| match self.route {
                 Route::Generate => {
-                    generate::last_frame(out, &delta.text, choice.tokens, reason, &self.usage);
+                    generate::last_frame(out, &delta.text, choice.tokens, reason, &self.head.usage);
                 }
                 Route::Chat => {
                     chat::last_chunk(out, &self.head, index, &delta.text, choice, reason);
@@ -177,14 +227,14 @@ impl Reply {
     }
 
     fn end(&self) {
-        let (head, choices, usage) = (&self.head, &self.choices, &self.usage);
+        let (head, choices) = (&self.head, &self.choices);
         self.mailbox.end(|out| match (self.stream, self.route) {
             (true, Route::Generate) => {}
-            (true, Route::Chat) => chat::end(out, head, usage),
-            (true, Route::Completions) => completions::end(out, head, usage),
-            (false, Route::Generate) => generate::whole(out, &choices[0], usage),
-            (false, Route::Chat) => chat::whole(out, head, choices, usage),
-            (false, Route::Completions) => completions::whole(out, head, choices, usage),
+            (true, Route::Chat) => chat::end(out, head),
+            (true, Route::Completions) => completions::end(out, head),
+            (false, Route::Generate) => generate::whole(out, &choices[0], &head.usage),
+            (false, Route::Chat) => chat::whole(out, head, choices),
+            (false, Route::Completions) => completions::whole(out, head, choices),
         });
     }
 
@@ -194,7 +244,7 @@ impl Reply {
             .fail(error, !self.stream, |error, out| match self.route {
                 Route::Generate => {
                     let tokens = self.choices.first().map_or(0, |choice| choice.tokens);
-                    generate::error_frame(out, tokens, error, &self.usage);
+                    generate::error_frame(out, tokens, error, &self.head.usage);
                 }
                 Route::Chat | Route::Completions => chat::error_chunk(out, error),
             });

@@ -56,6 +56,9 @@ pub trait StepTokens {
         token: u32,
         reason: Option<FinishReason>,
     ) -> Option<FinishReason>;
+
+    /// Told of each token of a prompt that is scored, in order, the first one left out: `row` has its log-probability.
+    fn on_prompt_token(&mut self, id: u64, row: usize, token: u32);
 }
 
 /// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between.
@@ -183,6 +186,7 @@ impl Scheduler {
         self.grant_oldest_prompt(&mut budget);
         self.admit(&mut budget);
         self.grant_shortest_prompts(&mut budget);
+        self.grant_scoring(&mut budget);
         self.step.clear();
         for sequence in self.running.iter().filter(|sequence| sequence.granted > 0) {
             self.step.add(sequence, sequence.granted);
@@ -248,7 +252,9 @@ impl Scheduler {
 
     fn grant_shortest_prompts(&mut self, budget: &mut usize) {
         while *budget > 0 {
-            let unfinished = |sequence: &Sequence| sequence.remaining() - sequence.granted;
+            let unfinished = |sequence: &Sequence| {
+                (sequence.remaining() - sequence.granted).min(free_tokens(sequence))
+            };
             let open = self
                 .running
                 .iter()
@@ -266,9 +272,27 @@ impl Scheduler {
         }
     }
 
-    /// Gives the sequence at `at` up to `tokens` more tokens of this step, taking blocks from the lowest ranks if it must.
+    /// Shares out the rows that are left once each running sequence has one: a prompt that is scored needs a row for each token.
+    fn grant_scoring(&mut self, budget: &mut usize) {
+        let mut rows = self.config.max_batch - self.running.len();
+        let mut at = 0;
+        while at < self.running.len() && rows > 0 {
+            if self.running[at].is_scoring() {
+                rows -= self.grant_any(at, rows, budget);
+            }
+            at += 1;
+        }
+    }
+
+    /// Gives the sequence at `at` up to `tokens` more tokens of this step, as far as they need no row beside its own.
     /// Returns how many it got.
     fn grant(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
+        let free = free_tokens(&self.running[at]);
+        self.grant_any(at, tokens.min(free), budget)
+    }
+
+    /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.
+    fn grant_any(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
         let sequence = &self.running[at];
         let tokens = tokens
             .min(sequence.remaining() - sequence.granted)
@@ -321,8 +345,9 @@ impl Scheduler {
         let (mut row, mut at) = (0, 0);
         let mut ended = false;
         for scheduled in &self.step.scheduled {
-            let token_row = row;
-            row += usize::from(scheduled.samples);
+            let first_row = row;
+            let token_row = row + scheduled.prompt_rows;
+            row = token_row + usize::from(scheduled.samples);
             while at < self.running.len() && self.running[at].granted == 0 {
                 at += 1;
             }
@@ -337,6 +362,11 @@ impl Scheduler {
             sequence.computed += scheduled.new_tokens;
             sequence.granted = 0;
             sequence.table.register(&sequence.tokens, sequence.computed);
+            for row in first_row..token_row {
+                let token = sequence.new.prompt[sequence.scored];
+                events.on_prompt_token(scheduled.id, row, token);
+                sequence.scored += 1;
+            }
             let (tenant, mut output) = (sequence.new.tenant, 0);
             let mut reason = None;
             if scheduled.samples {
@@ -393,4 +423,13 @@ impl Scheduler {
         }
         self.queue.remove(id)
     }
+}
+
+/// Tokens that a sequence may still be granted in this step with one row: those before the prompt's scored part, and one more.
+fn free_tokens(sequence: &Sequence) -> usize {
+    if !sequence.is_scoring() {
+        return usize::MAX;
+    }
+    let reached = sequence.computed + sequence.granted;
+    (sequence.next_scoring_position() + 1).saturating_sub(reached)
 }

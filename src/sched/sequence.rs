@@ -49,6 +49,8 @@ pub struct NewSequence {
     pub sampling: SamplingParams,
     /// Seed of its sampling.
     pub seed: u64,
+    /// Alternatives to report for each token of the prompt, beside its own; absent: the prompt is not scored.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// A sequence that waits or runs.
@@ -61,6 +63,8 @@ pub struct Sequence {
     /// Tokens of the prompt that the prefix cache had when the sequence first ran.
     pub(super) cached: usize,
     pub(super) has_run: bool,
+    /// Leading tokens of the prompt whose log-probability is known or not asked for; the first has none.
+    pub(super) scored: usize,
     pub(super) seen: Option<SeenTokens>,
     pub(super) order: u64,
     pub(super) preemptions: u32,
@@ -81,7 +85,9 @@ impl Sequence {
         let seen = penalized.then(|| SeenTokens::from_prompt(&new.prompt));
         let tokens = new.prompt.clone();
         let table = BlockTable::from_prefix(pool, new.tenant, &[]);
+        let scored = new.prompt_logprobs.map_or(new.prompt.len(), |_| 1);
         Self {
+            scored,
             new,
             tokens,
             computed: 0,
@@ -145,9 +151,23 @@ impl Sequence {
         self.new.max_tokens > 0
     }
 
-    /// Holds the cached part of the prefix; at least the last token is left to compute, since its logits are needed.
+    pub(super) const fn is_scoring(&self) -> bool {
+        self.scored < self.new.prompt.len()
+    }
+
+    /// The position whose logits score the next token of the prompt.
+    pub(super) const fn next_scoring_position(&self) -> usize {
+        self.scored - 1
+    }
+
+    /// Holds the cached part of the prefix. What is left to compute has every token whose logits are needed: the last, and those
+    /// that score the prompt.
     pub(super) fn attach_prefix(&mut self, pool: &Arc<BlockPool>) {
-        let known = self.tokens.len().saturating_sub(1);
+        let known = if self.is_scoring() {
+            self.next_scoring_position()
+        } else {
+            self.tokens.len().saturating_sub(1)
+        };
         self.table = BlockTable::from_prefix(pool, self.new.tenant, &self.tokens[..known]);
         self.computed = self.table.capacity();
     }

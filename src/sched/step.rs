@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use super::sampling::uniform;
+use super::sampling::{SeenTokens, uniform};
 use super::sequence::Sequence;
+use crate::request::SamplingParams;
+
+/// What lifts a token's logit above all others.
+const FORCED: f32 = 1e30;
 
 /// One sequence's part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +16,8 @@ pub struct Scheduled {
     pub id: u64,
     /// Tokens of it that this step computes.
     pub new_tokens: usize,
+    /// Rows that score tokens of its prompt; they come before the sampled one.
+    pub prompt_rows: usize,
     /// Whether its next token is sampled.
     pub samples: bool,
 }
@@ -121,6 +127,7 @@ impl Step {
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push(end as i32);
         self.block_tables.push(sequence.table.snapshot());
+        let prompt_rows = self.add_prompt_rows(sequence, end);
         let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
             self.add_row(sequence);
@@ -128,23 +135,40 @@ impl Step {
         self.scheduled.push(Scheduled {
             id: sequence.id(),
             new_tokens,
+            prompt_rows,
             samples,
         });
     }
 
+    /// A token of the prompt is scored by a row that can only sample this token, so that whoever samples need not know of it.
+    /// Returns the number of rows.
+    fn add_prompt_rows(&mut self, sequence: &Sequence, end: usize) -> usize {
+        if !sequence.is_scoring() {
+            return 0;
+        }
+        let sampling = SamplingParams {
+            temperature: 0.0,
+            logprobs: sequence.new.prompt_logprobs,
+            ..SamplingParams::default()
+        };
+        let last = end.min(sequence.new.prompt.len() - 1);
+        let first_row = self.token_ids.len() - (end - sequence.computed);
+        let positions = sequence.next_scoring_position().max(sequence.computed)..last;
+        let count = positions.len();
+        for position in positions {
+            self.push_row(first_row + position - sequence.computed, &sampling, 0.0);
+            self.bias_token
+                .push(sequence.new.prompt[position + 1] as i32);
+            self.bias_value.push(FORCED);
+            self.close_row(None);
+        }
+        count
+    }
+
     fn add_row(&mut self, sequence: &Sequence) {
         let s = &sequence.new.sampling;
-        self.sample_rows.push(self.token_ids.len() as i32 - 1);
-        self.temperature.push(s.temperature);
-        self.top_k.push(s.top_k as i32);
-        self.top_p.push(s.top_p);
-        self.min_p.push(s.min_p);
-        self.repetition_penalty.push(s.repetition_penalty);
-        self.presence_penalty.push(s.presence_penalty);
-        self.frequency_penalty.push(s.frequency_penalty);
-        self.uniform
-            .push(uniform(sequence.new.seed, sequence.tokens.len() as u64));
-        self.logprobs.push(s.logprobs.map_or(-1, |k| k as i32));
+        let uniform = uniform(sequence.new.seed, sequence.tokens.len() as u64);
+        self.push_row(self.token_ids.len() - 1, s, uniform);
         for &(token, bias) in &s.logit_bias {
             self.bias_token.push(token as i32);
             self.bias_value.push(bias);
@@ -155,8 +179,26 @@ impl Step {
                 self.bias_value.push(f32::NEG_INFINITY);
             }
         }
+        self.close_row(sequence.seen.as_ref());
+    }
+
+    fn push_row(&mut self, token_row: usize, s: &SamplingParams, uniform: f32) {
+        self.sample_rows.push(token_row as i32);
+        self.temperature.push(s.temperature);
+        self.top_k.push(s.top_k as i32);
+        self.top_p.push(s.top_p);
+        self.min_p.push(s.min_p);
+        self.repetition_penalty.push(s.repetition_penalty);
+        self.presence_penalty.push(s.presence_penalty);
+        self.frequency_penalty.push(s.frequency_penalty);
+        self.uniform.push(uniform);
+        self.logprobs.push(s.logprobs.map_or(-1, |k| k as i32));
+    }
+
+    /// Ends the row pushed last, once its biases are there.
+    fn close_row(&mut self, seen: Option<&SeenTokens>) {
         self.bias_start.push(self.bias_token.len() as i32);
-        if let Some(seen) = &sequence.seen {
+        if let Some(seen) = seen {
             self.seen_token.extend_from_slice(seen.tokens());
             self.seen_count.extend_from_slice(seen.counts());
         }

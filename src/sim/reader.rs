@@ -94,9 +94,9 @@ impl Replies {
         self.readers.insert(request, reader);
     }
 
-    pub(super) fn accept(&self, request: u64) {
-        if let Some(reply) = self.open.get(&request) {
-            reply.accept();
+    pub(super) fn accept(&mut self, request: u64, prompt_tokens: usize) {
+        if let Some(reply) = self.open.get_mut(&request) {
+            reply.accept(prompt_tokens);
         }
     }
 

@@ -72,12 +72,15 @@ impl Executor for ToyModel {
 
     fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
         output.tokens.clear();
-        let sampling = step
-            .scheduled
-            .iter()
-            .enumerate()
-            .filter(|(_, scheduled)| scheduled.samples);
-        for (at, _) in sampling {
+        for (at, scheduled) in step.scheduled.iter().enumerate() {
+            for _ in 0..scheduled.prompt_rows {
+                // A row that scores a token of a prompt is biased towards it alone.
+                let bias = step.bias_start[output.tokens.len()];
+                output.tokens.push(step.bias_token[bias as usize] as u32);
+            }
+            if !scheduled.samples {
+                continue;
+            }
             let context = self.context(&step.block_tables[at], step.context_lens[at] as usize)?;
             output.tokens.push(next_token(&context, self.vocab_size));
         }

@@ -1,0 +1,56 @@
+//! Log-probabilities of a prompt by themselves, as vLLM writes them: one object for each token, keyed by token id, with the
+//! token itself and its alternatives; null for the first.
+
+use super::json::{push_f32, push_string, write_bytes};
+use super::reply::{Choice, Head, TokenLogprob};
+
+/// Adds `,"prompt_logprobs":[...]` where it is asked for.
+pub(super) fn push_prompt_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
+    if !head.prompt_logprobs {
+        return;
+    }
+    out.extend_from_slice(b",\"prompt_logprobs\":[");
+    for (at, token) in choice.prompt_logprobs.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        push_position(out, token);
+    }
+    out.push(b']');
+}
+
+fn push_position(out: &mut Vec<u8>, token: &TokenLogprob) {
+    let Some(logprob) = token.logprob else {
+        out.extend_from_slice(b"null");
+        return;
+    };
+    out.push(b'{');
+    let mut named = false;
+    for (at, other) in token.top.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        named |= other.token == token.token;
+        push_token(out, other.token, &other.bytes, other.logprob, Some(at + 1));
+    }
+    if !named {
+        if !token.top.is_empty() {
+            out.push(b',');
+        }
+        push_token(out, token.token, &token.bytes, logprob, None);
+    }
+    out.push(b'}');
+}
+
+/// `rank` counts from 1; it is not known of a token that is not among the alternatives.
+fn push_token(out: &mut Vec<u8>, token: u32, bytes: &[u8], logprob: f32, rank: Option<usize>) {
+    write_bytes(out, format_args!("\"{token}\":{{\"logprob\":"));
+    push_f32(out, logprob);
+    match rank {
+        Some(rank) => write_bytes(out, format_args!(",\"rank\":{rank}")),
+        None => out.extend_from_slice(b",\"rank\":null"),
+    }
+    out.extend_from_slice(b",\"decoded_token\":");
+    push_string(out, &String::from_utf8_lossy(bytes));
+    out.push(b'}');
+}
