@@ -67,6 +67,19 @@ pub enum Input {
     },
 }
 
+/// Which chunks of a stream have the usage (`OpenAI` routes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageChunks {
+    /// None.
+    #[default]
+    None,
+    /// One more before `[DONE]`.
+    Last,
+    /// One more before `[DONE]`, and each of the others has the usage so far.
+    Every,
+}
+
 /// What becomes of a turn whose client leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -206,12 +219,9 @@ pub struct Submission {
     /// Stream, or answer whole.
     #[serde(default)]
     pub stream: bool,
-    /// A chunk with the usage before `[DONE]`.
+    /// Which chunks of a stream have the usage.
     #[serde(default)]
-    pub include_usage: bool,
-    /// The usage so far in every other chunk.
-    #[serde(default)]
-    pub continuous_usage: bool,
+    pub usage_chunks: UsageChunks,
     /// Number of the first choice in the reply, for one that is a part of a larger reply.
     #[serde(default)]
     pub first_choice: u32,

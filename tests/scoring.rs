@@ -112,7 +112,7 @@ fn a_prompt_that_is_known_is_computed_again_to_score_it() {
             ],
         );
         assert_eq!(results.len(), 2);
-        assert_eq!(scores.get(&2).is_some(), scored);
+        assert_eq!(scores.contains_key(&2), scored);
     }
 }
 

@@ -6,6 +6,7 @@ use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
 use crate::error::Error;
+use crate::request::UsageChunks;
 use crate::sched::FinishReason;
 
 /// `OpenAI`'s word for a reason; a turn that was cancelled stopped.
@@ -30,29 +31,25 @@ pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
     out.extend_from_slice(b",\"choices\":[");
 }
 
-/// Closes a chunk: with the usage so far where that is asked for, else with `usage` null where a usage chunk will follow.
+/// Closes a chunk: with the usage so far, or with none where it comes in a chunk of its own.
 pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
-    if head.continuous_usage {
-        let Usage {
-            prompt_tokens,
-            completion_tokens,
-            ..
-        } = head.usage;
-        let total = prompt_tokens + completion_tokens;
-        write_bytes(
+    let Usage {
+        prompt_tokens,
+        completion_tokens,
+        ..
+    } = head.usage;
+    match head.usage_chunks {
+        UsageChunks::None => out.extend_from_slice(b"]}\n\n"),
+        UsageChunks::Last => out.extend_from_slice(b"],\"usage\":null}\n\n"),
+        UsageChunks::Every => write_bytes(
             out,
             format_args!(
                 "],\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
-                 \"total_tokens\":{total}}}}}\n\n"
+                 \"total_tokens\":{}}}}}\n\n",
+                prompt_tokens + completion_tokens
             ),
-        );
-        return;
+        ),
     }
-    out.extend_from_slice(if head.include_usage {
-        b"],\"usage\":null}\n\n".as_slice()
-    } else {
-        b"]}\n\n"
-    });
 }
 
 pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
@@ -154,7 +151,7 @@ pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
 }
 
 pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str) {
-    if head.include_usage {
+    if head.usage_chunks != UsageChunks::None {
         out.extend_from_slice(b"data: ");
         push_head(out, head, object);
         out.extend_from_slice(b"],");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::mailbox::Mailbox;
 use super::{chat, completions, generate};
 use crate::error::Error;
-use crate::request::{Route, Submission};
+use crate::request::{Route, Submission, UsageChunks};
 use crate::sched::FinishReason;
 
 /// Tokens of one request.
@@ -99,8 +99,7 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) created: i64,
-    pub(super) include_usage: bool,
-    pub(super) continuous_usage: bool,
+    pub(super) usage_chunks: UsageChunks,
     pub(super) logprobs: bool,
     pub(super) prompt_logprobs: bool,
     pub(super) first_choice: usize,
@@ -128,8 +127,7 @@ impl Reply {
                 id: submission.reply_id.clone(),
                 model: submission.model.clone(),
                 created: submission.created,
-                include_usage: submission.include_usage,
-                continuous_usage: submission.continuous_usage,
+                usage_chunks: submission.usage_chunks,
                 logprobs: submission.sampling.logprobs.is_some(),
                 prompt_logprobs: submission.prompt_logprobs.is_some(),
                 first_choice: submission.first_choice as usize,

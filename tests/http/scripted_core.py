@@ -372,7 +372,7 @@ def ending(stream: ScriptedStream, reason: str) -> bytes:
     reason = "stop" if reason == "abort" else reason
     if request.get("stream"):
         last = event(stream, [choice({}, reason)])
-        if request.get("include_usage"):
+        if request.get("usage_chunks", "none") != "none":
             last += event(stream, [], usage=chat_usage(stream))
         return last + b"data: [DONE]\n\n"
     answer = {"role": "assistant", "content": stream.text, "refusal": None}

@@ -125,7 +125,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         "model": MODEL,
         "input": {"type": "messages", "messages": HELLO},
         "stream": True,
-        "include_usage": True,
+        "usage_chunks": "last",
         "n": 2,
         "sampling": {
             "temperature": 0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve import _core
 from tiny_engine import EOS, FormulaRunner, byte_tokenizer
-from wire import error_of
+from wire import error_of, events_of
 
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -113,6 +114,42 @@ def test_special_tokens_in_the_text(client: httpx.Client) -> None:
     assert special.replace("<|im_end|>", "") == plain
 
 
+def test_logprobs_of_the_prompt(client: httpx.Client) -> None:
+    reply = client.post("/v1/chat/completions", json=ask(prompt_logprobs=0, n=2)).json()
+    prompt = f"{ASKED}<|im_start|>assistant\n"
+    first, *others = reply["prompt_logprobs"]
+    assert first is None
+    assert len(others) == reply["usage"]["prompt_tokens"] - 1
+    decoded = "<|im_start|>" + "".join(token["decoded_token"] for position in others for token in position.values())
+    assert decoded == prompt
+    (token_id,) = others[0]
+    assert others[0][token_id] == {"logprob": -int(token_id) / 64, "rank": None, "decoded_token": "u"}
+
+
+def test_usage_in_every_chunk(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = ask(stream=True, stream_options=options, max_tokens=5)
+    *chunks, last = events_of(client.post("/v1/chat/completions", json=body).content)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert (counts[0], counts[-1]) == (0, 5)
+    assert counts == sorted(counts)
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {last["usage"]["prompt_tokens"]}
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
+def test_the_model_is_text_only_and_nothing_is_fetched(client: httpx.Client, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/cat.png"
+        part = {"type": kind, kind: {"url": url, "data": url, "file_data": url}}
+        messages = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}]
+        response = client.post("/v1/chat/completions", json=ask(messages=messages))
+        error = error_of(response, 400, "unsupported_content_type", "messages[0].content[1].type")
+        assert "text-only" in error["message"]
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
 def test_priority_reaches_the_core(scripted: Running, scripted_client: httpx.Client) -> None:
     assert scripted_client.post("/v1/chat/completions", json=ask(priority=-7)).status_code == 200
     assert scripted.core.submitted[-1]["priority"] == -7
@@ -132,6 +169,9 @@ def test_priority_reaches_the_core(scripted: Running, scripted_client: httpx.Cli
             {"messages": [USER, OPEN], "continue_final_message": True, "add_generation_prompt": True},
             "continue_final_message",
         ),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "session_id": 5}, "prompt_logprobs"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"chat_template_kwargs": {"date_string": "x" * 513}}, "chat_template_kwargs.date_string"),
     ],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import openai
 import pytest
 from conftest import MODEL, Running
-from tiny_engine import MAX_MODEL_LEN
-from wire import error_of, events_of
+from lmserve.api.completions import GatheredCompletion
+from lmserve.schemas.chat import ChatUsage
+from lmserve.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionReply
+from tiny_engine import EOS, MAX_MODEL_LEN
+from wire import error_of, events_of, wait_until
 
 ROUTE = "/v1/completions"
 PROMPTS = ["Once upon a time", "In the beginning", "It was a dark night"]
@@ -136,6 +141,58 @@ def test_prompts_of_token_ids(client: httpx.Client, sdk: openai.OpenAI) -> None:
     assert [choice.text for choice in reply.choices] == texts
 
 
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_several_prompts_in_one_stream(client: httpx.Client, include_usage: bool) -> None:
+    fields = {"prompt": PROMPTS, "n": 2, "max_tokens": 20, "echo": True}
+    whole = complete(client, **fields)
+    options = {"stream": True, "stream_options": {"include_usage": include_usage}}
+    chunks = events_of(client.post(ROUTE, json=ask(**fields, **options)).content)
+    texts = [""] * 6
+    reasons: list[str | None] = [None] * 6
+    if include_usage:
+        last = chunks.pop()
+        assert last["choices"] == []
+        usage, expected = last["usage"], whole["usage"]
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert usage[name] == expected[name]
+    for chunk in chunks:
+        assert ("usage" in chunk) == include_usage
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["text"]
+        reasons[choice["index"]] = choice["finish_reason"]
+    assert texts == [choice["text"] for choice in whole["choices"]]
+    assert reasons == ["length"] * 6
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    order = [chunk["choices"][0]["index"] for chunk in chunks]
+    assert order != sorted(order)  # they mix
+
+
+def test_usage_in_every_chunk(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = client.post(ROUTE, json=ask(n=2, max_tokens=5, stream=True, stream_options=options))
+    *chunks, last = events_of(response.content)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == last["usage"]["completion_tokens"] == 10
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {16}
+    assert all(chunk["usage"]["total_tokens"] == count + 16 for chunk, count in zip(chunks, counts, strict=True))
+
+
+def test_a_failing_prompt_of_a_stream_fails_all(real: Running, client: httpx.Client) -> None:
+    body = ask(prompt=[*PROMPTS, "x" * MAX_MODEL_LEN], max_tokens=2000, stream=True)
+    error_of(client.post(ROUTE, json=body), 400, "context_length_exceeded")
+    assert real.engine.open_streams == 0
+
+
+def test_a_client_that_leaves_stops_all_its_prompts(real: Running, client: httpx.Client) -> None:
+    body = ask(prompt=PROMPTS, max_tokens=3000, stream=True)
+    with client.stream("POST", ROUTE, json=body) as response:
+        chunks = response.iter_bytes()
+        assert next(chunks)
+        assert real.engine.open_streams == 3
+    wait_until(lambda: real.engine.stats()["open_requests"] == 0, "nothing runs any more")
+
+
 def test_several_prompts_with_logprobs(client: httpx.Client) -> None:
     reply = complete(client, prompt=PROMPTS, logprobs=1)
     single = complete(client, prompt=PROMPTS[1], logprobs=1)
@@ -146,6 +203,95 @@ def test_echo(client: httpx.Client) -> None:
     assert text_of(client, echo=True) == PROMPTS[0] + text_of(client)
     reply = complete(client, prompt=PROMPTS, echo=True, max_tokens=0)
     assert [choice["text"] for choice in reply["choices"]] == PROMPTS
+    ids = [[*PROMPTS[0].encode(), EOS], list(PROMPTS[1].encode())]
+    reply = complete(client, prompt=ids, echo=True, max_tokens=0)
+    assert [choice["text"] for choice in reply["choices"]] == [f"{PROMPTS[0]}<|im_end|>", PROMPTS[1]]
+    chunks = events_of(client.post(ROUTE, json=ask(echo=True, stream=True)).content)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == PROMPTS[0] + text_of(client)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 6])
+def test_echo_with_logprobs(client: httpx.Client, max_tokens: int) -> None:
+    prompt = "Where to? é" * 30  # longer than the rows of a step
+    fields = {"prompt": prompt, "max_tokens": max_tokens, "logprobs": 2}
+    plain = complete(client, **fields)["choices"][0]
+    for _ in range(2):  # what the first has put into the prefix cache is scored all the same
+        reply = complete(client, **fields, echo=True)
+        echoed = reply["choices"][0]
+        assert echoed["text"] == prompt + plain["text"]
+        bytes_of_prompt = prompt.encode()
+        logprobs = echoed["logprobs"]
+        assert {name: len(values) for name, values in logprobs.items()} == dict.fromkeys(
+            plain["logprobs"], len(bytes_of_prompt) + max_tokens
+        )
+        assert logprobs["tokens"][:5] == list("Where")
+        expected = [None, *(-byte / 64 for byte in bytes_of_prompt[1:]), *plain["logprobs"]["token_logprobs"]]
+        assert logprobs["token_logprobs"] == expected
+        assert logprobs["top_logprobs"][:2] == [None, {"A": -1.0, "B": -2.0}]
+        offsets = [offset + len(prompt) for offset in plain["logprobs"]["text_offset"]]
+        assert logprobs["text_offset"][len(bytes_of_prompt) :] == offsets
+        assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    chunks = events_of(client.post(ROUTE, json=ask(**fields, echo=True, stream=True)).content)
+    for name, values in logprobs.items():
+        assert [value for chunk in chunks for value in chunk["choices"][0]["logprobs"][name]] == values
+
+
+def test_logprobs_of_the_prompt(client: httpx.Client) -> None:
+    def position(token: int) -> dict[str, Any]:
+        found = {str(65 + k): {"logprob": -1.0 - k, "rank": k + 1, "decoded_token": chr(65 + k)} for k in range(2)}
+        own = {str(token): {"logprob": -token / 64, "rank": None, "decoded_token": chr(token)}}
+        return found if token in (65, 66) else found | own
+
+    reply = complete(client, prompt=["A cAB", "xy"], prompt_logprobs=2, n=2, max_tokens=3)
+    assert [choice["prompt_logprobs"] for choice in reply["choices"]] == [
+        [None, *(position(byte) for byte in prompt[1:])] for prompt in (b"A cAB", b"A cAB", b"xy", b"xy")
+    ]
+    assert reply["choices"][0]["logprobs"] is None
+    plain = complete(client, prompt="xy", prompt_logprobs=0, echo=True, logprobs=1)["choices"][0]
+    assert list(plain["prompt_logprobs"][1]) == [str(ord("y"))]
+    assert plain["logprobs"]["top_logprobs"][1] == {"A": -1.0}
+    assert "prompt_logprobs" not in complete(client)["choices"][0]
+
+
+def test_best_of(client: httpx.Client) -> None:
+    every = complete(client, n=4, logprobs=0, max_tokens=30, ignore_eos=False, temperature=1)
+    assert len({choice["text"] for choice in every["choices"]}) == 4
+    best = complete(client, n=2, best_of=4, max_tokens=30, ignore_eos=False, temperature=1)
+    # All tokens are as likely as each other here, so the first win.
+    for at, choice in enumerate(best["choices"]):
+        assert choice == every["choices"][at] | {"logprobs": None}
+    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"]
+    assert (
+        complete(client, best_of=3, prompt=PROMPTS, logprobs=1)["choices"]
+        == (complete(client, prompt=PROMPTS, logprobs=1)["choices"])
+    )
+
+
+class BodyOf:
+    """A stream that has a body."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def body(self) -> bytes:
+        return self._body
+
+
+def test_the_best_have_the_highest_logprob_a_token() -> None:
+    def choice(index: int, *logprobs: float) -> CompletionChoice:
+        count = len(logprobs)
+        lists = CompletionLogprobs(["x"] * count, list(logprobs), [{}] * count, [0] * count)
+        return CompletionChoice(index, str(index), lists, "stop")
+
+    choices = [choice(0, -3.0), choice(1, -1.0, -1.5, -1.0), choice(2, -1.0, -1.0), choice(3, -9.0)]
+    usage = ChatUsage(1, 7, 8)
+    reply = CompletionReply(id="a", object="text_completion", created=1, model=MODEL, choices=choices, usage=usage)
+    stream = BodyOf(msgspec.json.encode(reply))
+    for with_logprobs in (False, True):
+        gathered = GatheredCompletion([stream], 2, with_logprobs=with_logprobs)
+        best = msgspec.json.decode(asyncio.run(gathered.body()), type=CompletionReply).choices
+        assert [(choice.index, choice.text) for choice in best] == [(0, "2"), (1, "1")]
+        assert all((choice.logprobs is not None) == with_logprobs for choice in best)
 
 
 def test_a_failing_prompt_fails_all_and_leaves_nothing_behind(real: Running, client: httpx.Client) -> None:
@@ -208,7 +354,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         "model": MODEL,
         "input": {"type": "text", "text": PROMPTS[0]},
         "stream": True,
-        "include_usage": True,
+        "usage_chunks": "last",
         "n": 2,
         "priority": -4,
         "sampling": {
@@ -248,15 +394,15 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         ({"prompt": [258]}, "prompt"),
         ({"prompt": [[1], [2**31 - 1]]}, "prompt"),
         ({"prompt": ["a"] * 200, "n": 6}, "n"),
-        ({"prompt": ["a", "b"], "stream": True}, "stream"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"n": 65}, "n"),
-        ({"n": 2, "best_of": 3}, "best_of"),
-        ({"best_of": 2}, "best_of"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 65}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 200, "best_of": 6}, "best_of"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"suffix": "the end"}, "suffix"),
-        ({"echo": True, "stream": True}, "echo"),
-        ({"echo": True, "logprobs": 1}, "echo"),
-        ({"echo": True, "prompt": [5]}, "echo"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"min_tokens": 9}, "min_tokens"),
@@ -264,6 +410,10 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         ({"stop_token_ids": [258]}, "stop_token_ids"),
         ({"logit_bias": {"258": 1}}, "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
         ({"priority": 2**31}, "priority"),
         ({"use_beam_search": True}, "use_beam_search"),
     ],
@@ -307,5 +457,8 @@ def test_replies_are_as_described(client: httpx.Client) -> None:
     body = ask(logprobs=1, prompt=PROMPTS)
     validate("CompletionRequest", body)
     validate("CompletionReply", client.post(ROUTE, json=body).json())
-    for chunk in events_of(client.post(ROUTE, json=ask(logprobs=1, stream=True)).content):
+    scored = ask(logprobs=1, echo=True, prompt_logprobs=2)
+    validate("CompletionReply", client.post(ROUTE, json=scored).json())
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for chunk in events_of(client.post(ROUTE, json=ask(logprobs=1, stream=True, stream_options=options)).content):
         validate("CompletionChunk", chunk)

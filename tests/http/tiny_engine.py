@@ -131,6 +131,12 @@ class FormulaRunner:
         said = self._said[(last * 131 + position * 31 + luck) % len(self._said)]
         b.sampled[:n_rows] = np.where(position % END_EVERY == END_EVERY - 1, EOS, said)
         b.sampled_logprob[:n_rows] = -1.5
+        if extras is not None:
+            # A row of a prompt is biased towards its token, and towards nothing else.
+            scored = np.flatnonzero(np.diff(extras.bias_start) == 1)
+            tokens = extras.bias_token[extras.bias_start[scored]]
+            forced = extras.bias_value[extras.bias_start[scored]] > 1e6
+            b.sampled_logprob[scored[forced]] = -tokens[forced] / 64
         b.top_ids[:n_rows] = np.arange(65, 85)
         b.top_logprobs[:n_rows] = -np.arange(1, 21)
 

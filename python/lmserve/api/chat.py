@@ -12,8 +12,15 @@ from litestar.params import JSONBody
 from lmserve.api.body import StrictJson
 from lmserve.api.messages import conversation
 from lmserve.api.openapi import responses, streams
-from lmserve.api.parameters import given_or, sampling_params, session_ref, stop_params, wants_usage
-from lmserve.api.reply import EngineReply
+from lmserve.api.parameters import (
+    check_prompt_logprobs,
+    given_or,
+    sampling_params,
+    session_ref,
+    stop_params,
+    usage_chunks,
+)
+from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.submission import Messages, SessionRef, Submission, Turn
@@ -41,13 +48,14 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     serving.check_model(data.model)
     stream = engine.submit(submission(data, tenant=tenant_of(request)))
     if data.stream:
-        return EngineReply(stream, media_type="text/event-stream; charset=utf-8", stream=True)
+        return sse_reply(stream)
     return EngineReply(stream)
 
 
 def submission(data: ChatRequest, *, tenant: int) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
+    check_prompt_logprobs(data)
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
@@ -55,7 +63,8 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         created=int(time.time()),
         input=_input(data),
         stream=bool(data.stream),
-        include_usage=wants_usage(data),
+        usage_chunks=usage_chunks(data),
+        prompt_logprobs=data.prompt_logprobs,
         session=_session(data),
         on_overflow=data.on_overflow or "error",
         n=given_or(data.n, 1),

@@ -14,14 +14,14 @@ from litestar.params import JSONBody
 
 from lmserve.api.body import StrictJson
 from lmserve.api.openapi import responses, streams
-from lmserve.api.parameters import given_or, sampling_params, stop_params, wants_usage
-from lmserve.api.reply import EngineReply, GatheredReply
+from lmserve.api.parameters import check_prompt_logprobs, given_or, sampling_params, stop_params, usage_chunks
+from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
+from lmserve.api.shared_stream import SharedStream, total_usage
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.async_engine import AsyncEngine, AsyncStream
 from lmserve.engine.submission import Submission, Text, Tokens
 from lmserve.errors import LmserveError
-from lmserve.schemas.chat import ChatUsage, PromptTokensDetails
 from lmserve.schemas.completions import (
     DEFAULT_MAX_TOKENS,
     MAX_CHOICES,
@@ -52,11 +52,14 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     serving.check_model(data.model)
     requests = submissions(data, tenant=tenant_of(request))
     if data.stream:
-        return EngineReply(engine.submit(requests[0]), media_type="text/event-stream; charset=utf-8", stream=True)
-    echoed = [_text_of(submission) for submission in requests] if data.echo else None
-    if len(requests) == 1 and echoed is None:
+        return sse_reply(
+            engine.submit(requests[0]) if len(requests) == 1 else SharedStream(submit_all(engine, requests))
+        )
+    kept = given_or(data.n, 1)
+    if len(requests) == 1 and requests[0].n == kept:
         return EngineReply(engine.submit(requests[0]))
-    return GatheredReply(GatheredCompletion(submit_all(engine, requests), echoed))
+    streams = submit_all(engine, requests)
+    return EngineReply(GatheredCompletion(streams, kept, with_logprobs=data.logprobs is not None))
 
 
 def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
@@ -64,7 +67,11 @@ def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
     refuse_unsupported(data)
     inputs = _inputs(data)
     n = given_or(data.n, 1)
-    _check_choices(data, prompts=len(inputs), n=n)
+    candidates = given_or(data.best_of, n)
+    _check_choices(data, prompts=len(inputs), n=n, candidates=candidates)
+    check_prompt_logprobs(data)
+    # The best are found by their log-probabilities.
+    logprobs = data.logprobs if candidates == n else given_or(data.logprobs, 0)
     first = Submission(
         route="completions",
         reply_id=f"cmpl-{uuid.uuid4().hex}",
@@ -72,14 +79,17 @@ def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
         created=int(time.time()),
         input=inputs[0],
         stream=bool(data.stream),
-        include_usage=wants_usage(data),
-        n=n,
+        usage_chunks=usage_chunks(data),
+        echo=bool(data.echo),
+        prompt_logprobs=data.prompt_logprobs,
+        n=candidates,
         tenant=tenant,
         priority=given_or(data.priority, 0),
-        sampling=sampling_params(data, logprobs=data.logprobs),
+        sampling=sampling_params(data, logprobs=logprobs),
         stopping=stop_params(data, max_tokens=given_or(data.max_tokens, DEFAULT_MAX_TOKENS)),
     )
-    return [first, *(msgspec.structs.replace(first, input=prompt) for prompt in inputs[1:])]
+    others = enumerate(inputs[1:], start=1)
+    return [first, *(msgspec.structs.replace(first, input=prompt, first_choice=at * n) for at, prompt in others)]
 
 
 def submit_all(engine: AsyncEngine, requests: Sequence[Submission]) -> list[AsyncStream]:
@@ -97,39 +107,43 @@ def submit_all(engine: AsyncEngine, requests: Sequence[Submission]) -> list[Asyn
 
 
 class GatheredCompletion:
-    """The replies to several prompts as one, with each prompt's text before its choices where it is `echoed`."""
+    """The replies to several prompts as one, each with the best of its choices."""
 
-    def __init__(self, requests: Sequence[AsyncStream], echoed: Sequence[str] | None) -> None:
+    def __init__(self, requests: Sequence[AsyncStream], kept: int, *, with_logprobs: bool) -> None:
+        """`kept`: choices of each reply that are told; `with_logprobs`: and their log-probabilities."""
         self._requests = requests
-        self._echoed = echoed
+        self._kept = kept
+        self._with_logprobs = with_logprobs
 
     async def body(self) -> bytes:
         """The reply's JSON. Raises the LmserveError of the first request that fails, or 499 after `abort`."""
         bodies = await asyncio.gather(*(stream.body() for stream in self._requests))
         replies = [msgspec.json.decode(body, type=CompletionReply) for body in bodies]
         choices: list[CompletionChoice] = []
-        for at, reply in enumerate(replies):
-            echo = self._echoed[at] if self._echoed else ""
-            for choice in reply.choices:
-                choices.append(msgspec.structs.replace(choice, index=len(choices), text=echo + choice.text))
-        merged = msgspec.structs.replace(replies[0], choices=choices, usage=_total([reply.usage for reply in replies]))
+        for reply in replies:
+            for choice in self._best(reply):
+                logprobs = choice.logprobs if self._with_logprobs else None
+                choices.append(msgspec.structs.replace(choice, index=len(choices), logprobs=logprobs))
+        merged = msgspec.structs.replace(
+            replies[0], choices=choices, usage=total_usage([reply.usage for reply in replies])
+        )
         return msgspec.json.encode(merged)
+
+    def _best(self, reply: CompletionReply) -> list[CompletionChoice]:
+        if len(reply.choices) == self._kept:
+            return reply.choices
+
+        def mean_logprob(choice: CompletionChoice) -> float:
+            # An echoed prompt adds the same to all, and its first token nothing.
+            logprobs = choice.logprobs.token_logprobs if choice.logprobs else []
+            return sum(value or 0.0 for value in logprobs) / max(len(logprobs), 1)
+
+        return sorted(reply.choices, key=mean_logprob, reverse=True)[: self._kept]
 
     def abort(self) -> None:
         """Stop all requests. Idempotent."""
         for stream in self._requests:
             stream.abort()
-
-
-def _total(usages: Sequence[ChatUsage]) -> ChatUsage:
-    return ChatUsage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        total_tokens=sum(usage.total_tokens for usage in usages),
-        prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=sum(usage.prompt_tokens_details.cached_tokens for usage in usages)
-        ),
-    )
 
 
 def _inputs(data: CompletionRequest) -> list[Text] | list[Tokens]:
@@ -150,26 +164,13 @@ def _inputs(data: CompletionRequest) -> list[Text] | list[Tokens]:
     raise LmserveError.invalid("prompt", message)
 
 
-def _check_choices(data: CompletionRequest, *, prompts: int, n: int) -> None:
-    if data.best_of not in (None, n):
-        message = (
-            f"best_of must be equal to n, {n}, for nothing is generated and thrown away, but {data.best_of} was given"
-        )
+def _check_choices(data: CompletionRequest, *, prompts: int, n: int, candidates: int) -> None:
+    if candidates < n:
+        raise LmserveError.invalid("best_of", f"best_of is at least n, {n}, but {candidates} was given")
+    if candidates > n and data.stream:
+        message = f"best_of {candidates} with n {n} cannot be streamed: the best are known only at the end"
         raise LmserveError.invalid("best_of", message, "unsupported_parameter")
-    if prompts * n > MAX_CHOICES:
-        message = f"a request may have {MAX_CHOICES} choices, but {prompts} prompts with n {n} were given"
-        raise LmserveError.invalid("n", message)
-    if data.stream and prompts > 1:
-        message = f"a stream answers one prompt, but {prompts} were given; send a request for each, or stream false"
-        raise LmserveError.invalid("stream", message, "unsupported_parameter")
-    if data.echo and (data.stream or data.logprobs is not None):
-        other = "stream" if data.stream else "logprobs"
-        message = f"echo is not supported together with {other}; leave one of them out"
-        raise LmserveError.invalid("echo", message, "unsupported_parameter")
-
-
-def _text_of(submission: Submission) -> str:
-    if isinstance(submission.input, Text):
-        return submission.input.text
-    message = "echo needs prompts of text, but token ids were given"
-    raise LmserveError.invalid("echo", message, "unsupported_parameter")
+    if prompts * candidates > MAX_CHOICES:
+        each = f"n {n}" if candidates == n else f"best_of {candidates}"
+        message = f"a request may have {MAX_CHOICES} choices, but {prompts} prompts with {each} were given"
+        raise LmserveError.invalid("n" if candidates == n else "best_of", message)

@@ -11,7 +11,7 @@ from lmserve.api.body import StrictJson
 from lmserve.api.messages import messages_input
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import seed_bits, session_ref
-from lmserve.api.reply import EngineReply
+from lmserve.api.reply import EngineReply, StreamedReply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import SamplingParams, StopParams, Submission, Turn
@@ -54,7 +54,7 @@ async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, A
         return Response(NO_TURN, media_type="application/json")
     stream = engine.submit(submission(data, model=serving.names[0], tenant=tenant))
     if data.stream:
-        return EngineReply(stream, media_type="application/octet-stream", stream=True)
+        return StreamedReply(stream, media_type="application/octet-stream")
     return EngineReply(stream)
 
 

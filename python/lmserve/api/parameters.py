@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams
+from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams, UsageChunks
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
 from lmserve.schemas.chat import ChatRequest
@@ -38,13 +38,29 @@ def session_ref(
     return SessionRef(id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect)
 
 
-def wants_usage(data: ChatRequest | CompletionRequest) -> bool:
-    """Whether a usage chunk goes before the stream's end. Raises LmserveError (400) for options without a stream."""
-    if data.stream_options is None:
-        return False
+def usage_chunks(data: ChatRequest | CompletionRequest) -> UsageChunks:
+    """Which chunks have the usage.
+
+    Raises LmserveError (400) for options without a stream, and for the usage in every chunk but not at the end.
+    """
+    options = data.stream_options
+    if options is None:
+        return "none"
     if not data.stream:
         raise LmserveError.invalid("stream_options", "stream_options needs stream true")
-    return bool(data.stream_options.include_usage)
+    if not options.continuous_usage_stats:
+        return "last" if options.include_usage else "none"
+    if not options.include_usage:
+        param = "stream_options.continuous_usage_stats"
+        raise LmserveError.invalid(param, "continuous_usage_stats needs include_usage true")
+    return "every"
+
+
+def check_prompt_logprobs(data: ChatRequest | CompletionRequest) -> None:
+    """Raises LmserveError (400) where the prompt's log-probabilities would have to be streamed."""
+    if data.stream and data.prompt_logprobs is not None:
+        message = f"prompt_logprobs, {data.prompt_logprobs}, comes with whole replies only, but stream is true"
+        raise LmserveError.invalid("prompt_logprobs", message, "unsupported_parameter")
 
 
 def sampling_params(data: ChatRequest | CompletionRequest, *, logprobs: int | None) -> SamplingParams:

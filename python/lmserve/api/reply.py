@@ -6,6 +6,7 @@ Litestar's own streaming costs several times as much for each chunk, and never c
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from litestar import Request, Response
@@ -13,27 +14,9 @@ from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
 from lmserve.api.errors import log_client_left
-from lmserve.engine.async_engine import AsyncStream
 
 
-class EngineReply(Response[AsyncStream]):
-    """A reply of the core, whole or streamed. The status is sent once the core has accepted the request.
-
-    An error before that is raised, and so gets its own status.
-    """
-
-    def __init__(self, content: AsyncStream, *, media_type: str = "application/json", stream: bool = False) -> None:
-        super().__init__(content, media_type=media_type)
-        self._stream = stream
-
-    def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
-        """An ASGI callable over the stream."""
-        del app, request
-        send_reply = _StreamedReply if self._stream else _WholeReply
-        return send_reply(self.content, str(self.media_type))
-
-
-class WholeReply(Protocol):
+class WholeBody(Protocol):
     """A reply that comes all at once: an `AsyncStream`, or what gathers several."""
 
     async def body(self) -> bytes:
@@ -43,39 +26,84 @@ class WholeReply(Protocol):
         """Stop the request. Does nothing after the reply's end. Idempotent."""
 
 
-class GatheredReply(Response[WholeReply]):
-    """A whole reply that several requests of the core make up."""
+class EventStream(Protocol):
+    """A reply that comes in pieces: an `AsyncStream`, or what mixes several."""
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` came before the reply's end."""
+
+    async def opened(self) -> None:
+        """Wait until the core has accepted the request. Raises LmserveError if it refuses, or 499 after `abort`."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The reply's bytes as they come. It just ends after `abort`."""
+
+    def abort(self) -> None:
+        """Stop the request. Does nothing after the reply's end. Idempotent."""
+
+
+class EngineReply(Response[WholeBody]):
+    """A whole reply of the core, as JSON. An error is raised, and so gets its own status."""
 
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
-        """An ASGI callable over the requests."""
+        """An ASGI callable over the request."""
         del app, request
-        return _WholeReply(self.content, "application/json")
+        return _WholeReply(self.content)
 
 
-class _WholeReply(ASGIResponse):
-    def __init__(self, stream: WholeReply, media_type: str) -> None:
-        self._stream = stream
-        self._media_type = media_type.encode()
+class StreamedReply(Response[EventStream]):
+    """A streamed reply of the core. The status is sent once the core has accepted the request.
+
+    An error before that is raised, and so gets its own status.
+    """
+
+    def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
+        """An ASGI callable over the stream."""
+        del app, request
+        return _StreamedReply(self.content, str(self.media_type))
+
+
+def sse_reply(stream: EventStream) -> StreamedReply:
+    """Server-sent events."""
+    return StreamedReply(stream, media_type="text/event-stream; charset=utf-8")
+
+
+class _AbortedByClient(ASGIResponse):
+    def __init__(self, reply: WholeBody | EventStream) -> None:
+        self._reply = reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watcher = asyncio.create_task(_abort_on_disconnect(receive, self._stream))
+        watcher = asyncio.create_task(_abort_on_disconnect(receive, self._reply))
         try:
             await self._send(scope, send)
         finally:
             watcher.cancel()
-            self._stream.abort()
+            self._reply.abort()
+
+    async def _send(self, scope: Scope, send: Send) -> None:
+        raise NotImplementedError
+
+
+class _WholeReply(_AbortedByClient):
+    def __init__(self, whole: WholeBody) -> None:
+        super().__init__(whole)
+        self._whole = whole
 
     async def _send(self, scope: Scope, send: Send) -> None:
         del scope
-        body = await self._stream.body()
+        body = await self._whole.body()
         length = str(len(body)).encode()
-        headers = [(b"content-type", self._media_type), (b"content-length", length)]
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-class _StreamedReply(_WholeReply):
-    _stream: AsyncStream
+class _StreamedReply(_AbortedByClient):
+    def __init__(self, stream: EventStream, media_type: str) -> None:
+        super().__init__(stream)
+        self._stream = stream
+        self._media_type = media_type.encode()
 
     async def _send(self, scope: Scope, send: Send) -> None:
         await self._stream.opened()
@@ -89,7 +117,7 @@ class _StreamedReply(_WholeReply):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _abort_on_disconnect(receive: Receive, stream: WholeReply) -> None:
+async def _abort_on_disconnect(receive: Receive, reply: WholeBody | EventStream) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    stream.abort()
+    reply.abort()

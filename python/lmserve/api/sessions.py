@@ -12,7 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from lmserve.api.body import StrictJson
 from lmserve.api.messages import messages_input
 from lmserve.api.openapi import responses
-from lmserve.api.reply import GatheredReply
+from lmserve.api.reply import EngineReply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.sessions import SessionInfo
@@ -159,7 +159,7 @@ async def append_to_session(
         stopping=StopParams(max_tokens=0),
         tenant=tenant_of(request),
     )
-    return GatheredReply(_Appending(session_id, serving_of(request).engine.submit(submission)))
+    return EngineReply(_Appending(session_id, serving_of(request).engine.submit(submission)))
 
 
 @post(

@@ -27,6 +27,10 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "verbosity": ("medium",),
 }
 
+REASONS: Final = {
+    "suffix": "suffix asks for a text between prompt and suffix, which the served models do not write; leave it out",
+}
+
 UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
     model: tuple(name for name, annotation in model.__annotations__.items() if annotation == "Unsupported")
     for model in (ChatRequest, ChatMessage, CompletionRequest)
@@ -38,7 +42,7 @@ def refuse_unsupported(struct: ChatRequest | ChatMessage | CompletionRequest, pr
     for name in UNSUPPORTED[type(struct)]:
         value = getattr(struct, name)
         if isinstance(value, Raw) and not _is_without_effect(name, value):
-            message = f"{prefix}{name} is not supported by this server; leave it out"
+            message = REASONS.get(name, f"{prefix}{name} is not supported by this server; leave it out")
             raise LmserveError.invalid(f"{prefix}{name}", message, "unsupported_parameter")
 
 

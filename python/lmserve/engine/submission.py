@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 Route = Literal["generate", "chat", "completions"]
+UsageChunks = Literal["none", "last", "every"]
 OnDisconnect = Literal["rollback", "keep"]
 OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns"]
 
@@ -89,7 +90,10 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     model: str = ""
     created: int = 0
     stream: bool = False
-    include_usage: bool = False
+    usage_chunks: UsageChunks = "none"
+    first_choice: int = 0
+    echo: bool = False
+    prompt_logprobs: int | None = None
     session: SessionRef | None = None
     on_overflow: OnOverflow = "error"
     sampling: SamplingParams = SamplingParams()

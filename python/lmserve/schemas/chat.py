@@ -71,6 +71,9 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a streamed reply."""
 
     include_usage: Annotated[bool | None, Meta(description="A chunk with the usage before the end.")] = None
+    continuous_usage_stats: Annotated[
+        bool | None, Meta(description="The usage so far in every chunk; needs include_usage.")
+    ] = None
     include_obfuscation: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
 
 
@@ -104,6 +107,10 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="And of so many alternatives; needs logprobs.")
     ] = None
 
+    prompt_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="Report the log-probability of each token of the prompt, and of so many alternatives."),
+    ] = None
     session_id: Annotated[
         SessionId | None,
         Meta(description="A session, as instance_id of /generate; messages are what is new. -1 or null: none."),
@@ -177,7 +184,23 @@ class ChatUsage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: Annotated[
+        PromptTokensDetails | UnsetType, Meta(description="Not in a usage that is still growing.")
+    ] = UNSET
+
+
+class PromptLogprob(Struct, frozen=True):
+    """A token of the prompt, or one that could have stood in its place."""
+
+    logprob: float
+    rank: Annotated[int | None, Meta(description="From 1; null for a token that is not among the alternatives.")]
+    decoded_token: str
+
+
+PromptLogprobs = Annotated[
+    list[dict[str, PromptLogprob] | None],
+    Meta(description="For each token of the prompt, itself and its alternatives by token id; null for the first."),
+]
 
 
 class TopLogprob(Struct, frozen=True):
@@ -232,6 +255,7 @@ class ChatReply(Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     usage: ChatUsage
 
 

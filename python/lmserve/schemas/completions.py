@@ -24,7 +24,14 @@ from lmserve.schemas.bounds import (
     TopK,
     TopP,
 )
-from lmserve.schemas.chat import ChatUsage, FinishReason, NoEffect, StreamOptions, Unsupported
+from lmserve.schemas.chat import (
+    ChatUsage,
+    FinishReason,
+    NoEffect,
+    PromptLogprobs,
+    StreamOptions,
+    Unsupported,
+)
 
 MAX_PROMPTS = 256
 MAX_PROMPT_TOKENS = 1_048_576
@@ -48,7 +55,9 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
             examples=["Once upon a time"],
         ),
     ]
-    stream: Annotated[bool | None, Meta(description="Reply in server-sent events; for one prompt.")] = None
+    stream: Annotated[bool | None, Meta(description="Reply in server-sent events; those of several prompts mix.")] = (
+        None
+    )
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
@@ -60,7 +69,8 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers to each prompt; null: 1.")
     ] = None
     best_of: Annotated[
-        Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Not supported: a 400, unless equal to n.")
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="Generate so many, reply with the n of the highest log-probability a token; null: n."),
     ] = None
     stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
@@ -71,9 +81,11 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[int, Meta(ge=0, le=20)] | None,
         Meta(description="Report the log-probability of each token and of so many alternatives; null: none."),
     ] = None
-    echo: Annotated[bool | None, Meta(description="Put the prompt before the text; not with stream or logprobs.")] = (
-        None
-    )
+    echo: Annotated[bool | None, Meta(description="Put the prompt before the text, and before the logprobs.")] = None
+    prompt_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="Report the log-probability of each token of the prompt, and of so many alternatives."),
+    ] = None
 
     top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
     min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
@@ -98,11 +110,11 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Natural log-probabilities of a choice: one entry a token in each list."""
+    """Natural log-probabilities of a choice: one entry a token in each list, null for the first of an echoed prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -113,6 +125,7 @@ class CompletionChoice(Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CompletionReply(Struct, frozen=True, kw_only=True):
