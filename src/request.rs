@@ -27,6 +27,12 @@ pub enum Route {
     Chat,
     /// `POST /v1/completions`: SSE chunks, or one object.
     Completions,
+    /// `POST /v1/responses`: SSE events, or one object.
+    Responses,
+    /// `POST /v1/messages`: SSE events, or one object.
+    Messages,
+    /// `POST /v1/chat/interactive`: a JSON object a line, or one object.
+    Interactive,
 }
 
 /// What goes to the model.
@@ -116,6 +122,9 @@ pub struct SessionRef {
     /// Create the session if it does not live; else continue it (chat completions).
     #[serde(default)]
     pub create: bool,
+    /// A session that this one begins as a branch of: where that stands, without any of its memory of randomness.
+    #[serde(default)]
+    pub parent: Option<i64>,
     /// Run this turn, then drop the session.
     #[serde(default)]
     pub end: bool,
@@ -216,6 +225,9 @@ pub struct Submission {
     /// The reply's `created`, in seconds since 1970.
     #[serde(default)]
     pub created: i64,
+    /// Further members of the reply's object, which say what was asked for (`/v1/responses`).
+    #[serde(default)]
+    pub envelope: Map<String, Value>,
     /// Stream, or answer whole.
     #[serde(default)]
     pub stream: bool,

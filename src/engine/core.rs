@@ -281,6 +281,7 @@ impl Core {
             delta.text.push_str(&choice.matcher.flush());
         }
         delta.tokens = choice.tokens;
+        delta.stop_string = choice.matcher.found().map(str::to_owned);
         let usage = Usage {
             prompt_tokens: choice.prompt_tokens,
             history_tokens: choice.history_tokens,

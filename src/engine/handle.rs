@@ -19,7 +19,7 @@ use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, SessionKey, SessionStore, Start};
+use crate::session::{Base, SessionKey, SessionStore};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;
@@ -123,15 +123,14 @@ impl Engine {
                     tenant: submission.tenant,
                     id: session.id,
                 };
-                let start = Start::of(session.start, session.create);
                 let (lease, base) =
-                    TurnLease::begin(&self.shared.sessions, key, id, start, now_ms())?;
+                    TurnLease::begin_turn(&self.shared.sessions, key, session, id, now_ms())?;
                 (Some(lease), base)
             }
         };
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
-        let reply = Reply::new(&submission, Arc::clone(&mailbox));
+        let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
         let (model, limits, shared) = (self.model.clone(), self.limits, Arc::clone(&self.shared));
         let job = move || {
             match prepare(

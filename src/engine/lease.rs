@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::session::{Base, Commit, SessionKey, SessionStore, Start};
+use crate::request::SessionRef;
+use crate::session::{Base, Commit, SessionKey, SessionStore, Start, session_busy};
 
 /// The right, and the duty, to end one turn.
 #[derive(Debug)]
@@ -41,6 +42,40 @@ impl TurnLease {
             },
             base,
         ))
+    }
+
+    /// Begins the turn of a request in session `key`.
+    ///
+    /// # Errors
+    /// Those of [`SessionStore::begin`]; of a branch, 404 for a parent that does not live, and `session_busy` (409) while its
+    /// first turn runs.
+    pub fn begin_turn(
+        store: &Arc<Mutex<SessionStore>>,
+        key: SessionKey,
+        session: &SessionRef,
+        request: u64,
+        now_ms: u64,
+    ) -> Result<(Self, Base)> {
+        let Some(parent) = session.parent else {
+            let start = Start::of(session.start, session.create);
+            return Self::begin(store, key, request, start, now_ms);
+        };
+        let parent = SessionKey { id: parent, ..key };
+        let state = {
+            let mut store = lock(store);
+            store.expire(now_ms);
+            store.state(parent)?.clone()
+        };
+        if state.turns.is_empty() {
+            return Err(session_busy(parent));
+        }
+        let (lease, _) = Self::begin(store, key, request, Start::New, now_ms)?;
+        // Two branches of one session draw differently.
+        let base = Base {
+            seed: None,
+            ..state.base()
+        };
+        Ok((lease, base))
     }
 
     /// Makes the turn's outcome the session's state.

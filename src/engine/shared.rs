@@ -71,7 +71,9 @@ impl Command {
     pub(super) fn reject(self, error: &Error) {
         match self {
             Self::Run(ready) => {
-                let ReadyRequest { lease, reply, .. } = *ready;
+                let ReadyRequest {
+                    lease, mut reply, ..
+                } = *ready;
                 // The session is free again before its client hears of the error.
                 drop(lease);
                 reply.fail(error.clone());

@@ -42,7 +42,7 @@ impl Events for Replies {
     }
 
     fn fail(&mut self, request: u64, error: &Error) {
-        if let Some((reply, _)) = self.open.remove(&request) {
+        if let Some((mut reply, _)) = self.open.remove(&request) {
             reply.fail(error.clone());
         }
     }
@@ -149,10 +149,10 @@ impl Worker {
             }
             return;
         }
-        let prompt_tokens = prepared.prompt.len();
+        let (prompt_tokens, history_tokens) = (prepared.prompt.len(), prepared.history_tokens);
         match self.core.add(request, &submission, prepared, lease, seed) {
             Ok(()) => {
-                reply.accept(prompt_tokens);
+                reply.accept(prompt_tokens, history_tokens);
                 self.replies.open.insert(request, (reply, open));
             }
             Err(error) => reply.fail(error),

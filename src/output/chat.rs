@@ -77,13 +77,9 @@ fn push_token(out: &mut Vec<u8>, bytes: &[u8], logprob: f32) {
     write_bytes(out, format_args!(",\"bytes\":{bytes:?}"));
 }
 
-fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
-    if !head.logprobs {
-        out.extend_from_slice(b"null");
-        return;
-    }
-    out.extend_from_slice(b"{\"content\":[");
-    for (at, token) in logprobs.iter().enumerate() {
+/// Tokens with their log-probabilities, as a list without its brackets.
+pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob]) {
+    for (at, token) in tokens.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
@@ -98,6 +94,15 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
         }
         out.extend_from_slice(b"]}");
     }
+}
+
+fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
+    if !head.logprobs {
+        out.extend_from_slice(b"null");
+        return;
+    }
+    out.extend_from_slice(b"{\"content\":[");
+    push_tokens(out, logprobs);
     out.extend_from_slice(b"],\"refusal\":null}");
 }
 

@@ -161,7 +161,7 @@ mod tests {
             text: text.to_owned(),
             tokens: tokens.len(),
             logprobs: logprobs.collect(),
-            prompt_logprobs: Vec::new(),
+            ..Delta::default()
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
         let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
         let mailbox = Mailbox::new(1, Arc::new(Wake::new().unwrap()));
         let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
-        reply.accept(1);
+        reply.accept(1, 0);
         reply.push(0, delta("ab", &[b"ab"]));
         // Two tokens make one character; what the first of them is has to wait for the second.
         reply.push(0, delta("", &[b"\xc3"]));

@@ -3,10 +3,13 @@
 mod chat;
 mod completions;
 mod generate;
+mod interactive;
 mod json;
 mod mailbox;
+mod messages;
 mod prompt;
 mod reply;
+mod responses;
 
 pub use mailbox::{Mailbox, Poll, Wake};
 pub use reply::{Alternative, Delta, Reply, TokenLogprob, Usage};

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::mailbox::Mailbox;
-use super::{chat, completions, generate};
+use super::{chat, completions, generate, interactive, messages, responses};
 use crate::error::Error;
 use crate::request::{Route, Submission, UsageChunks};
 use crate::sched::FinishReason;
@@ -78,11 +80,13 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprob>,
     /// Log-probabilities of the prompt's tokens, where they are reported by themselves.
     pub prompt_logprobs: Vec<TokenLogprob>,
+    /// The stop string that ended it.
+    pub stop_string: Option<String>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// All text (whole replies), or nothing (streams).
+    /// All text (whole replies, and those that repeat it at their end), or nothing (streams).
     pub(super) text: String,
     pub(super) tokens: usize,
     /// Not yet written (streams), or all (whole replies).
@@ -91,6 +95,9 @@ pub(super) struct Choice {
     /// Characters of the tokens that were written before `logprobs` (streams).
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
+    pub(super) stop_string: Option<String>,
+    /// How many of `logprobs` were sent, where all are kept.
+    pub(super) sent_logprobs: usize,
 }
 
 /// What the frames of a reply share.
@@ -105,6 +112,9 @@ pub(super) struct Head {
     pub(super) first_choice: usize,
     /// So far.
     pub(super) usage: Usage,
+    /// Events written so far.
+    pub(super) events: usize,
+    pub(super) envelope: Map<String, Value>,
 }
 
 /// The reply of one request.
@@ -132,6 +142,8 @@ impl Reply {
                 prompt_logprobs: submission.prompt_logprobs.is_some(),
                 first_choice: submission.first_choice as usize,
                 usage: Usage::default(),
+                events: 0,
+                envelope: submission.envelope.clone(),
             },
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
             mailbox,
@@ -143,42 +155,58 @@ impl Reply {
         &self.mailbox
     }
 
-    /// The request will run, on a prompt of so many tokens.
-    pub fn accept(&mut self, prompt_tokens: usize) {
+    /// The request will run, on a prompt of so many tokens, of which some are its session's history.
+    pub fn accept(&mut self, prompt_tokens: usize, history_tokens: usize) {
         self.head.usage.prompt_tokens = prompt_tokens;
-        if !self.stream || self.route != Route::Chat {
-            self.mailbox.accept();
-            return;
-        }
-        self.mailbox.write(|out| {
-            for index in 0..self.choices.len() {
-                chat::opening_chunk(out, &self.head, index);
+        self.head.usage.history_tokens = history_tokens;
+        let head = &mut self.head;
+        match self.route {
+            Route::Chat if self.stream => self.mailbox.write(|out| {
+                for index in 0..self.choices.len() {
+                    chat::opening_chunk(out, head, index);
+                }
+            }),
+            Route::Responses if self.stream => {
+                self.mailbox.write(|out| responses::opening(out, head));
             }
-        });
+            Route::Messages if self.stream => {
+                self.mailbox.write(|out| messages::opening(out, head));
+            }
+            _ => self.mailbox.accept(),
+        }
     }
 
     /// Adds what one step generated for choice `index`.
     pub fn push(&mut self, index: usize, mut delta: Delta) {
         self.take(index, &mut delta);
-        let choice = &mut self.choices[index];
-        if !self.stream {
-            choice.text.push_str(&delta.text);
-        } else if !delta.text.is_empty() {
-            self.mailbox.write(|out| match self.route {
-                Route::Generate => generate::frame(out, &delta.text, choice.tokens),
-                Route::Chat => chat::chunk(out, &self.head, index, &delta.text, choice),
-                Route::Completions => {
-                    completions::chunk(out, &self.head, index, &delta.text, choice);
-                }
-            });
+        let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
+        if !self.stream || text.is_empty() {
+            return;
+        }
+        self.mailbox.write(|out| match self.route {
+            Route::Generate => generate::frame(out, text, choice.tokens),
+            Route::Chat => chat::chunk(out, head, index, text, choice),
+            Route::Completions => completions::chunk(out, head, index, text, choice),
+            Route::Responses => {
+                responses::delta(out, head, text, &choice.logprobs[choice.sent_logprobs..]);
+            }
+            Route::Messages => messages::delta(out, text),
+            Route::Interactive => interactive::line(out, text, &head.usage),
+        });
+        if self.route == Route::Responses {
+            choice.sent_logprobs = choice.logprobs.len();
+        } else {
             let written = choice.logprobs.drain(..);
             choice.text_offset += written.map(|token| token.chars).sum::<usize>();
         }
     }
 
-    /// Books all of a delta but its text.
+    /// Books a delta.
     fn take(&mut self, index: usize, delta: &mut Delta) {
         let choice = &mut self.choices[index];
+        if !self.stream || self.route == Route::Responses {
+            choice.text.push_str(&delta.text);
+        }
         choice.tokens = delta.tokens;
         choice.logprobs.append(&mut delta.logprobs);
         choice.prompt_logprobs.append(&mut delta.prompt_logprobs);
@@ -198,26 +226,24 @@ impl Reply {
             completion_tokens: self.head.usage.completion_tokens,
             ..usage
         };
-        let choice = &mut self.choices[index];
+        let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
         choice.finish = Some(reason);
-        if !self.stream {
-            choice.text.push_str(&delta.text);
-        }
-        let ended = self.choices.iter().all(|choice| choice.finish.is_some());
+        choice.stop_string = delta.stop_string;
         if self.stream {
-            let choice = &self.choices[index];
             self.mailbox.write(|out| match self.route {
                 Route::Generate => {
-                    generate::last_frame(out, &delta.text, choice.tokens, reason, &self.head.usage);
+                    generate::last_frame(out, text, choice.tokens, reason, &head.usage);
                 }
-                Route::Chat => {
-                    chat::last_chunk(out, &self.head, index, &delta.text, choice, reason);
-                }
+                Route::Chat => chat::last_chunk(out, head, index, text, choice, reason),
                 Route::Completions => {
-                    completions::last_chunk(out, &self.head, index, &delta.text, choice, reason);
+                    completions::last_chunk(out, head, index, text, choice, reason);
                 }
+                Route::Responses => responses::last(out, head, text, choice, reason),
+                Route::Messages => messages::last(out, head, text, choice),
+                Route::Interactive => interactive::last_line(out, text, &head.usage, reason),
             });
         }
+        let ended = self.choices.iter().all(|choice| choice.finish.is_some());
         if ended {
             self.end();
         }
@@ -227,24 +253,30 @@ impl Reply {
     fn end(&self) {
         let (head, choices) = (&self.head, &self.choices);
         self.mailbox.end(|out| match (self.stream, self.route) {
-            (true, Route::Generate) => {}
             (true, Route::Chat) => chat::end(out, head),
             (true, Route::Completions) => completions::end(out, head),
+            (true, _) => {}
             (false, Route::Generate) => generate::whole(out, &choices[0], &head.usage),
             (false, Route::Chat) => chat::whole(out, head, choices),
             (false, Route::Completions) => completions::whole(out, head, choices),
+            (false, Route::Responses) => responses::whole(out, head, &choices[0]),
+            (false, Route::Messages) => messages::whole(out, head, &choices[0]),
+            (false, Route::Interactive) => interactive::whole(out, &choices[0], &head.usage),
         });
     }
 
     /// Ends the reply with an error: the HTTP status where nothing was sent yet, else a last frame.
-    pub fn fail(&self, error: Error) {
+    pub fn fail(&mut self, error: Error) {
+        let (head, choices, route) = (&mut self.head, &self.choices, self.route);
         self.mailbox
-            .fail(error, !self.stream, |error, out| match self.route {
+            .fail(error, !self.stream, |error, out| match route {
                 Route::Generate => {
-                    let tokens = self.choices.first().map_or(0, |choice| choice.tokens);
-                    generate::error_frame(out, tokens, error, &self.head.usage);
+                    generate::error_frame(out, choices[0].tokens, error, &head.usage);
                 }
                 Route::Chat | Route::Completions => chat::error_chunk(out, error),
+                Route::Responses => responses::failed(out, head, &choices[0], error),
+                Route::Messages => messages::error_event(out, error),
+                Route::Interactive => interactive::error_line(out, error, &head.usage),
             });
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{SchedulerConfig, Step};
-use crate::session::{Base, SessionKey, SessionStore, Start, StoreLimits};
+use crate::session::{Base, SessionKey, SessionStore, StoreLimits};
 use crate::text;
 
 struct State {
@@ -100,8 +100,7 @@ impl Scheduler {
             tenant: submission.tenant,
             id: session.id,
         };
-        let start = Start::of(session.start, session.create);
-        let (lease, base) = TurnLease::begin(&self.sessions, key, request, start, now_ms)?;
+        let (lease, base) = TurnLease::begin_turn(&self.sessions, key, session, request, now_ms)?;
         Ok((Some(lease), base))
     }
 }

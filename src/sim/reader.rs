@@ -94,14 +94,14 @@ impl Replies {
         self.readers.insert(request, reader);
     }
 
-    pub(super) fn accept(&mut self, request: u64, prompt_tokens: usize) {
+    pub(super) fn accept(&mut self, request: u64, prompt_tokens: usize, history_tokens: usize) {
         if let Some(reply) = self.open.get_mut(&request) {
-            reply.accept(prompt_tokens);
+            reply.accept(prompt_tokens, history_tokens);
         }
     }
 
     pub(super) fn fail(&mut self, request: u64, error: Error) {
-        if let Some(reply) = self.open.remove(&request) {
+        if let Some(mut reply) = self.open.remove(&request) {
             reply.fail(error);
         }
         // What a failed reply has sent so far is compared as far as the events went; its last frame is the error's.

@@ -190,14 +190,14 @@ impl World {
             return self.ledger.fail(request);
         }
         let waiting = self.core.scheduler().stats().waiting;
-        let prompt_tokens = prepared.prompt.len();
+        let (prompt_tokens, history_tokens) = (prepared.prompt.len(), prepared.history_tokens);
         let fits = waiting + submission.n as usize <= self.config.scheduler.max_queue;
         match self
             .core
             .add(request, &submission, prepared, lease, request)
         {
             Ok(()) => {
-                self.replies.accept(request, prompt_tokens);
+                self.replies.accept(request, prompt_tokens, history_tokens);
                 if let Some(open) = self.ledger.open.get_mut(&request) {
                     open.admitted = true;
                 }

@@ -19,7 +19,8 @@ pub struct StopMatcher {
     include_stop: bool,
     /// The end of the text so far that may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The stop string that was found.
+    found: Option<usize>,
 }
 
 /// One stop string, matched as Knuth, Morris and Pratt do: a byte costs constant time on average.
@@ -73,13 +74,13 @@ impl StopMatcher {
             stops,
             include_stop,
             held: String::new(),
-            stopped: false,
+            found: None,
         }
     }
 
     /// Takes the next piece of text. After a match everything further is dropped.
     pub fn push(&mut self, delta: &str) -> Matched {
-        if self.stopped {
+        if self.stopped() {
             return Matched {
                 emit: String::new(),
                 stopped: true,
@@ -97,13 +98,13 @@ impl StopMatcher {
         for end in begin..text.len() {
             let byte = text.as_bytes()[end];
             let mut found = 0;
-            for stop in &mut self.stops {
-                if stop.advance(byte) {
-                    found = found.max(stop.bytes.len());
+            for (at, stop) in self.stops.iter_mut().enumerate() {
+                if stop.advance(byte) && stop.bytes.len() > found {
+                    found = stop.bytes.len();
+                    self.found = Some(at);
                 }
             }
             if found > 0 {
-                self.stopped = true;
                 text.truncate(if self.include_stop {
                     end + 1
                 } else {
@@ -138,8 +139,13 @@ impl StopMatcher {
     }
 
     /// Whether a stop string was found.
-    pub fn stopped(&self) -> bool {
-        self.stopped
+    pub const fn stopped(&self) -> bool {
+        self.found.is_some()
+    }
+
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        std::str::from_utf8(&self.stops[self.found?].bytes).ok()
     }
 }
 
@@ -229,7 +235,9 @@ mod tests {
                     stopped: true
                 }
             );
+            assert_eq!(matcher.found(), Some("bc"));
         }
+        assert_eq!(StopMatcher::new(&stops(&["x"]), false).found(), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-Route = Literal["generate", "chat", "completions"]
+Route = Literal["generate", "chat", "completions", "responses", "messages", "interactive"]
 UsageChunks = Literal["none", "last", "every"]
 OnDisconnect = Literal["rollback", "keep"]
 OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns"]
