@@ -16,15 +16,18 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from lmserve import __version__
+from lmserve.api.anthropic import count_tokens, create_message
 from lmserve.api.chat import chat_completions
 from lmserve.api.completions import completions
 from lmserve.api.embeddings import embeddings
 from lmserve.api.errors import respond_to_exception
 from lmserve.api.generate import generate
 from lmserve.api.health import health
+from lmserve.api.interactive import chat_interactive
 from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.scoring import rerank, score
 from lmserve.api.serving import Serving
 from lmserve.api.sessions import (
     append_to_session,
@@ -48,7 +51,12 @@ API: Final = (
     get_model,
     chat_completions,
     completions,
+    create_message,
+    count_tokens,
     embeddings,
+    score,
+    rerank,
+    chat_interactive,
     tokenize,
     detokenize,
     encode,

@@ -12,11 +12,13 @@ from typing import Any, Self
 import httpx
 import pytest
 from litestar import Litestar
+from lmserve import _core
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.text import TextLayer
 from lmserve.server import Server, bind, server_config, url_of
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
-from tiny_engine import formula_engine
+from tiny_engine import TEMPLATE, byte_tokenizer, formula_engine
 
 MODEL = "tiny-model"
 ALIAS = "internlm-chat-7b"
@@ -76,8 +78,8 @@ class Running:
 
 
 @contextmanager
-def serve_core(core: Any, **options: Any) -> Iterator[Running]:
-    engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN)
+def serve_core(core: Any, text: TextLayer | None = None, **options: Any) -> Iterator[Running]:
+    engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text)
     options = {"max_body": MAX_BODY, "body_timeout": BODY_TIMEOUT} | options
     with ServerThread(create_app(engine, NAMES, **options)) as thread:
         assert thread.loop is not None
@@ -94,7 +96,8 @@ def scripted() -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def real() -> Iterator[Running]:
     """A server over the real core, with a formula for a model; a step takes at least a millisecond."""
-    with serve_core(formula_engine(pause=0.001)) as running:
+    text = TextLayer(byte_tokenizer(), _core.ChatTemplate(TEMPLATE, b"{}"))
+    with serve_core(formula_engine(pause=0.001), text) as running:
         yield running
 
 

@@ -22,6 +22,16 @@ MAX_QUOTE: Final = 80
 # After these the rest of the body may still be on its way.
 BODY_UNREAD: Final = (408, 413)
 
+ANTHROPIC: Final = "/v1/messages"
+# Anthropic's words for `error.type`.
+ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 logger = logging.getLogger("lmserve.http")
 access_logger = logging.getLogger("lmserve.access")
 
@@ -41,9 +51,15 @@ def respond_to_exception(request: Request[Any, Any, Any], exc: Exception) -> Res
     if isinstance(exc, MethodNotAllowedException) and exc.headers:
         headers["Allow"] = exc.headers["allow"]
     body: dict[str, Any] = {"error": error.error}
-    if request.scope["path"] == "/generate":
+    if request.scope["path"].startswith(ANTHROPIC):
+        body = {"type": "error", "error": error.error | {"type": _anthropic_type(error.status)}}
+    elif request.scope["path"] == "/generate":
         body |= {"object": "error", "message": str(error)}
     return Response(msgspec.json.encode(body), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def _anthropic_type(status: int) -> str:
+    return ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
 def log_client_left(scope: Any) -> None:

@@ -22,7 +22,7 @@ DISCARD_FACTOR: Final = 4
 
 
 class ApiKeys:
-    """Asks for a key (`Authorization: Bearer`) and puts its tenant into the request's state."""
+    """Asks for a key (`Authorization: Bearer`, or `x-api-key`) and puts its tenant into the request's state."""
 
     def __init__(self, app: ASGIApp, tenants: Mapping[str, int]) -> None:
         """`tenants`: number of each key; none: no key is asked for, and all are tenant 0."""
@@ -37,12 +37,15 @@ class ApiKeys:
     def _tenant(self, scope: Scope) -> int:
         if scope["route_handler"].opt.get(PUBLIC):
             return NO_TENANT
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
-        if given is None:
-            raise _unauthorized("an API key is needed: send it as `Authorization: Bearer KEY`")
-        scheme, _, key = given.partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise _unauthorized("Authorization must be `Bearer KEY`, but another scheme was given")
+        headers = dict(scope["headers"])
+        key = headers.get(b"x-api-key")
+        given = headers.get(b"authorization")
+        if given is not None:
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer":
+                raise _unauthorized("Authorization must be `Bearer KEY`, but another scheme was given")
+        if key is None:
+            raise _unauthorized("an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
         tenant = self._tenants.get(sha256(key.strip()).digest())
         if tenant is None:
             raise _unauthorized("the given API key is not one of this server's")

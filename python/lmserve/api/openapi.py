@@ -17,13 +17,23 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from lmserve.errors import LmserveError
+from lmserve.schemas.anthropic import (
+    CountTokensReply,
+    CountTokensRequest,
+    MessageErrorReply,
+    MessageEvent,
+    MessageReply,
+    MessagesRequest,
+)
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
 from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
 from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
+from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
 from lmserve.schemas.models import ModelCard, ModelList
+from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
 from lmserve.schemas.sessions import (
     Appended,
     AppendRequest,
@@ -55,6 +65,18 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     CompletionChunk,
     EmbeddingsRequest,
     EmbeddingsReply,
+    ScoreRequest,
+    ScoreReply,
+    RerankRequest,
+    RerankReply,
+    MessagesRequest,
+    MessageReply,
+    MessageEvent,
+    MessageErrorReply,
+    CountTokensRequest,
+    CountTokensReply,
+    InteractiveRequest,
+    InteractiveReply,
     TokenizeRequest,
     TokenizeReply,
     DetokenizeRequest,

@@ -46,7 +46,7 @@ MESSAGE_SIZE: Final = 64
 )
 async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, Any]) -> Response[bytes]:
     """Token ids, as the model would see them."""
-    engine, text = _text_of(request, data.model)
+    engine, text = text_of(request, data.model)
     if (data.prompt is None) == (data.messages is None):
         given = "neither" if data.prompt is None else "both"
         raise LmserveError.invalid("prompt", f"either prompt or messages must be given, but {given} was")
@@ -63,7 +63,7 @@ async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, A
     return await _reply(
         text,
         size,
-        lambda: _tokens(engine, text, _render(text, messages), special=special, with_strings=with_strings),
+        lambda: _tokens(engine, text, render_messages(text, messages), special=special, with_strings=with_strings),
     )
 
 
@@ -80,7 +80,7 @@ async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, A
 )
 async def detokenize(data: JSONBody[DetokenizeRequest], request: Request[Any, Any, Any]) -> Response[bytes]:
     """The text of token ids."""
-    _, text = _text_of(request, data.model)
+    _, text = text_of(request, data.model)
 
     def work() -> DetokenizeReply:
         size = text.tokenizer.vocab_size
@@ -105,7 +105,7 @@ async def detokenize(data: JSONBody[DetokenizeRequest], request: Request[Any, An
 )
 async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any]) -> Response[bytes]:
     """Token ids of each text."""
-    _, text = _text_of(request, data.model)
+    _, text = text_of(request, data.model)
     if data.do_preprocess and not data.add_bos:
         message = "add_bos false cannot be honoured with do_preprocess: the chat template writes its own tokens"
         raise LmserveError.invalid("add_bos", message, "unsupported_parameter")
@@ -113,7 +113,7 @@ async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any])
     def ids_of(given: str) -> list[int]:
         if not data.do_preprocess:
             return text.tokenizer.encode(given, add_special=data.add_bos)
-        rendered = _render(text, Messages([{"role": "user", "content": given}]))
+        rendered = render_messages(text, Messages([{"role": "user", "content": given}]))
         return text.tokenizer.encode(rendered, add_special=False)
 
     def work() -> EncodeReply:
@@ -127,7 +127,8 @@ async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any])
     return await _reply(text, size, work)
 
 
-def _text_of(request: Request[Any, Any, Any], model: str | None) -> tuple[AsyncEngine, TextLayer]:
+def text_of(request: Request[Any, Any, Any], model: str | None) -> tuple[AsyncEngine, TextLayer]:
+    """The engine and its text layer. Raises LmserveError (404, 400) for another model, or one without a tokenizer."""
     serving = serving_of(request)
     engine = serving.engine
     if model is not None:
@@ -149,7 +150,8 @@ def _refuse_template_fields(data: TokenizeRequest) -> None:
             raise LmserveError.invalid(name, f"{name} is for messages, but a prompt was given")
 
 
-def _render(text: TextLayer, messages: Messages) -> str:
+def render_messages(text: TextLayer, messages: Messages) -> str:
+    """The conversation as the model sees it. Raises LmserveError (400) for a model without a template."""
     if text.template is None:
         raise LmserveError.invalid("messages", "this model has no chat template; give a prompt")
     return text.template.render(

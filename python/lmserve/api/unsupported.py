@@ -9,20 +9,24 @@ import msgspec
 from msgspec import Raw, Struct
 
 from lmserve.errors import LmserveError
+from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
 from lmserve.schemas.chat import ChatMessage, ChatRequest
 from lmserve.schemas.completions import CompletionRequest
 
 # Values that ask for nothing. An SDK may send them unasked.
 WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "annotations": ([],),
+    "context_management": ({"edits": []},),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "mcp_servers": ([],),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
+    "thinking": ({"type": "disabled"},),
     "tools": ([],),
     "verbosity": ("medium",),
 }
@@ -33,11 +37,11 @@ REASONS: Final = {
 
 UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
     model: tuple(name for name, annotation in model.__annotations__.items() if annotation == "Unsupported")
-    for model in (ChatRequest, ChatMessage, CompletionRequest)
+    for model in (ChatRequest, ChatMessage, CompletionRequest, MessagesRequest, CountTokensRequest)
 }
 
 
-def refuse_unsupported(struct: ChatRequest | ChatMessage | CompletionRequest, prefix: str = "") -> None:
+def refuse_unsupported(struct: Struct, prefix: str = "") -> None:
     """Raises LmserveError (400) for the first unsupported parameter that would change the output."""
     for name in UNSUPPORTED[type(struct)]:
         value = getattr(struct, name)

@@ -1,0 +1,170 @@
+"""`POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's Messages API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, StopString, Tag, Text, TopK, TopP
+
+MAX_BLOCKS: Final = 1024
+
+Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
+NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
+
+
+class ContentBlock(Struct, frozen=True):
+    """A part of a message. The models are text-only: any type but text is an error. Further keys are ignored."""
+
+    type: Annotated[Tag, Meta(examples=["text"])]
+    text: Text | None = None
+
+
+Content = Text | Annotated[list[ContentBlock], Meta(max_length=MAX_BLOCKS)]
+
+
+class InputMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    """One message. Those of one role that follow each other are one turn; an assistant's at the end is continued."""
+
+    role: Literal["user", "assistant"]
+    content: Content
+
+
+Messages = Annotated[
+    list[InputMessage],
+    Meta(min_length=1, max_length=MAX_MESSAGES, examples=[[{"role": "user", "content": "Hello!"}]]),
+]
+Model = Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+System = Annotated[Content | None, Meta(description="What the model is told before the conversation.")]
+
+
+class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A conversation to answer. Null is the same as absent; an unknown key is an error."""
+
+    model: Model
+    messages: Messages
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS, description="Most tokens to generate.", examples=[64])]
+    system: System = None
+    stop_sequences: Annotated[
+        Annotated[list[StopString], Meta(max_length=64)] | None,
+        Meta(description="Strings that end the text and are not part of it."),
+    ] = None
+    stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
+    temperature: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 is greedy; null: 1.")] = None
+    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+
+    container: Unsupported = UNSET
+    context_management: Unsupported = UNSET
+    mcp_servers: Unsupported = UNSET
+    output_config: Unsupported = UNSET
+    output_format: Unsupported = UNSET
+    thinking: Unsupported = UNSET
+    tool_choice: Unsupported = UNSET
+    tools: Unsupported = UNSET
+
+    cache_control: NoEffect = UNSET
+    diagnostics: NoEffect = UNSET
+    inference_geo: NoEffect = UNSET
+    metadata: NoEffect = UNSET
+    service_tier: NoEffect = UNSET
+    speed: NoEffect = UNSET
+    user_profile_id: NoEffect = UNSET
+    workspace_id: NoEffect = UNSET
+
+
+class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A conversation whose tokens are to be counted. An unknown key is an error."""
+
+    model: Model
+    messages: Messages
+    system: System = None
+
+    context_management: Unsupported = UNSET
+    mcp_servers: Unsupported = UNSET
+    output_config: Unsupported = UNSET
+    output_format: Unsupported = UNSET
+    thinking: Unsupported = UNSET
+    tool_choice: Unsupported = UNSET
+    tools: Unsupported = UNSET
+
+    cache_control: NoEffect = UNSET
+    speed: NoEffect = UNSET
+    user_profile_id: NoEffect = UNSET
+    workspace_id: NoEffect = UNSET
+
+
+class CountTokensReply(Struct, frozen=True):
+    """What `usage` would say, whatever the cache holds."""
+
+    input_tokens: int
+
+
+class TextBlock(Struct, frozen=True, tag_field="type", tag="text"):
+    """The answer's text."""
+
+    text: str
+
+
+StopReason = Annotated[
+    Literal["end_turn", "max_tokens", "stop_sequence"], Meta(description="A cancelled answer ended its turn.")
+]
+
+
+class MessageUsage(Struct, frozen=True):
+    """Tokens of an answer; all three of the input's numbers together are the prompt."""
+
+    input_tokens: Annotated[int, Meta(description="Computed for this request.")]
+    cache_creation_input_tokens: Literal[0]
+    cache_read_input_tokens: Annotated[int, Meta(description="Not computed again.")]
+    output_tokens: int
+
+
+class MessageReply(Struct, frozen=True, kw_only=True):
+    """An answer."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[TextBlock]
+    stop_reason: StopReason | None
+    stop_sequence: Annotated[str | None, Meta(description="The one that ended the text.")]
+    usage: MessageUsage
+
+
+class MessageEvent(Struct, frozen=True, kw_only=True):
+    """The `data` of one server-sent event; `type` is the event's name, and says which of the other keys are there."""
+
+    type: Literal[
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    ]
+    message: MessageReply | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+    content_block: TextBlock | UnsetType = UNSET
+    delta: dict[str, Any] | UnsetType = UNSET
+    usage: MessageUsage | UnsetType = UNSET
+    error: MessageErrorObject | UnsetType = UNSET
+
+
+class MessageErrorObject(Struct, frozen=True):
+    """Why a request failed. May have further keys: numbers that a client may act on."""
+
+    message: Annotated[str, Meta(description="What went wrong, the limit, and what was given.")]
+    type: Annotated[str, Meta(description="Anthropic's word.", examples=["invalid_request_error"])]
+    param: Annotated[str | None, Meta(description="The field at fault, where there is one.", examples=["max_tokens"])]
+    code: Annotated[str, Meta(description="Machine-readable reason.", examples=["invalid_value"])]
+
+
+class MessageErrorReply(Struct, frozen=True):
+    """An error reply of /v1/messages, in Anthropic's shape."""
+
+    error: MessageErrorObject
+    type: Literal["error"] = "error"
