@@ -53,8 +53,8 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 	$(BIN)/ruff check --fix-only python tests tools
 	$(BIN)/ruff format python tests tools
 
-bench: ## what a step costs the scheduler, in microseconds
-	cargo bench --locked --no-default-features --bench scheduler
+bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
+	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)
@@ -81,7 +81,7 @@ $(DEV): $(RUNTIME)
 	@touch $@
 
 $(CORE): $(RUNTIME) $(RUST_SOURCES) README.md
-	@command -v cargo >/dev/null || { echo "Rust 1.88 or later is needed, and cargo was not found: see https://rustup.rs"; exit 1; }
+	@command -v cargo >/dev/null || { echo "Rust 1.89 or later is needed, and cargo was not found: see https://rustup.rs"; exit 1; }
 	@echo "==> Rust core, release build"
 	@$(BIN)/maturin develop --release --locked --uv
 	@touch $@

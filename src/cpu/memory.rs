@@ -29,6 +29,7 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for f32 {}
 
 /// A fixed number of values, zero at first, that begins at a cache line.
+#[derive(Clone)]
 pub struct Aligned<T> {
     lines: Vec<Line>,
     len: usize,
@@ -57,6 +58,7 @@ impl<T: Plain> Aligned<T> {
 impl<T: Plain> std::ops::Deref for Aligned<T> {
     type Target = [T];
 
+    #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: the lines hold at least `len` values, aligned, and any bytes are a value of a `Plain` type.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
@@ -64,6 +66,7 @@ impl<T: Plain> std::ops::Deref for Aligned<T> {
 }
 
 impl<T: Plain> std::ops::DerefMut for Aligned<T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and the lines are borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
@@ -122,6 +125,7 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// How many values there are.
+    #[inline]
     pub const fn len(&self) -> usize {
         self.len
     }
@@ -132,6 +136,7 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// Where the first value lies.
+    #[inline]
     pub const fn as_ptr(&self) -> *mut T {
         self.start
     }
@@ -141,6 +146,7 @@ impl<'a, T> Shared<'a, T> {
     /// # Panics
     /// If the range does not lie within it.
     #[must_use]
+    #[inline]
     pub fn part(&self, range: Range<usize>) -> Self {
         self.check(&range);
         Self {
@@ -158,6 +164,7 @@ impl<'a, T> Shared<'a, T> {
     ///
     /// # Panics
     /// If the range does not lie within it.
+    #[inline]
     pub unsafe fn get(&self, range: Range<usize>) -> &'a [T] {
         self.check(&range);
         // SAFETY: the range lies within the slice, and the caller keeps writers away.
@@ -171,6 +178,7 @@ impl<'a, T> Shared<'a, T> {
     ///
     /// # Panics
     /// If the range does not lie within it.
+    #[inline]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn get_mut(&self, range: Range<usize>) -> &'a mut [T] {
         self.check(&range);

@@ -10,7 +10,7 @@ use crate::cpu::memory::Shared;
 use crate::cpu::pool::Team;
 use crate::cpu::quant::GROUP;
 
-use super::BLOCK;
+use super::{BLOCK, kernels};
 
 /// Groups that a thread quantizes before it takes more.
 const CHUNK: usize = 64;
@@ -63,11 +63,13 @@ impl<'a> QuantizedRows<'a> {
     }
 
     /// Rows in a block.
+    #[inline]
     pub(super) const fn block(&self) -> usize {
         block(self.rows)
     }
 
     /// Where the block of rows that `row` begins lies.
+    #[inline]
     pub(super) fn block_at(&self, row: usize) -> *const u8 {
         let stride = self.cols.div_ceil(GROUP) * RECORD;
         debug_assert!(row.is_multiple_of(self.block()) && row < self.rows);
@@ -86,12 +88,15 @@ impl<'a> QuantizedRows<'a> {
         let groups = self.cols.div_ceil(GROUP);
         assert!(x.len() >= self.rows * self.cols);
         team.for_chunks(self.rows * groups, CHUNK, |range| {
-            for at in range {
-                let (row, group) = (at / groups, at % groups);
-                let end = self.cols.min((group + 1) * GROUP);
-                let range = row * self.cols + group * GROUP..row * self.cols + end;
+            let mut at = range.start;
+            while at < range.end {
+                let (row, first) = (at / groups, at % groups);
+                let last = groups.min(first + range.end - at);
+                let end = self.cols.min(last * GROUP);
+                let values = row * self.cols + first * GROUP..row * self.cols + end;
                 // SAFETY: the caller's promise; each group is written by one thread.
-                unsafe { self.set_group(isa, row, group, x.get(range)) };
+                unsafe { self.set_groups(isa, row, first, x.get(values)) };
+                at += last - first;
             }
         });
     }
@@ -105,64 +110,60 @@ impl<'a> QuantizedRows<'a> {
     /// If there is no such row, or `values` are not `cols`.
     pub unsafe fn set_row(&self, isa: Isa, row: usize, values: &[f32]) {
         assert!(row < self.rows && values.len() == self.cols);
-        for (group, values) in values.chunks(GROUP).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.set_group(isa, row, group, values) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.set_groups(isa, row, 0, values) };
     }
 
-    unsafe fn set_group(&self, _isa: Isa, row: usize, group: usize, values: &[f32]) {
+    /// Quantizes the groups of a row from `first` on.
+    unsafe fn set_groups(&self, isa: Isa, row: usize, first: usize, values: &[f32]) {
         let block = self.block();
-        let (first, r) = (row - row % block, row % block);
-        let mut full = [0.0; GROUP];
-        full[..values.len()].copy_from_slice(values);
-        let quantized = Group::new(&full);
-        // SAFETY: the record lies within the buffer, and belongs to the caller.
+        let target = Target {
+            // SAFETY: the record lies within the buffer.
+            record: unsafe {
+                let records = self.block_at(row - row % block).cast_mut();
+                records.add(first * RECORD * block)
+            },
+            block,
+            row: row % block,
+        };
+        // SAFETY: the records lie within the buffer, and belong to the caller.
+        unsafe { kernels::quantize(isa, values, target) };
+    }
+}
+
+/// Where the groups of a row go: the record of the first, rows in a block, and which of them it is.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) record: *mut u8,
+    pub(super) block: usize,
+    pub(super) row: usize,
+}
+
+impl Target {
+    /// Writes the integers, the scale, and the integers' sum and that of the first 16, and goes on to the next group.
+    ///
+    /// # Safety
+    /// There must be such a record, which nobody else touches.
+    #[inline]
+    pub(super) unsafe fn push(&mut self, q: &[i8; GROUP], scale: f32, sum: i32, first_sum: i32) {
+        let (block, row) = (self.block, self.row);
+        // SAFETY: all lie within the record.
         unsafe {
-            let record = self.block_at(first).cast_mut().add(group * RECORD * block);
-            for (step, q) in quantized.q.as_chunks::<4>().0.iter().enumerate() {
-                record
-                    .add((step * block + r) * 4)
-                    .cast::<[i8; 4]>()
-                    .write(*q);
+            for (step, q) in q.as_chunks::<4>().0.iter().enumerate() {
+                let to = self.record.add((step * block + row) * 4);
+                to.cast::<[i8; 4]>().write(*q);
             }
-            let tail = record.add(GROUP * block).cast::<f32>();
-            tail.add(r).write(quantized.scale);
-            tail.add(block + r)
-                .write(quantized.scale * quantized.sum() as f32);
+            let tail = self.record.add(GROUP * block).cast::<f32>();
+            tail.add(row).write(scale);
+            tail.add(block + row).write(scale * sum as f32);
             let tail = tail.cast::<i32>();
-            tail.add(2 * block + r).write(-8 * quantized.sum());
-            tail.add(3 * block + r).write(-128 * quantized.first_sum());
+            tail.add(2 * block + row).write(-8 * sum);
+            tail.add(3 * block + row).write(-128 * first_sum);
+            self.record = self.record.add(RECORD * block);
         }
     }
 }
 
 const fn block(rows: usize) -> usize {
     if rows == 1 { 1 } else { BLOCK }
-}
-
-/// 32 values as integers of at most 127 times a scale.
-struct Group {
-    q: [i8; GROUP],
-    scale: f32,
-}
-
-impl Group {
-    fn new(values: &[f32; GROUP]) -> Self {
-        let largest = values.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        Self {
-            q: values.map(|x| (x * inverse).round_ties_even() as i8),
-            scale,
-        }
-    }
-
-    fn sum(&self) -> i32 {
-        self.q.iter().map(|&q| i32::from(q)).sum()
-    }
-
-    fn first_sum(&self) -> i32 {
-        self.q[..GROUP / 2].iter().map(|&q| i32::from(q)).sum()
-    }
 }

@@ -6,6 +6,7 @@ use crate::cpu::memory::Aligned;
 use super::{Format, Output, TILE, to_half};
 
 /// Float weights `[out, in]` in tiles of 16 outputs, the last filled up with zeros: for each input the 16 outputs.
+#[derive(Clone)]
 pub(super) struct FloatWeights {
     pub(super) format: Format,
     pub(super) tiles: usize,
@@ -13,6 +14,7 @@ pub(super) struct FloatWeights {
     pub(super) data: Data,
 }
 
+#[derive(Clone)]
 pub(super) enum Data {
     Full(Aligned<f32>),
     Half(Aligned<u16>),

@@ -11,6 +11,7 @@ use super::{Output, QuantizedRows, TILE};
 /// A tile has 32 inputs after 32 inputs. Of them, `q` has for each four inputs the 16 outputs side by side, `[8][16][4]`; with
 /// 4 bits, the inputs 8i to 8i+3 are in the low halves of the bytes and 8i+4 to 8i+7 in the high ones. `scales` has for each
 /// group of the code 16 scales, then 16 minima where there are any.
+#[derive(Clone)]
 pub(super) struct IntWeights {
     pub(super) code: Code,
     pub(super) tiles: usize,
@@ -67,11 +68,13 @@ impl IntWeights {
     }
 
     /// Bytes of a tile's integers for 32 inputs.
+    #[inline]
     pub(super) fn group_bytes(&self) -> usize {
         group_bytes(self.code)
     }
 
     /// Bytes of a tile's scales and minima for 32 inputs.
+    #[inline]
     pub(super) fn scale_bytes(&self) -> usize {
         scale_bytes(self.code)
     }

@@ -85,12 +85,14 @@ impl Source<'_> {
     }
 }
 
+#[derive(Clone)]
 enum Weights {
     Int(IntWeights),
     Float(FloatWeights),
 }
 
 /// A linear layer: weights of shape `[out, in]`, packed for one instruction set, and an optional bias.
+#[derive(Clone)]
 pub struct Linear {
     isa: Isa,
     out_features: usize,

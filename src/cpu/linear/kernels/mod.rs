@@ -5,8 +5,11 @@
     reason = "packed weights and records are aligned"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
+use super::activations::Target;
 use super::{BLOCK, Output, TILE, floats, integers};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;
@@ -24,7 +27,7 @@ const BYTES: usize = 24 << 10;
 /// # Safety
 /// The instruction set must be there; the buffers of the task are of the right sizes, nobody writes `x`, and nobody else touches
 /// `y`.
-pub(super) unsafe fn integers(_isa: Isa, team: &Team, task: &integers::Task) {
+pub(super) unsafe fn integers(isa: Isa, team: &Team, task: &integers::Task) {
     let weights = task.weights;
     let tile_bytes = weights.groups * (weights.group_bytes() + weights.scale_bytes());
     share(
@@ -34,7 +37,13 @@ pub(super) unsafe fn integers(_isa: Isa, team: &Team, task: &integers::Task) {
         tile_bytes,
         |tiles, rows| {
             // SAFETY: the caller's promise.
-            unsafe { portable::integers(task, tiles, rows) };
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::integers(task, tiles, rows),
+                    _ => portable::integers(task, tiles, rows),
+                }
+            }
         },
     );
 }
@@ -43,7 +52,7 @@ pub(super) unsafe fn integers(_isa: Isa, team: &Team, task: &integers::Task) {
 ///
 /// # Safety
 /// As for [`integers`].
-pub(super) unsafe fn floats(_isa: Isa, team: &Team, task: &floats::Task) {
+pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
     let weights = task.weights;
     share(
         team,
@@ -52,9 +61,30 @@ pub(super) unsafe fn floats(_isa: Isa, team: &Team, task: &floats::Task) {
         weights.bytes() / weights.tiles.max(1),
         |tiles, rows| {
             // SAFETY: the caller's promise.
-            unsafe { portable::floats(task, tiles, rows) };
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::floats(task, tiles, rows),
+                    _ => portable::floats(task, tiles, rows),
+                }
+            }
         },
     );
+}
+
+/// Quantizes `values`, whole groups but for the last, and writes them to `target`.
+///
+/// # Safety
+/// The instruction set must be there, and the records of all groups, which nobody else touches.
+pub(super) unsafe fn quantize(isa: Isa, values: &[f32], target: Target) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::quantize(values, target),
+            _ => portable::quantize(values, target),
+        }
+    }
 }
 
 /// Calls `f` with ranges of tiles and rows (which begin at blocks of rows) that together are all.
@@ -81,6 +111,50 @@ fn share(
         }
     });
 }
+
+/// Calls a kernel with the constants of a code: bits, groups in 32 inputs, whether scales are wide, whether there are minima.
+macro_rules! by_code {
+    ($code:expr, $kernel:ident($($argument:expr),*)) => {{
+        let code = $code;
+        match (code.bits, code.group, code.wide, code.min) {
+            (4, _, false, false) => $kernel::<4, 1, false, false>($($argument),*),
+            (4, _, false, true) => $kernel::<4, 1, false, true>($($argument),*),
+            (4, _, true, _) => $kernel::<4, 1, true, true>($($argument),*),
+            (_, 16, _, _) => $kernel::<8, 2, true, false>($($argument),*),
+            (_, _, false, false) => $kernel::<8, 1, false, false>($($argument),*),
+            (_, _, false, true) => $kernel::<8, 1, false, true>($($argument),*),
+            (_, _, true, _) => $kernel::<8, 1, true, true>($($argument),*),
+        }
+    }};
+}
+
+/// Calls a kernel, which takes a number of rows and of tiles as its last two constants and the first tile and row as its last
+/// two arguments, for all blocks of four rows and three tiles, and for what is left of both.
+macro_rules! tile_by_rows {
+    ($kernel:ident::<$($constant:ident),* $(, $block:literal)?>($($argument:expr),*), $tiles:expr, $rows:expr) => {{
+        let (mut tile, tiles, rows) = ($tiles.start, $tiles.end, $rows);
+        while tile < tiles {
+            let whole = tiles - tile >= TILES;
+            let mut row = rows.start;
+            while row < rows.end {
+                match (rows.end - row, whole) {
+                    (1, true) => $kernel::<$($constant,)* $($block,)? 1, 3>($($argument,)* tile, row),
+                    (2, true) => $kernel::<$($constant,)* $($block,)? 2, 3>($($argument,)* tile, row),
+                    (3, true) => $kernel::<$($constant,)* $($block,)? 3, 3>($($argument,)* tile, row),
+                    (_, true) => $kernel::<$($constant,)* $($block,)? 4, 3>($($argument,)* tile, row),
+                    (1, false) => $kernel::<$($constant,)* $($block,)? 1, 1>($($argument,)* tile, row),
+                    (2, false) => $kernel::<$($constant,)* $($block,)? 2, 1>($($argument,)* tile, row),
+                    (3, false) => $kernel::<$($constant,)* $($block,)? 3, 1>($($argument,)* tile, row),
+                    (_, false) => $kernel::<$($constant,)* $($block,)? 4, 1>($($argument,)* tile, row),
+                }
+                row += 4;
+            }
+            tile += if whole { TILES } else { 1 };
+        }
+    }};
+}
+
+use {by_code, tile_by_rows};
 
 /// Writes the results of one row in one tile, those that exist.
 ///

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::activations::RECORD;
+use super::super::activations::{RECORD, Target};
 use super::super::floats::{self, Data};
 use super::super::{Format, TILE, integers};
 use super::store;
@@ -126,4 +126,20 @@ fn dot<T: Copy>(weights: &[T], x: &[f32], widen: impl Fn(T) -> f32) -> [f32; TIL
         }
     }
     sums
+}
+
+/// # Safety
+/// There must be records for all groups, which nobody else touches.
+pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
+    for group in values.chunks(GROUP) {
+        let mut x = [0.0; GROUP];
+        x[..group.len()].copy_from_slice(group);
+        let largest = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let q = x.map(|x| (x * inverse).round_ties_even() as i8);
+        let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum();
+        // SAFETY: the caller's promise.
+        unsafe { target.push(&q, scale, sum(&q), sum(&q[..GROUP / 2])) };
+    }
 }

@@ -1,0 +1,316 @@
+//! Kernels for AVX-512 with VNNI: a register holds 16 outputs, and a tile of up to 4 rows by 3 registers stays in registers.
+
+#![allow(clippy::wildcard_imports, reason = "intrinsics")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tiles are indexed by row and column"
+)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::super::activations::{RECORD, Target};
+use super::super::floats::{self, Data};
+use super::super::integers::{self, IntWeights};
+use super::super::{Format, Output, TILE};
+use super::{TILES, by_code, tile_by_rows};
+use crate::cpu::quant::GROUP;
+
+/// # Safety
+/// The processor has the instructions, the buffers of the task are of the right sizes, nobody writes `x`, and nobody else
+/// these tiles and rows of `y`.
+pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { by_code!(task.weights.code, strips(task, tiles, rows)) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const MIN: bool>(
+    task: &integers::Task,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if task.x.block() == 1 {
+            for tile in tiles {
+                strip::<BITS, GROUPS, WIDE, MIN, 1, 1, 1>(task, tile, 0);
+            }
+            return;
+        }
+        tile_by_rows!(strip::<BITS, GROUPS, WIDE, MIN, 4>(task), tiles, rows);
+    }
+}
+
+/// Rows `row` to `row + R` in the tiles `tile` to `tile + C`, of rows in blocks of `B`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn strip<
+    const BITS: usize,
+    const GROUPS: usize,
+    const WIDE: bool,
+    const MIN: bool,
+    const B: usize,
+    const R: usize,
+    const C: usize,
+>(
+    task: &integers::Task,
+    tile: usize,
+    row: usize,
+) {
+    let weights: &IntWeights = task.weights;
+    let size = if WIDE { 4 * TILE } else { 2 * TILE };
+    let q_step = GROUP * TILE * BITS / 8;
+    let scale_step = size * (GROUPS + usize::from(MIN));
+    let q_stride = weights.groups * q_step;
+    let scale_stride = weights.groups * scale_step;
+    let half = _mm512_set1_epi8(0x0f);
+    let zeros = [_mm512_setzero_si512(); C];
+    let mut sums = [[_mm512_setzero_ps(); C]; R];
+    // SAFETY: all reads lie within the task's buffers, all writes within its tiles and rows.
+    unsafe {
+        let mut q = weights.q.as_ptr().add(tile * q_stride);
+        let mut scales = weights.scales.as_ptr().add(tile * scale_stride);
+        let mut record = task.x.block_at(row);
+        for _ in 0..weights.groups {
+            let tail = record.add(GROUP * B).cast::<f32>();
+            for part in 0..GROUPS {
+                let mut dots = [[_mm512_setzero_si512(); C]; R];
+                if !MIN {
+                    for (r, dots) in dots.iter_mut().enumerate() {
+                        *dots = [offset::<BITS, GROUPS>(tail.cast(), B, r, part); C];
+                    }
+                }
+                let steps = 8 / GROUPS;
+                let mut step = part * steps;
+                while step < (part + 1) * steps {
+                    if BITS == 4 {
+                        let (mut low, mut high) = (zeros, zeros);
+                        for c in 0..C {
+                            let both = load(q.add(c * q_stride + step / 2 * 64));
+                            low[c] = _mm512_and_si512(both, half);
+                            high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
+                        }
+                        multiply(&mut dots, &low, record.add(step * B * 4));
+                        multiply(&mut dots, &high, record.add((step + 1) * B * 4));
+                        step += 2;
+                    } else {
+                        let mut w = zeros;
+                        for c in 0..C {
+                            w[c] = load(q.add(c * q_stride + step * 64));
+                        }
+                        multiply(&mut dots, &w, record.add(step * B * 4));
+                        step += 1;
+                    }
+                }
+                let mut scale = [_mm512_setzero_ps(); C];
+                for c in 0..C {
+                    scale[c] = widen::<WIDE>(scales.add(c * scale_stride + part * size));
+                }
+                for r in 0..R {
+                    let factor = _mm512_set1_ps(*tail.add(r));
+                    for c in 0..C {
+                        sums[r][c] = _mm512_fmadd_ps(
+                            _mm512_cvtepi32_ps(dots[r][c]),
+                            _mm512_mul_ps(scale[c], factor),
+                            sums[r][c],
+                        );
+                    }
+                }
+            }
+            if MIN {
+                let mut min = [_mm512_setzero_ps(); C];
+                for c in 0..C {
+                    min[c] = widen::<WIDE>(scales.add(c * scale_stride + size));
+                }
+                for r in 0..R {
+                    let weighted = _mm512_set1_ps(*tail.add(B + r));
+                    for c in 0..C {
+                        sums[r][c] = _mm512_fmadd_ps(min[c], weighted, sums[r][c]);
+                    }
+                }
+            }
+            q = q.add(q_step);
+            scales = scales.add(scale_step);
+            record = record.add(RECORD * B);
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (c, sums) in sums.into_iter().enumerate() {
+                store(&task.output, row + r, tile + c, sums);
+            }
+        }
+    }
+}
+
+/// What the middle of the integers' range adds for `r`: its negative times the sum of the activations.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn offset<const BITS: usize, const GROUPS: usize>(
+    tail: *const i32,
+    block: usize,
+    r: usize,
+    part: usize,
+) -> __m512i {
+    // SAFETY: the caller passes the end of a record.
+    let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
+    _mm512_set1_epi32(match (BITS, GROUPS, part) {
+        (4, _, _) => by_8,
+        (_, 1, _) => by_8 << 4,
+        (_, _, 0) => first_by_128,
+        _ => (by_8 << 4) - first_by_128,
+    })
+}
+
+/// Adds the products of four inputs of `C` tiles with those of `R` rows.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn multiply<const R: usize, const C: usize>(
+    dots: &mut [[__m512i; C]; R],
+    w: &[__m512i; C],
+    x: *const u8,
+) {
+    for r in 0..R {
+        // SAFETY: the caller passes four inputs of at least `R` rows.
+        let x = _mm512_set1_epi32(unsafe { *x.cast::<i32>().add(r) });
+        for c in 0..C {
+            dots[r][c] = _mm512_dpbusd_epi32(dots[r][c], w[c], x);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load(from: *const u8) -> __m512i {
+    // SAFETY: the caller passes 64 readable bytes.
+    unsafe { _mm512_loadu_si512(from.cast()) }
+}
+
+/// 16 scales as f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn widen<const WIDE: bool>(from: *const u8) -> __m512 {
+    // SAFETY: the caller passes 16 readable scales.
+    unsafe {
+        if WIDE {
+            _mm512_loadu_ps(from.cast())
+        } else {
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+        }
+    }
+}
+
+/// Writes the results of one row in one tile, those that exist.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn store(output: &Output, row: usize, tile: usize, sums: __m512) {
+    let first = tile * TILE;
+    let mask = u16::MAX >> (TILE - TILE.min(output.stride - first));
+    // SAFETY: the bias has whole tiles, and only what lies in the row is written.
+    unsafe {
+        let sums = if output.bias.is_null() {
+            sums
+        } else {
+            _mm512_add_ps(sums, _mm512_loadu_ps(output.bias.add(first)))
+        };
+        _mm512_mask_storeu_ps(output.y.add(row * output.stride + first), mask, sums);
+    }
+}
+
+/// # Safety
+/// The processor has the instructions, and there are records for all groups, which nobody else touches.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
+    for group in values.chunks(GROUP) {
+        let mask = u32::MAX >> (GROUP - group.len());
+        let mut q = [0; GROUP];
+        // SAFETY: only what is in the group is read; the caller's promise.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, group.as_ptr());
+            let high =
+                _mm512_maskz_loadu_ps((mask >> 16) as u16, group.as_ptr().wrapping_add(TILE));
+            let largest = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
+            let scale = _mm512_reduce_max_ps(largest) / 127.0;
+            let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+            let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
+            let high = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+            _mm_storeu_si128(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(low));
+            _mm_storeu_si128(q.as_mut_ptr().add(16).cast(), _mm512_cvtepi32_epi8(high));
+            let first_sum = _mm512_reduce_add_epi32(low);
+            let sum = first_sum + _mm512_reduce_add_epi32(high);
+            target.push(&q, scale, sum, first_sum);
+        }
+    }
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// # Safety
+/// As for [`integers`].
+pub(super) unsafe fn floats(task: &floats::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (&task.weights.data, task.weights.format) {
+            (Data::Full(data), _) => float_strips::<F32>(task, data.as_ptr().cast(), tiles, rows),
+            (Data::Half(data), Format::Bf16) => {
+                float_strips::<BF16>(task, data.as_ptr().cast(), tiles, rows);
+            }
+            (Data::Half(data), _) => float_strips::<F16>(task, data.as_ptr().cast(), tiles, rows),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn float_strips<const KIND: u8>(
+    task: &floats::Task,
+    data: *const u8,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { tile_by_rows!(float_strip::<KIND>(task, data), tiles, rows) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn float_strip<const KIND: u8, const R: usize, const C: usize>(
+    task: &floats::Task,
+    data: *const u8,
+    tile: usize,
+    row: usize,
+) {
+    let line = if KIND == F32 { 4 * TILE } else { 2 * TILE };
+    let stride = task.cols * line;
+    let mut sums = [[_mm512_setzero_ps(); C]; R];
+    // SAFETY: all reads lie within the task's buffers, all writes within its tiles and rows.
+    unsafe {
+        let data = data.add(tile * stride);
+        let x = task.x.add(row * task.cols);
+        for k in 0..task.cols {
+            let mut w = [_mm512_setzero_ps(); C];
+            for c in 0..C {
+                let from = data.add(c * stride + k * line);
+                w[c] = match KIND {
+                    F32 => _mm512_loadu_ps(from.cast()),
+                    F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+                    _ => {
+                        let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+                    }
+                };
+            }
+            for r in 0..R {
+                let x = _mm512_set1_ps(*x.add(r * task.cols + k));
+                for c in 0..C {
+                    sums[r][c] = _mm512_fmadd_ps(w[c], x, sums[r][c]);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (c, sums) in sums.into_iter().enumerate() {
+                store(&task.output, row + r, tile + c, sums);
+            }
+        }
+    }
+}
