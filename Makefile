@@ -20,10 +20,10 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test build lint fmt bench simulate clean
+.PHONY: help serve test build lint fmt bench bench-overhead bench-peers simulate clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: build ## build what is not built, fetch the default model once, and serve it; ARGS="--port 8000" for flags
 	@echo "==> lmserve serve $(ARGS)"
@@ -43,18 +43,24 @@ lint: $(DEV) $(CORE) ## formats, clippy, ruff, mypy, and the type stub against t
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests tools
-	$(BIN)/ruff format --check python tests tools
+	$(BIN)/ruff check python tests tools benchmarks
+	$(BIN)/ruff format --check python tests tools benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest lmserve._core
 
 fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 	cargo fmt
-	$(BIN)/ruff check --fix-only python tests tools
-	$(BIN)/ruff format python tests tools
+	$(BIN)/ruff check --fix-only python tests tools benchmarks
+	$(BIN)/ruff format python tests tools benchmarks
 
 bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
 	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear
+
+bench-overhead: build ## what a token costs engine and HTTP server, without a model
+	$(BIN)/python benchmarks/overhead.py
+
+bench-peers: build ## lmserve beside the peers found on this machine, see benchmarks/README.md; ARGS="--rounds 1"
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)

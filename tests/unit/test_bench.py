@@ -99,6 +99,12 @@ def test_a_server_that_closes_after_each_reply_is_served_as_well() -> None:
     assert len(server.bodies) == 6
 
 
+def test_a_server_that_closes_without_a_word_is_asked_again() -> None:
+    with scripted_server(lambda body: (chunked(events(body)), False)) as server:
+        assert bench(server.url, "--concurrency", "1", "--requests", "6") == 0
+    assert len(server.bodies) == 6
+
+
 def test_requests_are_greedy_and_of_exact_length() -> None:
     with scripted_server() as server:
         assert bench(server.url, "--concurrency", "1", "--requests", "1", "--model", "other") == 0

@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._receive: Receive | None = None
         self._done: asyncio.Future[int] | None = None
+        self._answered = False  # a byte of the reply has come
         self._head_done = False
         self._sized = False  # a body of no announced length ends with the connection
         self._now = 0.0
@@ -62,20 +63,26 @@ class Connection(asyncio.Protocol):
         Raises HttpError if no connection can be made, or it ends before the reply does.
         """
         transport = self._transport
+        reused = transport is not None and not transport.is_closing()
         if transport is None or transport.is_closing():
             transport = await self._connect()
         self._parser = httptools.HttpResponseParser(self)
         self._receive = receive
-        self._head_done = self._sized = False
+        self._answered = self._head_done = self._sized = False
         self._done = asyncio.get_running_loop().create_future()
         first = f"{method} {self._target.prefix}{path} HTTP/1.1"
         head = f"{first}\r\n{self._target.fields}\r\nContent-Length: {len(body)}\r\n\r\n"
         transport.write(head.encode() + body)
         try:
             return await self._done
+        except HttpError:
+            if not reused or self._answered:
+                raise
         except asyncio.CancelledError:
             self.close()
             raise
+        # The server had closed the connection, and its word of that and the request passed each other.
+        return await self.request(method, path, body, receive)
 
     async def _connect(self) -> asyncio.Transport:
         target = self._target
@@ -103,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._now = perf_counter()
         if self._parser is None:
             return
+        self._answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
