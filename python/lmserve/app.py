@@ -27,6 +27,13 @@ from lmserve.api.interactive import chat_interactive
 from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.responses import (
+    cancel_response,
+    create_response,
+    delete_response,
+    get_response,
+    list_input_items,
+)
 from lmserve.api.scoring import rerank, score
 from lmserve.api.serving import Serving
 from lmserve.api.sessions import (
@@ -51,6 +58,11 @@ API: Final = (
     get_model,
     chat_completions,
     completions,
+    create_response,
+    get_response,
+    list_input_items,
+    cancel_response,
+    delete_response,
     create_message,
     count_tokens,
     embeddings,

@@ -103,7 +103,8 @@ fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
     write_bytes(
         out,
         format_args!(
-            "{{\"input_tokens\":{prompt_tokens},\"input_tokens_details\":{{\"cached_tokens\":{cached_tokens}}},\
+            "{{\"input_tokens\":{prompt_tokens},\"input_tokens_details\":\
+             {{\"cached_tokens\":{cached_tokens},\"cache_write_tokens\":0}},\
              \"output_tokens\":{completion_tokens},\"output_tokens_details\":{{\"reasoning_tokens\":0}},\
              \"total_tokens\":{total}}}"
         ),

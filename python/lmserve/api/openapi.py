@@ -33,6 +33,13 @@ from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
 from lmserve.schemas.models import ModelCard, ModelList
+from lmserve.schemas.responses import (
+    ItemList,
+    ResponseDeleted,
+    ResponseEvent,
+    ResponseReply,
+    ResponsesRequest,
+)
 from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
 from lmserve.schemas.sessions import (
     Appended,
@@ -69,6 +76,11 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     ScoreReply,
     RerankRequest,
     RerankReply,
+    ResponsesRequest,
+    ResponseReply,
+    ResponseEvent,
+    ResponseDeleted,
+    ItemList,
     MessagesRequest,
     MessageReply,
     MessageEvent,

@@ -11,6 +11,7 @@ from typing import Any
 
 from litestar import Request
 
+from lmserve.api.response_store import ResponseStore
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.errors import LmserveError
 
@@ -30,6 +31,8 @@ class Serving:
         self.names = tuple(names)
         self.created = int(time.time())
         self.draining = False
+        self.responses = ResponseStore()
+        self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
         self._load = None if isinstance(engine, AsyncEngine) else engine
         self._engine = engine if isinstance(engine, AsyncEngine) else None

@@ -12,15 +12,18 @@ from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
 from lmserve.schemas.chat import ChatMessage, ChatRequest
 from lmserve.schemas.completions import CompletionRequest
+from lmserve.schemas.responses import ResponsesRequest, TextConfig
 
 # Values that ask for nothing. An SDK may send them unasked.
 WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "annotations": ([],),
-    "context_management": ({"edits": []},),
+    "context_management": ([], {"edits": []}),
+    "format": ({"type": "text"},),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "mcp_servers": ([],),
     "modalities": (["text"],),
+    "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
@@ -37,7 +40,15 @@ REASONS: Final = {
 
 UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
     model: tuple(name for name, annotation in model.__annotations__.items() if annotation == "Unsupported")
-    for model in (ChatRequest, ChatMessage, CompletionRequest, MessagesRequest, CountTokensRequest)
+    for model in (
+        ChatRequest,
+        ChatMessage,
+        CompletionRequest,
+        MessagesRequest,
+        CountTokensRequest,
+        ResponsesRequest,
+        TextConfig,
+    )
 }
 
 

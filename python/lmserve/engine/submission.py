@@ -50,6 +50,7 @@ class SessionRef(Struct, frozen=True, omit_defaults=True):
     id: int
     start: bool = False
     create: bool = False
+    parent: int | None = None
     end: bool = False
     on_disconnect: OnDisconnect = "rollback"
 
@@ -89,6 +90,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     reply_id: str = ""
     model: str = ""
     created: int = 0
+    envelope: dict[str, Any] = {}
     stream: bool = False
     usage_chunks: UsageChunks = "none"
     first_choice: int = 0

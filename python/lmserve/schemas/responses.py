@@ -1,0 +1,291 @@
+"""`/v1/responses`: OpenAI's Responses API, with answers that the server keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from lmserve.schemas.bounds import (
+    MAX_MESSAGES,
+    MAX_TOKENS,
+    MinP,
+    RepetitionPenalty,
+    Role,
+    Seed,
+    StopStrings,
+    Tag,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+from lmserve.schemas.chat import NoEffect, TokenLogprob, Unsupported
+
+MAX_PARTS: Final = 1024
+MAX_PAGE: Final = 100
+
+ResponseId = Annotated[str, Meta(max_length=64, examples=["resp_0123456789abcdef"])]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+
+
+class InputPart(Struct, frozen=True):
+    """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
+
+    type: Annotated[Tag, Meta(examples=["input_text"], description="input_text, output_text.")]
+    text: Text | None = None
+
+
+class InputItem(Struct, frozen=True):
+    """A message; an item of an earlier response's output may be sent back as it was received."""
+
+    type: Annotated[Tag | None, Meta(description="message.")] = None
+    role: Role | None = None
+    content: Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)] | None = None
+
+
+class TextConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form of the text."""
+
+    format: Unsupported = UNSET
+    verbosity: Unsupported = UNSET
+
+
+Include = Literal[
+    "message.output_text.logprobs",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+
+
+class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to answer. Null is the same as absent; an unknown key is an error."""
+
+    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    input: Annotated[
+        Text | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)],
+        Meta(description="One user message, or messages; with previous_response_id, what is new.", examples=["Hello!"]),
+    ]
+    previous_response_id: Annotated[
+        ResponseId | None,
+        Meta(description="Go on from this stored response, token for token. It stays, and may be continued again."),
+    ] = None
+    instructions: Annotated[
+        Text | None,
+        Meta(description="A system message before the input; one that the conversation has already is not repeated."),
+    ] = None
+    store: Annotated[bool | None, Meta(description="Keep the response; null: true.")] = None
+    stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
+    background: Annotated[
+        bool | None, Meta(description="Reply at once; GET shows how far it is. Not with stream, or store false.")
+    ] = None
+    max_output_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None,
+        Meta(description="Most tokens to generate; null: what the context holds."),
+    ] = None
+    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
+    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    include: Annotated[
+        Annotated[list[Include], Meta(max_length=16)] | None,
+        Meta(description="What else to report; of the text, its logprobs."),
+    ] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="Report so many alternatives to each token; needs its logprobs to be included."),
+    ] = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None,
+        Meta(description="auto: drop the conversation's oldest turns if it exceeds the context; null: disabled."),
+    ] = None
+    metadata: Annotated[Metadata | None, Meta(description="Kept with the response.")] = None
+    user: Annotated[Tag | None, Meta(description="Kept with the response.")] = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
+    text: TextConfig | None = None
+
+    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
+    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
+    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
+    repetition_penalty: Annotated[
+        RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
+    ] = None
+    ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
+
+    context_management: Unsupported = UNSET
+    conversation: Unsupported = UNSET
+    image: Unsupported = UNSET
+    moderation: Unsupported = UNSET
+    prompt: Unsupported = UNSET
+    reasoning: Unsupported = UNSET
+    tool_choice: Unsupported = UNSET
+    tools: Unsupported = UNSET
+
+    access_programs: NoEffect = UNSET
+    background_options: NoEffect = UNSET
+    max_tool_calls: NoEffect = UNSET
+    prompt_cache_key: NoEffect = UNSET
+    prompt_cache_options: NoEffect = UNSET
+    prompt_cache_retention: NoEffect = UNSET
+    safety_identifier: NoEffect = UNSET
+    service_tier: NoEffect = UNSET
+    stream_options: NoEffect = UNSET
+
+
+class OutputText(Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
+    """The text of an answer."""
+
+    text: str
+    annotations: Annotated[list[Any], Meta(max_length=0)] = []
+    logprobs: Annotated[list[TokenLogprob], Meta(description="Of each token, where included.")] = []
+
+
+class OutputMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+    """An answer."""
+
+    id: str
+    role: Literal["assistant"] = "assistant"
+    status: Literal["in_progress", "completed", "incomplete"]
+    content: list[OutputText]
+
+
+class InputTokensDetails(Struct, frozen=True):
+    """Of the input's tokens."""
+
+    cached_tokens: Annotated[int, Meta(description="Not computed again.")]
+    cache_write_tokens: Literal[0] = 0
+
+
+class OutputTokensDetails(Struct, frozen=True):
+    """Of the output's tokens."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(Struct, frozen=True):
+    """Tokens of a response; the input has the conversation before it."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseFailure(Struct, frozen=True):
+    """Why a response failed."""
+
+    code: Annotated[str, Meta(examples=["server_error"])]
+    message: str
+
+
+class IncompleteDetails(Struct, frozen=True):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What a response repeats of its request."""
+
+    background: bool
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, None]
+    service_tier: Literal["default"]
+    store: bool
+    temperature: float
+    text: dict[str, dict[str, str]]
+    tool_choice: Literal["auto"]
+    tools: Annotated[list[Any], Meta(max_length=0)]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    user: str | None
+
+
+class ResponseReply(Asked, frozen=True, kw_only=True):
+    """A response; `created_at` is in seconds since 1970."""
+
+    id: ResponseId
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
+    error: ResponseFailure | None = None
+    incomplete_details: IncompleteDetails | None = None
+    model: str
+    output: list[OutputMessage]
+    usage: ResponseUsage | None = None
+
+
+class ResponseEvent(Struct, frozen=True, kw_only=True):
+    """The `data` of one server-sent event; `type` is the event's name, and says which of the other keys are there."""
+
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    sequence_number: Annotated[int, Meta(description="From 0.")]
+    response: ResponseReply | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item: OutputMessage | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    part: OutputText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
+
+
+class StoredPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of a stored message."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: Annotated[list[Any], Meta(max_length=0)] | UnsetType = UNSET
+
+
+class StoredItem(Struct, frozen=True, kw_only=True):
+    """A message of a response's input."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Role
+    status: Literal["completed"] = "completed"
+    content: list[StoredPart]
+
+
+class ItemList(Struct, frozen=True, kw_only=True):
+    """A page of a response's input."""
+
+    object: Literal["list"] = "list"
+    data: list[StoredItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ResponseDeleted(Struct, frozen=True, kw_only=True):
+    """The response is gone, and what only it needed."""
+
+    id: ResponseId
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
