@@ -21,6 +21,8 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "format": ({"type": "text"},),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    # LMDeploy's own client sends it.
+    "kwargs": ({},),
     "mcp_servers": ([],),
     "modalities": (["text"],),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),

@@ -151,6 +151,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     audio: Unsupported = UNSET
     function_call: Unsupported = UNSET
     functions: Unsupported = UNSET
+    kwargs: Unsupported = UNSET
     modalities: Unsupported = UNSET
     moderation: Unsupported = UNSET
     reasoning_effort: Unsupported = UNSET

@@ -15,6 +15,7 @@ from lmserve.schemas.bounds import (
     Priority,
     RepetitionPenalty,
     Seed,
+    SessionId,
     StopStrings,
     StopTokenIds,
     Tag,
@@ -103,9 +104,11 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = None
     priority: Annotated[Priority | None, Meta(description="Smaller runs first; null: 0.")] = None
 
+    kwargs: Unsupported = UNSET
     suffix: Unsupported = UNSET
 
     metadata: NoEffect = UNSET
+    session_id: Annotated[SessionId | None, Meta(description="Taken, and of no effect: no history is kept.")] = None
     user: NoEffect = UNSET
 
 
