@@ -1,0 +1,49 @@
+"""docs/api.md: its examples run as they stand against a real server, and no route is left out."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from lmserve.app import API
+from server_process import ServerProcess
+
+TEXT = (Path(__file__).parents[1] / "docs" / "api.md").read_text("utf-8")
+URL = "http://127.0.0.1:23333"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(rf'curl (?:-X (?P<method>\w+) )?"?{re.escape(URL)}(?P<path>/[^\s"?]*)[^\n]*(?P<more>\\?)')
+# They have their names in the text.
+ALIASES = {"/score", "/rerank", "/v2/rerank"}
+
+
+def commands() -> list[tuple[str, str]]:
+    """Method and path of each curl command."""
+    found = []
+    for language, text in BLOCKS:
+        if language == "bash":
+            for match in COMMAND.finditer(text):
+                has_body = match[0].endswith("\\")
+                found.append((match["method"] or ("POST" if has_body else "GET"), match["path"]))
+    return found
+
+
+def test_every_route_has_a_command() -> None:
+    given = commands()
+    for handler in API:
+        for path in sorted(handler.paths - ALIASES):
+            pattern = re.compile(re.sub(r"\{[^}]*\}", r"[^/]+", path))
+            for method in sorted(handler.http_methods):
+                if method != "OPTIONS":
+                    assert any(m == method and pattern.fullmatch(p) for m, p in given), f"{method} {path}"
+    assert all(f"`{alias}`" in TEXT for alias in ALIASES)
+
+
+def test_every_example_runs_in_order(default_server: ServerProcess) -> None:
+    for language, text in BLOCKS:
+        program = {"bash": ["bash", "-e"], "python": [sys.executable, "-"]}[language]
+        script = text.replace(URL, default_server.url).replace("curl ", "curl -sS --fail-with-body ")
+        done = subprocess.run(program, input=script, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, text + done.stdout + done.stderr
+        assert done.stdout.strip(), text
