@@ -1,0 +1,330 @@
+//! The paged KV cache. Its page is 16 tokens, whatever multiple of that a block of the scheduler has.
+//!
+//! Within a page each key-value head has one stretch of memory: with i8 the scales (16 of K, 16 of V), then K transposed
+//! `[head_dim][16]`, so that a vector holds the same element of 16 keys, then V `[16][width]`, whose rows are padded to whole
+//! vectors.
+
+use super::super::memory::Shared;
+use super::super::simd::Simd;
+
+/// Tokens of a page.
+pub const PAGE: usize = 16;
+
+const LINE_BYTES: usize = 64;
+const SCALES_BYTES: usize = 2 * PAGE * size_of::<f32>();
+const MAX_HALF: f32 = 65504.0;
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvType {
+    /// As computed.
+    F32,
+    /// Half precision; values beyond its range are clamped to it.
+    F16,
+    /// Integers, with one scale for each head's key and each head's value.
+    I8,
+}
+
+impl KvType {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+            Self::I8 => 1,
+        }
+    }
+}
+
+/// A stored number that converts to f32.
+pub(super) trait Element: Copy {
+    /// Converts one vector of them.
+    ///
+    /// # Safety
+    /// A vector of elements from `from` on must be valid.
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(from) }
+    }
+}
+
+/// The bits of a half-precision number.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Half(u16);
+
+impl Element for Half {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(from.cast()) }
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_i8(from) }
+    }
+}
+
+/// Sizes of one head's stretch of a page.
+#[derive(Debug, Clone, Copy)]
+pub struct KvShape {
+    /// How numbers are stored.
+    pub dtype: KvType,
+    /// Key-value heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Elements of a stored row of V: `head_dim` filled up to whole vectors.
+    pub(super) const fn width(self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    const fn scales_bytes(self) -> usize {
+        match self.dtype {
+            KvType::I8 => SCALES_BYTES,
+            KvType::F32 | KvType::F16 => 0,
+        }
+    }
+
+    const fn value_offset(self) -> usize {
+        self.scales_bytes() + self.head_dim * PAGE * self.dtype.bytes()
+    }
+
+    const fn head_bytes(self) -> usize {
+        (self.value_offset() + self.width() * PAGE * self.dtype.bytes())
+            .next_multiple_of(LINE_BYTES)
+    }
+
+    /// Bytes of one layer's page.
+    pub const fn page_bytes(self) -> usize {
+        self.kv_heads * self.head_bytes()
+    }
+}
+
+/// One head's stretch of a page.
+#[derive(Clone, Copy)]
+pub(super) struct HeadPage {
+    start: *mut u8,
+    shape: KvShape,
+}
+
+impl HeadPage {
+    /// K, `[head_dim][PAGE]`.
+    pub(super) const fn keys<E>(self) -> *const E {
+        // SAFETY: the offset lies within the stretch.
+        unsafe { self.start.add(self.shape.scales_bytes()) }
+            .cast_const()
+            .cast()
+    }
+
+    /// V, `[PAGE][width]`.
+    pub(super) const fn values<E>(self) -> *const E {
+        // SAFETY: as in `keys`.
+        unsafe { self.start.add(self.shape.value_offset()) }
+            .cast_const()
+            .cast()
+    }
+
+    /// With i8: what the page's 16 keys are to be multiplied by.
+    pub(super) const fn key_scales(self) -> *const f32 {
+        self.start.cast_const().cast()
+    }
+
+    /// With i8: what the page's 16 values are to be multiplied by.
+    pub(super) const fn value_scales(self) -> *const f32 {
+        // SAFETY: as in `keys`.
+        unsafe { self.key_scales().add(PAGE) }
+    }
+}
+
+/// Keys and values of all layers.
+pub struct KvCache {
+    shape: KvShape,
+    layers: usize,
+    pages: usize,
+    /// With room to begin at a cache line.
+    memory: Vec<u8>,
+}
+
+impl KvCache {
+    /// Room for `pages` pages in each of `layers` layers. Memory that is not written yet takes no RAM.
+    pub fn new(shape: KvShape, layers: usize, pages: usize) -> Self {
+        Self {
+            shape,
+            layers,
+            pages,
+            memory: vec![0; layers * pages * shape.page_bytes() + LINE_BYTES],
+        }
+    }
+
+    /// Its shape.
+    pub const fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Pages of a layer.
+    pub const fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// What a team's threads write and read of it.
+    pub fn view(&mut self) -> KvView<'_> {
+        let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
+        KvView {
+            shape: self.shape,
+            layers: self.layers,
+            pages: self.pages,
+            memory: Shared::new(&mut self.memory[skipped..]),
+        }
+    }
+}
+
+/// A [`KvCache`] shared by a team, whose threads write different tokens of it, and read none that is being written.
+#[derive(Clone, Copy)]
+pub struct KvView<'a> {
+    shape: KvShape,
+    layers: usize,
+    pages: usize,
+    memory: Shared<'a, u8>,
+}
+
+impl KvView<'_> {
+    /// Its shape.
+    pub const fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// # Panics
+    /// If there is no such layer, page or head.
+    pub(super) fn head(&self, layer: usize, page: usize, head: usize) -> HeadPage {
+        let shape = self.shape;
+        assert!(layer < self.layers && page < self.pages && head < shape.kv_heads);
+        let at = (layer * self.pages + page) * shape.page_bytes() + head * shape.head_bytes();
+        HeadPage {
+            // SAFETY: the stretch lies within the memory, as was checked.
+            start: unsafe { self.memory.as_ptr().add(at) },
+            shape,
+        }
+    }
+
+    /// Stores one head's key and value [`head_dim`] of the token at `slot`.
+    ///
+    /// # Safety
+    /// No other thread may touch this slot meanwhile.
+    #[inline(always)]
+    pub(in super::super) unsafe fn write<S: Simd>(
+        &self,
+        s: S,
+        layer: usize,
+        slot: usize,
+        head: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        let page = self.head(layer, slot / PAGE, head);
+        let (offset, width) = (slot % PAGE, self.shape.width());
+        assert!(key.len() == self.shape.head_dim && value.len() == self.shape.head_dim);
+        // SAFETY: the token's elements lie within the stretch, and no one else touches them.
+        unsafe {
+            match self.shape.dtype {
+                KvType::F32 => {
+                    let keys = page.keys::<f32>().cast_mut().add(offset);
+                    let values = page.values::<f32>().cast_mut().add(offset * width);
+                    for (i, (&k, &v)) in key.iter().zip(value).enumerate() {
+                        keys.add(i * PAGE).write(k);
+                        values.add(i).write(v);
+                    }
+                }
+                KvType::F16 => {
+                    let keys = page.keys::<u16>().cast_mut().add(offset);
+                    let values = page.values::<u16>().cast_mut().add(offset * width);
+                    for start in (0..key.len()).step_by(PAGE) {
+                        let end = key.len().min(start + PAGE);
+                        for (i, &k) in (start..end).zip(&halves(s, &key[start..end])) {
+                            keys.add(i * PAGE).write(k);
+                        }
+                        for (i, &v) in (start..end).zip(&halves(s, &value[start..end])) {
+                            values.add(i).write(v);
+                        }
+                    }
+                }
+                KvType::I8 => {
+                    let keys = page.keys::<i8>().cast_mut().add(offset);
+                    let values = page.values::<i8>().cast_mut().add(offset * width);
+                    let (scale, inverse) = scales(key);
+                    page.key_scales().cast_mut().add(offset).write(scale);
+                    for (i, &k) in key.iter().enumerate() {
+                        keys.add(i * PAGE).write((k * inverse).round_ties_even() as i8);
+                    }
+                    let (scale, inverse) = scales(value);
+                    page.value_scales().cast_mut().add(offset).write(scale);
+                    for (i, &v) in value.iter().enumerate() {
+                        values.add(i).write((v * inverse).round_ties_even() as i8);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl KvView<'_> {
+    /// The key and the value that an f32 cache holds at a slot.
+    pub(in super::super) fn page_rows(
+        &self,
+        layer: usize,
+        slot: usize,
+        head: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let page = self.head(layer, slot / PAGE, head);
+        let (offset, shape) = (slot % PAGE, self.shape);
+        assert_eq!(shape.dtype, KvType::F32);
+        (0..shape.head_dim)
+            // SAFETY: the elements lie within the page.
+            .map(|i| unsafe {
+                (
+                    page.keys::<f32>().add(i * PAGE + offset).read(),
+                    page.values::<f32>().add(offset * shape.width() + i).read(),
+                )
+            })
+            .unzip()
+    }
+}
+
+/// At most [`PAGE`] numbers in half precision.
+#[inline(always)]
+fn halves<S: Simd>(s: S, given: &[f32]) -> [u16; PAGE] {
+    let (mut padded, mut converted) = ([0.0; PAGE], [0; PAGE]);
+    padded[..given.len()].copy_from_slice(given);
+    for start in (0..PAGE).step_by(S::LANES) {
+        // SAFETY: a page holds whole vectors.
+        unsafe {
+            let v = s.load(padded.as_ptr().add(start));
+            let v = s.max(s.splat(-MAX_HALF), s.min(s.splat(MAX_HALF), v));
+            s.store_f16(converted.as_mut_ptr().add(start), v);
+        }
+    }
+    converted
+}
+
+/// The scale that makes the largest of the numbers 127, and its inverse.
+#[inline(always)]
+fn scales(given: &[f32]) -> (f32, f32) {
+    let largest = given.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    if largest == 0.0 {
+        (0.0, 0.0)
+    } else {
+        (largest / 127.0, 127.0 / largest)
+    }
+}

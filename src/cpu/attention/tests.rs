@@ -1,0 +1,271 @@
+use super::super::pool::Pool;
+use super::super::simd::{Kernel, Simd};
+use super::*;
+
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
+const BLOCK: usize = 32;
+const LONGEST: usize = 700;
+
+/// A sequence with all its queries, keys and values, [tokens][heads][head_dim], and shuffled blocks.
+struct Case {
+    head_dim: usize,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    table: Vec<i32>,
+}
+
+/// Numbers in [-1, 1) that look random.
+fn noise(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+impl Case {
+    fn new(seed: u32, head_dim: usize, blocks: impl Iterator<Item = i32>) -> Self {
+        let scaled = |seed, heads, by: f32| -> Vec<f32> {
+            let values = noise(seed, LONGEST * heads * head_dim);
+            values.iter().map(|x| x * by).collect()
+        };
+        Self {
+            head_dim,
+            queries: scaled(seed, HEADS, 3.0),
+            keys: scaled(seed + 1, KV_HEADS, 2.0),
+            values: scaled(seed + 2, KV_HEADS, 5.0),
+            table: blocks.take(LONGEST.div_ceil(BLOCK)).collect(),
+        }
+    }
+
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence {
+            table: &self.table,
+            block_size: BLOCK,
+        }
+    }
+
+    /// What token `position` gets, straightforwardly.
+    fn expected(&self, position: usize) -> Vec<f64> {
+        let d = self.head_dim;
+        let mut out = Vec::new();
+        for head in 0..HEADS {
+            let kv = head / (HEADS / KV_HEADS);
+            let row = |all: &[f32], at: usize| -> Vec<f64> {
+                let start = (at * KV_HEADS + kv) * d;
+                all[start..start + d].iter().map(|&x| f64::from(x)).collect()
+            };
+            let query = &self.queries[(position * HEADS + head) * d..][..d];
+            let weights: Vec<f64> = (0..=position)
+                .map(|at| {
+                    let key = row(&self.keys, at);
+                    let score: f64 = key.iter().zip(query).map(|(k, &q)| k * f64::from(q)).sum();
+                    (score / (d as f64).sqrt()).exp()
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let mut mean = vec![0.0; d];
+            for (at, weight) in weights.iter().enumerate() {
+                for (mean, v) in mean.iter_mut().zip(row(&self.values, at)) {
+                    *mean += weight / total * v;
+                }
+            }
+            out.extend(mean);
+        }
+        out
+    }
+}
+
+struct Write<'a>(KvView<'a>, &'a Case, usize);
+
+impl Kernel for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(cache, case, position) = self;
+        let d = case.head_dim;
+        let slot = case.table[position / BLOCK] as usize * BLOCK + position % BLOCK;
+        for head in 0..KV_HEADS {
+            let at = (position * KV_HEADS + head) * d..(position * KV_HEADS + head + 1) * d;
+            // SAFETY: only this thread runs.
+            unsafe { cache.write(s, 1, slot, head, &case.keys[at.clone()], &case.values[at]) };
+        }
+    }
+}
+
+fn shape(dtype: KvType, head_dim: usize) -> KvShape {
+    KvShape {
+        dtype,
+        kv_heads: KV_HEADS,
+        head_dim,
+    }
+}
+
+/// Two sequences whose blocks lie among each other's, written to layer 1 of a cache of two.
+fn cases(isa: Isa, dtype: KvType, head_dim: usize) -> (Vec<Case>, KvCache) {
+    let blocks = LONGEST.div_ceil(BLOCK) as i32;
+    let cases = vec![
+        Case::new(1, head_dim, (0..blocks).rev().map(|b| 2 * b)),
+        Case::new(100, head_dim, (0..blocks).map(|b| 2 * b + 1)),
+    ];
+    let pages = 2 * blocks as usize * BLOCK / PAGE;
+    let mut cache = KvCache::new(shape(dtype, head_dim), 2, pages);
+    for case in &cases {
+        for position in 0..LONGEST {
+            dispatch(isa, Write(cache.view(), case, position));
+        }
+    }
+    (cases, cache)
+}
+
+/// What attention gives the tokens `from..to` of some cases, computed in one step: a result for each case.
+fn attend(
+    isa: Isa,
+    threads: usize,
+    cache: &mut KvCache,
+    parts: &[(&Case, Range<usize>)],
+) -> Vec<Vec<f32>> {
+    let head_dim = cache.shape().head_dim;
+    let width = HEADS * head_dim;
+    let stride = width + 5;
+    let total: usize = parts.iter().map(|(_, tokens)| tokens.len()).sum();
+    let mut queries = vec![f32::NAN; total * stride];
+    let mut runs = Vec::new();
+    let mut row = 0;
+    for (case, tokens) in parts {
+        runs.push(Run {
+            sequence: case.sequence(),
+            first_token: row,
+            tokens: tokens.len(),
+            context: tokens.end,
+        });
+        for position in tokens.clone() {
+            queries[row * stride..][..width]
+                .copy_from_slice(&case.queries[position * width..][..width]);
+            row += 1;
+        }
+    }
+    let mut out = vec![f32::NAN; total * width];
+    let mut attention = Attention::new(isa, cache.shape(), HEADS, threads);
+    let step = attention.begin(&runs);
+    let (view, queries, shared) = (
+        cache.view(),
+        Shared::new(&mut queries),
+        Shared::new(&mut out),
+    );
+    Pool::new(threads).run(&|team| step.attend(team, 1, view, queries, stride, shared));
+    let mut found = Vec::new();
+    for (_, tokens) in parts {
+        let rest = out.split_off(tokens.len() * width);
+        found.push(std::mem::replace(&mut out, rest));
+    }
+    found
+}
+
+fn assert_near(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    for (x, y) in found.iter().zip(expected) {
+        assert!((f64::from(*x) - y).abs() < tolerance, "{what}: {x} for {y}");
+    }
+}
+
+#[test]
+fn every_kernel_gives_what_attention_is() {
+    for isa in Isa::available() {
+        for (dtype, tolerance) in [(KvType::F32, 2e-5), (KvType::F16, 1e-2), (KvType::I8, 1e-1)] {
+            for head_dim in [8, 64, 80] {
+                let (cases, mut cache) = cases(isa, dtype, head_dim);
+                let what = format!("{} {dtype:?} {head_dim}", isa.name());
+                for tokens in [0..1, 0..40, 255..256, 256..257, 600..603, 639..700] {
+                    let parts = [(&cases[0], tokens.clone()), (&cases[1], 30..31)];
+                    let found = attend(isa, 2, &mut cache, &parts);
+                    let width = HEADS * head_dim;
+                    for (row, position) in tokens.enumerate() {
+                        let expected = cases[0].expected(position);
+                        assert_near(&found[0][row * width..], &expected, tolerance, &what);
+                    }
+                    assert_near(&found[1], &cases[1].expected(30), tolerance, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_to_the_bit_however_the_step_is_cut() {
+    for isa in Isa::available() {
+        for dtype in [KvType::F32, KvType::F16, KvType::I8] {
+            let (cases, mut cache) = cases(isa, dtype, 64);
+            let whole = attend(isa, 1, &mut cache, &[(&cases[0], 0..LONGEST)]).remove(0);
+            let width = HEADS * 64;
+            for tokens in [0..1, 5..6, 299..300, 699..700, 520..524, 100..170, 60..700] {
+                let parts = [(&cases[1], 650..653), (&cases[0], tokens.clone())];
+                let found = attend(isa, 3, &mut cache, &parts).remove(1);
+                let same = whole[tokens.start * width..tokens.end * width] == found;
+                assert!(same, "{} {dtype:?} {tokens:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_covers_every_token_once_and_gives_threads_work() {
+    let table = vec![0; 100];
+    let sequence = Sequence {
+        table: &table,
+        block_size: BLOCK,
+    };
+    let run = |first_token, tokens, context| Run {
+        sequence,
+        first_token,
+        tokens,
+        context,
+    };
+    let runs = [run(0, 1, 200), run(1, 300, 900), run(301, 2, 1000)];
+    let plan = plan(&runs, shape(KvType::F16, 64), 3, 2);
+    let mut covered = vec![[0; KV_HEADS]; 303];
+    for unit in &plan.units {
+        for token in unit.first_token..unit.first_token + unit.tokens {
+            covered[token][unit.kv_head] += unit.splits;
+        }
+        assert_eq!(unit.partial.is_some(), unit.sequence == 2);
+    }
+    assert_eq!(covered[0], [1; KV_HEADS]);
+    for (token, splits) in covered[1..301].iter().enumerate() {
+        assert!(splits[0] >= (601 + token).div_ceil(SPLIT), "{token}");
+    }
+    assert_eq!(covered[302], [4; KV_HEADS]);
+    assert_eq!(plan.merges.len(), KV_HEADS);
+    assert_eq!(plan.partial_len, KV_HEADS * 4 * 6 * (64 + 2));
+}
+
+#[test]
+fn too_large_a_value_is_stored_as_the_largest_half() {
+    let mut cache = KvCache::new(shape(KvType::F16, 16), 1, 1);
+    struct One<'a>(KvView<'a>);
+    impl Kernel for One<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            // SAFETY: only this thread runs.
+            unsafe { self.0.write(s, 0, 3, 1, &[1e6; 16], &[-1e6; 16]) };
+        }
+    }
+    for isa in Isa::available() {
+        let view = cache.view();
+        dispatch(isa, One(view));
+        let page = view.head(0, 0, 1);
+        // SAFETY: both lie within the page.
+        unsafe {
+            assert_eq!(page.keys::<u16>().add(5 * PAGE + 3).read(), 0x7bff);
+            assert_eq!(page.values::<u16>().add(3 * 16 + 5).read(), 0xfbff);
+        }
+    }
+}

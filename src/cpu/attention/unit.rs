@@ -1,0 +1,406 @@
+//! One unit of attention's work: some tokens of one sequence, with one key-value head and the query heads that share it.
+
+use std::ops::Range;
+
+use super::super::memory::{Aligned, Shared};
+use super::super::simd::{Kernel, MAX_ROWS, Simd};
+use super::block::{Softmax, TILE, TILE_PAGES, mix, scores};
+use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
+
+/// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
+pub(super) const SPLIT: usize = 256;
+/// Rows (a query head of a token each) up to which keys and values are read as stored, not converted for all rows first.
+pub(super) const NARROW_ROWS: usize = 2 * MAX_ROWS;
+
+/// Where a sequence's tokens lie.
+#[derive(Clone, Copy)]
+pub struct Sequence<'a> {
+    /// Its block ids.
+    pub table: &'a [i32],
+    /// Tokens of a block, a multiple of [`PAGE`].
+    pub block_size: usize,
+}
+
+impl Sequence<'_> {
+    /// The page that holds `position`.
+    fn page(&self, position: usize) -> usize {
+        let block = self.table[position / self.block_size] as usize;
+        (block * self.block_size + position % self.block_size) / PAGE
+    }
+}
+
+/// Tokens of one sequence and a key-value head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// The sequence's index in the step.
+    pub(super) sequence: usize,
+    pub(super) kv_head: usize,
+    /// The first token among the step's.
+    pub(super) first_token: usize,
+    /// Its position in the sequence.
+    pub(super) first_position: usize,
+    pub(super) tokens: usize,
+    /// The splits to look at.
+    pub(super) first_split: usize,
+    pub(super) splits: usize,
+    /// Where the outcome of these splits goes among the partial results, if they are not all.
+    pub(super) partial: Option<usize>,
+}
+
+/// What a thread computes in.
+pub(super) struct UnitScratch {
+    floats: Aligned<f32>,
+    softmax: Vec<Softmax>,
+    totals: Vec<Softmax>,
+}
+
+impl UnitScratch {
+    /// For units of at most `rows` rows.
+    pub(super) fn new(rows: usize, head_dim: usize, width: usize) -> Self {
+        let floats = rows * (head_dim + 2 * width) + MAX_ROWS * TILE + TILE * (head_dim + width);
+        Self {
+            floats: Aligned::zeroed(floats),
+            softmax: vec![Softmax::EMPTY; rows],
+            totals: vec![Softmax::EMPTY; rows],
+        }
+    }
+}
+
+/// What all units of a layer share.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub(super) index: usize,
+    pub(super) cache: KvView<'a>,
+    /// Query heads that share a key-value head.
+    pub(super) group: usize,
+    /// Rows of `stride`, each beginning with `heads * head_dim` queries.
+    pub(super) queries: Shared<'a, f32>,
+    pub(super) stride: usize,
+    /// Rows of `heads * head_dim`.
+    pub(super) out: Shared<'a, f32>,
+    pub(super) partials: Shared<'a, f32>,
+}
+
+impl Layer<'_> {
+    /// Elements of a partial result of `rows` rows: their sums, then the softmax of each.
+    pub(super) fn partial_len(&self, rows: usize) -> usize {
+        rows * (self.cache.shape().width() + 2)
+    }
+
+    /// The place of row `row` of a unit in rows of `stride`.
+    pub(super) fn at(&self, unit: &Unit, row: usize, stride: usize) -> Range<usize> {
+        let head_dim = self.cache.shape().head_dim;
+        let (token, head) = (row / self.group, row % self.group);
+        let start =
+            (unit.first_token + token) * stride + (unit.kv_head * self.group + head) * head_dim;
+        start..start + head_dim
+    }
+
+    /// Elements of a row of `out`.
+    pub(super) fn out_stride(&self) -> usize {
+        self.cache.shape().kv_heads * self.group * self.cache.shape().head_dim
+    }
+}
+
+/// Computes one unit.
+pub(super) struct Attend<'a> {
+    pub(super) layer: Layer<'a>,
+    pub(super) unit: Unit,
+    pub(super) sequence: Sequence<'a>,
+    pub(super) scratch: &'a mut UnitScratch,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.layer.cache.shape().dtype {
+            KvType::F32 => self.attend::<S, f32>(s),
+            KvType::F16 => self.attend::<S, Half>(s),
+            KvType::I8 => self.attend::<S, i8>(s),
+        }
+    }
+}
+
+/// The memory of a unit's rows.
+struct Rows<'a> {
+    queries: &'a [f32],
+    sums: &'a mut [f32],
+    scores: &'a mut [f32],
+    softmax: &'a mut [Softmax],
+    head_dim: usize,
+    width: usize,
+    /// Keys that row 0 sees; `group` rows on, one more is seen.
+    seen: usize,
+    group: usize,
+}
+
+/// The pages of one tile, as stored.
+struct Tile {
+    pages: [HeadPage; TILE_PAGES],
+    /// The position of its first key.
+    start: usize,
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn attend<S: Simd, E: Element>(self, s: S) {
+        let Self {
+            layer,
+            unit,
+            sequence,
+            scratch,
+        } = self;
+        let shape = layer.cache.shape();
+        let (head_dim, width) = (shape.head_dim, shape.width());
+        let count = unit.tokens * layer.group;
+        let (queries, rest) = scratch.floats.split_at_mut(count * head_dim);
+        let (sums, rest) = rest.split_at_mut(count * width);
+        let (totals, rest) = rest.split_at_mut(count * width);
+        let (score_rows, rest) = rest.split_at_mut(MAX_ROWS * TILE);
+        let (key_tile, value_tile) = rest.split_at_mut(TILE * head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for (row, packed) in queries.chunks_exact_mut(head_dim).enumerate() {
+            // SAFETY: queries are only read in this phase.
+            let query = unsafe { layer.queries.get(layer.at(&unit, row, layer.stride)) };
+            for (to, from) in packed.iter_mut().zip(query) {
+                *to = from * scale;
+            }
+        }
+        let mut rows = Rows {
+            queries,
+            sums,
+            scores: score_rows,
+            softmax: &mut scratch.softmax[..count],
+            head_dim,
+            width,
+            seen: unit.first_position + 1,
+            group: layer.group,
+        };
+        let total_softmax = &mut scratch.totals[..count];
+        if unit.splits > 1 {
+            totals.fill(0.0);
+            total_softmax.fill(Softmax::EMPTY);
+        }
+        let context = unit.first_position + unit.tokens;
+        for split in unit.first_split..unit.first_split + unit.splits {
+            rows.sums.fill(0.0);
+            rows.softmax.fill(Softmax::EMPTY);
+            let end = context.min((split + 1) * SPLIT);
+            for start in (split * SPLIT..end).step_by(TILE) {
+                let page = |p: usize| {
+                    // Beyond the context any page will do: what it gives is not seen.
+                    let position = (start + p * PAGE).min(end - 1);
+                    layer
+                        .cache
+                        .head(layer.index, sequence.page(position), unit.kv_head)
+                };
+                let tile = Tile {
+                    pages: std::array::from_fn(page),
+                    start,
+                };
+                if count <= NARROW_ROWS {
+                    rows.add_tile::<S, E>(s, &tile, shape.dtype);
+                } else {
+                    rows.add_converted_tile::<S, E>(s, &tile, key_tile, value_tile, shape.dtype);
+                }
+            }
+            if unit.splits > 1 {
+                for (row, total) in total_softmax.iter_mut().enumerate() {
+                    let part = row * width..(row + 1) * width;
+                    let (ours, theirs) = total.merge(rows.softmax[row]);
+                    merge_sums(
+                        &mut totals[part.clone()],
+                        &rows.sums[part],
+                        ours,
+                        theirs,
+                    );
+                }
+            }
+        }
+        let (sums, softmax): (&[f32], &[Softmax]) = if unit.splits > 1 {
+            (totals, total_softmax)
+        } else {
+            (rows.sums, rows.softmax)
+        };
+        if let Some(partial) = unit.partial {
+            // SAFETY: every unit has its own partial result.
+            let to = unsafe {
+                layer
+                    .partials
+                    .get_mut(partial..partial + layer.partial_len(count))
+            };
+            let (to_sums, to_softmax) = to.split_at_mut(sums.len());
+            to_sums.copy_from_slice(sums);
+            for (to, softmax) in to_softmax.chunks_exact_mut(2).zip(softmax) {
+                to.copy_from_slice(&[softmax.largest, softmax.sum]);
+            }
+            return;
+        }
+        for (row, softmax) in softmax.iter().enumerate() {
+            // SAFETY: every unit has rows and heads of its own.
+            let to = unsafe { layer.out.get_mut(layer.at(&unit, row, layer.out_stride())) };
+            normalize(to, &sums[row * width..], softmax.sum);
+        }
+    }
+}
+
+/// Adds the sums of a further split; the scales are what [`Softmax::merge`] gives.
+#[inline(always)]
+pub(super) fn merge_sums(total: &mut [f32], further: &[f32], ours: f32, theirs: f32) {
+    for (total, further) in total.iter_mut().zip(further) {
+        *total = *total * ours + further * theirs;
+    }
+}
+
+/// Weighted sums to weighted means.
+#[inline(always)]
+pub(super) fn normalize(to: &mut [f32], sums: &[f32], weight: f32) {
+    let inverse = 1.0 / weight;
+    for (to, sum) in to.iter_mut().zip(sums) {
+        *to = sum * inverse;
+    }
+}
+
+impl Rows<'_> {
+    /// Reads a tile as it is stored.
+    #[inline(always)]
+    fn add_tile<S: Simd, E: Element>(&mut self, s: S, tile: &Tile, dtype: KvType) {
+        let keys = tile.pages.map(HeadPage::keys::<E>);
+        let values = tile.pages.map(HeadPage::values::<E>);
+        self.add(s, tile, keys, PAGE, values, dtype);
+    }
+
+    /// Converts a tile for all rows to read.
+    #[inline(always)]
+    fn add_converted_tile<S: Simd, E: Element>(
+        &mut self,
+        s: S,
+        tile: &Tile,
+        key_tile: &mut [f32],
+        value_tile: &mut [f32],
+        dtype: KvType,
+    ) {
+        let (head_dim, width) = (self.head_dim, self.width);
+        for (p, page) in tile.pages.iter().enumerate() {
+            // SAFETY: a page has head_dim rows of keys and PAGE rows of values, and the tiles have room for them.
+            unsafe {
+                for k in 0..head_dim {
+                    for i in (0..PAGE).step_by(S::LANES) {
+                        let v = E::load(s, page.keys::<E>().add(k * PAGE + i));
+                        s.store(key_tile.as_mut_ptr().add(k * TILE + p * PAGE + i), v);
+                    }
+                }
+                let to = value_tile.as_mut_ptr().add(p * PAGE * width);
+                for i in (0..PAGE * width).step_by(S::LANES) {
+                    s.store(to.add(i), E::load(s, page.values::<E>().add(i)));
+                }
+            }
+        }
+        let (keys, values) = (key_tile.as_ptr(), value_tile.as_ptr());
+        // SAFETY: the offsets lie within the tiles.
+        let (keys, values) = unsafe {
+            (
+                std::array::from_fn(|p| keys.add(p * PAGE)),
+                std::array::from_fn(|p| values.add(p * PAGE * width)),
+            )
+        };
+        self.add::<S, f32>(s, tile, keys, TILE, values, dtype);
+    }
+
+    #[inline(always)]
+    fn add<S: Simd, E: Element>(
+        &mut self,
+        s: S,
+        tile: &Tile,
+        keys: [*const E; TILE_PAGES],
+        stride: usize,
+        values: [*const E; TILE_PAGES],
+        dtype: KvType,
+    ) {
+        let count = self.softmax.len();
+        let blocks = count.div_ceil(MAX_ROWS);
+        for block in 0..blocks {
+            // Blocks of nearly equal size: the last would otherwise be a small, slow one.
+            let rows = block * count / blocks..(block + 1) * count / blocks;
+            if self.seen(rows.end - 1) <= tile.start {
+                continue;
+            }
+            match rows.len() {
+                1 => self.add_block::<S, E, 1>(s, rows.start, tile, keys, stride, values, dtype),
+                2 => self.add_block::<S, E, 2>(s, rows.start, tile, keys, stride, values, dtype),
+                3 => self.add_block::<S, E, 3>(s, rows.start, tile, keys, stride, values, dtype),
+                4 => self.add_block::<S, E, 4>(s, rows.start, tile, keys, stride, values, dtype),
+                5 => self.add_block::<S, E, 5>(s, rows.start, tile, keys, stride, values, dtype),
+                _ => self.add_block::<S, E, 6>(s, rows.start, tile, keys, stride, values, dtype),
+            }
+        }
+    }
+
+    /// Keys that row `row` sees.
+    fn seen(&self, row: usize) -> usize {
+        self.seen + row / self.group
+    }
+
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn add_block<S: Simd, E: Element, const R: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        tile: &Tile,
+        keys: [*const E; TILE_PAGES],
+        stride: usize,
+        values: [*const E; TILE_PAGES],
+        dtype: KvType,
+    ) {
+        let out = self.scores.as_mut_ptr();
+        let (head_dim, width) = (self.head_dim, self.width);
+        // SAFETY: R rows from `first` on are in the packed queries and the sums; the pages are whole.
+        unsafe {
+            let queries = self.queries.as_ptr().add(first * head_dim);
+            scores::<S, E, R>(s, queries, head_dim, keys, stride, out);
+        }
+        let mut rescale = [1.0; R];
+        let mut most = 0;
+        for r in 0..R {
+            let seen = self.seen(first + r).saturating_sub(tile.start).min(TILE);
+            most = most.max(seen);
+            let row = self.scores[r * TILE..].first_chunk_mut::<TILE>();
+            let Some(row) = row else { continue };
+            if seen == 0 {
+                row.fill(0.0);
+                continue;
+            }
+            if dtype == KvType::I8 {
+                scale_row(row, &tile.pages, HeadPage::key_scales);
+            }
+            rescale[r] = self.softmax[first + r].weigh(s, row, seen);
+            if dtype == KvType::I8 {
+                scale_row(row, &tile.pages, HeadPage::value_scales);
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            let sums = self.sums.as_mut_ptr().add(first * width);
+            mix::<S, E, R>(s, out, values, most, &rescale, sums, width);
+        }
+    }
+}
+
+/// Multiplies each column by its token's scale.
+#[inline(always)]
+fn scale_row(
+    row: &mut [f32; TILE],
+    pages: &[HeadPage; TILE_PAGES],
+    scales: fn(HeadPage) -> *const f32,
+) {
+    for (columns, &page) in row.chunks_exact_mut(PAGE).zip(pages) {
+        // SAFETY: an i8 page begins with its scales.
+        let scales = unsafe { scales(page).cast::<[f32; PAGE]>().read_unaligned() };
+        for (x, scale) in columns.iter_mut().zip(scales) {
+            *x *= scale;
+        }
+    }
+}
