@@ -9,6 +9,7 @@ pub mod linear;
 pub mod memory;
 pub mod pool;
 pub mod quant;
+pub mod rows;
 mod simd;
 
 pub use isa::Isa;

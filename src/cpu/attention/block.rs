@@ -54,10 +54,10 @@ unsafe fn score_columns<S: Simd, E: Element, const R: usize, const N: usize>(
             for k in 0..depth {
                 let loaded: [S::V; N] =
                     std::array::from_fn(|j| E::load(s, columns[j].add(k * stride)));
-                for r in 0..R {
+                for (r, row) in sums.iter_mut().enumerate() {
                     let q = s.splat(*queries.add(r * depth + k));
-                    for j in 0..N {
-                        sums[r][j] = s.mul_add(q, loaded[j], sums[r][j]);
+                    for (sum, &key) in row.iter_mut().zip(&loaded) {
+                        *sum = s.mul_add(q, key, *sum);
                     }
                 }
             }
@@ -130,10 +130,10 @@ unsafe fn mix_columns<S: Simd, E: Element, const R: usize, const N: usize>(
             for k in 0..PAGE.min(count.saturating_sub(p * PAGE)) {
                 let row = page.add(k * width + first);
                 let loaded: [S::V; N] = std::array::from_fn(|j| E::load(s, row.add(j * S::LANES)));
-                for r in 0..R {
+                for (r, row) in total.iter_mut().enumerate() {
                     let weight = s.splat(*weights.add(r * TILE + p * PAGE + k));
-                    for j in 0..N {
-                        total[r][j] = s.mul_add(weight, loaded[j], total[r][j]);
+                    for (sum, &value) in row.iter_mut().zip(&loaded) {
+                        *sum = s.mul_add(weight, value, *sum);
                     }
                 }
             }

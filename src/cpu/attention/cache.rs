@@ -265,7 +265,8 @@ impl KvView<'_> {
                     let (scale, inverse) = scales(key);
                     page.key_scales().cast_mut().add(offset).write(scale);
                     for (i, &k) in key.iter().enumerate() {
-                        keys.add(i * PAGE).write((k * inverse).round_ties_even() as i8);
+                        keys.add(i * PAGE)
+                            .write((k * inverse).round_ties_even() as i8);
                     }
                     let (scale, inverse) = scales(value);
                     page.value_scales().cast_mut().add(offset).write(scale);

@@ -3,12 +3,15 @@
 //! The work is cut into units that threads take one after another: short runs of tokens (a decode step) are cut along their
 //! context, long ones (a prompt) into tiles of tokens. A row's result is the same to the bit however its step is cut, and
 //! whatever else is in the step: see [`block`].
+#![allow(
+    clippy::inline_always,
+    reason = "what is not inlined is compiled without the instructions it is made for"
+)]
 
 mod block;
 mod cache;
 mod unit;
 
-use std::ops::Range;
 use std::sync::Mutex;
 
 pub use cache::{KvCache, KvShape, KvType, KvView, PAGE};
@@ -105,13 +108,16 @@ pub struct AttentionStep<'a> {
 }
 
 impl AttentionStep<'_> {
-    /// `out` [tokens, heads * head_dim] of the queries in rows of `stride`, once the step's keys and values are written.
+    /// `out` `[tokens, heads * head_dim]` of the queries in rows of `stride`, once the step's keys and values are written.
     ///
-    /// Called by every thread of the team; ends with a barrier.
+    /// Every thread of the team calls it with the same arguments; it ends with a barrier.
+    ///
+    /// # Safety
+    /// Until it returns on all threads, nobody may write the queries or the cache, and nobody else touch `out`.
     ///
     /// # Panics
     /// If a run does not lie within the cache or the arrays.
-    pub fn attend(
+    pub unsafe fn attend(
         &self,
         team: &Team,
         layer: usize,
@@ -238,11 +244,7 @@ fn merge_splits(layer: &Layer, first: &Unit) {
             merge_sums(&mut sums[at.clone()], &part[at.clone()], ours, theirs);
         }
         // SAFETY: every run has rows and heads of its own.
-        let to = unsafe {
-            layer
-                .out
-                .get_mut(layer.at(first, row, layer.out_stride()))
-        };
+        let to = unsafe { layer.out.get_mut(layer.at(first, row, layer.out_stride())) };
         normalize(to, &sums[at], softmax.sum);
     }
 }

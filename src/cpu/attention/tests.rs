@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use super::super::pool::Pool;
 use super::super::simd::{Kernel, Simd};
 use super::*;
@@ -7,7 +9,7 @@ const KV_HEADS: usize = 2;
 const BLOCK: usize = 32;
 const LONGEST: usize = 700;
 
-/// A sequence with all its queries, keys and values, [tokens][heads][head_dim], and shuffled blocks.
+/// A sequence with all its queries, keys and values, `[tokens][heads][head_dim]`, and shuffled blocks.
 struct Case {
     head_dim: usize,
     queries: Vec<f32>,
@@ -59,7 +61,10 @@ impl Case {
             let kv = head / (HEADS / KV_HEADS);
             let row = |all: &[f32], at: usize| -> Vec<f64> {
                 let start = (at * KV_HEADS + kv) * d;
-                all[start..start + d].iter().map(|&x| f64::from(x)).collect()
+                all[start..start + d]
+                    .iter()
+                    .map(|&x| f64::from(x))
+                    .collect()
             };
             let query = &self.queries[(position * HEADS + head) * d..][..d];
             let weights: Vec<f64> = (0..=position)
@@ -160,7 +165,10 @@ fn attend(
         Shared::new(&mut queries),
         Shared::new(&mut out),
     );
-    Pool::new(threads).run(&|team| step.attend(team, 1, view, queries, stride, shared));
+    // SAFETY: nobody else has the buffers.
+    Pool::new(threads).run(&|team| unsafe {
+        step.attend(team, 1, view, queries, stride, shared);
+    });
     let mut found = Vec::new();
     for (_, tokens) in parts {
         let rest = out.split_off(tokens.len() * width);
@@ -231,8 +239,8 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
     let plan = plan(&runs, shape(KvType::F16, 64), 3, 2);
     let mut covered = vec![[0; KV_HEADS]; 303];
     for unit in &plan.units {
-        for token in unit.first_token..unit.first_token + unit.tokens {
-            covered[token][unit.kv_head] += unit.splits;
+        for token in &mut covered[unit.first_token..][..unit.tokens] {
+            token[unit.kv_head] += unit.splits;
         }
         assert_eq!(unit.partial.is_some(), unit.sequence == 2);
     }
@@ -247,7 +255,6 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
 
 #[test]
 fn too_large_a_value_is_stored_as_the_largest_half() {
-    let mut cache = KvCache::new(shape(KvType::F16, 16), 1, 1);
     struct One<'a>(KvView<'a>);
     impl Kernel for One<'_> {
         type Output = ();
@@ -258,6 +265,7 @@ fn too_large_a_value_is_stored_as_the_largest_half() {
             unsafe { self.0.write(s, 0, 3, 1, &[1e6; 16], &[-1e6; 16]) };
         }
     }
+    let mut cache = KvCache::new(shape(KvType::F16, 16), 1, 1);
     for isa in Isa::available() {
         let view = cache.view();
         dispatch(isa, One(view));

@@ -210,12 +210,7 @@ impl Attend<'_> {
                 for (row, total) in total_softmax.iter_mut().enumerate() {
                     let part = row * width..(row + 1) * width;
                     let (ours, theirs) = total.merge(rows.softmax[row]);
-                    merge_sums(
-                        &mut totals[part.clone()],
-                        &rows.sums[part],
-                        ours,
-                        theirs,
-                    );
+                    merge_sums(&mut totals[part.clone()], &rows.sums[part], ours, theirs);
                 }
             }
         }
@@ -364,7 +359,7 @@ impl Rows<'_> {
         }
         let mut rescale = [1.0; R];
         let mut most = 0;
-        for r in 0..R {
+        for (r, rescale) in rescale.iter_mut().enumerate() {
             let seen = self.seen(first + r).saturating_sub(tile.start).min(TILE);
             most = most.max(seen);
             let row = self.scores[r * TILE..].first_chunk_mut::<TILE>();
@@ -376,7 +371,7 @@ impl Rows<'_> {
             if dtype == KvType::I8 {
                 scale_row(row, &tile.pages, HeadPage::key_scales);
             }
-            rescale[r] = self.softmax[first + r].weigh(s, row, seen);
+            *rescale = self.softmax[first + r].weigh(s, row, seen);
             if dtype == KvType::I8 {
                 scale_row(row, &tile.pages, HeadPage::value_scales);
             }

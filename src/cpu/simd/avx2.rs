@@ -1,5 +1,6 @@
 //! Eight lanes of AVX2, with FMA and F16C.
 
+#[allow(clippy::wildcard_imports, reason = "nearly every line is one of them")]
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -58,10 +59,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16, v: __m256) {
         unsafe {
-            _mm_storeu_si128(
-                to.cast(),
-                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v),
-            );
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
         }
     }
 

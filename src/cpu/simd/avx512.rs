@@ -1,5 +1,6 @@
 //! Sixteen lanes of AVX-512.
 
+#[allow(clippy::wildcard_imports, reason = "nearly every line is one of them")]
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};

@@ -18,10 +18,7 @@ use super::Isa;
 /// A vector of f32 and what kernels do with it. A value of the type proves that the processor has the instructions.
 ///
 /// Where a method takes a pointer, [`Simd::LANES`] elements from there on must be valid, of any alignment.
-#[allow(
-    clippy::missing_safety_doc,
-    reason = "the one condition stands above"
-)]
+#[allow(clippy::missing_safety_doc, reason = "the one condition stands above")]
 pub(super) trait Simd: Copy {
     /// The vector.
     type V: Copy;
@@ -62,6 +59,7 @@ pub(super) trait Simd: Copy {
     /// The largest lane.
     fn max_lane(self, v: Self::V) -> f32;
     /// Bit i is set where lane i of a is at least that of b.
+    #[allow(dead_code, reason = "for the sampler")]
     fn at_least(self, a: Self::V, b: Self::V) -> u32;
 }
 
@@ -96,10 +94,10 @@ pub(super) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(88.8), s.max(s.splat(-88.0), x));
-    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
-    let r = s.mul_add(n, s.splat(-0.693_359_4), x);
-    let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
-    let mut p = s.splat(1.987_569_1e-4);
+    let power = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    let rest = s.mul_add(power, s.splat(-0.693_359_4), x);
+    let rest = s.mul_add(power, s.splat(2.121_944_4e-4), rest);
+    let mut sum = s.splat(1.987_569_1e-4);
     for c in [
         1.398_199_9e-3,
         8.333_452e-3,
@@ -107,10 +105,10 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
         1.666_666_5e-1,
         0.5,
     ] {
-        p = s.mul_add(p, r, s.splat(c));
+        sum = s.mul_add(sum, rest, s.splat(c));
     }
-    let y = s.mul_add(p, s.mul(r, r), s.add(r, s.splat(1.0)));
-    s.mul(y, s.pow2(n))
+    let y = s.mul_add(sum, s.mul(rest, rest), s.add(rest, s.splat(1.0)));
+    s.mul(y, s.pow2(power))
 }
 
 #[cfg(test)]
@@ -235,11 +233,7 @@ mod tests {
             for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 for (x, y) in found.iter().zip(expected) {
                     let close = (x - y).abs() <= 1e-5 * y.abs().max(1.0);
-                    assert!(
-                        close,
-                        "{}: operation {index} gives {x} for {y}",
-                        isa.name()
-                    );
+                    assert!(close, "{}: operation {index} gives {x} for {y}", isa.name());
                 }
             }
         }

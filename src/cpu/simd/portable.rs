@@ -58,8 +58,7 @@ impl Simd for Portable {
     unsafe fn store_f16(self, to: *mut u16, v: V) {
         // SAFETY: as in `load`.
         unsafe {
-            to.cast::<[u16; LANES]>()
-                .write_unaligned(v.map(f32_to_f16));
+            to.cast::<[u16; LANES]>().write_unaligned(v.map(f32_to_f16));
         }
     }
 
