@@ -81,9 +81,23 @@ impl IntWeights {
 
     fn set_row(&mut self, row: usize, values: &IntRow) {
         let per_step = GROUP / self.code.group;
-        for (i, &q) in values.q.iter().enumerate() {
-            let (at, high) = self.place(row, i);
-            self.q[at] |= if high { q << 4 } else { q };
+        let group_bytes = self.group_bytes();
+        let first = row / TILE * self.groups * group_bytes + row % TILE * 4;
+        let bits = self.code.bits;
+        for (group, q) in values.q.chunks_exact(GROUP).enumerate() {
+            let lines = &mut self.q[first + group * group_bytes..];
+            if bits == 4 {
+                for (step, q) in q.as_chunks::<8>().0.iter().enumerate() {
+                    let to = &mut lines[step * 4 * TILE..][..4];
+                    for (i, to) in to.iter_mut().enumerate() {
+                        *to = q[i] | q[4 + i] << 4;
+                    }
+                }
+            } else {
+                for (step, q) in q.as_chunks::<4>().0.iter().enumerate() {
+                    lines[step * 4 * TILE..][..4].copy_from_slice(q);
+                }
+            }
         }
         for (i, &scale) in values.scales.iter().enumerate() {
             self.set_scale(row, i / per_step, i % per_step, scale);

@@ -183,3 +183,101 @@ fn six_bits(block: &[u8], row: &mut IntRow) {
     row.scales
         .extend(scales.map(|&s| factor * f32::from(s as i8)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::half::f32_to_f16;
+
+    /// Two blocks of rising bytes, with the given half-precision numbers in each.
+    fn blocks(block: BlockType, halves: &[(usize, f32)]) -> Vec<u8> {
+        let bytes = 2 * block.bytes();
+        let mut blocks: Vec<u8> = (0..bytes).map(|i| (i * 37 + 11) as u8).collect();
+        for one in blocks.chunks_exact_mut(block.bytes()) {
+            for &(at, value) in halves {
+                one[at..at + 2].copy_from_slice(&f32_to_f16(value).to_le_bytes());
+            }
+        }
+        blocks
+    }
+
+    /// What the `gguf` package 0.17 makes of such blocks: the sum of the weights times 1 to 17 in turn, and three of them.
+    const KNOWN: [(BlockType, f64, [f32; 3]); 8] = [
+        (
+            BlockType::Q4_0,
+            -6.481_353_759_765_625,
+            [0.024_597_168, 0.0, 0.086_090_09],
+        ),
+        (
+            BlockType::Q4_1,
+            -2.061_828_613_281_25,
+            [-0.049_499_51, 0.048_889_16, -0.000_305_175_78],
+        ),
+        (
+            BlockType::Q5_0,
+            6.395_263_671_875,
+            [-0.024_597_168, 0.012_298_584, 0.012_298_584],
+        ),
+        (
+            BlockType::Q5_1,
+            50.477_722_167_968_75,
+            [0.196_472_17, -0.037_200_928, 0.036_590_576],
+        ),
+        (
+            BlockType::Q8_0,
+            -43.832_153_320_312_5,
+            [1.500_427_2, -0.590_332_03, -1.315_948_5],
+        ),
+        (
+            BlockType::Q4_K,
+            2_322.705_139_160_156,
+            [-5.033_386, -2.642_578_1, 2.405_639_6],
+        ),
+        (
+            BlockType::Q5_K,
+            10_145.669_738_769_53,
+            [-5.033_386, -1.904_663_1, 1.71875],
+        ),
+        (
+            BlockType::Q6_K,
+            -498.092_651_367_187_5,
+            [20.858_398, -0.737_915_04, 24.597_168],
+        ),
+    ];
+
+    #[test]
+    fn blocks_mean_what_other_readers_say() {
+        for (block, total, some) in KNOWN {
+            let halves: &[(usize, f32)] = match block {
+                BlockType::Q4_1 | BlockType::Q5_1 => &[(0, 0.0123), (2, -0.0987)],
+                BlockType::Q4_K | BlockType::Q5_K => &[(0, 0.0123), (2, 0.0987)],
+                BlockType::Q6_K => &[(208, 0.0123)],
+                _ => &[(0, 0.0123)],
+            };
+            let row = block.decode(&blocks(block, halves));
+            let values = row.dequantize(block.code());
+            let n = values.len();
+            assert_eq!(n, 2 * block.elements());
+            let some_of_it = [values[1], values[n / 2 - 1], values[n - 2]];
+            assert_eq!(
+                some_of_it.map(f32::to_bits),
+                some.map(f32::to_bits),
+                "{block:?} {some_of_it:?}"
+            );
+            let weighted = values
+                .iter()
+                .enumerate()
+                .map(|(i, &v)| f64::from(v) * (i % 17 + 1) as f64);
+            let sum: f64 = weighted.sum();
+            assert!((sum - total).abs() <= 1e-9 * total.abs(), "{block:?} {sum}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_files() {
+        for (block, ..) in KNOWN {
+            assert_eq!(BlockType::from_name(&format!("{block:?}")), Some(block));
+        }
+        assert_eq!(BlockType::from_name("Q2_K"), None);
+    }
+}

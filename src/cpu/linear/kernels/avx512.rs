@@ -13,7 +13,7 @@ use super::super::activations::{RECORD, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, IntWeights};
 use super::super::{Format, Output, TILE};
-use super::{TILES, by_code, tile_by_rows};
+use super::{TILES, by_code, by_rows};
 use crate::cpu::quant::GROUP;
 
 /// # Safety
@@ -38,7 +38,15 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
             }
             return;
         }
-        tile_by_rows!(strip::<BITS, GROUPS, WIDE, MIN, 4>(task), tiles, rows);
+        for tile in tiles.clone().step_by(TILES) {
+            if tiles.end - tile >= TILES {
+                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile) by 3, rows);
+            } else {
+                for tile in tile..tiles.end {
+                    by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile) by 1, rows);
+                }
+            }
+        }
     }
 }
 
@@ -269,7 +277,17 @@ unsafe fn float_strips<const KIND: u8>(
     rows: Range<usize>,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { tile_by_rows!(float_strip::<KIND>(task, data), tiles, rows) }
+    unsafe {
+        for tile in tiles.clone().step_by(TILES) {
+            if tiles.end - tile >= TILES {
+                by_rows!(float_strip::<KIND>(task, data, tile) by 3, rows);
+            } else {
+                for tile in tile..tiles.end {
+                    by_rows!(float_strip::<KIND>(task, data, tile) by 1, rows);
+                }
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

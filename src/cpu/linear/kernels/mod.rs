@@ -6,7 +6,11 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use super::activations::Target;
@@ -41,6 +45,12 @@ pub(super) unsafe fn integers(isa: Isa, team: &Team, task: &integers::Task) {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => avx512::integers(task, tiles, rows),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2Vnni => avx2::integers_vnni(task, tiles, rows),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2::integers(task, tiles, rows),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::NeonDot => neon::integers(task, tiles, rows),
                     _ => portable::integers(task, tiles, rows),
                 }
             }
@@ -65,6 +75,10 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => avx512::floats(task, tiles, rows),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 | Isa::Avx2Vnni => avx2::floats(task, tiles, rows),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::NeonDot => neon::floats(task, tiles, rows),
                     _ => portable::floats(task, tiles, rows),
                 }
             }
@@ -82,6 +96,10 @@ pub(super) unsafe fn quantize(isa: Isa, values: &[f32], target: Target) {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::quantize(values, target),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx2Vnni => avx2::quantize(values, target),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon::quantize(values, target),
             _ => portable::quantize(values, target),
         }
     }
@@ -128,33 +146,24 @@ macro_rules! by_code {
     }};
 }
 
-/// Calls a kernel, which takes a number of rows and of tiles as its last two constants and the first tile and row as its last
-/// two arguments, for all blocks of four rows and three tiles, and for what is left of both.
-macro_rules! tile_by_rows {
-    ($kernel:ident::<$($constant:ident),* $(, $block:literal)?>($($argument:expr),*), $tiles:expr, $rows:expr) => {{
-        let (mut tile, tiles, rows) = ($tiles.start, $tiles.end, $rows);
-        while tile < tiles {
-            let whole = tiles - tile >= TILES;
-            let mut row = rows.start;
-            while row < rows.end {
-                match (rows.end - row, whole) {
-                    (1, true) => $kernel::<$($constant,)* $($block,)? 1, 3>($($argument,)* tile, row),
-                    (2, true) => $kernel::<$($constant,)* $($block,)? 2, 3>($($argument,)* tile, row),
-                    (3, true) => $kernel::<$($constant,)* $($block,)? 3, 3>($($argument,)* tile, row),
-                    (_, true) => $kernel::<$($constant,)* $($block,)? 4, 3>($($argument,)* tile, row),
-                    (1, false) => $kernel::<$($constant,)* $($block,)? 1, 1>($($argument,)* tile, row),
-                    (2, false) => $kernel::<$($constant,)* $($block,)? 2, 1>($($argument,)* tile, row),
-                    (3, false) => $kernel::<$($constant,)* $($block,)? 3, 1>($($argument,)* tile, row),
-                    (_, false) => $kernel::<$($constant,)* $($block,)? 4, 1>($($argument,)* tile, row),
-                }
-                row += 4;
+/// Calls a kernel, which takes a number of rows as its last constant (before that of columns, where given) and the first row as
+/// its last argument, for all blocks of four rows and for the rows that are left.
+macro_rules! by_rows {
+    ($kernel:ident::<$($constant:ident),* $(; $block:literal)?>($($argument:expr),*) $(by $columns:literal)?, $rows:expr) => {{
+        let mut row = $rows.start;
+        while row < $rows.end {
+            match $rows.end - row {
+                1 => $kernel::<$($constant,)* $($block,)? 1 $(, $columns)?>($($argument,)* row),
+                2 => $kernel::<$($constant,)* $($block,)? 2 $(, $columns)?>($($argument,)* row),
+                3 => $kernel::<$($constant,)* $($block,)? 3 $(, $columns)?>($($argument,)* row),
+                _ => $kernel::<$($constant,)* $($block,)? 4 $(, $columns)?>($($argument,)* row),
             }
-            tile += if whole { TILES } else { 1 };
+            row += 4;
         }
     }};
 }
 
-use {by_code, tile_by_rows};
+use {by_code, by_rows};
 
 /// Writes the results of one row in one tile, those that exist.
 ///

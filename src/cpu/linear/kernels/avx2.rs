@@ -1,0 +1,394 @@
+//! Kernels for AVX2, with or without 256-bit VNNI: a tile's 16 outputs are two registers, for up to 4 rows at once.
+
+#![allow(clippy::wildcard_imports, reason = "intrinsics")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tiles are indexed by row and column"
+)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::super::activations::{RECORD, Target};
+use super::super::floats::{self, Data};
+use super::super::{Format, Output, TILE, integers};
+use super::{by_code, by_rows};
+use crate::cpu::quant::GROUP;
+
+/// Outputs in a register.
+const LANES: usize = 8;
+
+/// # Safety
+/// The processor has the instructions, the buffers of the task are of the right sizes, nobody writes `x`, and nobody else
+/// these tiles and rows of `y`.
+pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { by_code!(task.weights.code, strips(task, tiles, rows)) }
+}
+
+/// The same with VNNI.
+///
+/// # Safety
+/// As for [`integers`].
+pub(super) unsafe fn integers_vnni(task: &integers::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { by_code!(task.weights.code, strips_vnni(task, tiles, rows)) }
+}
+
+/// The functions that are compiled once without VNNI and once with it.
+macro_rules! strips {
+    ($strips:ident, $strip:ident, $multiply:ident, $features:literal, $vnni:literal) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $strips<
+            const BITS: usize,
+            const GROUPS: usize,
+            const WIDE: bool,
+            const MIN: bool,
+        >(
+            task: &integers::Task,
+            tiles: Range<usize>,
+            rows: Range<usize>,
+        ) {
+            for tile in tiles {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    if task.x.block() == 1 {
+                        $strip::<BITS, GROUPS, WIDE, MIN, 1, 1>(task, tile, 0);
+                    } else {
+                        by_rows!($strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile), rows);
+                    }
+                }
+            }
+        }
+
+        /// Rows `row` to `row + R` in the tile, of rows in blocks of `B`.
+        #[allow(clippy::too_many_lines, reason = "one loop whose values stay in registers")]
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn $strip<
+            const BITS: usize,
+            const GROUPS: usize,
+            const WIDE: bool,
+            const MIN: bool,
+            const B: usize,
+            const R: usize,
+        >(
+            task: &integers::Task,
+            tile: usize,
+            row: usize,
+        ) {
+            let groups = task.weights.groups;
+            let size = if WIDE { 4 * TILE } else { 2 * TILE };
+            let q_step = GROUP * TILE * BITS / 8;
+            let scale_step = size * (GROUPS + usize::from(MIN));
+            let nibble = _mm256_set1_epi8(0x0f);
+            let flip = _mm256_set1_epi8(-128);
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_ps(); 2]; R];
+            // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
+            unsafe {
+                let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
+                let mut scales = task.weights.scales.as_ptr().add(tile * groups * scale_step);
+                let mut record = task.x.block_at(row);
+                for _ in 0..groups {
+                    let tail = record.add(GROUP * B).cast::<f32>();
+                    for part in 0..GROUPS {
+                        let mut dots = [[_mm256_setzero_si256(); 2]; R];
+                        // Without VNNI, bytes around 128 become signed, and have no offset.
+                        if !MIN && ($vnni || BITS == 4) {
+                            for r in 0..R {
+                                let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
+                                dots[r] = [_mm256_set1_epi32(offset); 2];
+                            }
+                        }
+                        if BITS == 4 {
+                            // Sums of 8 products of 4 and 8 bits fit into 16 bits.
+                            let mut narrow = [[_mm256_setzero_si256(); 2]; R];
+                            for pair in 0..4 {
+                                let both = [
+                                    _mm256_loadu_si256(q.add(pair * 64).cast()),
+                                    _mm256_loadu_si256(q.add(pair * 64 + 32).cast()),
+                                ];
+                                for high in 0..2 {
+                                    let mut w = both;
+                                    for c in 0..2 {
+                                        if high == 1 {
+                                            w[c] = _mm256_srli_epi16::<4>(w[c]);
+                                        }
+                                        w[c] = _mm256_and_si256(w[c], nibble);
+                                    }
+                                    let x = record.add((2 * pair + high) * B * 4).cast::<i32>();
+                                    for r in 0..R {
+                                        let x = _mm256_set1_epi32(*x.add(r));
+                                        for c in 0..2 {
+                                            if $vnni {
+                                                dots[r][c] = $multiply(dots[r][c], w[c], x);
+                                            } else {
+                                                narrow[r][c] = _mm256_add_epi16(
+                                                    narrow[r][c],
+                                                    _mm256_maddubs_epi16(w[c], x),
+                                                );
+                                            }
+                                        }
+                                    }
+                                }
+                            }
+                            if !$vnni {
+                                for r in 0..R {
+                                    for c in 0..2 {
+                                        let wide = _mm256_madd_epi16(narrow[r][c], ones);
+                                        dots[r][c] = _mm256_add_epi32(dots[r][c], wide);
+                                    }
+                                }
+                            }
+                        } else {
+                            let steps = 8 / GROUPS;
+                            for step in part * steps..(part + 1) * steps {
+                                let mut w = [
+                                    _mm256_loadu_si256(q.add(step * 64).cast()),
+                                    _mm256_loadu_si256(q.add(step * 64 + 32).cast()),
+                                ];
+                                if !$vnni && !MIN {
+                                    w = [
+                                        _mm256_xor_si256(w[0], flip),
+                                        _mm256_xor_si256(w[1], flip),
+                                    ];
+                                }
+                                let x = record.add(step * B * 4).cast::<i32>();
+                                for r in 0..R {
+                                    let x = _mm256_set1_epi32(*x.add(r));
+                                    for c in 0..2 {
+                                        if $vnni {
+                                            dots[r][c] = $multiply(dots[r][c], w[c], x);
+                                            continue;
+                                        }
+                                        // The weight's sign goes to the activation: 128 * 127 * 2 fits into 16 bits.
+                                        let pairs = if MIN {
+                                            _mm256_maddubs_epi16(w[c], x)
+                                        } else {
+                                            let x = _mm256_sign_epi8(x, w[c]);
+                                            _mm256_maddubs_epi16(_mm256_abs_epi8(w[c]), x)
+                                        };
+                                        let wide = _mm256_madd_epi16(pairs, ones);
+                                        dots[r][c] = _mm256_add_epi32(dots[r][c], wide);
+                                    }
+                                }
+                            }
+                        }
+                        for c in 0..2 {
+                            let scale = widen::<WIDE>(scales, part * TILE + c * LANES);
+                            for r in 0..R {
+                                sums[r][c] = _mm256_fmadd_ps(
+                                    _mm256_cvtepi32_ps(dots[r][c]),
+                                    _mm256_mul_ps(scale, _mm256_set1_ps(*tail.add(r))),
+                                    sums[r][c],
+                                );
+                            }
+                        }
+                    }
+                    if MIN {
+                        for c in 0..2 {
+                            let min = widen::<WIDE>(scales, TILE + c * LANES);
+                            for r in 0..R {
+                                let weighted = _mm256_set1_ps(*tail.add(B + r));
+                                sums[r][c] = _mm256_fmadd_ps(min, weighted, sums[r][c]);
+                            }
+                        }
+                    }
+                    q = q.add(q_step);
+                    scales = scales.add(scale_step);
+                    record = record.add(RECORD * B);
+                }
+                for r in 0..R {
+                    store(&task.output, row + r, tile, sums[r]);
+                }
+            }
+        }
+    };
+}
+
+strips!(strips, strip, no_vnni, "avx2,fma,f16c", false);
+strips!(strips_vnni, strip_vnni, vnni, "avx2,fma,f16c,avxvnni", true);
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn no_vnni(dots: __m256i, _: __m256i, _: __m256i) -> __m256i {
+    dots
+}
+
+#[target_feature(enable = "avx2,avxvnni")]
+#[inline]
+fn vnni(dots: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    _mm256_dpbusd_avx_epi32(dots, w, x)
+}
+
+/// What the middle of the integers' range adds for `r`: its negative times the sum of the activations.
+#[inline]
+unsafe fn offset<const BITS: usize, const GROUPS: usize>(
+    tail: *const i32,
+    block: usize,
+    r: usize,
+    part: usize,
+) -> i32 {
+    // SAFETY: the caller passes the end of a record.
+    let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
+    match (BITS, GROUPS, part) {
+        (4, _, _) => by_8,
+        (_, 1, _) => by_8 << 4,
+        (_, _, 0) => first_by_128,
+        _ => (by_8 << 4) - first_by_128,
+    }
+}
+
+/// 8 scales as f32.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+unsafe fn widen<const WIDE: bool>(scales: *const u8, first: usize) -> __m256 {
+    // SAFETY: the caller passes that many readable scales.
+    unsafe {
+        if WIDE {
+            _mm256_loadu_ps(scales.add(4 * first).cast())
+        } else {
+            _mm256_cvtph_ps(_mm_loadu_si128(scales.add(2 * first).cast()))
+        }
+    }
+}
+
+/// Writes the results of one row in one tile, those that exist.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn store(output: &Output, row: usize, tile: usize, sums: [__m256; 2]) {
+    let mut values = [0.0; TILE];
+    // SAFETY: the array has 16 values; the caller's promise about the output.
+    unsafe {
+        _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
+        _mm256_storeu_ps(values.as_mut_ptr().add(LANES), sums[1]);
+        super::store(output, row, tile, values);
+    }
+}
+
+/// # Safety
+/// The processor has the instructions, and there are records for all groups, which nobody else touches.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
+    let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
+    for group in values.chunks(GROUP) {
+        let mut full = [0.0; GROUP];
+        full[..group.len()].copy_from_slice(group);
+        let mut q = [0; GROUP];
+        // SAFETY: the arrays have 32 values; the caller's promise about the target.
+        unsafe {
+            let mut x = [_mm256_setzero_ps(); 4];
+            let mut largest = _mm256_setzero_ps();
+            for i in 0..4 {
+                x[i] = _mm256_loadu_ps(full.as_ptr().add(i * LANES));
+                largest = _mm256_max_ps(largest, _mm256_and_ps(x[i], magnitude));
+            }
+            let largest = _mm_max_ps(
+                _mm256_castps256_ps128(largest),
+                _mm256_extractf128_ps::<1>(largest),
+            );
+            let largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
+            let largest = _mm_max_ss(largest, _mm_shuffle_ps::<1>(largest, largest));
+            let scale = _mm_cvtss_f32(largest) / 127.0;
+            let inverse = _mm256_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+            let i = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            let words = [
+                _mm256_packs_epi32(i[0], i[1]),
+                _mm256_packs_epi32(i[2], i[3]),
+            ];
+            // Packing leaves the four-byte pieces of both halves in turn.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let bytes = _mm256_packs_epi16(words[0], words[1]);
+            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+            _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes);
+            let first_sum = total(_mm256_add_epi32(i[0], i[1]));
+            let sum = first_sum + total(_mm256_add_epi32(i[2], i[3]));
+            target.push(&q, scale, sum, first_sum);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn total(sums: __m256i) -> i32 {
+    let sums = _mm_add_epi32(
+        _mm256_castsi256_si128(sums),
+        _mm256_extracti128_si256::<1>(sums),
+    );
+    let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b00_00_11_10>(sums));
+    _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32::<1>(sums)))
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// # Safety
+/// As for [`integers`].
+pub(super) unsafe fn floats(task: &floats::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (&task.weights.data, task.weights.format) {
+            (Data::Full(data), _) => float_strips::<F32>(task, data.as_ptr().cast(), tiles, rows),
+            (Data::Half(data), Format::Bf16) => {
+                float_strips::<BF16>(task, data.as_ptr().cast(), tiles, rows);
+            }
+            (Data::Half(data), _) => float_strips::<F16>(task, data.as_ptr().cast(), tiles, rows),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_strips<const KIND: u8>(
+    task: &floats::Task,
+    data: *const u8,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    for tile in tiles {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(float_strip::<KIND>(task, data, tile), rows) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn float_strip<const KIND: u8, const R: usize>(
+    task: &floats::Task,
+    data: *const u8,
+    tile: usize,
+    row: usize,
+) {
+    let size = if KIND == F32 { 4 } else { 2 };
+    let mut sums = [[_mm256_setzero_ps(); 2]; R];
+    // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
+    unsafe {
+        let mut data = data.add(tile * task.cols * TILE * size);
+        let x = task.x.add(row * task.cols);
+        for k in 0..task.cols {
+            let mut w = [_mm256_setzero_ps(); 2];
+            for c in 0..2 {
+                let from = data.add(c * LANES * size);
+                w[c] = match KIND {
+                    F32 => _mm256_loadu_ps(from.cast()),
+                    F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                    _ => {
+                        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+                    }
+                };
+            }
+            for r in 0..R {
+                let x = _mm256_set1_ps(*x.add(r * task.cols + k));
+                for c in 0..2 {
+                    sums[r][c] = _mm256_fmadd_ps(w[c], x, sums[r][c]);
+                }
+            }
+            data = data.add(TILE * size);
+        }
+        for r in 0..R {
+            store(&task.output, row + r, tile, sums[r]);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Kernels for aarch64 with dot products: a tile's 16 outputs are four registers, for up to 4 rows at once.
+
+#![allow(clippy::wildcard_imports, reason = "intrinsics")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tiles are indexed by row and column"
+)]
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::ops::Range;
+
+use super::super::activations::{RECORD, Target};
+use super::super::floats::{self, Data};
+use super::super::{Format, Output, TILE, integers};
+use super::{by_code, by_rows};
+use crate::cpu::quant::GROUP;
+
+/// Registers of a tile.
+const QUADS: usize = 4;
+
+/// # Safety
+/// The processor has the instructions, the buffers of the task are of the right sizes, nobody writes `x`, and nobody else
+/// these tiles and rows of `y`.
+pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe { by_code!(task.weights.code, strips(task, tiles, rows)) }
+}
+
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const MIN: bool>(
+    task: &integers::Task,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    for tile in tiles {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if task.x.block() == 1 {
+                strip::<BITS, GROUPS, WIDE, MIN, 1, 1>(task, tile, 0);
+            } else {
+                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile), rows);
+            }
+        }
+    }
+}
+
+/// Rows `row` to `row + R` in the tile, of rows in blocks of `B`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+unsafe fn strip<
+    const BITS: usize,
+    const GROUPS: usize,
+    const WIDE: bool,
+    const MIN: bool,
+    const B: usize,
+    const R: usize,
+>(
+    task: &integers::Task,
+    tile: usize,
+    row: usize,
+) {
+    let groups = task.weights.groups;
+    let size = if WIDE { 4 * TILE } else { 2 * TILE };
+    let q_step = GROUP * TILE * BITS / 8;
+    let scale_step = size * (GROUPS + usize::from(MIN));
+    // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
+    unsafe {
+        let nibble = vdupq_n_u8(0x0f);
+        let flip = vdupq_n_u8(0x80);
+        let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
+        let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
+        let mut scales = task.weights.scales.as_ptr().add(tile * groups * scale_step);
+        let mut record = task.x.block_at(row);
+        for _ in 0..groups {
+            let tail = record.add(GROUP * B).cast::<f32>();
+            for part in 0..GROUPS {
+                let mut dots = [[vdupq_n_s32(0); QUADS]; R];
+                // Bytes around 128 become signed, and have no offset.
+                if !MIN && BITS == 4 {
+                    for r in 0..R {
+                        dots[r] = [vld1q_dup_s32(tail.cast::<i32>().add(2 * B + r)); QUADS];
+                    }
+                }
+                let steps = 8 / GROUPS;
+                for step in part * steps..(part + 1) * steps {
+                    let mut w = [vdupq_n_s8(0); QUADS];
+                    for c in 0..QUADS {
+                        let line = if BITS == 4 { step / 2 } else { step };
+                        let mut bytes = vld1q_u8(q.add(line * 64 + c * 16));
+                        if BITS == 4 {
+                            bytes = if step % 2 == 0 {
+                                vandq_u8(bytes, nibble)
+                            } else {
+                                vshrq_n_u8::<4>(bytes)
+                            };
+                        } else if !MIN {
+                            bytes = veorq_u8(bytes, flip);
+                        }
+                        w[c] = vreinterpretq_s8_u8(bytes);
+                    }
+                    let x = record.add(step * B * 4).cast::<i32>();
+                    for r in 0..R {
+                        let x = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(r)));
+                        for c in 0..QUADS {
+                            dots[r][c] = dot(dots[r][c], w[c], x);
+                        }
+                    }
+                }
+                for c in 0..QUADS {
+                    let scale = widen::<WIDE>(scales, part * TILE + c * 4);
+                    for r in 0..R {
+                        let factor = vmulq_n_f32(scale, *tail.add(r));
+                        sums[r][c] = vfmaq_f32(sums[r][c], vcvtq_f32_s32(dots[r][c]), factor);
+                    }
+                }
+            }
+            if MIN {
+                for c in 0..QUADS {
+                    let min = widen::<WIDE>(scales, TILE + c * 4);
+                    for r in 0..R {
+                        sums[r][c] = vfmaq_n_f32(sums[r][c], min, *tail.add(B + r));
+                    }
+                }
+            }
+            q = q.add(q_step);
+            scales = scales.add(scale_step);
+            record = record.add(RECORD * B);
+        }
+        for r in 0..R {
+            store(&task.output, row + r, tile, sums[r]);
+        }
+    }
+}
+
+/// Adds four products of signed bytes to each sum. The intrinsic for it is not stable.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn dot(mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction reads and writes registers only.
+    unsafe {
+        asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) w, in(vreg) x, options(pure, nomem, nostack));
+    }
+    sums
+}
+
+/// Four halves as f32. The intrinsic for it is not stable.
+#[target_feature(enable = "neon")]
+#[inline]
+fn from_half(halves: uint16x4_t) -> float32x4_t {
+    let widened;
+    // SAFETY: the instruction reads and writes registers only.
+    unsafe {
+        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) widened, in(vreg) halves, options(pure, nomem, nostack));
+    }
+    widened
+}
+
+/// 4 scales as f32.
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn widen<const WIDE: bool>(scales: *const u8, first: usize) -> float32x4_t {
+    // SAFETY: the caller passes that many readable scales.
+    unsafe {
+        if WIDE {
+            vld1q_f32(scales.add(4 * first).cast())
+        } else {
+            from_half(vld1_u16(scales.add(2 * first).cast()))
+        }
+    }
+}
+
+/// Writes the results of one row in one tile, those that exist.
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn store(output: &Output, row: usize, tile: usize, sums: [float32x4_t; QUADS]) {
+    let mut values = [0.0; TILE];
+    // SAFETY: the array has 16 values; the caller's promise about the output.
+    unsafe {
+        for c in 0..QUADS {
+            vst1q_f32(values.as_mut_ptr().add(4 * c), sums[c]);
+        }
+        super::store(output, row, tile, values);
+    }
+}
+
+/// # Safety
+/// There are records for all groups, which nobody else touches.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
+    for group in values.chunks(GROUP) {
+        let mut full = [0.0; GROUP];
+        full[..group.len()].copy_from_slice(group);
+        let mut q = [0; GROUP];
+        // SAFETY: the arrays have 32 values; the caller's promise about the target.
+        unsafe {
+            let mut largest = vdupq_n_f32(0.0);
+            for i in 0..8 {
+                largest = vmaxnmq_f32(largest, vabsq_f32(vld1q_f32(full.as_ptr().add(4 * i))));
+            }
+            let scale = vmaxnmvq_f32(largest) / 127.0;
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            let mut sums = [vdupq_n_s32(0); 2];
+            for i in 0..4 {
+                let at = full.as_ptr().add(8 * i);
+                let low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at), inverse));
+                let high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at.add(4)), inverse));
+                let words = vcombine_s16(vmovn_s32(low), vmovn_s32(high));
+                vst1_s8(q.as_mut_ptr().add(8 * i), vmovn_s16(words));
+                sums[i / 2] = vaddq_s32(sums[i / 2], vaddq_s32(low, high));
+            }
+            let first_sum = vaddvq_s32(sums[0]);
+            let sum = first_sum + vaddvq_s32(sums[1]);
+            target.push(&q, scale, sum, first_sum);
+        }
+    }
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// # Safety
+/// As for [`integers`].
+pub(super) unsafe fn floats(task: &floats::Task, tiles: Range<usize>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (&task.weights.data, task.weights.format) {
+            (Data::Full(data), _) => float_strips::<F32>(task, data.as_ptr().cast(), tiles, rows),
+            (Data::Half(data), Format::Bf16) => {
+                float_strips::<BF16>(task, data.as_ptr().cast(), tiles, rows);
+            }
+            (Data::Half(data), _) => float_strips::<F16>(task, data.as_ptr().cast(), tiles, rows),
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+unsafe fn float_strips<const KIND: u8>(
+    task: &floats::Task,
+    data: *const u8,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    for tile in tiles {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(float_strip::<KIND>(task, data, tile), rows) }
+    }
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn float_strip<const KIND: u8, const R: usize>(
+    task: &floats::Task,
+    data: *const u8,
+    tile: usize,
+    row: usize,
+) {
+    let size = if KIND == F32 { 4 } else { 2 };
+    // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
+    unsafe {
+        let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
+        let mut data = data.add(tile * task.cols * TILE * size);
+        let x = task.x.add(row * task.cols);
+        for k in 0..task.cols {
+            let mut w = [vdupq_n_f32(0.0); QUADS];
+            for c in 0..QUADS {
+                let from = data.add(c * 4 * size);
+                w[c] = match KIND {
+                    F32 => vld1q_f32(from.cast()),
+                    F16 => from_half(vld1_u16(from.cast())),
+                    _ => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))),
+                };
+            }
+            for r in 0..R {
+                let x = *x.add(r * task.cols + k);
+                for c in 0..QUADS {
+                    sums[r][c] = vfmaq_n_f32(sums[r][c], w[c], x);
+                }
+            }
+            data = data.add(TILE * size);
+        }
+        for r in 0..R {
+            store(&task.output, row + r, tile, sums[r]);
+        }
+    }
+}
