@@ -1,5 +1,5 @@
 //! How close the linear layers of a small model (SmolLM2-135M's shapes) come to what this machine can do: the bandwidth of its
-//! memory and cache, and the rate of its integer dot products. `cargo bench --no-default-features --bench cpu_linear [THREADS]`.
+//! memory and cache, and the rate of its integer dot products. `cargo bench --no-default-features --bench cpu_linear [-- THREADS ISA]`.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
@@ -122,7 +122,12 @@ fn main() {
     let threads = std::env::args().find_map(|argument| argument.parse().ok());
     let threads = threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let (pool, isa) = (Pool::new(threads), Isa::detect());
+    let isa = std::env::args().find_map(|argument| {
+        let mut available = Isa::available().into_iter();
+        available.find(|isa| isa.name() == argument)
+    });
+    let isa = isa.unwrap_or_else(Isa::detect);
+    let pool = Pool::new(threads);
     let memory = bandwidth(&pool, isa, 512 << 20);
     let cache = bandwidth(&pool, isa, 12 << 20);
     let peak = dot_products(&pool, isa);

@@ -292,7 +292,10 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
             let largest = _mm_max_ss(largest, _mm_shuffle_ps::<1>(largest, largest));
             let scale = _mm_cvtss_f32(largest) / 127.0;
             let inverse = _mm256_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-            let i = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            let mut i = [_mm256_setzero_si256(); 4];
+            for part in 0..4 {
+                i[part] = _mm256_cvtps_epi32(_mm256_mul_ps(x[part], inverse));
+            }
             let words = [
                 _mm256_packs_epi32(i[0], i[1]),
                 _mm256_packs_epi32(i[2], i[3]),

@@ -34,16 +34,16 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
     unsafe {
         if task.x.block() == 1 {
             for tile in tiles {
-                strip::<BITS, GROUPS, WIDE, MIN, 1, 1, 1>(task, tile, 0);
+                strip::<BITS, GROUPS, WIDE, MIN, 1, 1, 1>(task, tile, 0, 0);
             }
             return;
         }
         for tile in tiles.clone().step_by(TILES) {
             if tiles.end - tile >= TILES {
-                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile) by 3, rows);
+                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile, rows.start) by 3, rows);
             } else {
                 for tile in tile..tiles.end {
-                    by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile) by 1, rows);
+                    by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile, rows.start) by 1, rows);
                 }
             }
         }
@@ -64,6 +64,7 @@ unsafe fn strip<
 >(
     task: &integers::Task,
     tile: usize,
+    first: usize,
     row: usize,
 ) {
     let weights: &IntWeights = task.weights;
@@ -81,6 +82,18 @@ unsafe fn strip<
         let mut scales = weights.scales.as_ptr().add(tile * scale_stride);
         let mut record = task.x.block_at(row);
         for _ in 0..weights.groups {
+            if B > 1 && row == first {
+                for c in 0..C {
+                    let ahead = q.cast::<i8>().wrapping_add((c + C) * q_stride);
+                    for line in 0..q_step / 64 {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
+                    }
+                    let ahead = scales.cast::<i8>().wrapping_add((c + C) * scale_stride);
+                    for line in 0..scale_step.div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
+                    }
+                }
+            }
             let tail = record.add(GROUP * B).cast::<f32>();
             for part in 0..GROUPS {
                 let mut dots = [[_mm512_setzero_si512(); C]; R];

@@ -119,7 +119,8 @@ fn share(
         return;
     }
     let strips = tiles.div_ceil(TILES);
-    team.for_chunks(strips * rows.div_ceil(ROWS), 1, |range| {
+    let units = strips * rows.div_ceil(ROWS);
+    team.for_chunks(units, units / (team.size() * 8), |range| {
         for at in range {
             let (strip, part) = (at % strips, at / strips);
             f(
