@@ -32,7 +32,7 @@ from lmserve.bench.campaign import Campaign, measure
 from lmserve.bench.http import Target
 from lmserve.bench.load import Load, Server
 from lmserve.bench.report import RunReport
-from lmserve.bench.workload import Sizes
+from lmserve.bench.workload import WORKLOADS, Sizes
 
 STARTING_SECONDS: Final = 120
 LARGEST: Final = "mixed-32"
@@ -260,7 +260,7 @@ def run(servers: Sequence[Candidate], points: Sequence[Point], rounds: int, seed
 def measure_one(server: Candidate, point: Point, seed: int) -> RunReport:
     campaign = Campaign(
         target=Target(server.url),
-        workloads=(point.workload,),
+        workloads=(WORKLOADS[point.workload],),
         concurrency=(point.concurrency,),
         sizes=point.sizes,
         seed=seed,

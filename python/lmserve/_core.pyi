@@ -17,6 +17,7 @@ __all__ = [
     "StreamDecoder",
     "TokenUsage",
     "Tokenizer",
+    "capacity",
     "simulate",
 ]
 
@@ -322,4 +323,10 @@ def simulate(seed: int, steps: int) -> dict[str, int]:
     """Run the simulator for at least `steps` steps: what happened how often, and the `digest` of what clients read.
 
     Raises LmserveError (500) that names the broken promise.
+    """
+
+def capacity(trace: bytes, setup: bytes) -> bytes:
+    """What a trace (JSON lines) comes to on the servers of a setup (JSON), as JSON; see src/sim/capacity.rs.
+
+    Raises `LmserveError` that names the line or the size that cannot be.
     """

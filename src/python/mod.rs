@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
-    use super::simulation::simulate;
+    use super::simulation::{capacity, simulate};
     #[pymodule_export]
     use super::text::{ChatTemplate, GgufFile, StreamDecoder, Tokenizer};
 

@@ -1,10 +1,11 @@
 //! The simulator, for `lmserve simulate`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sim;
+use crate::sim::capacity::{Setup, TraceRequest};
 
 /// Runs the simulator and returns its counters and the digest of what its clients read.
 #[pyfunction]
@@ -19,4 +20,15 @@ pub fn simulate(py: Python<'_>, seed: u64, steps: u64) -> PyResult<Bound<'_, PyD
     }
     dict.set_item("digest", report.digest)?;
     Ok(dict)
+}
+
+/// Puts a trace (JSON lines) on the servers of a setup (JSON) and returns what it comes to, as JSON.
+#[pyfunction]
+pub fn capacity<'py>(py: Python<'py>, trace: &[u8], setup: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let outcome: Result<Vec<u8>> = py.detach(|| {
+        let trace = TraceRequest::parse_lines(trace)?;
+        let capacity = sim::capacity::capacity(&trace, &Setup::parse(setup)?)?;
+        serde_json::to_vec(&capacity).map_err(|e| Error::internal(e.to_string()))
+    });
+    Ok(PyBytes::new(py, &outcome?))
 }

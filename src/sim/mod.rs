@@ -1,6 +1,8 @@
 //! A model that costs nothing, and a simulator around it: the real scheduler, sessions, stop strings and replies on a virtual
 //! clock, under everything that clients and machines do to a server.
+//! [`capacity`] puts a trace on them instead and says what it comes to.
 
+pub mod capacity;
 mod clients;
 mod ledger;
 mod random;

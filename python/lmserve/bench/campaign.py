@@ -27,7 +27,7 @@ class Campaign:
     """What to measure. `concurrency`: of each workload; none: the workload's own."""
 
     target: Target
-    workloads: tuple[str, ...] = ("mixed",)
+    workloads: tuple[Workload, ...] = (WORKLOADS["mixed"],)
     concurrency: tuple[int, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
     seed: int = 0
@@ -87,7 +87,7 @@ async def _measure(campaign: Campaign, watcher: Watcher) -> Result:
     # Sessions of other campaigns live on the same server.
     session = random.Random(campaign.seed).getrandbits(50)  # noqa: S311 - not a secret
     reports = []
-    for workload in (WORKLOADS[name] for name in campaign.workloads):
+    for workload in campaign.workloads:
         for concurrency in campaign.concurrency or workload.concurrency:
             conversations = workload.conversations(campaign.seed, concurrency, campaign.sizes)
             load = Load(server, workload, concurrency, conversations, first_session=session, on_end=watcher.progressed)

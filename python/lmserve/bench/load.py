@@ -126,6 +126,8 @@ class Load:
     async def _converse(self, connection: Connection, session: int, conversation: Conversation) -> None:
         history: list[dict[str, str]] = []
         for at, turn in enumerate(conversation):
+            if (early := self.started + turn.arrival - perf_counter()) > 0:
+                await asyncio.sleep(early)
             history.append({"role": "user", "content": turn.prompt})
             outcome = await self._request(connection, self._body(turn.output_tokens, history, session, at))
             outcome.check(turn.output_tokens)

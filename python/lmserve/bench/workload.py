@@ -28,10 +28,14 @@ WORDS: Final = _TEXT.split()
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request: what is new in it, and how many tokens the answer must have."""
+    """One request: what is new in it, and how many tokens the answer must have.
+
+    It is sent when the turn before has ended, and not before `arrival` seconds of the run.
+    """
 
     prompt: str
     output_tokens: int
+    arrival: float = 0.0
 
 
 # One turn, or several in which each builds on those before it.
@@ -63,11 +67,12 @@ class Workload:
         return self.draw(source, concurrency, sizes)
 
 
-def _text(source: random.Random, words: int) -> str:
+def text(source: random.Random, words: int) -> str:
+    """So many words, drawn from `source`."""
     return " ".join(source.choices(WORDS, k=words))
 
 
-def _mixed_length(source: random.Random) -> int:
+def mixed_length(source: random.Random) -> int:
     """30 to 388, 142 on average."""
     return 30 + round(358 * source.betavariate(1.25, 2.75))
 
@@ -75,29 +80,29 @@ def _mixed_length(source: random.Random) -> int:
 def _mixed(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     count = sizes.requests or max(8, 3 * concurrency)
     output = sizes.output_tokens or 128
-    return [(Turn(_text(source, _mixed_length(source)), output),) for _ in range(count)]
+    return [(Turn(text(source, mixed_length(source)), output),) for _ in range(count)]
 
 
 def _burst(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     output = sizes.output_tokens or 32
-    return [(Turn(_text(source, _mixed_length(source)), output),) for _ in range(sizes.requests or concurrency)]
+    return [(Turn(text(source, mixed_length(source)), output),) for _ in range(sizes.requests or concurrency)]
 
 
 def _shared_prefix(source: random.Random, _concurrency: int, sizes: Sizes) -> list[Conversation]:
-    prefix = _text(source, 1535)
+    prefix = text(source, 1535)
     output = sizes.output_tokens or 64
-    return [(Turn(f"{prefix} {_text(source, 40)}", output),) for _ in range(sizes.requests or 32)]
+    return [(Turn(f"{prefix} {text(source, 40)}", output),) for _ in range(sizes.requests or 32)]
 
 
 def _long_prompt(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     count = sizes.requests or max(3, 2 * concurrency)
-    return [(Turn(_text(source, 4000), sizes.output_tokens or 16),) for _ in range(count)]
+    return [(Turn(text(source, 4000), sizes.output_tokens or 16),) for _ in range(count)]
 
 
 def _chat(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     def conversation() -> Conversation:
         turns = range(sizes.turns)
-        return tuple(Turn(_text(source, source.randint(30, 90)), sizes.output_tokens or 64) for _ in turns)
+        return tuple(Turn(text(source, source.randint(30, 90)), sizes.output_tokens or 64) for _ in turns)
 
     return [conversation() for _ in range(sizes.requests or concurrency)]
 

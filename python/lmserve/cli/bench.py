@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmserve.bench.workload import WORKLOADS
 from lmserve.cli.errors import CommandError
+from lmserve.cli.progress import DownloadProgress
 
 if TYPE_CHECKING:
     from lmserve.cli.types import Commands
@@ -37,7 +39,7 @@ def add_parser(commands: Commands) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Every argument of `bench`."""
-    parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:23333")
+    parser.add_argument("url", metavar="URL", nargs="?", help="the server, such as http://127.0.0.1:23333")
     parser.add_argument(
         "--workload",
         dest="workloads",
@@ -73,8 +75,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=_integer(1, 10**6), default=600, help="of a request (default: 600)"
     )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="instead of workloads, send the requests of a trace when they are due; see simulate (default: none)",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there (default: nowhere)")
     parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures there (default: nowhere)")
+
+    group = parser.add_argument_group("step model", "Instead of a server, measure this machine, for lmserve simulate.")
+    group.add_argument(
+        "--fit",
+        metavar="FILE.json",
+        type=Path,
+        help="time steps of a model, fit a step model to them and write it there (default: nowhere)",
+    )
+    group.add_argument(
+        "--serve",
+        metavar="ARGUMENTS",
+        default="",
+        help="model and flags as lmserve serve has them, in one string (default: none, the default model)",
+    )
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -106,20 +128,32 @@ def _workloads(text: str) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if (arguments.url is None) == (arguments.fit is None):
+        raise CommandError("either a URL or --fit is needed", exit_code=2)
+    try:
+        return _run_fit(arguments) if arguments.url is None else _run_campaign(arguments)
+    except OSError as error:
+        raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from error
+
+
+def _run_campaign(arguments: argparse.Namespace) -> int:
     from lmserve.bench.campaign import Campaign, measure
     from lmserve.bench.http import Target
     from lmserve.bench.load import ServerError
+    from lmserve.bench.trace import trace_workload
     from lmserve.bench.workload import Sizes
     from lmserve.cli.bench_view import TerminalView
 
     try:
         target = Target(arguments.url, arguments.api_key or os.environ.get("LMSERVE_API_KEY"))
+        trace = None if arguments.trace is None else trace_workload(arguments.trace)
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
+    workloads = [WORKLOADS[name] for name in arguments.workloads]
     campaign = Campaign(
         target=target,
-        workloads=tuple(arguments.workloads),
-        concurrency=tuple(arguments.concurrency or ()),
+        workloads=tuple(workloads if trace is None else [trace]),
+        concurrency=tuple(arguments.concurrency or ()) if trace is None else (),
         sizes=Sizes(arguments.output_tokens, arguments.requests, arguments.turns),
         seed=secrets.randbits(48) if arguments.seed is None else arguments.seed,
         model=arguments.model,
@@ -128,12 +162,31 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         result = measure(campaign, TerminalView(campaign.seed))
-        if arguments.json is not None:
-            arguments.json.write_bytes(result.to_json())
-        if arguments.plot is not None:
-            arguments.plot.write_text(result.to_svg(), "utf-8")
     except ServerError as error:
         raise CommandError(str(error)) from error
-    except OSError as error:
-        raise CommandError(f"{error.filename} cannot be written: {error.strerror}") from error
+    if arguments.json is not None:
+        arguments.json.write_bytes(result.to_json())
+    if arguments.plot is not None:
+        arguments.plot.write_text(result.to_svg(), "utf-8")
     return 1 if any(report.errors for report in result.runs) else 0
+
+
+def _run_fit(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from lmserve.capacity.fit import measure_fit
+    from lmserve.cli import bench_view, parser
+    from lmserve.cli.serve import config_of
+    from lmserve.engine.load import ModelPlan
+    from lmserve.errors import LmserveError
+    from lmserve.source import SourceError, find_model
+
+    config = config_of(parser().parse_args(["serve", *shlex.split(arguments.serve)]))
+    try:
+        plan = ModelPlan(find_model(config.model, DownloadProgress("the model")).path, config)
+        fit = measure_fit(plan, config, bench_view.draw_fit)
+    except (SourceError, LmserveError) as error:
+        raise CommandError(str(error)) from error
+    print(bench_view.fit_table(fit))
+    arguments.fit.write_bytes(msgspec.json.format(msgspec.json.encode(fit), indent=2) + b"\n")
+    return 0

@@ -1,4 +1,4 @@
-"""What `lmserve bench` prints: a row for each run, and meanwhile its progress."""
+"""What `lmserve bench` prints: a row for each run, meanwhile its progress, and what a fit came to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import perf_counter
 from lmserve.bench.load import Load, Server
 from lmserve.bench.report import RunReport
 from lmserve.bench.table import HEAD, row
+from lmserve.capacity.setup import PARTS, Fit
 
 BAR_CHARACTERS = 24
 REDRAW_SECONDS = 0.1
@@ -30,14 +31,36 @@ class TerminalView:
         if not self._bar or (now - self._drawn < REDRAW_SECONDS and done < load.total):
             return
         self._drawn = now
-        filled = BAR_CHARACTERS * done // load.total
-        bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
+        bar = _bar(done, load.total)
         tokens = sum(outcome.usage.completion_tokens for outcome in load.outcomes if outcome.usage is not None)
         rate = tokens / (now - load.started)
-        line = f"{load.workload.name:<14}{load.concurrency:>8} [{bar}] {done} of {load.total}, {rate:,.0f} tokens/s"
+        line = f"{load.workload.name:<14}{load.concurrency:>8} {bar} {done} of {load.total}, {rate:,.0f} tokens/s"
         print(f"\r{line:<90}", end="", file=sys.stderr, flush=True)
 
     def finished(self, report: RunReport) -> None:
         if self._bar:
             print(f"\r{'':<90}\r", end="", file=sys.stderr, flush=True)
         print(row(report), flush=True)
+
+
+def draw_fit(done: int, total: int) -> None:
+    """The progress of a fit, on stderr where that is a terminal."""
+    if sys.stderr.isatty():
+        print(f"\rtiming steps {_bar(done, total)} {done} of {total}", end="", file=sys.stderr, flush=True)
+        if done == total:
+            print(file=sys.stderr)
+
+
+def fit_table(fit: Fit) -> str:
+    """Every step that was timed, the parts that were fitted, and how far they are off."""
+    lines = [f"{'decoding':>9} {'prompt':>7} {'context':>8} {'measured':>10} {'fitted':>9}"]
+    for step in fit.steps:
+        sizes = f"{step.decode:>9} {step.prefill:>7} {step.context:>8}"
+        lines.append(f"{sizes} {step.measured_ms:>7.2f} ms {step.fitted_ms:>6.2f} ms")
+    parts = (f"{part:>20} {getattr(fit.step_model, part):.6f}" for part in PARTS)
+    return "\n".join([*lines, "", *parts, f"{'mean error':>20} {fit.mean_error:.1%}"])
+
+
+def _bar(done: int, total: int) -> str:
+    filled = BAR_CHARACTERS * done // total
+    return f"[{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}]"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lmserve import LmserveError, _core
+from lmserve.cli import capacity
 from lmserve.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ MAX_SEED = 2**64 - 1
 
 
 def add_parser(commands: Commands) -> None:
-    text = "prove the core on this machine: random clients, faults and kills; one seed replays bit for bit"
+    proof = "Prove the core on this machine: random clients, faults and kills; one seed replays bit for bit."
     parser = commands.add_parser(
-        "simulate", help=text, description=f"{text.capitalize()}. Exits with 1 at a violation."
+        "simulate",
+        help="prove the core under chance, or say what a trace of requests comes to on given servers",
+        description=f"{proof} Exits with 1 at a violation.",
     )
     parser.add_argument(
         "--seed", type=_bounded(0, MAX_SEED), metavar="N", help="replays a run (default: a new one, which is printed)"
@@ -32,6 +35,7 @@ def add_parser(commands: Commands) -> None:
         default=100_000,
         help="how much to simulate (default: 100,000)",
     )
+    capacity.add_options(parser, _bounded)
     parser.set_defaults(run=run)
 
 
@@ -50,6 +54,9 @@ def _bounded(low: int, high: int) -> Callable[[str], int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.trace is not None:
+        return capacity.run(arguments)
+    capacity.refuse(arguments)
     seed = secrets.randbits(64) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
     start = time.monotonic()
