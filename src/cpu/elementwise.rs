@@ -83,12 +83,14 @@ impl Kernel for SiluMul<'_> {
         let (gate, up) = self.gate_up.split_at(self.out.len());
         assert_eq!(up.len(), self.out.len());
         let whole = self.out.len() / S::LANES * S::LANES;
-        for i in (0..whole).step_by(S::LANES) {
+        let mut i = 0;
+        while i < whole {
             // SAFETY: the vectors lie within the slices, which are of one length.
             unsafe {
                 let (g, u) = (s.load(gate.as_ptr().add(i)), s.load(up.as_ptr().add(i)));
                 s.store(self.out.as_mut_ptr().add(i), silu_mul(s, g, u));
             }
+            i += S::LANES;
         }
         let mut tail = [[0.0; 16]; 2];
         let rest = self.out.len() - whole;

@@ -1,7 +1,11 @@
 //! The arithmetic of attention on a few query rows and a tile of keys. What a row gets does not depend on the rows beside it:
 //! each of its sums runs over the same numbers in the same order, whichever kernel computes it.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over indices are unrolled into registers; those over iterators need not be"
+)]
 
-use super::super::simd::{Simd, exp};
+use super::super::simd::{Kernel, Simd, exp};
 use super::cache::{Element, PAGE};
 
 /// Keys of a tile.
@@ -11,59 +15,65 @@ pub(super) const TILE_PAGES: usize = TILE / PAGE;
 
 /// Scores of R query rows with a tile of keys: `out[r][c]` is the product of row r of `queries` with key c.
 ///
-/// `keys[p]` is the transposed page p of the tile, whose rows lie `stride` elements apart.
-///
-/// # Safety
-/// `queries` must hold R rows of `depth`, each page `depth` rows of [`PAGE`] elements, and `out` R rows of [`TILE`].
-#[inline(always)]
-pub(super) unsafe fn scores<S: Simd, E: Element, const R: usize>(
-    s: S,
-    queries: *const f32,
-    depth: usize,
-    keys: [*const E; TILE_PAGES],
-    stride: usize,
-    out: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if S::COLUMNS == 4 {
-            score_columns::<S, E, R, 4>(s, queries, depth, keys, stride, out);
-        } else {
-            score_columns::<S, E, R, 2>(s, queries, depth, keys, stride, out);
+/// `queries` must hold R rows of `depth`, each page `depth` rows of [`PAGE`] elements, `stride` elements apart, and `out` R rows
+/// of [`TILE`].
+pub(super) struct Scores<E, const R: usize> {
+    pub(super) queries: *const f32,
+    pub(super) depth: usize,
+    /// Pages of transposed keys.
+    pub(super) keys: [*const E; TILE_PAGES],
+    pub(super) stride: usize,
+    pub(super) out: *mut f32,
+}
+
+impl<E: Element, const R: usize> Kernel for Scores<E, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut first = 0;
+        while first < TILE {
+            // SAFETY: what the type says of its pointers.
+            unsafe {
+                if S::COLUMNS == 4 {
+                    self.columns::<S, 4>(s, first);
+                } else {
+                    self.columns::<S, 2>(s, first);
+                }
+            }
+            first += S::COLUMNS * S::LANES;
         }
     }
 }
 
-#[inline(always)]
-unsafe fn score_columns<S: Simd, E: Element, const R: usize, const N: usize>(
-    s: S,
-    queries: *const f32,
-    depth: usize,
-    keys: [*const E; TILE_PAGES],
-    stride: usize,
-    out: *mut f32,
-) {
-    for first in (0..TILE).step_by(N * S::LANES) {
-        // SAFETY: the caller's promise; a page holds whole vectors.
+impl<E: Element, const R: usize> Scores<E, R> {
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const N: usize>(&self, s: S, first: usize) {
+        // SAFETY: what the type says of its pointers; a page holds whole vectors.
         unsafe {
-            let columns: [*const E; N] = std::array::from_fn(|j| {
+            let mut columns = [self.keys[0]; N];
+            for j in 0..N {
                 let column = first + j * S::LANES;
-                keys[column / PAGE].add(column % PAGE)
-            });
+                columns[j] = self.keys[column / PAGE].add(column % PAGE);
+            }
             let mut sums = [[s.splat(0.0); N]; R];
-            for k in 0..depth {
-                let loaded: [S::V; N] =
-                    std::array::from_fn(|j| E::load(s, columns[j].add(k * stride)));
-                for (r, row) in sums.iter_mut().enumerate() {
-                    let q = s.splat(*queries.add(r * depth + k));
-                    for (sum, &key) in row.iter_mut().zip(&loaded) {
-                        *sum = s.mul_add(q, key, *sum);
+            let mut loaded = [s.splat(0.0); N];
+            let mut k = 0;
+            while k < self.depth {
+                for j in 0..N {
+                    loaded[j] = E::load(s, columns[j].add(k * self.stride));
+                }
+                for r in 0..R {
+                    let query = s.splat(*self.queries.add(r * self.depth + k));
+                    for j in 0..N {
+                        sums[r][j] = s.mul_add(query, loaded[j], sums[r][j]);
                     }
                 }
+                k += 1;
             }
-            for (r, row) in sums.iter().enumerate() {
-                for (j, &sum) in row.iter().enumerate() {
-                    s.store(out.add(r * TILE + first + j * S::LANES), sum);
+            for r in 0..R {
+                for j in 0..N {
+                    s.store(self.out.add(r * TILE + first + j * S::LANES), sums[r][j]);
                 }
             }
         }
@@ -72,75 +82,87 @@ unsafe fn score_columns<S: Simd, E: Element, const R: usize, const N: usize>(
 
 /// Adds weighted values to R rows of `width`: `sums[r] = sums[r] * rescale[r] + weights[r] · values`.
 ///
-/// `values[p]` is page p of the tile, rows of `width`; `count` of the tile's values take part.
-///
-/// # Safety
-/// `weights` must hold R rows of [`TILE`], `sums` R rows of `width`, a multiple of 16, and the pages `count` rows in all.
-#[inline(always)]
-pub(super) unsafe fn mix<S: Simd, E: Element, const R: usize>(
-    s: S,
-    weights: *const f32,
-    values: [*const E; TILE_PAGES],
-    count: usize,
-    rescale: &[f32; R],
-    sums: *mut f32,
-    width: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
+/// `weights` must hold R rows of [`TILE`], `sums` R rows of `width`, a multiple of 16, and the pages rows of `width`, `count` of
+/// them in all, which take part.
+pub(super) struct Mix<E, const R: usize> {
+    pub(super) weights: *const f32,
+    pub(super) values: [*const E; TILE_PAGES],
+    pub(super) count: usize,
+    pub(super) rescale: [f32; R],
+    pub(super) sums: *mut f32,
+    pub(super) width: usize,
+}
+
+impl<E: Element, const R: usize> Kernel for Mix<E, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
         let mut first = 0;
-        if S::COLUMNS == 4 {
-            while first + 4 * S::LANES <= width {
-                mix_columns::<S, E, R, 4>(s, weights, values, count, rescale, sums, width, first);
-                first += 4 * S::LANES;
+        // SAFETY: what the type says of its pointers.
+        unsafe {
+            if S::COLUMNS == 4 {
+                while first + 4 * S::LANES <= self.width {
+                    self.columns::<S, 4>(s, first);
+                    first += 4 * S::LANES;
+                }
+            } else {
+                while first + 2 * S::LANES <= self.width {
+                    self.columns::<S, 2>(s, first);
+                    first += 2 * S::LANES;
+                }
             }
-        }
-        while first + 2 * S::LANES <= width {
-            mix_columns::<S, E, R, 2>(s, weights, values, count, rescale, sums, width, first);
-            first += 2 * S::LANES;
-        }
-        while first < width {
-            mix_columns::<S, E, R, 1>(s, weights, values, count, rescale, sums, width, first);
-            first += S::LANES;
+            while first < self.width {
+                self.columns::<S, 1>(s, first);
+                first += S::LANES;
+            }
         }
     }
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn mix_columns<S: Simd, E: Element, const R: usize, const N: usize>(
-    s: S,
-    weights: *const f32,
-    values: [*const E; TILE_PAGES],
-    count: usize,
-    rescale: &[f32; R],
-    sums: *mut f32,
-    width: usize,
-    first: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut total: [[S::V; N]; R] = std::array::from_fn(|r| {
-            std::array::from_fn(|j| {
-                let sum = s.load(sums.add(r * width + first + j * S::LANES));
-                s.mul(sum, s.splat(rescale[r]))
-            })
-        });
-        for (p, page) in values.iter().enumerate() {
-            for k in 0..PAGE.min(count.saturating_sub(p * PAGE)) {
-                let row = page.add(k * width + first);
-                let loaded: [S::V; N] = std::array::from_fn(|j| E::load(s, row.add(j * S::LANES)));
-                for (r, row) in total.iter_mut().enumerate() {
-                    let weight = s.splat(*weights.add(r * TILE + p * PAGE + k));
-                    for (sum, &value) in row.iter_mut().zip(&loaded) {
-                        *sum = s.mul_add(weight, value, *sum);
-                    }
+impl<E: Element, const R: usize> Mix<E, R> {
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const N: usize>(&self, s: S, first: usize) {
+        // SAFETY: what the type says of its pointers.
+        unsafe {
+            let mut total = [[s.splat(0.0); N]; R];
+            let mut loaded = [s.splat(0.0); N];
+            for r in 0..R {
+                for j in 0..N {
+                    let sum = s.load(self.sums.add(r * self.width + first + j * S::LANES));
+                    total[r][j] = s.mul(sum, s.splat(self.rescale[r]));
                 }
             }
-        }
-        for (r, row) in total.iter().enumerate() {
-            for (j, &sum) in row.iter().enumerate() {
-                s.store(sums.add(r * width + first + j * S::LANES), sum);
+            let mut start = 0;
+            while start < self.count {
+                let page = self.values[start / PAGE].add(first);
+                let rows = if self.count - start < PAGE {
+                    self.count - start
+                } else {
+                    PAGE
+                };
+                let mut k = 0;
+                while k < rows {
+                    for j in 0..N {
+                        loaded[j] = E::load(s, page.add(k * self.width + j * S::LANES));
+                    }
+                    for r in 0..R {
+                        let weight = s.splat(*self.weights.add(r * TILE + start + k));
+                        for j in 0..N {
+                            total[r][j] = s.mul_add(weight, loaded[j], total[r][j]);
+                        }
+                    }
+                    k += 1;
+                }
+                start += PAGE;
+            }
+            for r in 0..R {
+                for j in 0..N {
+                    s.store(
+                        self.sums.add(r * self.width + first + j * S::LANES),
+                        total[r][j],
+                    );
+                }
             }
         }
     }
@@ -160,33 +182,6 @@ impl Softmax {
         sum: 0.0,
     };
 
-    /// Makes weights of the first `seen` scores of a tile, at least one, and zeros of the others; gives what earlier sums are
-    /// to be multiplied by.
-    #[inline(always)]
-    pub(super) fn weigh<S: Simd>(&mut self, s: S, row: &mut [f32; TILE], seen: usize) -> f32 {
-        row[seen..].fill(f32::NEG_INFINITY);
-        let at = row.as_mut_ptr();
-        // SAFETY: a tile holds whole vectors.
-        unsafe {
-            let mut largest = s.load(at);
-            for i in (S::LANES..TILE).step_by(S::LANES) {
-                largest = s.max(largest, s.load(at.add(i)));
-            }
-            let largest = self.largest.max(s.max_lane(largest));
-            let base = s.splat(largest);
-            let mut sum = s.splat(0.0);
-            for i in (0..TILE).step_by(S::LANES) {
-                let weight = exp(s, s.sub(s.load(at.add(i)), base));
-                s.store(at.add(i), weight);
-                sum = s.add(sum, weight);
-            }
-            let rescale = (self.largest - largest).exp();
-            self.sum = self.sum * rescale + s.sum(sum);
-            self.largest = largest;
-            rescale
-        }
-    }
-
     /// Takes in the softmax of further keys; gives what the sums so far and the further ones are to be multiplied by.
     pub(super) fn merge(&mut self, further: Self) -> (f32, f32) {
         if further.sum == 0.0 {
@@ -200,5 +195,104 @@ impl Softmax {
         self.sum = self.sum * scales.0 + further.sum * scales.1;
         self.largest = largest;
         scales
+    }
+}
+
+/// Makes weights of the first `seen` scores of a tile, at least one, and zeros of the others; gives what earlier sums are to be
+/// multiplied by.
+pub(super) struct Weigh<'a> {
+    pub(super) softmax: &'a mut Softmax,
+    pub(super) row: &'a mut [f32; TILE],
+    pub(super) seen: usize,
+    /// What each page's scores, and then its weights, are to be multiplied by: [`PAGE`] scales each.
+    pub(super) scales: Option<[(*const f32, *const f32); TILE_PAGES]>,
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let at = self.row.as_mut_ptr();
+        // SAFETY: a tile holds whole vectors.
+        unsafe {
+            if let Some(pages) = &self.scales {
+                let mut i = 0;
+                while i < TILE {
+                    let scales = s.load(pages[i / PAGE].0.add(i % PAGE));
+                    s.store(at.add(i), s.mul(s.load(at.add(i)), scales));
+                    i += S::LANES;
+                }
+            }
+            let mut i = self.seen;
+            while i < TILE {
+                *at.add(i) = f32::NEG_INFINITY;
+                i += 1;
+            }
+            let mut largest = s.load(at);
+            let mut i = S::LANES;
+            while i < TILE {
+                largest = s.max(largest, s.load(at.add(i)));
+                i += S::LANES;
+            }
+            let largest = self.softmax.largest.max(s.max_lane(largest));
+            let base = s.splat(largest);
+            let mut sum = s.splat(0.0);
+            let mut i = 0;
+            while i < TILE {
+                let weight = exp(s, s.sub(s.load(at.add(i)), base));
+                s.store(at.add(i), weight);
+                sum = s.add(sum, weight);
+                i += S::LANES;
+            }
+            if let Some(pages) = &self.scales {
+                let mut i = 0;
+                while i < TILE {
+                    let scales = s.load(pages[i / PAGE].1.add(i % PAGE));
+                    s.store(at.add(i), s.mul(s.load(at.add(i)), scales));
+                    i += S::LANES;
+                }
+            }
+            let rescale = (self.softmax.largest - largest).exp();
+            self.softmax.sum = self.softmax.sum * rescale + s.sum(sum);
+            self.softmax.largest = largest;
+            rescale
+        }
+    }
+}
+
+/// Converts a page for all rows to read: keys to rows [`TILE`] apart, values to rows of `width`.
+pub(super) struct Convert<E> {
+    pub(super) keys: *const E,
+    pub(super) key_tile: *mut f32,
+    pub(super) head_dim: usize,
+    pub(super) values: *const E,
+    pub(super) value_tile: *mut f32,
+    pub(super) width: usize,
+}
+
+impl<E: Element> Kernel for Convert<E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: a page has `head_dim` rows of keys and PAGE rows of values, and the tiles have room for them.
+        unsafe {
+            let mut k = 0;
+            while k < self.head_dim {
+                let mut i = 0;
+                while i < PAGE {
+                    let v = E::load(s, self.keys.add(k * PAGE + i));
+                    s.store(self.key_tile.add(k * TILE + i), v);
+                    i += S::LANES;
+                }
+                k += 1;
+            }
+            let mut i = 0;
+            while i < PAGE * self.width {
+                s.store(self.value_tile.add(i), E::load(s, self.values.add(i)));
+                i += S::LANES;
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::memory::{Aligned, Shared};
 use super::super::simd::{Kernel, MAX_ROWS, Simd};
-use super::block::{Softmax, TILE, TILE_PAGES, mix, scores};
+use super::block::{Convert, Mix, Scores, Softmax, TILE, TILE_PAGES, Weigh};
 use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
 
 /// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
@@ -144,7 +144,9 @@ struct Tile {
 }
 
 impl Attend<'_> {
-    #[inline(always)]
+    /// Not inlined, so that only the small kernels that it calls are compiled with the instructions: a large function is
+    /// compiled badly.
+    #[inline(never)]
     fn attend<S: Simd, E: Element>(self, s: S) {
         let Self {
             layer,
@@ -242,7 +244,6 @@ impl Attend<'_> {
 }
 
 /// Adds the sums of a further split; the scales are what [`Softmax::merge`] gives.
-#[inline(always)]
 pub(super) fn merge_sums(total: &mut [f32], further: &[f32], ours: f32, theirs: f32) {
     for (total, further) in total.iter_mut().zip(further) {
         *total = *total * ours + further * theirs;
@@ -250,7 +251,6 @@ pub(super) fn merge_sums(total: &mut [f32], further: &[f32], ours: f32, theirs: 
 }
 
 /// Weighted sums to weighted means.
-#[inline(always)]
 pub(super) fn normalize(to: &mut [f32], sums: &[f32], weight: f32) {
     let inverse = 1.0 / weight;
     for (to, sum) in to.iter_mut().zip(sums) {
@@ -260,7 +260,6 @@ pub(super) fn normalize(to: &mut [f32], sums: &[f32], weight: f32) {
 
 impl Rows<'_> {
     /// Reads a tile as it is stored.
-    #[inline(always)]
     fn add_tile<S: Simd, E: Element>(&mut self, s: S, tile: &Tile, dtype: KvType) {
         let keys = tile.pages.map(HeadPage::keys::<E>);
         let values = tile.pages.map(HeadPage::values::<E>);
@@ -268,7 +267,6 @@ impl Rows<'_> {
     }
 
     /// Converts a tile for all rows to read.
-    #[inline(always)]
     fn add_converted_tile<S: Simd, E: Element>(
         &mut self,
         s: S,
@@ -277,34 +275,32 @@ impl Rows<'_> {
         value_tile: &mut [f32],
         dtype: KvType,
     ) {
-        let (head_dim, width) = (self.head_dim, self.width);
-        for (p, page) in tile.pages.iter().enumerate() {
-            // SAFETY: a page has head_dim rows of keys and PAGE rows of values, and the tiles have room for them.
-            unsafe {
-                for k in 0..head_dim {
-                    for i in (0..PAGE).step_by(S::LANES) {
-                        let v = E::load(s, page.keys::<E>().add(k * PAGE + i));
-                        s.store(key_tile.as_mut_ptr().add(k * TILE + p * PAGE + i), v);
-                    }
-                }
-                let to = value_tile.as_mut_ptr().add(p * PAGE * width);
-                for i in (0..PAGE * width).step_by(S::LANES) {
-                    s.store(to.add(i), E::load(s, page.values::<E>().add(i)));
-                }
-            }
-        }
-        let (keys, values) = (key_tile.as_ptr(), value_tile.as_ptr());
+        let width = self.width;
+        let (keys, values) = (key_tile.as_mut_ptr(), value_tile.as_mut_ptr());
         // SAFETY: the offsets lie within the tiles.
         let (keys, values) = unsafe {
             (
-                std::array::from_fn(|p| keys.add(p * PAGE)),
-                std::array::from_fn(|p| values.add(p * PAGE * width)),
+                std::array::from_fn::<_, TILE_PAGES, _>(|p| keys.add(p * PAGE)),
+                std::array::from_fn::<_, TILE_PAGES, _>(|p| values.add(p * PAGE * width)),
             )
         };
+        for (p, page) in tile.pages.iter().enumerate() {
+            s.vectorize(Convert {
+                keys: page.keys::<E>(),
+                key_tile: keys[p],
+                head_dim: self.head_dim,
+                values: page.values::<E>(),
+                value_tile: values[p],
+                width,
+            });
+        }
+        let (keys, values) = (
+            keys.map(<*mut f32>::cast_const),
+            values.map(<*mut f32>::cast_const),
+        );
         self.add::<S, f32>(s, tile, keys, TILE, values, dtype);
     }
 
-    #[inline(always)]
     fn add<S: Simd, E: Element>(
         &mut self,
         s: S,
@@ -338,7 +334,6 @@ impl Rows<'_> {
         self.seen + row / self.group
     }
 
-    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn add_block<S: Simd, E: Element, const R: usize>(
         &mut self,
@@ -350,52 +345,43 @@ impl Rows<'_> {
         values: [*const E; TILE_PAGES],
         dtype: KvType,
     ) {
-        let out = self.scores.as_mut_ptr();
         let (head_dim, width) = (self.head_dim, self.width);
-        // SAFETY: R rows from `first` on are in the packed queries and the sums; the pages are whole.
-        unsafe {
-            let queries = self.queries.as_ptr().add(first * head_dim);
-            scores::<S, E, R>(s, queries, head_dim, keys, stride, out);
-        }
+        // R rows from `first` on are in the packed queries and the sums, and the pages are whole.
+        s.vectorize(Scores::<E, R> {
+            queries: self.queries[first * head_dim..(first + R) * head_dim].as_ptr(),
+            depth: head_dim,
+            keys,
+            stride,
+            out: self.scores[..R * TILE].as_mut_ptr(),
+        });
+        let scales = |page: HeadPage| (page.key_scales(), page.value_scales());
+        let scales = (dtype == KvType::I8).then(|| tile.pages.map(scales));
         let mut rescale = [1.0; R];
         let mut most = 0;
-        for (r, rescale) in rescale.iter_mut().enumerate() {
-            let seen = self.seen(first + r).saturating_sub(tile.start).min(TILE);
+        let score_rows = self.scores.as_chunks_mut::<TILE>().0;
+        for (r, (row, rescale)) in score_rows.iter_mut().zip(&mut rescale).enumerate() {
+            let seen = (self.seen + (first + r) / self.group)
+                .saturating_sub(tile.start)
+                .min(TILE);
             most = most.max(seen);
-            let row = self.scores[r * TILE..].first_chunk_mut::<TILE>();
-            let Some(row) = row else { continue };
             if seen == 0 {
                 row.fill(0.0);
                 continue;
             }
-            if dtype == KvType::I8 {
-                scale_row(row, &tile.pages, HeadPage::key_scales);
-            }
-            *rescale = self.softmax[first + r].weigh(s, row, seen);
-            if dtype == KvType::I8 {
-                scale_row(row, &tile.pages, HeadPage::value_scales);
-            }
+            *rescale = s.vectorize(Weigh {
+                softmax: &mut self.softmax[first + r],
+                row,
+                seen,
+                scales,
+            });
         }
-        // SAFETY: as above.
-        unsafe {
-            let sums = self.sums.as_mut_ptr().add(first * width);
-            mix::<S, E, R>(s, out, values, most, &rescale, sums, width);
-        }
-    }
-}
-
-/// Multiplies each column by its token's scale.
-#[inline(always)]
-fn scale_row(
-    row: &mut [f32; TILE],
-    pages: &[HeadPage; TILE_PAGES],
-    scales: fn(HeadPage) -> *const f32,
-) {
-    for (columns, &page) in row.chunks_exact_mut(PAGE).zip(pages) {
-        // SAFETY: an i8 page begins with its scales.
-        let scales = unsafe { scales(page).cast::<[f32; PAGE]>().read_unaligned() };
-        for (x, scale) in columns.iter_mut().zip(scales) {
-            *x *= scale;
-        }
+        s.vectorize(Mix::<E, R> {
+            weights: self.scores.as_ptr(),
+            values,
+            count: most,
+            rescale,
+            sums: self.sums[first * width..(first + R) * width].as_mut_ptr(),
+            width,
+        });
     }
 }

@@ -1,0 +1,101 @@
+//! What attention of a small model (SmolLM2-135M's heads) costs: rates of multiply-adds and of bytes of the cache read.
+//! `cargo bench --no-default-features --bench cpu_attention [THREADS]`.
+#![allow(missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use lmserve::cpu::attention::{Attention, KvCache, KvShape, KvType, PAGE, Run, Sequence};
+use lmserve::cpu::{Isa, Pool, Shared};
+
+const HEADS: usize = 9;
+const SHAPE: KvShape = KvShape {
+    dtype: KvType::F16,
+    kv_heads: 3,
+    head_dim: 64,
+};
+/// Layers that take turns, as in a step.
+const LAYERS: usize = 30;
+const SPAN: Duration = Duration::from_millis(300);
+
+/// Sequences, new tokens of each, and the context of each with them.
+const STEPS: [(usize, usize, usize); 8] = [
+    (1, 1, 200),
+    (8, 1, 200),
+    (64, 1, 200),
+    (1, 1, 4000),
+    (8, 1, 4000),
+    (1, 512, 512),
+    (1, 512, 4000),
+    (1, 20, 2000),
+];
+
+fn main() {
+    let threads = std::env::args().find_map(|argument| argument.parse().ok());
+    let pool = Pool::new(threads.unwrap_or(2));
+    println!("sequences  tokens  context  kv    us/layer  GFLOP/s   GB/s");
+    for isa in Isa::available().into_iter().rev() {
+        println!("{}, {} threads", isa.name(), pool.size());
+        for dtype in [KvType::F16, KvType::I8] {
+            for step in STEPS {
+                measure(&pool, isa, KvShape { dtype, ..SHAPE }, step);
+            }
+        }
+    }
+}
+
+fn measure(
+    pool: &Pool,
+    isa: Isa,
+    shape: KvShape,
+    (sequences, tokens, context): (usize, usize, usize),
+) {
+    let pages = context.div_ceil(PAGE);
+    let tables: Vec<Vec<i32>> = (0..sequences)
+        .map(|s| (0..pages).map(|p| (p * sequences + s) as i32).collect())
+        .collect();
+    let runs: Vec<Run> = tables
+        .iter()
+        .enumerate()
+        .map(|(s, table)| Run {
+            sequence: Sequence {
+                table,
+                block_size: PAGE,
+            },
+            first_token: s * tokens,
+            tokens,
+            context,
+        })
+        .collect();
+    let mut cache = KvCache::new(shape, LAYERS, pages * sequences);
+    let width = HEADS * shape.head_dim;
+    let mut queries = vec![0.5; sequences * tokens * width];
+    let mut out = vec![0.0; queries.len()];
+    let mut attention = Attention::new(isa, shape, HEADS, pool.size());
+    let step = attention.begin(&runs);
+    let (view, queries, out) = (
+        cache.view(),
+        Shared::new(&mut queries),
+        Shared::new(&mut out),
+    );
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed() < SPAN || best.is_infinite() {
+        let begin = Instant::now();
+        pool.run(&|team| {
+            for layer in 0..LAYERS {
+                // SAFETY: nobody else has the buffers.
+                unsafe { step.attend(team, layer, view, queries, width, out) };
+            }
+        });
+        best = best.min(begin.elapsed().as_secs_f64() / LAYERS as f64);
+    }
+    let seen: usize = (context - tokens + 1..=context).sum();
+    let operations = (4 * sequences * seen * width) as f64;
+    let bytes = (sequences * pages * shape.page_bytes()) as f64;
+    println!(
+        "{sequences:9} {tokens:7} {context:8}  {:4} {:9.1} {:8.1} {:6.1}",
+        format!("{:?}", shape.dtype),
+        best * 1e6,
+        operations / best / 1e9,
+        bytes / best / 1e9
+    );
+}
