@@ -326,9 +326,9 @@ def generate_object(stream: ScriptedStream, text: str, reason: str | None, **mor
 def event(stream: ScriptedStream, choices: list[dict[str, Any]], **more: Any) -> bytes:
     request = stream.request
     chunk = {
-        "id": request["reply_id"],
+        "id": request.get("reply_id", ""),
         "object": "chat.completion.chunk",
-        "created": request["created"],
+        "created": request.get("created", 0),
         "model": request["model"],
         "choices": choices,
     }
@@ -380,9 +380,9 @@ def ending(stream: ScriptedStream, reason: str) -> bytes:
         {"index": i, "message": answer, "logprobs": None, "finish_reason": reason} for i in range(request.get("n", 1))
     ]
     reply = {
-        "id": request["reply_id"],
+        "id": request.get("reply_id", ""),
         "object": "chat.completion",
-        "created": request["created"],
+        "created": request.get("created", 0),
         "model": request["model"],
         "choices": choices,
         "usage": chat_usage(stream),

@@ -43,10 +43,15 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"model": MODEL, "messages": HELLO, "n": 2, "session_id": 9}),
     (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x" * MAX_MODEL_LEN}], "stream": True}),
     (CHAT, {"model": MODEL, "messages": HELLO, "tools": [{"type": "function"}]}),
+    (COMPLETIONS, {"model": MODEL, "prompt": ["x"] * 256, "best_of": 64}),
+    (COMPLETIONS, {"model": MODEL, "prompt": "x" * MAX_MODEL_LEN, "echo": True, "logprobs": 20, "prompt_logprobs": 20}),
+    ("/v1/responses", {"model": MODEL, "input": "x" * MAX_MODEL_LEN, "stream": True}),
+    ("/v1/messages", {"model": MODEL, "messages": HELLO, "max_tokens": MAX_MODEL_LEN}),
+    ("/v1/chat/interactive", {"prompt": "x" * MAX_MODEL_LEN}),
     ("/generate", {"prompt": "x", "instance_id": 424242, "sequence_start": False}),
     ("/generate", {"prompt": "x" * MAX_MODEL_LEN, "stream": True}),
 ]
-ROUNDS = 10
+ROUNDS = 8
 
 
 async def neighbour(client: httpx.AsyncClient, started: asyncio.Event) -> list[Any]:

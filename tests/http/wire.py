@@ -47,6 +47,9 @@ def error_of(
     if response.request.url.path == "/generate":
         assert body["object"] == "error"
         assert body["message"] == error["message"]
+    elif response.request.url.path.startswith("/v1/messages"):
+        assert body.keys() == {"type", "error"}
+        assert body["type"] == "error"
     else:
         assert body.keys() == {"error"}
     if code is not None:

@@ -15,7 +15,7 @@ from litestar.params import JSONBody
 from lmserve.api.body import StrictJson
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import check_prompt_logprobs, given_or, sampling_params, stop_params, usage_chunks
-from lmserve.api.reply import EngineReply, sse_reply
+from lmserve.api.reply import EngineReply, rewritten, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.api.shared_stream import SharedStream, total_usage
 from lmserve.api.unsupported import refuse_unsupported
@@ -118,16 +118,17 @@ class GatheredCompletion:
     async def body(self) -> bytes:
         """The reply's JSON. Raises the LmserveError of the first request that fails, or 499 after `abort`."""
         bodies = await asyncio.gather(*(stream.body() for stream in self._requests))
+        return await rewritten(bodies, lambda: self._merged(bodies))
+
+    def _merged(self, bodies: Sequence[bytes]) -> bytes:
         replies = [msgspec.json.decode(body, type=CompletionReply) for body in bodies]
         choices: list[CompletionChoice] = []
         for reply in replies:
             for choice in self._best(reply):
                 logprobs = choice.logprobs if self._with_logprobs else None
                 choices.append(msgspec.structs.replace(choice, index=len(choices), logprobs=logprobs))
-        merged = msgspec.structs.replace(
-            replies[0], choices=choices, usage=total_usage([reply.usage for reply in replies])
-        )
-        return msgspec.json.encode(merged)
+        usage = total_usage([reply.usage for reply in replies])
+        return msgspec.json.encode(msgspec.structs.replace(replies[0], choices=choices, usage=usage))
 
     def _best(self, reply: CompletionReply) -> list[CompletionChoice]:
         if len(reply.choices) == self._kept:

@@ -6,14 +6,24 @@ Litestar's own streaming costs several times as much for each chunk, and never c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Protocol
 
 from litestar import Request, Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
 from lmserve.api.errors import log_client_left
+
+# Bytes up to which a reply is made on the event loop: a thread would take longer.
+INLINE: Final = 262_144
+
+
+async def rewritten(bodies: Sequence[bytes], work: Callable[[], bytes]) -> bytes:
+    """What `work` makes of the core's replies `bodies`; on a thread, if they are large."""
+    if sum(map(len, bodies)) <= INLINE:
+        return work()
+    return await asyncio.to_thread(work)
 
 
 class WholeBody(Protocol):

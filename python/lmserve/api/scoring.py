@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lmserve.api.body import StrictJson
 from lmserve.api.openapi import responses
-from lmserve.api.reply import EngineReply
+from lmserve.api.reply import EngineReply, rewritten
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.submission import EmbedSubmission, TextInput
@@ -127,7 +127,11 @@ class _EmbeddedReply:
         self._reply = reply
 
     async def body(self) -> bytes:
-        embeddings = msgspec.json.decode(await self._stream.body(), type=EmbeddingsReply)
+        body = await self._stream.body()
+        return await rewritten([body], lambda: self._scored(body))
+
+    def _scored(self, body: bytes) -> bytes:
+        embeddings = msgspec.json.decode(body, type=EmbeddingsReply)
         rows = [base64.b64decode(str(item.embedding)) for item in embeddings.data]
         vectors = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), -1)
         return msgspec.json.encode(self._reply(vectors, embeddings.usage))
