@@ -3,17 +3,25 @@
 
 pub mod attention;
 mod elementwise;
+mod embed;
 pub mod half;
 pub mod isa;
 pub mod linear;
 pub mod memory;
+pub mod model;
 pub mod pool;
+pub mod program;
 pub mod quant;
 pub mod rows;
+mod run;
+pub mod sample;
 mod simd;
 
 pub use isa::Isa;
 pub use linear::{Format, Linear, QuantizedRows, Source};
 pub use memory::{Aligned, Shared};
+pub use model::{Model, ModelShape};
 pub use pool::{Pool, Team};
+pub use program::Program;
 pub use quant::BlockType;
+pub use run::{StepInput, StepSampling};

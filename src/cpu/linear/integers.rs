@@ -167,6 +167,11 @@ const fn group_bytes(code: Code) -> usize {
     GROUP * TILE * code.bits / 8
 }
 
+/// Bytes of a tile's weights for 32 inputs.
+pub(super) const fn step_bytes(code: Code) -> usize {
+    group_bytes(code) + scale_bytes(code)
+}
+
 const fn scale_bytes(code: Code) -> usize {
     let size = if code.wide { 4 } else { 2 };
     (GROUP / code.group + code.min as usize) * TILE * size

@@ -28,7 +28,7 @@ use crate::cpu::half::{f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::{Aligned, Shared};
 use crate::cpu::pool::Team;
-use crate::cpu::quant::{BlockType, Code, IntRow, round_int4, round_int8};
+use crate::cpu::quant::{BlockType, Code, GROUP, IntRow, round_int4, round_int8};
 use crate::error::{Error, Result};
 use floats::FloatWeights;
 use integers::IntWeights;
@@ -51,6 +51,23 @@ pub enum Format {
     Int8,
     /// 4-bit integers in groups of 32 with half-precision scales and minima.
     Int4,
+}
+
+impl Format {
+    /// How integers stand for weights, where they do.
+    const fn code(self) -> Option<Code> {
+        let (bits, min) = match self {
+            Self::Int8 => (8, false),
+            Self::Int4 => (4, true),
+            Self::F32 | Self::F16 | Self::Bf16 => return None,
+        };
+        Some(Code {
+            bits,
+            group: GROUP,
+            wide: false,
+            min,
+        })
+    }
 }
 
 /// Float weights, row after row of inputs.
@@ -125,28 +142,17 @@ impl Linear {
             ));
         }
         let rows = (0..out).map(|row| source.row(row, cols));
-        let int = |bits, min| Code {
-            bits,
-            group: 32,
-            wide: false,
-            min,
-        };
-        let weights = match format {
-            Format::Int8 => Weights::Int(IntWeights::pack(
-                int(8, false),
-                out,
-                cols,
-                rows.map(|row| round_int8(&row)),
-            )),
-            Format::Int4 => Weights::Int(IntWeights::pack(
-                int(4, true),
-                out,
-                cols,
-                rows.map(|row| round_int4(&row)),
-            )),
-            Format::F32 | Format::F16 | Format::Bf16 => {
-                Weights::Float(FloatWeights::pack(format, out, cols, rows))
+        let weights = match format.code() {
+            Some(code) => {
+                let round = if code.bits == 4 {
+                    round_int4
+                } else {
+                    round_int8
+                };
+                let rows = rows.map(|row| round(&row));
+                Weights::Int(IntWeights::pack(code, out, cols, rows))
             }
+            None => Weights::Float(FloatWeights::pack(format, out, cols, rows)),
         };
         Self::new(isa, out, cols, weights, bias)
     }
@@ -384,6 +390,16 @@ impl Linear {
                 .as_ref()
                 .map_or(std::ptr::null(), |bias| bias.as_ptr()),
         }
+    }
+}
+
+/// Bytes that packed weights `[rows, cols]` take: of a GGUF type, or of floats in `format`.
+pub fn packed_bytes(block: Option<BlockType>, format: Format, rows: usize, cols: usize) -> usize {
+    let tiles = rows.div_ceil(TILE);
+    match (block.map(BlockType::code).or(format.code()), format) {
+        (Some(code), _) => tiles * cols.div_ceil(GROUP) * integers::step_bytes(code),
+        (None, Format::F32) => tiles * TILE * cols * 4,
+        (None, _) => tiles * TILE * cols * 2,
     }
 }
 

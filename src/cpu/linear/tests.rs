@@ -300,3 +300,29 @@ fn wrong_sizes_are_refused_with_their_numbers() {
     );
     assert!(Linear::from_gguf(isa, BlockType::Q4_K, &[0; 144], (2, 128), None).is_err());
 }
+
+#[test]
+fn packed_bytes_are_those_of_the_packed_layer() {
+    let floats: Vec<f32> = (0..40 * 64).map(|i| (i as f32).sin()).collect();
+    for format in [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Int8,
+        Format::Int4,
+    ] {
+        let source = Source::F32(&floats);
+        let linear = Linear::from_float(Isa::Portable, source, (40, 64), format, None).unwrap();
+        assert_eq!(
+            packed_bytes(None, format, 40, 64),
+            linear.bytes(),
+            "{format:?}"
+        );
+    }
+    let bytes = vec![0; 40 * 2 * 20];
+    let linear = Linear::from_gguf(Isa::Portable, BlockType::Q4_1, &bytes, (40, 64), None).unwrap();
+    assert_eq!(
+        packed_bytes(Some(BlockType::Q4_1), Format::Int8, 40, 64),
+        linear.bytes()
+    );
+}
