@@ -9,6 +9,9 @@ from lmserve.model.interface import Runner
 __all__ = [
     "VERSION",
     "ChatTemplate",
+    "CpuArrays",
+    "CpuModel",
+    "CpuProgram",
     "Engine",
     "Event",
     "GgufFile",
@@ -18,6 +21,8 @@ __all__ = [
     "TokenUsage",
     "Tokenizer",
     "capacity",
+    "cpu_kv_bytes_per_token",
+    "cpu_linear_bytes",
     "simulate",
 ]
 
@@ -330,3 +335,112 @@ def capacity(trace: bytes, setup: bytes) -> bytes:
 
     Raises `LmserveError` that names the line or the size that cannot be.
     """
+
+def cpu_linear_bytes(stored: str, quantize: str | None, rows: int, columns: int) -> int:
+    """Bytes of a packed linear layer of this shape, stored as a GGUF type, "F32", "F16" or "BF16".
+
+    Raises LmserveError for a type that is not one of these.
+    """
+
+def cpu_kv_bytes_per_token(kv_dtype: str, layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes that a token takes in the KV cache of all layers. kv_dtype: "fp32", "fp16" or "int8"."""
+
+@final
+class CpuProgram:
+    """A recorded list of operations; see `lmserve.model.cpu_ops`."""
+
+    def __new__(cls) -> CpuProgram: ...
+
+@final
+class CpuArrays:
+    """The arrays of a `StepBuffers`, taken once."""
+
+    def __new__(cls, buffers: Any) -> CpuArrays: ...
+
+@final
+class CpuModel:
+    """A decoder with its weights and KV cache, computed by the core's own kernels.
+
+    Recording methods take and give numbers of values and raise LmserveError for what does not fit.
+    """
+
+    def __new__(
+        cls,
+        *,
+        vocab_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        layers: int,
+        rms_norm_eps: float,
+        kv_dtype: str,
+        block_size: int,
+        num_blocks: int,
+        threads: int,
+        cos: Any,
+        sin: Any,
+    ) -> CpuModel: ...
+    @property
+    def isa(self) -> str:
+        """The instructions it computes with, such as "avx512"."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights loaded so far."""
+
+    def add_linear(self, parts: Sequence[tuple[str, Any, int, int, Any | None]], quantize: str | None = None) -> int:
+        """Pack stored weights side by side, each (type, bytes, rows, columns, float32 bias); gives the layer's number.
+
+        Without the GIL, on all threads. Raises LmserveError where the bytes are not those of the shape.
+        """
+
+    def add_norm(self, weight: Any) -> int:
+        """Take the float32 weight of an RMS norm; gives its number."""
+
+    def embed(self, program: CpuProgram, weight: int) -> int:
+        """Record the look-up of the step's tokens."""
+
+    def rms_norm(self, program: CpuProgram, x: int, weight: int, eps: float) -> int:
+        """Record an RMS norm."""
+
+    def add_rms_norm(self, program: CpuProgram, x: int, residual: int, weight: int, eps: float) -> int:
+        """Record an RMS norm of a sum, which takes the place of `residual`."""
+
+    def linear(self, program: CpuProgram, x: int, weight: int) -> int:
+        """Record a linear layer."""
+
+    def rope_and_cache(self, program: CpuProgram, qkv: int, layer: int, norms: tuple[int, int] | None = None) -> int:
+        """Record rotation and KV write, with the weights of the norms of q and k; gives the queries."""
+
+    def attention(self, program: CpuProgram, queries: int, layer: int) -> int:
+        """Record causal attention."""
+
+    def silu_mul(self, program: CpuProgram, x: int) -> int:
+        """Record silu(gate) * up."""
+
+    def rows(self, program: CpuProgram, x: int) -> int:
+        """Record the choice of the sampled rows."""
+
+    def finish(self, program: CpuProgram, x: int) -> None:
+        """End the recording: x is what the program leaves."""
+
+    def run(
+        self,
+        program: CpuProgram,
+        head: int,
+        arrays: CpuArrays,
+        n_tokens: int,
+        n_seqs: int,
+        n_rows: int,
+        extras: Any = None,
+    ) -> None:
+        """Run a step over the arrays, without the GIL, and sample its rows from the logits that `head` gives.
+
+        Raises LmserveError (500) for a step that does not fit the model.
+        """
+
+    def logits(self, n_rows: int) -> bytes:
+        """Float32 logits of the last step's rows; changed where a row had a temperature or extras."""
+
+    def embed_texts(self, program: CpuProgram, token_ids: Any, cu_seqlens: Any, max_tokens: int) -> bytes:
+        """Float32 embeddings of whole texts, computed without the GIL, at most max_tokens tokens at a time."""

@@ -8,9 +8,15 @@ from typing import Final, Literal, get_args
 
 Device = str
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Ops = Literal["auto", "torch", "cpu"]
+Quantize = Literal["auto", "none", "q8", "q4"]
+KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
+OPS: Final[tuple[str, ...]] = get_args(Ops)
+QUANTIZE: Final[tuple[str, ...]] = get_args(Quantize)
+KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
@@ -67,6 +73,10 @@ class ServeConfig:
     served_model_names: tuple[str, ...] = ()  # the first is the one that replies carry; none: from the model
     device: Device = "auto"
     dtype: Dtype = "auto"
+    ops: Ops = "auto"
+    quantize: Quantize = "auto"
+    kv_dtype: KvDtype = "auto"
+    threads: int | None = None
     max_model_len: int | None = None
     max_batch: int = 64
     max_batch_tokens: int | None = None
@@ -91,7 +101,11 @@ class ServeConfig:
             raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
         if DEVICE.fullmatch(self.device) is None:
             raise ConfigError("device", f"must be auto, cpu, cuda or cuda:N, but {self.device!r} was given")
+        self._check_range("threads", 1, 1024)
         self._check_choice("dtype", DTYPES)
+        self._check_choice("ops", OPS)
+        self._check_choice("quantize", QUANTIZE)
+        self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("log_level", LOG_LEVELS)
         for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
             if len(set(words)) != len(words):

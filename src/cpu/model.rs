@@ -1,5 +1,7 @@
 //! A decoder on the CPU: its weights and KV cache, and the recording of what a step does with them.
 
+use std::sync::OnceLock;
+
 use super::attention::{Attention, KvCache, KvShape, PAGE};
 use super::isa::Isa;
 use super::linear::Linear;
@@ -93,9 +95,24 @@ impl Model {
         self.shape.vocab_size
     }
 
-    /// The threads it computes on.
-    pub fn threads(&self) -> usize {
-        self.pool.size()
+    /// The parts of a linear layer, which `pack` makes of their numbers, in order; on all threads.
+    ///
+    /// # Errors
+    /// That of the first part that fails.
+    pub fn pack(
+        &self,
+        parts: usize,
+        pack: impl Fn(usize) -> Result<Linear> + Sync,
+    ) -> Result<Vec<Linear>> {
+        let made: Vec<OnceLock<Result<Linear>>> = (0..parts).map(|_| OnceLock::new()).collect();
+        self.pool.run(&|team| {
+            team.for_chunks(parts, 1, |range| {
+                for part in range {
+                    made[part].get_or_init(|| pack(part));
+                }
+            });
+        });
+        made.into_iter().filter_map(OnceLock::into_inner).collect()
     }
 
     /// Takes the parts of a linear layer in, side by side; gives its number.

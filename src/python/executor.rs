@@ -12,27 +12,55 @@ use crate::error::{Error, Result};
 use crate::sched::Step;
 
 /// `StepBuffers` of `lmserve/model/interface.py`.
-struct Buffers {
-    token_ids: PyBuffer<i32>,
-    positions: PyBuffer<i32>,
-    slots: PyBuffer<i32>,
-    query_start: PyBuffer<i32>,
-    context_lens: PyBuffer<i32>,
-    block_tables: PyBuffer<i32>,
-    sample_rows: PyBuffer<i32>,
-    temperature: PyBuffer<f32>,
-    top_k: PyBuffer<i32>,
-    top_p: PyBuffer<f32>,
-    min_p: PyBuffer<f32>,
-    repetition_penalty: PyBuffer<f32>,
-    presence_penalty: PyBuffer<f32>,
-    frequency_penalty: PyBuffer<f32>,
-    uniform: PyBuffer<f32>,
-    logprobs: PyBuffer<i32>,
-    sampled: PyBuffer<i32>,
-    sampled_logprob: PyBuffer<f32>,
-    top_ids: PyBuffer<i32>,
-    top_logprobs: PyBuffer<f32>,
+pub(super) struct Buffers {
+    pub(super) token_ids: PyBuffer<i32>,
+    pub(super) positions: PyBuffer<i32>,
+    pub(super) slots: PyBuffer<i32>,
+    pub(super) query_start: PyBuffer<i32>,
+    pub(super) context_lens: PyBuffer<i32>,
+    pub(super) block_tables: PyBuffer<i32>,
+    pub(super) sample_rows: PyBuffer<i32>,
+    pub(super) temperature: PyBuffer<f32>,
+    pub(super) top_k: PyBuffer<i32>,
+    pub(super) top_p: PyBuffer<f32>,
+    pub(super) min_p: PyBuffer<f32>,
+    pub(super) repetition_penalty: PyBuffer<f32>,
+    pub(super) presence_penalty: PyBuffer<f32>,
+    pub(super) frequency_penalty: PyBuffer<f32>,
+    pub(super) uniform: PyBuffer<f32>,
+    pub(super) logprobs: PyBuffer<i32>,
+    pub(super) sampled: PyBuffer<i32>,
+    pub(super) sampled_logprob: PyBuffer<f32>,
+    pub(super) top_ids: PyBuffer<i32>,
+    pub(super) top_logprobs: PyBuffer<f32>,
+}
+
+impl Buffers {
+    /// The arrays of a `StepBuffers`, which must be writable and contiguous.
+    pub(super) fn new(source: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            token_ids: buffer(source, "token_ids")?,
+            positions: buffer(source, "positions")?,
+            slots: buffer(source, "slots")?,
+            query_start: buffer(source, "query_start")?,
+            context_lens: buffer(source, "context_lens")?,
+            block_tables: buffer(source, "block_tables")?,
+            sample_rows: buffer(source, "sample_rows")?,
+            temperature: buffer(source, "temperature")?,
+            top_k: buffer(source, "top_k")?,
+            top_p: buffer(source, "top_p")?,
+            min_p: buffer(source, "min_p")?,
+            repetition_penalty: buffer(source, "repetition_penalty")?,
+            presence_penalty: buffer(source, "presence_penalty")?,
+            frequency_penalty: buffer(source, "frequency_penalty")?,
+            uniform: buffer(source, "uniform")?,
+            logprobs: buffer(source, "logprobs")?,
+            sampled: buffer(source, "sampled")?,
+            sampled_logprob: buffer(source, "sampled_logprob")?,
+            top_ids: buffer(source, "top_ids")?,
+            top_logprobs: buffer(source, "top_logprobs")?,
+        })
+    }
 }
 
 /// Drives an object with the methods of `Runner` in `lmserve/model/interface.py`.
@@ -102,28 +130,7 @@ impl PyExecutor {
     pub(super) fn new(runner: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = runner.py();
         let source = runner.getattr("buffers")?;
-        let buffers = Buffers {
-            token_ids: buffer(&source, "token_ids")?,
-            positions: buffer(&source, "positions")?,
-            slots: buffer(&source, "slots")?,
-            query_start: buffer(&source, "query_start")?,
-            context_lens: buffer(&source, "context_lens")?,
-            block_tables: buffer(&source, "block_tables")?,
-            sample_rows: buffer(&source, "sample_rows")?,
-            temperature: buffer(&source, "temperature")?,
-            top_k: buffer(&source, "top_k")?,
-            top_p: buffer(&source, "top_p")?,
-            min_p: buffer(&source, "min_p")?,
-            repetition_penalty: buffer(&source, "repetition_penalty")?,
-            presence_penalty: buffer(&source, "presence_penalty")?,
-            frequency_penalty: buffer(&source, "frequency_penalty")?,
-            uniform: buffer(&source, "uniform")?,
-            logprobs: buffer(&source, "logprobs")?,
-            sampled: buffer(&source, "sampled")?,
-            sampled_logprob: buffer(&source, "sampled_logprob")?,
-            top_ids: buffer(&source, "top_ids")?,
-            top_logprobs: buffer(&source, "top_logprobs")?,
-        };
+        let buffers = Buffers::new(&source)?;
         Ok(Self {
             launch: runner.getattr("launch")?.unbind(),
             collect: runner.getattr("collect")?.unbind(),

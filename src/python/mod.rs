@@ -1,5 +1,6 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
+mod cpu;
 mod engine;
 mod event;
 mod executor;
@@ -33,6 +34,8 @@ impl From<Error> for PyErr {
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::cpu::{CpuArrays, CpuModel, CpuProgram, cpu_kv_bytes_per_token, cpu_linear_bytes};
     #[pymodule_export]
     use super::engine::{Engine, Stream};
     #[pymodule_export]

@@ -74,9 +74,13 @@ class Driver:
         """Run one step and append the sampled tokens; with `logits` the raw logits of sampled rows are kept too."""
         shape = self.fill(work)
         sampled = [sequence for sequence, new in work if sequence.computed + new == len(sequence.tokens)]
-        with self.recorded(sampled) if logits else nullcontext():
+        native = hasattr(self.runner, "logits")
+        with self.recorded(sampled) if logits and not native else nullcontext():
             self.runner.launch(*shape, extras)
         self.runner.collect()
+        if logits and native:
+            for sequence, row in zip(sampled, self.runner.logits(len(sampled)), strict=True):
+                sequence.logits.append(row)
         for sequence, new in work:
             sequence.computed += new
         for sequence, token in zip(sampled, self.runner.buffers.sampled, strict=False):

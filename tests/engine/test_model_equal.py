@@ -7,14 +7,22 @@ from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 from model_driver import Driver, greedy
 
 STEPS = 64
-OPTIONS = RunnerOptions(device="cpu", ops="torch", max_batch=16, max_batch_tokens=128, threads=1)
+OPTIONS = {
+    "torch": RunnerOptions(device="cpu", ops="torch", max_batch=16, max_batch_tokens=128, threads=1),
+    "cpu": RunnerOptions(device="cpu", ops="cpu", quantize="none", max_batch=16, max_batch_tokens=128, threads=3),
+}
 
 
 @pytest.fixture(scope="module", params=list(tiny_models.CONFIGS))
-def models(request, tmp_path_factory):
+def reference_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    reference = tiny_models.make(request.param, folder)
-    runner = load_runner(open_checkpoint(folder), OPTIONS)
+    return tiny_models.make(request.param, folder), folder
+
+
+@pytest.fixture(scope="module", params=list(OPTIONS))
+def models(request, reference_folder):
+    reference, folder = reference_folder
+    runner = load_runner(open_checkpoint(folder), OPTIONS[request.param])
     greedy(runner)
     return reference, runner
 

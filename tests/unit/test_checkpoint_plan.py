@@ -46,7 +46,7 @@ def elements(checkpoint) -> int:
 
 
 def test_cpu(checkpoint, machine):
-    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=10_000_000))
+    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=10_000_000))
     assert (plan.device, plan.dtype, plan.ops, plan.block_size) == ("cpu", "fp32", "torch", 16)
     assert plan.weight_bytes == elements(checkpoint) * 4
     assert plan.kv_bytes_per_token == VALUES_PER_TOKEN * 4
@@ -79,19 +79,19 @@ def test_default_memory_is_bounded(checkpoint, machine, monkeypatch):
     assert plan_memory(checkpoint, many).kv_bytes == pytest.approx(2 * GIB, abs=GIB / 4)
     monkeypatch.setattr(options, "available_memory", lambda: GIB)
     assert 0 < plan_memory(checkpoint, many).kv_bytes < GIB / 4
-    one = plan_memory(checkpoint, RunnerOptions(device="cpu", max_batch=1))
+    one = plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", max_batch=1))
     assert one.kv_bytes == pytest.approx(4 * 1016 * VALUES_PER_TOKEN * 4, abs=per_block)
 
 
 def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machine):
     memory = 100 * VALUES_PER_TOKEN * 4
-    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=memory))
+    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=memory))
     assert (plan.num_blocks, plan.max_model_len) == (6, 96)
     message = r"kv_memory is 76800 bytes, enough for 96 tokens of 768 bytes; one sequence of max_model_len needs 500"
     with pytest.raises(OptionError, match=message):
-        plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=memory, max_model_len=500))
+        plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=memory, max_model_len=500))
     with pytest.raises(OptionError, match="enough for 0 tokens"):
-        plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=100))
+        plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=100))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machi
 )
 def test_options_that_are_refused(checkpoint, machine, changes, option, message):
     with pytest.raises(OptionError, match=message) as error:
-        plan_memory(checkpoint, RunnerOptions(**{"device": "cpu"} | changes))
+        plan_memory(checkpoint, RunnerOptions(**{"device": "cpu", "ops": "torch"} | changes))
     assert error.value.status == 400
     assert error.value.error["param"] == option
 

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lmserve.cli.errors import CommandError
-from lmserve.config import DTYPES, LOG_LEVELS, ConfigError, ServeConfig, format_size, parse_size
+from lmserve.config import (
+    DTYPES,
+    KV_DTYPES,
+    LOG_LEVELS,
+    OPS,
+    QUANTIZE,
+    ConfigError,
+    ServeConfig,
+    format_size,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from lmserve.cli.types import Commands
@@ -88,6 +98,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", metavar="DTYPE", choices=DTYPES, help=f"{', '.join(DTYPES)} (default: auto)")
     group.add_argument(
+        "--ops",
+        metavar="OPS",
+        choices=OPS,
+        help="who computes: auto, torch, or cpu, the kernels for generating models on the CPU (default: auto)",
+    )
+    group.add_argument(
+        "--quantize",
+        metavar="FORMAT",
+        choices=QUANTIZE,
+        help="weights of the cpu kernels: auto (as stored), none (fp32), q8, q4 (default: auto)",
+    )
+    group.add_argument(
+        "--kv-dtype",
+        metavar="DTYPE",
+        choices=KV_DTYPES,
+        help="KV cache of the cpu kernels: auto, fp32, fp16, int8 (default: auto, which is fp16)",
+    )
+    group.add_argument(
+        "--threads",
+        metavar="THREADS",
+        type=_integer,
+        help="threads that compute on the CPU (default: the cores this process may use)",
+    )
+    group.add_argument(
         "--max-model-len",
         metavar="TOKENS",
         type=_integer,
@@ -125,6 +159,8 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
     for setting in ("host", "port"):
         values[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
     for setting in ("device", "dtype", "max_model_len", "max_batch", "max_batch_tokens", "kv_memory", "max_queue"):
+        values[setting] = given[setting]
+    for setting in ("ops", "quantize", "kv_dtype", "threads"):
         values[setting] = given[setting]
     for setting in ("prefix_cache", "max_body", "grace", "log_level"):
         values[setting] = given[setting]

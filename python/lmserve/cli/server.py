@@ -51,7 +51,8 @@ def _print_plan(plan: ModelPlan, names: tuple[str, ...]) -> None:
     also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
     _print(f"Model     {names[0]}{also}, from {plan.checkpoint.path}")
     weights = format_size(memory.weight_bytes)
-    _print(f"Device    {memory.device}, {memory.dtype}, weights {weights}, context {memory.max_model_len} tokens")
+    kernels = f"{memory.ops} kernels, weights {memory.quantize or 'as stored'}" if memory.ops == "cpu" else memory.dtype
+    _print(f"Device    {memory.device}, {kernels}, {weights}, context {memory.max_model_len} tokens")
     if memory.num_blocks:
         tokens = memory.num_blocks * memory.block_size
         blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"

@@ -26,6 +26,10 @@ class ModelPlan:
         self.options = RunnerOptions(
             device=config.device,
             dtype=config.dtype,
+            ops=config.ops,
+            quantize=config.quantize,
+            kv_dtype=config.kv_dtype,
+            threads=config.threads,
             max_batch=config.max_batch,
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,

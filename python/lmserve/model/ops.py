@@ -32,7 +32,10 @@ class Ops(Protocol[A, W]):
 
     device: str  # "cpu", "cuda:0": for people
     dtype: str  # of activations: "fp32", "bf16", "fp16"
-    weight_bytes: int  # memory of the weights loaded so far
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights loaded so far."""
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> W:
         """Weight of `linear`: sources [out_i, in] stacked along the output (fused q, k, v or gate, up), in this order.

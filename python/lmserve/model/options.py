@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmserve._core import cpu_kv_bytes_per_token, cpu_linear_bytes
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import ModelConfig
 from lmserve.model.device import available_memory, cuda_memory
 from lmserve.model.errors import OptionError
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+OPS = ("auto", "torch", "cpu")
+QUANTIZE = ("auto", "none", "q8", "q4")
+KV_DTYPES = ("auto", "fp32", "fp16", "int8")
+HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
 # Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
@@ -22,7 +27,9 @@ class RunnerOptions:
 
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # "auto" (fp32 on the CPU, bf16 on CUDA), "fp32", "bf16", "fp16"
-    ops: str = "auto"  # "auto", "torch", "cpu"
+    ops: str = "auto"  # "auto" ("cpu" for decoders on the CPU), "torch", "cpu"
+    quantize: str = "auto"  # weights of "cpu": "auto" (as stored), "none" (fp32), "q8", "q4"
+    kv_dtype: str = "auto"  # KV cache of "cpu": "auto" (fp16; fp32 with quantize "none"), "fp32", "fp16", "int8"
     max_batch: int = 64  # sequences in one step
     max_batch_tokens: int | None = None  # new tokens in one step; None: 512 on the CPU, 8192 on CUDA
     max_model_len: int | None = None
@@ -47,6 +54,8 @@ class MemoryPlan:
     max_model_len: int
     max_batch: int
     max_batch_tokens: int
+    kv_dtype: str
+    quantize: str | None  # of the "cpu" ops; None keeps weights as they are stored
 
     @property
     def kv_bytes(self) -> int:
@@ -67,7 +76,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     dtype = options.dtype if options.dtype != "auto" else "fp32" if on_cpu or checkpoint.kind == "embed" else "bf16"
     _check(dtype in ITEM_BYTES, "dtype", f"dtype is {dtype!r}; it must be one of auto, {', '.join(ITEM_BYTES)}")
     _check(1 <= options.max_batch <= 4096, "max_batch", f"max_batch is {options.max_batch}; it must be 1 to 4096")
-    weight_bytes = sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
+    ops = _ops(checkpoint, options, device)
+    quantize, kv_dtype = _formats(options, ops, dtype)
+    weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)
     max_batch_tokens = options.max_batch_tokens or max(512 if on_cpu else 8192, options.max_batch)
     _check(
         max_batch_tokens >= options.max_batch,
@@ -84,7 +95,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     per_token, num_blocks = 0, 0
     config = checkpoint.config
     if isinstance(config, ModelConfig):
-        per_token = 2 * config.num_layers * config.kv_size * ITEM_BYTES[dtype]
+        per_token = _kv_bytes_per_token(config, ops, kv_dtype)
         memory = options.kv_memory
         if memory is None:
             activations = _activation_bytes(config, options.max_batch, max_batch_tokens, ITEM_BYTES[dtype])
@@ -104,7 +115,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     return MemoryPlan(
         device=device,
         dtype=dtype,
-        ops=_ops(options, device),
+        ops=ops,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=per_token,
         block_size=block_size,
@@ -112,6 +123,8 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         max_model_len=longest,
         max_batch=options.max_batch,
         max_batch_tokens=max_batch_tokens,
+        kv_dtype=kv_dtype,
+        quantize=quantize,
     )
 
 
@@ -138,10 +151,63 @@ def _device(options: RunnerOptions) -> str:
     return device
 
 
-def _ops(options: RunnerOptions, device: str) -> str:
-    _check(options.ops in ("auto", "torch"), "ops", f"ops is {options.ops!r}; it must be auto or torch")
-    del device
-    return "torch"
+def _ops(checkpoint: Checkpoint, options: RunnerOptions, device: str) -> str:
+    _check(options.ops in OPS, "ops", f"ops is {options.ops!r}; it must be one of {', '.join(OPS)}")
+    # The cpu kernels compute in fp32: a user who wants another type gets torch's.
+    fits = checkpoint.kind == "generate" and device == "cpu" and options.dtype in ("auto", "fp32")
+    if options.ops == "auto":
+        return "cpu" if fits else "torch"
+    _check(
+        options.ops == "torch" or fits,
+        "ops",
+        f"ops is 'cpu'; that takes a decoder on the CPU in fp32, but this is a model of kind {checkpoint.kind!r} on"
+        f" {device} in {options.dtype}",
+    )
+    return options.ops
+
+
+def _formats(options: RunnerOptions, ops: str, dtype: str) -> tuple[str | None, str]:
+    """How weights and KV cache are kept: `MemoryPlan.quantize` and `kv_dtype`."""
+    for name, choices in (("quantize", QUANTIZE), ("kv_dtype", KV_DTYPES)):
+        given = getattr(options, name)
+        _check(given in choices, name, f"{name} is {given!r}; it must be one of {', '.join(choices)}")
+        default = ("auto", "none") if name == "quantize" else ("auto", dtype)
+        _check(
+            ops == "cpu" or given in default,
+            name,
+            f"{name} is {given!r}; with torch's operations it can only be {' or '.join(default)}",
+        )
+    if ops != "cpu":
+        return None, dtype
+    quantize = None if options.quantize == "auto" else options.quantize
+    if options.kv_dtype != "auto":
+        return quantize, options.kv_dtype
+    return quantize, "fp32" if quantize == "none" else "fp16"
+
+
+def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | None) -> int:
+    if ops != "cpu":
+        return sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
+    total = 0
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) != 2:
+            total += _elements(tensor.shape) * ITEM_BYTES["fp32"]
+            continue
+        kept = head_format(quantize) if name in HEADS else quantize
+        stored = "F32" if kept is not None else tensor.dtype
+        total += cpu_linear_bytes(stored, kept, *tensor.shape)
+    return total
+
+
+def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:
+    if ops == "cpu":
+        return cpu_kv_bytes_per_token(kv_dtype, config.num_layers, config.num_kv_heads, config.head_dim)
+    return 2 * config.num_layers * config.kv_size * ITEM_BYTES[kv_dtype]
+
+
+def head_format(quantize: str | None) -> str | None:
+    """How the "cpu" operations keep the embedding and the head: with 4 bits they would cost most of the accuracy."""
+    return "q8" if quantize == "q4" else quantize
 
 
 def _free_memory(device: str, options: RunnerOptions, gpu_memory: int | None) -> int:

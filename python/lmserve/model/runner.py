@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from lmserve.model.arch.decoder import Decoder
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig
-from lmserve.model.errors import OptionError
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
@@ -128,10 +127,13 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
 
     Raises OptionError where an option does not fit the checkpoint or this machine.
     """
-    from lmserve.model import torch_runner
-
     options = options or RunnerOptions()
     plan = plan_memory(checkpoint, options)
-    if plan.ops != "torch":
-        raise OptionError("ops", f"ops is {plan.ops!r}; this build has torch")
+    if plan.ops == "cpu":
+        from lmserve.model import cpu_runner
+
+        return cpu_runner.load(checkpoint, options, plan)
+    # Imported late: torch takes a second, and the cpu operations do without it.
+    from lmserve.model import torch_runner
+
     return torch_runner.load(checkpoint, options, plan)

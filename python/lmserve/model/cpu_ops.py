@@ -1,0 +1,152 @@
+"""The `cpu` implementation of `Ops`: it records what a model file does, for the native decoder to run in every step.
+
+A step is then one call into the core, without the GIL: no torch, and no Python between embedding and sampled token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve._core import CpuArrays, CpuModel, CpuProgram
+from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.interface import F32, I32, Extras, StepBuffers
+from lmserve.model.options import head_format
+from lmserve.model.rope import rope_tables
+from lmserve.model.tensors import QUANTIZED_TYPES, TensorSource
+
+
+class CpuOps:
+    """`Ops` with A and W the numbers of recorded values and of loaded weights."""
+
+    device = "cpu"
+    dtype = "fp32"
+
+    def __init__(
+        self, config: ModelConfig, cache: CacheConfig, buffers: StepBuffers, *, threads: int, quantize: str | None
+    ) -> None:
+        """Allocate the cache, whose dtype is "fp32", "fp16" or "int8".
+
+        quantize: "q8", "q4" or "none" (fp32) for all matrices; None keeps each as it is stored.
+        """
+        cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
+        self.core = CpuModel(
+            vocab_size=config.vocab_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            layers=config.num_layers,
+            rms_norm_eps=config.rms_norm_eps,
+            kv_dtype=cache.dtype,
+            block_size=cache.block_size,
+            num_blocks=cache.num_blocks,
+            threads=threads,
+            cos=cos.reshape(-1),
+            sin=sin.reshape(-1),
+        )
+        self.arrays = CpuArrays(buffers)
+        self.program = CpuProgram()
+        self.head = -1  # the weight that the last recorded `sample` takes its logits from
+        self._quantize = quantize
+        self._vocab_size = config.vocab_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights loaded so far."""
+        return self.core.weight_bytes
+
+    def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> int:
+        biases = [None] * len(sources) if bias is None else [_floats(source) for source in bias]
+        is_head = len(sources) == 1 and sources[0].shape[0] == self._vocab_size
+        return self._add_linear(sources, biases, head_format(self._quantize) if is_head else self._quantize)
+
+    def load_embedding(self, source: TensorSource, *, head: bool) -> int:
+        del head  # rows are looked up in the layout of a linear layer
+        return self._add_linear([source], [None], head_format(self._quantize))
+
+    def load_norm(self, source: TensorSource) -> int:
+        return self.core.add_norm(_floats(source))
+
+    def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
+        """Start recording a step, whatever its sizes."""
+        del n_tokens, n_seqs, n_rows
+        self.program = CpuProgram()
+
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+        """Start recording a pass over whole sequences, whatever they are."""
+        del token_ids, cu_seqlens
+        self.program = CpuProgram()
+
+    def embed(self, w: int) -> int:
+        return self.core.embed(self.program, w)
+
+    def rms_norm(self, x: int, w: int, eps: float) -> int:
+        return self.core.rms_norm(self.program, x, w, eps)
+
+    def add_rms_norm(self, x: int, residual: int, w: int, eps: float) -> tuple[int, int]:
+        return self.core.add_rms_norm(self.program, x, residual, w, eps), residual
+
+    def linear(self, x: int, w: int) -> int:
+        return self.core.linear(self.program, x, w)
+
+    def rope_and_cache(self, qkv: int, layer: int, q_norm: int | None, k_norm: int | None) -> int:
+        norms = None if q_norm is None or k_norm is None else (q_norm, k_norm)
+        return self.core.rope_and_cache(self.program, qkv, layer, norms)
+
+    def attention(self, q: int, layer: int) -> int:
+        return self.core.attention(self.program, q, layer)
+
+    def silu_mul(self, gate_up: int) -> int:
+        return self.core.silu_mul(self.program, gate_up)
+
+    def rows(self, x: int) -> int:
+        return self.core.rows(self.program, x)
+
+    def sample(self, x: int, head: int, extras: Extras | None) -> None:
+        """End the recording of a step."""
+        del extras
+        self.core.finish(self.program, x)
+        self.head = head
+
+    def end_embed(self, x: int) -> None:
+        """End the recording of a pass over whole sequences, of which x is to be pooled."""
+        self.core.finish(self.program, x)
+
+    def finish(self) -> None:
+        """A step has run when its call returns."""
+
+    def pool(self, x: int) -> NoReturn:
+        """Not while recording; `CpuRunner.embed` pools."""
+        raise NotImplementedError(f"value {x} is recorded, and has no rows yet")
+
+    def logits(self, x: int, head: int) -> NoReturn:
+        """Not while recording; `CpuRunner.logits` has those of the last step."""
+        raise NotImplementedError(f"value {x} is recorded, and has no logits of weight {head} yet")
+
+    def _add_linear(
+        self, sources: Sequence[TensorSource], biases: Sequence[NDArray[np.float32] | None], quantize: str | None
+    ) -> int:
+        parts = []
+        for source, bias in zip(sources, biases, strict=True):
+            dtype, values = _stored(source, quantize)
+            rows, columns = source.shape
+            parts.append((dtype, values, rows, columns, bias))
+        return self.core.add_linear(parts, quantize)
+
+
+def _stored(source: TensorSource, quantize: str | None) -> tuple[str, NDArray[np.uint8]]:
+    """A weight's type and bytes as the core packs them: as stored, or as floats to be rounded."""
+    if quantize is not None and source.dtype in QUANTIZED_TYPES:
+        return "F32", _bytes(source.dequantize())
+    return source.dtype, _bytes(source.raw())
+
+
+def _bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _floats(source: TensorSource) -> F32:
+    return np.ascontiguousarray(source.dequantize(), dtype=np.float32).reshape(-1)

@@ -1,0 +1,64 @@
+"""Decoders on the core's own CPU kernels; torch is not imported."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lmserve.model.arch.decoder import Decoder
+from lmserve.model.checkpoint import Checkpoint
+from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.cpu_ops import CpuOps
+from lmserve.model.device import usable_cores
+from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
+from lmserve.model.options import MemoryPlan, RunnerOptions
+from lmserve.model.runner import allocate_buffers, runner_info
+
+
+class CpuRunner:
+    """A `Runner` of a decoder that is recorded once and then run by the core."""
+
+    def __init__(self, info: RunnerInfo, buffers: StepBuffers, model: Decoder[int, int], ops: CpuOps) -> None:
+        self.info = info
+        self.buffers = buffers
+        self._core = ops.core
+        self._arrays = ops.arrays
+        ops.begin(0, 0, 0)
+        ops.sample(model.forward(sampled_rows_only=True), model.head, None)
+        self._step, self._head = ops.program, ops.head
+        nothing = np.zeros(0, np.int32)
+        ops.begin_embed(nothing, nothing)
+        ops.end_embed(model.forward(sampled_rows_only=False))
+        self._embed = ops.program
+
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+        """Run one step over the buffers; see `Runner`."""
+        self._core.run(self._step, self._head, self._arrays, n_tokens, n_seqs, n_rows, extras)
+
+    def collect(self) -> None:
+        """The launched step is done already."""
+
+    def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
+        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`."""
+        tokens, bounds = (np.ascontiguousarray(array, np.int32) for array in (token_ids, cu_seqlens))
+        vectors = self._core.embed_texts(self._embed, tokens, bounds, self.info.max_batch_tokens)
+        return np.frombuffer(vectors, np.float32).reshape(len(bounds) - 1, self.info.hidden_size)
+
+    def logits(self, n_rows: int) -> F32:
+        """[n_rows, vocab] logits of the last step, for tests and evaluation.
+
+        Those of a row with a temperature or extras are not raw any more.
+        """
+        return np.frombuffer(self._core.logits(n_rows), np.float32).reshape(n_rows, self.info.vocab_size)
+
+
+def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
+    """Load a decoder as planned."""
+    config = checkpoint.config
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"{checkpoint.name} is no decoder")
+    buffers = allocate_buffers(plan)
+    cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype)
+    threads = options.threads or usable_cores()
+    ops = CpuOps(config, cache, buffers, threads=threads, quantize=plan.quantize)
+    model = Decoder(config, checkpoint.tensors, ops)
+    return CpuRunner(runner_info(checkpoint, plan, ops.weight_bytes), buffers, model, ops)
