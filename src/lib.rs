@@ -1,6 +1,6 @@
 //! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
 //!
-//! Layers, each importing only what stands left of it: `error, request <- cpu, text, kv <- sched, session, output <- engine <-
+//! Layers, each importing only what stands left of it: `error, request <- cpu, text <- guided, kv <- sched, session, output <- engine <-
 //! python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and the
 //! kernels' pool in `cpu`) owns threads.
 
@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod engine;
 pub mod error;
 pub mod gguf;
+pub mod guided;
 pub mod kv;
 pub mod output;
 pub mod request;

@@ -1,10 +1,13 @@
 //! What a caller asks for, as it crosses into the core: one JSON object ([`Submission`]), bounded here once. Past
 //! [`Submission::parse`] only valid requests exist, whatever route they came by.
 
+mod guide;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, check_bytes};
 
 /// Longest list of stop strings of one request.
 pub const MAX_STOPS: usize = 64;
@@ -257,6 +260,9 @@ pub struct Submission {
     /// When generation ends.
     #[serde(default)]
     pub stopping: StopParams,
+    /// What the text must be; absent: anything.
+    #[serde(default)]
+    pub guide: Option<Guide>,
     /// Independent answers to the one prompt.
     #[serde(default = "one")]
     pub n: u32,
@@ -349,6 +355,9 @@ impl Submission {
                 );
                 return Err(Error::invalid("stop", message));
             }
+        }
+        if let Some(guide) = &self.guide {
+            guide.check()?;
         }
         if self.n == 0 || self.n > MAX_CHOICES {
             return Err(Error::invalid(

@@ -48,6 +48,7 @@ fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
         sampling: SamplingParams::default(),
         seed: 0,
         prompt_logprobs: None,
+        guided: false,
     }
 }
 

@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "GgufFile",
     "Scheduler",
+    "StepMasks",
     "Stream",
     "StreamDecoder",
     "TokenUsage",
@@ -232,6 +233,17 @@ class Stream:
         """The reader left. May be called again."""
 
 @final
+class StepMasks:
+    """The masks of the rows of one step whose tokens follow a grammar, as they are computed."""
+
+    @property
+    def rows(self) -> list[int]:
+        """The step's sampled rows that have masks, ascending."""
+
+    def wait(self) -> bytearray:
+        """Wait until the masks are there: row after row, the allowed tokens as bits, 32 in a native word."""
+
+@final
 class TokenUsage:
     """Tokens of one choice; `cached_tokens` of the prompt were not computed again."""
 
@@ -308,8 +320,8 @@ class Scheduler:
     def add(self, submission: bytes, random: int, now_ms: int) -> int:
         """Take one JSON-encoded submission in; `random` (64 bits) seeds what has no seed of its own."""
 
-    def plan(self) -> tuple[list[tuple[int, int]], dict[str, bytearray]] | None:
-        """(request, choice) of each sequence of the next step, and its arrays of 32-bit numbers by name."""
+    def plan(self) -> tuple[list[tuple[int, int]], dict[str, bytearray], StepMasks | None] | None:
+        """(request, choice) of each sequence of the next step, its arrays of 32-bit numbers by name, and its masks."""
 
     def commit(self, tokens: Sequence[int], now_ms: int) -> list[Event]:
         """Book the planned step."""

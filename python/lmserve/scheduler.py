@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lmserve import _core
 from lmserve.engine.submission import (
+    Guide,
     Messages,
     OnOverflow,
     SamplingParams,
@@ -75,6 +76,7 @@ class Step:
     seen_start: I32  # [R + 1]
     seen_token: I32  # distinct tokens of prompt and output, of rows with a penalty
     seen_count: I32  # occurrences in the output alone
+    masks: _core.StepMasks | None  # of rows whose tokens follow a grammar
 
 
 class Scheduler:
@@ -136,6 +138,7 @@ class Scheduler:
         session: SessionRef | None = None,
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
+        guide: Guide | None = None,
         on_overflow: OnOverflow = "error",
         n: int = 1,
         tenant: int = 0,
@@ -144,7 +147,8 @@ class Scheduler:
         """Queue a request and return its number. `prompt`: text, token ids, or messages for the chat template.
 
         With a `session` the prompt is only what is new. Tenants share neither sessions nor cached prefixes, and get
-        equal shares; of two priorities the smaller runs first.
+        equal shares; of two priorities the smaller runs first. A `guide` (`lmserve.engine.submission`) is a grammar for
+        the text: the step's `masks` then say which tokens are allowed.
 
         Raises LmserveError: 400 for what can never run, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full`.
         """
@@ -154,6 +158,7 @@ class Scheduler:
             session=session,
             sampling=sampling or SamplingParams(),
             stopping=stopping or StopParams(),
+            guide=guide,
             on_overflow=on_overflow,
             n=n,
             tenant=tenant,
@@ -166,10 +171,11 @@ class Scheduler:
         planned = self._core.plan()
         if planned is None:
             return None
-        sequences, buffers = planned
+        sequences, buffers, masks = planned
         arrays: dict[str, Any] = {
             name: np.frombuffer(data, np.float32 if name in _FLOATS else np.int32) for name, data in buffers.items()
         }
+        arrays["masks"] = masks
         arrays["block_tables"] = arrays["block_tables"].reshape(len(sequences), -1)
         return Step(sequences=sequences, **arrays)
 

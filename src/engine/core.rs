@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::executor::StepOutput;
+use super::guide::{Failures, Guide};
 use super::lease::TurnLease;
 use super::prepare::{Echo, Prepared};
 use crate::error::{Error, Kind, Result};
+use crate::guided::{MaskRow, StepMasks};
 use crate::output::{Alternative, Delta, TokenLogprob, Usage};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
 use crate::sched::{
@@ -102,6 +104,7 @@ struct Choice {
     tail: Tail,
     wants_logprobs: bool,
     scoring: Scoring,
+    guide: Option<Guide>,
     turn: Option<OpenTurn>,
 }
 
@@ -110,7 +113,7 @@ struct Choice {
 pub struct Core {
     scheduler: Scheduler,
     tokenizer: Option<Arc<Tokenizer>>,
-    eos_tokens: Vec<u32>,
+    eos_tokens: Arc<[u32]>,
     choices: HashMap<u64, Choice>,
     finished: Vec<Finished>,
 }
@@ -137,7 +140,7 @@ impl Core {
         Self {
             scheduler,
             tokenizer,
-            eos_tokens,
+            eos_tokens: eos_tokens.into(),
             choices: HashMap::new(),
             finished: Vec::new(),
         }
@@ -171,12 +174,12 @@ impl Core {
         seed: u64,
     ) -> Result<()> {
         let stopping = &submission.stopping;
+        let mut matchers = prepared.matchers.into_iter();
+        let guided = matchers.len() > 0;
         let own = stopping.stop_token_ids.iter().copied();
-        let model = self
-            .eos_tokens
-            .iter()
-            .copied()
-            .filter(|_| !stopping.ignore_eos);
+        // Where a grammar allows an end token, it is the grammar's end.
+        let ends = guided || !stopping.ignore_eos;
+        let model = self.eos_tokens.iter().copied().filter(|_| ends);
         let stop_tokens: Arc<[u32]> = own.chain(model).collect();
         let session = submission.session.as_ref();
         let mut turn = lease.map(|lease| OpenTurn {
@@ -200,6 +203,7 @@ impl Core {
                 sampling: submission.sampling.clone(),
                 seed,
                 prompt_logprobs: submission.scored_alternatives(),
+                guided,
             });
             if let Err(error) = added {
                 self.drop_request(request);
@@ -225,6 +229,10 @@ impl Core {
                 tail: prepared.tail,
                 wants_logprobs: submission.sampling.logprobs.is_some(),
                 scoring,
+                guide: matchers.next().map(|matcher| {
+                    let min_tokens = stopping.min_tokens as usize;
+                    Guide::new(matcher, Arc::clone(&stop_tokens), min_tokens)
+                }),
                 turn: turn.take(),
             };
             self.choices.insert(id, choice);
@@ -234,7 +242,17 @@ impl Core {
 
     /// Plans the next step; empty if there is nothing to do.
     pub fn plan(&mut self) -> &Step {
-        self.scheduler.plan()
+        let guided = &self.scheduler.plan().guided;
+        let rows = guided.iter().filter_map(|&(row, id)| {
+            let choice = self.choices.get(&id)?;
+            Some(choice.guide.as_ref()?.mask_row(row, choice.tokens))
+        });
+        let rows: Vec<MaskRow> = rows.collect();
+        if !rows.is_empty() {
+            let masks = StepMasks::new(rows, Arc::clone(&self.eos_tokens));
+            self.scheduler.set_masks(Arc::new(masks));
+        }
+        self.scheduler.step()
     }
 
     /// Books the outcome of the planned step.
@@ -248,14 +266,20 @@ impl Core {
         events: &mut impl Events,
     ) -> Result<()> {
         let tokenizer = self.tokenizer.as_deref();
+        let mut failures = Failures::new();
         let mut texts = Texts {
             choices: &mut self.choices,
             tokenizer,
             output,
+            masks: self.scheduler.step().masks.clone(),
+            failures: &mut failures,
             events,
         };
         self.scheduler
             .commit(&output.tokens, &mut texts, &mut self.finished)?;
+        for (request, error) in failures {
+            self.fail_request(request, &error, events);
+        }
         let mut finished = std::mem::take(&mut self.finished);
         for Finished { sequence, reason } in finished.drain(..) {
             self.finish(&sequence, reason, now_ms, events);
@@ -391,6 +415,8 @@ struct Texts<'a, E> {
     choices: &'a mut HashMap<u64, Choice>,
     tokenizer: Option<&'a Tokenizer>,
     output: &'a StepOutput,
+    masks: Option<Arc<StepMasks>>,
+    failures: &'a mut Failures,
     events: &'a mut E,
 }
 
@@ -404,6 +430,20 @@ impl<E: Events> StepTokens for Texts<'_, E> {
     ) -> Option<FinishReason> {
         let choice = self.choices.get_mut(&id)?;
         choice.tokens += 1;
+        let mut complete = false;
+        if let Some(guide) = choice
+            .guide
+            .as_ref()
+            .filter(|_| reason != Some(FinishReason::Stop))
+        {
+            match guide.follow(token, row, self.masks.as_deref()) {
+                Ok(done) => complete = done,
+                Err(error) => {
+                    self.failures.push((request_of(id).0, error));
+                    return Some(FinishReason::Abort);
+                }
+            }
+        }
         let tokenizer = self.tokenizer?;
         if choice.wants_logprobs
             && let Some(top) = self.output.top.get(row)
@@ -423,7 +463,7 @@ impl<E: Events> StepTokens for Texts<'_, E> {
             choice.delta.text.push_str(&matched.emit);
             stopped = matched.stopped;
         }
-        if stopped {
+        if stopped || complete {
             return Some(FinishReason::Stop);
         }
         if reason.is_none() && !(choice.delta.text.is_empty() && choice.delta.logprobs.is_empty()) {

@@ -1,6 +1,5 @@
 //! The engine as its callers see it: submit, watch, stop. Everything here returns at once, whatever the model does.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,12 +8,15 @@ use super::config::{EngineConfig, Model, Stats};
 use super::core::{Core, engine_down};
 use super::embed::{EmbedJob, EmbedSubmission};
 use super::executor::Executor;
+use super::grammars::Grammars;
 use super::lease::{TurnLease, lock};
+use super::pool::{Job, Pool, spawn};
 use super::prepare::{Limits, prepare};
 use super::shared::{Command, ReadyRequest, Shared, guard, now_ms};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::error::{Error, Result};
+use crate::guided::Grammar;
 use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
@@ -23,8 +25,8 @@ use crate::session::{Base, SessionKey, SessionStore};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;
-
-type Job = Box<dyn FnOnce() + Send>;
+/// Grammars that are compiled at the same time.
+const COMPILING_THREADS: usize = 2;
 
 /// A running engine.
 pub struct Engine {
@@ -32,8 +34,10 @@ pub struct Engine {
     pub(super) pool: Arc<BlockPool>,
     pub(super) model: Model,
     limits: Limits,
-    preparing: Mutex<Option<Sender<Job>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    preparing: Pool,
+    grammars: Arc<Grammars>,
+    compiling: Arc<Pool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Engine {
@@ -66,23 +70,21 @@ impl Engine {
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
         let sessions = SessionStore::new(config.sessions);
         let shared = Arc::new(Shared::new(sessions, max_open)?);
-        let worker = Worker::new(Arc::clone(&shared), core, executor, max_batch_tokens);
-        let mut threads = vec![spawn("lmserve-engine", move || worker.run())?];
-        let (sender, receiver) = channel::<Job>();
-        let receiver = Arc::new(Mutex::new(receiver));
-        for at in 0..PREPARING_THREADS {
-            let receiver = Arc::clone(&receiver);
-            threads.push(spawn(&format!("lmserve-prepare-{at}"), move || {
-                run_jobs(&receiver);
-            })?);
-        }
+        let worker = Worker::new(Arc::clone(&shared), core, executor, max_batch_tokens)?;
+        let grammars = Grammars::new(
+            model.tokenizer.clone(),
+            model.vocab_size,
+            model.eos_tokens.clone(),
+        );
         Ok(Self {
             shared,
             pool,
             model,
             limits,
-            preparing: Mutex::new(Some(sender)),
-            threads: Mutex::new(threads),
+            preparing: Pool::start("lmserve-prepare", PREPARING_THREADS)?,
+            grammars: Arc::new(grammars),
+            compiling: Arc::new(Pool::start("lmserve-grammar", COMPILING_THREADS)?),
+            thread: Mutex::new(Some(spawn("lmserve-engine", move || worker.run())?)),
         })
     }
 
@@ -92,13 +94,9 @@ impl Engine {
     }
 
     fn prepare_later(&self, job: Job) -> Result<()> {
-        let sender = guard(&self.preparing);
-        let sent = sender.as_ref().map(|sender| sender.send(job));
-        if matches!(sent, Some(Ok(()))) {
-            Ok(())
-        } else {
-            Err(engine_down("it was stopped"))
-        }
+        self.preparing
+            .run(job)
+            .map_err(|_| engine_down("it was stopped"))
     }
 
     /// Takes a request in. `random` seeds its sampling where neither it nor its session has a seed.
@@ -132,6 +130,7 @@ impl Engine {
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
         let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
         let (model, limits, shared) = (self.model.clone(), self.limits, Arc::clone(&self.shared));
+        let (grammars, compiling) = (Arc::clone(&self.grammars), Arc::clone(&self.compiling));
         let job = move || {
             match prepare(
                 &submission,
@@ -141,15 +140,15 @@ impl Engine {
                 limits,
             ) {
                 Ok(prepared) => {
-                    let ready = ReadyRequest {
+                    let ready = Box::new(ReadyRequest {
                         submission,
                         prepared,
                         lease,
                         seed,
                         reply,
                         open,
-                    };
-                    shared.send(Command::Run(Box::new(ready)));
+                    });
+                    guide_and_send(ready, grammars, &compiling, shared);
                 }
                 Err(error) => {
                     // The session is free again before its client hears of the error.
@@ -227,32 +226,49 @@ impl Engine {
     pub fn shutdown(&self, grace: Duration) {
         self.shared.drain(grace);
         self.shared.send(Command::Stop);
-        guard(&self.preparing).take();
-        for thread in std::mem::take(&mut *guard(&self.threads)) {
-            if thread.join().is_err() {
-                self.shared.set_down("a thread panicked");
-            }
+        let well = [self.preparing.stop(), self.compiling.stop()];
+        let thread = guard(&self.thread).take();
+        let joined = thread.is_none_or(|thread| thread.join().is_ok());
+        if !joined || well.contains(&false) {
+            self.shared.set_down("a thread panicked");
         }
+    }
+}
+
+/// Sends a prepared request to the engine's thread, with its matchers where it follows a grammar; a grammar that is not
+/// compiled yet is compiled on `compiling`, so that it holds up no other request's preparation.
+fn guide_and_send(
+    mut ready: Box<ReadyRequest>,
+    grammars: Arc<Grammars>,
+    compiling: &Pool,
+    shared: Arc<Shared>,
+) {
+    let Some(grammar) = ready.submission.guide.as_ref().map(Grammar::of) else {
+        return shared.send(Command::Run(ready));
+    };
+    let choices = ready.submission.n as usize;
+    if let Some(matchers) = grammars.cached(&grammar, choices) {
+        ready.prepared.matchers = matchers;
+        return shared.send(Command::Run(ready));
+    }
+    let compile = move || match grammars.matchers(&grammar, choices) {
+        Ok(matchers) => {
+            ready.prepared.matchers = matchers;
+            shared.send(Command::Run(ready));
+        }
+        Err(error) => {
+            Command::Run(ready).reject(&error);
+            shared.wake.signal();
+        }
+    };
+    if let Err(compile) = compiling.run(Box::new(compile)) {
+        // The engine stops, and tells the request so.
+        compile();
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shutdown(Duration::ZERO);
-    }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map_err(|e| Error::internal(format!("no thread for {name}: {e}")))
-}
-
-fn run_jobs(receiver: &Mutex<Receiver<Job>>) {
-    loop {
-        let job = guard(receiver).recv();
-        let Ok(job) = job else { return };
-        job();
     }
 }

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Kind, Result};
+use crate::guided::Matcher;
 use crate::request::{Input, OnOverflow, Submission};
 use crate::session::{Base, Turn};
 use crate::text::{ChatTemplate, Ending, Tail, Tokenizer};
@@ -18,7 +19,7 @@ pub struct Limits {
 }
 
 /// A request in tokens.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Prepared {
     /// History and input.
     pub prompt: Vec<u32>,
@@ -36,6 +37,8 @@ pub struct Prepared {
     pub tail: Tail,
     /// The prompt as it is echoed, where that is asked for.
     pub echo: Option<Echo>,
+    /// Where it follows a grammar: one for each choice. Filled in once the grammar is compiled.
+    pub matchers: Vec<Matcher>,
 }
 
 /// A prompt that is written before its output.
@@ -128,6 +131,7 @@ pub fn prepare(
         system_tokens,
         tail: encoded.tail,
         echo,
+        matchers: Vec::new(),
     })
 }
 

@@ -8,6 +8,7 @@ use super::config::Stats;
 use super::core::{Abort, Core, Events, engine_down};
 use super::embed::EmbedJob;
 use super::executor::{Executor, StepOutput};
+use super::masking::MaskingThreads;
 use super::shared::{Command, OpenRequest, ReadyRequest, Shared, now_ms};
 use crate::error::{Error, Result};
 use crate::output::{Delta, Reply, Usage};
@@ -52,6 +53,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     core: Core,
     executor: Box<dyn Executor + Send>,
+    masking: MaskingThreads,
     replies: Replies,
     embeds: VecDeque<Box<EmbedJob>>,
     output: StepOutput,
@@ -65,19 +67,20 @@ impl Worker {
         core: Core,
         executor: Box<dyn Executor + Send>,
         max_batch_tokens: usize,
-    ) -> Self {
+    ) -> Result<Self> {
         let (replies, embeds, output) =
             (Replies::default(), VecDeque::new(), StepOutput::default());
-        Self {
+        Ok(Self {
             shared,
             core,
             executor,
+            masking: MaskingThreads::start()?,
             replies,
             embeds,
             output,
             max_batch_tokens,
             failed_steps: 0,
-        }
+        })
     }
 
     /// Runs until told to stop. A panic takes the engine down, and every open request is told so.
@@ -173,6 +176,9 @@ impl Worker {
         let step = self.core.plan();
         if step.is_empty() {
             return Ok(());
+        }
+        if let Some(masks) = &step.masks {
+            self.masking.begin(masks);
         }
         self.executor.launch(step)?;
         // While the device computes: what the last step left to read.

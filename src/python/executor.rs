@@ -7,6 +7,7 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
+use super::masks::StepMasks;
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
 use crate::sched::Step;
@@ -212,6 +213,7 @@ impl PyExecutor {
             ints(&step.seen_start),
             ints(&step.seen_token),
             ints(&step.seen_count),
+            StepMasks::of(step),
         ))
     }
 }

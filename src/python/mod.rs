@@ -4,6 +4,7 @@ mod cpu;
 mod engine;
 mod event;
 mod executor;
+mod masks;
 mod scheduler;
 mod simulation;
 mod text;
@@ -40,6 +41,8 @@ mod _core {
     use super::engine::{Engine, Stream};
     #[pymodule_export]
     use super::event::{Event, TokenUsage};
+    #[pymodule_export]
+    use super::masks::StepMasks;
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]

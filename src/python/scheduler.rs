@@ -6,9 +6,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
 use super::event::{Collector, Event};
+use super::masks::StepMasks;
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{Abort, Core, Limits, StepOutput, TurnLease, prepare, request_of};
+use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnLease, prepare, request_of};
 use crate::error::{Error, Result};
+use crate::guided::Grammar;
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{SchedulerConfig, Step};
@@ -29,6 +31,7 @@ pub struct Scheduler {
     tokenizer: Option<Arc<text::Tokenizer>>,
     template: Option<Arc<text::ChatTemplate>>,
     limits: Limits,
+    grammars: Grammars,
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,7 +162,9 @@ impl Scheduler {
             max_sessions,
             ttl_ms: session_ttl_ms,
         });
+        let grammars = Grammars::new(tokenizer.clone(), limits.vocab_size, eos_token_ids.clone());
         Ok(Self {
+            grammars,
             state: Mutex::new(State {
                 core: Core::new(scheduler, tokenizer.clone(), eos_token_ids),
                 output: StepOutput::default(),
@@ -179,7 +184,7 @@ impl Scheduler {
     }
 
     /// Takes one JSON-encoded submission in and returns the request's number.
-    fn add(&self, submission: &[u8], random: u64, now_ms: u64) -> Result<u64> {
+    fn add(&self, py: Python<'_>, submission: &[u8], random: u64, now_ms: u64) -> Result<u64> {
         let submission = Submission::parse(submission)?;
         if self.tokenizer.is_none() && !submission.stopping.stop.is_empty() {
             return Err(Error::invalid(
@@ -187,37 +192,45 @@ impl Scheduler {
                 "stop strings need a tokenizer, and this scheduler has none; use stop_token_ids",
             ));
         }
+        let matchers = match submission.guide.as_ref().map(Grammar::of) {
+            None => Vec::new(),
+            Some(grammar) => {
+                py.detach(|| self.grammars.matchers(&grammar, submission.n as usize))?
+            }
+        };
         let mut state = guard(&self.state);
         let request = state.next_request;
         state.next_request += 1;
         let (lease, base) = self.begin(&submission, request, now_ms)?;
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
-        let prepared = prepare(
+        let mut prepared = prepare(
             &submission,
             base,
             self.tokenizer.as_deref(),
             self.template.as_deref(),
             self.limits,
         )?;
+        prepared.matchers = matchers;
         state
             .core
             .add(request, &submission, prepared, lease, seed)?;
         Ok(request)
     }
 
-    /// Decides what the next step computes: each sequence's (request, choice) and the arrays; None if there is nothing to do.
+    /// Decides what the next step computes: each sequence's (request, choice), the arrays and the masks; None if there is nothing
+    /// to do.
     #[allow(clippy::type_complexity)]
     fn plan<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<Option<(Vec<(u64, usize)>, Bound<'py, PyDict>)>> {
+    ) -> PyResult<Option<(Vec<(u64, usize)>, Bound<'py, PyDict>, Option<StepMasks>)>> {
         let mut state = guard(&self.state);
         let step = state.core.plan();
         if step.is_empty() {
             return Ok(None);
         }
         let sequences = step.scheduled.iter().map(|s| request_of(s.id)).collect();
-        Ok(Some((sequences, arrays(py, step)?)))
+        Ok(Some((sequences, arrays(py, step)?, StepMasks::of(step))))
     }
 
     /// Books the outcome of the planned step: one token for each sampled row.

@@ -6,6 +6,7 @@ use super::queue::Queue;
 use super::sequence::{FinishReason, NewSequence, Sequence};
 use super::step::Step;
 use crate::error::{Error, Kind, Result};
+use crate::guided::StepMasks;
 use crate::kv::BlockPool;
 
 /// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
@@ -172,6 +173,11 @@ impl Scheduler {
     /// The step planned last.
     pub const fn step(&self) -> &Step {
         &self.step
+    }
+
+    /// Adds the masks of the step planned last.
+    pub fn set_masks(&mut self, masks: Arc<StepMasks>) {
+        self.step.masks = Some(masks);
     }
 
     /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of

@@ -51,6 +51,8 @@ pub struct NewSequence {
     pub seed: u64,
     /// Alternatives to report for each token of the prompt, beside its own; absent: the prompt is not scored.
     pub prompt_logprobs: Option<u32>,
+    /// Its tokens follow a grammar, whose masks hold off `stop_tokens` too.
+    pub guided: bool,
 }
 
 /// A sequence that waits or runs.

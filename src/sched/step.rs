@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::sampling::{SeenTokens, uniform};
 use super::sequence::Sequence;
+use crate::guided::StepMasks;
 use crate::request::SamplingParams;
 
 /// What lifts a token's logit above all others.
@@ -51,6 +52,10 @@ pub struct Step {
     pub seen_start: Vec<i32>,
     pub seen_token: Vec<i32>,
     pub seen_count: Vec<i32>,
+    /// Sampled rows whose tokens follow a grammar, ascending, with their sequences.
+    pub guided: Vec<(usize, u64)>,
+    /// The masks of these rows.
+    pub masks: Option<Arc<StepMasks>>,
 }
 
 impl Step {
@@ -74,9 +79,9 @@ impl Step {
         self.scheduled.is_empty()
     }
 
-    /// Whether some row has a bias or a penalty.
+    /// Whether some row has a bias, a penalty or a mask.
     pub fn has_extras(&self) -> bool {
-        !self.bias_token.is_empty() || !self.seen_token.is_empty()
+        !self.bias_token.is_empty() || !self.seen_token.is_empty() || self.masks.is_some()
     }
 
     pub(super) fn clear(&mut self) {
@@ -111,6 +116,8 @@ impl Step {
             array.clear();
         }
         self.block_tables.clear();
+        self.guided.clear();
+        self.masks = None;
         self.query_start.push(0);
         self.bias_start.push(0);
         self.seen_start.push(0);
@@ -173,7 +180,9 @@ impl Step {
             self.bias_token.push(token as i32);
             self.bias_value.push(bias);
         }
-        if sequence.output().len() < sequence.new.min_tokens {
+        if sequence.new.guided {
+            self.guided.push((self.num_rows() - 1, sequence.id()));
+        } else if sequence.output().len() < sequence.new.min_tokens {
             for &token in sequence.new.stop_tokens.iter() {
                 self.bias_token.push(token as i32);
                 self.bias_value.push(f32::NEG_INFINITY);

@@ -145,6 +145,11 @@ impl Tokenizer {
         }
     }
 
+    /// Whether a text is its tokens' bytes joined, but for what is cut from its front.
+    pub fn has_exact_bytes(&self) -> bool {
+        !matches!(self.table.scheme(), Scheme::Decoder { .. })
+    }
+
     /// The id of a token by its vocabulary entry, such as `<|im_end|>`.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -82,6 +82,38 @@ class StopParams(Struct, frozen=True, omit_defaults=True):
     skip_special_tokens: bool = True
 
 
+class JsonObject(Struct, tag_field="type", tag="json_object", frozen=True):
+    """One JSON object."""
+
+
+class JsonSchema(Struct, tag_field="type", tag="json_schema", frozen=True, omit_defaults=True):
+    """JSON that a schema allows; `strict`: keywords that cannot be enforced are an error."""
+
+    schema: dict[str, Any] | bool
+    strict: bool = False
+
+
+class Regex(Struct, tag_field="type", tag="regex", frozen=True):
+    """Text that a regular expression matches as a whole, in the syntax of Rust's `regex` crate."""
+
+    pattern: str
+
+
+class Choice(Struct, tag_field="type", tag="choice", frozen=True):
+    """One of some texts."""
+
+    choices: list[str]
+
+
+class Lark(Struct, tag_field="type", tag="lark", frozen=True):
+    """Text of a grammar in llguidance's variant of Lark's syntax."""
+
+    grammar: str
+
+
+Guide = JsonObject | JsonSchema | Regex | Choice | Lark
+
+
 class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request."""
 
@@ -100,6 +132,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     on_overflow: OnOverflow = "error"
     sampling: SamplingParams = SamplingParams()
     stopping: StopParams = StopParams()
+    guide: Guide | None = None
     n: int = 1
     tenant: int = 0
     priority: int = 0

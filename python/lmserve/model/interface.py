@@ -70,12 +70,26 @@ class StepBuffers:
     top_logprobs: F32  # [R, MAX_LOGPROBS] out
 
 
+class Masks(Protocol):
+    """The masks of a step's guided rows, computed while the model runs (`lmserve._core.StepMasks`)."""
+
+    @property
+    def rows(self) -> list[int]:
+        """The sampled rows that have masks, ascending."""
+
+    def wait(self) -> bytearray:
+        """Wait, without the GIL, until the masks are there; row after row, each a bit for each token.
+
+        The least significant bit of a row's first 32-bit native word is token 0; a set bit allows its token.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Extras:
     """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1].
 
-    Order of application: repetition penalty, frequency and presence penalty, bias, then temperature, top_k, top_p,
-    min_p (each on what is left).
+    Order of application: repetition penalty, frequency and presence penalty, bias, masks, then temperature, top_k,
+    top_p, min_p (each on what is left).
     """
 
     bias_start: I32  # [n_rows + 1]
@@ -84,6 +98,7 @@ class Extras:
     seen_start: I32  # [n_rows + 1] distinct tokens of prompt and output, of rows with a penalty
     seen_token: I32
     seen_count: I32  # occurrences in the output alone (0: in the prompt only)
+    masks: Masks | None = None  # of rows of which only some tokens are allowed
 
     @classmethod
     def from_bytes(
@@ -94,6 +109,7 @@ class Extras:
         seen_start: bytearray,
         seen_token: bytearray,
         seen_count: bytearray,
+        masks: Masks | None,
     ) -> Self:
         """Build from native-endian arrays (called by `lmserve._core`)."""
         return cls(
@@ -103,6 +119,7 @@ class Extras:
             np.frombuffer(seen_start, np.int32),
             np.frombuffer(seen_token, np.int32),
             np.frombuffer(seen_count, np.int32),
+            masks,
         )
 
 

@@ -85,7 +85,10 @@ def _changed_rows(rows: SamplingRows, extras: Extras | None) -> NDArray[np.bool_
     if extras is None:
         return np.zeros(len(rows.temperature), np.bool_)
     n = len(rows.temperature) + 1
-    return (np.diff(extras.bias_start[:n]) > 0) | (np.diff(extras.seen_start[:n]) > 0)
+    changed: NDArray[np.bool_] = (np.diff(extras.bias_start[:n]) > 0) | (np.diff(extras.seen_start[:n]) > 0)
+    if extras.masks is not None:
+        changed[extras.masks.rows] = True
+    return changed
 
 
 def _sample_changed(logits: Tensor, rows: SamplingRows) -> Tensor:
@@ -99,7 +102,7 @@ def _sample_changed(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: NDArray[np.intp]) -> None:
-    """Penalties, then biases, in place; row i of logits is row chosen[i] of the step."""
+    """Penalties, biases, then masks, in place; row i of logits is row chosen[i] of the step."""
     place = np.full(len(rows.temperature), -1, np.int64)
     place[chosen] = np.arange(len(chosen))
     n = len(rows.temperature)
@@ -122,6 +125,13 @@ def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: ND
         end = len(owner)
         at = (on_device(place[owner]), on_device(extras.bias_token[:end].astype(np.int64)))
         logits.index_put_(at, on_device(extras.bias_value[:end]), accumulate=True)
+    if extras.masks is not None:
+        places = on_device(place[extras.masks.rows])
+        # Asked for as late as possible: the masks are computed meanwhile.
+        words = torch.frombuffer(extras.masks.wait(), dtype=torch.int32).view(len(places), -1).to(logits.device)
+        allowed = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)) & 1
+        forbidden = (allowed == 0).flatten(1)[:, : logits.shape[1]]
+        logits[places] = logits[places].masked_fill_(forbidden, -torch.inf)
 
 
 def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:

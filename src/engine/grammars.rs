@@ -1,0 +1,137 @@
+//! Compiles the grammars of requests: on threads of their own, within a time limit, and each grammar once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use super::shared::guard;
+use crate::error::{Error, Kind, Result};
+use crate::guided::{Compiler, Grammar, GrammarCache, Matcher};
+use crate::text::Tokenizer;
+
+/// How long a grammar may take to compile.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// Compilations beyond their time limit that may still run: nothing can stop them, so no more are begun beside them.
+const MAX_OVERDUE: usize = 2;
+/// Nested schemas and rules are compiled by recursion.
+const STACK_BYTES: usize = 256 << 20;
+/// What compiled grammars may take.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// The compiled grammars of one model.
+#[derive(Debug)]
+pub struct Grammars {
+    tokenizer: Option<Arc<Tokenizer>>,
+    vocab_size: usize,
+    end_tokens: Vec<u32>,
+    /// Made for the first grammar: most servers never see one.
+    compiler: OnceLock<Result<Arc<Compiler>>>,
+    cache: Mutex<GrammarCache>,
+    overdue: Arc<AtomicUsize>,
+}
+
+impl Grammars {
+    /// No grammars yet. `vocab_size`: rows of the logits; `end_tokens` end an answer.
+    pub fn new(tokenizer: Option<Arc<Tokenizer>>, vocab_size: usize, end_tokens: Vec<u32>) -> Self {
+        Self {
+            tokenizer,
+            vocab_size,
+            end_tokens,
+            compiler: OnceLock::new(),
+            cache: Mutex::new(GrammarCache::new(CACHE_BYTES)),
+            overdue: Arc::default(),
+        }
+    }
+
+    /// A matcher for each of `choices`, if the grammar is known already.
+    pub(super) fn cached(&self, grammar: &Grammar, choices: usize) -> Option<Vec<Matcher>> {
+        let matcher = guard(&self.cache).get(&grammar.key())?;
+        Some(forks(&matcher, choices))
+    }
+
+    /// A matcher for each of `choices`. Blocks while it compiles.
+    ///
+    /// # Errors
+    /// `invalid_grammar` (400) says what is at fault, or that the time limit was reached; `grammar_compiler_busy` (429).
+    pub fn matchers(&self, grammar: &Grammar, choices: usize) -> Result<Vec<Matcher>> {
+        if let Some(matchers) = self.cached(grammar, choices) {
+            return Ok(matchers);
+        }
+        let compiler = self.compiler()?;
+        let (matcher, bytes) = self.compile(compiler, grammar.clone())?;
+        let matcher = Arc::new(matcher);
+        guard(&self.cache).insert(grammar.key(), Arc::clone(&matcher), bytes);
+        Ok(forks(&matcher, choices))
+    }
+
+    fn compiler(&self) -> Result<Arc<Compiler>> {
+        let make = || {
+            let tokenizer = self.tokenizer.as_deref().ok_or_else(|| {
+                let message = "this model has no tokenizer, which grammars need";
+                Error::new(Kind::Invalid, "unsupported_parameter", message)
+            })?;
+            Compiler::new(tokenizer, self.vocab_size, &self.end_tokens).map(Arc::new)
+        };
+        self.compiler.get_or_init(make).clone()
+    }
+
+    fn compile(&self, compiler: Arc<Compiler>, grammar: Grammar) -> Result<(Matcher, usize)> {
+        let overdue = self.overdue.load(Ordering::Acquire);
+        if overdue >= MAX_OVERDUE {
+            let message = format!(
+                "{overdue} grammars take longer than {} s to compile, the limit, and no other can be begun; try again",
+                TIME_LIMIT.as_secs()
+            );
+            return Err(Error::new(Kind::Busy, "grammar_compiler_busy", message)
+                .with_detail("retry_after", 5));
+        }
+        let param = grammar.param();
+        let (sender, receiver) = channel();
+        let compile = move || {
+            // Nobody listens any more where the time limit was reached.
+            let _ = sender.send(compiler.compile(&grammar));
+        };
+        let thread = Builder::new()
+            .name("lmserve-compile".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(compile)
+            .map_err(|e| Error::internal(format!("no thread to compile a grammar: {e}")))?;
+        match receiver.recv_timeout(TIME_LIMIT) {
+            Ok(compiled) => compiled,
+            Err(RecvTimeoutError::Timeout) => {
+                self.watch(thread);
+                Err(refusal(
+                    param,
+                    &format!("it takes longer than {} s, the limit", TIME_LIMIT.as_secs()),
+                ))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(refusal(param, "the compiler failed")),
+        }
+    }
+
+    /// Counts a compilation beyond its time as long as it runs.
+    fn watch(&self, thread: JoinHandle<()>) {
+        let overdue = Arc::clone(&self.overdue);
+        overdue.fetch_add(1, Ordering::AcqRel);
+        let wait = move || {
+            // How it ended does not matter any more.
+            let _ = thread.join();
+            overdue.fetch_sub(1, Ordering::AcqRel);
+        };
+        // Without a thread to watch it, it counts for ever, which errs on the safe side.
+        let _ = Builder::new()
+            .name("lmserve-overdue".to_owned())
+            .spawn(wait);
+    }
+}
+
+fn refusal(param: &str, why: &str) -> Error {
+    let message = format!("{param} cannot be compiled: {why}");
+    Error::new(Kind::Invalid, "invalid_grammar", message).with_param(param)
+}
+
+fn forks(matcher: &Matcher, choices: usize) -> Vec<Matcher> {
+    (0..choices).map(|_| matcher.fork()).collect()
+}

@@ -1,0 +1,48 @@
+//! Sequences that follow a grammar, on their way through the engine's steps.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::guided::{MaskRow, Matcher, StepMasks};
+
+/// What keeps one choice to its grammar.
+#[derive(Debug)]
+pub(super) struct Guide {
+    matcher: Arc<Mutex<Matcher>>,
+    stop_tokens: Arc<[u32]>,
+    min_tokens: usize,
+}
+
+impl Guide {
+    pub(super) fn new(matcher: Matcher, stop_tokens: Arc<[u32]>, min_tokens: usize) -> Self {
+        Self {
+            matcher: Arc::new(Mutex::new(matcher)),
+            stop_tokens,
+            min_tokens,
+        }
+    }
+
+    /// What the mask of a step's row needs; `tokens`: generated so far.
+    pub(super) fn mask_row(&self, row: usize, tokens: usize) -> MaskRow {
+        MaskRow {
+            row,
+            matcher: Arc::clone(&self.matcher),
+            stop_tokens: Arc::clone(&self.stop_tokens),
+            hold_off_stop: tokens < self.min_tokens,
+        }
+    }
+
+    /// Follows the token that a step chose for `row`. True: the text is complete.
+    pub(super) fn follow(&self, token: u32, row: usize, masks: Option<&StepMasks>) -> Result<bool> {
+        if let Some(error) = masks.and_then(|masks| masks.error(row)) {
+            return Err(error);
+        }
+        self.matcher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .consume(token)
+    }
+}
+
+/// Requests whose grammar failed in a step, each with the reason.
+pub(super) type Failures = Vec<(u64, Error)>;

@@ -1,0 +1,80 @@
+//! Compiled grammars, under a byte limit.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::matcher::Matcher;
+
+#[derive(Debug)]
+struct Entry {
+    matcher: Arc<Matcher>,
+    bytes: usize,
+    used: u64,
+}
+
+/// Compiled grammars by [`super::Grammar::key`]; the least recently used go first.
+#[derive(Debug)]
+pub struct GrammarCache {
+    entries: HashMap<String, Entry>,
+    by_use: BTreeMap<u64, String>,
+    bytes: usize,
+    max_bytes: usize,
+    clock: u64,
+}
+
+impl GrammarCache {
+    /// An empty cache of up to `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            by_use: BTreeMap::new(),
+            bytes: 0,
+            max_bytes,
+            clock: 0,
+        }
+    }
+
+    /// About how many bytes it holds.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The matcher at the beginning of a grammar, to fork.
+    pub fn get(&mut self, key: &str) -> Option<Arc<Matcher>> {
+        let entry = self.entries.get_mut(key)?;
+        self.clock += 1;
+        if let Some(key) = self.by_use.remove(&entry.used) {
+            self.by_use.insert(self.clock, key);
+        }
+        entry.used = self.clock;
+        Some(Arc::clone(&entry.matcher))
+    }
+
+    /// Takes a matcher in that takes `bytes`; one that is larger than the whole cache is not kept.
+    pub fn insert(&mut self, key: String, matcher: Arc<Matcher>, bytes: usize) {
+        let bytes = bytes + 2 * key.len();
+        if bytes > self.max_bytes || self.entries.contains_key(&key) {
+            return;
+        }
+        self.clock += 1;
+        self.bytes += bytes;
+        self.by_use.insert(self.clock, key.clone());
+        let used = self.clock;
+        self.entries.insert(
+            key,
+            Entry {
+                matcher,
+                bytes,
+                used,
+            },
+        );
+        while self.bytes > self.max_bytes {
+            let Some((_, oldest)) = self.by_use.pop_first() else {
+                break;
+            };
+            if let Some(entry) = self.entries.remove(&oldest) {
+                self.bytes -= entry.bytes;
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The masks of one step, computed by whoever comes first: helping threads while the model runs, or the one that waits.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::matcher::Matcher;
+use crate::error::{Error, Result};
+
+/// A sampled row of a step whose tokens follow a grammar.
+#[derive(Debug)]
+pub struct MaskRow {
+    /// Its place among the step's sampled rows.
+    pub row: usize,
+    /// Its sequence's state.
+    pub matcher: Arc<Mutex<Matcher>>,
+    /// Tokens that end the sequence, beside the model's.
+    pub stop_tokens: Arc<[u32]>,
+    /// The sequence must not end yet.
+    pub hold_off_stop: bool,
+}
+
+/// A row's mask, once it is computed.
+type Mask = Option<Result<Vec<u32>>>;
+
+/// The masks of one step's rows.
+#[derive(Debug)]
+pub struct StepMasks {
+    end_tokens: Arc<[u32]>,
+    /// 32-bit words of a mask.
+    words: usize,
+    rows: Vec<(MaskRow, Mutex<Mask>)>,
+    next: AtomicUsize,
+    done: Mutex<usize>,
+    all_done: Condvar,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StepMasks {
+    /// Masks to compute for `rows`, which are not empty and ascending. `end_tokens` are the model's.
+    pub fn new(rows: Vec<MaskRow>, end_tokens: Arc<[u32]>) -> Self {
+        let words = rows
+            .first()
+            .map_or(0, |row| guard(&row.matcher).mask_words());
+        let rows = rows
+            .into_iter()
+            .map(|row| (row, Mutex::default()))
+            .collect();
+        Self {
+            end_tokens,
+            words,
+            rows,
+            next: AtomicUsize::new(0),
+            done: Mutex::new(0),
+            all_done: Condvar::new(),
+        }
+    }
+
+    /// The rows that have masks, ascending.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.rows.iter().map(|(row, _)| row.row)
+    }
+
+    /// Computes masks that nobody has begun with, until there is none.
+    pub fn work(&self) {
+        while let Some((row, result)) = self.rows.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let mask =
+                guard(&row.matcher).mask(&self.end_tokens, &row.stop_tokens, row.hold_off_stop);
+            *guard(result) = Some(mask);
+            let mut done = guard(&self.done);
+            *done += 1;
+            if *done == self.rows.len() {
+                self.all_done.notify_all();
+            }
+        }
+    }
+
+    /// Helps, and waits until all masks are there.
+    pub fn wait(&self) {
+        self.work();
+        let mut done = guard(&self.done);
+        while *done < self.rows.len() {
+            done = self
+                .all_done
+                .wait(done)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The masks, row after row, in native words. A row that failed allows everything: its request is about to end. Call it
+    /// after [`Self::wait`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (_, result) in &self.rows {
+            if let Some(Ok(mask)) = &*guard(result) {
+                bytes.extend(mask.iter().flat_map(|word| word.to_ne_bytes()));
+            } else {
+                bytes.resize(bytes.len() + self.words * 4, 0xff);
+            }
+        }
+        bytes
+    }
+
+    /// Why a row has no mask.
+    pub fn error(&self, row: usize) -> Option<Error> {
+        let (_, result) = self.rows.iter().find(|(other, _)| other.row == row)?;
+        guard(result).as_ref()?.as_ref().err().cloned()
+    }
+}

@@ -1,0 +1,15 @@
+//! Answers that must follow a grammar: compiled grammars, the state of each in its sequence, and the masks of allowed tokens.
+//!
+//! A pure layer over `llguidance`: no clock, no thread. A panic of that crate is an error of the one request.
+
+mod cache;
+mod compiler;
+mod grammar;
+mod masks;
+mod matcher;
+
+pub use cache::GrammarCache;
+pub use compiler::Compiler;
+pub use grammar::Grammar;
+pub use masks::{MaskRow, StepMasks};
+pub use matcher::Matcher;
