@@ -263,6 +263,9 @@ pub struct Submission {
     /// What the text must be; absent: anything.
     #[serde(default)]
     pub guide: Option<Guide>,
+    /// The client's field that `guide` comes from, for messages.
+    #[serde(default = "guide_param")]
+    pub guide_param: String,
     /// Independent answers to the one prompt.
     #[serde(default = "one")]
     pub n: u32,
@@ -272,6 +275,10 @@ pub struct Submission {
     /// Smaller runs first.
     #[serde(default)]
     pub priority: i32,
+}
+
+fn guide_param() -> String {
+    "guide".to_owned()
 }
 
 const fn one() -> u32 {
@@ -357,7 +364,7 @@ impl Submission {
             }
         }
         if let Some(guide) = &self.guide {
-            guide.check()?;
+            guide.check(&self.guide_param)?;
         }
         if self.n == 0 || self.n > MAX_CHOICES {
             return Err(Error::invalid(

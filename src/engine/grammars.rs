@@ -30,6 +30,7 @@ pub struct Grammars {
     compiler: OnceLock<Result<Arc<Compiler>>>,
     cache: Mutex<GrammarCache>,
     overdue: Arc<AtomicUsize>,
+    time_limit: Duration,
 }
 
 impl Grammars {
@@ -42,6 +43,7 @@ impl Grammars {
             compiler: OnceLock::new(),
             cache: Mutex::new(GrammarCache::new(CACHE_BYTES)),
             overdue: Arc::default(),
+            time_limit: TIME_LIMIT,
         }
     }
 
@@ -87,7 +89,7 @@ impl Grammars {
             return Err(Error::new(Kind::Busy, "grammar_compiler_busy", message)
                 .with_detail("retry_after", 5));
         }
-        let param = grammar.param();
+        let param = grammar.param().to_owned();
         let (sender, receiver) = channel();
         let compile = move || {
             // Nobody listens any more where the time limit was reached.
@@ -98,16 +100,16 @@ impl Grammars {
             .stack_size(STACK_BYTES)
             .spawn(compile)
             .map_err(|e| Error::internal(format!("no thread to compile a grammar: {e}")))?;
-        match receiver.recv_timeout(TIME_LIMIT) {
+        match receiver.recv_timeout(self.time_limit) {
             Ok(compiled) => compiled,
             Err(RecvTimeoutError::Timeout) => {
                 self.watch(thread);
                 Err(refusal(
-                    param,
+                    &param,
                     &format!("it takes longer than {} s, the limit", TIME_LIMIT.as_secs()),
                 ))
             }
-            Err(RecvTimeoutError::Disconnected) => Err(refusal(param, "the compiler failed")),
+            Err(RecvTimeoutError::Disconnected) => Err(refusal(&param, "the compiler failed")),
         }
     }
 
@@ -134,4 +136,56 @@ fn refusal(param: &str, why: &str) -> Error {
 
 fn forks(matcher: &Matcher, choices: usize) -> Vec<Matcher> {
     (0..choices).map(|_| matcher.fork()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::yield_now;
+
+    use super::*;
+    use crate::request::Guide;
+
+    fn grammars(time_limit: Duration) -> Grammars {
+        let json = r#"{"version":"1.0","added_tokens":[],"decoder":{"type":"ByteLevel","add_prefix_space":false,
+            "trim_offsets":false,"use_regex":false},"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#;
+        let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
+        Grammars {
+            time_limit,
+            ..Grammars::new(Some(Arc::new(tokenizer)), 2, vec![])
+        }
+    }
+
+    fn regex(pattern: &str) -> Grammar {
+        let pattern = pattern.to_owned();
+        Grammar::of(&Guide::Regex { pattern }, "guided_regex")
+    }
+
+    #[test]
+    fn a_grammar_is_compiled_once() {
+        let grammars = grammars(TIME_LIMIT);
+        assert!(grammars.cached(&regex("ab"), 1).is_none());
+        assert_eq!(grammars.matchers(&regex("ab"), 3).unwrap().len(), 3);
+        let mut matchers = grammars.cached(&regex("ab"), 1).unwrap();
+        assert!(!matchers[0].consume(0).unwrap());
+        assert!(matchers[0].consume(1).unwrap());
+        // The others are where they were.
+        let mut others = grammars.cached(&regex("ab"), 1).unwrap();
+        assert!(others[0].consume(1).is_err());
+    }
+
+    #[test]
+    fn beyond_the_time_limit_a_grammar_is_refused_and_counts_until_it_ends() {
+        let grammars = grammars(Duration::ZERO);
+        let error = grammars.matchers(&regex("a"), 1).unwrap_err();
+        assert_eq!((error.kind, error.code), (Kind::Invalid, "invalid_grammar"));
+        grammars.overdue.fetch_add(MAX_OVERDUE, Ordering::AcqRel);
+        let error = grammars.matchers(&regex("b"), 1).unwrap_err();
+        assert_eq!(
+            (error.kind, error.code),
+            (Kind::Busy, "grammar_compiler_busy")
+        );
+        while grammars.overdue.load(Ordering::Acquire) > MAX_OVERDUE {
+            yield_now();
+        }
+    }
 }

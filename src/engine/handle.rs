@@ -243,9 +243,10 @@ fn guide_and_send(
     compiling: &Pool,
     shared: Arc<Shared>,
 ) {
-    let Some(grammar) = ready.submission.guide.as_ref().map(Grammar::of) else {
+    let Some(guide) = &ready.submission.guide else {
         return shared.send(Command::Run(ready));
     };
+    let grammar = Grammar::of(guide, &ready.submission.guide_param);
     let choices = ready.submission.n as usize;
     if let Some(matchers) = grammars.cached(&grammar, choices) {
         ready.prepared.matchers = matchers;

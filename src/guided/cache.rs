@@ -78,3 +78,34 @@ impl GrammarCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> String {
+        name.to_owned()
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first() {
+        let matcher = || {
+            Arc::new(Matcher::new(
+                llguidance::Matcher::new(Err(std::fmt::Error.into())),
+                1,
+            ))
+        };
+        let mut cache = GrammarCache::new(100);
+        for name in ["a", "b", "c"] {
+            cache.insert(key(name), matcher(), 30);
+        }
+        assert_eq!(cache.bytes(), 96);
+        assert!(cache.get("a").is_some());
+        cache.insert(key("d"), matcher(), 30);
+        assert!(cache.get("b").is_none());
+        assert!(cache.get("a").is_some() && cache.get("c").is_some());
+        cache.insert(key("huge"), matcher(), 101);
+        assert!(cache.get("huge").is_none());
+        assert_eq!(cache.bytes(), 96);
+    }
+}

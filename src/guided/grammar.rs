@@ -15,12 +15,12 @@ const META: &str = r"\.+*?()|[]{}^$#&-~/";
 #[derive(Debug, Clone)]
 pub struct Grammar {
     source: TopLevelGrammar,
-    param: &'static str,
+    param: String,
 }
 
 impl Grammar {
-    /// The grammar of `guide`.
-    pub fn of(guide: &Guide) -> Self {
+    /// The grammar of `guide`, which the client's field `param` asks for.
+    pub fn of(guide: &Guide, param: &str) -> Self {
         let grammar = match guide {
             Guide::JsonObject => schema_grammar(&json!({"type": "object"}), true),
             Guide::JsonSchema { schema, strict } => schema_grammar(schema, *strict),
@@ -33,13 +33,13 @@ impl Grammar {
         };
         Self {
             source: TopLevelGrammar::from_grammar(grammar),
-            param: guide.param(),
+            param: param.to_owned(),
         }
     }
 
     /// The field of a request that asks for it.
-    pub const fn param(&self) -> &'static str {
-        self.param
+    pub fn param(&self) -> &str {
+        &self.param
     }
 
     /// Equal for equal grammars.

@@ -192,9 +192,10 @@ impl Scheduler {
                 "stop strings need a tokenizer, and this scheduler has none; use stop_token_ids",
             ));
         }
-        let matchers = match submission.guide.as_ref().map(Grammar::of) {
+        let matchers = match &submission.guide {
             None => Vec::new(),
-            Some(grammar) => {
+            Some(guide) => {
+                let grammar = Grammar::of(guide, &submission.guide_param);
                 py.detach(|| self.grammars.matchers(&grammar, submission.n as usize))?
             }
         };

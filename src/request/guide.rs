@@ -43,33 +43,23 @@ pub enum Guide {
 }
 
 impl Guide {
-    /// The field of a request that asks for it.
-    pub const fn param(&self) -> &'static str {
-        match self {
-            Self::JsonObject | Self::JsonSchema { .. } => "response_format",
-            Self::Regex { .. } => "guided_regex",
-            Self::Choice { .. } => "guided_choice",
-            Self::Lark { .. } => "guided_grammar",
-        }
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, param: &str) -> Result<()> {
         let bytes = match self {
             Self::JsonObject => 0,
             Self::JsonSchema { schema, .. } => {
                 if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
                     let message =
                         "the JSON schema must be an object, or true, but another value was given";
-                    return Err(Error::invalid(self.param(), message));
+                    return Err(Error::invalid(param, message));
                 }
                 schema.to_string().len()
             }
             Self::Regex { pattern } => pattern.len(),
             Self::Choice { choices } => {
-                check_count(self.param(), choices.len(), MAX_GUIDE_CHOICES)?;
+                check_count(param, choices.len(), MAX_GUIDE_CHOICES)?;
                 if choices.is_empty() || choices.iter().any(String::is_empty) {
                     return Err(Error::invalid(
-                        self.param(),
+                        param,
                         "a choice has at least one text, and no empty one",
                     ));
                 }
@@ -77,7 +67,7 @@ impl Guide {
             }
             Self::Lark { grammar } => grammar.len(),
         };
-        check_bytes(self.param(), bytes)
+        check_bytes(param, bytes)
     }
 }
 

@@ -130,6 +130,14 @@ class FormulaRunner:
         luck = np.where(b.temperature[:n_rows] > 0, b.uniform[:n_rows] * 1000, 0).astype(np.int32)
         said = self._said[(last * 131 + position * 31 + luck) % len(self._said)]
         b.sampled[:n_rows] = np.where(position % END_EVERY == END_EVERY - 1, EOS, said)
+        if extras is not None and extras.masks is not None:
+            # What is allowed and comes next after what it would have said.
+            guided = np.array(extras.masks.rows)
+            bits = np.frombuffer(extras.masks.wait(), np.uint8).reshape(len(guided), -1)
+            allowed = np.unpackbits(bits, axis=1, bitorder="little")[:, : self.info.vocab_size]
+            offset = (np.arange(self.info.vocab_size) + b.sampled[guided, None]) % self.info.vocab_size
+            first = np.take_along_axis(allowed, offset, axis=1).argmax(axis=1)
+            b.sampled[guided] = np.take_along_axis(offset, first[:, None], axis=1)[:, 0]
         b.sampled_logprob[:n_rows] = -1.5
         if extras is not None:
             # A row of a prompt is biased towards its token, and towards nothing else.

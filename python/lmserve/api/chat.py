@@ -10,6 +10,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.body import StrictJson
+from lmserve.api.guided import guide_of
 from lmserve.api.messages import conversation
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import (
@@ -56,6 +57,7 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
     check_prompt_logprobs(data)
+    guide, guide_param = guide_of(data)
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
@@ -72,6 +74,8 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         priority=given_or(data.priority, 0),
         sampling=sampling_params(data, logprobs=_logprobs(data)),
         stopping=stop_params(data, max_tokens=_max_tokens(data)),
+        guide=guide,
+        guide_param=guide_param,
     )
 
 

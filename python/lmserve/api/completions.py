@@ -13,6 +13,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.body import StrictJson
+from lmserve.api.guided import guide_of
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import check_prompt_logprobs, given_or, sampling_params, stop_params, usage_chunks
 from lmserve.api.reply import EngineReply, rewritten, sse_reply
@@ -70,6 +71,7 @@ def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
     candidates = given_or(data.best_of, n)
     _check_choices(data, prompts=len(inputs), n=n, candidates=candidates)
     check_prompt_logprobs(data)
+    guide, guide_param = guide_of(data)
     # The best are found by their log-probabilities.
     logprobs = data.logprobs if candidates == n else given_or(data.logprobs, 0)
     first = Submission(
@@ -87,6 +89,8 @@ def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
         priority=given_or(data.priority, 0),
         sampling=sampling_params(data, logprobs=logprobs),
         stopping=stop_params(data, max_tokens=given_or(data.max_tokens, DEFAULT_MAX_TOKENS)),
+        guide=guide,
+        guide_param=guide_param,
     )
     others = enumerate(inputs[1:], start=1)
     return [first, *(msgspec.structs.replace(first, input=prompt, first_choice=at * n) for at, prompt in others)]

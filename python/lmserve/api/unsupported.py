@@ -27,7 +27,6 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_calls": ([],),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),

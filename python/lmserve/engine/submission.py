@@ -133,6 +133,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     stopping: StopParams = StopParams()
     guide: Guide | None = None
+    guide_param: str = "guide"
     n: int = 1
     tenant: int = 0
     priority: int = 0

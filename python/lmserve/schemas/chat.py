@@ -27,6 +27,7 @@ from lmserve.schemas.bounds import (
     TopK,
     TopP,
 )
+from lmserve.schemas.guided import GuidedRequest
 
 Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
 NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
@@ -77,7 +78,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
 
 
-class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chat completion. Null is the same as absent; an unknown key is an error."""
 
     model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
@@ -155,7 +156,6 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     modalities: Unsupported = UNSET
     moderation: Unsupported = UNSET
     reasoning_effort: Unsupported = UNSET
-    response_format: Unsupported = UNSET
     tool_choice: Unsupported = UNSET
     tools: Unsupported = UNSET
     verbosity: Unsupported = UNSET

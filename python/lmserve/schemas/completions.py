@@ -33,6 +33,7 @@ from lmserve.schemas.chat import (
     StreamOptions,
     Unsupported,
 )
+from lmserve.schemas.guided import GuidedRequest
 
 MAX_PROMPTS = 256
 MAX_PROMPT_TOKENS = 1_048_576
@@ -44,7 +45,7 @@ DEFAULT_MAX_TOKENS = 16
 PromptTokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
 
 
-class CompletionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CompletionRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A text completion. Null is the same as absent; an unknown key is an error."""
 
     model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]

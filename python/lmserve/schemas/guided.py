@@ -1,0 +1,66 @@
+"""What an answer's text must be: OpenAI's `response_format`, and vLLM's names for the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from lmserve.schemas.bounds import Tag
+
+MAX_GUIDE_CHARS = 65536
+
+GuideText = Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]
+GuideChoices = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]], Meta(min_length=1, max_length=1024)
+]
+JsonSchema = dict[str, Any]
+
+
+class TextFormat(Struct, tag_field="type", tag="text", frozen=True, forbid_unknown_fields=True):
+    """Any text."""
+
+
+class JsonObjectFormat(Struct, tag_field="type", tag="json_object", frozen=True, forbid_unknown_fields=True):
+    """One JSON object."""
+
+
+class NamedSchema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A JSON schema with a name."""
+
+    name: Annotated[Tag, Meta(description="Of no effect.")]
+    description: Annotated[str | None, Meta(description="Of no effect.")] = None
+    schema: Annotated[JsonSchema | None, Meta(description="Null: any JSON object.")] = None
+    strict: Annotated[
+        bool | None,
+        Meta(description="true: a keyword that cannot be enforced is a 400; otherwise such keywords are passed over."),
+    ] = None
+
+
+class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, forbid_unknown_fields=True):
+    """JSON that a schema allows."""
+
+    json_schema: NamedSchema
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
+class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of four ways to say what a text must be."""
+
+    json: Annotated[JsonSchema | GuideText | None, Meta(description="A JSON schema, or its text.")] = None
+    regex: Annotated[GuideText | None, Meta(description="A regular expression of the whole text.")] = None
+    choice: Annotated[GuideChoices | None, Meta(description="The texts to choose from.")] = None
+    grammar: Annotated[GuideText | None, Meta(description="A grammar in Lark's syntax.")] = None
+
+
+class GuidedRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields of requests whose text may have to follow a grammar; at most one of them."""
+
+    response_format: Annotated[ResponseFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")] = None
+    structured_outputs: Annotated[StructuredOutputs | None, Meta(description="As vLLM's parameter.")] = None
+    guided_json: Annotated[JsonSchema | GuideText | None, Meta(description="structured_outputs.json.")] = None
+    guided_regex: Annotated[GuideText | None, Meta(description="structured_outputs.regex.")] = None
+    guided_choice: Annotated[GuideChoices | None, Meta(description="structured_outputs.choice.")] = None
+    guided_grammar: Annotated[GuideText | None, Meta(description="structured_outputs.grammar.")] = None
