@@ -187,7 +187,6 @@ def test_null_is_absent(scripted: Running, scripted_client: httpx.Client) -> Non
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("reasoning_effort", "high"),

@@ -18,7 +18,21 @@ PACKAGE = ROOT / "python" / "lmserve"
 CRATE = ROOT / "src"
 
 # Each Rust module may use those before it, and the kernels (`cpu`) only the error type.
-RUST_LAYERS = ("error", "cpu", "gguf", "request", "text", "kv", "sched", "session", "output", "engine", "sim", "python")
+RUST_LAYERS = (
+    "error",
+    "cpu",
+    "gguf",
+    "request",
+    "text",
+    "guided",
+    "kv",
+    "sched",
+    "session",
+    "output",
+    "engine",
+    "sim",
+    "python",
+)
 # It holds the files of the docs page.
 USED_BY_NAME = {"swagger-ui-py"}
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}

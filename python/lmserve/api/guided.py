@@ -20,7 +20,7 @@ def guide_of(data: GuidedRequest) -> tuple[Guide | None, str]:
         message = f"one field may say what the text must be, but {names} were given"
         raise LmserveError.invalid(guides[1][0], message)
     if not guides:
-        return None, ""
+        return None, "guide"
     param, guide = guides[0]
     return guide, param
 

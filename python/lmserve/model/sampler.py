@@ -126,12 +126,12 @@ def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: ND
         at = (on_device(place[owner]), on_device(extras.bias_token[:end].astype(np.int64)))
         logits.index_put_(at, on_device(extras.bias_value[:end]), accumulate=True)
     if extras.masks is not None:
-        places = on_device(place[extras.masks.rows])
+        places = place[extras.masks.rows]
         # Asked for as late as possible: the masks are computed meanwhile.
-        words = torch.frombuffer(extras.masks.wait(), dtype=torch.int32).view(len(places), -1).to(logits.device)
-        allowed = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)) & 1
-        forbidden = (allowed == 0).flatten(1)[:, : logits.shape[1]]
-        logits[places] = logits[places].masked_fill_(forbidden, -torch.inf)
+        words = np.frombuffer(extras.masks.wait(), np.uint8).reshape(len(places), -1)
+        forbidden = np.unpackbits(~words, axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
+        for at, row in zip(places.tolist(), on_device(forbidden), strict=True):
+            logits[at].masked_fill_(row, -torch.inf)
 
 
 def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:
