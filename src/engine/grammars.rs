@@ -84,7 +84,7 @@ impl Grammars {
         if overdue >= MAX_OVERDUE {
             let message = format!(
                 "{overdue} grammars take longer than {} s to compile, the limit, and no other can be begun; try again",
-                TIME_LIMIT.as_secs()
+                self.time_limit.as_secs()
             );
             return Err(Error::new(Kind::Busy, "grammar_compiler_busy", message)
                 .with_detail("retry_after", 5));
@@ -106,7 +106,10 @@ impl Grammars {
                 self.watch(thread);
                 Err(refusal(
                     &param,
-                    &format!("it takes longer than {} s, the limit", TIME_LIMIT.as_secs()),
+                    &format!(
+                        "it takes longer than {} s, the limit",
+                        self.time_limit.as_secs()
+                    ),
                 ))
             }
             Err(RecvTimeoutError::Disconnected) => Err(refusal(&param, "the compiler failed")),
@@ -176,7 +179,14 @@ mod tests {
     #[test]
     fn beyond_the_time_limit_a_grammar_is_refused_and_counts_until_it_ends() {
         let grammars = grammars(Duration::ZERO);
-        let error = grammars.matchers(&regex("a"), 1).unwrap_err();
+        // Each terminal is twice the one after it, which takes a while to be found too large.
+        let doubling = (0..40).fold("start: A0\nA40: \"a\"".to_owned(), |grammar, at| {
+            let next = at + 1;
+            grammar + &format!("\nA{at}: A{next} A{next}")
+        });
+        let slow = Grammar::of(&Guide::Lark { grammar: doubling }, "guided_grammar");
+        let error = grammars.matchers(&slow, 1).unwrap_err();
+        assert!(error.message.contains("longer than 0 s"), "{error}");
         assert_eq!((error.kind, error.code), (Kind::Invalid, "invalid_grammar"));
         grammars.overdue.fetch_add(MAX_OVERDUE, Ordering::AcqRel);
         let error = grammars.matchers(&regex("b"), 1).unwrap_err();
