@@ -1,21 +1,23 @@
 //! `_core.CpuModel` and `_core.CpuProgram`: the native decoder that `lmserve/model/cpu_ops.py` records its programs for.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::executor::Buffers;
+use super::masks::StepMasks;
 use crate::cpu::attention::{KvShape, KvType, PAGE};
 use crate::cpu::linear::packed_bytes;
-use crate::cpu::sample::{SampleExtras, SampleRows, Sampled};
+use crate::cpu::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
 use crate::cpu::{
     BlockType, Format, Isa, Linear, Model, ModelShape, Program, Shared, Source, StepInput,
     StepSampling,
 };
 use crate::error::{Error, Result};
+use crate::guided;
 
 /// Outputs of a linear layer that a thread packs at a time: whole tiles.
 const PACKED_ROWS: usize = 1024;
@@ -354,6 +356,7 @@ impl CpuModel {
         n_rows: usize,
         extras: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
+        let masks = extras.map(token_masks).transpose()?.flatten();
         let extras = extras.map(sample_extras).transpose()?;
         let outcome = py.detach(|| {
             let b = &arrays.0;
@@ -392,7 +395,7 @@ impl CpuModel {
             let sampling = StepSampling {
                 rows,
                 extras: extras.as_ref(),
-                masks: None,
+                masks: masks.as_ref().map(|masks| masks as &dyn TokenMasks),
                 out,
             };
             contained(|| lock(&self.0).run(&lock(&program.0), head, &step, &sampling))
@@ -446,6 +449,41 @@ fn contained<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             .unwrap_or("it panicked");
         Err(Error::internal(format!("the CPU model failed: {text}")))
     })
+}
+
+/// The masks of a step's rows; their words are asked for as late as possible, for they are computed while the model runs.
+struct MaskWords {
+    rows: Vec<usize>,
+    masks: Arc<guided::StepMasks>,
+    words: OnceLock<Vec<u32>>,
+}
+
+impl TokenMasks for MaskWords {
+    fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    fn wait(&self) -> &[u32] {
+        self.words.get_or_init(|| {
+            self.masks.wait();
+            let bytes = self.masks.to_bytes();
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&word| u32::from_ne_bytes(word))
+                .collect()
+        })
+    }
+}
+
+fn token_masks(extras: &Bound<'_, PyAny>) -> PyResult<Option<MaskWords>> {
+    let masks: Option<PyRef<'_, StepMasks>> = extras.getattr("masks")?.extract()?;
+    Ok(masks.map(|masks| MaskWords {
+        rows: masks.0.rows().collect(),
+        masks: Arc::clone(&masks.0),
+        words: OnceLock::new(),
+    }))
 }
 
 fn sample_extras(extras: &Bound<'_, PyAny>) -> PyResult<SampleExtras> {

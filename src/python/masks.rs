@@ -10,7 +10,7 @@ use crate::sched::Step;
 
 /// The masks of the rows of one step whose tokens follow a grammar, as they are computed.
 #[pyclass(frozen, module = "lmserve._core")]
-pub struct StepMasks(Arc<guided::StepMasks>);
+pub struct StepMasks(pub(super) Arc<guided::StepMasks>);
 
 impl StepMasks {
     /// None if no row of the step follows a grammar.

@@ -22,20 +22,20 @@ from random_schemas import SchemaMaker
 EOS = 2
 
 
-@pytest.fixture(scope="module")
-def core(smollm2_gguf, tmp_path_factory):
+@pytest.fixture(scope="module", params=["cpu", "torch"])
+def core(request, smollm2_gguf, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guided")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.LlamaConfig(vocab_size=49152, max_position_embeddings=512, initializer_range=0.3, **shape)
     transformers.set_seed(5)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    runner = load_runner(open_checkpoint(folder), RunnerOptions(max_batch=64, kv_memory=16 << 20))
+    runner = load_runner(open_checkpoint(folder), RunnerOptions(ops=request.param, max_batch=64, kv_memory=16 << 20))
     engine = _core.Engine(runner, open_checkpoint(smollm2_gguf).tokenizer(), None, eos_token_ids=[EOS])
     yield engine
     engine.shutdown(5)
 
 
-def request(guide, seed: int, max_tokens: int = 300) -> Submission:
+def submission(guide, seed: int, max_tokens: int = 300) -> Submission:
     sampling = SamplingParams(seed=seed, temperature=1.0 if seed % 4 else 0.0, top_p=0.95 if seed % 3 else 1.0)
     stopping = StopParams(max_tokens=max_tokens)
     return Submission(route="generate", input=Text("Go"), guide=guide, sampling=sampling, stopping=stopping)
@@ -54,7 +54,7 @@ def answers(core, requests):
 def test_500_random_schemas(core):
     maker = SchemaMaker(11)
     schemas = [maker.make() for _ in range(500)]
-    requests = [request(JsonSchema(schema, strict=True), seed) for seed, schema in enumerate(schemas)]
+    requests = [submission(JsonSchema(schema, strict=True), seed) for seed, schema in enumerate(schemas)]
     cut = 0
     for schema, answer in zip(schemas, answers(core, requests), strict=True):
         assert answer["finish_reason"] in ("stop", "length")
@@ -66,10 +66,10 @@ def test_500_random_schemas(core):
 
 
 def test_a_grammar_changes_no_neighbours_tokens(core):
-    plain = [request(None, seed, 40) for seed in range(8)]
+    plain = [submission(None, seed, 40) for seed in range(8)]
     alone = [answer["text"] for answer in answers(core, plain)]
-    guided = [request(Choice(["yes", "no"]), seed) for seed in range(20)]
-    bad = [request(Lark("start: NOWHERE"), seed) for seed in range(20)]
+    guided = [submission(Choice(["yes", "no"]), seed) for seed in range(20)]
+    bad = [submission(Lark("start: NOWHERE"), seed) for seed in range(20)]
     crowd = answers(core, [*plain, *guided, *bad])
     assert [answer["text"] for answer in crowd[:8]] == alone
     assert {answer["text"] for answer in crowd[8:28]} <= {"yes", "no"}
