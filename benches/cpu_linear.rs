@@ -33,7 +33,8 @@ fn fastest(mut call: impl FnMut()) -> f64 {
 
 /// Bytes a second that all threads together read, each its own part of `bytes`.
 fn bandwidth(pool: &Pool, isa: Isa, bytes: usize) -> f64 {
-    let data = Aligned::<i32>::zeroed(bytes / 4);
+    let mut data = Aligned::<i32>::lasting(bytes / 4);
+    data.fill(1);
     let time = fastest(|| {
         pool.run(&|team| {
             let part = &data[team.share(data.len(), 1024)];
@@ -142,8 +143,9 @@ fn main() {
     for format in [Format::Int4, Format::Int8, Format::F32] {
         for (name, out, cols) in SHAPES {
             let weights = random(out * cols);
-            let layer =
+            let mut layer =
                 Linear::from_float(isa, Source::F32(&weights), (out, cols), format, None).unwrap();
+            layer.settle();
             let copies = (COPIES_BYTES / layer.bytes()).clamp(1, 1000);
             let layers = vec![layer; copies];
             for rows in ROWS {

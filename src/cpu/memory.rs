@@ -1,7 +1,16 @@
 //! Buffers as kernels want them: aligned to cache lines, and shared by a team whose threads keep to disjoint ranges.
 
+#[cfg(target_os = "linux")]
+mod slab;
+
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr::NonNull;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
+
+#[cfg(target_os = "linux")]
+use slab::Slab;
 
 const LINE_BYTES: usize = 64;
 
@@ -29,22 +38,55 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for f32 {}
 
 /// A fixed number of values, zero at first, that begins at a cache line.
-#[derive(Clone)]
 pub struct Aligned<T> {
-    lines: Vec<Line>,
+    start: NonNull<u8>,
     len: usize,
+    owner: Owner,
     values: PhantomData<T>,
 }
+
+/// What keeps the memory of a buffer.
+enum Owner {
+    Lines {
+        _lines: Vec<Line>,
+    },
+    #[cfg(target_os = "linux")]
+    Slab {
+        _slab: Arc<Slab>,
+    },
+}
+
+// SAFETY: it owns its values, as a vector does.
+unsafe impl<T: Plain> Send for Aligned<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Aligned<T> {}
 
 impl<T: Plain> Aligned<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        let lines = (len * size_of::<T>()).div_ceil(LINE_BYTES);
+        let count = (len * size_of::<T>()).div_ceil(LINE_BYTES);
+        let mut lines = vec![Line([0; LINE_BYTES]); count];
         Self {
-            lines: vec![Line([0; LINE_BYTES]); lines],
+            // The pointer of a vector is never null.
+            start: NonNull::new(lines.as_mut_ptr().cast()).unwrap_or(NonNull::dangling()),
             len,
+            owner: Owner::Lines { _lines: lines },
             values: PhantomData,
         }
+    }
+
+    /// `len` zeros in memory that huge pages may hold, for what stays as long as a model does.
+    pub fn lasting(len: usize) -> Self {
+        #[cfg(target_os = "linux")]
+        if let Some((slab, start)) = slab::piece(len * size_of::<T>()) {
+            return Self {
+                start,
+                len,
+                owner: Owner::Slab { _slab: slab },
+                values: PhantomData,
+            };
+        }
+        Self::zeroed(len)
     }
 
     /// A copy of `values`.
@@ -52,6 +94,23 @@ impl<T: Plain> Aligned<T> {
         let mut copy = Self::zeroed(values.len());
         copy.copy_from_slice(values);
         copy
+    }
+
+    /// A copy of `values` in memory as of [`Aligned::lasting`].
+    pub fn lasting_from_slice(values: &[T]) -> Self {
+        let mut copy = Self::lasting(values.len());
+        copy.copy_from_slice(values);
+        copy
+    }
+}
+
+impl<T: Plain> Clone for Aligned<T> {
+    fn clone(&self) -> Self {
+        match self.owner {
+            Owner::Lines { .. } => Self::from_slice(self),
+            #[cfg(target_os = "linux")]
+            Owner::Slab { .. } => Self::lasting_from_slice(self),
+        }
     }
 }
 
@@ -66,16 +125,16 @@ impl<T: Plain> std::ops::Deref for Aligned<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: the lines hold at least `len` values, aligned, and any bytes are a value of a `Plain` type.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        // SAFETY: the memory holds at least `len` values, aligned, and any bytes are a value of a `Plain` type.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Plain> std::ops::DerefMut for Aligned<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and the lines are borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        // SAFETY: as in `deref`, and the memory is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len) }
     }
 }
 
@@ -213,6 +272,32 @@ mod tests {
             assert_eq!(*buffer, vec![0.0; len]);
             buffer.fill(1.5);
             assert_eq!(*Aligned::from_slice(&buffer), vec![1.5; len]);
+            assert_eq!(*buffer.clone(), vec![1.5; len]);
+        }
+    }
+
+    #[test]
+    fn lasting_buffers_are_apart_hold_zeros_and_may_be_large() {
+        let lens = [1, 1000, (70 << 20) / 4, 0, 64];
+        let mut buffers: Vec<_> = lens
+            .iter()
+            .map(|&len| Aligned::<f32>::lasting(len))
+            .collect();
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert_eq!(buffer.as_ptr() as usize % LINE_BYTES, 0);
+            assert!(buffer.iter().all(|&value| value.to_bits() == 0));
+            buffer.fill(i as f32);
+        }
+        buffers.swap_remove(1);
+        let copies = buffers.clone();
+        drop(buffers);
+        for (buffer, (i, len)) in copies.iter().zip([(0, 1), (4, 64), (2, lens[2]), (3, 0)]) {
+            assert_eq!(buffer.len(), len);
+            assert!(
+                buffer
+                    .iter()
+                    .all(|&value| value.to_bits() == f32::to_bits(i as f32))
+            );
         }
     }
 

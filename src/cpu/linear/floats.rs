@@ -87,6 +87,13 @@ impl FloatWeights {
         }
     }
 
+    pub(super) fn settle(&mut self) {
+        match &mut self.data {
+            Data::Full(data) => *data = Aligned::lasting_from_slice(data),
+            Data::Half(data) => *data = Aligned::lasting_from_slice(data),
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         match &self.data {
             Data::Full(data) => 4 * data.len(),

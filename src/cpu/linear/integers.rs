@@ -63,6 +63,11 @@ impl IntWeights {
         }
     }
 
+    pub(super) fn settle(&mut self) {
+        self.q = Aligned::lasting_from_slice(&self.q);
+        self.scales = Aligned::lasting_from_slice(&self.scales);
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.q.len() + self.scales.len()
     }
@@ -107,17 +112,6 @@ impl IntWeights {
         }
     }
 
-    /// The byte of a weight, and whether it is the byte's high half.
-    fn place(&self, row: usize, col: usize) -> (usize, bool) {
-        let group = (row / TILE * self.groups + col / GROUP) * self.group_bytes();
-        let (step, within) = (col % GROUP / 4, row % TILE * 4 + col % 4);
-        if self.code.bits == 4 {
-            (group + step / 2 * 4 * TILE + within, step % 2 == 1)
-        } else {
-            (group + step * 4 * TILE + within, false)
-        }
-    }
-
     fn scale_place(&self, row: usize, step: usize, which: usize) -> usize {
         let size = if self.code.wide { 4 } else { 2 };
         let group = (row / TILE * self.groups + step) * self.scale_bytes();
@@ -145,20 +139,29 @@ impl IntWeights {
 
     pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let zero = i32::from(self.code.zero());
-        for (col, out) in out.iter_mut().enumerate() {
-            let (at, high) = self.place(row, col);
-            let q = match (self.code.bits, high) {
-                (4, false) => self.q[at] & 0x0f,
-                (4, true) => self.q[at] >> 4,
-                _ => self.q[at],
-            };
-            let (step, part) = (col / GROUP, col % GROUP / self.code.group);
-            let value = self.scale(row, step, part) * (i32::from(q) - zero) as f32;
-            *out = if self.code.min {
-                value + self.scale(row, step, 1)
+        for (step, out) in out.chunks_mut(GROUP).enumerate() {
+            let first = (row / TILE * self.groups + step) * self.group_bytes() + row % TILE * 4;
+            let min = if self.code.min {
+                self.scale(row, step, 1)
             } else {
-                value
+                0.0
             };
+            for (part, out) in out.chunks_mut(self.code.group).enumerate() {
+                let scale = self.scale(row, step, part);
+                for (i, out) in out.iter_mut().enumerate() {
+                    let col = part * self.code.group + i;
+                    let q = if self.code.bits == 4 {
+                        let byte = self.q[first + col / 8 * 4 * TILE + col % 4];
+                        byte >> (col / 4 % 2 * 4) & 0x0f
+                    } else {
+                        self.q[first + col / 4 * 4 * TILE + col % 4]
+                    };
+                    *out = scale * (i32::from(q) - zero) as f32;
+                    if self.code.min {
+                        *out += min;
+                    }
+                }
+            }
         }
     }
 }

@@ -268,6 +268,14 @@ impl Linear {
         })
     }
 
+    /// Moves the weights to memory that huge pages may hold: for a layer that stays, when it has its final form.
+    pub fn settle(&mut self) {
+        match &mut self.weights {
+            Weights::Int(weights) => weights.settle(),
+            Weights::Float(weights) => weights.settle(),
+        }
+    }
+
     /// Values in a row of the result.
     pub fn out_features(&self) -> usize {
         self.out_features

@@ -210,7 +210,8 @@ fn stacked_layers_give_their_results_side_by_side() {
                 float(isa, format, 20, 64, true),
             ]
         };
-        let stacked = Linear::stack(parts()).unwrap_or_else(|_| panic!("{format:?} stacks"));
+        let mut stacked = Linear::stack(parts()).unwrap_or_else(|_| panic!("{format:?} stacks"));
+        stacked.settle();
         assert_eq!((stacked.out_features(), stacked.in_features()), (52, 64));
         let x = noise(7, 2 * 64);
         let y = forward(&pool, &stacked, &x);
