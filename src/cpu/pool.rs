@@ -2,7 +2,8 @@
 //!
 //! [`Pool::run`] calls the job once on each thread (the caller is thread 0) with a [`Team`], through which the threads share
 //! work and wait for each other. Every thread must go through the same sequence of [`Team::for_chunks`] and
-//! [`Team::barrier`]. Threads that wait spin for some tens of microseconds and then sleep, so an idle pool uses no CPU.
+//! [`Team::barrier`]. Threads that wait look for some tens of microseconds, most of them letting others run, and then sleep, so
+//! an idle pool uses no CPU.
 //!
 //! ```
 //! use lmserve::cpu::{Pool, Shared};
@@ -32,8 +33,10 @@ use std::time::{Duration, Instant};
 
 type Job<'a> = &'a (dyn Fn(&Team) + Sync + 'a);
 
-/// How long a waiting thread spins before it sleeps; several times what waking it costs.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long a waiting thread keeps its processor. Where others want it too, the thread that it waits for may be one of them.
+const SPIN: Duration = Duration::from_micros(5);
+/// How long it goes on looking before it sleeps; several times what waking it costs.
+const LOOK: Duration = Duration::from_micros(50);
 /// Pauses between two looks at the clock.
 const PAUSES: u32 = 64;
 
@@ -278,8 +281,12 @@ impl Gate {
                 }
                 std::hint::spin_loop();
             }
-            if start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            let waited = start.get_or_insert_with(Instant::now).elapsed();
+            if waited > LOOK {
                 return self.sleep(seen);
+            }
+            if waited > SPIN {
+                std::thread::yield_now();
             }
         }
     }
