@@ -54,7 +54,7 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 	$(BIN)/ruff format python tests tools benchmarks
 
 bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
-	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear
+	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear --bench cpu_attention
 
 bench-overhead: build ## what a token costs engine and HTTP server, without a model
 	$(BIN)/python benchmarks/overhead.py
