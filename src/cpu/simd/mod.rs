@@ -60,7 +60,6 @@ pub(super) trait Simd: Copy {
     /// The largest lane.
     fn max_lane(self, v: Self::V) -> f32;
     /// Bit i is set where lane i of a is at least that of b.
-    #[allow(dead_code, reason = "for the sampler")]
     fn at_least(self, a: Self::V, b: Self::V) -> u32;
 }
 

@@ -12,8 +12,25 @@ pub(super) struct Portable;
 type V = [f32; LANES];
 
 #[inline(always)]
+fn map<T: Copy, U: Copy>(given: [T; LANES], zero: U, f: impl Fn(T) -> U) -> [U; LANES] {
+    let mut found = [zero; LANES];
+    let mut i = 0;
+    while i < LANES {
+        found[i] = f(given[i]);
+        i += 1;
+    }
+    found
+}
+
+#[inline(always)]
 fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    let mut found = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        found[i] = f(a[i], b[i]);
+        i += 1;
+    }
+    found
 }
 
 impl Simd for Portable {
@@ -45,20 +62,23 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_f16(self, from: *const u16) -> V {
         // SAFETY: as in `load`.
-        unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        map(bits, 0.0, f16_to_f32)
     }
 
     #[inline(always)]
     unsafe fn load_i8(self, from: *const i8) -> V {
         // SAFETY: as in `load`.
-        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+        let values = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        map(values, 0.0, f32::from)
     }
 
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16, v: V) {
         // SAFETY: as in `load`.
         unsafe {
-            to.cast::<[u16; LANES]>().write_unaligned(v.map(f32_to_f16));
+            to.cast::<[u16; LANES]>()
+                .write_unaligned(map(v, 0, f32_to_f16));
         }
     }
 
@@ -86,9 +106,15 @@ impl Simd for Portable {
     fn mul_add(self, a: V, b: V, c: V) -> V {
         // Without the instruction, `f32::mul_add` is a slow function call.
         if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-            std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+            let mut found = c;
+            let mut i = 0;
+            while i < LANES {
+                found[i] = a[i].mul_add(b[i], c[i]);
+                i += 1;
+            }
+            found
         } else {
-            std::array::from_fn(|i| a[i] * b[i] + c[i])
+            map2(map2(a, b, |x, y| x * y), c, |x, y| x + y)
         }
     }
 
@@ -106,12 +132,12 @@ impl Simd for Portable {
     fn round(self, v: V) -> V {
         // Adding and taking away 1.5 * 2^23 leaves the integer, for |v| < 2^22: elsewhere it is a function call.
         const MAGIC: f32 = 12_582_912.0;
-        v.map(|x| (x + MAGIC) - MAGIC)
+        map(v, 0.0, |x| (x + MAGIC) - MAGIC)
     }
 
     #[inline(always)]
     fn pow2(self, v: V) -> V {
-        v.map(|x| f32::from_bits(((x as i32 + 127) as u32) << 23))
+        map(v, 0.0, |x| f32::from_bits(((x as i32 + 127) as u32) << 23))
     }
 
     #[inline(always)]
