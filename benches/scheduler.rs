@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use lmserve::engine::{Core, Events, StepOutput, TurnLease, prepare};
+use lmserve::engine::{Core, Events, FinishedTurn, StepOutput, TurnLease, prepare};
 use lmserve::engine::{Limits, Prepared};
 use lmserve::error::Error;
 use lmserve::kv::BlockPool;
@@ -19,11 +19,24 @@ const STEPS: usize = 1000;
 const VOCAB: u32 = 32_000;
 const IDLE_TOKENS: u32 = 32;
 
-struct Silent;
+/// Commits turns at that time, and says nothing.
+struct Silent(u64);
 
 impl Events for Silent {
     fn delta(&mut self, _: u64, _: usize, _: Delta) {}
-    fn finish(&mut self, _: u64, _: usize, _: Delta, _: FinishReason, _: Usage) {}
+    fn finish(
+        &mut self,
+        _: u64,
+        _: usize,
+        _: Delta,
+        _: FinishReason,
+        _: Usage,
+        turn: Option<FinishedTurn>,
+    ) {
+        if let Some(turn) = turn {
+            turn.commit(self.0);
+        }
+    }
     fn fail(&mut self, _: u64, _: &Error) {}
 }
 
@@ -112,7 +125,7 @@ impl Load {
                 .push((row as u32 * 31 + self.now_ms as u32) % VOCAB);
         }
         self.core
-            .commit(&self.output, self.now_ms, &mut Silent)
+            .commit(&self.output, &mut Silent(self.now_ms))
             .unwrap();
         true
     }

@@ -57,6 +57,7 @@ fn config() -> EngineConfig {
         num_blocks: 64,
         block_size: 4,
         prefix_cache: true,
+        share_prefix_cache: false,
         sessions: StoreLimits::default(),
     }
 }

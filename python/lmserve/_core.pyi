@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Final, Literal, Self, final
 
+from lmserve.engine.sessions import SessionLog
 from lmserve.model.interface import Runner
 
 __all__ = [
@@ -155,8 +156,20 @@ class Engine:
         max_sessions: int = 100_000,
         session_ttl: float = 0.0,
         prefix_cache: bool = True,
+        share_prefix_cache: bool = False,
+        session_log: SessionLog | None = None,
     ) -> Engine:
-        """`session_ttl`: seconds an idle session is kept; 0: for ever. Raises LmserveError for impossible sizes."""
+        """`session_ttl`: seconds an idle session is kept, 0: for ever. `session_log` None: they end with the engine.
+
+        Raises LmserveError for impossible sizes, and for a log that another server has or another model wrote.
+        """
+
+    @property
+    def restored(self) -> dict[str, int] | None:
+        """What the session log brought back: sessions, tokens, bytes, and torn ones that were cut off its end."""
+
+    def set_tenant_cap(self, tenant: int, max_sessions: int) -> None:
+        """Bound the sessions of one tenant; its least recently used idle one goes first."""
 
     @property
     def context_length(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 Device = str
@@ -12,12 +13,14 @@ Ops = Literal["auto", "torch", "cpu"]
 Quantize = Literal["auto", "none", "q8", "q4"]
 KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+SessionFsync = Literal["always", "interval", "never"]
 
 DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
 OPS: Final[tuple[str, ...]] = get_args(Ops)
 QUANTIZE: Final[tuple[str, ...]] = get_args(Quantize)
 KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
+SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 KIB: Final = 1024
@@ -83,6 +86,11 @@ class ServeConfig:
     kv_memory: int | None = None
     max_queue: int = 1024
     prefix_cache: bool = True
+    share_prefix_cache: bool = False
+    max_sessions: int = 100_000
+    session_ttl: float = 0.0  # 0: for ever
+    session_dir: Path | None = None  # None: sessions end with the server
+    session_fsync: SessionFsync = "interval"
     max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
     grace: float = 1.0  # for running turns, once the server is told to stop
@@ -95,6 +103,8 @@ class ServeConfig:
         self._check_range("max_batch_tokens", 1, 1_048_576)
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
         self._check_range("max_queue", 1, 1_000_000)
+        self._check_range("max_sessions", 1, 10_000_000)
+        self._check_range("session_ttl", 0, 1_000_000_000)
         self._check_range("max_body", KIB, GIB)
         self._check_range("grace", 0, 3600)
         if not self.host or any(c.isspace() for c in self.host):
@@ -107,6 +117,7 @@ class ServeConfig:
         self._check_choice("quantize", QUANTIZE)
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("log_level", LOG_LEVELS)
+        self._check_choice("session_fsync", SESSION_FSYNCS)
         for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
             if len(set(words)) != len(words):
                 raise ConfigError(setting, "holds the same entry twice")

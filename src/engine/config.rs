@@ -17,6 +17,8 @@ pub struct EngineConfig {
     pub block_size: usize,
     /// Keep and share the KV of known prefixes.
     pub prefix_cache: bool,
+    /// One prefix cache for all tenants.
+    pub share_prefix_cache: bool,
     /// How many sessions are kept.
     pub sessions: StoreLimits,
 }
@@ -54,4 +56,9 @@ pub struct Stats {
     pub failed_steps: u64,
     pub open_requests: usize,
     pub sessions: usize,
+    /// Bytes of the session log; 0 without one.
+    pub log_bytes: u64,
+    /// Writes, fsyncs and rewrites of it that failed.
+    pub log_failures: u64,
+    pub log_rewrites: u64,
 }

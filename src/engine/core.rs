@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::executor::StepOutput;
 use super::guide::{Failures, Guide};
-use super::lease::TurnLease;
+use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::{Echo, Prepared};
 use crate::error::{Error, Kind, Result};
 use crate::guided::{MaskRow, StepMasks};
@@ -22,7 +22,8 @@ use crate::text::{Detokenizer, StopMatcher, Tail, Tokenizer};
 pub trait Events {
     /// A choice gained text (or log-probabilities).
     fn delta(&mut self, request: u64, choice: usize, delta: Delta);
-    /// A choice ended, with its last text.
+    /// A choice ended, with its last text. Its session's turn, where it has one to keep, is to be committed before anybody
+    /// hears of the end.
     fn finish(
         &mut self,
         request: u64,
@@ -30,6 +31,7 @@ pub trait Events {
         delta: Delta,
         reason: FinishReason,
         usage: Usage,
+        turn: Option<FinishedTurn>,
     );
     /// The whole request failed.
     fn fail(&mut self, request: u64, error: &Error);
@@ -259,12 +261,7 @@ impl Core {
     ///
     /// # Errors
     /// `internal_error` if `output` does not fit the step; nothing is booked then.
-    pub fn commit(
-        &mut self,
-        output: &StepOutput,
-        now_ms: u64,
-        events: &mut impl Events,
-    ) -> Result<()> {
+    pub fn commit(&mut self, output: &StepOutput, events: &mut impl Events) -> Result<()> {
         let tokenizer = self.tokenizer.as_deref();
         let mut failures = Failures::new();
         let mut texts = Texts {
@@ -282,19 +279,13 @@ impl Core {
         }
         let mut finished = std::mem::take(&mut self.finished);
         for Finished { sequence, reason } in finished.drain(..) {
-            self.finish(&sequence, reason, now_ms, events);
+            self.finish(&sequence, reason, events);
         }
         self.finished = finished;
         Ok(())
     }
 
-    fn finish(
-        &mut self,
-        sequence: &Sequence,
-        reason: FinishReason,
-        now_ms: u64,
-        events: &mut impl Events,
-    ) {
+    fn finish(&mut self, sequence: &Sequence, reason: FinishReason, events: &mut impl Events) {
         let Some(mut choice) = self.choices.remove(&sequence.id()) else {
             return;
         };
@@ -312,47 +303,14 @@ impl Core {
             cached_tokens: sequence.cached_tokens(),
             completion_tokens: choice.tokens,
         };
-        if let Some(turn) = choice.turn.take() {
-            let mut tokens = sequence.tokens().to_vec();
-            let ended_by_token = reason == FinishReason::Stop && sequence.ended_by_token();
-            if ended_by_token {
-                // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
-                tokens.pop();
-            }
-            let mut turns = turn.turns;
-            // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
-            let start = if turns.is_empty() {
-                0
-            } else {
-                choice.history_tokens
-            };
-            if tokens.len() > start {
-                let input_tokens = choice.prompt_tokens - start;
-                turns.push(Turn {
-                    start,
-                    input_tokens,
-                    output_tokens: tokens.len() - choice.prompt_tokens,
-                    tail: choice.tail,
-                });
-            }
-            let (seed, system_tokens) = (choice.seed, turn.system_tokens);
-            turn.lease.commit(
-                Commit {
-                    tokens,
-                    turns,
-                    seed,
-                    system_tokens,
-                    end: turn.end,
-                },
-                now_ms,
-            );
-        }
+        let turn = choice.turn.take();
+        let turn = turn.map(|turn| finished_turn(turn, &choice, sequence, reason));
         let (request, index) = request_of(sequence.id());
-        events.finish(request, index, delta, reason, usage);
+        events.finish(request, index, delta, reason, usage, turn);
     }
 
     /// Ends a request before its time. A turn that has generated nothing yet leaves no trace.
-    pub fn abort(&mut self, request: u64, how: Abort, now_ms: u64, events: &mut impl Events) {
+    pub fn abort(&mut self, request: u64, how: Abort, events: &mut impl Events) {
         for index in 0..MAX_CHOICES as usize {
             let id = sequence_id(request, index);
             if !self.choices.contains_key(&id) {
@@ -369,7 +327,7 @@ impl Core {
                     choice.turn = None;
                 }
             }
-            self.finish(&sequence, FinishReason::Abort, now_ms, events);
+            self.finish(&sequence, FinishReason::Abort, events);
         }
     }
 
@@ -407,6 +365,45 @@ impl Core {
             }
         }
         any
+    }
+}
+
+fn finished_turn(
+    turn: OpenTurn,
+    choice: &Choice,
+    sequence: &Sequence,
+    reason: FinishReason,
+) -> FinishedTurn {
+    let mut tokens = sequence.tokens().to_vec();
+    if reason == FinishReason::Stop && sequence.ended_by_token() {
+        // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
+        tokens.pop();
+    }
+    let mut turns = turn.turns;
+    // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
+    let start = if turns.is_empty() {
+        0
+    } else {
+        choice.history_tokens
+    };
+    if tokens.len() > start {
+        turns.push(Turn {
+            start,
+            input_tokens: choice.prompt_tokens - start,
+            output_tokens: tokens.len() - choice.prompt_tokens,
+            tail: choice.tail,
+        });
+    }
+    let commit = Commit {
+        tokens,
+        turns,
+        seed: choice.seed,
+        system_tokens: turn.system_tokens,
+        end: turn.end,
+    };
+    FinishedTurn {
+        lease: turn.lease,
+        commit,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The engine as its callers see it: submit, watch, stop. Everything here returns at once, whatever the model does.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use super::embed::{EmbedJob, EmbedSubmission};
 use super::executor::Executor;
 use super::grammars::Grammars;
 use super::lease::{TurnLease, lock};
+use super::log_file::LogFile;
+use super::log_writer::{DurableSessions, Fsync, LogSender, LogWriter};
 use super::pool::{Job, Pool, spawn};
 use super::prepare::{Limits, prepare};
 use super::shared::{Command, ReadyRequest, Shared, guard, now_ms};
@@ -21,7 +24,7 @@ use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, SessionKey, SessionStore};
+use crate::session::{Base, Restored, SessionKey, SessionLog, SessionStore};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;
@@ -34,14 +37,16 @@ pub struct Engine {
     pub(super) pool: Arc<BlockPool>,
     pub(super) model: Model,
     limits: Limits,
+    log: Mutex<Option<LogSender>>,
     preparing: Pool,
     grammars: Arc<Grammars>,
     compiling: Arc<Pool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The engine's, and behind it the session log's.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Engine {
-    /// Starts the threads.
+    /// Starts the threads. Sessions live in memory, and end with the engine.
     ///
     /// # Errors
     /// `invalid_value` for sizes that cannot work; `internal_error` where the system gives no thread or descriptor.
@@ -50,11 +55,45 @@ impl Engine {
         model: Model,
         executor: Box<dyn Executor + Send>,
     ) -> Result<Self> {
-        let pool = Arc::new(BlockPool::new(
-            config.num_blocks,
-            config.block_size,
-            config.prefix_cache,
-        ));
+        Self::start_with(
+            config,
+            model,
+            executor,
+            SessionStore::new(config.sessions),
+            None,
+        )
+    }
+
+    /// Starts the threads, with the sessions of a log, which every further turn is written to before its end is told.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`], [`LogFile::open`] and [`SessionLog::open`].
+    pub fn start_durable(
+        config: EngineConfig,
+        model: Model,
+        executor: Box<dyn Executor + Send>,
+        durable: DurableSessions,
+    ) -> Result<(Self, Restored)> {
+        let file = LogFile::open(&durable.folder)?;
+        let opened = SessionLog::open(file, durable.options, config.sessions, now_ms())?;
+        let (log, store, restored) = opened;
+        let log = Some((log, durable.fsync));
+        let engine = Self::start_with(config, model, executor, store, log)?;
+        Ok((engine, restored))
+    }
+
+    fn start_with(
+        config: EngineConfig,
+        model: Model,
+        executor: Box<dyn Executor + Send>,
+        sessions: SessionStore,
+        log: Option<(SessionLog<LogFile>, Fsync)>,
+    ) -> Result<Self> {
+        let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache);
+        if config.share_prefix_cache {
+            pool = pool.shared_by_tenants();
+        }
+        let pool = Arc::new(pool);
         let max_open = config.scheduler.max_batch + config.scheduler.max_queue;
         // What is open is bounded where it comes in; all of it may reach the scheduler before its first step.
         let sizes = SchedulerConfig {
@@ -68,29 +107,49 @@ impl Engine {
         };
         let max_batch_tokens = config.scheduler.max_batch_tokens;
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
-        let sessions = SessionStore::new(config.sessions);
         let shared = Arc::new(Shared::new(sessions, max_open)?);
-        let worker = Worker::new(Arc::clone(&shared), core, executor, max_batch_tokens)?;
+        let written = log.map(|(log, fsync)| {
+            let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
+            LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
+        });
+        let (writer, log) = written.unzip();
+        let worker = Worker::new(
+            Arc::clone(&shared),
+            core,
+            executor,
+            max_batch_tokens,
+            log.clone(),
+        )?;
         let grammars = Grammars::new(
             model.tokenizer.clone(),
             model.vocab_size,
             model.eos_tokens.clone(),
         );
+        let mut threads = vec![spawn("lmserve-engine", move || worker.run())?];
+        if let Some(writer) = writer {
+            threads.push(spawn("lmserve-session-log", move || writer.run())?);
+        }
         Ok(Self {
             shared,
             pool,
             model,
             limits,
+            log: Mutex::new(log),
             preparing: Pool::start("lmserve-prepare", PREPARING_THREADS)?,
             grammars: Arc::new(grammars),
             compiling: Arc::new(Pool::start("lmserve-grammar", COMPILING_THREADS)?),
-            thread: Mutex::new(Some(spawn("lmserve-engine", move || worker.run())?)),
+            threads: Mutex::new(threads),
         })
     }
 
     /// Most tokens of a sequence, prompt and output.
     pub const fn context_length(&self) -> usize {
         self.limits.context_length
+    }
+
+    /// The way to the session log, where there is one.
+    pub(super) fn log(&self) -> Option<LogSender> {
+        guard(&self.log).clone()
     }
 
     fn prepare_later(&self, job: Job) -> Result<()> {
@@ -215,9 +274,13 @@ impl Engine {
 
     /// The state at the last step; requests and sessions as they are now.
     pub fn stats(&self) -> Stats {
+        let log = &self.shared.log_counters;
         Stats {
             open_requests: self.shared.open_requests(),
             sessions: lock(&self.shared.sessions).len(),
+            log_bytes: log.bytes.load(Ordering::Relaxed),
+            log_failures: log.failures.load(Ordering::Relaxed),
+            log_rewrites: log.rewrites.load(Ordering::Relaxed),
             ..*guard(&self.shared.stats)
         }
     }
@@ -226,10 +289,11 @@ impl Engine {
     pub fn shutdown(&self, grace: Duration) {
         self.shared.drain(grace);
         self.shared.send(Command::Stop);
+        guard(&self.log).take();
         let well = [self.preparing.stop(), self.compiling.stop()];
-        let thread = guard(&self.thread).take();
-        let joined = thread.is_none_or(|thread| thread.join().is_ok());
-        if !joined || well.contains(&false) {
+        let threads = std::mem::take(&mut *guard(&self.threads));
+        let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
+        if well.contains(&false) || ends.iter().any(Result::is_err) {
             self.shared.set_down("a thread panicked");
         }
     }

@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::request::SessionRef;
-use crate::session::{Base, Commit, SessionKey, SessionStore, Start, session_busy};
+use crate::session::{
+    Base, Change, Commit, Outcome, SessionKey, SessionStore, Start, session_busy,
+};
 
 /// The right, and the duty, to end one turn.
 #[derive(Debug)]
@@ -78,10 +80,76 @@ impl TurnLease {
         Ok((lease, base))
     }
 
-    /// Makes the turn's outcome the session's state.
-    pub fn commit(mut self, commit: Commit, now_ms: u64) {
-        self.open = false;
-        lock(&self.store).commit(self.key, self.request, commit, now_ms);
+    /// Gives the turn its outcome.
+    pub const fn finish(self, commit: Commit) -> FinishedTurn {
+        FinishedTurn {
+            lease: self,
+            commit,
+        }
+    }
+
+    /// The end of a session, as a turn that leaves nothing behind; None if there is no such session.
+    ///
+    /// # Errors
+    /// `session_busy` (409).
+    pub fn begin_end(
+        store: &Arc<Mutex<SessionStore>>,
+        key: SessionKey,
+        request: u64,
+        now_ms: u64,
+    ) -> Result<Option<FinishedTurn>> {
+        match Self::begin(store, key, request, Start::Continue, now_ms) {
+            Ok((lease, _)) => {
+                let commit = Commit::end();
+                Ok(Some(FinishedTurn { lease, commit }))
+            }
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A turn that has its outcome, which is not yet the session's state. Dropping it leaves the session as it was.
+#[derive(Debug)]
+pub struct FinishedTurn {
+    pub(super) lease: TurnLease,
+    pub(super) commit: Commit,
+}
+
+impl FinishedTurn {
+    /// Makes the outcome the session's state.
+    pub fn commit(self, now_ms: u64) {
+        let Self { mut lease, commit } = self;
+        lease.open = false;
+        lock(&lease.store).commit(lease.key, lease.request, commit, now_ms);
+    }
+
+    /// What [`Self::commit`] would do, to be written down first.
+    pub fn prepare(self, now_ms: u64) -> Option<PreparedTurn> {
+        let Self { lease, commit } = self;
+        let outcome = lock(&lease.store).outcome(lease.key, lease.request, commit, now_ms)?;
+        Some(PreparedTurn { lease, outcome })
+    }
+}
+
+/// A turn whose outcome may be written down. Dropping it leaves the session as it was.
+#[derive(Debug)]
+pub struct PreparedTurn {
+    lease: TurnLease,
+    outcome: Outcome,
+}
+
+impl PreparedTurn {
+    /// What to write down.
+    pub const fn change(&self) -> Change<'_> {
+        Change::Settle(self.lease.key, &self.outcome)
+    }
+
+    /// Makes the outcome, now that it is written down, the session's state.
+    pub fn settle(self) {
+        let Self { mut lease, outcome } = self;
+        lease.open = false;
+        lock(&lease.store).settle(lease.key, lease.request, outcome);
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::MutexGuard;
 
 use super::core::Abort;
 use super::handle::Engine;
-use super::lease::{TurnLease, lock};
+use super::lease::{FinishedTurn, TurnLease, lock};
+use super::log_writer::settle;
 use super::shared::{abort, now_ms};
 use crate::error::Result;
 use crate::session::{
@@ -43,7 +44,11 @@ impl Engine {
     /// # Errors
     /// `session_busy` (409) while a turn runs.
     pub fn end_session(&self, key: SessionKey) -> Result<bool> {
-        lock(&self.shared.sessions).remove(key)
+        let request = self.shared.next_id();
+        match TurnLease::begin_end(&self.shared.sessions, key, request, now_ms())? {
+            None => Ok(false),
+            Some(end) => settle(self.log().as_ref(), end).map(|()| true),
+        }
     }
 
     /// Cancels the running turn of a session, waits for its end, and drops the session; false if there was none.
@@ -72,7 +77,8 @@ impl Engine {
         if state.turns.is_empty() {
             return Err(session_busy(key));
         }
-        self.change_session(fork, Start::New, |_| state.base().after_turns(turns))
+        let commit = state.base().after_turns(turns)?;
+        self.change_session(fork, Start::New, |_| Ok(commit))
     }
 
     /// Takes a session back to where it stood after its first `turns` turns.
@@ -93,8 +99,13 @@ impl Engine {
     ) -> Result<()> {
         let request = self.shared.next_id();
         let (lease, base) = TurnLease::begin(&self.shared.sessions, key, request, start, now_ms())?;
-        lease.commit(change(base)?, now_ms());
-        Ok(())
+        let commit = change(base)?;
+        settle(self.log().as_ref(), FinishedTurn { lease, commit })
+    }
+
+    /// Bounds the sessions of one tenant, beside the server's own bound; its least recently used idle one goes first.
+    pub fn set_tenant_cap(&self, tenant: u32, max_sessions: usize) {
+        lock(&self.shared.sessions).set_tenant_cap(tenant, max_sessions);
     }
 
     /// What can be said of a session.

@@ -9,6 +9,7 @@ use super::config::Stats;
 use super::core::{Abort, engine_down};
 use super::embed::EmbedJob;
 use super::lease::TurnLease;
+use super::log_writer::LogCounters;
 use super::prepare::Prepared;
 use crate::error::{Error, Kind, Result};
 use crate::output::{Reply, Wake};
@@ -55,6 +56,7 @@ pub(super) struct Shared {
     arrived: Condvar,
     pub(super) wake: Arc<Wake>,
     pub(super) sessions: Arc<Mutex<SessionStore>>,
+    pub(super) log_counters: Arc<LogCounters>,
     open: Mutex<OpenRequests>,
     /// Most sequences that may be open.
     max_open: usize,
@@ -122,6 +124,7 @@ impl Shared {
             arrived: Condvar::new(),
             wake: Arc::new(Wake::new()?),
             sessions: Arc::new(Mutex::new(sessions)),
+            log_counters: Arc::default(),
             open: Mutex::default(),
             max_open,
             closed: Condvar::new(),

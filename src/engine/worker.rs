@@ -8,6 +8,8 @@ use super::config::Stats;
 use super::core::{Abort, Core, Events, engine_down};
 use super::embed::EmbedJob;
 use super::executor::{Executor, StepOutput};
+use super::lease::FinishedTurn;
+use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
 use super::shared::{Command, OpenRequest, ReadyRequest, Shared, now_ms};
 use crate::error::{Error, Result};
@@ -15,9 +17,11 @@ use crate::output::{Delta, Reply, Usage};
 use crate::sched::FinishReason;
 
 /// The replies of the requests that the core knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Replies {
     open: HashMap<u64, (Reply, OpenRequest)>,
+    /// Where finished turns are written before their end is told.
+    log: Option<LogSender>,
 }
 
 impl Events for Replies {
@@ -34,7 +38,25 @@ impl Events for Replies {
         delta: Delta,
         reason: FinishReason,
         usage: Usage,
+        turn: Option<FinishedTurn>,
     ) {
+        if let Some(turn) = turn {
+            if let Some(log) = &self.log
+                && let Some((mut reply, open)) = self.open.remove(&request)
+            {
+                // A session's request has one choice, and ends with it.
+                let tell = move |written| match written {
+                    Ok(()) => drop(reply.finish(choice, delta, reason, usage)),
+                    Err(error) => reply.fail(error),
+                };
+                let done = Done::new(move |written| {
+                    tell(written);
+                    drop(open);
+                });
+                return log.send(turn, done);
+            }
+            turn.commit(now_ms());
+        }
         if let Some((reply, _)) = self.open.get_mut(&request)
             && reply.finish(choice, delta, reason, usage)
         {
@@ -67,9 +89,11 @@ impl Worker {
         core: Core,
         executor: Box<dyn Executor + Send>,
         max_batch_tokens: usize,
+        log: Option<LogSender>,
     ) -> Result<Self> {
-        let (replies, embeds, output) =
-            (Replies::default(), VecDeque::new(), StepOutput::default());
+        let open = HashMap::new();
+        let replies = Replies { open, log };
+        let (embeds, output) = (VecDeque::new(), StepOutput::default());
         Ok(Self {
             shared,
             core,
@@ -169,7 +193,7 @@ impl Worker {
             .get(&request)
             .and_then(|(_, open)| open.aborted())
             .unwrap_or(Abort::Disconnect);
-        self.core.abort(request, how, now_ms(), &mut self.replies);
+        self.core.abort(request, how, &mut self.replies);
     }
 
     fn step(&mut self) -> Result<()> {
@@ -184,7 +208,7 @@ impl Worker {
         // While the device computes: what the last step left to read.
         self.shared.wake.signal();
         self.executor.collect(step, &mut self.output)?;
-        self.core.commit(&self.output, now_ms(), &mut self.replies)
+        self.core.commit(&self.output, &mut self.replies)
     }
 
     fn embed_batch(&mut self) {

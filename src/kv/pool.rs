@@ -57,6 +57,8 @@ pub struct BlockPool {
     block_size: usize,
     num_blocks: usize,
     prefix_cache: bool,
+    /// Tenants find one another's prefixes.
+    shared: bool,
     state: Mutex<State>,
 }
 
@@ -129,8 +131,16 @@ impl BlockPool {
             block_size,
             num_blocks,
             prefix_cache,
+            shared: false,
             state: Mutex::new(state),
         }
+    }
+
+    /// The pool with one prefix cache for all tenants: whether a prompt is answered at once may tell one what another asked.
+    #[must_use]
+    pub fn shared_by_tenants(mut self) -> Self {
+        self.shared = true;
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -186,8 +196,8 @@ impl BlockPool {
         }
     }
 
-    pub(super) const fn root(tenant: u32) -> ChainId {
-        tenant as ChainId
+    const fn root(&self, tenant: u32) -> ChainId {
+        if self.shared { 0 } else { tenant as ChainId }
     }
 
     /// Appends `count` new blocks to `blocks`, or none at all.
@@ -212,7 +222,7 @@ impl BlockPool {
         tokens: &[u32],
         blocks: &mut Vec<u32>,
     ) -> ChainId {
-        let mut chain = Self::root(tenant);
+        let mut chain = self.root(tenant);
         if !self.prefix_cache {
             return chain;
         }
@@ -230,7 +240,7 @@ impl BlockPool {
 
     /// How many leading tokens of `tokens` are cached now, in whole blocks.
     pub fn cached_prefix(&self, tenant: u32, tokens: &[u32]) -> usize {
-        let mut chain = Self::root(tenant);
+        let mut chain = self.root(tenant);
         let state = self.state();
         let mut count = 0;
         if self.prefix_cache {

@@ -1,5 +1,6 @@
 //! The engine and its streams as Python classes.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,11 +11,11 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::executor::PyExecutor;
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{self, EngineConfig, Model};
+use crate::engine::{self, DurableSessions, EngineConfig, Fsync, Model};
 use crate::error::Error;
 use crate::output::Poll;
 use crate::sched::SchedulerConfig;
-use crate::session::{SessionInfo, SessionKey, StoreLimits};
+use crate::session::{LogOptions, Restored, SessionInfo, SessionKey, StoreLimits};
 
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
 #[pyclass(frozen, module = "lmserve._core", weakref)]
@@ -22,6 +23,7 @@ pub struct Engine {
     inner: Arc<engine::Engine>,
     random: RandomState,
     submitted: AtomicU64,
+    restored: Option<Restored>,
 }
 
 /// Stops an engine before the interpreter ends: a thread that asks for the GIL after that takes the process down.
@@ -52,6 +54,30 @@ fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, Py
     Ok(dict)
 }
 
+/// What `lmserve.engine.sessions.SessionLog` says.
+fn durable_sessions(log: &Bound<'_, PyAny>) -> PyResult<DurableSessions> {
+    let fsync: String = log.getattr("fsync")?.extract()?;
+    let fsync = match fsync.as_str() {
+        "always" => Fsync::Always,
+        "interval" => Fsync::Interval,
+        "never" => Fsync::Never,
+        _ => {
+            let message = format!("fsync is always, interval or never, but {fsync} was given");
+            return Err(Error::invalid("fsync", message).into());
+        }
+    };
+    let fingerprint = log.getattr("fingerprint")?.extract()?;
+    let model: String = log.getattr("model")?.extract()?;
+    let tenants: HashMap<u32, [u8; 32]> = log.getattr("tenants")?.extract()?;
+    let mut options = LogOptions::new(fingerprint, model);
+    options.tenants = tenants.into_iter().collect();
+    Ok(DurableSessions {
+        folder: log.getattr("folder")?.extract()?,
+        fsync,
+        options,
+    })
+}
+
 /// One request's finished wire bytes. Dropping it before the end aborts the request.
 #[pyclass(frozen, module = "lmserve._core")]
 pub struct Stream {
@@ -61,7 +87,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, prefix_cache = true))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, prefix_cache = true, share_prefix_cache = false, session_log = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -72,6 +98,8 @@ impl Engine {
         max_sessions: usize,
         session_ttl: f64,
         prefix_cache: bool,
+        share_prefix_cache: bool,
+        session_log: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
@@ -92,6 +120,7 @@ impl Engine {
             num_blocks: size("num_blocks")?,
             block_size: size("block_size")?,
             prefix_cache,
+            share_prefix_cache,
             sessions: StoreLimits {
                 max_sessions,
                 ttl_ms: (session_ttl * 1000.0) as u64,
@@ -108,7 +137,14 @@ impl Engine {
             can_embed: flag("can_embed")?,
         };
         let executor = Box::new(PyExecutor::new(runner)?);
-        let inner = Arc::new(engine::Engine::start(config, model, executor)?);
+        let (inner, restored) = match session_log.map(durable_sessions).transpose()? {
+            None => (engine::Engine::start(config, model, executor)?, None),
+            Some(durable) => {
+                let started = engine::Engine::start_durable(config, model, executor, durable)?;
+                (started.0, Some(started.1))
+            }
+        };
+        let inner = Arc::new(inner);
         let stop = Py::new(runner.py(), StopAtExit(Arc::downgrade(&inner)))?;
         runner
             .py()
@@ -118,6 +154,7 @@ impl Engine {
             inner,
             random: RandomState::new(),
             submitted: AtomicU64::new(0),
+            restored,
         })
     }
 
@@ -125,6 +162,25 @@ impl Engine {
     #[getter]
     fn context_length(&self) -> usize {
         self.inner.context_length()
+    }
+
+    /// What the session log brought back; None without one.
+    #[getter]
+    fn restored<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(restored) = &self.restored else {
+            return Ok(None);
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("sessions", restored.sessions)?;
+        dict.set_item("tokens", restored.tokens)?;
+        dict.set_item("bytes", restored.bytes)?;
+        dict.set_item("torn", restored.torn)?;
+        Ok(Some(dict))
+    }
+
+    /// Bounds the sessions of one tenant.
+    fn set_tenant_cap(&self, tenant: u32, max_sessions: usize) {
+        self.inner.set_tenant_cap(tenant, max_sessions);
     }
 
     /// Takes one JSON-encoded submission in and returns at once.
@@ -271,6 +327,9 @@ impl Engine {
             ("failed_steps", stats.failed_steps),
             ("open_requests", stats.open_requests as u64),
             ("sessions", stats.sessions as u64),
+            ("session_log_bytes", stats.log_bytes),
+            ("session_log_failures", stats.log_failures),
+            ("session_log_rewrites", stats.log_rewrites),
         ] {
             dict.set_item(name, value)?;
         }

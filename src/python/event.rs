@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pyo3::prelude::*;
 
-use crate::engine::Events;
+use crate::engine::{Events, FinishedTurn};
 use crate::error::Error;
 use crate::output::{Delta, Usage};
 use crate::sched::FinishReason;
@@ -56,13 +56,21 @@ impl Event {
 }
 
 /// Events in the order of the step's sequences, one for each choice.
-#[derive(Default)]
 pub(super) struct Collector {
     pub(super) events: Vec<Event>,
     at: HashMap<(u64, usize), usize>,
+    now_ms: u64,
 }
 
 impl Collector {
+    pub(super) fn new(now_ms: u64) -> Self {
+        Self {
+            events: Vec::new(),
+            at: HashMap::new(),
+            now_ms,
+        }
+    }
+
     /// The event of a choice; made if there is none yet.
     pub(super) fn of(&mut self, request: u64, choice: usize) -> &mut Event {
         let at = *self.at.entry((request, choice)).or_insert_with(|| {
@@ -95,7 +103,11 @@ impl Events for Collector {
         delta: Delta,
         reason: FinishReason,
         usage: Usage,
+        turn: Option<FinishedTurn>,
     ) {
+        if let Some(turn) = turn {
+            turn.commit(self.now_ms);
+        }
         let event = self.of(request, choice);
         event.text.push_str(&delta.text);
         event.tokens = delta.tokens;

@@ -264,7 +264,7 @@ impl Scheduler {
             }
             output.tokens.push(token as u32);
         }
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(now_ms);
         for (&id, &token) in rows.iter().zip(&output.tokens) {
             if let Some(sampled) = core.tokens_of(id) {
                 let (request, choice) = request_of(id);
@@ -273,13 +273,13 @@ impl Scheduler {
                 event.tokens = sampled + 1;
             }
         }
-        core.commit(output, now_ms, &mut collector)?;
+        core.commit(output, &mut collector)?;
         Ok(collector.events)
     }
 
     /// Gives up the planned step, whose computation failed, and the requests in it.
     fn fail(&self, message: &str) -> Vec<Event> {
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(0);
         guard(&self.state)
             .core
             .fail_step(&Error::internal(message), &mut collector);
@@ -293,19 +293,21 @@ impl Scheduler {
         } else {
             Abort::Disconnect
         };
-        let mut collector = Collector::default();
-        guard(&self.state)
-            .core
-            .abort(request, how, now_ms, &mut collector);
+        let mut collector = Collector::new(now_ms);
+        guard(&self.state).core.abort(request, how, &mut collector);
         collector.events
     }
 
     /// Drops a session; False if there was none.
     fn end_session(&self, tenant: u32, session_id: i64) -> Result<bool> {
-        guard(&self.sessions).remove(SessionKey {
+        let key = SessionKey {
             tenant,
             id: session_id,
-        })
+        };
+        let mut state = guard(&self.state);
+        state.next_request += 1;
+        let end = TurnLease::begin_end(&self.sessions, key, state.next_request - 1, 0)?;
+        Ok(end.map(|end| end.commit(0)).is_some())
     }
 
     /// Committed token ids of a session.

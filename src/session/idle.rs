@@ -65,6 +65,16 @@ impl Tombstones {
         }
     }
 
+    /// All of them, the latest ones last.
+    pub(super) fn all(&self) -> Vec<SessionKey> {
+        let live = |&&(stamp, key): &&(u64, SessionKey)| self.stamps.get(&key) == Some(&stamp);
+        self.order
+            .iter()
+            .filter(live)
+            .map(|&(_, key)| key)
+            .collect()
+    }
+
     /// A session of this id lives again, or was ended by its client.
     pub(super) fn remove(&mut self, key: SessionKey) {
         self.stamps.remove(&key);

@@ -1,8 +1,12 @@
-//! Conversations that live on the server: token-exact, transactional.
+//! Conversations that live on the server: token-exact, transactional, durable.
 
 mod idle;
+mod log;
 mod state;
 mod store;
 
-pub use state::{Base, Commit, SessionKey, SessionState, Turn};
+pub use log::{
+    Change, Fingerprint, LogOptions, LogStorage, NO_TENANT, Restored, SessionLog, TenantName,
+};
+pub use state::{Base, Commit, Outcome, SessionKey, SessionState, Turn};
 pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy};

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::text::Tail;
 
+/// Bytes of a session's record in a log without its turns and tokens, and of a turn.
+const PUT_BYTES: usize = 61;
+const TURN_BYTES: usize = 9;
+
 /// A session id within its tenant: two API keys may use the same id without meeting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {
@@ -81,6 +85,28 @@ pub struct Commit {
     pub end: bool,
 }
 
+/// What a transaction makes of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The session at its last committed turn; absent where it had none.
+    pub before: Option<SessionState>,
+    /// The session now; absent where it is dropped.
+    pub after: Option<SessionState>,
+}
+
+impl Commit {
+    /// The end of a session.
+    pub const fn end() -> Self {
+        Self {
+            tokens: Vec::new(),
+            turns: Vec::new(),
+            seed: 0,
+            system_tokens: 0,
+            end: true,
+        }
+    }
+}
+
 impl Base {
     /// What a first turn builds on: nothing.
     pub const fn empty() -> Self {
@@ -117,6 +143,11 @@ impl Base {
 }
 
 impl SessionState {
+    /// Bytes that the state takes in a log.
+    pub(super) fn log_bytes(&self) -> u64 {
+        (PUT_BYTES + TURN_BYTES * self.turns.len() + 4 * self.tokens.len()) as u64
+    }
+
     pub(super) fn new(now_ms: u64) -> Self {
         Self {
             tokens: Arc::new([]),

@@ -5,10 +5,13 @@
 //! [`SessionStore::commit`] and [`SessionStore::rollback`] ends it. Every change of a session is such a transaction, be it a
 //! turn, a rewind, a fork or its end.
 
+mod durable;
+mod eviction;
+
 use std::collections::{BTreeMap, HashMap};
 
 use super::idle::{Idle, Tombstones};
-use super::state::{Base, Commit, SessionKey, SessionState};
+use super::state::{Base, Commit, Outcome, SessionKey, SessionState};
 use crate::error::{Error, Kind, Result};
 
 /// How many sessions are kept, and how long.
@@ -92,6 +95,28 @@ pub struct SessionStore {
     limits: StoreLimits,
     tenant_caps: HashMap<u32, usize>,
     tombstones: Tombstones,
+    /// Evictions that are not written down yet; absent where nothing is.
+    evicted: Option<Vec<SessionKey>>,
+    totals: Totals,
+}
+
+/// Sums over all sessions.
+#[derive(Debug, Default)]
+struct Totals {
+    tokens: usize,
+    log_bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, state: &SessionState) {
+        self.tokens += state.tokens.len();
+        self.log_bytes += state.log_bytes();
+    }
+
+    fn remove(&mut self, state: &SessionState) {
+        self.tokens -= state.tokens.len();
+        self.log_bytes -= state.log_bytes();
+    }
 }
 
 /// 409: one turn of a session runs at a time.
@@ -132,12 +157,6 @@ impl SessionStore {
     /// Live sessions of a tenant.
     pub fn count_of(&self, tenant: u32) -> usize {
         self.counts.get(&tenant).copied().unwrap_or(0)
-    }
-
-    /// Bounds the sessions of one tenant, beside the server's own bound; its least recently used idle one goes first.
-    pub fn set_tenant_cap(&mut self, tenant: u32, max_sessions: usize) {
-        self.tenant_caps.insert(tenant, max_sessions);
-        self.evict_over_cap(tenant);
     }
 
     /// Marks the session busy with `request` and hands out what its turn builds on.
@@ -188,28 +207,54 @@ impl SessionStore {
 
     /// Ends the running turn of `request` and makes its outcome the session's state. A turn that no longer runs is ignored.
     pub fn commit(&mut self, key: SessionKey, request: u64, commit: Commit, now_ms: u64) {
-        let Some(session) = self.running_mut(key, request) else {
-            return;
-        };
-        let fresh = session.running.take().is_some_and(|running| running.fresh);
-        if commit.end {
-            self.take(key);
-            self.tombstones.remove(key);
-            return;
+        if let Some(outcome) = self.outcome(key, request, commit, now_ms) {
+            self.settle(key, request, outcome);
         }
-        session.state = SessionState {
+    }
+
+    /// What [`Self::commit`] would make of the session, for whoever must write it down first. None if the turn does not run.
+    pub fn outcome(
+        &self,
+        key: SessionKey,
+        request: u64,
+        commit: Commit,
+        now_ms: u64,
+    ) -> Option<Outcome> {
+        let session = self.sessions.get(&key)?;
+        let running = session.running.as_ref().filter(|r| r.request == request)?;
+        let state = &session.state;
+        let after = (!commit.end).then(|| SessionState {
             tokens: commit.tokens.into(),
             turns: commit.turns.into(),
             seed: commit.seed,
             system_tokens: commit.system_tokens,
-            created_ms: if fresh {
+            created_ms: if running.fresh {
                 now_ms
             } else {
-                session.state.created_ms
+                state.created_ms
             },
             used_ms: now_ms,
+        });
+        let before = (!state.turns.is_empty()).then(|| state.clone());
+        Some(Outcome { before, after })
+    }
+
+    /// Ends the running turn of `request` with the outcome that [`Self::outcome`] gave.
+    pub fn settle(&mut self, key: SessionKey, request: u64, outcome: Outcome) {
+        let Some(session) = self.running_mut(key, request) else {
+            return;
         };
-        self.idle.insert(now_ms, key);
+        session.running = None;
+        let Some(after) = outcome.after else {
+            self.take(key);
+            self.tombstones.remove(key);
+            return;
+        };
+        let used_ms = after.used_ms;
+        let before = std::mem::replace(&mut session.state, after.clone());
+        self.totals.add(&after);
+        self.totals.remove(&before);
+        self.idle.insert(used_ms, key);
         self.tombstones.remove(key);
         self.evict_over_cap(key.tenant);
     }
@@ -233,23 +278,6 @@ impl SessionStore {
         self.sessions
             .get_mut(&key)
             .filter(|s| s.running.as_ref().is_some_and(|r| r.request == request))
-    }
-
-    /// Drops a session; false if there was none. An evicted one is forgotten.
-    ///
-    /// # Errors
-    /// `session_busy` (409) while a turn runs.
-    pub fn remove(&mut self, key: SessionKey) -> Result<bool> {
-        let Some(session) = self.sessions.get(&key) else {
-            self.tombstones.remove(key);
-            return Ok(false);
-        };
-        if session.running.is_some() {
-            return Err(session_busy(key));
-        }
-        self.idle.remove(session.state.used_ms, key);
-        self.take(key);
-        Ok(true)
     }
 
     /// The request whose turn runs in the session, if one does.
@@ -290,55 +318,19 @@ impl SessionStore {
         page.map(|(&key, session)| session.info(key)).collect()
     }
 
-    /// Drops idle sessions older than the time to live.
-    pub fn expire(&mut self, now_ms: u64) {
-        if self.limits.ttl_ms == 0 {
-            return;
-        }
-        while let Some((used_ms, key)) = self.idle.oldest() {
-            if used_ms.saturating_add(self.limits.ttl_ms) > now_ms {
-                break;
-            }
-            self.evict(key);
-        }
-    }
-
-    fn evict_over_cap(&mut self, tenant: u32) {
-        if let Some(&cap) = self.tenant_caps.get(&tenant) {
-            while self.count_of(tenant) > cap {
-                let Some(key) = self.idle.oldest_of(tenant) else {
-                    break;
-                };
-                self.evict(key);
-            }
-        }
-        while self.sessions.len() > self.limits.max_sessions {
-            let Some((_, key)) = self.idle.oldest() else {
-                break;
-            };
-            self.evict(key);
-        }
-    }
-
-    fn evict(&mut self, key: SessionKey) {
-        if let Some(session) = self.take(key) {
-            self.idle.remove(session.state.used_ms, key);
-            self.tombstones.insert(key);
-        }
-    }
-
     fn get(&self, key: SessionKey) -> Result<&Session> {
         self.sessions.get(&key).ok_or_else(|| self.missing(key))
     }
 
     fn insert(&mut self, key: SessionKey, session: Session) {
-        if self.sessions.insert(key, session).is_none() {
-            *self.counts.entry(key.tenant).or_default() += 1;
-        }
+        self.totals.add(&session.state);
+        self.sessions.insert(key, session);
+        *self.counts.entry(key.tenant).or_default() += 1;
     }
 
     fn take(&mut self, key: SessionKey) -> Option<Session> {
         let session = self.sessions.remove(&key)?;
+        self.totals.remove(&session.state);
         if let Some(count) = self.counts.get_mut(&key.tenant) {
             *count -= 1;
             if *count == 0 {

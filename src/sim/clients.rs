@@ -21,7 +21,7 @@ impl World {
         for _ in 0..self.random.range(0, self.config.arrivals) {
             match self.random.range(0, 19) {
                 0 => self.send_garbage()?,
-                1 => self.end_session()?,
+                1 => self.change_session()?,
                 _ => self.submit()?,
             }
         }
@@ -57,28 +57,7 @@ impl World {
         running.map_or(Ok(()), |request| self.abort(request, Abort::Cancel))
     }
 
-    fn end_session(&mut self) -> Check {
-        let key = self.draw_key();
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = store.remove(key).map_err(|error| error.code);
-        drop(store);
-        let expected = match self.ledger.sessions.get(&key) {
-            None => {
-                self.ledger.evicted.remove(&key);
-                Ok(false)
-            }
-            Some(session) if session.running.is_some() => Err("session_busy"),
-            Some(_) => Ok(true),
-        };
-        if expected == Ok(true) {
-            self.ledger.sessions.remove(&key);
-        }
-        ensure(removed == expected, || {
-            format!("removing {key:?}: {removed:?}, not {expected:?}")
-        })
-    }
-
-    fn draw_key(&mut self) -> SessionKey {
+    pub(super) fn draw_key(&mut self) -> SessionKey {
         SessionKey {
             tenant: self.random.range(0, TENANTS - 1) as u32,
             id: self.random.range(0, SESSION_IDS - 1) as i64,

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::journal::Known;
 use super::next_token;
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
 use crate::engine::Abort;
 use crate::output::Usage;
 use crate::request::{OnDisconnect, SessionRef, StopParams};
 use crate::sched::FinishReason;
-use crate::session::{SessionKey, StoreLimits};
+use crate::session::{SessionKey, SessionState, StoreLimits, Turn};
 use crate::text::Tokenizer;
 
 /// A broken promise, in words.
@@ -119,8 +120,22 @@ impl Open {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Session {
     pub(super) tokens: Vec<u32>,
+    /// Where each turn ends.
+    pub(super) turns: Vec<usize>,
     pub(super) running: Option<u64>,
     used_ms: u64,
+}
+
+impl Session {
+    /// A session as the core has it.
+    pub(super) fn of(state: &SessionState) -> Self {
+        Self {
+            tokens: state.tokens.to_vec(),
+            turns: state.turns.iter().map(Turn::end).collect(),
+            running: None,
+            used_ms: state.used_ms,
+        }
+    }
 }
 
 /// All open requests and all sessions.
@@ -141,6 +156,45 @@ impl Ledger {
             evicted: BTreeSet::new(),
             limits,
         }
+    }
+
+    /// What a server begins with whose log brings these sessions back.
+    pub(super) fn restored(limits: StoreLimits, known: Known, now_ms: u64) -> Self {
+        let mut ledger = Self {
+            sessions: known.sessions,
+            evicted: known.evicted,
+            ..Self::new(limits)
+        };
+        ledger.expire(now_ms);
+        ledger.evict();
+        ledger
+    }
+
+    /// The sessions at their last committed turns.
+    pub(super) fn committed(&self) -> Known {
+        let sessions = self.sessions.iter();
+        let committed = sessions.filter(|(_, session)| !session.turns.is_empty());
+        let idle = |session: &Session| Session {
+            running: None,
+            ..session.clone()
+        };
+        Known {
+            sessions: committed.map(|(key, s)| (*key, idle(s))).collect(),
+            evicted: self.evicted.clone(),
+        }
+    }
+
+    /// Makes a session what a verb has made of it.
+    pub(super) fn put(&mut self, key: SessionKey, tokens: &[u32], turns: &[usize], now_ms: u64) {
+        let session = Session {
+            tokens: tokens.to_vec(),
+            turns: turns.to_vec(),
+            running: None,
+            used_ms: now_ms,
+        };
+        self.evicted.remove(&key);
+        self.sessions.insert(key, session);
+        self.evict();
     }
 
     /// What a turn of a session builds on: its tokens, or the status of the refusal.
@@ -170,7 +224,37 @@ impl Ledger {
         Ok(history)
     }
 
-    fn expire(&mut self, now_ms: u64) {
+    /// A session that is being made.
+    pub(super) fn reserve(&mut self, key: SessionKey, request: u64) {
+        let running = Some(request);
+        self.sessions.insert(
+            key,
+            Session {
+                running,
+                ..Session::default()
+            },
+        );
+        self.evict();
+    }
+
+    /// A verb could not be written down.
+    pub(super) fn release(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.running = None;
+            if session.turns.is_empty() {
+                self.sessions.remove(&key);
+            }
+        }
+        self.evict();
+    }
+
+    /// A session's client has ended it.
+    pub(super) fn end(&mut self, key: SessionKey) {
+        self.sessions.remove(&key);
+        self.evicted.remove(&key);
+    }
+
+    pub(super) fn expire(&mut self, now_ms: u64) {
         let ttl_ms = self.limits.ttl_ms;
         if ttl_ms > 0 {
             let old = |s: &Session| s.running.is_none() && s.used_ms + ttl_ms <= now_ms;
@@ -180,7 +264,7 @@ impl Ledger {
         }
     }
 
-    fn evict(&mut self) {
+    pub(super) fn evict(&mut self) {
         while self.sessions.len() > self.limits.max_sessions {
             let idle = self.sessions.iter().filter(|(_, s)| s.running.is_none());
             let Some((_, key)) = idle.map(|(key, s)| (s.used_ms, *key)).min() else {
@@ -193,14 +277,9 @@ impl Ledger {
 
     /// Leaves a request's session as it was.
     pub(super) fn roll_back(&mut self, open: &Open) {
-        let Some((key, _)) = open.session else { return };
-        if let Some(session) = self.sessions.get_mut(&key) {
-            session.running = None;
-            if session.tokens.is_empty() {
-                self.sessions.remove(&key);
-            }
+        if let Some((key, _)) = open.session {
+            self.release(key);
         }
-        self.evict();
     }
 
     /// Books the end of a choice; the request has ended with its last one.
@@ -240,9 +319,8 @@ impl Ledger {
             self.roll_back(&open);
             return Ok(());
         }
-        self.evicted.remove(key);
         if turn.end {
-            self.sessions.remove(key);
+            self.end(*key);
             return Ok(());
         }
         let mut tokens = [&open.prompt[..], &answer.tokens].concat();
@@ -253,15 +331,14 @@ impl Ledger {
         {
             tokens.pop();
         }
-        self.sessions.insert(
-            *key,
-            Session {
-                tokens,
-                running: None,
-                used_ms: now_ms,
-            },
-        );
-        self.evict();
+        let mut turns = match self.sessions.get(key) {
+            Some(session) if !turn.start => session.turns.clone(),
+            _ => Vec::new(),
+        };
+        if tokens.len() > turns.last().copied().unwrap_or(0) {
+            turns.push(tokens.len());
+        }
+        self.put(*key, &tokens, &turns, now_ms);
         Ok(())
     }
 

@@ -4,12 +4,15 @@
 
 pub mod capacity;
 mod clients;
+mod disk;
+mod journal;
 mod ledger;
 mod random;
 mod reader;
 mod report;
 mod simulation;
 mod toy;
+mod verbs;
 mod vocabulary;
 mod world;
 

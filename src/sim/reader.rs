@@ -1,17 +1,19 @@
 //! The clients' side of the wire: replies that are written by the core's own code and read as slowly as a client likes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
+use super::journal::Journal;
 use super::ledger::{Check, Ledger, ensure};
 use super::random::Random;
-use crate::engine::Events;
-use crate::error::Error;
+use crate::engine::{Events, FinishedTurn};
+use crate::error::{Error, Result};
 use crate::output::{Delta, Mailbox, Poll, Reply, Usage, Wake};
 use crate::request::Submission;
 use crate::sched::FinishReason;
+use crate::session::SessionStore;
 use crate::text::Tokenizer;
 
 /// What a whole reply must say.
@@ -162,6 +164,8 @@ impl Replies {
 
 /// Passes the core's events on to the ledger and to the replies.
 pub(super) struct Observer<'a> {
+    pub(super) store: &'a Mutex<SessionStore>,
+    pub(super) journal: Option<&'a mut Journal>,
     pub(super) ledger: &'a mut Ledger,
     pub(super) replies: &'a mut Replies,
     pub(super) tokenizer: &'a Tokenizer,
@@ -184,6 +188,15 @@ impl Observer<'_> {
                 answer.tokens.len()
             )
         })
+    }
+
+    /// Commits a turn, once it is written down where something is.
+    fn settle(&mut self, turn: FinishedTurn) -> Result<()> {
+        if let Some(journal) = &mut self.journal {
+            return journal.write(self.store, turn, self.now_ms);
+        }
+        turn.commit(self.now_ms);
+        Ok(())
     }
 
     fn book(&mut self, outcome: Check) {
@@ -209,7 +222,15 @@ impl Events for Observer<'_> {
         delta: Delta,
         reason: FinishReason,
         usage: Usage,
+        turn: Option<FinishedTurn>,
     ) {
+        if let Some(turn) = turn
+            && let Err(error) = self.settle(turn)
+        {
+            // The session is as it was, and the client hears of it.
+            self.fail(request, &error);
+            return;
+        }
         let outcome = self.add_text(request, choice, &delta).and_then(|()| {
             if let Some(reader) = self.replies.readers.get_mut(&request) {
                 let answer = &self.ledger.open[&request].answers[choice];

@@ -22,11 +22,17 @@ pub struct Counters {
     /// Steps that failed.
     pub faults: u64,
     pub kills: u64,
+    /// Sessions that a log brought back.
+    pub restored: u64,
+    /// Logs that were rewritten.
+    pub rewrites: u64,
+    /// Forks, rewinds and ends of sessions.
+    pub verbs: u64,
 }
 
 impl Counters {
     /// Names and values, in the order in which they are printed.
-    pub fn entries(&self) -> [(&'static str, u64); 12] {
+    pub fn entries(&self) -> [(&'static str, u64); 15] {
         [
             ("steps", self.steps),
             ("submitted", self.submitted),
@@ -40,6 +46,9 @@ impl Counters {
             ("disconnects", self.disconnects),
             ("faults", self.faults),
             ("kills", self.kills),
+            ("restored", self.restored),
+            ("rewrites", self.rewrites),
+            ("verbs", self.verbs),
         ]
     }
 }
@@ -58,6 +67,9 @@ impl AddAssign for Counters {
         self.disconnects += other.disconnects;
         self.faults += other.faults;
         self.kills += other.kills;
+        self.restored += other.restored;
+        self.rewrites += other.rewrites;
+        self.verbs += other.verbs;
     }
 }
 

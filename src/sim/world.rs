@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
+use super::disk::MemoryFile;
+use super::journal::{Journal, Known, check_store};
 use super::ledger::{Check, Ledger, ensure};
 use super::random::Random;
 use super::reader::{Observer, Replies};
@@ -32,6 +34,8 @@ pub(super) struct Config {
     pub(super) fault: usize,
     /// One step in that many is the server's last.
     pub(super) kill: usize,
+    /// Turns are written to a log, which outlives the server.
+    pub(super) durable: bool,
 }
 
 impl Config {
@@ -55,6 +59,7 @@ impl Config {
             arrivals: random.range(1, 3),
             fault: random.range(20, 200),
             kill: random.range(300, 3000),
+            durable: !random.once_in(3),
         }
     }
 }
@@ -74,6 +79,7 @@ pub(super) struct World {
     pub(super) now_ms: u64,
     pub(super) tick: u64,
     pub(super) store: Arc<Mutex<SessionStore>>,
+    pub(super) journal: Option<Journal>,
     pub(super) core: Core,
     model: ToyModel,
     output: StepOutput,
@@ -99,12 +105,15 @@ impl World {
             context_length: core.scheduler().max_tokens(),
             vocab_size: VOCAB_SIZE as usize,
         };
+        let (file, known) = (MemoryFile::default(), Known::default());
+        let (store, journal) = Self::open_sessions(config, file, 1, known)?;
         Ok(Self {
             config,
             random,
             now_ms: 1,
             tick: 0,
-            store: Arc::new(Mutex::new(SessionStore::new(config.sessions))),
+            store: Arc::new(Mutex::new(store)),
+            journal,
             core,
             model,
             output: StepOutput::default(),
@@ -126,6 +135,19 @@ impl World {
         Ok((core, ToyModel::new(blocks, size, VOCAB_SIZE as usize)))
     }
 
+    fn open_sessions(
+        config: Config,
+        file: MemoryFile,
+        now_ms: u64,
+        known: Known,
+    ) -> Result<(SessionStore, Option<Journal>), String> {
+        if !config.durable {
+            return Ok((SessionStore::new(config.sessions), None));
+        }
+        let (journal, store, _) = text(Journal::open(file, config.sessions, now_ms, known))?;
+        Ok((store, Some(journal)))
+    }
+
     /// One step of the server; `unruly`: clients come, and things go wrong.
     pub(super) fn step(&mut self, unruly: bool) -> Check {
         self.tick += 1;
@@ -137,6 +159,9 @@ impl World {
         if unruly && self.random.once_in(self.config.kill) {
             self.kill()?;
         }
+        if unruly {
+            self.disturb_log()?;
+        }
         self.compute(unruly)?;
         self.check()?;
         self.replies.read(&mut self.random)
@@ -145,16 +170,18 @@ impl World {
     /// Runs what gives events, and says what the ledger had against it.
     pub(super) fn observe<T>(
         &mut self,
-        run: impl FnOnce(&mut Core, &StepOutput, u64, &mut Observer<'_>) -> T,
+        run: impl FnOnce(&mut Core, &StepOutput, &mut Observer<'_>) -> T,
     ) -> Result<T, String> {
         let mut observer = Observer {
+            store: &self.store,
+            journal: self.journal.as_mut(),
             ledger: &mut self.ledger,
             replies: &mut self.replies,
             tokenizer: &self.tokenizer,
             now_ms: self.now_ms,
             outcome: Ok(()),
         };
-        let value = run(&mut self.core, &self.output, self.now_ms, &mut observer);
+        let value = run(&mut self.core, &self.output, &mut observer);
         observer.outcome.map(|()| value)
     }
 
@@ -239,17 +266,16 @@ impl World {
         }
         if fault == Some(2) {
             self.output.tokens.push(END_TOKEN);
-            let refused =
-                self.observe(|core, output, now, events| core.commit(output, now, events))?;
+            let refused = self.observe(|core, output, events| core.commit(output, events))?;
             ensure(refused.is_err(), || "a step took too many tokens".into())?;
         }
         if fault.is_some() {
             self.counters.faults += 1;
             let error = Error::internal("the model failed");
-            return self.observe(|core, _, _, events| core.fail_step(&error, events));
+            return self.observe(|core, _, events| core.fail_step(&error, events));
         }
         self.take_tokens()?;
-        text(self.observe(|core, output, now, events| core.commit(output, now, events))?)
+        text(self.observe(|core, output, events| core.commit(output, events))?)
     }
 
     /// Holds each sampled token to the one that its context alone gives.
@@ -271,7 +297,21 @@ impl World {
         Ok(())
     }
 
-    /// The process ends at once: requests, sessions and KV are gone, and a new one starts.
+    /// The disk fills up for a moment, or the log is rewritten a little.
+    fn disturb_log(&mut self) -> Check {
+        let Some(journal) = &mut self.journal else {
+            return Ok(());
+        };
+        if self.random.once_in(100) {
+            journal.file.disk().full_after = Some(self.random.range(0, 60));
+        }
+        if self.random.once_in(4) && text(journal.rewrite(&self.store, &self.ledger))? {
+            self.counters.rewrites += 1;
+        }
+        Ok(())
+    }
+
+    /// The process ends at once: requests and KV are gone, and so are sessions that no log has. A new one starts.
     fn kill(&mut self) -> Check {
         self.counters.kills += 1;
         self.note_life();
@@ -284,8 +324,17 @@ impl World {
         ensure(pool.counts().owned == 0, || {
             "a dead core owns blocks".into()
         })?;
-        self.store = Arc::new(Mutex::new(SessionStore::new(self.config.sessions)));
-        self.ledger = Ledger::new(self.config.sessions);
+        let (file, known) = match self.journal.take() {
+            Some(journal) => journal.die(&mut self.random, &self.ledger.sessions)?,
+            None => (MemoryFile::default(), Known::default()),
+        };
+        let (store, journal) = Self::open_sessions(self.config, file, self.now_ms, known.clone())?;
+        self.store = Arc::new(Mutex::new(store));
+        self.journal = journal;
+        self.ledger = Ledger::restored(self.config.sessions, known, self.now_ms);
+        self.counters.restored += self.ledger.sessions.len() as u64;
+        self.check_sessions()
+            .map_err(|what| format!("after a restart, {what}"))?;
         self.replies = Replies::new(self.replies.digest)?;
         Ok(())
     }
@@ -347,20 +396,7 @@ impl World {
     /// Each session is at its last committed turn, whatever runs.
     fn check_sessions(&self) -> Check {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure(store.len() == self.ledger.sessions.len(), || {
-            format!(
-                "{} sessions, not {}",
-                store.len(),
-                self.ledger.sessions.len()
-            )
-        })?;
-        for (key, session) in &self.ledger.sessions {
-            let state = store.state(*key).map_err(|error| error.message)?;
-            ensure(*state.tokens == session.tokens, || {
-                format!("{key:?} has other tokens")
-            })?;
-        }
-        Ok(())
+        check_store(&store, &self.ledger.sessions)
     }
 
     pub(super) fn abort(&mut self, request: u64, how: Abort) -> Check {
@@ -372,6 +408,6 @@ impl World {
             return Ok(());
         }
         let how = open.aborted.unwrap_or(how);
-        self.observe(|core, _, now, events| core.abort(request, how, now, events))
+        self.observe(|core, _, events| core.abort(request, how, events))
     }
 }

@@ -14,6 +14,7 @@ from lmserve.config import (
     LOG_LEVELS,
     OPS,
     QUANTIZE,
+    SESSION_FSYNCS,
     ConfigError,
     ServeConfig,
     format_size,
@@ -150,6 +151,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="do not keep the KV of finished sequences for prompts that begin alike (default: kept)",
     )
+    group.add_argument(
+        "--share-prefix-cache",
+        action="store_const",
+        const=True,
+        help="one prefix cache for all API keys; its speed may tell one what another asked (default: one for each)",
+    )
+
+    group = parser.add_argument_group("sessions")
+    group.add_argument(
+        "--session-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep sessions in a log there, so that they outlive the server (default: in memory alone)",
+    )
+    group.add_argument(
+        "--session-fsync",
+        metavar="WHEN",
+        choices=SESSION_FSYNCS,
+        help="when the log is made safe from power loss: always (before a turn's end is told), interval (once a "
+        f"second), never; a killed server loses no turn in any case (default: {default.session_fsync})",
+    )
+    group.add_argument(
+        "--session-ttl",
+        metavar="SECONDS",
+        type=_number,
+        help="drop a session that was unused for so long (default: 0, which is never)",
+    )
+    group.add_argument(
+        "--max-sessions",
+        metavar="SESSIONS",
+        type=_integer,
+        help=f"most sessions; the least recently used idle one goes first (default: {default.max_sessions})",
+    )
 
 
 def config_of(arguments: argparse.Namespace) -> ServeConfig:
@@ -162,7 +196,9 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         values[setting] = given[setting]
     for setting in ("ops", "quantize", "kv_dtype", "threads"):
         values[setting] = given[setting]
-    for setting in ("prefix_cache", "max_body", "grace", "log_level"):
+    for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
+        values[setting] = given[setting]
+    for setting in ("session_dir", "session_fsync", "session_ttl", "max_sessions"):
         values[setting] = given[setting]
     for setting in ("served_model_names", "cors_origins"):
         values[setting] = tuple(given[setting]) if given[setting] else None

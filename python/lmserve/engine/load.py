@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import msgspec
 from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.sessions import NO_TENANT_NAME, SessionLog, tenant_name
 from lmserve.engine.text import TextLayer
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
+from lmserve.model.fingerprint import fingerprint
 from lmserve.model.options import MemoryPlan
+
+logger = logging.getLogger("lmserve.engine")
 
 
 class ModelPlan:
@@ -49,14 +54,38 @@ class ModelPlan:
 
     def load_engine(self) -> _core.Engine:
         """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""
-        checkpoint = self.checkpoint
-        return _core.Engine(
+        checkpoint, config = self.checkpoint, self._config
+        engine = _core.Engine(
             load_runner(checkpoint, self.options),
             self.text.tokenizer,
             self.text.template,
             eos_token_ids=checkpoint.eos_token_ids,
-            max_queue=self._config.max_queue,
-            prefix_cache=self._config.prefix_cache,
+            max_queue=config.max_queue,
+            max_sessions=config.max_sessions,
+            session_ttl=config.session_ttl,
+            prefix_cache=config.prefix_cache,
+            share_prefix_cache=config.share_prefix_cache,
+            session_log=self._session_log(),
+        )
+        restored = engine.restored
+        if restored is not None:
+            if restored["torn"]:
+                logger.warning("the session log ended within a record: %d bytes were cut off its end", restored["torn"])
+            count, tokens = restored["sessions"], restored["tokens"]
+            logger.info("%d sessions of %d tokens were restored from %s", count, tokens, config.session_dir)
+        return engine
+
+    def _session_log(self) -> SessionLog | None:
+        config = self._config
+        if config.session_dir is None:
+            return None
+        tenants = {number: tenant_name(key) for number, key in enumerate(config.api_keys, 1)}
+        return SessionLog(
+            folder=str(config.session_dir),
+            fsync=config.session_fsync,
+            fingerprint=fingerprint(self.checkpoint),
+            model=self.checkpoint.name,
+            tenants={0: NO_TENANT_NAME} | tenants,
         )
 
     def load_async_engine(self) -> AsyncEngine:

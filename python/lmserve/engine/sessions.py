@@ -1,12 +1,25 @@
-"""What the core says of sessions."""
+"""What the core says of sessions, and what it must know to keep them for good."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from hashlib import blake2b
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+
+Fsync = Literal["always", "interval", "never"]
+
+
+class SessionLog(Struct, frozen=True, kw_only=True):
+    """Where sessions are written down, so that they outlive the process."""
+
+    folder: str  # no two servers share it
+    fsync: Fsync = "interval"  # before a turn's end is told, once a second, or when the system likes
+    fingerprint: bytes  # 32 bytes that name model, tokenizer and chat template
+    model: str  # for messages
+    tenants: dict[int, bytes]  # each tenant's 32 bytes that name it for good; no session of another is written
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):
@@ -32,3 +45,12 @@ class TranscriptTurn(Struct, frozen=True):
 
 def session_info_of(values: Mapping[str, Any]) -> SessionInfo:
     return msgspec.convert(values, SessionInfo)
+
+
+def tenant_name(key: str) -> bytes:
+    """What a session log calls the tenant of an API key: a digest, from which the key cannot be read."""
+    return blake2b(key.encode(), digest_size=32, person=b"lmserve tenant").digest()
+
+
+# Of a server without keys.
+NO_TENANT_NAME = bytes(32)

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use super::Tally;
 use super::measures::Span;
 use super::setup::{Setup, TraceRequest, VOCAB_SIZE};
-use crate::engine::{Core, Events, Limits, StepOutput, TurnLease, prepare, request_of};
+use crate::engine::{
+    Core, Events, FinishedTurn, Limits, StepOutput, TurnLease, prepare, request_of,
+};
 use crate::error::{Error, Kind, Result};
 use crate::kv::BlockPool;
 use crate::output::{Delta, Usage};
@@ -23,14 +25,29 @@ struct Open {
     last_token: Option<f64>,
 }
 
+/// The requests that a step ended; their turns are committed at that time.
 #[derive(Default)]
-struct Ended(Vec<(u64, Usage)>);
+struct Ended {
+    requests: Vec<(u64, Usage)>,
+    now_ms: u64,
+}
 
 impl Events for Ended {
     fn delta(&mut self, _: u64, _: usize, _: Delta) {}
 
-    fn finish(&mut self, request: u64, _: usize, _: Delta, _: FinishReason, usage: Usage) {
-        self.0.push((request, usage));
+    fn finish(
+        &mut self,
+        request: u64,
+        _: usize,
+        _: Delta,
+        _: FinishReason,
+        usage: Usage,
+        turn: Option<FinishedTurn>,
+    ) {
+        if let Some(turn) = turn {
+            turn.commit(self.now_ms);
+        }
+        self.requests.push((request, usage));
     }
 
     fn fail(&mut self, _: u64, _: &Error) {}
@@ -226,9 +243,9 @@ impl<'a> Replica<'a> {
                 owned_blocks: counts.owned as f64 * seconds,
             },
         );
-        let now_ms = (self.now * 1e3) as u64;
-        self.core.commit(&self.output, now_ms, &mut self.ended)?;
-        for (request, usage) in std::mem::take(&mut self.ended.0) {
+        self.ended.now_ms = (self.now * 1e3) as u64;
+        self.core.commit(&self.output, &mut self.ended)?;
+        for (request, usage) in std::mem::take(&mut self.ended.requests) {
             self.tally.completed += 1;
             self.tally.prompt_tokens += usage.prompt_tokens as u64;
             self.tally.output_tokens += usage.completion_tokens as u64;

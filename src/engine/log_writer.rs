@@ -1,0 +1,370 @@
+//! The thread that writes finished turns down before anybody hears of their end, so that the engine's thread never waits for a
+//! disk. What is waiting is written, and made safe, at once.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::core::engine_down;
+use super::lease::{FinishedTurn, lock};
+use super::shared::now_ms;
+use crate::error::{Error, Result};
+use crate::output::Wake;
+use crate::session::{Change, LogOptions, LogStorage, SessionLog, SessionStore};
+
+/// Time between two fsyncs of [`Fsync::Interval`].
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Time until a rewrite that failed is tried again.
+const REWRITE_AGAIN: Duration = Duration::from_secs(60);
+/// Sessions copied at a time while a log is rewritten.
+const REWRITE_CHUNK: usize = 256;
+
+/// When what was written is made safe from the death of the machine; from that of the process it always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before a turn's end is told.
+    Always,
+    /// Once a second.
+    Interval,
+    /// When the system likes.
+    Never,
+}
+
+/// Where and how sessions are written down.
+#[derive(Debug, Clone)]
+pub struct DurableSessions {
+    /// The log's folder, which no two servers share.
+    pub folder: PathBuf,
+    /// When it is made safe.
+    pub fsync: Fsync,
+    /// What its tokens mean, and whose they are.
+    pub options: LogOptions,
+}
+
+/// Whom to tell that a turn is written and settled, or that it is not and its session is as it was. Told in any case.
+pub(super) struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
+
+impl Done {
+    pub(super) fn new(tell: impl FnOnce(Result<()>) + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+
+    fn tell(mut self, outcome: Result<()>) {
+        if let Some(tell) = self.0.take() {
+            tell(outcome);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell(Err(engine_down("nothing writes its session log any more")));
+        }
+    }
+}
+
+/// A finished turn on its way to the log.
+pub(super) struct WriteJob {
+    // Dropped in this order: the session is free again before its client hears of the error.
+    pub(super) turn: FinishedTurn,
+    pub(super) done: Done,
+}
+
+/// The way to the writer's thread.
+#[derive(Debug, Clone)]
+pub(super) struct LogSender(Sender<WriteJob>);
+
+impl LogSender {
+    /// Hands a turn over; `done` is told once it is written.
+    pub(super) fn send(&self, turn: FinishedTurn, done: Done) {
+        // A job that comes back is dropped, and so tells its failure.
+        drop(self.0.send(WriteJob { turn, done }));
+    }
+
+    /// Writes a turn and waits for that.
+    pub(super) fn write(&self, turn: FinishedTurn) -> Result<()> {
+        let (told, outcome) = channel();
+        // The receiver below lives until it is told.
+        self.send(turn, Done::new(move |result| drop(told.send(result))));
+        outcome
+            .recv()
+            .unwrap_or_else(|_| Err(engine_down("it was stopped")))
+    }
+}
+
+/// What the writer has done, to be read by others.
+#[derive(Debug, Default)]
+pub(super) struct LogCounters {
+    pub(super) bytes: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) rewrites: AtomicU64,
+}
+
+pub(super) struct LogWriter<S> {
+    log: SessionLog<S>,
+    sessions: Arc<Mutex<SessionStore>>,
+    wake: Arc<Wake>,
+    fsync: Fsync,
+    receiver: Receiver<WriteJob>,
+    counters: Arc<LogCounters>,
+    synced: Instant,
+    rewrite_not_before: Instant,
+}
+
+impl<S: LogStorage> LogWriter<S> {
+    pub(super) fn new(
+        log: SessionLog<S>,
+        sessions: Arc<Mutex<SessionStore>>,
+        wake: Arc<Wake>,
+        fsync: Fsync,
+        counters: Arc<LogCounters>,
+    ) -> (Self, LogSender) {
+        let (sender, receiver) = channel();
+        let now = Instant::now();
+        let writer = Self {
+            log,
+            sessions,
+            wake,
+            fsync,
+            receiver,
+            counters,
+            synced: now,
+            rewrite_not_before: now,
+        };
+        (writer, LogSender(sender))
+    }
+
+    /// Runs until every sender is gone and all is written.
+    pub(super) fn run(mut self) {
+        loop {
+            let first = match self.next() {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let jobs: Vec<WriteJob> = first.into_iter().chain(self.receiver.try_iter()).collect();
+            if !jobs.is_empty() {
+                self.write(jobs);
+            }
+            self.sync_in_time();
+            self.rewrite();
+            self.counters.bytes.store(self.log.len(), Ordering::Relaxed);
+        }
+        let synced = self.log.sync();
+        self.count(synced.map_err(drop));
+    }
+
+    /// Waits for a job, and no longer than until something else is to be done.
+    fn next(&self) -> Result<WriteJob, RecvTimeoutError> {
+        if self.log.is_rewriting() {
+            return self.receiver.try_recv().map_err(|e| match e {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            });
+        }
+        if self.fsync == Fsync::Interval && self.log.is_unsynced() {
+            let left = SYNC_INTERVAL.saturating_sub(self.synced.elapsed());
+            return self.receiver.recv_timeout(left);
+        }
+        let closed = |_| RecvTimeoutError::Disconnected;
+        self.receiver.recv().map_err(closed)
+    }
+
+    fn write(&mut self, jobs: Vec<WriteJob>) {
+        let evicted = lock(&self.sessions).take_evicted();
+        let now_ms = now_ms();
+        let mut turns = Vec::with_capacity(jobs.len());
+        for WriteJob { turn, done } in jobs {
+            match turn.prepare(now_ms) {
+                Some(turn) => turns.push((turn, done)),
+                None => done.tell(Ok(())),
+            }
+        }
+        let evictions = evicted.into_iter().map(Change::Evict);
+        let changes: Vec<_> = evictions
+            .chain(turns.iter().map(|(turn, _)| turn.change()))
+            .collect();
+        let together = self.append(&changes);
+        drop(changes);
+        for (turn, done) in turns {
+            // One that cannot be written must not take the others with it.
+            let written = match &together {
+                Ok(()) => Ok(()),
+                Err(_) => self.append(&[turn.change()]),
+            };
+            if written.is_ok() {
+                turn.settle();
+            } else {
+                drop(turn);
+            }
+            done.tell(written);
+        }
+        self.wake.signal();
+    }
+
+    fn append(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        let written = self.log.append(changes, self.fsync == Fsync::Always);
+        self.count(written.as_ref().map_err(drop).copied());
+        written
+    }
+
+    fn sync_in_time(&mut self) {
+        if self.fsync == Fsync::Interval && self.synced.elapsed() >= SYNC_INTERVAL {
+            let synced = self.log.sync();
+            self.count(synced.map_err(drop));
+            self.synced = Instant::now();
+        }
+    }
+
+    /// Begins a rewrite where one is due, or goes on with it.
+    fn rewrite(&mut self) {
+        let due = Instant::now() >= self.rewrite_not_before;
+        let outcome = if self.log.is_rewriting() {
+            let sessions = &self.sessions;
+            let copied = self.log.rewrite_some(
+                |last| lock(sessions).states_after(last, REWRITE_CHUNK),
+                || lock(sessions).tombstones(),
+            );
+            if copied.is_ok() && !self.log.is_rewriting() {
+                self.counters.rewrites.fetch_add(1, Ordering::Relaxed);
+            }
+            copied
+        } else if due && self.log.wants_rewrite(lock(&self.sessions).log_bytes()) {
+            self.log.begin_rewrite()
+        } else {
+            return;
+        };
+        if outcome.is_err() {
+            self.rewrite_not_before = Instant::now() + REWRITE_AGAIN;
+        }
+        self.count(outcome.map_err(drop));
+    }
+
+    fn count(&self, outcome: Result<(), ()>) {
+        if outcome.is_err() {
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Settles a turn where nothing is written down.
+pub(super) fn settle(log: Option<&LogSender>, turn: FinishedTurn) -> Result<(), Error> {
+    if let Some(log) = log {
+        return log.write(turn);
+    }
+    turn.commit(now_ms());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read};
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::lease::TurnLease;
+    use super::*;
+    use crate::session::{Commit, SessionKey, Start, StoreLimits, Turn};
+    use crate::text::Tail;
+
+    const KEY: SessionKey = SessionKey { tenant: 0, id: 1 };
+
+    /// A disk that is full while it is told so.
+    struct Disk(Arc<AtomicBool>);
+
+    impl LogStorage for Disk {
+        fn reader(&mut self) -> io::Result<Box<dyn Read + '_>> {
+            Ok(Box::new(io::empty()))
+        }
+
+        fn append(&mut self, _: &[u8]) -> io::Result<()> {
+            if self.0.load(Ordering::Relaxed) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            Ok(())
+        }
+
+        fn truncate(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn begin_rewrite(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn append_rewrite(&mut self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn finish_rewrite(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn turn(store: &Arc<Mutex<SessionStore>>, request: u64) -> FinishedTurn {
+        let (lease, base) = TurnLease::begin(store, KEY, request, Start::Create, 1).unwrap();
+        let mut turns = base.turns;
+        turns.push(Turn {
+            start: base.history.len(),
+            input_tokens: 1,
+            output_tokens: 0,
+            tail: Tail::Closed,
+        });
+        lease.finish(Commit {
+            tokens: [base.history, vec![9]].concat(),
+            turns,
+            seed: 0,
+            system_tokens: 0,
+            end: false,
+        })
+    }
+
+    #[test]
+    fn a_turn_that_cannot_be_written_leaves_the_session_as_it_was() {
+        let full = Arc::new(AtomicBool::new(false));
+        let options = LogOptions::new([0; 32], "toy");
+        let opened = SessionLog::open(Disk(Arc::clone(&full)), options, StoreLimits::default(), 1);
+        let (log, store, _) = opened.unwrap();
+        let store = Arc::new(Mutex::new(store));
+        let counters = Arc::new(LogCounters::default());
+        let (writer, sender) = LogWriter::new(
+            log,
+            Arc::clone(&store),
+            Arc::new(Wake::new().unwrap()),
+            Fsync::Always,
+            Arc::clone(&counters),
+        );
+        let thread = std::thread::spawn(move || writer.run());
+        let turns = || lock(&store).state(KEY).unwrap().turns.len();
+        sender.write(turn(&store, 1)).unwrap();
+        assert_eq!(turns(), 1);
+        full.store(true, Ordering::Relaxed);
+        let error = sender.write(turn(&store, 2)).unwrap_err();
+        assert_eq!(error.kind.status(), 500);
+        assert!(error.message.contains("session log"), "{error}");
+        assert_eq!((turns(), lock(&store).running_request(KEY)), (1, None));
+        full.store(false, Ordering::Relaxed);
+        sender.write(turn(&store, 3)).unwrap();
+        assert_eq!(turns(), 2);
+        // One failure with the others of its batch, one alone.
+        assert_eq!(counters.failures.load(Ordering::Relaxed), 2);
+        drop(sender);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_writer_that_is_gone_tells_so() {
+        let store = Arc::new(Mutex::new(SessionStore::new(StoreLimits::default())));
+        let (sender, receiver) = channel();
+        drop(receiver);
+        let error = LogSender(sender).write(turn(&store, 1)).unwrap_err();
+        assert_eq!(error.kind.status(), 503);
+        assert!(lock(&store).is_empty());
+    }
+}

@@ -1,0 +1,126 @@
+//! What clients do to sessions without a turn: fork, rewind and end them.
+
+use std::sync::{Arc, PoisonError};
+
+use super::ledger::{Check, Session, ensure};
+use super::world::World;
+use crate::engine::{FinishedTurn, TurnLease};
+use crate::error::Result;
+use crate::session::{SessionKey, Start};
+
+impl World {
+    pub(super) fn change_session(&mut self) -> Check {
+        self.counters.verbs += 1;
+        let key = self.draw_key();
+        match self.random.range(0, 3) {
+            0 | 1 => self.end_session(key),
+            2 => self.rewind_session(key),
+            _ => self.fork_session(key),
+        }
+    }
+
+    /// Settles what is no turn of the model, once it is written down where something is.
+    fn settle(&mut self, turn: FinishedTurn) -> Result<()> {
+        if let Some(journal) = &mut self.journal {
+            return journal.write(&self.store, turn, self.now_ms);
+        }
+        turn.commit(self.now_ms);
+        Ok(())
+    }
+
+    fn next_request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request - 1
+    }
+
+    fn end_session(&mut self, key: SessionKey) -> Check {
+        let request = self.next_request();
+        self.ledger.expire(self.now_ms);
+        let end = TurnLease::begin_end(&self.store, key, request, self.now_ms);
+        let expected = match self.ledger.sessions.get(&key) {
+            None => Ok(false),
+            Some(session) if session.running.is_some() => Err("session_busy"),
+            Some(_) => Ok(true),
+        };
+        let begun = end.as_ref().map(Option::is_some).map_err(|e| e.code);
+        ensure(begun == expected, || {
+            format!("ending {key:?}: {begun:?}, not {expected:?}")
+        })?;
+        if let Ok(Some(end)) = end
+            && self.settle(end).is_ok()
+        {
+            self.ledger.end(key);
+        }
+        Ok(())
+    }
+
+    fn rewind_session(&mut self, key: SessionKey) -> Check {
+        let (request, turns) = (self.next_request(), self.random.range(0, 4));
+        self.ledger.expire(self.now_ms);
+        let expected = match self.ledger.sessions.get(&key) {
+            None => Err(404),
+            Some(session) if session.running.is_some() => Err(409),
+            Some(session) if turns == 0 || turns > session.turns.len() => Err(400),
+            Some(session) => Ok(session.clone()),
+        };
+        let begun = TurnLease::begin(&self.store, key, request, Start::Continue, self.now_ms);
+        let rewound =
+            begun.and_then(|(lease, base)| Ok(lease.finish(base.after_turns(Some(turns))?)));
+        self.take_verb(key, turns, rewound, expected)
+    }
+
+    fn fork_session(&mut self, key: SessionKey) -> Check {
+        let (request, turns) = (self.next_request(), self.random.range(0, 4));
+        self.ledger.expire(self.now_ms);
+        let id = self.draw_key().id;
+        let fork = SessionKey { id, ..key };
+        let store = Arc::clone(&self.store);
+        let mut sessions = store.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.expire(self.now_ms);
+        let commit = sessions
+            .state(key)
+            .and_then(|state| state.base().after_turns(Some(turns)));
+        drop(sessions);
+        let expected = match self.ledger.sessions.get(&key) {
+            None => Err(404),
+            Some(source) if turns == 0 || turns > source.turns.len() => Err(400),
+            Some(_) if self.ledger.sessions.contains_key(&fork) => Err(409),
+            Some(source) => Ok(source.clone()),
+        };
+        let forked = commit.and_then(|commit| {
+            let begun = TurnLease::begin(&store, fork, request, Start::New, self.now_ms);
+            begun.map(|(lease, _)| lease.finish(commit))
+        });
+        if expected.is_ok() {
+            self.ledger.reserve(fork, request);
+        }
+        self.take_verb(fork, turns, forked, expected)
+    }
+
+    /// Settles a verb that leaves the first `turns` turns of `expected` in `key`, or holds its refusal to the right status.
+    fn take_verb(
+        &mut self,
+        key: SessionKey,
+        turns: usize,
+        turn: Result<FinishedTurn>,
+        expected: std::result::Result<Session, u16>,
+    ) -> Check {
+        match (turn, expected) {
+            (Ok(turn), Ok(session)) => {
+                if self.settle(turn).is_ok() {
+                    let ends = &session.turns[..turns];
+                    let tokens = &session.tokens[..ends[turns - 1]];
+                    self.ledger.put(key, tokens, ends, self.now_ms);
+                } else {
+                    self.ledger.release(key);
+                }
+                Ok(())
+            }
+            (Err(error), Err(status)) if error.kind.status() == status => Ok(()),
+            (turn, expected) => {
+                let turn = turn.map_err(|error| error.message);
+                Err(format!("a verb on {key:?}: {turn:?}, not {expected:?}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+"""Sessions that outlive the server, whichever way it ends: real processes, really killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from server_process import ServerProcess, serving
+
+SETTINGS = ["--max-model-len", "1024", "--kv-memory", "64MiB"]
+LONG = {"prompt": "Count to a thousand.", "request_output_len": 600, "ignore_eos": True, "stream": True}
+
+
+def start(folder: Path, *arguments: str) -> Any:
+    """The default model over the log in `folder`."""
+    return serving(folder, *SETTINGS, "--session-dir", str(folder / "sessions"), *arguments)
+
+
+def turn(server: ServerProcess, session: int, prompt: str, *, key: str | None = None, **fields: Any) -> dict[str, Any]:
+    body = {"prompt": prompt, "instance_id": session, "sequence_start": False, "request_output_len": 12}
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    response = httpx.post(
+        f"{server.url}/generate", json=body | {"temperature": 0} | fields, headers=headers, timeout=120
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def end(server: ServerProcess, how: signal.Signals) -> None:
+    server.process.send_signal(how)
+    code = server.process.wait(30)
+    assert code == (0 if how == signal.SIGTERM else -how)
+
+
+def talk(server: ServerProcess, session: int, prompts: list[str]) -> list[str]:
+    return [turn(server, session, prompt)["text"] for prompt in prompts]
+
+
+def failure(folder: Path) -> str:
+    """What a server says that cannot have the log in `folder`."""
+    command = [sys.executable, "-m", "lmserve", "serve", *SETTINGS, "--port", "0"]
+    command += ["--session-dir", str(folder / "sessions")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_a_conversation_goes_on_as_if_nothing_had_happened(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    prompts = ["My name is Ada.", "What is my name?", "Thank you.", "Good night."]
+    log = tmp_path / "sessions" / "sessions.log"
+
+    with start(tmp_path, "--session-fsync", "never") as server:
+        texts = [turn(server, 7, prompts[0], sequence_start=True)["text"], *talk(server, 7, prompts[1:2])]
+        # A turn that runs when the server dies is none.
+        running = LONG | {"instance_id": 7, "sequence_start": False}
+        with httpx.stream("POST", f"{server.url}/generate", json=running, timeout=60) as reply:
+            chunks = reply.iter_raw()
+            next(chunks)
+            end(server, signal.SIGKILL)
+            chunks.close()
+
+    with start(tmp_path) as server:
+        cards = httpx.get(f"{server.url}/v1/sessions").json()["data"]
+        assert [(card["id"], card["turns"], card["busy"]) for card in cards] == [(7, 2, False)]
+        assert f"1 sessions of {cards[0]['tokens']} tokens were restored" in server.output()
+        texts += talk(server, 7, prompts[2:3])
+        end(server, signal.SIGTERM)
+
+    whole = log.read_bytes()
+    log.write_bytes(whole + b"half a rec")
+    with start(tmp_path) as server:
+        assert "WARNING" in server.output()
+        assert "10 bytes were cut off its end" in server.output()
+        assert httpx.get(f"{server.url}/v1/sessions/7").json()["turns"] == 3
+        texts += talk(server, 7, prompts[3:])
+        # The same conversation without a break.
+        assert texts == [turn(server, 8, prompts[0], sequence_start=True)["text"], *talk(server, 8, prompts[1:])]
+        assert "belongs to another server that runs" in failure(tmp_path)
+        end(server, signal.SIGTERM)
+
+    # The fingerprint stands behind the magic and the first record's length, checksum and kind.
+    damaged = bytearray(log.read_bytes())
+    damaged[20] ^= 1
+    log.write_bytes(damaged)
+    assert "its header is damaged" in failure(tmp_path)
+    assert log.read_bytes() == damaged
+
+
+def test_keys_find_their_own_sessions_in_any_order(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    ada, bob = "key-of-ada", "key-of-bob"
+    with start(tmp_path, "--api-key", ada, "--api-key", bob) as server:
+        turn(server, 7, "I am Ada.", key=ada, sequence_start=True)
+        turn(server, 7, "I am Bob.", key=bob, sequence_start=True)
+        end(server, signal.SIGKILL)
+    log = (tmp_path / "sessions" / "sessions.log").read_bytes()
+    assert not any(key.encode() in log for key in (ada, bob))
+    with start(tmp_path, "--api-key", "key-of-eve", "--api-key", bob, "--api-key", ada) as server:
+        for key, name in ((ada, "Ada"), (bob, "Bob"), ("key-of-eve", None)):
+            headers = {"Authorization": f"Bearer {key}"}
+            response = httpx.get(f"{server.url}/v1/sessions/7/transcript", headers=headers)
+            assert response.status_code == (404 if name is None else 200)
+            assert name is None or f"I am {name}." in response.json()["turns"][0]["input"]

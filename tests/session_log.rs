@@ -1,0 +1,435 @@
+//! The session log: what it brings back, whatever its file has been through, and what it refuses.
+
+use std::collections::BTreeMap;
+use std::io::{self, Cursor, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use lmserve::engine::{LogFile, TurnLease};
+use lmserve::error::Error;
+use lmserve::session::{
+    Change, Commit, LogOptions, LogStorage, Restored, SessionKey, SessionLog, SessionState,
+    SessionStore, Start, StoreLimits, Turn,
+};
+use lmserve::text::Tail;
+use proptest::prelude::*;
+
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    log: Vec<u8>,
+    new: Vec<u8>,
+}
+
+impl LogStorage for Memory {
+    fn reader(&mut self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(Cursor::new(&self.log)))
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.log.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.log.truncate(len as usize);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn begin_rewrite(&mut self) -> io::Result<()> {
+        self.new.clear();
+        Ok(())
+    }
+
+    fn append_rewrite(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.new.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish_rewrite(&mut self) -> io::Result<()> {
+        self.log = std::mem::take(&mut self.new);
+        Ok(())
+    }
+}
+
+const fn key(tenant: u32, id: i64) -> SessionKey {
+    SessionKey { tenant, id }
+}
+
+fn options(tenants: &[(u32, u8)]) -> LogOptions {
+    let mut options = LogOptions::new([1; 32], "toy");
+    options.tenants = tenants
+        .iter()
+        .map(|&(number, name)| (number, [name; 32]))
+        .collect();
+    options.min_garbage = 0;
+    options
+}
+
+/// A log with the store it fills.
+struct Server<S> {
+    log: SessionLog<S>,
+    store: Arc<Mutex<SessionStore>>,
+    restored: Restored,
+    requests: u64,
+}
+
+impl<S: LogStorage> Server<S> {
+    fn open(storage: S, options: LogOptions) -> Result<Self, Error> {
+        let (log, store, restored) = SessionLog::open(storage, options, StoreLimits::default(), 1)?;
+        Ok(Self {
+            log,
+            store: Arc::new(Mutex::new(store)),
+            restored,
+            requests: 0,
+        })
+    }
+
+    /// A turn of as many input and output tokens; or the session's end.
+    fn turn(&mut self, key: SessionKey, start: Start, tokens: &[u32], end: bool) {
+        self.requests += 1;
+        let now = self.requests;
+        let begun = TurnLease::begin(&self.store, key, self.requests, start, now);
+        let (lease, base) = begun.unwrap();
+        let mut turns = base.turns;
+        turns.push(Turn {
+            start: base.history.len(),
+            input_tokens: 1,
+            output_tokens: tokens.len() - 1,
+            tail: if tokens.len().is_multiple_of(2) {
+                Tail::Closed
+            } else {
+                Tail::OpenAssistant
+            },
+        });
+        let commit = Commit {
+            tokens: [&base.history, tokens].concat(),
+            turns,
+            seed: 5,
+            system_tokens: 1,
+            end,
+        };
+        let turn = lease.finish(commit).prepare(now).unwrap();
+        let evicted = self.store.lock().unwrap().take_evicted();
+        let evicted: Vec<_> = evicted.into_iter().map(Change::Evict).collect();
+        self.log.append(&evicted, false).unwrap();
+        self.log.append(&[turn.change()], false).unwrap();
+        turn.settle();
+    }
+
+    fn states(&self) -> BTreeMap<SessionKey, SessionState> {
+        let store = self.store.lock().unwrap();
+        store.states_after(None, usize::MAX).into_iter().collect()
+    }
+}
+
+/// Length of a log, and what it says.
+type Moment = (usize, BTreeMap<SessionKey, SessionState>);
+
+/// A log of a few sessions of two tenants, and the states after each of its records.
+fn written() -> (Vec<u8>, Vec<Moment>) {
+    let mut server = Server::open(Memory::default(), options(&[(0, 0), (1, 1)])).unwrap();
+    let mut states = vec![(server.log.storage().log.len(), server.states())];
+    for round in 0..12_u32 {
+        let session = key(round % 2, i64::from(round % 3));
+        let start = if round == 7 {
+            Start::Fresh
+        } else {
+            Start::Create
+        };
+        let tokens: Vec<u32> = (0..=round).collect();
+        server.turn(session, start, &tokens, round == 9);
+        states.push((server.log.storage().log.len(), server.states()));
+    }
+    (server.log.into_storage().log, states)
+}
+
+fn reopen(log: Vec<u8>) -> Result<Server<Memory>, Error> {
+    let memory = Memory {
+        log,
+        new: Vec::new(),
+    };
+    Server::open(memory, options(&[(0, 0), (1, 1)]))
+}
+
+#[test]
+fn every_cut_brings_back_the_last_whole_record() {
+    let (log, states) = written();
+    let head = states[0].0;
+    for end in head..=log.len() {
+        let server = reopen(log[..end].to_vec()).unwrap();
+        let (good, expected) = states.iter().rev().find(|(len, _)| *len <= end).unwrap();
+        // The second tenant's name is a record of its own.
+        let torn = end - *good;
+        assert!(server.restored.torn as usize <= torn, "cut at {end}");
+        assert_eq!(&server.states(), expected, "cut at {end}");
+        assert_eq!(
+            server.log.storage().log.len(),
+            end - server.restored.torn as usize
+        );
+    }
+}
+
+#[test]
+fn a_log_cut_within_its_head_begins_anew_and_a_damaged_head_is_refused() {
+    let (log, states) = written();
+    let head = states[0].0;
+    for end in 0..head {
+        let server = reopen(log[..end].to_vec()).unwrap();
+        assert_eq!(server.restored.sessions, 0);
+        assert_eq!(server.log.storage().log, log[..head]);
+    }
+    let long = [&log[..], &[0; 2048]].concat();
+    for (at, code) in [(0, "invalid_session_log"), (20, "invalid_session_log")] {
+        let mut damaged = long.clone();
+        damaged[at] ^= 1;
+        assert_eq!(reopen(damaged).err().unwrap().code, code);
+    }
+}
+
+#[test]
+fn a_log_of_another_model_is_refused_and_left_as_it_is() {
+    let (log, _) = written();
+    let mut other = options(&[(0, 0)]);
+    other.fingerprint = [2; 32];
+    other.model = "other".into();
+    let memory = Memory {
+        log: log.clone(),
+        new: Vec::new(),
+    };
+    let error = Server::open(memory, other).err().unwrap();
+    assert_eq!(error.code, "session_log_mismatch");
+    for word in ["toy (01010101)", "other (02020202)", "--session-dir"] {
+        assert!(error.message.contains(word), "{}", error.message);
+    }
+    assert_eq!(reopen(log).unwrap().restored.torn, 0);
+}
+
+#[test]
+fn sessions_belong_to_names_and_not_to_numbers() {
+    let mut server = Server::open(Memory::default(), options(&[(1, 10), (2, 20)])).unwrap();
+    server.turn(key(1, 7), Start::Create, &[1, 2], false);
+    server.turn(key(2, 7), Start::Create, &[3, 4], false);
+    let expected = server.states();
+    let storage = server.log.into_storage();
+
+    // The first key is gone, the second has its number, and a new one has the second's.
+    let mut server = Server::open(storage, options(&[(1, 20), (2, 30)])).unwrap();
+    let states = server.states();
+    assert_eq!(states[&key(1, 7)], expected[&key(2, 7)]);
+    assert!(!states.contains_key(&key(2, 7)));
+    assert_eq!(states.len(), 2);
+    server.turn(key(2, 7), Start::Create, &[5, 6], false);
+    rewrite(&mut server);
+    let storage = server.log.into_storage();
+
+    // The first key is back, and so is what it had.
+    let server = Server::open(storage, options(&[(5, 10), (6, 20), (7, 30)])).unwrap();
+    let states = server.states();
+    assert_eq!(states[&key(5, 7)], expected[&key(1, 7)]);
+    assert_eq!(states[&key(6, 7)], expected[&key(2, 7)]);
+    assert_eq!(*states[&key(7, 7)].tokens, [5, 6]);
+}
+
+fn rewrite(server: &mut Server<Memory>) {
+    server.log.begin_rewrite().unwrap();
+    let store = Arc::clone(&server.store);
+    while server.log.is_rewriting() {
+        let next = |last| store.lock().unwrap().states_after(last, 1);
+        let evicted = || store.lock().unwrap().tombstones();
+        server.log.rewrite_some(next, evicted).unwrap();
+    }
+}
+
+#[test]
+fn a_rewritten_log_says_the_same_in_fewer_bytes() {
+    let (log, _) = written();
+    let mut server = reopen(log.clone()).unwrap();
+    for _ in 0..20 {
+        server.turn(key(0, 0), Start::Fresh, &[9; 30], false);
+    }
+    let live = server.store.lock().unwrap().log_bytes();
+    assert!(server.log.wants_rewrite(live));
+    let (before, long) = (server.states(), server.log.len());
+    server.log.begin_rewrite().unwrap();
+    let store = Arc::clone(&server.store);
+    let mut rounds = 0;
+    while server.log.is_rewriting() {
+        // Turns go on: of sessions that were copied already, and of those that were not.
+        rounds += 1;
+        server.turn(
+            key(rounds % 2, i64::from(rounds % 3)),
+            Start::Create,
+            &[7, 8],
+            false,
+        );
+        let next = |last| store.lock().unwrap().states_after(last, 1);
+        let evicted = || store.lock().unwrap().tombstones();
+        server.log.rewrite_some(next, evicted).unwrap();
+    }
+    assert!(rounds as usize > before.len());
+    assert!(server.log.len() < long);
+    assert!(!server.log.wants_rewrite(store.lock().unwrap().log_bytes()));
+    let expected = server.states();
+    let server = reopen(server.log.into_storage().log).unwrap();
+    assert_eq!(server.states(), expected);
+}
+
+#[test]
+fn an_evicted_session_stays_evicted() {
+    let limits = StoreLimits {
+        max_sessions: 2,
+        ttl_ms: 0,
+    };
+    let (log, store, restored) =
+        SessionLog::open(Memory::default(), options(&[(0, 0)]), limits, 1).unwrap();
+    let store = Arc::new(Mutex::new(store));
+    let mut server = Server {
+        log,
+        store,
+        restored,
+        requests: 0,
+    };
+    for id in 0..4 {
+        server.turn(key(0, id), Start::Create, &[1, 2], false);
+    }
+    for rewritten in [false, true] {
+        if rewritten {
+            rewrite(&mut server);
+        }
+        let storage = server.log.storage().clone();
+        let (_, mut store, _) = SessionLog::open(storage, options(&[(0, 0)]), limits, 9).unwrap();
+        for (id, start) in [(0, Start::Continue), (0, Start::Create), (1, Start::Create)] {
+            let error = store.begin(key(0, id), 1, start, 9).unwrap_err();
+            assert_eq!(error.code, "session_expired");
+        }
+        let error = store.begin(key(0, 9), 1, Start::Continue, 9).unwrap_err();
+        assert_eq!(error.code, "session_not_found");
+        assert_eq!(store.len(), 2);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever happens to the file behind its head, it opens, with the sessions of one of its moments, and then stays so.
+    #[test]
+    fn a_mutated_log_brings_back_a_moment_that_was(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..5, any::<u8>()), 1..6),
+    ) {
+        let (mut log, states) = written();
+        let head = states[0].0;
+        for (at, kind, byte) in edits {
+            if log.len() == head {
+                break;
+            }
+            let at = head + at.index(log.len() - head);
+            match kind {
+                0 => log[at] = byte,
+                1 => log[at] ^= 1 << (byte % 8),
+                2 => log.truncate(at),
+                3 => log.insert(at, byte),
+                _ => {
+                    log.drain(at..log.len().min(at + byte as usize));
+                }
+            }
+        }
+        let server = reopen(log.clone()).unwrap();
+        let found = server.states();
+        prop_assert!(states.iter().any(|(_, state)| *state == found));
+        let kept = server.log.into_storage().log;
+        prop_assert_eq!(kept.len() + server.restored.torn as usize, log.len());
+        prop_assert!(log.starts_with(&kept));
+        let again = reopen(kept).unwrap();
+        prop_assert_eq!(again.restored.torn, 0);
+        prop_assert_eq!(again.states(), found);
+    }
+
+    /// What was never a log neither opens nor panics, unless it is short enough to be a log's torn beginning.
+    #[test]
+    fn noise_is_no_log(noise in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let (log, _) = written();
+        for bytes in [noise.clone(), [&log[..8], &noise].concat()] {
+            if let Ok(server) = reopen(bytes) {
+                prop_assert!(server.states().is_empty());
+            }
+        }
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let unique = format!("lmserve-{name}-{}", std::process::id());
+        Self(std::env::temp_dir().join(unique))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+#[test]
+fn a_folder_is_one_servers_and_its_files_are_its_owners() {
+    let folder = Folder::new("log-lock");
+    let path = folder.0.join("below");
+    let mut server = Server::open(LogFile::open(&path).unwrap(), options(&[(0, 0)])).unwrap();
+    assert_eq!(LogFile::open(&path).unwrap_err().code, "session_dir_in_use");
+    server.turn(key(0, 1), Start::Create, &[1, 2, 3], false);
+    let expected = server.states();
+    drop(server);
+    std::fs::write(path.join("sessions.log.new"), "left by a server that died").unwrap();
+    let server = Server::open(LogFile::open(&path).unwrap(), options(&[(0, 0)])).unwrap();
+    assert_eq!(server.states(), expected);
+    assert!(!path.join("sessions.log.new").exists());
+    for name in ["", "sessions.log", "lock"] {
+        let mode = std::fs::metadata(path.join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o077, 0, "{name}");
+    }
+}
+
+#[test]
+fn a_file_is_rewritten_in_place() {
+    let folder = Folder::new("log-rewrite");
+    let mut server = Server::open(LogFile::open(&folder.0).unwrap(), options(&[(0, 0)])).unwrap();
+    for _ in 0..50 {
+        server.turn(key(0, 1), Start::Fresh, &[1; 100], false);
+    }
+    server.log.begin_rewrite().unwrap();
+    let store = Arc::clone(&server.store);
+    while server.log.is_rewriting() {
+        let next = |last| store.lock().unwrap().states_after(last, 8);
+        server.log.rewrite_some(next, Vec::new).unwrap();
+    }
+    server.turn(key(0, 1), Start::Create, &[2, 3], false);
+    let size = std::fs::metadata(folder.0.join("sessions.log"))
+        .unwrap()
+        .len();
+    assert_eq!(size, server.log.len());
+    assert!(size < 1000, "{size} bytes");
+    let expected = server.states();
+    drop(server);
+    let server = Server::open(LogFile::open(&folder.0).unwrap(), options(&[(0, 0)])).unwrap();
+    assert_eq!(server.states(), expected);
+    assert_eq!(server.restored.torn, 0);
+}
+
+#[test]
+fn a_folder_that_cannot_be_is_refused() {
+    let folder = Folder::new("log-unusable");
+    std::fs::write(&folder.0, "a file").unwrap();
+    let error = LogFile::open(&folder.0).unwrap_err();
+    assert_eq!(error.code, "session_dir_unusable");
+    assert!(error.message.contains(folder.0.to_str().unwrap()));
+    std::fs::remove_file(&folder.0).unwrap();
+}
