@@ -24,8 +24,8 @@ def model(tmp_path_factory):
     return folder, tiny_models.make("llama", folder)
 
 
-def replies(folder, tokenizer, requests):
-    options = RunnerOptions(max_batch=4, max_batch_tokens=64, kv_memory=1 << 20, dtype="fp32")
+def replies(folder, tokenizer, requests, ops):
+    options = RunnerOptions(ops=ops, max_batch=4, max_batch_tokens=64, kv_memory=1 << 20, dtype="fp32")
     core = _core.Engine(load_runner(open_checkpoint(folder), options), tokenizer, None, eos_token_ids=[])
 
     async def main():
@@ -40,7 +40,9 @@ def replies(folder, tokenizer, requests):
         core.shutdown(5)
 
 
-def test_they_are_those_of_the_whole_sequence(model, smollm2_gguf):
+# The core's own kernels keep a cache of half the width.
+@pytest.mark.parametrize(("ops", "accuracy"), [("torch", 1e-4), ("cpu", 0.02)])
+def test_they_are_those_of_the_whole_sequence(model, smollm2_gguf, ops, accuracy):
     folder, reference = model
     torch.manual_seed(3)
     prompts = [torch.randint(0, VOCAB, (length,)).tolist() for length in LENGTHS]
@@ -57,7 +59,7 @@ def test_they_are_those_of_the_whole_sequence(model, smollm2_gguf):
         for max_tokens in (0, 3)
     ]
     for request, reply in zip(
-        requests, replies(folder, open_checkpoint(smollm2_gguf).tokenizer(), requests), strict=True
+        requests, replies(folder, open_checkpoint(smollm2_gguf).tokenizer(), requests, ops), strict=True
     ):
         prompt = request.input.ids
         with torch.inference_mode():
@@ -66,12 +68,13 @@ def test_they_are_those_of_the_whole_sequence(model, smollm2_gguf):
         (choice,) = reply["choices"]
         first, *echoed = choice["logprobs"]["token_logprobs"][: len(prompt)]
         assert first is None
-        assert echoed == pytest.approx(own, abs=1e-4)
+        assert echoed == pytest.approx(own, abs=accuracy)
         assert len(choice["logprobs"]["token_logprobs"]) == len(prompt) + request.stopping.max_tokens
         assert choice["prompt_logprobs"][0] is None
         for at, position in enumerate(choice["prompt_logprobs"][1:]):
-            assert position[str(prompt[at + 1])]["logprob"] == pytest.approx(own[at], abs=1e-4)
+            assert position[str(prompt[at + 1])]["logprob"] == pytest.approx(own[at], abs=accuracy)
             values, ids = logprobs[at].topk(3)
             ranked = {value["rank"]: (int(token), value["logprob"]) for token, value in position.items()}
-            assert [ranked[rank][0] for rank in (1, 2, 3)] == ids.tolist()
-            assert [ranked[rank][1] for rank in (1, 2, 3)] == pytest.approx(values.tolist(), abs=1e-4)
+            if ops == "torch":
+                assert [ranked[rank][0] for rank in (1, 2, 3)] == ids.tolist()
+            assert [ranked[rank][1] for rank in (1, 2, 3)] == pytest.approx(values.tolist(), abs=accuracy)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from lmserve.schemas.bounds import Tag
+from lmserve.schemas.bounds import Tag, Text
 
 MAX_GUIDE_CHARS = 65536
 
@@ -14,7 +14,8 @@ GuideText = Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]
 GuideChoices = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]], Meta(min_length=1, max_length=1024)
 ]
-JsonSchema = dict[str, Any]
+# What its keywords hold is bounded by the body, and by what compiling it may cost.
+JsonSchema = Annotated[dict[str, Any], Meta(max_length=1024)]
 
 
 class TextFormat(Struct, tag_field="type", tag="text", frozen=True, forbid_unknown_fields=True):
@@ -29,7 +30,7 @@ class NamedSchema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A JSON schema with a name."""
 
     name: Annotated[Tag, Meta(description="Of no effect.")]
-    description: Annotated[str | None, Meta(description="Of no effect.")] = None
+    description: Annotated[Text | None, Meta(description="Of no effect.")] = None
     schema: Annotated[JsonSchema | None, Meta(description="Null: any JSON object.")] = None
     strict: Annotated[
         bool | None,
