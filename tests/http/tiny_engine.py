@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from lmserve import _core
@@ -161,9 +162,8 @@ class FormulaRunner:
         return np.array(rows, np.float32)
 
 
-def formula_engine(*, pause: float = 0.0, max_queue: int = 1024) -> _core.Engine:
+def formula_engine(*, pause: float = 0.0, **options: Any) -> _core.Engine:
+    """`options`: of the core's `Engine`."""
     special = json.dumps({"eos_token": "<|im_end|>"}).encode()
     template = _core.ChatTemplate(TEMPLATE, special)
-    return _core.Engine(
-        FormulaRunner(pause=pause), byte_tokenizer(), template, eos_token_ids=[EOS], max_queue=max_queue
-    )
+    return _core.Engine(FormulaRunner(pause=pause), byte_tokenizer(), template, eos_token_ids=[EOS], **options)

@@ -190,6 +190,8 @@ async def delete_session(session_id: SessionId, request: Request[Any, Any, Any])
     """The session is gone, and its KV may be evicted. 409 while a turn runs: cancel it first."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
     if not await engine.end_session(tenant, session_id):
+        # Says whether it was evicted.
+        engine.session_info(tenant, session_id)
         message = f"session {session_id} does not exist"
         raise LmserveError.new(404, "session_not_found", message, param="session_id")
     return Deleted(id=session_id)
