@@ -2,12 +2,14 @@
 //! [`Submission::parse`] only valid requests exist, whatever route they came by.
 
 mod guide;
+mod tools;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, check_bytes};
+pub use tools::{MAX_TOOLS, ToolChoice, functions};
 
 /// Longest list of stop strings of one request.
 pub const MAX_STOPS: usize = 64;
@@ -266,6 +268,12 @@ pub struct Submission {
     /// The client's field that `guide` comes from, for messages.
     #[serde(default = "guide_param")]
     pub guide_param: String,
+    /// Whether the answer calls functions; absent: it does not, and nothing in it is taken for a call.
+    #[serde(default)]
+    pub tool_choice: Option<ToolChoice>,
+    /// An answer may have more than one call.
+    #[serde(default = "yes")]
+    pub parallel_tool_calls: bool,
     /// Independent answers to the one prompt.
     #[serde(default = "one")]
     pub n: u32,
@@ -275,6 +283,10 @@ pub struct Submission {
     /// Smaller runs first.
     #[serde(default)]
     pub priority: i32,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 fn guide_param() -> String {
@@ -366,6 +378,7 @@ impl Submission {
         if let Some(guide) = &self.guide {
             guide.check(&self.guide_param)?;
         }
+        tools::check_tools(self)?;
         if self.n == 0 || self.n > MAX_CHOICES {
             return Err(Error::invalid(
                 "n",

@@ -91,8 +91,19 @@ class ChatTemplate:
     Raises LmserveError (400) if the source does not compile, and with the template's own words if it refuses messages.
     """
 
-    def __new__(cls, source: str, special_tokens: bytes | None = None) -> Self:
-        """`special_tokens`: a JSON object of variables for the template, such as `bos_token`."""
+    def __new__(
+        cls,
+        source: str,
+        special_tokens: bytes | None = None,
+        *,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
+    ) -> Self:
+        """`special_tokens`: a JSON object of variables for the template, such as `bos_token`.
+
+        `tool_parser`: how answers call functions, `auto` (by the template), `hermes`, `llama3` or `mistral`;
+        `reasoning_parser`: whether they begin with thoughts, `auto`, `none` or `think`.
+        """
 
     def render(
         self,

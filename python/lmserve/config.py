@@ -14,6 +14,8 @@ Quantize = Literal["auto", "none", "q8", "q4"]
 KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 SessionFsync = Literal["always", "interval", "never"]
+ToolParser = Literal["auto", "hermes", "llama3", "mistral"]
+ReasoningParser = Literal["auto", "none", "think"]
 
 DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
 OPS: Final[tuple[str, ...]] = get_args(Ops)
@@ -21,6 +23,8 @@ QUANTIZE: Final[tuple[str, ...]] = get_args(Quantize)
 KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
+TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
+REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 KIB: Final = 1024
@@ -91,6 +95,8 @@ class ServeConfig:
     session_ttl: float = 0.0  # 0: for ever
     session_dir: Path | None = None  # None: sessions end with the server
     session_fsync: SessionFsync = "interval"
+    tool_parser: ToolParser = "auto"
+    reasoning_parser: ReasoningParser = "auto"
     max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
     grace: float = 1.0  # for running turns, once the server is told to stop
@@ -118,6 +124,8 @@ class ServeConfig:
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("session_fsync", SESSION_FSYNCS)
+        self._check_choice("tool_parser", TOOL_PARSERS)
+        self._check_choice("reasoning_parser", REASONING_PARSERS)
         for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
             if len(set(words)) != len(words):
                 raise ConfigError(setting, "holds the same entry twice")

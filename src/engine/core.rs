@@ -107,6 +107,8 @@ struct Choice {
     wants_logprobs: bool,
     scoring: Scoring,
     guide: Option<Guide>,
+    /// Special tokens that are text here.
+    markers: Arc<[u32]>,
     turn: Option<OpenTurn>,
 }
 
@@ -178,6 +180,7 @@ impl Core {
         let stopping = &submission.stopping;
         let mut matchers = prepared.matchers.into_iter();
         let guided = matchers.len() > 0;
+        let markers: Arc<[u32]> = prepared.markers.into();
         let own = stopping.stop_token_ids.iter().copied();
         // Where a grammar allows an end token, it is the grammar's end.
         let ends = guided || !stopping.ignore_eos;
@@ -231,6 +234,7 @@ impl Core {
                 tail: prepared.tail,
                 wants_logprobs: submission.sampling.logprobs.is_some(),
                 scoring,
+                markers: Arc::clone(&markers),
                 guide: matchers.next().map(|matcher| {
                     let min_tokens = stopping.min_tokens as usize;
                     Guide::new(matcher, Arc::clone(&stop_tokens), min_tokens)
@@ -454,9 +458,14 @@ impl<E: Events> StepTokens for Texts<'_, E> {
         }
         let mut stopped = false;
         if reason != Some(FinishReason::Stop) {
-            let matched = choice
-                .matcher
-                .push(choice.detokenizer.push(tokenizer, token));
+            let matched = if choice.markers.contains(&token) {
+                let text = choice.detokenizer.flush(tokenizer) + marker(tokenizer, token);
+                choice.matcher.push(&text)
+            } else {
+                choice
+                    .matcher
+                    .push(choice.detokenizer.push(tokenizer, token))
+            };
             choice.delta.text.push_str(&matched.emit);
             stopped = matched.stopped;
         }
@@ -481,6 +490,12 @@ impl<E: Events> StepTokens for Texts<'_, E> {
             choice.scoring.push(&mut choice.delta, scored);
         }
     }
+}
+
+/// The text of a special token, which the detokenizer leaves out.
+fn marker(tokenizer: &Tokenizer, token: u32) -> &str {
+    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 fn token_logprob(

@@ -19,7 +19,6 @@ use super::shared::{Command, ReadyRequest, Shared, guard, now_ms};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::error::{Error, Result};
-use crate::guided::Grammar;
 use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
@@ -307,10 +306,10 @@ fn guide_and_send(
     compiling: &Pool,
     shared: Arc<Shared>,
 ) {
-    let Some(guide) = &ready.submission.guide else {
+    ready.reply.expect(&ready.prepared.answer);
+    let Some(grammar) = ready.prepared.grammar.take() else {
         return shared.send(Command::Run(ready));
     };
-    let grammar = Grammar::of(guide, &ready.submission.guide_param);
     let choices = ready.submission.n as usize;
     if let Some(matchers) = grammars.cached(&grammar, choices) {
         ready.prepared.matchers = matchers;

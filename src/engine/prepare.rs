@@ -4,10 +4,11 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::guided::Matcher;
-use crate::request::{Input, OnOverflow, Submission};
+use crate::guided::{AnswerGrammar, Calls, Grammar, Matcher};
+use crate::output::answer::AnswerFormat;
+use crate::request::{Input, OnOverflow, Route, Submission, ToolChoice, functions};
 use crate::session::{Base, Turn};
-use crate::text::{ChatTemplate, Ending, Tail, Tokenizer};
+use crate::text::{ChatTemplate, Ending, Tail, Thinking, Tokenizer, without_tools};
 
 /// What bounds a request's length.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,12 @@ pub struct Prepared {
     pub echo: Option<Echo>,
     /// Where it follows a grammar: one for each choice. Filled in once the grammar is compiled.
     pub matchers: Vec<Matcher>,
+    /// The grammar that it follows, until it is compiled.
+    pub grammar: Option<Grammar>,
+    /// What the answer is made of.
+    pub answer: AnswerFormat,
+    /// Special tokens that are markers in the answer, and so part of its text.
+    pub markers: Vec<u32>,
 }
 
 /// A prompt that is written before its output.
@@ -54,6 +61,7 @@ struct Encoded {
     input: Vec<u32>,
     tail: Tail,
     system_tokens: usize,
+    thinking: Option<Thinking>,
 }
 
 /// Renders, tokenizes and fits a submission onto the history it builds on.
@@ -122,6 +130,8 @@ pub fn prepare(
             ));
         }
     };
+    let (answer, markers) = answer_format(submission, encoded.thinking, tokenizer, template);
+    let grammar = answer_grammar(submission, encoded.thinking, template).grammar(tokenizer);
     Ok(Prepared {
         prompt,
         history_tokens,
@@ -132,6 +142,9 @@ pub fn prepare(
         tail: encoded.tail,
         echo,
         matchers: Vec::new(),
+        grammar,
+        answer,
+        markers,
     })
 }
 
@@ -161,6 +174,88 @@ fn echo(
         }),
         Input::Turn { .. } | Input::Messages { .. } => None,
     })
+}
+
+/// Markers of thoughts and calls that are special tokens in some vocabularies.
+const MARKERS: [&str; 7] = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<|python_tag|>",
+];
+
+fn tools_of(submission: &Submission) -> &[Value] {
+    match &submission.input {
+        Input::Messages {
+            tools: Some(tools), ..
+        } => tools,
+        _ => &[],
+    }
+}
+
+/// What to look for in the answer, and the special tokens that are part of it.
+fn answer_format(
+    submission: &Submission,
+    thinking: Option<Thinking>,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+) -> (AnswerFormat, Vec<u32>) {
+    if submission.route != Route::Chat {
+        return (AnswerFormat::default(), Vec::new());
+    }
+    let tools = submission
+        .tool_choice
+        .as_ref()
+        .zip(template)
+        .map(|(_, template)| {
+            let names = functions(tools_of(submission)).map(|(name, _, _)| name.to_owned());
+            (template.tool_format(), names.collect())
+        });
+    let answer = AnswerFormat { thinking, tools };
+    let special = |marker: &&str| {
+        let id = tokenizer?.token_to_id(marker)?;
+        tokenizer?.is_special(id).then_some(id)
+    };
+    let markers = if answer.thinking.is_some() || answer.tools.is_some() {
+        MARKERS.iter().filter_map(special).collect()
+    } else {
+        Vec::new()
+    };
+    (answer, markers)
+}
+
+/// The grammar that the answer must follow.
+fn answer_grammar<'a>(
+    submission: &'a Submission,
+    thinking: Option<Thinking>,
+    template: Option<&ChatTemplate>,
+) -> AnswerGrammar<'a> {
+    let guide = submission.guide.as_ref();
+    let choice = submission.tool_choice.as_ref().zip(template);
+    let named = |name: &str| match choice {
+        Some((ToolChoice::Function { name: only }, _)) => only == name,
+        _ => true,
+    };
+    let must_call = matches!(choice, Some((choice, _)) if *choice != ToolChoice::Auto);
+    let calls = choice
+        .filter(|_| must_call || guide.is_some())
+        .map(|(choice, template)| Calls {
+            format: template.tool_format(),
+            functions: functions(tools_of(submission))
+                .filter(|(name, _, _)| named(name))
+                .collect(),
+            several: submission.parallel_tool_calls
+                && !matches!(choice, ToolChoice::Function { .. }),
+        });
+    let guide = guide.filter(|_| !must_call);
+    AnswerGrammar {
+        thinking: thinking.filter(|_| guide.is_some() || calls.is_some()),
+        guide: guide.map(|guide| (guide, submission.guide_param.as_str())),
+        calls,
+    }
 }
 
 /// The ids that reach the sampler: one outside the logits would fail the whole batch's step.
@@ -248,6 +343,7 @@ fn encode(
         input,
         tail: Tail::Closed,
         system_tokens: 0,
+        thinking: None,
     };
     let text_tokenizer = || {
         tokenizer
@@ -272,6 +368,7 @@ fn encode(
                     input: Vec::new(),
                     tail: base.tail,
                     system_tokens: 0,
+                    thinking: None,
                 });
             }
             let messages = if nothing_new {
@@ -317,6 +414,13 @@ fn encode(
                 (false, answer) if answer.unwrap_or(generates) => Ending::Answer,
                 _ => Ending::Closed,
             };
+            let mut tools = tools.as_deref();
+            let plain;
+            let mut messages = messages.as_slice();
+            if !template.knows_tools() {
+                plain = without_tools(messages, tools.unwrap_or_default(), first);
+                (messages, tools) = (&plain, None);
+            }
             render(
                 base,
                 first,
@@ -324,7 +428,7 @@ fn encode(
                 text_tokenizer()?,
                 template,
                 messages,
-                tools.as_deref(),
+                tools,
                 ending,
                 template_kwargs,
             )
@@ -364,6 +468,7 @@ fn render(
             input: tokenizer.encode_continued(&text)?,
             tail,
             system_tokens: 0,
+            thinking: template.thinking(&text, ending),
         });
     }
     let text = template.render(messages, tools, ending, kwargs)?;
@@ -380,5 +485,6 @@ fn render(
         input,
         tail,
         system_tokens,
+        thinking: template.thinking(&text, ending),
     })
 }

@@ -21,7 +21,22 @@ pub struct Grammar {
 impl Grammar {
     /// The grammar of `guide`, which the client's field `param` asks for.
     pub fn of(guide: &Guide, param: &str) -> Self {
-        let grammar = match guide {
+        Self::from_parts(vec![Self::single(guide)], param)
+    }
+
+    /// The first of `grammars` begins, and names the others.
+    pub(super) fn from_parts(grammars: Vec<GrammarWithLexer>, param: &str) -> Self {
+        Self {
+            source: TopLevelGrammar {
+                grammars,
+                max_tokens: None,
+            },
+            param: param.to_owned(),
+        }
+    }
+
+    pub(super) fn single(guide: &Guide) -> GrammarWithLexer {
+        match guide {
             Guide::JsonObject => schema_grammar(&json!({"type": "object"}), true),
             Guide::JsonSchema { schema, strict } => schema_grammar(schema, *strict),
             Guide::Regex { pattern } => GrammarWithLexer::from_regex(pattern),
@@ -30,10 +45,6 @@ impl Grammar {
                 GrammarWithLexer::from_regex(&choices.join("|"))
             }
             Guide::Lark { grammar } => GrammarWithLexer::from_lark(grammar.clone()),
-        };
-        Self {
-            source: TopLevelGrammar::from_grammar(grammar),
-            param: param.to_owned(),
         }
     }
 
@@ -54,7 +65,7 @@ impl Grammar {
 }
 
 /// The grammar of JSON that `schema` allows. `strict`: a keyword that cannot be enforced is an error.
-fn schema_grammar(schema: &Value, strict: bool) -> GrammarWithLexer {
+pub(super) fn schema_grammar(schema: &Value, strict: bool) -> GrammarWithLexer {
     let mut schema = match schema {
         Value::Object(object) => object.clone(),
         _ => Map::new(),

@@ -2,12 +2,14 @@
 //!
 //! A pure layer over `llguidance`: no clock, no thread. A panic of that crate is an error of the one request.
 
+mod answer;
 mod cache;
 mod compiler;
 mod grammar;
 mod masks;
 mod matcher;
 
+pub use answer::{AnswerGrammar, Calls};
 pub use cache::GrammarCache;
 pub use compiler::Compiler;
 pub use grammar::Grammar;

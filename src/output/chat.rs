@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::chat_answer::push_message;
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
@@ -96,7 +97,7 @@ pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob]) {
     }
 }
 
-fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
+pub(super) fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
     if !head.logprobs {
         out.extend_from_slice(b"null");
         return;
@@ -106,7 +107,7 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
     out.extend_from_slice(b"],\"refusal\":null}");
 }
 
-fn open_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
+pub(super) fn open_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
     out.extend_from_slice(b"data: ");
     push_head(out, head, "chat.completion.chunk");
     write_bytes(out, format_args!("{{\"index\":{index},\"delta\":{{"));
@@ -130,6 +131,14 @@ pub(super) fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, ch
     close_chunk(out, head);
 }
 
+/// An answer that ends with calls waits for what they give.
+fn chat_word(choice: &Choice, reason: FinishReason) -> &'static str {
+    match (&choice.answer, reason) {
+        (Some(answer), FinishReason::Stop) if answer.has_calls() => "tool_calls",
+        _ => reason_word(reason),
+    }
+}
+
 pub(super) fn last_chunk(
     out: &mut Vec<u8>,
     head: &Head,
@@ -142,7 +151,7 @@ pub(super) fn last_chunk(
         chunk(out, head, index, text, choice);
     }
     open_chunk(out, head, index);
-    let word = reason_word(reason);
+    let word = chat_word(choice, reason);
     write_bytes(
         out,
         format_args!("}},\"logprobs\":null,\"finish_reason\":\"{word}\"}}"),
@@ -176,10 +185,13 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
             out,
             format_args!("{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":"),
         );
-        push_string(out, &choice.text);
+        match &choice.answer {
+            None => push_string(out, &choice.text),
+            Some(answer) => push_message(out, head, index, answer),
+        }
         out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
         push_logprobs(out, head, &choice.logprobs);
-        let word = choice.finish.map_or("stop", reason_word);
+        let word = chat_word(choice, choice.finish.unwrap_or(FinishReason::Stop));
         write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
     }
     out.push(b']');

@@ -1,6 +1,8 @@
 //! From events to finished wire bytes: frames, server-sent events, whole replies, and the mailbox each stream reads from.
 
+pub mod answer;
 mod chat;
+mod chat_answer;
 mod completions;
 mod generate;
 mod interactive;

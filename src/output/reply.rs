@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::answer::AnswerFormat;
+use super::chat_answer::{self, Answer};
 use super::mailbox::Mailbox;
 use super::{chat, completions, generate, interactive, messages, responses};
 use crate::error::Error;
@@ -98,6 +100,8 @@ pub(super) struct Choice {
     pub(super) stop_string: Option<String>,
     /// How many of `logprobs` were sent, where all are kept.
     pub(super) sent_logprobs: usize,
+    /// Where it is taken apart.
+    pub(super) answer: Option<Answer>,
 }
 
 /// What the frames of a reply share.
@@ -155,6 +159,15 @@ impl Reply {
         &self.mailbox
     }
 
+    /// The answers are to be taken apart.
+    pub fn expect(&mut self, format: &AnswerFormat) {
+        if self.route == Route::Chat {
+            for choice in &mut self.choices {
+                choice.answer = Answer::new(format);
+            }
+        }
+    }
+
     /// The request will run, on a prompt of so many tokens, of which some are its session's history.
     pub fn accept(&mut self, prompt_tokens: usize, history_tokens: usize) {
         self.head.usage.prompt_tokens = prompt_tokens;
@@ -180,10 +193,17 @@ impl Reply {
     pub fn push(&mut self, index: usize, mut delta: Delta) {
         self.take(index, &mut delta);
         let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
-        if !self.stream || text.is_empty() {
+        let pieces = match &mut choice.answer {
+            Some(answer) => answer.push(text, false),
+            None => Vec::new(),
+        };
+        if !self.stream || text.is_empty() || (choice.answer.is_some() && pieces.is_empty()) {
             return;
         }
         self.mailbox.write(|out| match self.route {
+            Route::Chat if choice.answer.is_some() => {
+                chat_answer::chunks(out, head, index, &pieces, choice);
+            }
             Route::Generate => generate::frame(out, text, choice.tokens),
             Route::Chat => chat::chunk(out, head, index, text, choice),
             Route::Completions => completions::chunk(out, head, index, text, choice),
@@ -229,7 +249,18 @@ impl Reply {
         let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
         choice.finish = Some(reason);
         choice.stop_string = delta.stop_string;
+        let mut text = text.as_str();
+        let mut pieces = Vec::new();
+        if let Some(answer) = &mut choice.answer {
+            pieces = answer.push(text, true);
+            text = "";
+        }
         if self.stream {
+            if !pieces.is_empty() {
+                self.mailbox
+                    .write(|out| chat_answer::chunks(out, head, index, &pieces, choice));
+                choice.logprobs.clear();
+            }
             self.mailbox.write(|out| match self.route {
                 Route::Generate => {
                     generate::last_frame(out, text, choice.tokens, reason, &head.usage);

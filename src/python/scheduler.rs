@@ -10,7 +10,6 @@ use super::masks::StepMasks;
 use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnLease, prepare, request_of};
 use crate::error::{Error, Result};
-use crate::guided::Grammar;
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{SchedulerConfig, Step};
@@ -192,13 +191,6 @@ impl Scheduler {
                 "stop strings need a tokenizer, and this scheduler has none; use stop_token_ids",
             ));
         }
-        let matchers = match &submission.guide {
-            None => Vec::new(),
-            Some(guide) => {
-                let grammar = Grammar::of(guide, &submission.guide_param);
-                py.detach(|| self.grammars.matchers(&grammar, submission.n as usize))?
-            }
-        };
         let mut state = guard(&self.state);
         let request = state.next_request;
         state.next_request += 1;
@@ -211,7 +203,10 @@ impl Scheduler {
             self.template.as_deref(),
             self.limits,
         )?;
-        prepared.matchers = matchers;
+        if let Some(grammar) = prepared.grammar.take() {
+            let choices = submission.n as usize;
+            prepared.matchers = py.detach(|| self.grammars.matchers(&grammar, choices))?;
+        }
         state
             .core
             .add(request, &submission, prepared, lease, seed)?;

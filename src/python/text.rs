@@ -158,9 +158,15 @@ pub(crate) struct ChatTemplate(pub(crate) Arc<text::ChatTemplate>);
 #[pymethods]
 impl ChatTemplate {
     #[new]
-    #[pyo3(signature = (source, special_tokens = None))]
-    fn new(source: &str, special_tokens: Option<&[u8]>) -> Result<Self> {
-        text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)
+    #[pyo3(signature = (source, special_tokens = None, *, tool_parser = "auto", reasoning_parser = "auto"))]
+    fn new(
+        source: &str,
+        special_tokens: Option<&[u8]>,
+        tool_parser: &str,
+        reasoning_parser: &str,
+    ) -> Result<Self> {
+        text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)?
+            .with_parsers(tool_parser, reasoning_parser)
             .map(|inner| Self(Arc::new(inner)))
     }
 

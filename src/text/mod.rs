@@ -14,5 +14,5 @@ mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use stop::{Matched, StopMatcher};
-pub use template::{ChatTemplate, Ending, Tail};
+pub use template::{ChatTemplate, Ending, Tail, Thinking, ToolFormat, without_tools};
 pub use tokenizer::Tokenizer;

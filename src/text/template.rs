@@ -6,6 +6,7 @@ mod continuation;
 mod functions;
 mod json;
 mod python;
+mod traits;
 mod value;
 
 use minijinja::syntax::SyntaxConfig;
@@ -14,6 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
+use traits::Traits;
+pub use traits::{Thinking, ToolFormat, without_tools};
 
 /// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
 /// about a second of work.
@@ -37,6 +40,7 @@ pub enum Ending {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, Value>,
+    traits: Traits,
 }
 
 impl ChatTemplate {
@@ -69,10 +73,13 @@ impl ChatTemplate {
                     format!("the chat template cannot be compiled: {e}"),
                 )
             })?;
-        Ok(Self {
+        let mut template = Self {
             environment,
             special_tokens: special_tokens.clone(),
-        })
+            traits: Traits::UNKNOWN,
+        };
+        template.traits = template.find_traits(source);
+        Ok(template)
     }
 
     /// Renders a whole conversation. `messages` are `{role, content, ...}` objects, `tools` the tool descriptions for

@@ -23,6 +23,7 @@ from lmserve.api.parameters import (
 )
 from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
+from lmserve.api.tools import tool_choice, tools_for_template
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.submission import Messages, SessionRef, Submission, Turn
 from lmserve.errors import LmserveError
@@ -76,6 +77,8 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         stopping=stop_params(data, max_tokens=_max_tokens(data)),
         guide=guide,
         guide_param=guide_param,
+        tool_choice=tool_choice(data),
+        parallel_tool_calls=given_or(data.parallel_tool_calls, True),
     )
 
 
@@ -109,9 +112,10 @@ def _logprobs(data: ChatRequest) -> int | None:
 
 
 def _input(data: ChatRequest) -> Turn | Messages:
+    tools = tools_for_template(data)
     if not isinstance(data.messages, str):
-        return conversation(data.messages, data)
+        return conversation(data.messages, data, tools)
     options = (data.chat_template_kwargs, data.continue_final_message, data.add_generation_prompt)
-    if all(option is None for option in options):
+    if tools is None and all(option is None for option in options):
         return Turn(data.messages)
-    return conversation([ChatMessage(role="user", content=data.messages)], data)
+    return conversation([ChatMessage(role="user", content=data.messages)], data, tools)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from lmserve.errors import LmserveError
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
 from lmserve.schemas.generate import Message
 from lmserve.schemas.tokenize import TokenizeRequest
+from lmserve.schemas.tools import ToolCall
 
 
 def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) -> Messages:
@@ -20,7 +22,9 @@ def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) ->
     return Messages([_for_template(message, at) for at, message in enumerate(messages)], **options)
 
 
-def conversation(messages: Sequence[ChatMessage], data: ChatRequest | TokenizeRequest) -> Messages:
+def conversation(
+    messages: Sequence[ChatMessage], data: ChatRequest | TokenizeRequest, tools: list[Any] | None = None
+) -> Messages:
     """The core's input: `messages`, and how `data` wants them rendered. Raises LmserveError (400)."""
     continued = bool(data.continue_final_message)
     if continued and data.add_generation_prompt:
@@ -32,6 +36,7 @@ def conversation(messages: Sequence[ChatMessage], data: ChatRequest | TokenizeRe
     variables = data.chat_template_kwargs
     return messages_input(
         messages,
+        tools=tools,
         template_kwargs={} if variables is None else msgspec.to_builtins(variables),
         continue_final_message=continued,
         add_generation_prompt=data.add_generation_prompt,
@@ -45,14 +50,39 @@ def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:
         return {"role": role, "content": message.content}
     refuse_unsupported(message, f"messages[{at}].")
     content = message.content
+    if content is None:
+        if not message.tool_calls:
+            message_text = f"messages[{at}] must have a content: only an assistant's message with tool_calls has none"
+            raise LmserveError.invalid(f"messages[{at}].content", message_text, "missing_field")
+        content = ""
     if not isinstance(content, str):
         content = "".join(_text_of(part, f"messages[{at}].content[{place}]") for place, part in enumerate(content))
-    rendered = {"role": role, "content": content}
+    rendered: dict[str, Any] = {"role": role, "content": content}
+    if message.tool_calls:
+        _check_role(message, "tool_calls", "assistant", at)
+        rendered["tool_calls"] = [_call_for_template(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        _check_role(message, "tool_call_id", "tool", at)
+        rendered["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         rendered["name"] = message.name
     if message.reasoning_content is not None:
         rendered["reasoning_content"] = message.reasoning_content
     return rendered
+
+
+def _check_role(message: ChatMessage, field: str, role: str, at: int) -> None:
+    if message.role != role:
+        text = f"messages[{at}].{field} belongs into a message of {role}, but the role is {message.role}"
+        raise LmserveError.invalid(f"messages[{at}].{field}", text)
+
+
+def _call_for_template(call: ToolCall) -> dict[str, Any]:
+    """Templates write arguments as JSON themselves, and want them as an object."""
+    arguments: Any = call.function.arguments
+    with suppress(msgspec.MsgspecError, RecursionError):
+        arguments = msgspec.json.decode(arguments, type=dict[str, Any])
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _text_of(part: ContentPart, param: str) -> str:

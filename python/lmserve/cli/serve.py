@@ -129,6 +129,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="longest history and reply of a sequence together (default: the model's own)",
     )
 
+    group = parser.add_argument_group("answers")
+    group.add_argument(
+        "--tool-parser",
+        metavar="FORMAT",
+        help="how the model calls functions: auto, hermes, llama3, mistral (default: auto, by the chat template)",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        metavar="FORMAT",
+        help="how the model writes thoughts: auto, none, think (default: auto, by the chat template)",
+    )
+
     group = parser.add_argument_group("scheduler")
     sequences = f"most sequences in a step (default: {default.max_batch})"
     group.add_argument("--max-batch", metavar="SEQUENCES", type=_integer, help=sequences)
@@ -197,6 +209,8 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
     for setting in ("ops", "quantize", "kv_dtype", "threads"):
         values[setting] = given[setting]
     for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
+        values[setting] = given[setting]
+    for setting in ("tool_parser", "reasoning_parser"):
         values[setting] = given[setting]
     for setting in ("session_dir", "session_fsync", "session_ttl", "max_sessions"):
         values[setting] = given[setting]

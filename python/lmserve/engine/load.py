@@ -49,7 +49,12 @@ class ModelPlan:
         checkpoint = self.checkpoint
         template = None
         if checkpoint.chat_template is not None:
-            template = _core.ChatTemplate(checkpoint.chat_template, msgspec.json.encode(checkpoint.special_tokens))
+            template = _core.ChatTemplate(
+                checkpoint.chat_template,
+                msgspec.json.encode(checkpoint.special_tokens),
+                tool_parser=self._config.tool_parser,
+                reasoning_parser=self._config.reasoning_parser,
+            )
         return TextLayer(checkpoint.tokenizer(), template)
 
     def load_engine(self) -> _core.Engine:

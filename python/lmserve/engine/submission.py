@@ -114,6 +114,20 @@ class Lark(Struct, tag_field="type", tag="lark", frozen=True):
 Guide = JsonObject | JsonSchema | Regex | Choice | Lark
 
 
+class AutoTools(Struct, tag_field="type", tag="auto", frozen=True):
+    """Functions are called as the model likes."""
+
+
+class RequiredTools(Struct, tag_field="type", tag="required", frozen=True):
+    """The answer is one call or more."""
+
+
+class NamedTool(Struct, tag_field="type", tag="function", frozen=True):
+    """The answer is one call of one function."""
+
+    name: str
+
+
 class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request."""
 
@@ -134,6 +148,8 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     stopping: StopParams = StopParams()
     guide: Guide | None = None
     guide_param: str = "guide"
+    tool_choice: AutoTools | RequiredTools | NamedTool | None = None
+    parallel_tool_calls: bool = True
     n: int = 1
     tenant: int = 0
     priority: int = 0

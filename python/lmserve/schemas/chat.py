@@ -28,6 +28,7 @@ from lmserve.schemas.bounds import (
     TopP,
 )
 from lmserve.schemas.guided import GuidedRequest
+from lmserve.schemas.tools import MAX_CALLS, MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice
 
 Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
 NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
@@ -44,15 +45,21 @@ class ContentPart(Struct, frozen=True):
 class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One message. An assistant's message may be sent back as it was received."""
 
-    role: Role
-    content: Text | Annotated[list[ContentPart], Meta(max_length=1024)]
+    role: Role | Literal["tool"]
+    content: Annotated[
+        Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None,
+        Meta(description="Null only in an assistant's message with tool_calls."),
+    ] = None
     name: Annotated[Tag | None, Meta(description="The participant's name, for templates that know it.")] = None
     reasoning_content: Annotated[Text | None, Meta(description="For templates that know it.")] = None
     refusal: Unsupported = UNSET
     annotations: Unsupported = UNSET
     audio: Unsupported = UNSET
     function_call: Unsupported = UNSET
-    tool_calls: Unsupported = UNSET
+    tool_calls: Annotated[
+        Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | None, Meta(description="Calls of an assistant.")
+    ] = None
+    tool_call_id: Annotated[Tag | None, Meta(description="The call that a tool's message answers.")] = None
 
 
 class TemplateVariables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -149,6 +156,16 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
         Literal["error", "truncate_output", "drop_oldest_turns"] | None, Meta(description="As in /generate.")
     ] = None
 
+    tools: Annotated[
+        Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+    ] = None
+    tool_choice: Annotated[
+        ToolChoice | None, Meta(description="none, auto, required, or one function; null: auto, where there are tools.")
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="false: an answer that must call calls once; null: true.")
+    ] = None
+
     audio: Unsupported = UNSET
     function_call: Unsupported = UNSET
     functions: Unsupported = UNSET
@@ -156,13 +173,10 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
     modalities: Unsupported = UNSET
     moderation: Unsupported = UNSET
     reasoning_effort: Unsupported = UNSET
-    tool_choice: Unsupported = UNSET
-    tools: Unsupported = UNSET
     verbosity: Unsupported = UNSET
     web_search_options: Unsupported = UNSET
 
     metadata: NoEffect = UNSET
-    parallel_tool_calls: NoEffect = UNSET
     prediction: NoEffect = UNSET
     prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET
@@ -233,10 +247,13 @@ class AssistantMessage(Struct, frozen=True):
 
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: Annotated[str | UnsetType, Meta(description="What the model thought first.")] = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
     refusal: str | None = None
 
 
 FinishReason = Annotated[Literal["stop", "length"], Meta(description="A cancelled turn stopped.")]
+ChatFinishReason = Annotated[Literal["stop", "length", "tool_calls"], Meta(description="A cancelled turn stopped.")]
 
 
 class ChatChoice(Struct, frozen=True):
@@ -244,7 +261,7 @@ class ChatChoice(Struct, frozen=True):
 
     index: int
     message: AssistantMessage
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     logprobs: ChoiceLogprobs | None = None
 
 
@@ -265,6 +282,8 @@ class ChatDelta(Struct, frozen=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):
@@ -272,7 +291,7 @@ class ChunkChoice(Struct, frozen=True):
 
     index: int
     delta: ChatDelta
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
 
 

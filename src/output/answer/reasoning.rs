@@ -1,0 +1,98 @@
+//! Tells what a model thinks from what it answers, as it comes: `<think>...</think>` before the answer.
+
+use super::partial_suffix;
+use crate::text::Thinking;
+
+const OPEN: &str = "<think>";
+const CLOSE: &str = "</think>";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Begin,
+    /// White space after the opening marker.
+    BeforeThoughts,
+    Thoughts,
+    /// White space after the closing marker.
+    BeforeAnswer,
+    Answer,
+}
+
+/// The state within one answer.
+#[derive(Debug)]
+pub(super) struct ThoughtParser {
+    mode: Mode,
+    held: String,
+}
+
+impl ThoughtParser {
+    pub(super) fn new(thinking: Thinking) -> Self {
+        let mode = match thinking {
+            Thinking::Open => Mode::BeforeThoughts,
+            Thinking::Maybe => Mode::Begin,
+        };
+        Self {
+            mode,
+            held: String::new(),
+        }
+    }
+
+    /// Appends what `text` adds to thoughts and answer.
+    pub(super) fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
+        if self.mode == Mode::Answer {
+            answer.push_str(text);
+            return;
+        }
+        for c in text.chars() {
+            self.push_char(c, thoughts, answer);
+        }
+    }
+
+    fn push_char(&mut self, c: char, thoughts: &mut String, answer: &mut String) {
+        match self.mode {
+            Mode::Answer => answer.push(c),
+            Mode::BeforeAnswer | Mode::BeforeThoughts if c.is_whitespace() => {}
+            Mode::BeforeAnswer => {
+                self.mode = Mode::Answer;
+                answer.push(c);
+            }
+            Mode::Begin => {
+                self.held.push(c);
+                let begun = self.held.trim_start();
+                if begun == OPEN {
+                    self.held.clear();
+                    self.mode = Mode::BeforeThoughts;
+                } else if !OPEN.starts_with(begun) {
+                    answer.push_str(&self.held);
+                    self.held.clear();
+                    self.mode = Mode::Answer;
+                }
+            }
+            Mode::BeforeThoughts | Mode::Thoughts => {
+                self.mode = Mode::Thoughts;
+                self.held.push(c);
+                if let Some(last) = self.held.strip_suffix(CLOSE) {
+                    thoughts.push_str(last.trim_end());
+                    self.held.clear();
+                    self.mode = Mode::BeforeAnswer;
+                    return;
+                }
+                // White space before the marker belongs to it.
+                let kept = partial_suffix(&self.held, CLOSE);
+                let sure = self.held[..self.held.len() - kept].trim_end().len();
+                let rest = self.held.split_off(sure);
+                thoughts.push_str(&self.held);
+                self.held = rest;
+            }
+        }
+    }
+
+    /// The text has ended.
+    pub(super) fn flush(&mut self, thoughts: &mut String, answer: &mut String) {
+        let held = std::mem::take(&mut self.held);
+        match self.mode {
+            Mode::Thoughts => thoughts.push_str(&held),
+            _ => answer.push_str(&held),
+        }
+        self.mode = Mode::Answer;
+    }
+}
