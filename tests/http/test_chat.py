@@ -143,6 +143,27 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
     }
 
 
+def test_both_names_of_the_token_limit_hold(client: httpx.Client) -> None:
+    for limits in ((3, 5), (5, 3)):
+        names = dict(zip(("max_tokens", "max_completion_tokens"), limits, strict=True))
+        reply = client.post("/v1/chat/completions", json=ask(ignore_eos=True, **names)).json()
+        assert reply["usage"]["completion_tokens"] == 3
+
+
+def test_a_whole_number_may_have_a_point(scripted: Running, scripted_client: httpx.Client) -> None:
+    """JSON Schema calls 3.0 an integer."""
+    body = (
+        b'{"model": "%b", "messages": "x", "max_tokens": 3.0, "logit_bias": {"5": 1.0}, "temperature": 1.0, "seed": %b}'
+    )
+    for seed, status in ((b"1e3", 200), (b"2.5", 400), (b"9007199254740993.0", 400)):
+        content = body % (MODEL.encode(), seed)
+        response = scripted_client.post("/v1/chat/completions", content=content)
+        assert response.status_code == status, response.text
+    request = scripted.core.submitted[-1]
+    assert request["stopping"]["max_tokens"] == 3
+    assert request["sampling"]["seed"] == 1000
+
+
 def test_null_is_absent(scripted: Running, scripted_client: httpx.Client) -> None:
     nullable = [
         "stream",
@@ -204,7 +225,6 @@ def test_unsupported_parameters_are_refused(client: httpx.Client, field: str, va
     ("fields", "param"),
     [
         ({"best_of": 2}, "best_of"),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"renew_session": True}, "renew_session"),

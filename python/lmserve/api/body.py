@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -17,8 +18,10 @@ T = TypeVar("T")
 
 # Longest quotation of what was given, in characters.
 MAX_QUOTE = 80
-# A larger body is not parsed a second time to quote from it.
+# A larger body is not parsed a second time, neither to quote from it nor to find its integers.
 MAX_QUOTED_BODY = 1_048_576
+# From here on a float may stand for several integers.
+EXACT = 2.0**53
 
 PLACE = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 GOT = re.compile(r", got `[^`]*`$")
@@ -27,7 +30,7 @@ NAMED_FIELD = re.compile(r"(?:missing required|contains unknown) field `([^`]*)`
 
 
 class StrictJson(AbstractDTO[T]):
-    """Decodes a body into its Struct without any coercion: "0.5" is not a number.
+    """Decodes a body into its Struct without any coercion: "0.5" is not a number, but 2.0 is an integer.
 
     Litestar's own path converts laxly, and answers some bodies with a 500.
     """
@@ -79,6 +82,9 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             body.decode()
         return decoder.decode(body)
     except msgspec.ValidationError as error:
+        if (exact := _with_integers(body)) is not None:
+            with suppress(msgspec.ValidationError):
+                return decoder.decode(exact)
         raise _invalid_value(str(error), body, decoder.type) from error
     except UnicodeDecodeError as error:
         message = f"the body must be UTF-8, but byte {error.start} of {_excerpt(error.object)} is not"
@@ -89,6 +95,26 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except RecursionError as error:
         message = f"the body is nested too deeply; the limit is about {sys.getrecursionlimit()} levels"
         raise LmserveError.invalid(None, message, "invalid_json") from error
+
+
+def _with_integers(body: bytes) -> bytes | None:
+    """The body with 512.0 written as 512, which JSON Schema calls an integer too; None where that cannot be said."""
+    if len(body) > MAX_QUOTED_BODY:
+        return None
+    try:
+        return msgspec.json.encode(_integral(msgspec.json.decode(body)))
+    except (msgspec.MsgspecError, RecursionError, OverflowError):
+        return None
+
+
+def _integral(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _integral(item) for key, item in value.items()}
+    return value
 
 
 def _excerpt(body: bytes) -> str:

@@ -83,12 +83,8 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
 
 
 def _max_tokens(data: ChatRequest) -> int | None:
-    if data.max_completion_tokens is None:
-        return data.max_tokens
-    if data.max_tokens not in (None, data.max_completion_tokens):
-        given = f"{data.max_tokens} and {data.max_completion_tokens} were given"
-        raise LmserveError.invalid("max_tokens", f"max_tokens and max_completion_tokens mean the same, but {given}")
-    return data.max_completion_tokens
+    # Both are upper bounds, so both hold.
+    return min((limit for limit in (data.max_tokens, data.max_completion_tokens) if limit is not None), default=None)
 
 
 def _session(data: ChatRequest) -> SessionRef | None:
