@@ -80,13 +80,14 @@ class Frames:
     def __init__(self) -> None:
         self._rest = b""
 
-    def push(self, piece: bytes) -> list[GenerateReply]:
-        """The frames that are whole now. Raises LmserveError for one that says that the turn failed."""
+    def push(self, piece: bytes) -> Iterator[GenerateReply]:
+        """The frames that are whole now. Raises LmserveError in place of one that says that the turn failed."""
         *whole, self._rest = (self._rest + piece).split(b"\0")
-        frames = [msgspec.json.decode(frame, type=GenerateReply) for frame in whole]
-        if frames and not isinstance(frames[-1].error, msgspec.UnsetType):
-            raise LmserveError(500, msgspec.to_builtins(frames[-1].error))
-        return frames
+        for frame in whole:
+            reply = msgspec.json.decode(frame, type=GenerateReply)
+            if not isinstance(reply.error, msgspec.UnsetType):
+                raise LmserveError(500, msgspec.to_builtins(reply.error))
+            yield reply
 
 
 def generate_body(prompt: Prompt, options: GenerateOptions, *, stream: bool) -> dict[str, Any]:

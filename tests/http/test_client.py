@@ -102,6 +102,21 @@ def test_refusals(real: Running, scripted: Running, client: Client) -> None:
     assert nothing.value.status == 404
 
 
+def test_frames_before_a_failure_are_not_lost() -> None:
+    """However the stream is cut into pieces."""
+    said = b'{"text": "a", "tokens": 1, "finish_reason": null}\0'
+    failed = (
+        b'{"text": "", "tokens": 1, "finish_reason": "error", "error": {"message": "m", "type": "t", "param": null, '
+    )
+    failed += b'"code": "c"}}\0'
+    for cut in range(len(said + failed) + 1):
+        pieces = ((said + failed)[:cut], (said + failed)[cut:])
+        frames, texts = Frames(), []
+        with pytest.raises(LmserveError, match="m"):
+            texts.extend(frame.text for piece in pieces for frame in frames.push(piece))
+        assert texts == ["a"]
+
+
 def test_a_server_that_is_another() -> None:
     with Client("http://127.0.0.1:9", timeout=5) as client, pytest.raises(Exception, match=r"[Cc]onnect"):
         client.models()
