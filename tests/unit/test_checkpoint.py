@@ -158,7 +158,7 @@ def test_tied_embeddings_need_no_head(folder):
         ({"head_dim": 3}, r"head_dim 3 is odd"),
         ({"rope_scaling": {"rope_type": "longrope"}}, r"rope scaling 'longrope' is not supported"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor\) is not supported"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantization 'gptq' of safetensors is not supported"),
+        ({"quantization_config": {"quant_method": "hqq"}}, r"quant_method is one of gptq, .*, but 'hqq' was given"),
         ({"intermediate_size": 13}, r"gate_proj.weight has shape \[12, 8\], the configuration needs \[13, 8\]"),
         ({"attention_bias": True}, r"tensor model.layers.0.self_attn.q_proj.bias is missing"),
         ({"num_hidden_layers": 1}, r"tensor model.layers.1.\S+ is not one of a supported model"),

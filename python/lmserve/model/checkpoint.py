@@ -14,8 +14,10 @@ from lmserve.model.arch import bert, decoder
 from lmserve.model.arch.family import Family, Tensors
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.quantization import read_quantization
+from lmserve.model.quantized_source import restore
 from lmserve.model.safetensors_source import read_safetensors
-from lmserve.model.tensors import StoredTensor
+from lmserve.model.tensors import TensorSource
 
 GGUF_MAGIC = b"GGUF"
 
@@ -28,7 +30,7 @@ class Checkpoint:
     name: str
     kind: str  # "generate" or "embed"
     config: ModelConfig | EncoderConfig
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, TensorSource]
     chat_template: str | None
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
     eos_token_ids: list[int]
@@ -80,8 +82,18 @@ def _open_folder(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder}: embedding models that are decoders ({family.name}) are not supported")
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder}: a json file holds a value of the wrong kind: {error}") from error
-    tensors = family.hf_tensors(read_safetensors(folder), config)
+    tensors = family.hf_tensors(_read_weights(folder, raw), config)
     return _checked(folder, family, config, tensors, text)
+
+
+def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
+    stored = read_safetensors(folder)
+    try:
+        return restore(stored, read_quantization(raw))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: quantization_config holds a value of the wrong kind: {error}") from error
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -95,7 +107,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     tensors = gguf_source.canonical_names(stored)
     if family.gguf_interleaved_rope:
         tensors = gguf_source.undo_interleaved_rope(tensors, config)
-    return _checked(path, family, config, tensors, gguf_source.text_settings(header))
+    return _checked(path, family, config, dict(tensors), gguf_source.text_settings(header))
 
 
 def _checked(
@@ -149,7 +161,8 @@ def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:
 
 def _refuse_unknown(path: Path, tensors: Tensors, expected: Mapping[str, Any]) -> None:
     # A tensor that no code reads is a part of the model that would silently be left out. Only these are known not to
-    # matter: a head beside tied embeddings, and stored rotation frequencies.
+    # matter: a head beside tied embeddings, stored rotation frequencies, and the zeros that quantizers add as biases.
     for tensor in sorted(tensors.keys() - expected.keys()):
-        if tensor != "lm_head.weight" and not tensor.endswith("rotary_emb.inv_freq"):
+        known = tensor == "lm_head.weight" or tensor.endswith("rotary_emb.inv_freq")
+        if not known and not (tensor.endswith(".bias") and not tensors[tensor].dequantize().any()):
             raise CheckpointError(f"{path}: tensor {tensor} is not one of a supported model")

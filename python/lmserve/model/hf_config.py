@@ -30,9 +30,6 @@ def decoder_config(
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act {activation!r} is not supported (silu is)")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(f"config.json: quantization {method!r} of safetensors is not supported; use a GGUF file")
     hidden_size, num_heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
     head_dim = int(raw.get("head_dim") or hidden_size // num_heads)
     num_kv_heads = int(raw.get("num_key_value_heads") or num_heads)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from lmserve.model.errors import CheckpointError
 from lmserve.model.tensors import PLAIN_TYPES, StoredTensor
 
+# Of quantized weights, their parts too.
+KNOWN_TYPES = PLAIN_TYPES | {"I32": np.dtype("<i4"), "F8_E4M3": np.dtype("u1")}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # A real header is a few MB at most; this bounds what a broken length field can make us read.
@@ -20,7 +22,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every float tensor of the folder's safetensors files by its stored name; tensors of other types are left out."""
+    """Every tensor of the folder's safetensors files by its stored name; types that are not known are bytes."""
     tensors: dict[str, StoredTensor] = {}
     for path, names in _shards(folder):
         stored = _read_file(path)
@@ -28,7 +30,7 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
             missing = sorted(names - stored.keys())
             if missing:
                 raise CheckpointError(f"{path}: tensor {missing[0]} is missing, which {INDEX} places there")
-        tensors |= {name: tensor for name, tensor in stored.items() if tensor.dtype in PLAIN_TYPES}
+        tensors |= stored
     return tensors
 
 
@@ -78,9 +80,10 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], data: NDArray[np.uint8
     if not 0 <= start <= end <= len(data):
         raise CheckpointError(f"{path} is truncated: {name} ends at byte {end} of its data, it has {len(data)} bytes")
     stored = data[start:end]
-    if dtype not in PLAIN_TYPES:
+    numbers = KNOWN_TYPES.get(dtype)
+    if numbers is None:
         return StoredTensor(name, shape, dtype, stored)
-    expected = math.prod(shape) * PLAIN_TYPES[dtype].itemsize
+    expected = math.prod(shape) * numbers.itemsize
     if end - start != expected or any(extent < 0 for extent in shape):
         raise CheckpointError(f"{path}: {name} {dtype} {list(shape)} needs {expected} bytes, has {end - start}")
-    return StoredTensor(name, shape, dtype, stored.view(PLAIN_TYPES[dtype]).reshape(shape))
+    return StoredTensor(name, shape, dtype, stored.view(numbers).reshape(shape))

@@ -33,6 +33,10 @@ class TensorSource(Protocol):
     def nbytes(self) -> int:
         """Stored size in bytes."""
 
+    @property
+    def data(self) -> NDArray[Any]:
+        """What the file has, mapped and not read, whatever rows were selected; of several parts the largest."""
+
     def raw(self) -> NDArray[Any]:
         """The stored values, not converted: usually a read-only view of the mapped file.
 

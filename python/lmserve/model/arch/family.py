@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmserve.model.config import EncoderConfig, ModelConfig
-from lmserve.model.tensors import StoredTensor
+from lmserve.model.tensors import TensorSource
 
-Tensors = dict[str, StoredTensor]
+Tensors = dict[str, TensorSource]
 
 
 def _unchanged(tensors: Tensors, _config: ModelConfig | EncoderConfig) -> Tensors:
