@@ -88,6 +88,7 @@ class ServeConfig:
     max_batch: int = 64
     max_batch_tokens: int | None = None
     kv_memory: int | None = None
+    gpu_memory_fraction: float = 0.9  # of the memory that is free on the GPU
     max_queue: int = 1024
     prefix_cache: bool = True
     share_prefix_cache: bool = False
@@ -108,6 +109,7 @@ class ServeConfig:
         self._check_range("max_batch", 1, 4096)
         self._check_range("max_batch_tokens", 1, 1_048_576)
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
+        self._check_range("gpu_memory_fraction", 0.01, 1)
         self._check_range("max_queue", 1, 1_000_000)
         self._check_range("max_sessions", 1, 10_000_000)
         self._check_range("session_ttl", 0, 1_000_000_000)

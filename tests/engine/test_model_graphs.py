@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from lmserve.model import RunnerOptions, open_checkpoint, plan_memory
+from lmserve.model import RunnerOptions, open_checkpoint, plan_memory, sampler
 from lmserve.model.arch.decoder import Decoder
 from lmserve.model.graphs import DecodeGraphs, buckets
+from lmserve.model.interface import MAX_LOGPROBS, Extras
 from lmserve.model.runner import allocate_buffers, cache_config, runner_info
+from lmserve.model.sampler import SamplingRows
 from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_runner import GraphRunner, TorchRunner
 from lmserve.model.torch_varlen import VarlenAttention, varlen, varlen_fits
@@ -137,6 +139,57 @@ def test_shapes_and_dtypes_flow_through_the_kernel_on_the_meta_device(model):
     assert states.shape == (1, checkpoint.config.hidden_size)
     assert logits.shape == (1, checkpoint.config.vocab_size)
     assert states.dtype == logits.dtype == torch.bfloat16
+
+
+def test_sampling_asks_the_device_nothing():
+    """A meta tensor has no values: whatever would wait for the device to tell one fails on it."""
+    n, vocab = 5, 3 * sampler.NUCLEUS_WIDTH
+    ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
+    rows = SamplingRows(
+        temperature=np.array([0, 1, 1, 0.5, 2], np.float32),
+        top_k=np.array([0, 0, 40, 0, vocab - 1], np.int32),
+        top_p=np.array([1, 0.9, 1, 1, 0.5], np.float32),
+        min_p=np.array([0, 0, 0, 0.1, 0], np.float32),
+        repetition_penalty=1.5 * ones,
+        presence_penalty=ones,
+        frequency_penalty=zeros,
+        uniform=0.5 * ones,
+    )
+    starts = np.arange(n + 1, dtype=np.int32)
+    extras = Extras(
+        bias_start=starts,
+        bias_token=starts[:n],
+        bias_value=ones,
+        seen_start=starts,
+        seen_token=starts[:n],
+        seen_count=starts[:n],
+    )
+    logits = torch.empty(n, vocab, device="meta")
+    for given in (None, extras):
+        sampled = sampler.sample(logits, rows, given)
+        assert (sampled.device.type, sampled.shape, sampled.dtype) == ("meta", (n,), torch.int64)
+    own, top_ids, top_logprobs = sampler.token_logprobs(logits, sampled)
+    assert own.shape == (n,)
+    assert top_ids.shape == top_logprobs.shape == (n, MAX_LOGPROBS)
+
+
+def test_outputs_come_with_collect(model, monkeypatch):
+    """Until then the engine may read those of the step before."""
+    _, checkpoint = model
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_stand_in)
+    info, buffers, decoder, ops = parts(checkpoint)
+    runner = TorchRunner(info, buffers, decoder, ops)
+    greedy(runner)
+    driver = Driver(runner)
+    shape = driver.fill([(driver.start([1, 2, 3]), 3)])
+    buffers.sampled[:] = -7
+    runner.launch(*shape, None)
+    assert buffers.sampled[0] == -7
+    runner.collect()
+    first = int(buffers.sampled[0])
+    assert first >= 0
+    runner.collect()
+    assert buffers.sampled[0] == first
 
 
 def test_the_kernel_is_chosen_only_where_it_fits(model):

@@ -52,6 +52,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         *("--log-level", "debug", "--served-model-name", "m", "--served-model-name", "n", "--device", "cuda:1"),
         *("--dtype", "bf16", "--max-model-len", "4096", "--max-batch", "8", "--max-batch-tokens", "256"),
         *("--max-queue", "7", "--kv-memory", "1.5GiB", "--no-prefix-cache"),
+        *("--gpu-memory-fraction", "0.5"),
     )
     assert given == ServeConfig(
         host="::1",
@@ -64,6 +65,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         max_batch=8,
         max_batch_tokens=256,
         kv_memory=3 * GIB // 2,
+        gpu_memory_fraction=0.5,
         max_queue=7,
         prefix_cache=False,
         max_body=MIB,
@@ -86,6 +88,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         (["--max-queue", "-1"], "--max-queue must lie in [1, 1000000], but -1 was given"),
         (["--kv-memory", "2 parsecs"], "a size such as 2GiB, 512MiB or a number of bytes expected, but '2 parsecs'"),
         (["--kv-memory", "1"], "--kv-memory must lie in ["),
+        (["--gpu-memory-fraction", "1.5"], "--gpu-memory-fraction must lie in [0.01, 1], but 1.5 was given"),
         (["--grace", "nan"], "--grace must lie in [0, 3600], but nan was given"),
         (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, but 'tpu' was given"),
         (["--dtype", "int3"], "invalid choice: 'int3'"),

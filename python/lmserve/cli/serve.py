@@ -157,6 +157,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
     )
     group.add_argument(
+        "--gpu-memory-fraction",
+        metavar="FRACTION",
+        type=float,
+        help="share of a GPU's free memory that weights, KV cache and steps may take together"
+        f" (default: {default.gpu_memory_fraction})",
+    )
+    group.add_argument(
         "--no-prefix-cache",
         dest="prefix_cache",
         action="store_const",
@@ -206,7 +213,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         values[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
     for setting in ("device", "dtype", "max_model_len", "max_batch", "max_batch_tokens", "kv_memory", "max_queue"):
         values[setting] = given[setting]
-    for setting in ("ops", "quantize", "kv_dtype", "threads"):
+    for setting in ("ops", "quantize", "kv_dtype", "threads", "gpu_memory_fraction"):
         values[setting] = given[setting]
     for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
         values[setting] = given[setting]

@@ -39,6 +39,7 @@ class ModelPlan:
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,
             kv_memory=config.kv_memory,
+            gpu_memory_fraction=config.gpu_memory_fraction,
         )
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
         self._config = config

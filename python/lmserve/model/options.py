@@ -35,7 +35,7 @@ class RunnerOptions:
     max_model_len: int | None = None
     kv_memory: int | None = None
     block_size: int | None = None  # None: 16 on the CPU, 256 on CUDA
-    gpu_memory_fraction: float = 0.9
+    gpu_memory_fraction: float = 0.9  # of what is free on the GPU before the weights are loaded
     graphs: bool = True  # CUDA graphs for decode steps
     threads: int | None = None  # None: the cores that this process may use
 
@@ -76,6 +76,11 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     dtype = options.dtype if options.dtype != "auto" else "fp32" if on_cpu or checkpoint.kind == "embed" else "bf16"
     _check(dtype in ITEM_BYTES, "dtype", f"dtype is {dtype!r}; it must be one of auto, {', '.join(ITEM_BYTES)}")
     _check(1 <= options.max_batch <= 4096, "max_batch", f"max_batch is {options.max_batch}; it must be 1 to 4096")
+    _check(
+        0 < options.gpu_memory_fraction <= 1,
+        "gpu_memory_fraction",
+        f"gpu_memory_fraction is {options.gpu_memory_fraction}; it must be above 0 and at most 1",
+    )
     ops = _ops(checkpoint, options, device)
     quantize, kv_dtype = _formats(options, ops, dtype)
     weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, StepBuffers
+from lmserve.model.torch_upload import on_device
 
 # Most distributions have their top_p mass in this many tokens; where one has not, the row is sorted whole.
 NUCLEUS_WIDTH = 512
@@ -55,7 +56,7 @@ def sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
     if not special.any():
         return logits.argmax(-1)
     chosen = np.flatnonzero(special)
-    index = torch.from_numpy(chosen).to(logits.device)
+    index = on_device(chosen, logits.device)
     changed = logits.index_select(0, index)
     if extras is not None:
         _apply_extras(changed, rows, extras, chosen)
@@ -95,7 +96,7 @@ def _sample_changed(logits: Tensor, rows: SamplingRows) -> Tensor:
     greedy = rows.temperature == 0
     if greedy.all():
         return logits.argmax(-1)
-    drawn = torch.from_numpy(np.flatnonzero(~greedy)).to(logits.device)
+    drawn = on_device(np.flatnonzero(~greedy), logits.device)
     sampled = logits.argmax(-1)
     sampled[drawn] = _draw(logits.index_select(0, drawn), rows.select(np.flatnonzero(~greedy)))
     return sampled
@@ -107,30 +108,30 @@ def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: ND
     place[chosen] = np.arange(len(chosen))
     n = len(rows.temperature)
 
-    def on_device(values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(logits.device)
+    def moved(values: NDArray[Any]) -> Tensor:
+        return on_device(values, logits.device)
 
     owner = np.repeat(np.arange(n), np.diff(extras.seen_start[: n + 1]))
     if len(owner):
         end = len(owner)
-        at = (on_device(place[owner]), on_device(extras.seen_token[:end].astype(np.int64)))
-        count = on_device(extras.seen_count[:end].astype(np.float32))
+        at = (moved(place[owner]), moved(extras.seen_token[:end].astype(np.int64)))
+        count = moved(extras.seen_count[:end].astype(np.float32))
         value = logits[at]
-        repetition = on_device(rows.repetition_penalty[owner])
+        repetition = moved(rows.repetition_penalty[owner])
         value = torch.where(value > 0, value / repetition, value * repetition)
-        value = value - count * on_device(rows.frequency_penalty[owner])
-        logits[at] = value - (count > 0) * on_device(rows.presence_penalty[owner])
+        value = value - count * moved(rows.frequency_penalty[owner])
+        logits[at] = value - (count > 0) * moved(rows.presence_penalty[owner])
     owner = np.repeat(np.arange(n), np.diff(extras.bias_start[: n + 1]))
     if len(owner):
         end = len(owner)
-        at = (on_device(place[owner]), on_device(extras.bias_token[:end].astype(np.int64)))
-        logits.index_put_(at, on_device(extras.bias_value[:end]), accumulate=True)
+        at = (moved(place[owner]), moved(extras.bias_token[:end].astype(np.int64)))
+        logits.index_put_(at, moved(extras.bias_value[:end]), accumulate=True)
     if extras.masks is not None:
         places = place[extras.masks.rows]
         # Asked for as late as possible: the masks are computed meanwhile.
         words = np.frombuffer(extras.masks.wait(), np.uint8).reshape(len(places), -1)
         forbidden = np.unpackbits(~words, axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
-        for at, row in zip(places.tolist(), on_device(forbidden), strict=True):
+        for at, row in zip(places.tolist(), moved(forbidden), strict=True):
             logits[at].masked_fill_(row, -torch.inf)
 
 
@@ -138,11 +139,11 @@ def _draw(logits: Tensor, rows: SamplingRows) -> Tensor:
     device = logits.device
     # Finite even where every token is forbidden, so that such a row gives an arbitrary token and no NaN.
     largest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    scaled = (logits - largest) / torch.from_numpy(rows.temperature).to(device)[:, None]
+    scaled = (logits - largest) / on_device(rows.temperature, device)[:, None]
     threshold = _threshold(scaled, rows)
     kept = scaled.exp().masked_fill_(scaled < threshold[:, None], 0.0)
     cumulative = kept.cumsum(-1, dtype=torch.float64)
-    target = torch.from_numpy(rows.uniform).to(device)[:, None] * cumulative[:, -1:]
+    target = on_device(rows.uniform, device)[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
 
@@ -151,14 +152,14 @@ def _threshold(scaled: Tensor, rows: SamplingRows) -> Tensor:
     """The least kept value [n] of scaled [n, vocab], whose largest value is 0 in each row."""
     n, vocab = scaled.shape
     with np.errstate(divide="ignore"):
-        threshold = torch.from_numpy(np.log(rows.min_p)).to(scaled.device)
+        threshold = on_device(np.log(rows.min_p), scaled.device)
     top_k = np.where((rows.top_k > 0) & (rows.top_k < vocab), rows.top_k, vocab)
     narrow = top_k <= NUCLEUS_WIDTH
     wide = ~narrow & ((top_k < vocab) | (rows.top_p < 1))
     for chosen in (np.flatnonzero(narrow), np.flatnonzero(wide)):
         if not len(chosen):
             continue
-        index = torch.from_numpy(chosen).to(scaled.device)
+        index = on_device(chosen, scaled.device)
         values = scaled if len(chosen) == n else scaled.index_select(0, index)
         least = _top_threshold(values, top_k[chosen], rows.top_p[chosen])
         threshold[index] = torch.maximum(threshold[index], least)
@@ -168,13 +169,13 @@ def _threshold(scaled: Tensor, rows: SamplingRows) -> Tensor:
 def _top_threshold(scaled: Tensor, top_k: NDArray[Any], top_p: F32) -> Tensor:
     """The threshold of top_k and top_p together, of rows that are all narrow or all wide."""
     vocab = scaled.shape[1]
-    count = torch.from_numpy(top_k.astype(np.int64)).to(scaled.device)[:, None]
-    share = torch.from_numpy(top_p.astype(np.float64)).to(scaled.device)[:, None]
+    count = on_device(top_k.astype(np.int64), scaled.device)[:, None]
+    share = on_device(top_p.astype(np.float64), scaled.device)[:, None]
     widest = int(top_k.max())
     if widest <= NUCLEUS_WIDTH:
         return _cut(scaled, scaled.topk(widest).values, count, share)[0]
     # On a GPU the whole sort costs less than waiting to learn that a part would have done.
-    if scaled.device.type == "cuda" or top_k.min() < vocab or vocab <= NUCLEUS_WIDTH:
+    if scaled.device.type != "cpu" or top_k.min() < vocab or vocab <= NUCLEUS_WIDTH:
         return _cut(scaled, scaled.sort(dim=-1, descending=True).values, count, share)[0]
     least, reached = _cut(scaled, scaled.topk(NUCLEUS_WIDTH).values, count, share)
     short = (~reached).nonzero()[:, 0]

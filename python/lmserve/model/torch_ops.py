@@ -26,6 +26,7 @@ from lmserve.model.torch_attention import (
     SdpaAttention,
     StepLayout,
 )
+from lmserve.model.torch_upload import on_device
 from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
 
 STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens", "block_tables", "sample_rows")
@@ -165,7 +166,7 @@ class TorchOps:
         self._send(buffers.sampled, np.arange(n_rows), sampled)
         wanted = np.flatnonzero(buffers.logprobs[:n_rows] >= 0)
         if len(wanted):
-            index = torch.from_numpy(wanted).to(self._device)
+            index = on_device(wanted, self._device)
             own, top_ids, top_logprobs = sampler.token_logprobs(logits.index_select(0, index), sampled[index])
             self._send(buffers.sampled_logprob, wanted, own)
             self._send(buffers.top_ids, wanted, top_ids)
