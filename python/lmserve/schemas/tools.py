@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import Tag, Text
+from lmserve.schemas.guided import JsonSchema
 
 MAX_TOOLS = 128
 MAX_CALLS = 1024
@@ -19,7 +20,7 @@ class FunctionDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: FunctionName
     description: Text | None = None
-    parameters: Annotated[dict[str, Any] | None, Meta(description="Null: it has none.")] = None
+    parameters: Annotated[JsonSchema | None, Meta(description="Null: it has none.")] = None
     strict: Annotated[
         bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
     ] = None
