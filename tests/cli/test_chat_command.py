@@ -22,10 +22,10 @@ LONG = "Write a very long story about a lighthouse, in great detail."
 
 def test_answers_go_to_stdout(default_server: ServerProcess) -> None:
     command = [sys.executable, "-m", "lmserve", "chat", "--url", default_server.url, "--temperature", "0"]
-    line = "What is the capital of France?\n"
+    line = "What is the capital of Japan?\n"
     done = subprocess.run(command, input=line, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    body = {"prompt": "What is the capital of France?", "temperature": 0}
+    body = {"prompt": "What is the capital of Japan?", "temperature": 0}
     expected = httpx.post(f"{default_server.url}/generate", json=body, timeout=60).json()["text"]
     assert done.stdout == expected + "\n"
 
