@@ -41,7 +41,7 @@ struct Known {
     tokens: Vec<u32>,
     ends: Vec<usize>,
     running: Option<(u64, bool)>,
-    used_ms: u64,
+    used: (u64, usize),
 }
 
 /// The store as a list to search through.
@@ -51,6 +51,7 @@ struct Naive {
     evicted: BTreeSet<SessionKey>,
     limits: StoreLimits,
     caps: BTreeMap<u32, usize>,
+    commits: usize,
 }
 
 impl Naive {
@@ -58,7 +59,7 @@ impl Naive {
         while self.sessions.keys().filter(|key| which(key)).count() > most {
             let idle = self.sessions.iter();
             let idle = idle.filter(|(key, s)| which(key) && s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used_ms, *key)).min() else {
+            let Some((_, key)) = idle.map(|(key, s)| (s.used, *key)).min() else {
                 return;
             };
             self.sessions.remove(&key);
@@ -75,7 +76,7 @@ impl Naive {
 
     fn expire(&mut self, now_ms: u64) {
         let ttl = self.limits.ttl_ms;
-        let old = |s: &Known| ttl > 0 && s.running.is_none() && s.used_ms + ttl <= now_ms;
+        let old = |s: &Known| ttl > 0 && s.running.is_none() && s.used.0 + ttl <= now_ms;
         let gone: Vec<_> = self
             .sessions
             .iter()
@@ -120,11 +121,12 @@ impl Naive {
         self.evicted.remove(&key);
         self.sessions.remove(&key);
         if let Some((tokens, ends)) = after {
+            self.commits += 1;
             let session = Known {
                 tokens,
                 ends,
                 running: None,
-                used_ms: now_ms,
+                used: (now_ms, self.commits),
             };
             self.sessions.insert(key, session);
             self.enforce(key.tenant);
@@ -202,6 +204,7 @@ proptest! {
             evicted: BTreeSet::new(),
             limits,
             caps: BTreeMap::new(),
+            commits: 0,
         };
         // What each running turn builds on, as the store gave it.
         let mut bases: BTreeMap<SessionKey, (u64, Base)> = BTreeMap::new();

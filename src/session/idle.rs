@@ -7,32 +7,40 @@ use super::state::SessionKey;
 /// Evicted ids that are remembered, to tell `session_expired` from `session_not_found`.
 const MAX_TOMBSTONES: usize = 65_536;
 
+/// When a session was last used. Turns may end within one millisecond, so `order` tells which came later; it is 0 for what a log
+/// brought back.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Used {
+    pub(super) ms: u64,
+    pub(super) order: u64,
+}
+
 /// Idle sessions in order of last use: all of them, and each tenant's.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
-    all: BTreeSet<(u64, SessionKey)>,
-    by_tenant: BTreeSet<(u32, u64, i64)>,
+    all: BTreeSet<(Used, SessionKey)>,
+    by_tenant: BTreeSet<(u32, Used, i64)>,
 }
 
 impl Idle {
-    pub(super) fn insert(&mut self, used_ms: u64, key: SessionKey) {
-        self.all.insert((used_ms, key));
-        self.by_tenant.insert((key.tenant, used_ms, key.id));
+    pub(super) fn insert(&mut self, used: Used, key: SessionKey) {
+        self.all.insert((used, key));
+        self.by_tenant.insert((key.tenant, used, key.id));
     }
 
-    pub(super) fn remove(&mut self, used_ms: u64, key: SessionKey) {
-        self.all.remove(&(used_ms, key));
-        self.by_tenant.remove(&(key.tenant, used_ms, key.id));
+    pub(super) fn remove(&mut self, used: Used, key: SessionKey) {
+        self.all.remove(&(used, key));
+        self.by_tenant.remove(&(key.tenant, used, key.id));
     }
 
     /// The least recently used session.
-    pub(super) fn oldest(&self) -> Option<(u64, SessionKey)> {
+    pub(super) fn oldest(&self) -> Option<(Used, SessionKey)> {
         self.all.first().copied()
     }
 
     /// A tenant's least recently used session.
     pub(super) fn oldest_of(&self, tenant: u32) -> Option<SessionKey> {
-        let first = (tenant, 0, i64::MIN);
+        let first = (tenant, Used::default(), i64::MIN);
         let &(owner, _, id) = self.by_tenant.range(first..).next()?;
         (owner == tenant).then_some(SessionKey { tenant, id })
     }

@@ -10,7 +10,7 @@ mod eviction;
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::idle::{Idle, Tombstones};
+use super::idle::{Idle, Tombstones, Used};
 use super::state::{Base, Commit, Outcome, SessionKey, SessionState};
 use crate::error::{Error, Kind, Result};
 
@@ -65,6 +65,7 @@ struct Running {
 #[derive(Debug, Clone)]
 struct Session {
     state: SessionState,
+    used_order: u64,
     running: Option<Running>,
 }
 
@@ -92,6 +93,8 @@ pub struct SessionStore {
     /// Sessions of each tenant that has some.
     counts: HashMap<u32, usize>,
     idle: Idle,
+    /// Turns committed so far.
+    uses: u64,
     limits: StoreLimits,
     tenant_caps: HashMap<u32, usize>,
     tombstones: Tombstones,
@@ -180,6 +183,7 @@ impl SessionStore {
             }
             let session = Session {
                 state: SessionState::new(now_ms),
+                used_order: 0,
                 running: Some(Running {
                     request,
                     fresh: true,
@@ -195,7 +199,7 @@ impl SessionStore {
         if start == Start::New {
             return Err(exists(key));
         }
-        self.idle.remove(session.state.used_ms, key);
+        self.idle.remove(session.used(), key);
         let fresh = start == Start::Fresh;
         session.running = Some(Running { request, fresh });
         Ok(if fresh {
@@ -241,6 +245,7 @@ impl SessionStore {
 
     /// Ends the running turn of `request` with the outcome that [`Self::outcome`] gave.
     pub fn settle(&mut self, key: SessionKey, request: u64, outcome: Outcome) {
+        let order = self.uses + 1;
         let Some(session) = self.running_mut(key, request) else {
             return;
         };
@@ -250,11 +255,13 @@ impl SessionStore {
             self.tombstones.remove(key);
             return;
         };
-        let used_ms = after.used_ms;
         let before = std::mem::replace(&mut session.state, after.clone());
+        session.used_order = order;
+        let used = session.used();
+        self.uses = order;
         self.totals.add(&after);
         self.totals.remove(&before);
-        self.idle.insert(used_ms, key);
+        self.idle.insert(used, key);
         self.tombstones.remove(key);
         self.evict_over_cap(key.tenant);
     }
@@ -265,11 +272,11 @@ impl SessionStore {
             return;
         };
         session.running = None;
-        let (empty, used_ms) = (session.state.turns.is_empty(), session.state.used_ms);
+        let (empty, used) = (session.state.turns.is_empty(), session.used());
         if empty {
             self.take(key);
         } else {
-            self.idle.insert(used_ms, key);
+            self.idle.insert(used, key);
         }
         self.evict_over_cap(key.tenant);
     }
@@ -355,6 +362,13 @@ impl SessionStore {
 }
 
 impl Session {
+    const fn used(&self) -> Used {
+        Used {
+            ms: self.state.used_ms,
+            order: self.used_order,
+        }
+    }
+
     fn info(&self, key: SessionKey) -> SessionInfo {
         SessionInfo {
             key,

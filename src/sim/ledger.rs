@@ -124,6 +124,8 @@ pub(super) struct Session {
     pub(super) turns: Vec<usize>,
     pub(super) running: Option<u64>,
     used_ms: u64,
+    /// Which of the commits since the server began it was, or 0.
+    used_order: u64,
 }
 
 impl Session {
@@ -134,6 +136,7 @@ impl Session {
             turns: state.turns.iter().map(Turn::end).collect(),
             running: None,
             used_ms: state.used_ms,
+            used_order: 0,
         }
     }
 }
@@ -146,6 +149,7 @@ pub(super) struct Ledger {
     /// Ids whose session was evicted, and which nobody has begun anew or ended since.
     pub(super) evicted: BTreeSet<SessionKey>,
     pub(super) limits: StoreLimits,
+    commits: u64,
 }
 
 impl Ledger {
@@ -155,6 +159,7 @@ impl Ledger {
             sessions: BTreeMap::new(),
             evicted: BTreeSet::new(),
             limits,
+            commits: 0,
         }
     }
 
@@ -176,6 +181,7 @@ impl Ledger {
         let committed = sessions.filter(|(_, session)| !session.turns.is_empty());
         let idle = |session: &Session| Session {
             running: None,
+            used_order: 0,
             ..session.clone()
         };
         Known {
@@ -186,11 +192,13 @@ impl Ledger {
 
     /// Makes a session what a verb has made of it.
     pub(super) fn put(&mut self, key: SessionKey, tokens: &[u32], turns: &[usize], now_ms: u64) {
+        self.commits += 1;
         let session = Session {
             tokens: tokens.to_vec(),
             turns: turns.to_vec(),
             running: None,
             used_ms: now_ms,
+            used_order: self.commits,
         };
         self.evicted.remove(&key);
         self.sessions.insert(key, session);
@@ -267,7 +275,8 @@ impl Ledger {
     pub(super) fn evict(&mut self) {
         while self.sessions.len() > self.limits.max_sessions {
             let idle = self.sessions.iter().filter(|(_, s)| s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used_ms, *key)).min() else {
+            let Some((_, _, key)) = idle.map(|(key, s)| (s.used_ms, s.used_order, *key)).min()
+            else {
                 return;
             };
             self.sessions.remove(&key);

@@ -49,9 +49,13 @@ impl SessionStore {
 
     /// Takes a session in as a log has it. It may be one too many: [`Self::enforce`] follows.
     pub(in crate::session) fn restore(&mut self, key: SessionKey, state: SessionState) {
-        self.idle.insert(state.used_ms, key);
-        let running = None;
-        self.insert(key, Session { state, running });
+        let session = Session {
+            state,
+            used_order: 0,
+            running: None,
+        };
+        self.idle.insert(session.used(), key);
+        self.insert(key, session);
     }
 
     /// Remembers an eviction as a log has it.

@@ -15,8 +15,8 @@ impl SessionStore {
         if self.limits.ttl_ms == 0 {
             return;
         }
-        while let Some((used_ms, key)) = self.idle.oldest() {
-            if used_ms.saturating_add(self.limits.ttl_ms) > now_ms {
+        while let Some((used, key)) = self.idle.oldest() {
+            if used.ms.saturating_add(self.limits.ttl_ms) > now_ms {
                 break;
             }
             self.evict(key);
@@ -42,7 +42,7 @@ impl SessionStore {
 
     fn evict(&mut self, key: SessionKey) {
         if let Some(session) = self.take(key) {
-            self.idle.remove(session.state.used_ms, key);
+            self.idle.remove(session.used(), key);
             self.tombstones.insert(key);
             if let Some(evicted) = &mut self.evicted {
                 evicted.push(key);
