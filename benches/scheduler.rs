@@ -37,7 +37,7 @@ impl Events for Silent {
             turn.commit(self.0);
         }
     }
-    fn fail(&mut self, _: u64, _: &Error) {}
+    fn fail(&mut self, _: u64, _: &Error, _: Usage) {}
 }
 
 struct Load {

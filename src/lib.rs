@@ -1,8 +1,8 @@
 //! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
 //!
-//! Layers, each importing only what stands left of it: `error, request <- cpu, text <- guided, kv <- sched, session, output <- engine <-
-//! python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and the
-//! kernels' pool in `cpu`) owns threads.
+//! Layers, each importing only what stands left of it: `error, request, tenant <- cpu, text <- guided, kv <- sched, session, output
+//! <- engine <- python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and
+//! the kernels' pool in `cpu`) owns threads.
 
 pub mod cpu;
 pub mod engine;
@@ -15,6 +15,7 @@ pub mod request;
 pub mod sched;
 pub mod session;
 pub mod sim;
+pub mod tenant;
 pub mod text;
 
 #[cfg(feature = "python")]

@@ -38,6 +38,7 @@ impl Folder {
             prefix_cache: true,
             share_prefix_cache: false,
             sessions: StoreLimits::default(),
+            tenants: vec![],
         };
         let model = Model {
             tokenizer: None,
@@ -57,7 +58,7 @@ impl Folder {
             options,
         };
         let executor = Box::new(ToyModel::new(64, 4, VOCAB));
-        Engine::start_durable(config, model, executor, durable)
+        Engine::start_durable(&config, model, executor, durable)
             .unwrap()
             .0
     }

@@ -59,6 +59,7 @@ fn config() -> EngineConfig {
         prefix_cache: true,
         share_prefix_cache: false,
         sessions: StoreLimits::default(),
+        tenants: Vec::new(),
     }
 }
 
@@ -82,7 +83,7 @@ impl Server {
             can_embed: true,
         };
         Self {
-            engine: Engine::start(config(), model, executor).unwrap(),
+            engine: Engine::start(&config(), model, executor).unwrap(),
             gate,
         }
     }

@@ -169,8 +169,11 @@ class Engine:
         prefix_cache: bool = True,
         share_prefix_cache: bool = False,
         session_log: SessionLog | None = None,
+        tenants: bytes | None = None,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. `session_log` None: they end with the engine.
+
+        `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 
         Raises LmserveError for impossible sizes, and for a log that another server has or another model wrote.
         """
@@ -178,9 +181,6 @@ class Engine:
     @property
     def restored(self) -> dict[str, int] | None:
         """What the session log brought back: sessions, tokens, bytes, and torn ones that were cut off its end."""
-
-    def set_tenant_cap(self, tenant: int, max_sessions: int) -> None:
-        """Bound the sessions of one tenant; its least recently used idle one goes first."""
 
     @property
     def context_length(self) -> int:
@@ -235,6 +235,18 @@ class Engine:
 
     def stats(self) -> dict[str, int | float]:
         """Counters and the state at the last step."""
+
+    def usage(self, tenant: int) -> dict[str, Any]:
+        """What a tenant has used since the start, its `limits` (None: none), and what is `remaining` of them."""
+
+    def quota(self, tenant: int) -> dict[str, int]:
+        """What a tenant may still do, of what is limited.
+
+        `limit_requests`, `remaining_requests`, `limit_tokens`, `remaining_tokens`, `reset_tokens_ms`.
+        """
+
+    def metrics(self) -> str:
+        """Counters, gauges and latencies in Prometheus' text format."""
 
     def shutdown(self, grace_seconds: float) -> None:
         """Refuse new requests, wait up to `grace_seconds` for open ones, give up the rest and end the threads."""
@@ -341,6 +353,7 @@ class Scheduler:
     def context_length(self) -> int:
         """Most tokens of a sequence, prompt and output."""
 
+    def set_weight(self, tenant: int, weight: int) -> None: ...
     def add(self, submission: bytes, random: int, now_ms: int) -> int:
         """Take one JSON-encoded submission in; `random` (64 bits) seeds what has no seed of its own."""
 

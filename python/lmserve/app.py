@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Final
@@ -24,6 +24,7 @@ from lmserve.api.errors import respond_to_exception
 from lmserve.api.generate import generate
 from lmserve.api.health import health
 from lmserve.api.interactive import chat_interactive
+from lmserve.api.metrics import metrics
 from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
@@ -47,7 +48,9 @@ from lmserve.api.sessions import (
     rewind_session,
 )
 from lmserve.api.tokenize import detokenize, encode, tokenize
+from lmserve.api.usage import usage
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.keys import Keyring
 
 MAX_BODY: Final = 32 * 1024 * 1024
 BODY_TIMEOUT: Final = 60.0
@@ -80,6 +83,8 @@ API: Final = (
     append_to_session,
     cancel_session,
     delete_session,
+    usage,
+    metrics,
     health,
 )
 DOCS: Final = (docs, docs_asset, openapi_json)
@@ -89,7 +94,7 @@ def create_app(
     engine: AsyncEngine | Callable[[], AsyncEngine],
     model_names: Sequence[str],
     *,
-    api_keys: Mapping[str, int] | None = None,
+    keys: Keyring | None = None,
     cors_origins: Sequence[str] = (),
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
@@ -98,10 +103,12 @@ def create_app(
 
     `engine`: a ready one, or a function that loads one; it runs on a thread of its own while /health answers 503, and
     its engine is shut down with the app. `model_names`: the first is the model's id, the others are accepted and listed
-    too. `api_keys`: each key's tenant number; tenants share no session and no cache entry. `max_body`: bytes of a
-    request's body, which must arrive within `body_timeout` seconds.
+    too. `keys`: one of them is asked for on every route but /health; their limits are the engine's to hold, which must
+    have been given `keys.tenants()`. `max_body`: bytes of a request's body, which must arrive within `body_timeout`
+    seconds.
     """
-    serving = Serving(model_names, engine)
+    keys = keys or Keyring()
+    serving = Serving(model_names, engine, keys)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -116,7 +123,7 @@ def create_app(
         [*API, *DOCS],
         exception_handlers={Exception: respond_to_exception},
         middleware=[
-            DefineMiddleware(ApiKeys, tenants=api_keys or {}),
+            DefineMiddleware(ApiKeys, keys=keys),
             DefineMiddleware(BodyLimits, max_bytes=max_body, timeout=body_timeout),
         ],
         cors_config=CORSConfig(allow_origins=list(cors_origins)) if cors_origins else None,
@@ -126,7 +133,7 @@ def create_app(
         # Litestar's own pages load scripts from other servers.
         openapi_config=None,
         logging_config=None,
-        state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(api_keys))}),
+        state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(keys))}),
     )
 
 

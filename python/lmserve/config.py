@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from lmserve.keys import ApiKey, Keyring, KeysError
+
 Device = str
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Ops = Literal["auto", "torch", "cpu"]
@@ -76,7 +78,8 @@ class ServeConfig:
     model: str | None = None  # None: the default model
     host: str = "127.0.0.1"
     port: int = 23333  # 0: any free port
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # each is a tenant of its own; none: no key is asked for
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # each is a tenant of its own, without limits
+    keys: tuple[ApiKey, ...] = ()  # further ones; none at all: no key is asked for
     served_model_names: tuple[str, ...] = ()  # the first is the one that replies carry; none: from the model
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -135,12 +138,21 @@ class ServeConfig:
             # The key itself stays out of the message: messages reach logs.
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError("api_keys", f"key {number} must be printable ASCII without spaces, and not empty")
+        try:
+            _ = self.keyring
+        except KeysError as error:
+            raise ConfigError("keys", str(error)) from error
         for name in self.served_model_names:
             if not name or name != name.strip() or not name.isprintable():
                 raise ConfigError("served_model_names", f"must be printable and not empty, but {name!r} was given")
         if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_batch:
             limit = f"{self.max_batch} (one token for each sequence of a batch)"
             raise ConfigError("max_batch_tokens", f"must be at least {limit}, but {self.max_batch_tokens} was given")
+
+    @property
+    def keyring(self) -> Keyring:
+        """All keys."""
+        return Keyring((*Keyring.of(*self.api_keys).keys, *self.keys))
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

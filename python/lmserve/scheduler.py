@@ -131,6 +131,10 @@ class Scheduler:
         """Most tokens of a sequence, prompt and output."""
         return self._core.context_length
 
+    def set_weight(self, tenant: int, weight: int) -> None:
+        """Set a tenant's share of the tokens relative to the others', which have 1. Raises LmserveError (400) for 0."""
+        self._core.set_weight(tenant, weight)
+
     def add(
         self,
         prompt: str | Sequence[int] | Sequence[dict[str, Any]],
@@ -147,8 +151,8 @@ class Scheduler:
         """Queue a request and return its number. `prompt`: text, token ids, or messages for the chat template.
 
         With a `session` the prompt is only what is new. Tenants share neither sessions nor cached prefixes, and get
-        equal shares; of two priorities the smaller runs first. A `guide` (`lmserve.engine.submission`) is a grammar for
-        the text: the step's `masks` then say which tokens are allowed.
+        shares by weight; of two priorities the smaller runs first. A `guide` (`lmserve.engine.submission`) is a grammar
+        for the text: the step's `masks` then say which tokens are allowed.
 
         Raises LmserveError: 400 for what can never run, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full`.
         """

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::sched::{self, SchedulerConfig};
 use crate::session::StoreLimits;
+use crate::tenant::Tenant;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Sizes of an engine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// Sizes of the scheduler.
     pub scheduler: SchedulerConfig,
@@ -21,6 +22,8 @@ pub struct EngineConfig {
     pub share_prefix_cache: bool,
     /// How many sessions are kept.
     pub sessions: StoreLimits,
+    /// Who may do what; others may do everything.
+    pub tenants: Vec<Tenant>,
 }
 
 /// What the engine must know of the model.

@@ -33,8 +33,10 @@ pub trait Events {
         usage: Usage,
         turn: Option<FinishedTurn>,
     );
-    /// The whole request failed.
-    fn fail(&mut self, request: u64, error: &Error);
+    /// The whole request failed. `usage`: what its choices that had not ended have used.
+    fn fail(&mut self, request: u64, error: &Error, usage: Usage);
+    /// A choice's first token was sampled.
+    fn first_token(&mut self, _request: u64, _choice: usize) {}
 }
 
 /// How a request ends before its time.
@@ -148,6 +150,11 @@ impl Core {
             choices: HashMap::new(),
             finished: Vec::new(),
         }
+    }
+
+    /// The scheduler, to be set up before the first request.
+    pub const fn scheduler_mut(&mut self) -> &mut Scheduler {
+        &mut self.scheduler
     }
 
     /// The scheduler.
@@ -339,7 +346,11 @@ impl Core {
     pub fn fail_step(&mut self, error: &Error, events: &mut impl Events) {
         let failed = self.scheduler.fail_step();
         for sequence in failed {
-            self.fail_request(request_of(sequence.id()).0, error, events);
+            let request = request_of(sequence.id()).0;
+            if let Some(mut usage) = self.drop_request(request) {
+                usage.cached_tokens = sequence.cached_tokens();
+                events.fail(request, error, usage);
+            }
         }
     }
 
@@ -354,21 +365,32 @@ impl Core {
     }
 
     fn fail_request(&mut self, request: u64, error: &Error, events: &mut impl Events) {
-        if self.drop_request(request) {
-            events.fail(request, error);
+        if let Some(usage) = self.drop_request(request) {
+            events.fail(request, error, usage);
         }
     }
 
-    fn drop_request(&mut self, request: u64) -> bool {
-        let mut any = false;
+    /// What the request's open choices have used; None if it has none.
+    fn drop_request(&mut self, request: u64) -> Option<Usage> {
+        let mut used: Option<Usage> = None;
         for index in 0..MAX_CHOICES as usize {
             let id = sequence_id(request, index);
-            if self.choices.remove(&id).is_some() {
-                any = true;
-                drop(self.scheduler.abort(id));
-            }
+            let Some(choice) = self.choices.remove(&id) else {
+                continue;
+            };
+            let sequence = self.scheduler.abort(id);
+            let ended = self.finished.iter().map(|finished| &finished.sequence);
+            let mut any = sequence.iter().chain(ended);
+            let cached = any.find(|sequence| sequence.id() == id);
+            let earlier = used.map_or(0, |usage| usage.completion_tokens);
+            used = Some(Usage {
+                prompt_tokens: choice.prompt_tokens,
+                history_tokens: choice.history_tokens,
+                cached_tokens: cached.map_or(0, |sequence| sequence.cached_tokens()),
+                completion_tokens: earlier + choice.tokens,
+            });
         }
-        any
+        used
     }
 }
 
@@ -431,6 +453,10 @@ impl<E: Events> StepTokens for Texts<'_, E> {
     ) -> Option<FinishReason> {
         let choice = self.choices.get_mut(&id)?;
         choice.tokens += 1;
+        if choice.tokens == 1 {
+            let (request, index) = request_of(id);
+            self.events.first_token(request, index);
+        }
         let mut complete = false;
         if let Some(guide) = choice
             .guide

@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::shared::OpenRequest;
+use super::open::OpenRequest;
 use crate::error::{Error, Result};
-use crate::output::Mailbox;
+use crate::output::{Mailbox, Usage};
 use crate::text::Tokenizer;
 
 /// Most inputs of one request.
@@ -195,8 +195,13 @@ impl EmbedJob {
         Ok(self.done == self.sequences.len())
     }
 
+    /// It is being computed.
+    pub(super) fn start(&mut self) {
+        self.open.start();
+    }
+
     /// Writes the reply.
-    pub(super) fn finish(self) {
+    pub(super) fn finish(mut self) {
         let kept = self.submission.dimensions.unwrap_or(self.hidden_size);
         let tokens: usize = self.sequences.iter().map(Vec::len).sum();
         let data: Vec<_> = self
@@ -221,6 +226,11 @@ impl EmbedJob {
                 json!({"object": "embedding", "embedding": embedding, "index": index})
             })
             .collect();
+        self.open.count(Usage {
+            prompt_tokens: tokens,
+            ..Usage::default()
+        });
+        drop(self.open);
         let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
         let reply =
             json!({"object": "list", "data": data, "model": self.submission.model, "usage": usage});
@@ -230,6 +240,7 @@ impl EmbedJob {
 
     /// Ends the request with an error.
     pub(super) fn fail(self, error: Error) {
+        drop(self.open);
         self.mailbox.fail(error, true, |_, _| {});
     }
 }

@@ -13,6 +13,7 @@ use super::grammars::Grammars;
 use super::lease::{TurnLease, lock};
 use super::log_file::LogFile;
 use super::log_writer::{DurableSessions, Fsync, LogSender, LogWriter};
+use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
 use super::prepare::{Limits, prepare};
 use super::shared::{Command, ReadyRequest, Shared, guard, now_ms};
@@ -24,6 +25,7 @@ use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{Base, Restored, SessionKey, SessionLog, SessionStore};
+use crate::tenant::{Accounts, Quota, TenantUsage};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;
@@ -50,7 +52,7 @@ impl Engine {
     /// # Errors
     /// `invalid_value` for sizes that cannot work; `internal_error` where the system gives no thread or descriptor.
     pub fn start(
-        config: EngineConfig,
+        config: &EngineConfig,
         model: Model,
         executor: Box<dyn Executor + Send>,
     ) -> Result<Self> {
@@ -68,7 +70,7 @@ impl Engine {
     /// # Errors
     /// Those of [`Self::start`], [`LogFile::open`] and [`SessionLog::open`].
     pub fn start_durable(
-        config: EngineConfig,
+        config: &EngineConfig,
         model: Model,
         executor: Box<dyn Executor + Send>,
         durable: DurableSessions,
@@ -82,10 +84,10 @@ impl Engine {
     }
 
     fn start_with(
-        config: EngineConfig,
+        config: &EngineConfig,
         model: Model,
         executor: Box<dyn Executor + Send>,
-        sessions: SessionStore,
+        mut sessions: SessionStore,
         log: Option<(SessionLog<LogFile>, Fsync)>,
     ) -> Result<Self> {
         let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache);
@@ -99,14 +101,23 @@ impl Engine {
             max_queue: max_open,
             ..config.scheduler
         };
-        let scheduler = Scheduler::new(sizes, Arc::clone(&pool))?;
+        let mut scheduler = Scheduler::new(sizes, Arc::clone(&pool))?;
+        for tenant in &config.tenants {
+            scheduler.set_weight(tenant.number, tenant.limits.weight)?;
+        }
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: model.vocab_size,
         };
         let max_batch_tokens = config.scheduler.max_batch_tokens;
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
-        let shared = Arc::new(Shared::new(sessions, max_open)?);
+        for tenant in &config.tenants {
+            if let Some(most) = tenant.limits.max_sessions {
+                sessions.set_tenant_cap(tenant.number, most);
+            }
+        }
+        let accounts = Accounts::new(&config.tenants, 0);
+        let shared = Arc::new(Shared::new(sessions, max_open, accounts)?);
         let written = log.map(|(log, fsync)| {
             let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
             LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
@@ -160,17 +171,23 @@ impl Engine {
     /// Takes a request in. `random` seeds its sampling where neither it nor its session has a seed.
     ///
     /// # Errors
-    /// At once: 400 `invalid_value`, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full`, 503. What the template,
-    /// the tokenizer or the lengths refuse comes through the stream, before its first byte.
+    /// At once: 400 `invalid_value`, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full` or `rate_limit_exceeded`,
+    /// 503. What the template, the tokenizer, the lengths or the tenant's tokens refuse comes through the stream, before its
+    /// first byte.
     pub fn submit(&self, json: &[u8], random: u64) -> Result<Stream> {
-        let submission = Submission::parse(json)?;
+        let mut submission = Submission::parse(json)?;
+        let tenant = submission.tenant;
+        submission.priority = self
+            .shared
+            .accounts()
+            .priority(tenant, submission.priority)?;
         if !self.model.can_generate {
             return Err(Error::invalid(
                 "model",
                 "this model makes embeddings; it generates no text",
             ));
         }
-        let open = self.shared.open(submission.n as usize)?;
+        let mut open = self.shared.open(tenant, submission.n as usize)?;
         let id = open.id();
         let (lease, base) = match &submission.session {
             None => (None, Base::empty()),
@@ -190,13 +207,24 @@ impl Engine {
         let (model, limits, shared) = (self.model.clone(), self.limits, Arc::clone(&self.shared));
         let (grammars, compiling) = (Arc::clone(&self.grammars), Arc::clone(&self.compiling));
         let job = move || {
-            match prepare(
+            let prepared = prepare(
                 &submission,
                 base,
                 model.tokenizer.as_deref(),
                 model.template.as_deref(),
                 limits,
-            ) {
+            );
+            let reserved = prepared.and_then(|prepared| {
+                // Without a limit of its own it may end soon: what it generates is then charged at its end.
+                let asked = submission
+                    .stopping
+                    .max_tokens
+                    .map_or(0, |_| prepared.max_tokens);
+                let output = asked * submission.n as usize;
+                open.reserve(prepared.input_tokens, output)
+                    .map(|()| prepared)
+            });
+            match reserved {
                 Ok(prepared) => {
                     let ready = Box::new(ReadyRequest {
                         submission,
@@ -209,10 +237,10 @@ impl Engine {
                     guide_and_send(ready, grammars, &compiling, shared);
                 }
                 Err(error) => {
-                    // The session is free again before its client hears of the error.
+                    // All is free again before the client hears of the error.
                     drop(lease);
-                    reply.fail(error);
                     drop(open);
+                    reply.fail(error);
                     shared.wake.signal();
                 }
             }
@@ -235,30 +263,51 @@ impl Engine {
         if !self.model.can_embed {
             return Err(Error::invalid("model", "this model makes no embeddings"));
         }
-        let open = self.shared.open(1)?;
+        let mut open = self.shared.open(submission.tenant, 1)?;
         let mailbox = Mailbox::new(open.id(), Arc::clone(&self.shared.wake));
         let stream = Stream {
             mailbox: Arc::clone(&mailbox),
             shared: Arc::clone(&self.shared),
         };
         let (model, shared) = (self.model.clone(), Arc::clone(&self.shared));
-        let job = move || match submission.tokenize(
-            model.tokenizer.as_deref(),
-            model.max_embed_len,
-            model.vocab_size,
-        ) {
-            Ok(sequences) => {
-                let job = EmbedJob::new(submission, sequences, hidden_size, mailbox, open);
-                shared.send(Command::Embed(Box::new(job)));
-            }
-            Err(error) => {
-                mailbox.fail(error, true, |_, _| {});
-                drop(open);
-                shared.wake.signal();
+        let job = move || {
+            let tokenizer = model.tokenizer.as_deref();
+            let tokenized = submission.tokenize(tokenizer, model.max_embed_len, model.vocab_size);
+            let reserved = tokenized.and_then(|sequences| {
+                let tokens = sequences.iter().map(Vec::len).sum();
+                open.reserve(tokens, 0).map(|()| sequences)
+            });
+            match reserved {
+                Ok(sequences) => {
+                    let job = EmbedJob::new(submission, sequences, hidden_size, mailbox, open);
+                    shared.send(Command::Embed(Box::new(job)));
+                }
+                Err(error) => {
+                    drop(open);
+                    mailbox.fail(error, true, |_, _| {});
+                    shared.wake.signal();
+                }
             }
         };
         self.prepare_later(Box::new(job))?;
         Ok(stream)
+    }
+
+    /// What a tenant has used, and what it may still use.
+    pub fn usage(&self, tenant: u32) -> TenantUsage {
+        let now_ms = self.shared.uptime_ms();
+        self.shared.accounts().usage(tenant, now_ms)
+    }
+
+    /// What a tenant may still do now.
+    pub fn quota(&self, tenant: u32) -> Quota {
+        let now_ms = self.shared.uptime_ms();
+        self.shared.accounts().quota(tenant, now_ms)
+    }
+
+    /// Counters, gauges and latencies in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        render(&self.stats(), &self.shared.latencies())
     }
 
     /// Readable while some stream has news.

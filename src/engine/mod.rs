@@ -12,6 +12,8 @@ mod lease;
 mod log_file;
 mod log_writer;
 mod masking;
+mod metrics;
+mod open;
 mod pool;
 mod prepare;
 mod sessions;

@@ -103,11 +103,6 @@ impl Engine {
         settle(self.log().as_ref(), FinishedTurn { lease, commit })
     }
 
-    /// Bounds the sessions of one tenant, beside the server's own bound; its least recently used idle one goes first.
-    pub fn set_tenant_cap(&self, tenant: u32, max_sessions: usize) {
-        lock(&self.shared.sessions).set_tenant_cap(tenant, max_sessions);
-    }
-
     /// What can be said of a session.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! What the callers, the preparing pool and the engine's thread share: the inbox, the open requests, the sessions.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,11 +9,14 @@ use super::core::{Abort, engine_down};
 use super::embed::EmbedJob;
 use super::lease::TurnLease;
 use super::log_writer::LogCounters;
+use super::metrics::Latencies;
+use super::open::{OpenRequest, OpenRequests};
 use super::prepare::Prepared;
 use crate::error::{Error, Kind, Result};
 use crate::output::{Reply, Wake};
 use crate::request::Submission;
 use crate::session::SessionStore;
+use crate::tenant::Accounts;
 
 pub(super) enum Command {
     Run(Box<ReadyRequest>),
@@ -30,16 +32,6 @@ pub(super) struct ReadyRequest {
     pub(super) seed: u64,
     pub(super) reply: Reply,
     pub(super) open: OpenRequest,
-}
-
-type AbortFlag = Arc<Mutex<Option<Abort>>>;
-
-/// The requests that have not ended.
-#[derive(Debug, Default)]
-struct OpenRequests {
-    flags: HashMap<u64, AbortFlag>,
-    /// Sequences they may make.
-    choices: usize,
 }
 
 #[derive(Debug, Default)]
@@ -59,8 +51,11 @@ pub(super) struct Shared {
     pub(super) log_counters: Arc<LogCounters>,
     open: Mutex<OpenRequests>,
     /// Most sequences that may be open.
-    max_open: usize,
-    closed: Condvar,
+    pub(super) max_open: usize,
+    pub(super) closed: Condvar,
+    accounts: Mutex<Accounts>,
+    latencies: Mutex<Latencies>,
+    started: Instant,
     /// Refuses new requests.
     draining: AtomicBool,
     down: Mutex<Option<String>>,
@@ -74,10 +69,14 @@ impl Command {
         match self {
             Self::Run(ready) => {
                 let ReadyRequest {
-                    lease, mut reply, ..
+                    lease,
+                    mut reply,
+                    open,
+                    ..
                 } = *ready;
-                // The session is free again before its client hears of the error.
+                // All is free again before the client hears of the error.
                 drop(lease);
+                drop(open);
                 reply.fail(error.clone());
             }
             Self::Embed(job) => job.fail(error.clone()),
@@ -97,15 +96,6 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// A request's place among the open ones; dropping it gives the place back.
-#[derive(Debug)]
-pub(super) struct OpenRequest {
-    shared: Arc<Shared>,
-    id: u64,
-    choices: usize,
-    flag: AbortFlag,
-}
-
 pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -118,7 +108,7 @@ pub(super) fn now_ms() -> u64 {
 }
 
 impl Shared {
-    pub(super) fn new(sessions: SessionStore, max_open: usize) -> Result<Self> {
+    pub(super) fn new(sessions: SessionStore, max_open: usize, accounts: Accounts) -> Result<Self> {
         Ok(Self {
             inbox: Mutex::default(),
             arrived: Condvar::new(),
@@ -128,6 +118,9 @@ impl Shared {
             open: Mutex::default(),
             max_open,
             closed: Condvar::new(),
+            accounts: Mutex::new(accounts),
+            latencies: Mutex::default(),
+            started: Instant::now(),
             draining: AtomicBool::new(false),
             down: Mutex::default(),
             stats: Mutex::default(),
@@ -138,8 +131,8 @@ impl Shared {
     /// Takes a request of `choices` sequences in.
     ///
     /// # Errors
-    /// 429 `queue_full`, 503 `draining` or `engine_unavailable`.
-    pub(super) fn open(self: &Arc<Self>, choices: usize) -> Result<OpenRequest> {
+    /// 429 `queue_full` or `rate_limit_exceeded`, 503 `draining` or `engine_unavailable`.
+    pub(super) fn open(self: &Arc<Self>, tenant: u32, choices: usize) -> Result<OpenRequest> {
         if let Some(why) = &*guard(&self.down) {
             return Err(engine_down(why));
         }
@@ -149,24 +142,24 @@ impl Shared {
                 Error::new(Kind::Unavailable, "draining", message).with_detail("retry_after", 5)
             );
         }
-        let mut open = guard(&self.open);
-        if open.choices + choices > self.max_open {
-            let message = format!(
-                "{} answers are being made or wait, the limit is {}, and {choices} more were asked for",
-                open.choices, self.max_open
-            );
-            return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
-        }
-        let id = self.next_id();
-        let flag = AbortFlag::default();
-        open.choices += choices;
-        open.flags.insert(id, Arc::clone(&flag));
-        Ok(OpenRequest {
-            shared: Arc::clone(self),
-            id,
-            choices,
-            flag,
-        })
+        OpenRequest::new(self, tenant, choices)
+    }
+
+    pub(super) fn requests(&self) -> MutexGuard<'_, OpenRequests> {
+        guard(&self.open)
+    }
+
+    pub(super) fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        guard(&self.accounts)
+    }
+
+    pub(super) fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        guard(&self.latencies)
+    }
+
+    /// Milliseconds since the engine's start, by a clock that never goes back.
+    pub(super) fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     /// Refuses new requests and waits up to `grace` for those that are open.
@@ -244,29 +237,9 @@ impl Shared {
     }
 }
 
-impl OpenRequest {
-    pub(super) fn aborted(&self) -> Option<Abort> {
-        *guard(&self.flag)
-    }
-
-    pub(super) const fn id(&self) -> u64 {
-        self.id
-    }
-}
-
-impl Drop for OpenRequest {
-    fn drop(&mut self) {
-        let mut open = guard(&self.shared.open);
-        open.flags.remove(&self.id);
-        open.choices -= self.choices;
-        drop(open);
-        self.shared.closed.notify_all();
-    }
-}
-
 /// Tells the engine's thread to end a request before its time; false if it has ended.
 pub(super) fn abort(shared: &Shared, request: u64, how: Abort) -> bool {
-    let Some(flag) = guard(&shared.open).flags.get(&request).cloned() else {
+    let Some(flag) = shared.requests().flags.get(&request).cloned() else {
         return false;
     };
     guard(&flag).get_or_insert(how);

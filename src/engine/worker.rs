@@ -5,13 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
 use super::config::Stats;
-use super::core::{Abort, Core, Events, engine_down};
+use super::core::{Abort, Core, Events, engine_down, request_of};
 use super::embed::EmbedJob;
 use super::executor::{Executor, StepOutput};
 use super::lease::FinishedTurn;
 use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
-use super::shared::{Command, OpenRequest, ReadyRequest, Shared, now_ms};
+use super::metrics::Outcome;
+use super::open::OpenRequest;
+use super::shared::{Command, ReadyRequest, Shared, now_ms};
 use crate::error::{Error, Result};
 use crate::output::{Delta, Reply, Usage};
 use crate::sched::FinishReason;
@@ -19,6 +21,7 @@ use crate::sched::FinishReason;
 /// The replies of the requests that the core knows.
 #[derive(Debug)]
 struct Replies {
+    shared: Arc<Shared>,
     open: HashMap<u64, (Reply, OpenRequest)>,
     /// Where finished turns are written before their end is told.
     log: Option<LogSender>,
@@ -40,33 +43,55 @@ impl Events for Replies {
         usage: Usage,
         turn: Option<FinishedTurn>,
     ) {
+        if let Some((_, open)) = self.open.get_mut(&request) {
+            open.count(usage);
+        }
         if let Some(turn) = turn {
             if let Some(log) = &self.log
                 && let Some((mut reply, open)) = self.open.remove(&request)
             {
                 // A session's request has one choice, and ends with it.
-                let tell = move |written| match written {
-                    Ok(()) => drop(reply.finish(choice, delta, reason, usage)),
-                    Err(error) => reply.fail(error),
-                };
-                let done = Done::new(move |written| {
-                    tell(written);
+                let shared = Arc::clone(&self.shared);
+                let done = Done::new(move |written: Result<()>| {
+                    let outcome = written.as_ref().map_or(Outcome::Error, |()| reason.into());
+                    shared.latencies().end(&open, outcome);
                     drop(open);
+                    match written {
+                        Ok(()) => drop(reply.finish(choice, delta, reason, usage)),
+                        Err(error) => reply.fail(error),
+                    }
                 });
                 return log.send(turn, done);
             }
             turn.commit(now_ms());
         }
-        if let Some((reply, _)) = self.open.get_mut(&request)
-            && reply.finish(choice, delta, reason, usage)
-        {
-            self.open.remove(&request);
+        let Some((reply, _)) = self.open.get_mut(&request) else {
+            return;
+        };
+        if !reply.ends_with(choice) {
+            reply.finish(choice, delta, reason, usage);
+        } else if let Some((mut reply, open)) = self.open.remove(&request) {
+            self.shared.latencies().end(&open, reason.into());
+            // What it took of its tenant's allowance is free again before its client hears of the end.
+            drop(open);
+            reply.finish(choice, delta, reason, usage);
         }
     }
 
-    fn fail(&mut self, request: u64, error: &Error) {
-        if let Some((mut reply, _)) = self.open.remove(&request) {
+    fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
+        if let Some((mut reply, mut open)) = self.open.remove(&request) {
+            open.count(usage);
+            self.shared.latencies().end(&open, Outcome::Error);
+            drop(open);
             reply.fail(error.clone());
+        }
+    }
+
+    fn first_token(&mut self, request: u64, choice: usize) {
+        if choice == 0
+            && let Some((_, open)) = self.open.get(&request)
+        {
+            self.shared.latencies().first_token(open);
         }
     }
 }
@@ -91,17 +116,19 @@ impl Worker {
         max_batch_tokens: usize,
         log: Option<LogSender>,
     ) -> Result<Self> {
-        let open = HashMap::new();
-        let replies = Replies { open, log };
-        let (embeds, output) = (VecDeque::new(), StepOutput::default());
+        let replies = Replies {
+            shared: Arc::clone(&shared),
+            open: HashMap::new(),
+            log,
+        };
         Ok(Self {
             shared,
             core,
             executor,
             masking: MaskingThreads::start()?,
             replies,
-            embeds,
-            output,
+            embeds: VecDeque::new(),
+            output: StepOutput::default(),
             max_batch_tokens,
             failed_steps: 0,
         })
@@ -166,6 +193,7 @@ impl Worker {
         let request = open.id();
         if open.aborted().is_some() {
             drop(lease);
+            drop(open);
             for choice in 0..submission.n as usize {
                 reply.finish(
                     choice,
@@ -182,7 +210,10 @@ impl Worker {
                 reply.accept(prompt_tokens, history_tokens);
                 self.replies.open.insert(request, (reply, open));
             }
-            Err(error) => reply.fail(error),
+            Err(error) => {
+                drop(open);
+                reply.fail(error);
+            }
         }
     }
 
@@ -205,9 +236,17 @@ impl Worker {
             self.masking.begin(masks);
         }
         self.executor.launch(step)?;
-        // While the device computes: what the last step left to read.
+        // While the device computes: what the last step left to read, and the books.
         self.shared.wake.signal();
-        self.executor.collect(step, &mut self.output)?;
+        for &sequence in self.core.scheduler().started() {
+            if let Some((_, open)) = self.replies.open.get_mut(&request_of(sequence).0)
+                && open.start()
+            {
+                self.shared.latencies().start(open);
+            }
+        }
+        self.executor
+            .collect(self.core.scheduler().step(), &mut self.output)?;
         self.core.commit(&self.output, &mut self.replies)
     }
 
@@ -218,6 +257,7 @@ impl Worker {
         if job.is_aborted() {
             return;
         }
+        job.start();
         let (batch, ids, borders) = job.next_batch(self.max_batch_tokens);
         let outcome = self
             .executor

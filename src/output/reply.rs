@@ -233,6 +233,16 @@ impl Reply {
         self.head.usage.completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
     }
 
+    /// Whether the reply ends with the end of choice `index`: all others have ended.
+    pub fn ends_with(&self, index: usize) -> bool {
+        let mut others = self
+            .choices
+            .iter()
+            .enumerate()
+            .filter(|&(at, _)| at != index);
+        others.all(|(_, choice)| choice.finish.is_some())
+    }
+
     /// Ends choice `index` with its last text; the reply ends with its last choice, and then true is returned.
     pub fn finish(
         &mut self,

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::output::Poll;
 use crate::sched::SchedulerConfig;
 use crate::session::{LogOptions, Restored, SessionInfo, SessionKey, StoreLimits};
+use crate::tenant::{Quota, Tenant};
 
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
 #[pyclass(frozen, module = "lmserve._core", weakref)]
@@ -87,7 +88,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, prefix_cache = true, share_prefix_cache = false, session_log = None))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -100,6 +101,7 @@ impl Engine {
         prefix_cache: bool,
         share_prefix_cache: bool,
         session_log: Option<&Bound<'_, PyAny>>,
+        tenants: Option<&[u8]>,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
@@ -125,6 +127,7 @@ impl Engine {
                 max_sessions,
                 ttl_ms: (session_ttl * 1000.0) as u64,
             },
+            tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
         };
         let model = Model {
             tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0)),
@@ -138,9 +141,9 @@ impl Engine {
         };
         let executor = Box::new(PyExecutor::new(runner)?);
         let (inner, restored) = match session_log.map(durable_sessions).transpose()? {
-            None => (engine::Engine::start(config, model, executor)?, None),
+            None => (engine::Engine::start(&config, model, executor)?, None),
             Some(durable) => {
-                let started = engine::Engine::start_durable(config, model, executor, durable)?;
+                let started = engine::Engine::start_durable(&config, model, executor, durable)?;
                 (started.0, Some(started.1))
             }
         };
@@ -176,11 +179,6 @@ impl Engine {
         dict.set_item("bytes", restored.bytes)?;
         dict.set_item("torn", restored.torn)?;
         Ok(Some(dict))
-    }
-
-    /// Bounds the sessions of one tenant.
-    fn set_tenant_cap(&self, tenant: u32, max_sessions: usize) {
-        self.inner.set_tenant_cap(tenant, max_sessions);
     }
 
     /// Takes one JSON-encoded submission in and returns at once.
@@ -336,6 +334,37 @@ impl Engine {
         Ok(dict)
     }
 
+    /// What a tenant has used since the start, what it does now, and what it may still do; None: no limit.
+    fn usage<'py>(&self, py: Python<'py>, tenant: u32) -> PyResult<Bound<'py, PyDict>> {
+        let usage = self.inner.usage(tenant);
+        let dict = PyDict::new(py);
+        dict.set_item("requests", usage.requests)?;
+        dict.set_item("prompt_tokens", usage.prompt_tokens)?;
+        dict.set_item("cached_tokens", usage.cached_tokens)?;
+        dict.set_item("completion_tokens", usage.completion_tokens)?;
+        dict.set_item("in_flight", usage.in_flight)?;
+        dict.set_item("waiting", usage.waiting)?;
+        let limits = PyDict::new(py);
+        limits.set_item("weight", usage.limits.weight)?;
+        limits.set_item("max_in_flight", usage.limits.max_in_flight)?;
+        limits.set_item("tokens_per_minute", usage.limits.tokens_per_minute)?;
+        limits.set_item("max_sessions", usage.limits.max_sessions)?;
+        limits.set_item("max_priority", usage.limits.max_priority)?;
+        dict.set_item("limits", limits)?;
+        dict.set_item("remaining", quota(py, usage.quota)?)?;
+        Ok(dict)
+    }
+
+    /// What a tenant may still do now, of what is limited, by the names that errors have for these numbers.
+    fn quota<'py>(&self, py: Python<'py>, tenant: u32) -> PyResult<Bound<'py, PyDict>> {
+        quota(py, self.inner.quota(tenant))
+    }
+
+    /// Counters, gauges and latencies in Prometheus' text format.
+    fn metrics(&self) -> String {
+        self.inner.metrics()
+    }
+
     /// Refuses new requests, waits up to `grace_seconds` for open ones, gives up the rest and ends the threads.
     fn shutdown(&self, py: Python<'_>, grace_seconds: f64) {
         // The engine's thread needs the GIL to finish its step.
@@ -344,6 +373,21 @@ impl Engine {
                 .shutdown(Duration::from_secs_f64(grace_seconds.clamp(0.0, 86_400.0)));
         });
     }
+}
+
+/// The numbers of a quota that there are, by the names that errors have for them.
+fn quota(py: Python<'_>, quota: Quota) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    if let Some((limit, remaining)) = quota.requests {
+        dict.set_item("limit_requests", limit)?;
+        dict.set_item("remaining_requests", remaining)?;
+    }
+    if let Some((limit, remaining)) = quota.tokens {
+        dict.set_item("limit_tokens", limit)?;
+        dict.set_item("remaining_tokens", remaining)?;
+        dict.set_item("reset_tokens_ms", quota.reset_tokens_ms)?;
+    }
+    Ok(dict)
 }
 
 impl Drop for Engine {

@@ -120,7 +120,7 @@ impl Events for Collector {
         });
     }
 
-    fn fail(&mut self, request: u64, error: &Error) {
+    fn fail(&mut self, request: u64, error: &Error, _: Usage) {
         let event = self.of(request, 0);
         event.finish_reason = Some("error");
         event.error = Some(error.message.clone());

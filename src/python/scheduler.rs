@@ -182,6 +182,12 @@ impl Scheduler {
         self.limits.context_length
     }
 
+    /// Sets a tenant's share relative to the others'.
+    fn set_weight(&self, tenant: u32, weight: u32) -> Result<()> {
+        let mut state = guard(&self.state);
+        state.core.scheduler_mut().set_weight(tenant, weight)
+    }
+
     /// Takes one JSON-encoded submission in and returns the request's number.
     fn add(&self, py: Python<'_>, submission: &[u8], random: u64, now_ms: u64) -> Result<u64> {
         let submission = Submission::parse(submission)?;

@@ -1,4 +1,5 @@
-//! Sequences that wait for a place in the batch: by priority, then the tenant that was served least, then arrival.
+//! Sequences that wait for a place in the batch: by priority, then the tenant that was served least for its weight, then
+//! arrival.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,12 +8,27 @@ use super::sequence::Sequence;
 /// What a generated token costs in a tenant's account, in prompt tokens (Sheng et al. 2024, "Fairness in Serving LLMs").
 const OUTPUT_WEIGHT: u64 = 2;
 
-#[derive(Debug, Default)]
+/// Unit of `Tenant::served`: divides by weights without a loss worth a name.
+const TOKEN: u128 = 1 << 32;
+
+#[derive(Debug)]
 struct Tenant {
+    weight: u32,
     waiting: usize,
     running: usize,
-    /// Service received, in prompt tokens.
-    served: u64,
+    /// Service received for its weight: prompt tokens * `TOKEN` / weight.
+    served: u128,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            waiting: 0,
+            running: 0,
+            served: 0,
+        }
+    }
 }
 
 /// The waiting sequences.
@@ -28,6 +44,11 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// Sets a tenant's share relative to the others'. `weight` > 0.
+    pub(super) fn set_weight(&mut self, tenant: u32, weight: u32) {
+        self.tenants.entry(tenant).or_default().weight = weight;
     }
 
     pub(super) fn push(&mut self, sequence: Box<Sequence>) {
@@ -165,7 +186,8 @@ impl Queue {
     /// Puts computed prompt tokens and generated tokens on a tenant's account.
     pub(super) fn charge(&mut self, tenant: u32, prompt_tokens: usize, output_tokens: usize) {
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            tenant.served += prompt_tokens as u64 + OUTPUT_WEIGHT * output_tokens as u64;
+            let tokens = prompt_tokens as u64 + OUTPUT_WEIGHT * output_tokens as u64;
+            tenant.served += u128::from(tokens) * TOKEN / u128::from(tenant.weight);
         }
     }
 

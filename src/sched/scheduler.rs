@@ -72,6 +72,8 @@ pub struct Scheduler {
     #[allow(clippy::vec_box)]
     running: Vec<Box<Sequence>>,
     step: Step,
+    /// Sequences that the step planned last computes for the first time.
+    started: Vec<u64>,
     next_order: u64,
     stats: Stats,
 }
@@ -97,6 +99,7 @@ impl Scheduler {
             queue,
             running,
             step: Step::default(),
+            started: Vec::new(),
             next_order: 0,
             stats: Stats::default(),
         })
@@ -112,6 +115,20 @@ impl Scheduler {
     /// The pool it schedules over.
     pub const fn pool(&self) -> &Arc<BlockPool> {
         &self.pool
+    }
+
+    /// Sets a tenant's share relative to the others' (1 is what a tenant has without this).
+    ///
+    /// # Errors
+    /// `invalid_value` (400) for a weight of 0.
+    pub fn set_weight(&mut self, tenant: u32, weight: u32) -> Result<()> {
+        if weight == 0 {
+            let message =
+                format!("a weight must be at least 1, but 0 was given for tenant {tenant}");
+            return Err(Error::invalid("weight", message));
+        }
+        self.queue.set_weight(tenant, weight);
+        Ok(())
     }
 
     /// Queues a sequence.
@@ -170,6 +187,11 @@ impl Scheduler {
         self.queue.iter()
     }
 
+    /// Sequences of which the step planned last computes something for the first time.
+    pub fn started(&self) -> &[u64] {
+        &self.started
+    }
+
     /// The step planned last.
     pub const fn step(&self) -> &Step {
         &self.step
@@ -187,6 +209,7 @@ impl Scheduler {
         for sequence in &mut self.running {
             sequence.granted = 0;
         }
+        self.started.clear();
         let mut budget = self.config.max_batch_tokens;
         self.grant_decodes(&mut budget);
         self.grant_oldest_prompt(&mut budget);
@@ -244,6 +267,7 @@ impl Scheduler {
             };
             if !sequence.has_run {
                 sequence.has_run = true;
+                self.started.push(sequence.id());
                 sequence.cached = sequence.computed;
                 self.stats.cached_tokens += sequence.computed as u64;
             }
@@ -365,6 +389,9 @@ impl Scheduler {
                 continue;
             };
             at += 1;
+            // A generated token is charged once, when it is sampled.
+            let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
+            let prompt_tokens = prompt_left.min(scheduled.new_tokens);
             sequence.computed += scheduled.new_tokens;
             sequence.granted = 0;
             sequence.table.register(&sequence.tokens, sequence.computed);
@@ -384,7 +411,7 @@ impl Scheduler {
             } else if !sequence.wants_sample() && sequence.remaining() == 0 {
                 reason = Some(FinishReason::Length);
             }
-            self.queue.charge(tenant, scheduled.new_tokens, output);
+            self.queue.charge(tenant, prompt_tokens, output);
             sequence.finish = reason;
             ended |= reason.is_some();
         }

@@ -351,6 +351,17 @@ impl Ledger {
         Ok(())
     }
 
+    /// Tokens of the request's answers that have not ended.
+    pub(super) fn open_tokens(&self, request: u64) -> usize {
+        let answers = self
+            .open
+            .get(&request)
+            .into_iter()
+            .flat_map(|open| &open.answers);
+        let open = answers.filter(|answer| !answer.ended);
+        open.map(|answer| answer.tokens.len()).sum()
+    }
+
     /// Books the failure of a request.
     pub(super) fn fail(&mut self, request: u64) -> Check {
         let Some(open) = self.open.remove(&request) else {

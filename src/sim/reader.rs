@@ -228,7 +228,7 @@ impl Events for Observer<'_> {
             && let Err(error) = self.settle(turn)
         {
             // The session is as it was, and the client hears of it.
-            self.fail(request, &error);
+            self.fail(request, &error, usage);
             return;
         }
         let outcome = self.add_text(request, choice, &delta).and_then(|()| {
@@ -251,8 +251,13 @@ impl Events for Observer<'_> {
         }
     }
 
-    fn fail(&mut self, request: u64, error: &Error) {
-        let outcome = self.ledger.fail(request);
+    fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
+        let emitted = self.ledger.open_tokens(request);
+        let told = usage.completion_tokens;
+        let outcome = ensure(told == emitted, || {
+            format!("a failed request used {told} tokens, but {emitted} were emitted")
+        });
+        let outcome = outcome.and_then(|()| self.ledger.fail(request));
         self.book(outcome);
         self.replies.fail(request, error.clone());
     }

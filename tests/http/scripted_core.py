@@ -166,6 +166,20 @@ class ScriptedCore:
         with self.lock:
             return {"running": len(self.streams), "sessions": len(self.sessions)}
 
+    def usage(self, tenant: int) -> dict[str, Any]:
+        with self.lock:
+            done = sum(request.get("tenant", 0) == tenant for request in self.submitted)
+        nothing = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens", "in_flight", "waiting"), 0)
+        limits = dict.fromkeys(("max_in_flight", "tokens_per_minute", "max_sessions", "max_priority"))
+        return {"requests": done, **nothing, "limits": {"weight": 1, **limits}, "remaining": {}}
+
+    def quota(self, tenant: int) -> dict[str, int]:
+        del tenant
+        return {}
+
+    def metrics(self) -> str:
+        return "# TYPE lmserve_requests_running gauge\nlmserve_requests_running 0\n"
+
     def shutdown(self, grace_seconds: float) -> None:
         self._stopping = True
         deadline = time.monotonic() + grace_seconds

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from conftest import MODEL, Running, serve_core
+from lmserve.keys import Keyring
 from scripted_core import ScriptedCore
 from wire import error_of
 
@@ -17,7 +18,7 @@ ORIGIN = "https://page.example"
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Running]:
-    with serve_core(ScriptedCore(), api_keys=KEYS, cors_origins=[ORIGIN]) as running:
+    with serve_core(ScriptedCore(), keys=Keyring.of(*KEYS), cors_origins=[ORIGIN]) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ from conftest import MODEL, NAMES, Running, serve_core
 from lmserve import APIClient, AsyncClient, Client, LmserveError
 from lmserve.api_client import get_model_list
 from lmserve.client import Frames
+from lmserve.keys import Keyring
 from tiny_engine import formula_engine
 from wire import wait_until
 
@@ -123,7 +124,7 @@ def test_a_server_that_is_another() -> None:
 
 
 def test_the_key() -> None:
-    with serve_core(formula_engine(), api_keys={"secret": 1}) as running:
+    with serve_core(formula_engine(), keys=Keyring.of("secret")) as running:
         with Client(running.url, api_key="secret") as client:
             assert [card.id for card in client.models().data] == NAMES
         with Client(running.url) as client, pytest.raises(LmserveError) as refused:

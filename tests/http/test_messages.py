@@ -11,6 +11,7 @@ import httpx
 import jsonschema
 import pytest
 from conftest import MODEL, Running, serve_core
+from lmserve.keys import Keyring
 from tiny_engine import formula_engine
 
 ROUTE = "/v1/messages"
@@ -165,7 +166,7 @@ def test_an_answer_that_is_begun_is_continued(client: httpx.Client) -> None:
 
 
 def test_the_key_may_be_sent_as_anthropics_sdk_does() -> None:
-    with serve_core(formula_engine(), api_keys={"secret": 1}) as running:
+    with serve_core(formula_engine(), keys=Keyring.of("secret")) as running:
         for key, works in (("secret", True), ("guess", False)):
             with anthropic.Anthropic(base_url=running.url, api_key=key, max_retries=0) as sdk:
                 if works:

@@ -15,6 +15,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.api.response_store import ResponseStore, StoredResponse, new_response_id, session_of
 from lmserve.errors import LmserveError
+from lmserve.keys import Keyring
 from lmserve.schemas.responses import StoredItem, StoredPart
 from tiny_engine import formula_engine
 from wire import error_of, wait_until
@@ -347,7 +348,7 @@ def test_truncation(client: httpx.Client) -> None:
 
 
 def test_keys_do_not_share_responses() -> None:
-    with serve_core(formula_engine(), api_keys={"a": 1, "b": 2}) as running:
+    with serve_core(formula_engine(), keys=Keyring.of("a", "b")) as running:
         clients = [
             httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {key}"}, timeout=60) for key in "ab"
         ]

@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MODEL, Running, serve_core
+from lmserve.keys import ApiKey, Keyring, Limits
 from tiny_engine import BLOCK, MAX_MODEL_LEN, formula_engine
 from wire import error_of
 
-KEYS = {"sk-first": 1, "sk-second": 2}
+KEYS = Keyring([ApiKey.of("sk-first", "first", Limits(max_sessions=1)), ApiKey.of("sk-second", "second")])
+HEADERS = [{"Authorization": f"Bearer {key}"} for key in ("sk-first", "sk-second")]
 
 
 @contextmanager
@@ -68,11 +70,8 @@ def test_a_session_that_was_idle_for_too_long_is_gone() -> None:
 
 
 def test_a_tenants_cap_is_its_own() -> None:
-    with serve_core(formula_engine(), api_keys=KEYS) as running:
-        running.core.set_tenant_cap(1, 1)
-        first, second = (
-            httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) for key in KEYS
-        )
+    with serve_core(formula_engine(tenants=KEYS.tenants()), keys=KEYS) as running:
+        first, second = (httpx.Client(base_url=running.url, headers=headers, timeout=60) for headers in HEADERS)
         with first, second:
             for session in (5, 6):
                 turn(first, session, sequence_start=True)
@@ -84,11 +83,10 @@ def test_a_tenants_cap_is_its_own() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_keys_find_one_anothers_prefixes_only_if_told_so(shared: bool) -> None:
-    with serve_core(formula_engine(share_prefix_cache=shared), api_keys=KEYS) as running:
+    with serve_core(formula_engine(share_prefix_cache=shared), keys=KEYS) as running:
         body = {"prompt": "x" * 20 * BLOCK, "request_output_len": 1}
         cached = []
-        for key in ("sk-first", "sk-second", "sk-second"):
-            headers = {"Authorization": f"Bearer {key}"}
+        for headers in (HEADERS[0], HEADERS[1], HEADERS[1]):
             reply = httpx.post(f"{running.url}/generate", json=body, headers=headers).json()
             cached.append(reply["usage"]["cached_tokens"])
         assert cached[0] == 0

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Running, serve_core
+from lmserve.keys import Keyring
 from tiny_engine import BLOCK, formula_engine
 from wire import error_of, frames_of, wait_until
 
@@ -238,7 +239,7 @@ def test_an_id_that_is_none(web: httpx.Client, given: str) -> None:
 
 
 def test_sessions_of_another_key_are_not_there() -> None:
-    with serve_core(formula_engine(), api_keys=KEYS) as running:
+    with serve_core(formula_engine(), keys=Keyring.of(*KEYS)) as running:
         first, second = (
             httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) for key in KEYS
         )

@@ -162,8 +162,9 @@ class FormulaRunner:
         return np.array(rows, np.float32)
 
 
-def formula_engine(*, pause: float = 0.0, **options: Any) -> _core.Engine:
+def formula_engine(*, pause: float = 0.0, max_batch: int = 64, **options: Any) -> _core.Engine:
     """`options`: of the core's `Engine`."""
     special = json.dumps({"eos_token": "<|im_end|>"}).encode()
     template = _core.ChatTemplate(TEMPLATE, special)
-    return _core.Engine(FormulaRunner(pause=pause), byte_tokenizer(), template, eos_token_ids=[EOS], **options)
+    runner = FormulaRunner(pause=pause, max_batch=max_batch)
+    return _core.Engine(runner, byte_tokenizer(), template, eos_token_ids=[EOS], **options)

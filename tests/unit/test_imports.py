@@ -23,6 +23,7 @@ RUST_LAYERS = (
     "cpu",
     "gguf",
     "request",
+    "tenant",
     "text",
     "guided",
     "kv",

@@ -145,6 +145,19 @@ def test_what_can_never_run_is_refused() -> None:
     assert scheduler.plan() is None
 
 
+def test_tenants_share_by_weight() -> None:
+    scheduler = Scheduler(**SIZES, max_batch=1)
+    scheduler.set_weight(2, 3)
+    tenants = {
+        scheduler.add([1, 2], tenant=tenant, stopping=StopParams(max_tokens=3)): tenant for tenant in [1, 2] * 12
+    }
+    ended = [tenants[event.request] for event in run(scheduler) if event.finish_reason]
+    assert abs(ended[:12].count(2) - 9) <= 1
+    with pytest.raises(LmserveError) as caught:
+        scheduler.set_weight(2, 0)
+    assert caught.value.error["param"] == "weight"
+
+
 def test_it_needs_neither_torch_nor_litestar() -> None:
     script = (
         "import sys; sys.modules.update(torch=None, litestar=None)\n"

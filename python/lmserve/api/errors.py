@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -44,6 +45,7 @@ def respond_to_exception(request: Request[Any, Any, Any], exc: Exception) -> Res
         log_client_left(request.scope)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    headers |= rate_limit_headers(error.error)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in BODY_UNREAD:
@@ -60,6 +62,27 @@ def respond_to_exception(request: Request[Any, Any, Any], exc: Exception) -> Res
 
 def _anthropic_type(status: int) -> str:
     return ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def rate_limit_headers(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """OpenAI's headers for what there is of the core's numbers; requests are those in flight, tokens a minute's."""
+    headers = {
+        f"x-ratelimit-{what}-{unit}": str(numbers[f"{what}_{unit}"])
+        for unit in ("requests", "tokens")
+        for what in ("limit", "remaining")
+        if f"{what}_{unit}" in numbers
+    }
+    if "reset_tokens_ms" in numbers:
+        headers["x-ratelimit-reset-tokens"] = _duration(numbers["reset_tokens_ms"])
+    return headers
+
+
+def _duration(milliseconds: int) -> str:
+    """As OpenAI writes it: 250ms, 1.5s, 6m0s."""
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"
 
 
 def log_client_left(scope: Any) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from hashlib import sha256
 from typing import Final
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPRequestEvent, Receive, ReceiveMessage, Scope, Send
 
 from lmserve.errors import LmserveError
+from lmserve.keys import NO_TENANT, Keyring
 
 PUBLIC: Final = "public"  # in a handler's `opt`: needs no key
-NO_TENANT: Final = 0
 
 BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # A body over the limit is read, and thrown away, up to so many times the limit: many clients read no reply before they
@@ -24,14 +22,13 @@ DISCARD_FACTOR: Final = 4
 class ApiKeys:
     """Asks for a key (`Authorization: Bearer`, or `x-api-key`) and puts its tenant into the request's state."""
 
-    def __init__(self, app: ASGIApp, tenants: Mapping[str, int]) -> None:
-        """`tenants`: number of each key; none: no key is asked for, and all are tenant 0."""
+    def __init__(self, app: ASGIApp, keys: Keyring) -> None:
+        """`keys`: where there are none, no key is asked for, and all are one tenant."""
         self._app = app
-        # How long a digest's look-up takes says nothing about the keys: nobody can choose the digest of a guess.
-        self._tenants = {sha256(key.encode()).digest(): tenant for key, tenant in tenants.items()}
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["tenant"] = self._tenant(scope) if self._tenants else NO_TENANT
+        scope["state"]["tenant"] = self._tenant(scope) if self._keys else NO_TENANT
         await self._app(scope, receive, send)
 
     def _tenant(self, scope: Scope) -> int:
@@ -46,7 +43,7 @@ class ApiKeys:
                 raise _unauthorized("Authorization must be `Bearer KEY`, but another scheme was given")
         if key is None:
             raise _unauthorized("an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
-        tenant = self._tenants.get(sha256(key.strip()).digest())
+        tenant = self._keys.tenant_of(key.strip())
         if tenant is None:
             raise _unauthorized("the given API key is not one of this server's")
         return tenant

@@ -60,6 +60,7 @@ from lmserve.schemas.tokenize import (
     TokenizeReply,
     TokenizeRequest,
 )
+from lmserve.schemas.usage import UsageReply
 
 SCHEMAS: Final[tuple[type[Struct], ...]] = (
     GenerateRequest,
@@ -106,6 +107,7 @@ SCHEMAS: Final[tuple[type[Struct], ...]] = (
     Appended,
     Cancelled,
     Deleted,
+    UsageReply,
     HealthReply,
     ErrorReply,
     GenerateErrorReply,

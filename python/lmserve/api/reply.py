@@ -13,7 +13,8 @@ from litestar import Request, Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from lmserve.api.errors import log_client_left
+from lmserve.api.errors import log_client_left, rate_limit_headers
+from lmserve.api.serving import serving_of, tenant_of
 
 # Bytes up to which a reply is made on the event loop: a thread would take longer.
 INLINE: Final = 262_144
@@ -58,8 +59,8 @@ class EngineReply(Response[WholeBody]):
 
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
         """An ASGI callable over the request."""
-        del app, request
-        return _WholeReply(self.content)
+        del app
+        return _WholeReply(self.content, request)
 
 
 class StreamedReply(Response[EventStream]):
@@ -70,8 +71,8 @@ class StreamedReply(Response[EventStream]):
 
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
         """An ASGI callable over the stream."""
-        del app, request
-        return _StreamedReply(self.content, str(self.media_type))
+        del app
+        return _StreamedReply(self.content, request, str(self.media_type))
 
 
 def sse_reply(stream: EventStream) -> StreamedReply:
@@ -80,8 +81,9 @@ def sse_reply(stream: EventStream) -> StreamedReply:
 
 
 class _AbortedByClient(ASGIResponse):
-    def __init__(self, reply: WholeBody | EventStream) -> None:
+    def __init__(self, reply: WholeBody | EventStream, request: Request[Any, Any, Any]) -> None:
         self._reply = reply
+        self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = asyncio.create_task(_abort_on_disconnect(receive, self._reply))
@@ -91,27 +93,31 @@ class _AbortedByClient(ASGIResponse):
             watcher.cancel()
             self._reply.abort()
 
+    def _rate_limits(self) -> list[tuple[bytes, bytes]]:
+        quota = serving_of(self._request).quota(tenant_of(self._request))
+        return [(name.encode(), value.encode()) for name, value in rate_limit_headers(quota).items()]
+
     async def _send(self, scope: Scope, send: Send) -> None:
         raise NotImplementedError
 
 
 class _WholeReply(_AbortedByClient):
-    def __init__(self, whole: WholeBody) -> None:
-        super().__init__(whole)
+    def __init__(self, whole: WholeBody, request: Request[Any, Any, Any]) -> None:
+        super().__init__(whole, request)
         self._whole = whole
 
     async def _send(self, scope: Scope, send: Send) -> None:
         del scope
         body = await self._whole.body()
         length = str(len(body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        headers = [(b"content-type", b"application/json"), (b"content-length", length), *self._rate_limits()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class _StreamedReply(_AbortedByClient):
-    def __init__(self, stream: EventStream, media_type: str) -> None:
-        super().__init__(stream)
+    def __init__(self, stream: EventStream, request: Request[Any, Any, Any], media_type: str) -> None:
+        super().__init__(stream, request)
         self._stream = stream
         self._media_type = media_type.encode()
 
@@ -119,6 +125,7 @@ class _StreamedReply(_AbortedByClient):
         await self._stream.opened()
         # Proxies must not collect the frames.
         headers = [(b"content-type", self._media_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        headers += self._rate_limits()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for chunk in self._stream.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

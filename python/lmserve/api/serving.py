@@ -14,6 +14,7 @@ from litestar import Request
 from lmserve.api.response_store import ResponseStore
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.errors import LmserveError
+from lmserve.keys import Keyring
 
 logger = logging.getLogger("lmserve.http")
 
@@ -24,11 +25,14 @@ RETRY_LOADING = 2
 class Serving:
     """What the handlers share. `names`: the first is the model's id, the others are accepted too."""
 
-    def __init__(self, names: Sequence[str], engine: AsyncEngine | Callable[[], AsyncEngine]) -> None:
+    def __init__(
+        self, names: Sequence[str], engine: AsyncEngine | Callable[[], AsyncEngine], keys: Keyring | None = None
+    ) -> None:
         """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block)."""
         if not names:
             raise ValueError("a served model needs a name")
         self.names = tuple(names)
+        self.keys = keys or Keyring()
         self.created = int(time.time())
         self.draining = False
         self.responses = ResponseStore()
@@ -48,6 +52,10 @@ class Serving:
             message = f"the model {self.names[0]} is being loaded"
             raise LmserveError.new(503, "loading", message, retry_after=RETRY_LOADING)
         return self._engine
+
+    def quota(self, tenant: int) -> dict[str, int]:
+        """What a tenant may still do, of what is limited; nothing once the server stops."""
+        return {} if self._engine is None else self._engine.quota(tenant)
 
     def check_model(self, name: str) -> None:
         """Raises LmserveError (404) if the model is not served under `name`."""

@@ -20,6 +20,7 @@ from lmserve.config import (
     format_size,
     parse_size,
 )
+from lmserve.keys import KeysError, read_keys
 
 if TYPE_CHECKING:
     from lmserve.cli.types import Commands
@@ -63,6 +64,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--api-key-file", metavar="FILE", type=Path, help="further keys, one a line; # begins a comment (default: none)"
+    )
+    group.add_argument(
+        "--keys",
+        metavar="FILE",
+        type=Path,
+        help="keys with weights and limits, in TOML; see docs/keys.md (default: none)",
     )
     group.add_argument(
         "--max-body",
@@ -228,7 +235,11 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         keys += _read_keys(given["api_key_file"])
     values["api_keys"] = tuple(keys)
     try:
+        if given["keys"] is not None:
+            values["keys"] = read_keys(given["keys"])
         return ServeConfig(**{setting: value for setting, value in values.items() if value is not None})
+    except KeysError as error:
+        raise CommandError(f"--keys {given['keys']} {error}", exit_code=2) from error
     except ConfigError as error:
         flag = "--" + error.setting.replace("_", "-").removesuffix("s" if error.setting in REPEATABLE else "")
         raise CommandError(f"{flag} {error}", exit_code=2) from error

@@ -37,7 +37,7 @@ def serve_model(config: ServeConfig) -> None:
         app = create_app(
             load,
             names,
-            api_keys={key: tenant for tenant, key in enumerate(config.api_keys, 1)},
+            keys=config.keyring,
             cors_origins=config.cors_origins,
             max_body=config.max_body,
         )

@@ -6,7 +6,7 @@ It installs no signal handler and opens no socket, so it can live in any asyncio
 from __future__ import annotations
 
 import asyncio
-from typing import Self
+from typing import Any, Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
 from lmserve.engine.sessions import SessionInfo, TranscriptTurn, session_info_of
@@ -81,6 +81,18 @@ class AsyncEngine:
 
     def stats(self) -> dict[str, int | float]:
         return self._core.stats()
+
+    def usage(self, tenant: int) -> dict[str, Any]:
+        """What a tenant has used since the start, its limits, and what is left of them."""
+        return self._core.usage(tenant)
+
+    def quota(self, tenant: int) -> dict[str, int]:
+        """What a tenant may still do, of what is limited."""
+        return self._core.quota(tenant)
+
+    def metrics(self) -> str:
+        """Counters, gauges and latencies in Prometheus' text format."""
+        return self._core.metrics()
 
     @property
     def open_streams(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 # States of a stream: the first member of what `CoreStream.poll` returns.
 WAITING: Final = 0  # not yet known whether the request is accepted
@@ -68,6 +68,15 @@ class CoreEngine(Protocol):
 
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges."""
+
+    def usage(self, tenant: int, /) -> dict[str, Any]:
+        """What a tenant has used, its limits, and what is left of them."""
+
+    def quota(self, tenant: int, /) -> dict[str, int]:
+        """What a tenant may still do, of what is limited."""
+
+    def metrics(self) -> str:
+        """Prometheus' text format."""
 
     def shutdown(self, grace_seconds: float, /) -> None:
         """Refuses new requests, waits `grace_seconds` for running turns, aborts the rest. Blocks, without the GIL."""

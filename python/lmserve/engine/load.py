@@ -11,7 +11,7 @@ import msgspec
 from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.sessions import NO_TENANT_NAME, SessionLog, tenant_name
+from lmserve.engine.sessions import SessionLog
 from lmserve.engine.text import TextLayer
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
@@ -72,6 +72,7 @@ class ModelPlan:
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,
             session_log=self._session_log(),
+            tenants=config.keyring.tenants(),
         )
         restored = engine.restored
         if restored is not None:
@@ -85,13 +86,12 @@ class ModelPlan:
         config = self._config
         if config.session_dir is None:
             return None
-        tenants = {number: tenant_name(key) for number, key in enumerate(config.api_keys, 1)}
         return SessionLog(
             folder=str(config.session_dir),
             fsync=config.session_fsync,
             fingerprint=fingerprint(self.checkpoint),
             model=self.checkpoint.name,
-            tenants={0: NO_TENANT_NAME} | tenants,
+            tenants=config.keyring.durable_names(),
         )
 
     def load_async_engine(self) -> AsyncEngine:

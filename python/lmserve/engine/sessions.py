@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
@@ -45,12 +44,3 @@ class TranscriptTurn(Struct, frozen=True):
 
 def session_info_of(values: Mapping[str, Any]) -> SessionInfo:
     return msgspec.convert(values, SessionInfo)
-
-
-def tenant_name(key: str) -> bytes:
-    """What a session log calls the tenant of an API key: a digest, from which the key cannot be read."""
-    return blake2b(key.encode(), digest_size=32, person=b"lmserve tenant").digest()
-
-
-# Of a server without keys.
-NO_TENANT_NAME = bytes(32)

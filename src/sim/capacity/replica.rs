@@ -50,7 +50,7 @@ impl Events for Ended {
         self.requests.push((request, usage));
     }
 
-    fn fail(&mut self, _: u64, _: &Error) {}
+    fn fail(&mut self, _: u64, _: &Error, _: Usage) {}
 }
 
 pub(super) struct Replica<'a> {

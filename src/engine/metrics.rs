@@ -1,0 +1,240 @@
+//! Latencies and outcomes of requests, and everything countable in Prometheus' text format.
+
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+use super::config::Stats;
+use super::open::OpenRequest;
+use crate::sched::FinishReason;
+
+/// Upper bounds of the histograms' buckets, in seconds; a last one has none.
+const BOUNDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
+];
+
+/// Durations by size.
+#[derive(Debug, Default)]
+struct Histogram {
+    counts: [u64; BOUNDS.len() + 1],
+    sum: f64,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Stop,
+    Length,
+    Abort,
+    Error,
+}
+
+const OUTCOMES: [(Outcome, &str); 4] = [
+    (Outcome::Stop, "stop"),
+    (Outcome::Length, "length"),
+    (Outcome::Abort, "abort"),
+    (Outcome::Error, "error"),
+];
+
+/// How long requests waited and ran, and how they ended.
+#[derive(Debug, Default)]
+pub(super) struct Latencies {
+    queue: Histogram,
+    first_token: Histogram,
+    whole: Histogram,
+    outcomes: [u64; OUTCOMES.len()],
+}
+
+impl Histogram {
+    fn observe(&mut self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let at = BOUNDS.partition_point(|&bound| bound < seconds);
+        self.counts[at] += 1;
+        self.sum += seconds;
+    }
+}
+
+impl From<FinishReason> for Outcome {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::Abort => Self::Abort,
+        }
+    }
+}
+
+impl Latencies {
+    /// The request's first step begins.
+    pub(super) fn start(&mut self, request: &OpenRequest) {
+        self.queue.observe(request.arrived().elapsed());
+    }
+
+    /// The request's first token is there.
+    pub(super) fn first_token(&mut self, request: &OpenRequest) {
+        self.first_token.observe(request.arrived().elapsed());
+    }
+
+    /// The request ends.
+    pub(super) fn end(&mut self, request: &OpenRequest, outcome: Outcome) {
+        self.whole.observe(request.arrived().elapsed());
+        self.outcomes[outcome as usize] += 1;
+    }
+}
+
+/// Writes metrics in Prometheus' text format, version 0.0.4.
+struct Writer(String);
+
+impl Writer {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn line(&mut self, line: impl Display) {
+        // A String takes everything.
+        let _ = writeln!(self.0, "{line}");
+    }
+
+    fn value(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let mut count = 0;
+        for (bound, in_bucket) in BOUNDS.iter().zip(histogram.counts) {
+            count += in_bucket;
+            self.line(format_args!("{name}_bucket{{le=\"{bound}\"}} {count}"));
+        }
+        count += histogram.counts[BOUNDS.len()];
+        self.line(format_args!("{name}_bucket{{le=\"+Inf\"}} {count}"));
+        self.line(format_args!("{name}_sum {}", histogram.sum));
+        self.line(format_args!("{name}_count {count}"));
+    }
+}
+
+/// The whole page.
+pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
+    let mut out = Writer(String::with_capacity(8192));
+    write_gauges(&mut out, stats);
+    write_counters(&mut out, stats);
+    out.head(
+        "lmserve_requests_total",
+        "counter",
+        "Requests that ended, by how.",
+    );
+    for (outcome, word) in OUTCOMES {
+        let count = latencies.outcomes[outcome as usize];
+        out.line(format_args!(
+            "lmserve_requests_total{{outcome=\"{word}\"}} {count}"
+        ));
+    }
+    for (name, help, histogram) in [
+        (
+            "queue",
+            "From a request's arrival to its first step.",
+            &latencies.queue,
+        ),
+        (
+            "time_to_first_token",
+            "From a request's arrival to its first token.",
+            &latencies.first_token,
+        ),
+        (
+            "request",
+            "From a request's arrival to its end.",
+            &latencies.whole,
+        ),
+    ] {
+        out.histogram(&format!("lmserve_{name}_seconds"), help, histogram);
+    }
+    out.0
+}
+
+fn write_gauges(out: &mut Writer, stats: &Stats) {
+    let scheduler = &stats.scheduler;
+    let waiting = "Sequences that wait for a place in the batch.";
+    let log_bytes = "Size of the session log; 0 without one.";
+    for (name, help, value) in [
+        (
+            "requests_running",
+            "Sequences in the batch.",
+            scheduler.running as u64,
+        ),
+        ("requests_waiting", waiting, scheduler.waiting as u64),
+        (
+            "requests_open",
+            "Requests that have not ended.",
+            stats.open_requests as u64,
+        ),
+        ("sessions", "Sessions that live.", stats.sessions as u64),
+        ("session_log_bytes", log_bytes, stats.log_bytes),
+    ] {
+        out.value(&format!("lmserve_{name}"), "gauge", help, value);
+    }
+    out.head("lmserve_kv_blocks", "gauge", "KV blocks by state.");
+    for (state, value) in [
+        ("free", stats.free_blocks),
+        ("owned", stats.owned_blocks),
+        ("cached", stats.cached_blocks),
+    ] {
+        out.line(format_args!(
+            "lmserve_kv_blocks{{state=\"{state}\"}} {value}"
+        ));
+    }
+}
+
+fn write_counters(out: &mut Writer, stats: &Stats) {
+    let scheduler = &stats.scheduler;
+    let computed = "Tokens that went through the model.";
+    let cached = "Tokens of prompts that the prefix cache had.";
+    let preempted = "Sequences that lost their KV blocks to others.";
+    let log_failures = "Writes, fsyncs and rewrites of the session log that failed.";
+    let log_rewrites = "Times the session log was rewritten without what is gone.";
+    for (name, help, value) in [
+        ("steps", "Steps of the model.", scheduler.steps),
+        ("failed_steps", "Steps that failed.", stats.failed_steps),
+        ("computed_tokens", computed, scheduler.computed_tokens),
+        (
+            "generated_tokens",
+            "Tokens that were sampled.",
+            scheduler.sampled_tokens,
+        ),
+        ("prefix_cache_hit_tokens", cached, scheduler.cached_tokens),
+        ("preemptions", preempted, scheduler.preemptions),
+        (
+            "kv_evictions",
+            "Cached KV blocks that were given up.",
+            stats.evictions,
+        ),
+        ("session_log_failures", log_failures, stats.log_failures),
+        ("session_log_rewrites", log_rewrites, stats.log_rewrites),
+    ] {
+        out.value(&format!("lmserve_{name}_total"), "counter", help, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histograms_buckets_add_up() {
+        let mut histogram = Histogram::default();
+        for ms in [0, 1, 2, 3000, 500_000] {
+            histogram.observe(Duration::from_millis(ms));
+        }
+        let mut out = Writer(String::new());
+        out.histogram("x_seconds", "Help.", &histogram);
+        let lines: Vec<&str> = out.0.lines().collect();
+        assert_eq!(lines[0], "# HELP x_seconds Help.");
+        assert_eq!(lines[1], "# TYPE x_seconds histogram");
+        assert_eq!(lines[2], "x_seconds_bucket{le=\"0.001\"} 2");
+        assert_eq!(lines[3], "x_seconds_bucket{le=\"0.0025\"} 3");
+        assert!(lines.contains(&"x_seconds_bucket{le=\"10\"} 4"));
+        assert!(lines.contains(&"x_seconds_bucket{le=\"+Inf\"} 5"));
+        assert!(lines.contains(&"x_seconds_sum 503.003"));
+        assert_eq!(lines.last(), Some(&"x_seconds_count 5"));
+    }
+}

@@ -1,0 +1,149 @@
+//! A request's place among the open ones, owned: dropping it gives the place, and what it reserved, back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::core::Abort;
+use super::shared::Shared;
+use crate::error::{Error, Kind, Result};
+use crate::output::Usage;
+
+pub(super) type AbortFlag = Arc<Mutex<Option<Abort>>>;
+
+/// The requests that have not ended.
+#[derive(Debug, Default)]
+pub(super) struct OpenRequests {
+    pub(super) flags: HashMap<u64, AbortFlag>,
+    /// Sequences they may make.
+    pub(super) choices: usize,
+}
+
+/// What a request takes of its tenant's allowance.
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    reserved: usize,
+    /// Tokens it brought in, once they are known.
+    input: usize,
+    output: usize,
+    counted: bool,
+    started: bool,
+}
+
+/// A request's place among the open ones.
+#[derive(Debug)]
+pub(super) struct OpenRequest {
+    shared: Arc<Shared>,
+    id: u64,
+    tenant: u32,
+    choices: usize,
+    flag: AbortFlag,
+    arrived: Instant,
+    account: Account,
+}
+
+impl OpenRequest {
+    /// Opens a request of `choices` sequences.
+    ///
+    /// # Errors
+    /// 429 `queue_full` or `rate_limit_exceeded`.
+    pub(super) fn new(shared: &Arc<Shared>, tenant: u32, choices: usize) -> Result<Self> {
+        let (mut open, limit) = (shared.requests(), shared.max_open);
+        if open.choices + choices > limit {
+            let message = format!(
+                "{} answers are being made or wait, the limit is {limit}, and {choices} more were asked for",
+                open.choices
+            );
+            return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
+        }
+        shared.accounts().open(tenant, shared.uptime_ms())?;
+        let id = shared.next_id();
+        let flag = AbortFlag::default();
+        open.choices += choices;
+        open.flags.insert(id, Arc::clone(&flag));
+        Ok(Self {
+            shared: Arc::clone(shared),
+            id,
+            tenant,
+            choices,
+            flag,
+            arrived: Instant::now(),
+            account: Account::default(),
+        })
+    }
+
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// When it came in.
+    pub(super) const fn arrived(&self) -> Instant {
+        self.arrived
+    }
+
+    pub(super) fn aborted(&self) -> Option<Abort> {
+        *self.flag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `input` tokens, and up to `output` more that it asks for, off its tenant's minute.
+    ///
+    /// # Errors
+    /// 429 `rate_limit_exceeded`, 400 `exceeds_tokens_per_minute`.
+    pub(super) fn reserve(&mut self, input: usize, output: usize) -> Result<()> {
+        let (shared, tokens) = (&self.shared, input + output);
+        shared
+            .accounts()
+            .reserve(self.tenant, tokens, shared.uptime_ms())?;
+        self.account.reserved = tokens;
+        self.account.input = input;
+        Ok(())
+    }
+
+    /// Something of it is being computed; true for the first time.
+    pub(super) fn start(&mut self) -> bool {
+        let first = !self.account.started;
+        if first {
+            self.account.started = true;
+            self.shared.accounts().start(self.tenant);
+        }
+        first
+    }
+
+    /// Counts what one of its choices has used, when that ends; nothing, if nothing was computed.
+    pub(super) fn count(&mut self, usage: Usage) {
+        if !self.account.started {
+            return;
+        }
+        let mut accounts = self.shared.accounts();
+        if !self.account.counted {
+            self.account.counted = true;
+            accounts.count_request(self.tenant, usage.prompt_tokens, usage.cached_tokens);
+        }
+        accounts.count_output(self.tenant, usage.completion_tokens);
+        self.account.output += usage.completion_tokens;
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let account = self.account;
+        // A request that never began has used none.
+        let used = if account.counted {
+            account.input + account.output
+        } else {
+            0
+        };
+        self.shared.accounts().close(
+            self.tenant,
+            account.reserved,
+            used,
+            account.started,
+            self.shared.uptime_ms(),
+        );
+        let mut open = self.shared.requests();
+        open.flags.remove(&self.id);
+        open.choices -= self.choices;
+        drop(open);
+        self.shared.closed.notify_all();
+    }
+}

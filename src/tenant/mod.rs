@@ -1,0 +1,10 @@
+//! Whoever shares the server: one tenant for each API key, with its limits, its token bucket and its account. Pure state
+//! machines: time is passed in.
+
+mod accounts;
+mod bucket;
+mod limits;
+
+pub use accounts::{Accounts, Quota, TenantUsage};
+pub use bucket::TokenBucket;
+pub use limits::{Tenant, TenantLimits};
