@@ -7,8 +7,9 @@ import time
 
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
+from lmserve.cli.plan import plan_lines
 from lmserve.cli.progress import DownloadProgress
-from lmserve.config import ServeConfig, format_size
+from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
 from lmserve.errors import LmserveError
@@ -23,7 +24,8 @@ def serve_model(config: ServeConfig) -> None:
         source = find_model(config.model, DownloadProgress("the model"))
         plan = ModelPlan(source.path, config)
         names = config.served_model_names or source.names
-        _print_plan(plan, names)
+        for line in plan_lines(plan, names):
+            _print(line)
 
         def load() -> AsyncEngine:
             started = time.monotonic()
@@ -44,19 +46,6 @@ def serve_model(config: ServeConfig) -> None:
         serve(app, bind(config.host, config.port), grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
-
-
-def _print_plan(plan: ModelPlan, names: tuple[str, ...]) -> None:
-    memory = plan.memory
-    also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
-    _print(f"Model     {names[0]}{also}, from {plan.checkpoint.path}")
-    weights = format_size(memory.weight_bytes)
-    kernels = f"{memory.ops} kernels, weights {memory.quantize or 'as stored'}" if memory.ops == "cpu" else memory.dtype
-    _print(f"Device    {memory.device}, {kernels}, {weights}, context {memory.max_model_len} tokens")
-    if memory.num_blocks:
-        tokens = memory.num_blocks * memory.block_size
-        blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"
-        _print(f"KV cache  {blocks}: {tokens} tokens, {format_size(memory.kv_bytes)}")
 
 
 def _print_urls(url: str) -> None:

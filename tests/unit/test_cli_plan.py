@@ -1,0 +1,77 @@
+"""`lmserve plan`: the numbers it prints, from headers alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lmserve.cli import main
+from lmserve.model.arch.decoder import expected_tensors
+from lmserve.model.hf_config import decoder_config
+from safetensors.numpy import save_file
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 3000,
+}
+KV_BYTES = 2 * 3 * 2 * 16 * 4  # K and V, layers, heads, values, fp32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen3")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    shapes = expected_tensors(decoder_config("qwen3", CONFIG, qk_norm=True))
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+def test_it_says_how_many_sessions_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = 10_000 * KV_BYTES  # 625 blocks of 16 tokens
+    arguments = [
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--ops",
+        "torch",
+        "--kv-memory",
+        str(size),
+        "--served-model-name",
+        "it",
+    ]
+    assert main(["plan", str(folder), *arguments]) == 0
+    model, device, cache, sessions = capsys.readouterr().out.splitlines()
+    assert model == f"Model     it, from {folder}"
+    assert device.startswith("Device    cpu, fp32, weights ")
+    assert device.endswith("context 3000 tokens")
+    assert cache == "KV cache  625 blocks of 16 tokens: 10000 tokens, 768 B a token, 7.3 MiB in all"
+    # 32, 128 and 188 blocks each.
+    assert sessions == "Sessions  in the cache at a time: 19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens"
+
+
+def test_what_cannot_be_is_refused_as_serve_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--max-model-len", "3001"]) == 1
+    assert "this model takes 1 to 3000 tokens" in capsys.readouterr().err
+    assert main(["plan", "/nowhere/model"]) == 1
+    assert "/nowhere/model" in capsys.readouterr().err
+    assert main(["plan", str(folder), "--max-queue", "0"]) == 2
+
+
+def test_it_loads_neither_torch_nor_litestar(folder: Path) -> None:
+    script = (
+        "import sys; sys.modules.update(torch=None, litestar=None, uvicorn=None, transformers=None)\n"
+        f"from lmserve.cli import main; sys.exit(main(['plan', {str(folder)!r}, '--device', 'cpu']))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
