@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,6 +143,43 @@ def test_shutdown_hands_out_the_last_bytes() -> None:
         return said
 
     assert b'"finish_reason": "abort"' in asyncio.run(run())
+
+
+def test_under_a_prefix_of_a_bare_asgi_host(core: ScriptedCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = create_app(engine_of(core), [MODEL])
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith("/llm/"):
+            await inner(scope | {"root_path": "/llm"}, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"own"})
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(host)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            assert (await client.get("/own")).text == "own"
+            page = await client.get("/llm/docs")
+            files = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+            assert len(files) == 4
+            for path in (*files, "/llm/openapi.json", "/llm/health"):
+                assert path.startswith("/llm/")
+                assert (await client.get(path)).status_code == 200
+            reply = await client.post("/llm/generate", json={"prompt": "x", "request_output_len": 3})
+            assert reply.json()["tokens"] == 3
+            assert (await client.get("/llm/nothing")).json()["error"]["code"] == "route_not_found"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an embedded engine leaves signals and sockets alone")
+
+    async def run() -> None:
+        monkeypatch.setattr(signal, "signal", refuse)
+        monkeypatch.setattr(socket.socket, "bind", refuse)
+        monkeypatch.setattr(socket.socket, "listen", refuse)
+        await ask()
+        monkeypatch.undo()
+
+    asyncio.run(run())
 
 
 def test_in_another_asgi_app(core: ScriptedCore) -> None:

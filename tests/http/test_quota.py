@@ -6,6 +6,7 @@ import math
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -193,3 +194,38 @@ def test_without_keys_usage_is_everybodys(real: Running) -> None:
         anyone.post("/generate", json=turn(2))
         assert usage_of(anyone)["completion_tokens"] >= before["completion_tokens"] + 2
         assert anyone.get("/metrics").status_code == 200
+
+
+def test_a_full_queue_is_refused_and_emptied() -> None:
+    with (
+        serve_core(formula_engine(pause=0.001, max_queue=2, max_batch=1)) as running,
+        httpx.Client(base_url=running.url, timeout=60) as anyone,
+        ExitStack() as held,
+    ):
+        hold = threading.Event()
+        threads = [threading.Thread(target=read_until, args=(running.url, hold)) for _ in range(3)]
+        held.callback(lambda: [thread.join() for thread in threads])
+        held.callback(hold.set)
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: usage_of(anyone)["in_flight"] == 3, "one runs and two wait")
+        assert usage_of(anyone)["waiting"] == 2
+        bodies = {
+            "/generate": turn(1),
+            "/v1/chat/completions": {"model": MODEL, "messages": "Hi", "max_tokens": 1},
+            "/v1/embeddings": {"model": MODEL, "input": "Hi"},
+        }
+        for path, body in bodies.items():
+            refused = anyone.post(path, json=body)
+            assert error_of(refused, 429, "queue_full")["retry_after"] == 1
+            assert refused.headers["retry-after"] == "1"
+        hold.set()
+        wait_until(lambda: usage_of(anyone)["in_flight"] == 0, "all that were held have left")
+        for path, body in bodies.items():
+            assert anyone.post(path, json=body).status_code == 200
+
+
+def read_until(url: str, left: threading.Event) -> None:
+    """A client that is answered for as long as it likes."""
+    with httpx.Client(base_url=url, timeout=60) as one, one.stream("POST", "/generate", json=turn(4000, stream=True)):
+        left.wait(30)
