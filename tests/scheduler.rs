@@ -210,6 +210,72 @@ fn a_shared_prefix_is_computed_once() {
     assert_eq!(run.results[&2].2, 28);
 }
 
+/// Prompts of a common prefix of 60 tokens and 4 of their own, added at one moment.
+fn add_together(run: &mut Run, ids: std::ops::Range<u64>) -> HashMap<u64, Vec<u32>> {
+    let prompt = |id: u64| {
+        let prefix = (0..60_u32).map(|i| i * 7 % 50);
+        prefix.chain([id as u32; 4]).collect::<Vec<_>>()
+    };
+    for id in ids.clone() {
+        run.scheduler.add(sequence(id, prompt(id), 3)).unwrap();
+    }
+    ids.map(|id| (id, prompt(id))).collect()
+}
+
+#[test]
+fn a_prefix_that_arrives_in_many_prompts_at_once_is_computed_once() {
+    let mut run = Run::new(256, 4, config(8, 32), true);
+    let prompts = add_together(&mut run, 0..6);
+    run.finish();
+    let outputs = 6 * 2;
+    assert_eq!(
+        run.scheduler.stats().computed_tokens,
+        60 + 6 * 4 + outputs,
+        "{:?}",
+        run.scheduler.stats()
+    );
+    assert_eq!(run.scheduler.stats().cached_tokens, 5 * 60);
+    for (id, prompt) in prompts {
+        let (tokens, _, cached) = &run.results[&id];
+        assert_eq!(*tokens, alone(&prompt, 3));
+        assert_eq!(*cached, if id == 0 { 0 } else { 60 });
+    }
+}
+
+#[test]
+fn prompts_go_on_by_themselves_when_the_one_they_wait_for_leaves() {
+    let mut run = Run::new(256, 4, config(8, 32), true);
+    let prompts = add_together(&mut run, 0..3);
+    let first = run.step();
+    assert_eq!(first, [(0, 32)]);
+    drop(run.scheduler.abort(0).unwrap());
+    assert_eq!(
+        run.step(),
+        [(1, 28 + 4)],
+        "all but the 32 that were computed"
+    );
+    run.finish();
+    for id in [1, 2] {
+        assert_eq!(run.results[&id].0, alone(&prompts[&id], 3));
+    }
+}
+
+#[test]
+fn prompts_alike_wait_for_nobody_where_they_could_share_nothing() {
+    let mut run = Run::new(256, 4, config(8, 64), false);
+    add_together(&mut run, 0..2);
+    assert_eq!(run.step().len(), 2);
+    let mut run = Run::new(256, 4, config(8, 64), true);
+    for tenant in [1, 2] {
+        let new = NewSequence {
+            tenant,
+            ..sequence(u64::from(tenant), vec![5; 60], 2)
+        };
+        run.scheduler.add(new).unwrap();
+    }
+    assert_eq!(run.step().len(), 2);
+}
+
 #[test]
 fn a_preempted_sequence_resumes_with_the_same_tokens() {
     let mut run = Run::new(10, 4, config(4, 64), true);

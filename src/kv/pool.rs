@@ -158,6 +158,11 @@ impl BlockPool {
         self.num_blocks
     }
 
+    /// Whether full blocks are found again by their tokens.
+    pub const fn has_prefix_cache(&self) -> bool {
+        self.prefix_cache
+    }
+
     /// Blocks that can be had now: free ones, and cached ones by eviction.
     pub fn available(&self) -> usize {
         let state = self.state();
@@ -222,7 +227,16 @@ impl BlockPool {
         tokens: &[u32],
         blocks: &mut Vec<u32>,
     ) -> ChainId {
-        let mut chain = self.root(tenant);
+        self.match_chain(self.root(tenant), tokens, blocks)
+    }
+
+    /// As [`Self::match_prefix`], for the tokens that follow those of `chain`.
+    pub(super) fn match_chain(
+        &self,
+        mut chain: ChainId,
+        tokens: &[u32],
+        blocks: &mut Vec<u32>,
+    ) -> ChainId {
         if !self.prefix_cache {
             return chain;
         }

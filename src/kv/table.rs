@@ -74,6 +74,34 @@ impl BlockTable {
         }
     }
 
+    /// Takes blocks that others have put into the prefix cache since, in place of its own or beyond them: those of the longest
+    /// known prefix of `tokens` behind what is registered already. Returns the tokens of all registered blocks.
+    pub fn adopt(&mut self, tokens: &[u32]) -> usize {
+        let size = self.pool.block_size();
+        let rest = tokens.get(self.registered * size..).unwrap_or_default();
+        let mut found = Vec::new();
+        self.chain = self.pool.match_chain(self.chain, rest, &mut found);
+        if !found.is_empty() {
+            let replaced = self.registered..self.blocks.len().min(self.registered + found.len());
+            self.registered += found.len();
+            let blocks = Arc::make_mut(&mut self.blocks);
+            let own: Vec<u32> = blocks.splice(replaced, found).collect();
+            self.pool.release(&own);
+        }
+        self.registered * size
+    }
+
+    /// Whether the first block of `tokens` that neither has registered would be the same one for both.
+    pub fn shares_next_block(&self, tokens: &[u32], other: &Self, others: &[u32]) -> bool {
+        let size = self.pool.block_size();
+        let next = |table: &Self| table.registered * size..(table.registered + 1) * size;
+        let block = tokens.get(next(self));
+        self.pool.has_prefix_cache()
+            && self.chain == other.chain
+            && block.is_some()
+            && block == others.get(next(other))
+    }
+
     /// Where the K and V of token `position` go: block id * block size + offset.
     pub fn slot(&self, position: usize) -> usize {
         let size = self.pool.block_size();

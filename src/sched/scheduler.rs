@@ -204,10 +204,16 @@ impl Scheduler {
 
     /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
     /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
-    /// so that a short one never waits behind a long one.
+    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that.
     pub fn plan(&mut self) -> &Step {
         for sequence in &mut self.running {
             sequence.granted = 0;
+            if sequence.remaining() > 1 {
+                let adopted = sequence.adopt_prefix();
+                if sequence.preemptions == 0 {
+                    self.stats.cached_tokens += adopted as u64;
+                }
+            }
         }
         self.started.clear();
         let mut budget = self.config.max_batch_tokens;
@@ -285,11 +291,10 @@ impl Scheduler {
             let unfinished = |sequence: &Sequence| {
                 (sequence.remaining() - sequence.granted).min(free_tokens(sequence))
             };
-            let open = self
-                .running
-                .iter()
-                .enumerate()
-                .filter(|(_, sequence)| unfinished(sequence) > 0);
+            let open =
+                self.running.iter().enumerate().filter(|&(at, sequence)| {
+                    unfinished(sequence) > 0 && !self.waits_for_prefix(at)
+                });
             let Some((at, left)) = open
                 .map(|(at, s)| (at, unfinished(s)))
                 .min_by_key(|&(_, left)| left)
@@ -317,8 +322,19 @@ impl Scheduler {
     /// Gives the sequence at `at` up to `tokens` more tokens of this step, as far as they need no row beside its own.
     /// Returns how many it got.
     fn grant(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
+        if self.waits_for_prefix(at) {
+            return 0;
+        }
         let free = free_tokens(&self.running[at]);
         self.grant_any(at, tokens.min(free), budget)
+    }
+
+    /// Whether this step computes, for another sequence, the block that comes next in the prompt of the one at `at`.
+    fn waits_for_prefix(&self, at: usize) -> bool {
+        let sequence = &self.running[at];
+        sequence.remaining() > 1
+            && sequence.granted == 0
+            && self.running.iter().any(|other| sequence.waits_for(other))
     }
 
     /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.

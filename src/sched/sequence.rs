@@ -165,13 +165,35 @@ impl Sequence {
     /// Holds the cached part of the prefix. What is left to compute has every token whose logits are needed: the last, and those
     /// that score the prompt.
     pub(super) fn attach_prefix(&mut self, pool: &Arc<BlockPool>) {
-        let known = if self.is_scoring() {
+        let known = &self.tokens[..self.attachable()];
+        self.table = BlockTable::from_prefix(pool, self.new.tenant, known);
+        self.computed = self.table.capacity();
+    }
+
+    const fn attachable(&self) -> usize {
+        if self.is_scoring() {
             self.next_scoring_position()
         } else {
             self.tokens.len().saturating_sub(1)
-        };
-        self.table = BlockTable::from_prefix(pool, self.new.tenant, &self.tokens[..known]);
-        self.computed = self.table.capacity();
+        }
+    }
+
+    /// Holds what has come into the prefix cache since, beyond what is computed. Returns how many tokens need no computation now.
+    pub(super) fn adopt_prefix(&mut self) -> usize {
+        let reached = self.table.adopt(&self.tokens[..self.attachable()]);
+        let adopted = reached.saturating_sub(self.computed);
+        self.computed += adopted;
+        if self.preemptions == 0 {
+            self.cached += adopted;
+        }
+        adopted
+    }
+
+    /// Whether `other` is about to compute the block that comes next here, so that it can be adopted soon.
+    pub(super) fn waits_for(&self, other: &Self) -> bool {
+        let attachable = &self.tokens[..self.attachable()];
+        let table = &self.table;
+        other.granted > 0 && table.shares_next_block(attachable, &other.table, &other.tokens)
     }
 
     pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {
