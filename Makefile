@@ -20,7 +20,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test build lint fmt bench bench-overhead bench-peers simulate clean
+.PHONY: help serve test build lint fmt openapi bench bench-overhead bench-peers simulate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 	cargo fmt
 	$(BIN)/ruff check --fix-only python tests tools benchmarks
 	$(BIN)/ruff format python tests tools benchmarks
+
+openapi: build ## write docs/openapi.json anew, after a change of the API
+	$(BIN)/python tools/openapi.py docs/openapi.json
 
 bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
 	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear --bench cpu_attention

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Final
 
-from litestar import Litestar
+from litestar import Litestar, Response, route
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
@@ -120,7 +121,7 @@ def create_app(
             await serving.close()
 
     return Litestar(
-        [*API, *DOCS],
+        [*shared_path_options(API), *API, *DOCS],
         exception_handlers={Exception: respond_to_exception},
         middleware=[
             DefineMiddleware(ApiKeys, keys=keys),
@@ -148,3 +149,25 @@ def openapi_document(*, secured: bool) -> bytes:
         security=[{"key": []}] if secured else None,
     )
     return document(Litestar(API, openapi_config=config, logging_config=None).openapi_schema.to_schema())
+
+
+def shared_path_options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """Handlers of OPTIONS for the paths that several handlers share.
+
+    Litestar's own would tell the methods of the first handler alone.
+    """
+    methods: dict[str, list[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            methods.setdefault(path, []).extend(handler.http_methods)
+    return [_options(path, [*found, "OPTIONS"]) for path, found in methods.items() if len(found) > 1]
+
+
+def _options(path: str, methods: Sequence[str]) -> HTTPRouteHandler:
+    headers = {"Allow": ", ".join(sorted(methods))}
+
+    @route(path, http_method="OPTIONS", include_in_schema=False)
+    async def options() -> Response[None]:
+        return Response(None, status_code=204, headers=headers)
+
+    return options

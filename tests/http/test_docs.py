@@ -11,6 +11,8 @@ import httpx
 import jsonschema
 import pytest
 from conftest import MODEL, Running
+from lmserve.api.examples import ERROR_REPLIES
+from lmserve.api.openapi import SCHEMAS
 from lmserve.app import API, openapi_document
 
 
@@ -137,6 +139,26 @@ def test_requests_are_bounded(document: dict[str, Any]) -> None:
         assert integers(schemas[name], name) == []
 
 
+def test_the_limits_of_session_ids_are_exact(document: dict[str, Any]) -> None:
+    (parameter,) = document["paths"]["/v1/sessions/{session_id}"]["get"]["parameters"]
+    limits = [value for value in parameter["schema"].values() if isinstance(value, int | float)]
+    assert 2**63 - 1 in limits
+    assert all(isinstance(limit, int) for limit in limits)
+
+
+def test_what_is_not_supported_may_be_null(document: dict[str, Any]) -> None:
+    chat = document["components"]["schemas"]["ChatRequest"]["properties"]
+    assert chat["audio"]["enum"] == [None]
+    assert chat["functions"]["enum"] == [None, []]
+
+
+def test_options_tells_every_method_of_a_path(client: httpx.Client, document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        reply = client.options(path.replace("{session_id}", "7"))
+        methods = {method.strip() for method in reply.headers["allow"].split(",")}
+        assert methods == {*map(str.upper, item), "OPTIONS"}, path
+
+
 def validate(document: dict[str, Any], name: str, instance: Any) -> None:
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     jsonschema.Draft202012Validator(schema).validate(instance)
@@ -145,6 +167,33 @@ def validate(document: dict[str, Any], name: str, instance: Any) -> None:
 def test_schemas_are_schemas(document: dict[str, Any]) -> None:
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_every_schema_has_examples_that_fit(document: dict[str, Any]) -> None:
+    for model in SCHEMAS:
+        examples = document["components"]["schemas"][model.__name__].get("examples", [])
+        assert examples or model in ERROR_REPLIES, model  # theirs are with each status
+        for example in examples:
+            validate(document, model.__name__, example)
+
+
+def test_every_reply_has_examples_that_fit(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            for status, reply in operation["responses"].items():
+                media = reply["content"].get("application/json")
+                if media is None:
+                    assert (path, status) == ("/metrics", "200")
+                    continue
+                assert "example" in media, (path, status)
+                validate(document, media["schema"]["$ref"].rpartition("/")[2], media["example"])
+                streamed = reply["content"].get("text/event-stream")
+                if streamed is not None and "properties" in streamed["schema"]:
+                    event = re.search(r"^data: (.*)$", streamed["example"], re.MULTILINE)
+                    assert event is not None
+                    data = streamed["schema"]["properties"]["data"]["anyOf"][1]
+                    chunk = data["contentSchema"]["anyOf"][0]["$ref"].rpartition("/")[2]
+                    validate(document, chunk, json.loads(event[1]))
 
 
 def test_requests_and_replies_are_as_described(served: Running, client: httpx.Client, document: dict[str, Any]) -> None:

@@ -31,6 +31,14 @@ END_EVERY = 97  # positions
 BLOCK = 16
 
 
+BEGINS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": SPECIAL[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [256], "tokens": [SPECIAL[0]]}},
+}
+
+
 def byte_characters() -> list[str]:
     """GPT-2's printable stand-ins for the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -38,8 +46,8 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def byte_tokenizer() -> _core.Tokenizer:
-    """One token a byte, and the special ones."""
+def byte_tokenizer(*, begins: bool = False) -> _core.Tokenizer:
+    """One token a byte, and the special ones; `begins`: with one before each text."""
     special = [
         {
             "id": 256 + index,
@@ -60,7 +68,7 @@ def byte_tokenizer() -> _core.Tokenizer:
         "added_tokens": special,
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": None,
+        "post_processor": BEGINS if begins else None,
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -157,7 +165,7 @@ class FormulaRunner:
         rows = []
         for start, end in pairwise(cu_seqlens):
             weights = 1 + np.arange(end - start)[:, None] + np.arange(8)[None, :]
-            row = np.sin(token_ids[start:end, None] * weights).sum(0)
+            row = np.sin((1 + token_ids[start:end, None]) * weights).sum(0)
             rows.append(row / np.linalg.norm(row))
         return np.array(rows, np.float32)
 

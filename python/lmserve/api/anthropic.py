@@ -41,7 +41,7 @@ TURN_BREAK: Final = "\n\n"  # between messages of one role
     summary="Answer a conversation, for Anthropic's clients",
     description="Anthropic's Messages API. The API key may be sent as `x-api-key`.",
     tags=["Anthropic"],
-    operation_class=streams("text/event-stream", MessageEvent, "Server-sent events, the last one `message_stop`."),
+    operation_class=streams("named events", MessageEvent, "Server-sent events, the last one `message_stop`."),
     responses=responses(MessageReply, *STATUSES, error=MessageErrorReply),
 )
 async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -40,7 +40,7 @@ from lmserve.schemas.chat import ChatChunk, ChatMessage, ChatReply, ChatRequest
     summary="Answer a conversation",
     description="OpenAI's chat completions. With `session_id`, the conversation lives on the server.",
     tags=["OpenAI"],
-    operation_class=streams("text/event-stream", ChatChunk, "Server-sent events, the last one `[DONE]`."),
+    operation_class=streams("events", ChatChunk, "Server-sent events, the last one `[DONE]`."),
     responses=responses(ChatReply, 400, 401, 404, 408, 409, 413, 429, 503),
 )
 async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -43,7 +43,7 @@ from lmserve.schemas.completions import (
     summary="Continue texts",
     description="OpenAI's text completions: each prompt is continued as it stands. Several prompts share one reply.",
     tags=["OpenAI"],
-    operation_class=streams("text/event-stream", CompletionChunk, "Server-sent events, the last one `[DONE]`."),
+    operation_class=streams("events", CompletionChunk, "Server-sent events, the last one `[DONE]`."),
     responses=responses(CompletionReply, 400, 401, 404, 408, 413, 429, 503),
 )
 async def completions(data: JSONBody[CompletionRequest], request: Request[Any, Any, Any]) -> Response[Any]:

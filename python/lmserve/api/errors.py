@@ -52,12 +52,17 @@ def respond_to_exception(request: Request[Any, Any, Any], exc: Exception) -> Res
         headers["Connection"] = "close"
     if isinstance(exc, MethodNotAllowedException) and exc.headers:
         headers["Allow"] = exc.headers["allow"]
-    body: dict[str, Any] = {"error": error.error}
-    if request.scope["path"].startswith(ANTHROPIC):
-        body = {"type": "error", "error": error.error | {"type": _anthropic_type(error.status)}}
-    elif request.scope["path"] == "/generate":
-        body |= {"object": "error", "message": str(error)}
-    return Response(msgspec.json.encode(body), status_code=error.status, headers=headers, media_type="application/json")
+    body = msgspec.json.encode(error_body(error, request.scope["path"]))
+    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
+
+
+def error_body(error: LmserveError, path: str) -> dict[str, Any]:
+    """The error in the shape that clients of this path read."""
+    if path.startswith(ANTHROPIC):
+        return {"type": "error", "error": error.error | {"type": _anthropic_type(error.status)}}
+    if path == "/generate":
+        return {"error": error.error, "object": "error", "message": str(error)}
+    return {"error": error.error}
 
 
 def _anthropic_type(status: int) -> str:

@@ -40,7 +40,7 @@ NO_TURN: Final = (
         "To cancel its running turn: stop true. To fill it without generating: a list, request_output_len 0."
     ),
     tags=["sessions"],
-    operation_class=streams("application/octet-stream", GenerateReply, "Frames, each followed by one NUL byte."),
+    operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),
     responses=responses(GenerateReply, 400, 401, 404, 408, 409, 413, 429, 503, error=GenerateErrorReply),
 )
 async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -36,7 +36,7 @@ NO_TURN: Final = InteractiveReply(text="", tokens=0, input_tokens=0, history_tok
         'To end a session: prompt "", request_output_len 0, interactive_mode false. To cancel its running turn: cancel.'
     ),
     tags=["sessions"],
-    operation_class=streams("text/event-stream", InteractiveReply, "Lines, as LMDeploy sent them."),
+    operation_class=streams("lines", InteractiveReply, "Lines, as LMDeploy sent them."),
     responses=responses(InteractiveReply, 400, 401, 404, 408, 409, 413, 429, 503),
 )
 async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[Any, Any, Any]) -> Response[Any]:

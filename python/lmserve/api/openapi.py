@@ -11,107 +11,21 @@ from typing import Any, Final
 import msgspec
 from litestar import MediaType, Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Reference, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath
 from msgspec import Struct
 
+from lmserve.api.examples import ERROR_REPLIES, EXAMPLES, STREAMS, Form, failure, stream_of
+from lmserve.api.unsupported import UNSUPPORTED, WITHOUT_EFFECT
 from lmserve.errors import LmserveError
-from lmserve.schemas.anthropic import (
-    CountTokensReply,
-    CountTokensRequest,
-    MessageErrorReply,
-    MessageEvent,
-    MessageReply,
-    MessagesRequest,
-)
-from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
-from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
-from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
-from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
-from lmserve.schemas.generate import GenerateReply, GenerateRequest
-from lmserve.schemas.health import HealthReply
-from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
-from lmserve.schemas.models import ModelCard, ModelList
-from lmserve.schemas.responses import (
-    ItemList,
-    ResponseDeleted,
-    ResponseEvent,
-    ResponseReply,
-    ResponsesRequest,
-)
-from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
-from lmserve.schemas.sessions import (
-    Appended,
-    AppendRequest,
-    Cancelled,
-    Deleted,
-    ForkRequest,
-    RewindRequest,
-    SessionCard,
-    SessionList,
-    Transcript,
-)
-from lmserve.schemas.tokenize import (
-    DetokenizeReply,
-    DetokenizeRequest,
-    EncodeReply,
-    EncodeRequest,
-    TokenizeReply,
-    TokenizeRequest,
-)
-from lmserve.schemas.usage import UsageReply
+from lmserve.schemas.errors import ErrorReply
+from lmserve.schemas.rules import FIELDS, RULES
+from lmserve.schemas.sessions import MAX_ID
 
-SCHEMAS: Final[tuple[type[Struct], ...]] = (
-    GenerateRequest,
-    GenerateReply,
-    ChatRequest,
-    ChatReply,
-    ChatChunk,
-    CompletionRequest,
-    CompletionReply,
-    CompletionChunk,
-    EmbeddingsRequest,
-    EmbeddingsReply,
-    ScoreRequest,
-    ScoreReply,
-    RerankRequest,
-    RerankReply,
-    ResponsesRequest,
-    ResponseReply,
-    ResponseEvent,
-    ResponseDeleted,
-    ItemList,
-    MessagesRequest,
-    MessageReply,
-    MessageEvent,
-    MessageErrorReply,
-    CountTokensRequest,
-    CountTokensReply,
-    InteractiveRequest,
-    InteractiveReply,
-    TokenizeRequest,
-    TokenizeReply,
-    DetokenizeRequest,
-    DetokenizeReply,
-    EncodeRequest,
-    EncodeReply,
-    ModelList,
-    ModelCard,
-    SessionList,
-    SessionCard,
-    Transcript,
-    ForkRequest,
-    RewindRequest,
-    AppendRequest,
-    Appended,
-    Cancelled,
-    Deleted,
-    UsageReply,
-    HealthReply,
-    ErrorReply,
-    GenerateErrorReply,
-)
+# What the document describes: every request and reply has an example.
+SCHEMAS: Final[tuple[type[Struct], ...]] = (*EXAMPLES, *ERROR_REPLIES)
+SCHEMA_PATH: Final = "#/components/schemas/{name}"
 
 ERRORS: Final = {
     400: "The request is invalid.",
@@ -131,8 +45,9 @@ def responses(reply: type[Struct], *statuses: int, error: type[Struct] = ErrorRe
     return {200: ResponseSpec(reply, description="The reply.", generate_examples=False), **specs}
 
 
-def streams(media_type: str, frame: type[Struct], description: str) -> type[Operation]:
+def streams(form: Form, frame: type[Struct], description: str) -> type[Operation]:
     """An operation whose reply has a streamed form too, made of `frame`s."""
+    media_type = STREAMS[form]
 
     @dataclass
     class StreamingOperation(Operation):
@@ -142,17 +57,68 @@ def streams(media_type: str, frame: type[Struct], description: str) -> type[Oper
             reply = (self.responses or {})["200"]
             if isinstance(reply, OpenAPIResponse) and reply.content is not None:
                 text = f"{description} Each is a {frame.__name__}."
-                schema = Schema(type=OpenAPIType.STRING, description=text)
-                reply.content[media_type] = OpenAPIMediaType(schema=schema)
+                schema = _event(frame, text) if form in ("events", "named events") else _text(text)
+                reply.content[media_type] = OpenAPIMediaType(schema=schema, example=stream_of(frame, form))
 
     return StreamingOperation
 
 
+def _text(description: str) -> Schema:
+    return Schema(type=OpenAPIType.STRING, description=description)
+
+
+def _event(frame: type[Struct], description: str) -> Schema:
+    """One server-sent event, as readers of OpenAPI 3.1 take the schema of such a stream."""
+    contents = [Reference(ref=SCHEMA_PATH.format(name=model.__name__)) for model in (frame, ErrorReply)]
+    data = Schema(
+        any_of=[
+            Schema(const="[DONE]"),
+            Schema(
+                type=OpenAPIType.STRING,
+                content_media_type="application/json",
+                content_schema=Schema(any_of=contents),
+            ),
+        ]
+    )
+    return Schema(type=OpenAPIType.OBJECT, properties={"data": data}, required=["data"], description=description)
+
+
 def document(operations: dict[str, Any]) -> bytes:
     """The whole document as JSON, from Litestar's own; the schemas are msgspec's, which are what is enforced."""
-    _, schemas = msgspec.json.schema_components(SCHEMAS, ref_template="#/components/schemas/{name}")
+    _, schemas = msgspec.json.schema_components(SCHEMAS, ref_template=SCHEMA_PATH)
+    for model, examples in EXAMPLES.items():
+        schemas[model.__name__]["examples"] = examples
+    for model, fields in FIELDS.items():
+        for name, schema in fields.items():
+            schemas[model.__name__]["properties"][name] |= schema
+    for model, rules in RULES.items():
+        schemas[model.__name__]["allOf"] = rules
+    for model, names in UNSUPPORTED.items():
+        for name in names:
+            schemas[model.__name__]["properties"][name]["enum"] = [None, *WITHOUT_EFFECT.get(name, ())]
+    for path in operations["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                _restore_integers(parameter["schema"])
+            for status, reply in operation["responses"].items():
+                if (media := reply["content"].get("application/json")) is not None:
+                    _add_example(int(status), media)
     components = {**operations.get("components", {}), "schemas": schemas}
     return msgspec.json.encode({**operations, "components": components})
+
+
+def _add_example(status: int, media: dict[str, Any]) -> None:
+    # Litestar would leave out the nulls.
+    model = next(model for model in SCHEMAS if media["schema"]["$ref"] == SCHEMA_PATH.format(name=model.__name__))
+    media["example"] = EXAMPLES[model][0] if model in EXAMPLES else failure(status, model)
+
+
+def _restore_integers(schema: dict[str, Any]) -> None:
+    # Litestar writes all limits as floats, and the greatest session id is none.
+    for name in ("minimum", "maximum"):
+        limit = schema.get(name)
+        if schema.get("type") == "integer" and isinstance(limit, float):
+            schema[name] = MAX_ID if limit == float(MAX_ID) else int(limit)
 
 
 # The package is never imported: only its copy of Swagger UI (Apache-2.0) is of use here.

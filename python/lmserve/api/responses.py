@@ -45,7 +45,7 @@ ID: Final = "/v1/responses/{response_id:str}"
         "as often as you like, with nothing computed again that is cached."
     ),
     tags=TAGS,
-    operation_class=streams("text/event-stream", ResponseEvent, "Server-sent events, the last one has the response."),
+    operation_class=streams("named events", ResponseEvent, "Server-sent events, the last one has the response."),
     responses=responses(ResponseReply, *STATUSES),
 )
 async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any, Any, Any]) -> Response[Any]:
@@ -69,7 +69,9 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
 async def get_response(
     response_id: FromPath[str],
     request: Request[Any, Any, Any],
-    stream: Annotated[bool, QueryParameter(description="Not supported: a 400, unless false.")] = False,
+    stream: Annotated[
+        bool, QueryParameter(description="Not supported: a 400, unless false.", schema_extra={"enum": [False]})
+    ] = False,
 ) -> Response[bytes]:
     """As it stands: one that runs is in progress."""
     if stream:

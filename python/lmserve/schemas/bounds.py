@@ -21,7 +21,12 @@ StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]
 StopTokenIds = Annotated[list[TokenId], Meta(max_length=64)]
 MinTokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
-LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+# Keys of JSON objects are strings: nine digits, so that a pattern can say it.
+TokenKey = Annotated[int, Meta(ge=0, le=999_999_999)]
+LogitBias = Annotated[
+    dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=1024, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}),
+]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]

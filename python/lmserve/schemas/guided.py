@@ -14,6 +14,11 @@ GuideText = Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]
 GuideChoices = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]], Meta(min_length=1, max_length=1024)
 ]
+# A JSON schema as a text: that it is one is for the server to find.
+SchemaText = Annotated[
+    GuideText,
+    Meta(extra_json_schema={"contentMediaType": "application/json", "contentSchema": {"type": "object"}}),
+]
 # What its keywords hold is bounded by the body, and by what compiling it may cost.
 JsonSchema = Annotated[dict[str, Any], Meta(max_length=1024)]
 
@@ -50,7 +55,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of four ways to say what a text must be."""
 
-    json: Annotated[JsonSchema | GuideText | None, Meta(description="A JSON schema, or its text.")] = None
+    json: Annotated[JsonSchema | SchemaText | None, Meta(description="A JSON schema, or its text.")] = None
     regex: Annotated[GuideText | None, Meta(description="A regular expression of the whole text.")] = None
     choice: Annotated[GuideChoices | None, Meta(description="The texts to choose from.")] = None
     grammar: Annotated[GuideText | None, Meta(description="A grammar in Lark's syntax.")] = None
@@ -61,7 +66,7 @@ class GuidedRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     response_format: Annotated[ResponseFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")] = None
     structured_outputs: Annotated[StructuredOutputs | None, Meta(description="As vLLM's parameter.")] = None
-    guided_json: Annotated[JsonSchema | GuideText | None, Meta(description="structured_outputs.json.")] = None
+    guided_json: Annotated[JsonSchema | SchemaText | None, Meta(description="structured_outputs.json.")] = None
     guided_regex: Annotated[GuideText | None, Meta(description="structured_outputs.regex.")] = None
     guided_choice: Annotated[GuideChoices | None, Meta(description="structured_outputs.choice.")] = None
     guided_grammar: Annotated[GuideText | None, Meta(description="structured_outputs.grammar.")] = None

@@ -106,8 +106,10 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     metadata: Annotated[Metadata | None, Meta(description="Kept with the response.")] = None
     user: Annotated[Tag | None, Meta(description="Kept with the response.")] = None
-    parallel_tool_calls: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
-    text: TextConfig | None = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="Repeated in the response; there are no tools.")] = (
+        None
+    )
+    text: Annotated[TextConfig | None, Meta(description="Not supported: a 400, unless it asks for plain text.")] = None
 
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
     stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None

@@ -1,0 +1,184 @@
+"""What Python's types leave open and handlers refuse with 400, as JSON Schema: which values go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, Final
+
+from msgspec import Struct
+
+from lmserve.schemas.anthropic import ContentBlock
+from lmserve.schemas.bounds import MAX_TEXT_CHARS, MAX_TOKENS
+from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart, StreamOptions
+from lmserve.schemas.completions import MAX_PROMPT_TOKENS, CompletionRequest
+from lmserve.schemas.embeddings import MAX_INPUT_TOKENS, EmbeddingsRequest
+from lmserve.schemas.generate import GenerateRequest
+from lmserve.schemas.guided import StructuredOutputs
+from lmserve.schemas.interactive import InteractiveRequest
+from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest
+from lmserve.schemas.scoring import RerankRequest
+from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
+
+Json = dict[str, Any]
+
+NULL: Final[Json] = {"type": "null"}
+TOKEN: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}
+
+
+def one_kind(text: Json, most: int) -> Json:
+    """A text, or up to `most` of them, of token ids, or of lists of token ids, and no mixture of these."""
+
+    def list_of(items: Json) -> Json:
+        return {"type": "array", "items": items, "minItems": 1, "maxItems": most}
+
+    return {"anyOf": [text, list_of(text), list_of(TOKEN), list_of(list_of(TOKEN))]}
+
+
+FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
+    InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
+    RerankRequest: {"max_tokens_per_doc": NULL},
+    CompletionRequest: {"prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS)},
+    EmbeddingsRequest: {
+        "input": one_kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}, MAX_INPUT_TOKENS)
+    },
+}
+
+TEXT: Final[Json] = {"type": "string"}
+LIST: Final[Json] = {"type": "array"}
+LIVE: Final[Json] = {"minimum": 0}
+
+
+TEMPLATE_FIELDS: Final = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+
+
+def optional(**fields: Json) -> Json:
+    """Each field is as its schema says, or absent."""
+    return {"properties": fields}
+
+
+def required(**fields: Json) -> Json:
+    """Each field is there, and as its schema says."""
+    return {"properties": fields, "required": list(fields)}
+
+
+def null(*names: str) -> Json:
+    """The fields are null or absent."""
+    return optional(**dict.fromkeys(names, NULL))
+
+
+def off(*names: str) -> Json:
+    """The fields are false, null or absent."""
+    return optional(**{key: {"enum": [False, None]} for key in names})
+
+
+def on(name: str) -> Json:
+    """The field is true."""
+    return required(**{name: {"const": True}})
+
+
+def either(*options: Json) -> Json:
+    """At least one of the options holds."""
+    return {"anyOf": list(options)}
+
+
+def both(*options: Json) -> Json:
+    """All of the options hold."""
+    return {"allOf": list(options)}
+
+
+def at_most_one(**idle: Json) -> Json:
+    """No two of the fields are there and other than their schemas say."""
+    used = {name: {"not": schema} for name, schema in idle.items()}
+    return {"not": either(*(required(**{a: used[a], b: used[b]}) for a, b in combinations(used, 2)))}
+
+
+WORDS: Final = either(TEXT, {"type": "array", "minItems": 1})
+TEXT_PART: Final = required(type={"const": "text"}, text=TEXT)
+# Each rule with alternatives doubles what a reader of the schema has to consider, so that rules on one field are one.
+# Of chat completions it would be too much: that tool_choice needs tools, and which guides go together, is not said.
+STREAMED: Final = either(
+    both(on("stream"), null("prompt_logprobs")),
+    both(off("stream"), null("stream_options")),
+)
+CONTINUED: Final = either(
+    off("continue_final_message"),
+    both(off("add_generation_prompt"), required(messages=LIST)),
+)
+
+NOTHING: Final[Json] = {"enum": [None, []]}
+GIVEN: Final[Json] = {"type": ["string", "array"]}
+GUIDES: Final = ("json", "regex", "choice", "grammar")
+GUIDED: Final = at_most_one(
+    response_format=either(NULL, required(type={"const": "text"})),
+    structured_outputs={"type": ["object", "null"], **null(*GUIDES)},
+    **{f"guided_{guide}": NULL for guide in GUIDES},
+)
+
+RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
+    GenerateRequest: (
+        either(off("stop"), required(instance_id=LIVE)),
+        # A verb on a session needs no words.
+        either(
+            required(prompt=WORDS),
+            on("stop"),
+            both(on("sequence_end"), required(request_output_len={"const": 0})),
+        ),
+    ),
+    InteractiveRequest: (
+        either(off("cancel"), required(session_id=LIVE)),
+        either(
+            required(prompt=WORDS),
+            on("cancel"),
+            both(off("interactive_mode"), required(request_output_len={"const": 0})),
+        ),
+    ),
+    ResponsesRequest: (
+        either(off("background"), both(off("stream"), optional(store={"enum": [True, None]}))),
+        either(
+            optional(top_logprobs={"enum": [0, None]}),
+            required(include={"type": "array", "contains": {"const": "message.output_text.logprobs"}}),
+        ),
+    ),
+    InputItem: (
+        required(role=TEXT, content={"type": ["string", "array"]}),
+        optional(type={"enum": ["message", None]}),
+    ),
+    InputPart: (required(type={"enum": ["input_text", "output_text", "text"]}, text=TEXT),),
+    ContentPart: (TEXT_PART,),
+    ChatMessage: (
+        either(
+            both(required(role={"const": "tool"}, content=GIVEN), optional(tool_calls=NOTHING)),
+            both(
+                required(role={"const": "assistant"}),
+                null("tool_call_id"),
+                either(required(content=GIVEN), required(tool_calls={"type": "array", "minItems": 1})),
+            ),
+            both(
+                required(role={"enum": ["system", "developer", "user"]}, content=GIVEN),
+                optional(tool_calls=NOTHING, tool_call_id=NULL),
+            ),
+        ),
+    ),
+    StructuredOutputs: (at_most_one(**dict.fromkeys(GUIDES, NULL)),),
+    ContentBlock: (TEXT_PART,),
+    StreamOptions: (either(off("continuous_usage_stats"), on("include_usage")),),
+    ChatRequest: (
+        STREAMED,
+        CONTINUED,
+        either(null("top_logprobs"), on("logprobs")),
+        either(
+            both(required(session_id=LIVE), optional(n={"enum": [1, None]})),
+            both(optional(session_id={"enum": [-1, None]}), off("renew_session")),
+        ),
+    ),
+    CompletionRequest: (STREAMED, GUIDED),
+    TokenizeRequest: (
+        CONTINUED,
+        either(
+            both(required(prompt=TEXT), null("messages", *TEMPLATE_FIELDS)),
+            both(required(messages=LIST), null("prompt")),
+        ),
+    ),
+    EncodeRequest: (either(off("do_preprocess"), optional(add_bos={"const": True})),),
+}

@@ -1,0 +1,123 @@
+"""The OpenAPI document against the server: schemathesis sends what the schema allows, and what it does not.
+
+Every check of schemathesis is on, for every operation. SEED=... sends others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import schemathesis
+from conftest import NAMES, ServerThread
+from lmserve import _core
+from lmserve.app import API, create_app
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.text import TextLayer
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.config import SchemathesisConfig
+from schemathesis.config._checks import NEGATIVE_DATA_REJECTION_EXPECTED_STATUSES as REJECTIONS
+from schemathesis.engine import from_schema
+from schemathesis.engine.events import NonFatalError, ScenarioFinished
+from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
+
+EXAMPLES = 100
+SEED = int(os.environ.get("SEED", "20"))
+
+# What no schema can say: the model's and a session's numbers, a comparison of two fields, the last entry of a list.
+BEYOND_THE_SCHEMA = re.compile(
+    rf"the context holds {MAX_MODEL_LEN} tokens"
+    r"|token ids .*lie in \[0, 258\)"
+    r"|dimensions must lie in \[1, 8\]"
+    r"|turns must lie in \[1, \d+\]"
+    r"|has no tokens; at least one is needed"
+    r"|min_(?:new_)?tokens is at most"
+    r"|after must be an item of the response"
+    r"|only a response that runs can be cancelled"
+    r"|text_1 must be one text or as many as text_2"
+    r"|best_of is at least n|best_of \d+ with n \d+ cannot be streamed"
+    r"|a request may have \d+ choices"
+    r"|continue_final_message needs an assistant's message at the end"
+    r"|tool_choice needs tools|one field may say what the text must be"
+    r"|functions must have different names|tool_choice must name one of the tools"
+    r"|(?:json|regex|choice|grammar|response_format|tools) cannot be compiled"
+    r"|json must be a JSON schema, an object, but its text is none"
+)
+
+load_all_checks()
+ACCEPTS = CHECKS.get_one("positive_data_acceptance")
+
+
+def schema_valid_is_accepted(ctx, response, case):
+    """schemathesis's positive_data_acceptance, but for a 400 whose reason is none of the schema's."""
+    if response.status_code == 400 and BEYOND_THE_SCHEMA.search(response.json()["error"]["message"]):
+        return None
+    return ACCEPTS(ctx, response, case)
+
+
+@dataclass
+class Outcome:
+    """What became of one operation."""
+
+    fuzzed: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    text = TextLayer(byte_tokenizer(), _core.ChatTemplate(TEMPLATE, b"{}"))
+    engine = AsyncEngine(formula_engine(), max_model_len=MAX_MODEL_LEN, text=text)
+    with ServerThread(create_app(engine, NAMES)) as thread:
+        yield thread.url
+
+
+def explored(url: str) -> dict[str, Outcome]:
+    """Each operation, and under "" what belongs to none."""
+    settings = {
+        "seed": SEED,
+        "continue-on-failure": True,
+        "generation": {"max-examples": EXAMPLES, "database": "none"},
+        "checks": {
+            "positive_data_acceptance": {"enabled": False},
+            # A list over its limit may be a body over its limit, which is refused first.
+            "negative_data_rejection": {"expected-statuses": [*REJECTIONS, "413"]},
+        },
+    }
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=SchemathesisConfig.from_dict(settings))
+    outcomes: dict[str, Outcome] = {}
+    for event in from_schema(schema).execute():
+        if isinstance(event, NonFatalError):
+            outcomes.setdefault(event.label or "", Outcome()).failures.append(f"{event.value!r}")
+        if not isinstance(event, ScenarioFinished):
+            continue
+        outcome = outcomes.setdefault(event.label or "", Outcome())
+        recorder = event.recorder
+        if event.phase.value == "fuzzing":
+            outcome.fuzzed += len(recorder.cases)
+        for case, checks in recorder.checks.items():
+            for check in checks:
+                if check.failure_info is not None:
+                    sent, response = recorder.cases[case].value, recorder.interactions[case].response
+                    got = "no response" if response is None else f"{response.status_code} {response.content[:500]!r}"
+                    outcome.failures.append(f"{check.name}: {check.failure_info.failure}\n{sent.body!r:.1000}\n{got}")
+    return outcomes
+
+
+def test_the_server_is_as_its_schema_says(url: str) -> None:
+    schemathesis.check(schema_valid_is_accepted)
+    try:
+        outcomes = explored(url)
+    finally:
+        CHECKS.unregister(schema_valid_is_accepted.__name__)
+    failures = [f"{label}: {failure}" for label, outcome in outcomes.items() for failure in outcome.failures]
+    assert not failures, "\n\n".join(failures[:20])
+    operations = {
+        f"{method} {re.sub(':[a-z]+}', '}', path)}" for h in API for method in h.http_methods for path in h.paths
+    }
+    assert {label for label in outcomes if label} == operations
+    for label, outcome in outcomes.items():
+        if label.startswith("POST"):
+            assert outcome.fuzzed >= EXAMPLES, label
