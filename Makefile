@@ -20,7 +20,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test build lint fmt openapi bench bench-overhead bench-peers simulate clean
+.PHONY: help serve test build lint fmt openapi conformance bench bench-overhead bench-peers simulate clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 
 openapi: build ## write docs/openapi.json anew, after a change of the API
 	$(BIN)/python tools/openapi.py docs/openapi.json
+
+conformance: build $(DEV) ## write docs/conformance.md anew, after a change of what becomes of a parameter
+	WRITE_CONFORMANCE=1 $(BIN)/python -m pytest tests/http/test_conformance.py
 
 bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
 	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear --bench cpu_attention

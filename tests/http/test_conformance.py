@@ -1,0 +1,298 @@
+"""What becomes of every parameter of the routes that compute: docs/conformance.md, found by sending each one.
+
+`make conformance` writes the page. A parameter is honoured if it changes what the core is asked or what the client
+gets, refused if it is answered with a 400, and else it has no effect, which its description must say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import MODEL, NAMES, ServerThread
+from lmserve import _core
+from lmserve.app import create_app
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.text import TextLayer
+from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
+
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CHAT = {"model": MODEL, "messages": HELLO, "max_tokens": 2}
+COMPLETION = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
+
+# Each route with a request that works.
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETION,
+    "/v1/responses": {"model": MODEL, "input": "Hello", "max_output_tokens": 2},
+    "/v1/embeddings": {"model": MODEL, "input": "Hello"},
+    "/v1/messages": {"model": MODEL, "messages": HELLO, "max_tokens": 2},
+    "/v1/messages/count_tokens": {"model": MODEL, "messages": HELLO},
+    "/v1/score": {"model": MODEL, "text_1": "A", "text_2": ["B", "C"]},
+    "/v1/rerank": {"model": MODEL, "query": "A", "documents": ["B", "C"]},
+    "/generate": {"prompt": "Hello", "request_output_len": 2},
+    "/v1/chat/interactive": {"prompt": "Hello", "request_output_len": 2},
+    "/tokenize": {"prompt": "Hello"},
+    "/detokenize": {"tokens": [72, 105]},
+    "/v1/encode": {"input": "Hello"},
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A value of a parameter, and what must go with it."""
+
+    value: Any
+    beside: dict[str, Any]
+
+
+def probe(value: Any, **beside: Any) -> Probe:
+    return Probe(value, beside)
+
+
+# By parameter, or by route and parameter.
+PROBES: dict[str, Probe] = {
+    "model": probe("nobody"),
+    "messages": probe([{"role": "user", "content": "Bye"}]),
+    "prompt": probe("Bye"),
+    "input": probe("Bye"),
+    "stream": probe(True),
+    "stream_options": probe({"include_usage": True}, stream=True),
+    "max_tokens": probe(3),
+    "max_completion_tokens": probe(1),
+    "max_output_tokens": probe(3),
+    "temperature": probe(0.5),
+    "top_p": probe(0.5),
+    "top_k": probe(5),
+    "min_p": probe(0.5),
+    "n": probe(2),
+    "best_of": probe(2),
+    "stop": probe(["x"]),
+    "/generate stop": probe(True, instance_id=7),
+    "stop_sequences": probe(["x"]),
+    "stop_words": probe(["x"]),
+    "seed": probe(5),
+    "presence_penalty": probe(0.5),
+    "frequency_penalty": probe(0.5),
+    "repetition_penalty": probe(1.5),
+    "logit_bias": probe({"65": 1}),
+    "logprobs": probe(True),
+    "/v1/completions logprobs": probe(1),
+    "top_logprobs": probe(2, logprobs=True),
+    "/v1/responses top_logprobs": probe(2, include=["message.output_text.logprobs"]),
+    "include": probe(["message.output_text.logprobs"]),
+    "prompt_logprobs": probe(1),
+    "echo": probe(True),
+    "session_id": probe(7),
+    "instance_id": probe(7),
+    "renew_session": probe(True, session_id=7),
+    "interactive_mode": probe(True, session_id=7),
+    "sequence_start": probe(False, instance_id=7),
+    "sequence_end": probe(True, instance_id=7),
+    "cancel": probe(True, session_id=7),
+    "request_output_len": probe(3),
+    "ignore_eos": probe(True),
+    "min_tokens": probe(1),
+    "min_new_tokens": probe(1),
+    "stop_token_ids": probe([65]),
+    "include_stop_str_in_output": probe(True),
+    "skip_special_tokens": probe(False),
+    "spaces_between_special_tokens": probe(False),
+    "priority": probe(1),
+    "add_generation_prompt": probe(False),
+    "/tokenize add_generation_prompt": probe(False, messages=HELLO, prompt=None),
+    "continue_final_message": probe(True, messages=[*HELLO, {"role": "assistant", "content": "So"}]),
+    "/tokenize continue_final_message": probe(
+        True, messages=[*HELLO, {"role": "assistant", "content": "So"}], prompt=None
+    ),
+    "/tokenize messages": probe(HELLO, prompt=None),
+    "chat_template_kwargs": probe({"enable_thinking": True}),
+    "/tokenize chat_template_kwargs": probe({"enable_thinking": True}, messages=HELLO, prompt=None),
+    "on_disconnect": probe("keep", session_id=7),
+    "/generate on_disconnect": probe("keep", instance_id=7),
+    "on_overflow": probe("truncate_output"),
+    "previous_response_id": probe("resp_0123456789abcdef"),
+    "instructions": probe("Be brief."),
+    "store": probe(False),
+    "/v1/chat/completions store": probe(True),
+    "background": probe(True),
+    "truncation": probe("auto"),
+    "metadata": probe({"a": "b"}),
+    "user": probe("ada"),
+    "system": probe("Be brief."),
+    "encoding_format": probe("base64"),
+    "dimensions": probe(2),
+    "text_1": probe("Z"),
+    "text_2": probe(["Y"]),
+    "query": probe("Z"),
+    "documents": probe(["Y"]),
+    "top_n": probe(1),
+    "return_documents": probe(False),
+    "max_tokens_per_doc": probe(5),
+    "add_special_tokens": probe(False),
+    "return_token_strs": probe(True),
+    "tokens": probe([72]),
+    "do_preprocess": probe(True),
+    "add_bos": probe(False),
+    "parallel_tool_calls": probe(False),
+    "/v1/chat/completions parallel_tool_calls": probe(False, tools=[TOOL], tool_choice="required"),
+    "tools": probe([TOOL]),
+    "tool_choice": probe("required"),
+    "/v1/chat/completions tool_choice": probe("required", tools=[TOOL]),
+    "functions": probe([TOOL["function"]]),
+    "function_call": probe({"name": "f"}),
+    "response_format": probe({"type": "json_object"}),
+    "structured_outputs": probe({"regex": "[a-z]+"}),
+    "guided_json": probe({"type": "object"}),
+    "guided_regex": probe("[a-z]+"),
+    "guided_choice": probe(["red", "blue"]),
+    "guided_grammar": probe('start: "red"'),
+    "reasoning_effort": probe("high"),
+    "reasoning": probe({"effort": "high"}),
+    "text": probe({"format": {"type": "json_object"}}),
+    "modalities": probe(["text", "audio"]),
+    "audio": probe({"voice": "alloy", "format": "wav"}),
+    "web_search_options": probe({}),
+    "verbosity": probe("high"),
+    "moderation": probe({"model": "omni"}),
+    "suffix": probe("x"),
+    "thinking": probe({"type": "enabled", "budget_tokens": 1024}),
+    "container": probe("c"),
+    "context_management": probe({"edits": [{"type": "x"}]}),
+    "mcp_servers": probe([{"url": "x"}]),
+    "output_config": probe({"effort": "low"}),
+    "output_format": probe({"type": "json_schema"}),
+    "conversation": probe("conv_1"),
+    "image": probe({}),
+    "kwargs": probe({"a": 1}),
+    "adapter_name": probe("x"),
+    "image_url": probe("http://127.0.0.1/x.png"),
+}
+# What may be sent for a parameter that is said to have no effect.
+ANYTHING = probe("x")
+
+
+class RecordingCore:
+    """The real core, and what it was asked."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self.asked: list[dict[str, Any]] = []
+
+    def submit(self, submission: bytes) -> Any:
+        self.asked.append(json.loads(submission))
+        return self._core.submit(submission)
+
+    def embed(self, submission: bytes) -> Any:
+        self.asked.append(json.loads(submission))
+        return self._core.embed(submission)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+
+@dataclass
+class Server:
+    """A server, and the core behind it."""
+
+    client: httpx.Client
+    core: RecordingCore
+
+    def outcome(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """The status, and what the core was asked or, where it was not, the reply."""
+        self.core.asked.clear()
+        response = self.client.post(route, json={name: value for name, value in body.items() if value is not None})
+        asked = [{**each, "reply_id": "", "created": 0} for each in self.core.asked]
+        for each in asked:
+            # A stored response is a session of a random id.
+            if each.get("session", {}).get("id", 0) < 0:
+                each["session"]["id"] = -1
+        kind = response.headers["content-type"]
+        generates = any("route" in each for each in asked)
+        text = "" if generates else re.sub(r'"(id|created|created_at)":("[^"]*"|\d+)', "", response.text)
+        return response.status_code, (asked, kind, text)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    core = RecordingCore(formula_engine())
+    text = TextLayer(byte_tokenizer(begins=True), _core.ChatTemplate(f"{TEMPLATE}{{{{ enable_thinking }}}}", b"{}"))
+    engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text)  # type: ignore[arg-type]
+    with (
+        ServerThread(create_app(engine, NAMES)) as thread,
+        httpx.Client(base_url=thread.url, timeout=60) as client,
+    ):
+        yield Server(client, core)
+
+
+def verdict(server: Server, route: str, name: str, tried: Probe) -> str:
+    body = ROUTES[route] | tried.beside
+    status, without = server.outcome(route, body)
+    if status != 200:
+        # The parameter stands for one that is left out.
+        status, without = server.outcome(route, ROUTES[route])
+    assert status == 200, (route, name, without)
+    status, outcome = server.outcome(route, body | {name: tried.value})
+    if status == 400:
+        return "refused"
+    if status == 200 and outcome == without:
+        return "no effect"
+    # What is not here was looked for.
+    assert status in (200, 404), (route, name, outcome)
+    return "honoured"
+
+
+def properties(document: dict[str, Any], route: str) -> dict[str, Any]:
+    schema = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+
+
+def test_the_page_is_what_the_server_does(server: Server) -> None:
+    document = server.client.get("/openapi.json").json()
+    lines, missing, wrong = [HEAD], [], []
+    for route, working in ROUTES.items():
+        lines += [f"## `POST {route}`", "", "| Parameter | | |", "|---|---|---|"]
+        for name, schema in properties(document, route).items():
+            says = schema.get("description", "")
+            tried = PROBES.get(f"{route} {name}") or PROBES.get(name)
+            if tried is None:
+                if "no effect" not in says:
+                    missing.append(f"{route} {name}: {says}")
+                    continue
+                tried = ANYTHING
+            found = verdict(server, route, name, tried)
+            says_nothing, says_refused = "no effect" in says, "Not supported" in says
+            if (found == "no effect") != says_nothing or (found == "refused") != says_refused:
+                wrong.append(f"{route} {name} is {found}, but: {says}")
+            lines.append(f"| `{name}` | {found} | {says} |")
+        unknown, _ = server.outcome(route, working | {"no_such_parameter": 1})
+        lines += [f"| any other | {'refused' if unknown == 400 else 'ignored'} | |", ""]
+    assert not missing, "each of these needs a probe:\n" + "\n".join(missing)
+    assert not wrong, "\n".join(wrong)
+    page = "\n".join(lines)
+    if os.environ.get("WRITE_CONFORMANCE"):
+        PAGE.write_text(page, "utf-8")
+    assert PAGE.read_text("utf-8") == page, "what the server does with a parameter changed; see `make conformance`"
+
+
+HEAD = """\
+# What becomes of each parameter
+
+`make conformance` writes this page: a test sends every parameter of these routes to a server and looks at what changes.
+
+- **honoured**: it changes what the model is asked or what the client gets.
+- **refused**: a 400 that names it, for it would change the output and is not supported; null, and a value that asks for
+  nothing, is taken.
+- **no effect**: taken, for clients send it, and the output does not depend on it.
+- **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did. All other routes refuse them.
+"""
