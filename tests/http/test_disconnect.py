@@ -133,9 +133,12 @@ def test_no_block_is_left(real: Running, stream: bool) -> None:
     wait_until(lambda: is_at_baseline(real), "earlier requests end")
     tasks, fds = real.open_tasks(), open_fds()
     for number in range(ROUNDS):
-        body = LONG | {"stream": stream, "instance_id": 900 + number % 4 if number % 2 else -1}
+        waits = number % 3 == 0
+        # One that is waited for must not find its session busy.
+        session = 1000 + number if waits else 900 + number % 4
+        body = LONG | {"stream": stream, "instance_id": session if number % 2 else -1}
         connection = send(real, "/generate", body)
-        if number % 3 == 0:
+        if waits:
             wait_until(lambda: real.core.stats()["open_requests"] > 0, "the request runs")
         if stream and number % 5 == 0:
             assert connection.recv(4096).startswith(b"HTTP/1.1 ")
