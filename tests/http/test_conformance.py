@@ -170,7 +170,7 @@ PROBES: dict[str, Probe] = {
     "container": probe("c"),
     "context_management": probe({"edits": [{"type": "x"}]}),
     "mcp_servers": probe([{"url": "x"}]),
-    "output_config": probe({"effort": "low"}),
+    "output_config": probe({"format": {"type": "json_schema", "schema": {"type": "object"}}}),
     "output_format": probe({"type": "json_schema"}),
     "conversation": probe("conv_1"),
     "image": probe({}),

@@ -204,7 +204,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "include": ["x", 1, [1], ["x"], ["message.output_text.logprobs"] * 17],
         "truncation": [1, "x", []],
         "metadata": [1, "x", [], {"a": 1}, {"x" * 65: "x"}, {str(at): "x" for at in range(17)}],
-        "text": [1, [], {"x": 1}, {"format": {"type": "json_object"}}],
+        "text": [1, [], {"x": 1}, {"format": {"type": "xml"}}, {"format": {"type": "json_schema"}}],
         "seed": [*INTS],
         "tools": [1, {}, [{}]],
         "unknown": [None, 1],

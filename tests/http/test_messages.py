@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.keys import Keyring
+from pydantic import BaseModel
 from tiny_engine import formula_engine
 
 ROUTE = "/v1/messages"
@@ -163,6 +164,25 @@ def test_an_answer_that_is_begun_is_continued(client: httpx.Client) -> None:
     messages = [*HELLO, {"role": "assistant", "content": "The answer is"}]
     reply = client.post(ROUTE, json=ask(messages=messages)).json()
     assert reply["content"][0]["text"] == chat(client, messages, continue_final_message=True)
+
+
+class Colour(BaseModel):
+    name: Literal["red", "green"]
+    known: bool
+
+
+def test_structured_text(sdk: anthropic.Anthropic, client: httpx.Client) -> None:
+    message = sdk.messages.parse(
+        model=MODEL, messages=HELLO, max_tokens=3000, output_format=Colour, extra_body={"temperature": 0}
+    )
+    assert isinstance(message.parsed_output, Colour)
+    config = {"format": {"type": "json_schema", "schema": {"enum": [1, 23]}}}
+    reply = client.post(ROUTE, json=ask(output_config=config)).json()
+    assert json.loads(reply["content"][0]["text"]) in (1, 23)
+    body = ask(output_config={"format": {"type": "json_schema", "schema": {"$ref": "#/x"}}})
+    error_of(client.post(ROUTE, json=body), 400, "invalid_request_error", "output_config.format")
+    body = ask(output_config={"effort": "low"})
+    error_of(client.post(ROUTE, json=body), 400, "invalid_request_error", "output_config.effort")
 
 
 def test_the_key_may_be_sent_as_anthropics_sdk_does() -> None:

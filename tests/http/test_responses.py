@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import jsonschema
@@ -17,6 +17,7 @@ from lmserve.api.response_store import ResponseStore, StoredResponse, new_respon
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
 from lmserve.schemas.responses import StoredItem, StoredPart
+from pydantic import BaseModel
 from tiny_engine import formula_engine
 from wire import error_of, wait_until
 
@@ -35,12 +36,12 @@ def sdk(real: Running) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def ask(text: Any = "Hello there", **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "input": text, "max_output_tokens": 12, "seed": 5, "ignore_eos": True, **fields}
+def ask(source: Any = "Hello there", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": source, "max_output_tokens": 12, "seed": 5, "ignore_eos": True, **fields}
 
 
-def respond(client: httpx.Client, text: Any = "Hello there", **fields: Any) -> dict[str, Any]:
-    response = client.post(ROUTE, json=ask(text, **fields))
+def respond(client: httpx.Client, source: Any = "Hello there", **fields: Any) -> dict[str, Any]:
+    response = client.post(ROUTE, json=ask(source, **fields))
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -150,6 +151,26 @@ def test_logprobs(client: httpx.Client) -> None:
     events = events_of(client.post(ROUTE, json=ask(**fields, stream=True)).content)
     assert [token for event in events if "delta" in event for token in event["logprobs"]] == logprobs
     assert events[-4]["logprobs"] == logprobs
+
+
+class Colour(BaseModel):
+    name: Literal["red", "green"]
+    known: bool
+
+
+def test_structured_text(sdk: openai.OpenAI, client: httpx.Client) -> None:
+    parsed = sdk.responses.parse(model=MODEL, input="Hello", text_format=Colour, temperature=0)
+    assert isinstance(parsed.output_parsed, Colour)
+    schema = {"type": "json_schema", "name": "n", "schema": {"enum": ["a", "b"]}}
+    first = respond(client, text={"format": schema}, ignore_eos=False)
+    assert json.loads(text_of(first)) in ("a", "b")
+    assert first["text"]["format"] == schema | {"description": None, "strict": None}
+    assert first["status"] == "completed"
+    validate(client, "ResponseReply", first)
+    second = respond(client, "Two", previous_response_id=first["id"])
+    assert second["text"] == {"format": {"type": "text"}}
+    some = respond(client, text={"format": {"type": "json_object"}}, max_output_tokens=200)
+    assert text_of(some).startswith("{")
 
 
 def test_going_on_is_token_exact_and_computes_nothing_again(real: Running, client: httpx.Client) -> None:
@@ -377,7 +398,9 @@ def test_keys_do_not_share_responses() -> None:
         ({"include": ["everything"]}, "include[0]"),
         ({"metadata": {str(at): "x" for at in range(17)}}, "metadata"),
         ({"metadata": {"a": "x" * 513}}, "metadata[...]"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"$ref": "#/x"}}}}, "text.format"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"conversation": "conv_1"}, "conversation"),

@@ -43,7 +43,7 @@ BEYOND_THE_SCHEMA = re.compile(
     r"|continue_final_message needs an assistant's message at the end"
     r"|tool_choice needs tools|one field may say what the text must be"
     r"|functions must have different names|tool_choice must name one of the tools"
-    r"|(?:json|regex|choice|grammar|response_format|tools) cannot be compiled"
+    r"|(?:json|regex|choice|grammar|format|tools) cannot be compiled"
     r"|json must be a JSON schema, an object, but its text is none"
 )
 

@@ -16,7 +16,7 @@ from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
 from lmserve.api.tokenize import MESSAGE_SIZE, render_messages, text_of
 from lmserve.api.unsupported import refuse_unsupported
-from lmserve.engine.submission import Messages, SamplingParams, StopParams, Submission
+from lmserve.engine.submission import JsonSchema, Messages, SamplingParams, StopParams, Submission
 from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import (
     Content,
@@ -81,12 +81,18 @@ async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any,
 def submission(data: MessagesRequest, *, tenant: int) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
+    schema = None
+    if data.output_config is not None:
+        refuse_unsupported(data.output_config, "output_config.")
+        schema = None if data.output_config.format is None else data.output_config.format.schema
     return Submission(
         route="messages",
         reply_id=f"msg_{uuid.uuid4().hex}",
         model=data.model,
         input=conversation(data),
         stream=bool(data.stream),
+        guide=None if schema is None else JsonSchema(schema, strict=True),
+        guide_param="output_config.format",
         tenant=tenant,
         sampling=SamplingParams(
             temperature=given_or(data.temperature, 1.0),

@@ -204,6 +204,12 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
     MessagesRequest: (
         {"model": MODEL, "max_tokens": 64, "system": "Be brief.", "messages": ASKED[1:]},
         {"model": MODEL, "max_tokens": 64, "messages": ASKED[1:], "stream": True},
+        {
+            "model": MODEL,
+            "max_tokens": 64,
+            "messages": ASKED[1:],
+            "output_config": {"format": {"type": "json_schema", "schema": CITY}},
+        },
     ),
     MessageReply: (
         {
@@ -228,6 +234,11 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
     ResponsesRequest: (
         {"model": MODEL, "input": "My name is Ada.", "max_output_tokens": 24},
         {"model": MODEL, "input": "What is my name?", "previous_response_id": RESPONSE_ID, "stream": True},
+        {
+            "model": MODEL,
+            "input": "Name a city.",
+            "text": {"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}},
+        },
     ),
     ResponseReply: (
         {

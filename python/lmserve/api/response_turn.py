@@ -19,8 +19,18 @@ from lmserve.api.response_store import (
 from lmserve.api.serving import Serving
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.async_engine import AsyncStream
-from lmserve.engine.submission import Messages, SamplingParams, SessionRef, StopParams, Submission
+from lmserve.engine.submission import (
+    Guide,
+    JsonObject,
+    JsonSchema,
+    Messages,
+    SamplingParams,
+    SessionRef,
+    StopParams,
+    Submission,
+)
 from lmserve.errors import LmserveError
+from lmserve.schemas.guided import JsonObjectFormat, TextFormat
 from lmserve.schemas.responses import (
     Asked,
     InputItem,
@@ -28,6 +38,7 @@ from lmserve.schemas.responses import (
     ResponseFailure,
     ResponseReply,
     ResponsesRequest,
+    SchemaFormat,
     StoredItem,
     StoredPart,
 )
@@ -139,6 +150,8 @@ class ResponseTurn:
             stream=stream,
             session=session,
             on_overflow="drop_oldest_turns" if data.truncation == "auto" else "error",
+            guide=_guide(data),
+            guide_param="text.format",
             tenant=self._tenant,
             sampling=SamplingParams(
                 temperature=given_or(data.temperature, 1.0),
@@ -253,7 +266,7 @@ def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
         service_tier="default",
         store=stores,
         temperature=given_or(data.temperature, 1.0),
-        text={"format": {"type": "text"}},
+        text={"format": msgspec.to_builtins(_format(data) or TextFormat())},
         tool_choice="auto",
         tools=[],
         top_logprobs=given_or(data.top_logprobs, 0),
@@ -261,6 +274,20 @@ def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
         truncation=data.truncation or "disabled",
         user=data.user,
     )
+
+
+def _format(data: ResponsesRequest) -> TextFormat | JsonObjectFormat | SchemaFormat | None:
+    return None if data.text is None else data.text.format
+
+
+def _guide(data: ResponsesRequest) -> Guide | None:
+    match _format(data):
+        case JsonObjectFormat():
+            return JsonObject()
+        case SchemaFormat(schema=schema, strict=strict):
+            return JsonSchema(schema, bool(strict))
+        case _:
+            return None
 
 
 def _role_and_text(item: InputItem, param: str) -> tuple[Any, str]:

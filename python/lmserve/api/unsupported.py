@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from lmserve.errors import LmserveError
-from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
+from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest, OutputConfig
 from lmserve.schemas.chat import ChatMessage, ChatRequest
 from lmserve.schemas.completions import CompletionRequest
 from lmserve.schemas.responses import ResponsesRequest, TextConfig
@@ -18,7 +18,6 @@ from lmserve.schemas.responses import ResponsesRequest, TextConfig
 WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "annotations": ([],),
     "context_management": ([], {"edits": []}),
-    "format": ({"type": "text"},),
     "function_call": ("none", "auto"),
     "functions": ([],),
     # LMDeploy's own client sends it.
@@ -46,6 +45,7 @@ UNSUPPORTED: Final[Mapping[type[Struct], tuple[str, ...]]] = {
         CompletionRequest,
         MessagesRequest,
         CountTokensRequest,
+        OutputConfig,
         ResponsesRequest,
         TextConfig,
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, StopString, Tag, Text, TopK, TopP
+from lmserve.schemas.guided import JsonSchema
 
 MAX_BLOCKS: Final = 1024
 
@@ -39,6 +40,20 @@ Model = Annotated[Tag, Meta(description="A served model.", examples=["internlm-c
 System = Annotated[Content | None, Meta(description="What the model is told before the conversation.")]
 
 
+class OutputFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    """JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+    schema: Annotated[JsonSchema, Meta(description="A keyword that cannot be enforced is a 400.")]
+
+
+class OutputConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form of the text."""
+
+    format: Annotated[OutputFormat | None, Meta(description="A JSON schema; null: any text.")] = None
+    effort: Unsupported = UNSET
+
+
 class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A conversation to answer. Null is the same as absent; an unknown key is an error."""
 
@@ -55,10 +70,11 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
     top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
 
+    output_config: Annotated[OutputConfig | None, Meta(description="What the text must be.")] = None
+
     container: Unsupported = UNSET
     context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
-    output_config: Unsupported = UNSET
     output_format: Unsupported = UNSET
     thinking: Unsupported = UNSET
     tool_choice: Unsupported = UNSET
@@ -83,7 +99,7 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
-    output_config: Unsupported = UNSET
+    output_config: NoEffect = UNSET
     output_format: Unsupported = UNSET
     thinking: Unsupported = UNSET
     tool_choice: Unsupported = UNSET

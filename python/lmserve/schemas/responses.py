@@ -21,6 +21,7 @@ from lmserve.schemas.bounds import (
     TopP,
 )
 from lmserve.schemas.chat import NoEffect, TokenLogprob, Unsupported
+from lmserve.schemas.guided import JsonObjectFormat, JsonSchema, TextFormat
 
 MAX_PARTS: Final = 1024
 MAX_PAGE: Final = 100
@@ -46,10 +47,24 @@ class InputItem(Struct, frozen=True):
     content: Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)] | None = None
 
 
+class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """JSON that a schema allows."""
+
+    name: Annotated[Tag, Meta(description="Of no effect.")]
+    schema: JsonSchema
+    description: Annotated[Text | None, Meta(description="Of no effect.")] = None
+    strict: Annotated[
+        bool | None,
+        Meta(description="true: a keyword that cannot be enforced is a 400; otherwise such keywords are passed over."),
+    ] = None
+
+
 class TextConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The form of the text."""
 
-    format: Unsupported = UNSET
+    format: Annotated[
+        TextFormat | JsonObjectFormat | SchemaFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")
+    ] = None
     verbosity: Unsupported = UNSET
 
 
@@ -109,7 +124,7 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     parallel_tool_calls: Annotated[bool | None, Meta(description="Repeated in the response; there are no tools.")] = (
         None
     )
-    text: Annotated[TextConfig | None, Meta(description="Not supported: a 400, unless it asks for plain text.")] = None
+    text: Annotated[TextConfig | None, Meta(description="What the text must be: any, or JSON.")] = None
 
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
     stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
@@ -206,7 +221,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     service_tier: Literal["default"]
     store: bool
     temperature: float
-    text: dict[str, dict[str, str]]
+    text: dict[str, Any]
     tool_choice: Literal["auto"]
     tools: Annotated[list[Any], Meta(max_length=0)]
     top_logprobs: int
