@@ -1,4 +1,4 @@
-"""docs/api.md: its examples run as they stand against a real server, and no route is left out."""
+"""docs/api.md and its neighbours: their examples run as they stand against a real server, and no route is left out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lmserve.app import API
 from server_process import ServerProcess
 
-TEXT = (Path(__file__).parents[1] / "docs" / "api.md").read_text("utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "api.md").read_text("utf-8")
 URL = "http://127.0.0.1:23333"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall(TEXT)
 COMMAND = re.compile(rf'curl (?:-X (?P<method>\w+) )?"?{re.escape(URL)}(?P<path>/[^\s"?]*)[^\n]*(?P<more>\\?)')
 # They have their names in the text.
 ALIASES = {"/score", "/rerank", "/v2/rerank"}
@@ -40,8 +43,11 @@ def test_every_route_has_a_command() -> None:
     assert all(f"`{alias}`" in TEXT for alias in ALIASES)
 
 
-def test_every_example_runs_in_order(default_server: ServerProcess) -> None:
-    for language, text in BLOCKS:
+@pytest.mark.parametrize("page", ["api.md", "tools.md", "structured-output.md"])
+def test_every_example_runs_in_order(default_server: ServerProcess, page: str) -> None:
+    blocks = [block for block in BLOCK.findall((DOCS / page).read_text("utf-8")) if "127.0.0.1:23333" in block[1]]
+    assert blocks
+    for language, text in blocks:
         program = {"bash": ["bash", "-e"], "python": [sys.executable, "-"]}[language]
         script = text.replace(URL, default_server.url).replace("curl ", "curl -sS --fail-with-body ")
         done = subprocess.run(program, input=script, capture_output=True, text=True, timeout=120, check=False)

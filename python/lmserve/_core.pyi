@@ -116,6 +116,17 @@ class ChatTemplate:
     ) -> str:
         """Text of a whole conversation; `continue_final_message` leaves its last message open."""
 
+    def render_prompt(
+        self,
+        messages: bytes,
+        *,
+        tools: bytes | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: bytes | None = None,
+    ) -> str:
+        """As the engine renders: tools that the template does not show are described in the system's words."""
+
     def render_continued(
         self,
         messages: bytes,

@@ -203,7 +203,10 @@ fn answer_format(
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
 ) -> (AnswerFormat, Vec<u32>) {
-    if submission.route != Route::Chat {
+    if !matches!(
+        submission.route,
+        Route::Chat | Route::Responses | Route::Messages
+    ) {
         return (AnswerFormat::default(), Vec::new());
     }
     let tools = submission

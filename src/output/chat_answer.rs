@@ -1,8 +1,6 @@
 //! Chat answers that are more than words: thoughts and calls, in chunks and in whole messages.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use super::answer::{AnswerFormat, AnswerParser, Piece};
+use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
 use super::chat::{close_chunk, open_chunk, push_logprobs};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head};
@@ -49,16 +47,8 @@ impl Answer {
         !self.calls.is_empty()
     }
 
-    /// The same for the same reply, choice and call.
     fn call_id(&self, head: &Head, choice: usize, call: usize) -> String {
-        let mut hasher = DefaultHasher::new();
-        (&head.id, choice, call).hash(&mut hasher);
-        let id = format!("{:016x}", hasher.finish());
-        if self.short_ids {
-            id[..9].to_owned()
-        } else {
-            format!("call_{id}")
-        }
+        call_id("call_", self.short_ids, &head.id, choice, call)
     }
 }
 

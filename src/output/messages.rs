@@ -1,7 +1,8 @@
 //! The wire form of `POST /v1/messages` (Anthropic API reference, "Messages" and "Streaming messages").
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::blocks::{Block, Blocks, Change};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head, Usage};
 use crate::error::{Error, Kind};
@@ -43,6 +44,9 @@ fn push_stop(out: &mut Vec<u8>, choice: Option<&Choice>) {
         None => "null",
         Some(FinishReason::Length) => "\"max_tokens\"",
         Some(FinishReason::Stop) if stop_sequence.is_some() => "\"stop_sequence\"",
+        Some(FinishReason::Stop) if choice.is_some_and(|choice| choice.blocks.has_calls()) => {
+            "\"tool_use\""
+        }
         Some(FinishReason::Stop | FinishReason::Abort) => "\"end_turn\"",
     };
     write_bytes(
@@ -55,6 +59,45 @@ fn push_stop(out: &mut Vec<u8>, choice: Option<&Choice>) {
     }
 }
 
+/// `empty`: as it begins.
+fn push_block(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, empty: bool) {
+    let block = &blocks.list()[place];
+    let text = if empty { "" } else { block.text() };
+    match block {
+        Block::Text { .. } => {
+            out.extend_from_slice(b"{\"type\":\"text\",\"text\":");
+            push_string(out, text);
+        }
+        Block::Reasoning(_) => {
+            out.extend_from_slice(b"{\"type\":\"thinking\",\"thinking\":");
+            push_string(out, text);
+            out.extend_from_slice(b",\"signature\":\"\"");
+        }
+        Block::Call { call, name, .. } => {
+            out.extend_from_slice(b"{\"type\":\"tool_use\",\"id\":");
+            push_string(out, &blocks.call_id("toolu_", head, *call));
+            out.extend_from_slice(b",\"name\":");
+            push_string(out, name);
+            out.extend_from_slice(b",\"input\":");
+            push_input(out, text, empty);
+        }
+    }
+    out.push(b'}');
+}
+
+/// The arguments, which must be an object. Others are handed on as Anthropic's documentation wraps them for its models.
+fn push_input(out: &mut Vec<u8>, arguments: &str, empty: bool) {
+    if empty {
+        out.extend_from_slice(b"{}");
+    } else if serde_json::from_str::<Map<String, Value>>(arguments).is_ok() {
+        out.extend_from_slice(arguments.as_bytes());
+    } else {
+        out.extend_from_slice(b"{\"INVALID_JSON\":");
+        push_string(out, arguments);
+        out.push(b'}');
+    }
+}
+
 fn push_message(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>) {
     out.extend_from_slice(b"{\"id\":");
     push_string(out, &head.id);
@@ -62,9 +105,13 @@ fn push_message(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>) {
     push_string(out, &head.model);
     out.extend_from_slice(b",\"content\":[");
     if let Some(choice) = choice {
-        out.extend_from_slice(b"{\"type\":\"text\",\"text\":");
-        push_string(out, &choice.text);
-        out.push(b'}');
+        let blocks = &choice.blocks;
+        for place in 0..blocks.list().len() {
+            if place > 0 {
+                out.push(b',');
+            }
+            push_block(out, head, blocks, place, false);
+        }
     }
     out.extend_from_slice(b"],");
     push_stop(out, choice);
@@ -78,26 +125,47 @@ pub(super) fn opening(out: &mut Vec<u8>, head: &Head) {
     out.extend_from_slice(b",\"message\":");
     push_message(out, head, None);
     out.extend_from_slice(CLOSE);
-    open(out, "content_block_start");
-    out.extend_from_slice(b",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}");
-    out.extend_from_slice(CLOSE);
 }
 
-pub(super) fn delta(out: &mut Vec<u8>, text: &str) {
-    open(out, "content_block_delta");
-    out.extend_from_slice(b",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":");
-    push_string(out, text);
-    out.push(b'}');
-    out.extend_from_slice(CLOSE);
-}
-
-pub(super) fn last(out: &mut Vec<u8>, head: &Head, text: &str, choice: &Choice) {
-    if !text.is_empty() {
-        delta(out, text);
-    }
+fn close_block(out: &mut Vec<u8>, place: usize) {
     open(out, "content_block_stop");
-    out.extend_from_slice(b",\"index\":0");
+    write_bytes(out, format_args!(",\"index\":{place}"));
     out.extend_from_slice(CLOSE);
+}
+
+pub(super) fn changes(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, changes: &[Change]) {
+    for change in changes {
+        match change {
+            Change::Opened(place) => {
+                open(out, "content_block_start");
+                write_bytes(out, format_args!(",\"index\":{place},\"content_block\":"));
+                push_block(out, head, blocks, *place, true);
+                out.extend_from_slice(CLOSE);
+            }
+            Change::Closed(place) => close_block(out, *place),
+            Change::Grew { block, text, .. } => {
+                let (kind, field) = match &blocks.list()[*block] {
+                    Block::Text { .. } => ("text_delta", "text"),
+                    Block::Reasoning(_) => ("thinking_delta", "thinking"),
+                    Block::Call { .. } => ("input_json_delta", "partial_json"),
+                };
+                open(out, "content_block_delta");
+                write_bytes(
+                    out,
+                    format_args!(",\"index\":{block},\"delta\":{{\"type\":\"{kind}\",\"{field}\":"),
+                );
+                push_string(out, &blocks.list()[*block].text()[text.clone()]);
+                out.push(b'}');
+                out.extend_from_slice(CLOSE);
+            }
+        }
+    }
+}
+
+pub(super) fn last(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
+    if let Some(place) = choice.blocks.list().len().checked_sub(1) {
+        close_block(out, place);
+    }
     open(out, "message_delta");
     out.extend_from_slice(b",\"delta\":{");
     push_stop(out, Some(choice));

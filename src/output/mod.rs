@@ -1,6 +1,7 @@
 //! From events to finished wire bytes: frames, server-sent events, whole replies, and the mailbox each stream reads from.
 
 pub mod answer;
+mod blocks;
 mod chat;
 mod chat_answer;
 mod completions;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::answer::AnswerFormat;
+use super::blocks::{Blocks, Change};
 use super::chat_answer::{self, Answer};
 use super::mailbox::Mailbox;
 use super::{chat, completions, generate, interactive, messages, responses};
@@ -88,7 +89,7 @@ pub struct Delta {
 
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// All text (whole replies, and those that repeat it at their end), or nothing (streams).
+    /// All text (whole replies that are no list of parts), or nothing.
     pub(super) text: String,
     pub(super) tokens: usize,
     /// Not yet written (streams), or all (whole replies).
@@ -98,10 +99,10 @@ pub(super) struct Choice {
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
     pub(super) stop_string: Option<String>,
-    /// How many of `logprobs` were sent, where all are kept.
-    pub(super) sent_logprobs: usize,
-    /// Where it is taken apart.
+    /// Where a chat's answer is taken apart.
     pub(super) answer: Option<Answer>,
+    /// Where the reply is a list of parts: all text and its log-probabilities.
+    pub(super) blocks: Blocks,
 }
 
 /// What the frames of a reply share.
@@ -161,9 +162,11 @@ impl Reply {
 
     /// The answers are to be taken apart.
     pub fn expect(&mut self, format: &AnswerFormat) {
-        if self.route == Route::Chat {
-            for choice in &mut self.choices {
-                choice.answer = Answer::new(format);
+        for choice in &mut self.choices {
+            match self.route {
+                Route::Chat => choice.answer = Answer::new(format),
+                Route::Responses | Route::Messages => choice.blocks = Blocks::new(format),
+                Route::Generate | Route::Completions | Route::Interactive => {}
             }
         }
     }
@@ -193,6 +196,16 @@ impl Reply {
     pub fn push(&mut self, index: usize, mut delta: Delta) {
         self.take(index, &mut delta);
         let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
+        if in_blocks(self.route) {
+            let changes = choice
+                .blocks
+                .push(text, &mut choice.logprobs, choice.tokens);
+            if self.stream && !changes.is_empty() {
+                let out = |out: &mut Vec<u8>| write_blocks(out, self.route, head, choice, &changes);
+                self.mailbox.write(out);
+            }
+            return;
+        }
         let pieces = match &mut choice.answer {
             Some(answer) => answer.push(text, false),
             None => Vec::new(),
@@ -207,24 +220,17 @@ impl Reply {
             Route::Generate => generate::frame(out, text, choice.tokens),
             Route::Chat => chat::chunk(out, head, index, text, choice),
             Route::Completions => completions::chunk(out, head, index, text, choice),
-            Route::Responses => {
-                responses::delta(out, head, text, &choice.logprobs[choice.sent_logprobs..]);
-            }
-            Route::Messages => messages::delta(out, text),
+            Route::Responses | Route::Messages => {}
             Route::Interactive => interactive::line(out, text, &head.usage),
         });
-        if self.route == Route::Responses {
-            choice.sent_logprobs = choice.logprobs.len();
-        } else {
-            let written = choice.logprobs.drain(..);
-            choice.text_offset += written.map(|token| token.chars).sum::<usize>();
-        }
+        let written = choice.logprobs.drain(..);
+        choice.text_offset += written.map(|token| token.chars).sum::<usize>();
     }
 
     /// Books a delta.
     fn take(&mut self, index: usize, delta: &mut Delta) {
         let choice = &mut self.choices[index];
-        if !self.stream || self.route == Route::Responses {
+        if !self.stream && !in_blocks(self.route) {
             choice.text.push_str(&delta.text);
         }
         choice.tokens = delta.tokens;
@@ -265,6 +271,11 @@ impl Reply {
             pieces = answer.push(text, true);
             text = "";
         }
+        let mut changes = Vec::new();
+        if in_blocks(self.route) {
+            let (blocks, tokens) = (&mut choice.blocks, choice.tokens);
+            changes = blocks.finish(text, &mut choice.logprobs, tokens);
+        }
         if self.stream {
             if !pieces.is_empty() {
                 self.mailbox
@@ -279,8 +290,14 @@ impl Reply {
                 Route::Completions => {
                     completions::last_chunk(out, head, index, text, choice, reason);
                 }
-                Route::Responses => responses::last(out, head, text, choice, reason),
-                Route::Messages => messages::last(out, head, text, choice),
+                Route::Responses | Route::Messages => {
+                    write_blocks(out, self.route, head, choice, &changes);
+                    if self.route == Route::Responses {
+                        responses::last(out, head, &choice.blocks, reason);
+                    } else {
+                        messages::last(out, head, choice);
+                    }
+                }
                 Route::Interactive => interactive::last_line(out, text, &head.usage, reason),
             });
         }
@@ -319,5 +336,24 @@ impl Reply {
                 Route::Messages => messages::error_event(out, error),
                 Route::Interactive => interactive::error_line(out, error, &head.usage),
             });
+    }
+}
+
+/// Whether replies are lists of parts.
+const fn in_blocks(route: Route) -> bool {
+    matches!(route, Route::Responses | Route::Messages)
+}
+
+fn write_blocks(
+    out: &mut Vec<u8>,
+    route: Route,
+    head: &mut Head,
+    choice: &Choice,
+    changes: &[Change],
+) {
+    if route == Route::Responses {
+        responses::changes(out, head, &choice.blocks, changes);
+    } else {
+        messages::changes(out, head, &choice.blocks, changes);
     }
 }

@@ -1,5 +1,6 @@
 //! The wire form of `POST /v1/responses` (`OpenAI` API reference, "Responses" and its "Streaming events").
 
+use super::blocks::{Block, Blocks, Change};
 use super::chat::push_tokens;
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head, TokenLogprob, Usage};
@@ -13,6 +14,9 @@ enum Status<'a> {
     Ended(FinishReason),
     Failed(&'a Error),
 }
+
+/// Of an item that another one follows.
+const ENDED: Status<'_> = Status::Ended(FinishReason::Stop);
 
 impl Status<'_> {
     const fn word(self) -> &'static str {
@@ -62,13 +66,30 @@ fn push_event(
     out.extend_from_slice(b"}\n\n");
 }
 
-/// The id of the one message of a response.
-fn push_item_id(out: &mut Vec<u8>, head: &Head) {
+/// The id of the item at a place of the output.
+fn push_item_id(out: &mut Vec<u8>, head: &Head, place: usize, block: &Block) {
     let unique = head.id.trim_start_matches("resp_");
-    write_bytes(out, format_args!("\"msg_{unique}\""));
+    let kind = match block {
+        Block::Reasoning(_) => "rs",
+        Block::Text { .. } => "msg",
+        Block::Call { .. } => "fc",
+    };
+    write_bytes(out, format_args!("\"{kind}_{unique}_out{place}\""));
 }
 
-fn push_part(out: &mut Vec<u8>, text: &str, logprobs: &[TokenLogprob]) {
+/// A part of an item's content; `empty`: as it begins.
+fn push_part(out: &mut Vec<u8>, block: &Block, empty: bool) {
+    let (text, logprobs) = if empty {
+        ("", [].as_slice())
+    } else {
+        (block.text(), block.logprobs())
+    };
+    if matches!(block, Block::Reasoning(_)) {
+        out.extend_from_slice(b"{\"type\":\"reasoning_text\",\"text\":");
+        push_string(out, text);
+        out.push(b'}');
+        return;
+    }
     out.extend_from_slice(b"{\"type\":\"output_text\",\"text\":");
     push_string(out, text);
     out.extend_from_slice(b",\"annotations\":[],\"logprobs\":[");
@@ -76,23 +97,47 @@ fn push_part(out: &mut Vec<u8>, text: &str, logprobs: &[TokenLogprob]) {
     out.extend_from_slice(b"]}");
 }
 
-fn push_item(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>, status: Status<'_>) {
+/// One that runs has nothing in it yet.
+fn push_item(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, status: Status<'_>) {
+    let block = &blocks.list()[place];
+    let empty = matches!(status, Status::Running);
     out.extend_from_slice(b"{\"id\":");
-    push_item_id(out, head);
+    push_item_id(out, head, place, block);
+    let word = status.item_word();
+    if let Block::Call {
+        call,
+        name,
+        arguments,
+    } = block
+    {
+        write_bytes(
+            out,
+            format_args!(",\"type\":\"function_call\",\"status\":\"{word}\",\"call_id\":"),
+        );
+        push_string(out, &blocks.call_id("call_", head, *call));
+        out.extend_from_slice(b",\"name\":");
+        push_string(out, name);
+        out.extend_from_slice(b",\"arguments\":");
+        push_string(out, if empty { "" } else { arguments });
+        out.push(b'}');
+        return;
+    }
+    let kind = if matches!(block, Block::Reasoning(_)) {
+        "\"reasoning\",\"summary\":[]"
+    } else {
+        "\"message\",\"role\":\"assistant\""
+    };
     write_bytes(
         out,
-        format_args!(
-            ",\"type\":\"message\",\"role\":\"assistant\",\"status\":\"{}\",\"content\":[",
-            status.item_word()
-        ),
+        format_args!(",\"type\":{kind},\"status\":\"{word}\",\"content\":["),
     );
-    if let Some(choice) = choice {
-        push_part(out, &choice.text, &choice.logprobs);
+    if !empty {
+        push_part(out, block, false);
     }
     out.extend_from_slice(b"]}");
 }
 
-fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
+fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning_tokens: usize) {
     let Usage {
         prompt_tokens,
         cached_tokens,
@@ -105,13 +150,14 @@ fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
         format_args!(
             "{{\"input_tokens\":{prompt_tokens},\"input_tokens_details\":\
              {{\"cached_tokens\":{cached_tokens},\"cache_write_tokens\":0}},\
-             \"output_tokens\":{completion_tokens},\"output_tokens_details\":{{\"reasoning_tokens\":0}},\
+             \"output_tokens\":{completion_tokens},\"output_tokens_details\":{{\"reasoning_tokens\":{reasoning_tokens}}},\
              \"total_tokens\":{total}}}"
         ),
     );
 }
 
-fn push_response(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>, status: Status<'_>) {
+/// `blocks`: the output, all of it said but the last's end; none before it begins.
+fn push_response(out: &mut Vec<u8>, head: &Head, blocks: Option<&Blocks>, status: Status<'_>) {
     out.extend_from_slice(b"{\"id\":");
     push_string(out, &head.id);
     write_bytes(
@@ -138,14 +184,23 @@ fn push_response(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>, status
     out.extend_from_slice(b",\"model\":");
     push_string(out, &head.model);
     out.extend_from_slice(b",\"output\":[");
-    if choice.is_some() {
-        push_item(out, head, choice, status);
+    let count = blocks.map_or(0, |blocks| blocks.list().len());
+    for (blocks, place) in blocks
+        .into_iter()
+        .flat_map(|blocks| (0..count).map(move |at| (blocks, at)))
+    {
+        if place > 0 {
+            out.push(b',');
+        }
+        let status = if place + 1 < count { ENDED } else { status };
+        push_item(out, head, blocks, place, status);
     }
     out.extend_from_slice(b"],\"usage\":");
-    if matches!(status, Status::Ended(_)) {
-        push_usage(out, &head.usage);
-    } else {
-        out.extend_from_slice(b"null");
+    match (status, blocks) {
+        (Status::Ended(_), Some(blocks)) => {
+            push_usage(out, &head.usage, blocks.reasoning_tokens());
+        }
+        _ => out.extend_from_slice(b"null"),
     }
     for (name, value) in &head.envelope {
         out.push(b',');
@@ -159,26 +214,30 @@ fn push_response_event(
     out: &mut Vec<u8>,
     head: &mut Head,
     event: &str,
-    choice: Option<&Choice>,
+    blocks: Option<&Blocks>,
     status: Status<'_>,
 ) {
     push_event(out, head, event, |out, head| {
         out.extend_from_slice(b"\"response\":");
-        push_response(out, head, choice, status);
+        push_response(out, head, blocks, status);
     });
 }
 
-/// An event about the text of the one part of the one item.
-fn push_part_event(
+/// An event about the text of an item: of its one part, where it has parts.
+fn push_text_event(
     out: &mut Vec<u8>,
     head: &mut Head,
     event: &str,
+    (place, block): (usize, &Block),
     write: impl FnOnce(&mut Vec<u8>),
 ) {
     push_event(out, head, event, |out, head| {
         out.extend_from_slice(b"\"item_id\":");
-        push_item_id(out, head);
-        out.extend_from_slice(b",\"output_index\":0,\"content_index\":0,");
+        push_item_id(out, head, place, block);
+        write_bytes(out, format_args!(",\"output_index\":{place},"));
+        if !matches!(block, Block::Call { .. }) {
+            out.extend_from_slice(b"\"content_index\":0,");
+        }
         write(out);
     });
 }
@@ -187,76 +246,113 @@ fn push_item_event(
     out: &mut Vec<u8>,
     head: &mut Head,
     event: &str,
-    choice: Option<&Choice>,
+    (blocks, place): (&Blocks, usize),
     status: Status<'_>,
 ) {
     push_event(out, head, event, |out, head| {
-        out.extend_from_slice(b"\"output_index\":0,\"item\":");
-        push_item(out, head, choice, status);
+        write_bytes(out, format_args!("\"output_index\":{place},\"item\":"));
+        push_item(out, head, blocks, place, status);
     });
+}
+
+/// The events of a text: what it is called on the wire.
+const fn text_event(block: &Block, done: bool) -> &'static str {
+    match (block, done) {
+        (Block::Reasoning(_), false) => "response.reasoning_text.delta",
+        (Block::Reasoning(_), true) => "response.reasoning_text.done",
+        (Block::Text { .. }, false) => "response.output_text.delta",
+        (Block::Text { .. }, true) => "response.output_text.done",
+        (Block::Call { .. }, false) => "response.function_call_arguments.delta",
+        (Block::Call { .. }, true) => "response.function_call_arguments.done",
+    }
+}
+
+fn push_logprobs(out: &mut Vec<u8>, block: &Block, logprobs: &[TokenLogprob]) {
+    if matches!(block, Block::Text { .. }) {
+        out.extend_from_slice(b",\"logprobs\":[");
+        push_tokens(out, logprobs);
+        out.push(b']');
+    }
+}
+
+fn open(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize) {
+    let event = "response.output_item.added";
+    push_item_event(out, head, event, (blocks, place), Status::Running);
+    let block = &blocks.list()[place];
+    if !matches!(block, Block::Call { .. }) {
+        let event = "response.content_part.added";
+        push_text_event(out, head, event, (place, block), |out| {
+            out.extend_from_slice(b"\"part\":");
+            push_part(out, block, true);
+        });
+    }
+}
+
+fn close(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize, status: Status<'_>) {
+    let block = &blocks.list()[place];
+    let what: &[u8] = if matches!(block, Block::Call { .. }) {
+        b"\"arguments\":"
+    } else {
+        b"\"text\":"
+    };
+    push_text_event(out, head, text_event(block, true), (place, block), |out| {
+        out.extend_from_slice(what);
+        push_string(out, block.text());
+        push_logprobs(out, block, block.logprobs());
+    });
+    if !matches!(block, Block::Call { .. }) {
+        let event = "response.content_part.done";
+        push_text_event(out, head, event, (place, block), |out| {
+            out.extend_from_slice(b"\"part\":");
+            push_part(out, block, false);
+        });
+    }
+    let event = "response.output_item.done";
+    push_item_event(out, head, event, (blocks, place), status);
 }
 
 pub(super) fn opening(out: &mut Vec<u8>, head: &mut Head) {
     for event in ["response.created", "response.in_progress"] {
         push_response_event(out, head, event, None, Status::Running);
     }
-    push_item_event(
-        out,
-        head,
-        "response.output_item.added",
-        None,
-        Status::Running,
-    );
-    push_part_event(out, head, "response.content_part.added", |out| {
-        out.extend_from_slice(b"\"part\":");
-        push_part(out, "", &[]);
-    });
 }
 
-pub(super) fn delta(out: &mut Vec<u8>, head: &mut Head, text: &str, logprobs: &[TokenLogprob]) {
-    push_part_event(out, head, "response.output_text.delta", |out| {
-        out.extend_from_slice(b"\"delta\":");
-        push_string(out, text);
-        out.extend_from_slice(b",\"logprobs\":[");
-        push_tokens(out, logprobs);
-        out.push(b']');
-    });
-}
-
-/// `choice` has the whole text, of which `text` is the end that was not yet sent.
-pub(super) fn last(
-    out: &mut Vec<u8>,
-    head: &mut Head,
-    text: &str,
-    choice: &Choice,
-    reason: FinishReason,
-) {
-    let unsent = &choice.logprobs[choice.sent_logprobs..];
-    if !text.is_empty() || !unsent.is_empty() {
-        delta(out, head, text, unsent);
+pub(super) fn changes(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, changes: &[Change]) {
+    for change in changes {
+        match change {
+            Change::Opened(place) => open(out, head, blocks, *place),
+            Change::Closed(place) => close(out, head, blocks, *place, ENDED),
+            Change::Grew {
+                block: place,
+                text,
+                logprobs,
+            } => {
+                let block = &blocks.list()[*place];
+                let event = text_event(block, false);
+                push_text_event(out, head, event, (*place, block), |out| {
+                    out.extend_from_slice(b"\"delta\":");
+                    push_string(out, &block.text()[text.clone()]);
+                    push_logprobs(out, block, &block.logprobs()[logprobs.clone()]);
+                });
+            }
+        }
     }
-    push_part_event(out, head, "response.output_text.done", |out| {
-        out.extend_from_slice(b"\"text\":");
-        push_string(out, &choice.text);
-        out.extend_from_slice(b",\"logprobs\":[");
-        push_tokens(out, &choice.logprobs);
-        out.push(b']');
-    });
-    push_part_event(out, head, "response.content_part.done", |out| {
-        out.extend_from_slice(b"\"part\":");
-        push_part(out, &choice.text, &choice.logprobs);
-    });
+}
+
+pub(super) fn last(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, reason: FinishReason) {
     let status = Status::Ended(reason);
-    push_item_event(out, head, "response.output_item.done", Some(choice), status);
-    push_response_event(out, head, status.event(), Some(choice), status);
+    if let Some(place) = blocks.list().len().checked_sub(1) {
+        close(out, head, blocks, place, status);
+    }
+    push_response_event(out, head, status.event(), Some(blocks), status);
 }
 
 pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
     let reason = choice.finish.unwrap_or(FinishReason::Abort);
-    push_response(out, head, Some(choice), Status::Ended(reason));
+    push_response(out, head, Some(&choice.blocks), Status::Ended(reason));
 }
 
 pub(super) fn failed(out: &mut Vec<u8>, head: &mut Head, choice: &Choice, error: &Error) {
     let status = Status::Failed(error);
-    push_response_event(out, head, status.event(), Some(choice), status);
+    push_response_event(out, head, status.event(), Some(&choice.blocks), status);
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::gguf;
-use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail};
+use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_tools};
 
 /// Arrays longer than this are left out of `GgufFile.metadata()`.
 const MAX_LISTED: usize = 64;
@@ -189,6 +189,27 @@ impl ChatTemplate {
                 ending,
                 &object("kwargs", kwargs)?,
             )
+        })
+    }
+
+    #[pyo3(signature = (messages, *, tools = None, add_generation_prompt = true, continue_final_message = false, kwargs = None))]
+    fn render_prompt(
+        &self,
+        py: Python<'_>,
+        messages: &[u8],
+        tools: Option<&[u8]>,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        kwargs: Option<&[u8]>,
+    ) -> Result<String> {
+        let ending = ending(add_generation_prompt, continue_final_message);
+        py.detach(|| {
+            let (mut messages, mut tools) = (list("messages", messages)?, tools_list(tools)?);
+            if !self.0.knows_tools() {
+                messages = without_tools(&messages, &tools.take().unwrap_or_default(), true);
+            }
+            let kwargs = object("kwargs", kwargs)?;
+            self.0.render(&messages, tools.as_deref(), ending, &kwargs)
         })
     }
 

@@ -27,6 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CUSTOM_TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 CHAT = {"model": MODEL, "messages": HELLO, "max_tokens": 2}
 COMPLETION = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
 
@@ -147,8 +148,13 @@ PROBES: dict[str, Probe] = {
     "parallel_tool_calls": probe(False),
     "/v1/chat/completions parallel_tool_calls": probe(False, tools=[TOOL], tool_choice="required"),
     "tools": probe([TOOL]),
-    "tool_choice": probe("required"),
-    "/v1/chat/completions tool_choice": probe("required", tools=[TOOL]),
+    "/v1/responses tools": probe([{"type": "function", "name": "f"}]),
+    "/v1/messages tools": probe([CUSTOM_TOOL]),
+    "/v1/messages/count_tokens tools": probe([CUSTOM_TOOL]),
+    "tool_choice": probe("required", tools=[TOOL]),
+    "/v1/responses tool_choice": probe("required", tools=[{"type": "function", "name": "f"}]),
+    "/v1/messages tool_choice": probe({"type": "any"}, tools=[CUSTOM_TOOL]),
+    "/v1/messages/count_tokens tool_choice": probe({"type": "none"}, tools=[CUSTOM_TOOL]),
     "functions": probe([TOOL["function"]]),
     "function_call": probe({"name": "f"}),
     "response_format": probe({"type": "json_object"}),
@@ -166,7 +172,7 @@ PROBES: dict[str, Probe] = {
     "verbosity": probe("high"),
     "moderation": probe({"model": "omni"}),
     "suffix": probe("x"),
-    "thinking": probe({"type": "enabled", "budget_tokens": 1024}),
+    "thinking": probe({"type": "disabled"}),
     "container": probe("c"),
     "context_management": probe({"edits": [{"type": "x"}]}),
     "mcp_servers": probe([{"url": "x"}]),

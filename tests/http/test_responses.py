@@ -16,7 +16,7 @@ from conftest import MODEL, Running, serve_core
 from lmserve.api.response_store import ResponseStore, StoredResponse, new_response_id, session_of
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
-from lmserve.schemas.responses import StoredItem, StoredPart
+from lmserve.schemas.responses import StoredMessage, StoredPart
 from pydantic import BaseModel
 from tiny_engine import formula_engine
 from wire import error_of, wait_until
@@ -389,7 +389,9 @@ def test_keys_do_not_share_responses() -> None:
         ({"input": []}, "input"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input[0].type"),
+        ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call_output", "output": "y"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input[0].arguments"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -401,7 +403,8 @@ def test_keys_do_not_share_responses() -> None:
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"$ref": "#/x"}}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True, "stream": True}, "background"),
@@ -429,7 +432,7 @@ def test_a_stored_response_is_not_streamed_again(client: httpx.Client) -> None:
 
 
 def stored(text: str = "x" * 100) -> StoredResponse:
-    item = StoredItem(id="a", role="user", content=[StoredPart(type="input_text", text=text)])
+    item = StoredMessage(id="a", role="user", content=[StoredPart(type="input_text", text=text)])
     return StoredResponse(instructions=None, items=[item], body=b"{}")
 
 

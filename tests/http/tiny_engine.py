@@ -134,11 +134,7 @@ class FormulaRunner:
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
         b = self.buffers
-        rows = b.sample_rows[:n_rows]
-        last, position = b.token_ids[rows], b.positions[rows]
-        luck = np.where(b.temperature[:n_rows] > 0, b.uniform[:n_rows] * 1000, 0).astype(np.int32)
-        said = self._said[(last * 131 + position * 31 + luck) % len(self._said)]
-        b.sampled[:n_rows] = np.where(position % END_EVERY == END_EVERY - 1, EOS, said)
+        b.sampled[:n_rows] = self.next_tokens(n_tokens, n_seqs, n_rows)
         if extras is not None and extras.masks is not None:
             # What is allowed and comes next after what it would have said.
             guided = np.array(extras.masks.rows)
@@ -157,6 +153,15 @@ class FormulaRunner:
         b.top_ids[:n_rows] = np.arange(65, 85)
         b.top_logprobs[:n_rows] = -np.arange(1, 21)
 
+    def next_tokens(self, n_tokens: int, n_seqs: int, n_rows: int) -> I32:
+        del n_tokens, n_seqs
+        b = self.buffers
+        rows = b.sample_rows[:n_rows]
+        last, position = b.token_ids[rows], b.positions[rows]
+        luck = np.where(b.temperature[:n_rows] > 0, b.uniform[:n_rows] * 1000, 0).astype(np.int32)
+        said = self._said[(last * 131 + position * 31 + luck) % len(self._said)]
+        return np.where(position % END_EVERY == END_EVERY - 1, EOS, said).astype(np.int32)
+
     def collect(self) -> None:
         if self.pause:
             time.sleep(self.pause)
@@ -170,9 +175,43 @@ class FormulaRunner:
         return np.array(rows, np.float32)
 
 
-def formula_engine(*, pause: float = 0.0, max_batch: int = 64, **options: Any) -> _core.Engine:
+class RecitingRunner(FormulaRunner):
+    """Says one text in each answer. It sees how much it has said in the tokens that it was given."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = [*text.encode(), EOS]
+        self._memory = np.zeros(self.info.num_blocks * BLOCK, np.int32)
+
+    def next_tokens(self, n_tokens: int, n_seqs: int, n_rows: int) -> I32:
+        b = self.buffers
+        self._memory[b.slots[:n_tokens]] = b.token_ids[:n_tokens]
+        sequences = np.searchsorted(b.query_start[1 : n_seqs + 1], b.sample_rows[:n_rows], side="right")
+        said = [self._said_so_far(sequence) for sequence in sequences]
+        return np.array([self._text[min(count, len(self._text) - 1)] for count in said], np.int32)
+
+    def _said_so_far(self, sequence: int) -> int:
+        length = self.buffers.context_lens[sequence]
+        slots = (self.buffers.block_tables[sequence, :, None] * BLOCK + np.arange(BLOCK)).ravel()[:length]
+        (begins,) = np.nonzero(self._memory[slots] == 256)  # <|im_start|>
+        return int(length - begins[-1] - len("<assistant\n"))
+
+
+def reciting_engine(text: str, template: str = TEMPLATE, **parsers: str) -> _core.Engine:
+    """`parsers`: of the core's `ChatTemplate`."""
+    template_of = chat_template(template, **parsers)
+    return _core.Engine(RecitingRunner(text), byte_tokenizer(), template_of, eos_token_ids=[EOS])
+
+
+def chat_template(source: str = TEMPLATE, **parsers: str) -> _core.ChatTemplate:
+    """`parsers`: how answers are read."""
+    return _core.ChatTemplate(source, json.dumps({"eos_token": "<|im_end|>"}).encode(), **parsers)
+
+
+def formula_engine(
+    *, pause: float = 0.0, max_batch: int = 64, template: _core.ChatTemplate | None = None, **options: Any
+) -> _core.Engine:
     """`options`: of the core's `Engine`."""
-    special = json.dumps({"eos_token": "<|im_end|>"}).encode()
-    template = _core.ChatTemplate(TEMPLATE, special)
+    template = template or chat_template()
     runner = FormulaRunner(pause=pause, max_batch=max_batch)
     return _core.Engine(runner, byte_tokenizer(), template, eos_token_ids=[EOS], **options)

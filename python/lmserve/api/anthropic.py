@@ -9,27 +9,27 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
+from lmserve.api.anthropic_messages import conversation
 from lmserve.api.body import StrictJson
 from lmserve.api.openapi import responses, streams
 from lmserve.api.parameters import given_or
 from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
-from lmserve.api.tokenize import MESSAGE_SIZE, render_messages, text_of
+from lmserve.api.tokenize import render_messages, size_of, text_of
+from lmserve.api.tools import message_calling
 from lmserve.api.unsupported import refuse_unsupported
-from lmserve.engine.submission import JsonSchema, Messages, SamplingParams, StopParams, Submission
-from lmserve.errors import LmserveError
+from lmserve.engine.submission import JsonSchema, SamplingParams, StopParams, Submission
 from lmserve.schemas.anthropic import (
-    Content,
     CountTokensReply,
     CountTokensRequest,
     MessageErrorReply,
     MessageEvent,
     MessageReply,
     MessagesRequest,
+    NoTool,
 )
 
 STATUSES: Final = (400, 401, 404, 408, 413, 429, 503)
-TURN_BREAK: Final = "\n\n"  # between messages of one role
 
 
 @post(
@@ -74,8 +74,7 @@ async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any,
         ids = text.tokenizer.encode(render_messages(text, messages), add_special=False)
         return msgspec.json.encode(CountTokensReply(len(ids)))
 
-    size = sum(MESSAGE_SIZE + len(message["content"]) for message in messages.messages)
-    return Response(await text.run(size, work), media_type="application/json")
+    return Response(await text.run(size_of(messages), work), media_type="application/json")
 
 
 def submission(data: MessagesRequest, *, tenant: int) -> Submission:
@@ -85,6 +84,8 @@ def submission(data: MessagesRequest, *, tenant: int) -> Submission:
     if data.output_config is not None:
         refuse_unsupported(data.output_config, "output_config.")
         schema = None if data.output_config.format is None else data.output_config.format.schema
+    _, choice = message_calling(data)
+    single = not isinstance(data.tool_choice, NoTool | None) and bool(data.tool_choice.disable_parallel_tool_use)
     return Submission(
         route="messages",
         reply_id=f"msg_{uuid.uuid4().hex}",
@@ -93,6 +94,8 @@ def submission(data: MessagesRequest, *, tenant: int) -> Submission:
         stream=bool(data.stream),
         guide=None if schema is None else JsonSchema(schema, strict=True),
         guide_param="output_config.format",
+        tool_choice=choice,
+        parallel_tool_calls=not single,
         tenant=tenant,
         sampling=SamplingParams(
             temperature=given_or(data.temperature, 1.0),
@@ -101,32 +104,3 @@ def submission(data: MessagesRequest, *, tenant: int) -> Submission:
         ),
         stopping=StopParams(max_tokens=data.max_tokens, stop=data.stop_sequences or []),
     )
-
-
-def conversation(data: MessagesRequest | CountTokensRequest) -> Messages:
-    """The system prompt and the turns. Raises LmserveError (400) for what no text template can take."""
-    turns: list[dict[str, Any]] = []
-    if data.system is not None:
-        turns.append({"role": "system", "content": _text_of(data.system, "system")})
-    for at, message in enumerate(data.messages):
-        content = _text_of(message.content, f"messages[{at}].content")
-        if turns and turns[-1]["role"] == message.role:
-            turns[-1]["content"] += TURN_BREAK + content
-        else:
-            turns.append({"role": message.role, "content": content})
-    return Messages(turns, continue_final_message=data.messages[-1].role == "assistant")
-
-
-def _text_of(content: Content, param: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for at, block in enumerate(content):
-        if block.type != "text":
-            message = f"the model is text-only and takes blocks of type text, but {block.type!r} was given"
-            raise LmserveError.invalid(f"{param}[{at}].type", f"{param}[{at}]: {message}", "unsupported_content_type")
-        if block.text is None:
-            message = f"{param}[{at}]: a block of type text must have a text"
-            raise LmserveError.invalid(f"{param}[{at}].text", message, "missing_field")
-        texts.append(block.text)
-    return "".join(texts)

@@ -23,7 +23,7 @@ from lmserve.api.parameters import (
 )
 from lmserve.api.reply import EngineReply, sse_reply
 from lmserve.api.serving import serving_of, tenant_of
-from lmserve.api.tools import tool_choice, tools_for_template
+from lmserve.api.tools import chat_calling
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.submission import Messages, SessionRef, Submission, Turn
 from lmserve.errors import LmserveError
@@ -59,12 +59,13 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
     refuse_unsupported(data)
     check_prompt_logprobs(data)
     guide, guide_param = guide_of(data)
+    tools, choice = chat_calling(data)
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=data.model,
         created=int(time.time()),
-        input=_input(data),
+        input=_input(data, tools),
         stream=bool(data.stream),
         usage_chunks=usage_chunks(data),
         prompt_logprobs=data.prompt_logprobs,
@@ -77,7 +78,7 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         stopping=stop_params(data, max_tokens=_max_tokens(data)),
         guide=guide,
         guide_param=guide_param,
-        tool_choice=tool_choice(data),
+        tool_choice=choice,
         parallel_tool_calls=given_or(data.parallel_tool_calls, True),
     )
 
@@ -107,8 +108,7 @@ def _logprobs(data: ChatRequest) -> int | None:
     return given_or(data.top_logprobs, 0) if data.logprobs else None
 
 
-def _input(data: ChatRequest) -> Turn | Messages:
-    tools = tools_for_template(data)
+def _input(data: ChatRequest, tools: list[Any] | None) -> Turn | Messages:
     if not isinstance(data.messages, str):
         return conversation(data.messages, data, tools)
     options = (data.chat_template_kwargs, data.continue_final_message, data.add_generation_prompt)

@@ -59,6 +59,12 @@ USAGE: Final = {
     "total_tokens": 35,
     "prompt_tokens_details": {"cached_tokens": 16},
 }
+MESSAGE_USAGE: Final = {
+    "input_tokens": 15,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 16,
+    "output_tokens": 6,
+}
 TURN_USAGE: Final = {"prompt_tokens": 31, "history_tokens": 18, "cached_tokens": 16, "completion_tokens": 4}
 SESSION: Final = {
     "id": 7,
@@ -210,8 +216,27 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "messages": ASKED[1:],
             "output_config": {"format": {"type": "json_schema", "schema": CITY}},
         },
+        {
+            "model": MODEL,
+            "max_tokens": 64,
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "tools": [{"name": "get_weather", "description": "The weather in a city.", "input_schema": CITY}],
+            "tool_choice": {"type": "any"},
+        },
     ),
     MessageReply: (
+        {
+            "id": "msg_1f2e3d",
+            "type": "message",
+            "role": "assistant",
+            "model": MODEL,
+            "content": [
+                {"type": "tool_use", "id": "toolu_1f2e3d", "name": "get_weather", "input": {"city": "Paris"}},
+            ],
+            "stop_reason": "tool_use",
+            "stop_sequence": None,
+            "usage": MESSAGE_USAGE,
+        },
         {
             "id": "msg_1f2e3d",
             "type": "message",
@@ -220,15 +245,17 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "content": [{"type": "text", "text": "Hello, how are you?"}],
             "stop_reason": "end_turn",
             "stop_sequence": None,
-            "usage": {
-                "input_tokens": 15,
-                "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": 16,
-                "output_tokens": 6,
-            },
+            "usage": MESSAGE_USAGE,
         },
     ),
-    MessageEvent: ({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},),
+    MessageEvent: (
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "input_json_delta", "partial_json": '{"city": "Par'},
+        },
+    ),
     CountTokensRequest: ({"model": MODEL, "system": "Be brief.", "messages": ASKED[1:]},),
     CountTokensReply: ({"input_tokens": 31},),
     ResponsesRequest: (
@@ -238,6 +265,17 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "model": MODEL,
             "input": "Name a city.",
             "text": {"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}},
+        },
+        {
+            "model": MODEL,
+            "input": "What is the weather in Paris?",
+            "tools": [{"type": "function", **WEATHER}],
+            "tool_choice": {"type": "function", "name": "get_weather"},
+        },
+        {
+            "model": MODEL,
+            "input": [{"type": "function_call_output", "call_id": "call_1f2e3d", "output": "Sunny."}],
+            "previous_response_id": RESPONSE_ID,
         },
     ),
     ResponseReply: (
@@ -252,7 +290,7 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "output": [
                 {
                     "type": "message",
-                    "id": "msg_0123456789abcdef",
+                    "id": "msg_0123456789abcdef_out0",
                     "role": "assistant",
                     "status": "completed",
                     "content": [{"type": "output_text", "text": "Hello, Ada!", "annotations": [], "logprobs": []}],
@@ -288,11 +326,18 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
         {
             "type": "response.output_text.delta",
             "sequence_number": 4,
-            "item_id": "msg_0123456789abcdef",
+            "item_id": "msg_0123456789abcdef_out0",
             "output_index": 0,
             "content_index": 0,
             "delta": "Hello",
             "logprobs": [],
+        },
+        {
+            "type": "response.function_call_arguments.delta",
+            "sequence_number": 4,
+            "item_id": "fc_0123456789abcdef_out0",
+            "output_index": 0,
+            "delta": '{"city": "Par',
         },
     ),
     ResponseDeleted: ({"id": RESPONSE_ID, "object": "response", "deleted": True},),

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import StoredItem
 
@@ -52,7 +54,7 @@ class StoredResponse:
         self.items = items
         self.body = body
         self.ended = asyncio.Event()
-        self._fixed_size = sum(len(part.text) for item in items for part in item.content) + len(instructions or "")
+        self._fixed_size = len(msgspec.json.encode(items)) + len(instructions or "")
 
     @property
     def size(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 
 from lmserve.api.parameters import given_or, seed_bits
+from lmserve.api.response_items import check_items, messages_of, stored_items
 from lmserve.api.response_store import (
     ResponseStore,
     StoredResponse,
@@ -17,6 +18,7 @@ from lmserve.api.response_store import (
     session_of,
 )
 from lmserve.api.serving import Serving
+from lmserve.api.tools import response_calling
 from lmserve.api.unsupported import refuse_unsupported
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.submission import (
@@ -34,17 +36,13 @@ from lmserve.schemas.guided import JsonObjectFormat, TextFormat
 from lmserve.schemas.responses import (
     Asked,
     InputItem,
-    InputPart,
     ResponseFailure,
     ResponseReply,
     ResponsesRequest,
     SchemaFormat,
-    StoredItem,
-    StoredPart,
 )
 
 LOGPROBS: Final = "message.output_text.logprobs"
-TEXT_PARTS: Final = ("input_text", "output_text", "text")
 PREVIOUS: Final = "previous_response_id"
 
 
@@ -65,18 +63,16 @@ class ResponseTurn:
         self._data = data
         self._asked = _asked(data, stores=self._stores)
         items = [InputItem(role="user", content=data.input)] if isinstance(data.input, str) else data.input
-        texts = [(*_role_and_text(item, f"input[{at}]"),) for at, item in enumerate(items)]
-        self._items = [
-            StoredItem(id=f"msg_{self._id.removeprefix('resp_')}_{at}", role=role, content=[_stored_part(role, text)])
-            for at, (role, text) in enumerate(texts)
-        ]
+        check_items(items)
+        messages = messages_of(items)
+        self._items = stored_items(items, self._id.removeprefix("resp_"))
+        self._tools, self._tool_choice = response_calling(data)
         parent = data.previous_response_id
         self._parent = None if parent is None else session_of(parent, PREVIOUS)
         before = None if parent is None else serving.responses.get(tenant, parent)
         self._instructions = data.instructions
         if self._instructions is None and before is not None:
             self._instructions = before.instructions
-        messages = [{"role": "system" if role == "developer" else role, "content": text} for role, text in texts]
         if data.instructions is not None and (before is None or before.instructions != data.instructions):
             messages.insert(0, {"role": "system", "content": data.instructions})
         self._messages = messages
@@ -146,12 +142,14 @@ class ResponseTurn:
             model=data.model,
             created=self._created,
             envelope=msgspec.to_builtins(self._asked),
-            input=Messages(self._messages),
+            input=Messages(self._messages, tools=self._tools),
             stream=stream,
             session=session,
             on_overflow="drop_oldest_turns" if data.truncation == "auto" else "error",
             guide=_guide(data),
             guide_param="text.format",
+            tool_choice=self._tool_choice,
+            parallel_tool_calls=given_or(data.parallel_tool_calls, True),
             tenant=self._tenant,
             sampling=SamplingParams(
                 temperature=given_or(data.temperature, 1.0),
@@ -267,8 +265,8 @@ def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
         store=stores,
         temperature=given_or(data.temperature, 1.0),
         text={"format": msgspec.to_builtins(_format(data) or TextFormat())},
-        tool_choice="auto",
-        tools=[],
+        tool_choice=data.tool_choice or "auto",
+        tools=data.tools or [],
         top_logprobs=given_or(data.top_logprobs, 0),
         top_p=given_or(data.top_p, 1.0),
         truncation=data.truncation or "disabled",
@@ -288,33 +286,3 @@ def _guide(data: ResponsesRequest) -> Guide | None:
             return JsonSchema(schema, bool(strict))
         case _:
             return None
-
-
-def _role_and_text(item: InputItem, param: str) -> tuple[Any, str]:
-    if item.type not in (None, "message"):
-        message = f"{param}: items of type message are taken, but {item.type!r} was given"
-        raise LmserveError.invalid(f"{param}.type", message, "unsupported_parameter")
-    for name in ("role", "content"):
-        if getattr(item, name) is None:
-            raise LmserveError.invalid(f"{param}.{name}", f"{param}: a message must have a {name}", "missing_field")
-    content = item.content or ""
-    if not isinstance(content, str):
-        content = "".join(_text_of(part, f"{param}.content[{at}]") for at, part in enumerate(content))
-    return item.role, content
-
-
-def _text_of(part: InputPart, param: str) -> str:
-    if part.type not in TEXT_PARTS:
-        message = f"{param}: the model is text-only and takes parts of type input_text, but {part.type!r} was given"
-        raise LmserveError.invalid(f"{param}.type", message, "unsupported_content_type")
-    if part.text is None:
-        raise LmserveError.invalid(
-            f"{param}.text", f"{param}: a part of type {part.type} must have a text", "missing_field"
-        )
-    return part.text
-
-
-def _stored_part(role: str, text: str) -> StoredPart:
-    if role == "assistant":
-        return StoredPart(type="output_text", text=text, annotations=[])
-    return StoredPart(type="input_text", text=text)

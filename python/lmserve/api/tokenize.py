@@ -59,10 +59,9 @@ async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, A
         )
     messages = conversation(data.messages or [], data)
     special = bool(data.add_special_tokens)
-    size = sum(MESSAGE_SIZE + len(message["content"]) for message in messages.messages)
     return await _reply(
         text,
-        size,
+        size_of(messages),
         lambda: _tokens(engine, text, render_messages(text, messages), special=special, with_strings=with_strings),
     )
 
@@ -138,6 +137,13 @@ def text_of(request: Request[Any, Any, Any], model: str | None) -> tuple[AsyncEn
     return engine, engine.text
 
 
+def size_of(messages: Messages) -> int:
+    """About how many characters they are once rendered."""
+    written = [message["tool_calls"] for message in messages.messages if "tool_calls" in message]
+    beside = len(msgspec.json.encode([written, messages.tools]))
+    return beside + sum(MESSAGE_SIZE + len(message["content"]) for message in messages.messages)
+
+
 async def _reply(text: TextLayer, size: int, work: Callable[[], Struct]) -> Response[bytes]:
     # A list of a million ids is not written on the event loop either.
     body = await text.run(size, lambda: msgspec.json.encode(work()))
@@ -154,8 +160,9 @@ def render_messages(text: TextLayer, messages: Messages) -> str:
     """The conversation as the model sees it. Raises LmserveError (400) for a model without a template."""
     if text.template is None:
         raise LmserveError.invalid("messages", "this model has no chat template; give a prompt")
-    return text.template.render(
+    return text.template.render_prompt(
         msgspec.json.encode(messages.messages),
+        tools=None if messages.tools is None else msgspec.json.encode(messages.tools),
         add_generation_prompt=given_or(messages.add_generation_prompt, True),
         continue_final_message=messages.continue_final_message,
         kwargs=msgspec.json.encode(messages.template_kwargs),

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from lmserve.engine.submission import AutoTools, NamedTool, RequiredTools
 from lmserve.errors import LmserveError
+from lmserve.schemas.anthropic import AnyTool, CountTokensRequest, MessagesRequest, NoTool, OneTool
 from lmserve.schemas.chat import ChatRequest
-from lmserve.schemas.tools import NamedToolChoice
+from lmserve.schemas.responses import ResponsesRequest
+from lmserve.schemas.tools import FlatTool, FlatToolChoice, FunctionDefinition, NamedToolChoice
+
+Choice = Literal["none", "auto", "required"] | NamedTool
+# The functions as chat templates show them, and whether the answer calls them; None: there is none that may be called.
+Calling = tuple[list[Any] | None, AutoTools | RequiredTools | NamedTool | None]
 
 
-def tool_choice(data: ChatRequest) -> AutoTools | RequiredTools | NamedTool | None:
-    """Whether the answer calls functions; None: it does not. Raises LmserveError (400) where there is none to call."""
-    choice = data.tool_choice
-    if not data.tools:
-        if choice in (None, "none", "auto"):
-            return None
+def chat_calling(data: ChatRequest) -> Calling:
+    """What a chat completion calls. Raises LmserveError (400) where there is nothing to call."""
+    asked = data.tool_choice
+    choice = NamedTool(asked.function.name) if isinstance(asked, NamedToolChoice) else asked
+    return _calling([tool.function for tool in data.tools or ()], choice)
+
+
+def response_calling(data: ResponsesRequest) -> Calling:
+    """What a response calls. Raises LmserveError (400) where there is nothing to call."""
+    asked = data.tool_choice
+    choice = NamedTool(asked.name) if isinstance(asked, FlatToolChoice) else asked
+    return _calling(data.tools or (), choice)
+
+
+def message_calling(data: MessagesRequest | CountTokensRequest) -> Calling:
+    """What a message calls. Raises LmserveError (400) where there is nothing to call."""
+    functions = [
+        FunctionDefinition(
+            name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
+        )
+        for tool in data.tools or ()
+    ]
+    choice: Choice
+    match data.tool_choice:
+        case AnyTool():
+            choice = "required"
+        case OneTool(name=name):
+            choice = NamedTool(name)
+        case NoTool():
+            choice = "none"
+        case _:
+            choice = "auto"
+    return _calling(functions, choice)
+
+
+def _calling(functions: Sequence[FunctionDefinition | FlatTool], choice: Choice | None) -> Calling:
+    if not functions and choice not in (None, "none", "auto"):
         raise LmserveError.invalid("tool_choice", "tool_choice needs tools, but none were given")
-    if isinstance(choice, NamedToolChoice):
-        return NamedTool(choice.function.name)
-    return {None: AutoTools(), "auto": AutoTools(), "required": RequiredTools(), "none": None}[choice]
+    if not functions or choice == "none":
+        return None, None
+    tools = [{"type": "function", "function": _described(function)} for function in functions]
+    if isinstance(choice, NamedTool):
+        return tools, choice
+    return tools, RequiredTools() if choice == "required" else AutoTools()
 
 
-def tools_for_template(data: ChatRequest) -> list[Any] | None:
-    """The functions as chat templates show them; None: there are none, or none may be called."""
-    if not data.tools or data.tool_choice == "none":
-        return None
-    tools: list[Any] = msgspec.to_builtins(data.tools)
-    for tool in tools:
-        function = tool["function"]
-        for field in ("description", "parameters", "strict"):
-            if function[field] is None:
-                del function[field]
-    return tools
+def _described(function: FunctionDefinition | FlatTool) -> dict[str, Any]:
+    fields = ("name", "description", "parameters", "strict")
+    return {field: value for field in fields if (value := getattr(function, field)) is not None}

@@ -27,9 +27,6 @@ WITHOUT_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
     "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
     "reasoning_effort": ("none",),
     "suffix": ("",),
-    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
-    "thinking": ({"type": "disabled"},),
-    "tools": ([],),
     "verbosity": ("medium",),
 }
 

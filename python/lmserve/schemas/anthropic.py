@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, StopString, Tag, Text, TopK, TopP
 from lmserve.schemas.guided import JsonSchema
+from lmserve.schemas.tools import MAX_TOOLS, FunctionName
 
 MAX_BLOCKS: Final = 1024
 
@@ -15,11 +16,36 @@ Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400,
 NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
 
 
-class ContentBlock(Struct, frozen=True):
-    """A part of a message. The models are text-only: any type but text is an error. Further keys are ignored."""
+class TextPart(Struct, frozen=True):
+    """A part of a text. The models are text-only: any other type is an error. Further keys are ignored."""
 
     type: Annotated[Tag, Meta(examples=["text"])]
     text: Text | None = None
+
+
+Parts = Text | Annotated[list[TextPart], Meta(max_length=MAX_BLOCKS)]
+
+
+class ContentBlock(Struct, frozen=True, kw_only=True):
+    """A part of a message. The models are text-only: images and files are an error. Further keys are ignored."""
+
+    type: Annotated[
+        Tag,
+        Meta(
+            examples=["text"],
+            description="text; the user's tool_result; the assistant's tool_use and thinking, as they were received.",
+        ),
+    ]
+    text: Annotated[Text | None, Meta(description="Of text.")] = None
+    thinking: Annotated[Text | None, Meta(description="Of thinking, for templates that know it.")] = None
+    id: Annotated[Tag | None, Meta(description="Of tool_use.")] = None
+    name: Annotated[FunctionName | None, Meta(description="Of tool_use.")] = None
+    input: Annotated[
+        Annotated[dict[str, Any], Meta(max_length=MAX_BLOCKS)] | None, Meta(description="Of tool_use.")
+    ] = None
+    tool_use_id: Annotated[Tag | None, Meta(description="Of tool_result: the call that it answers.")] = None
+    content: Annotated[Parts | None, Meta(description="Of tool_result; null: nothing.")] = None
+    is_error: Annotated[bool | None, Meta(description='Of tool_result: "Error: " is put before it.')] = None
 
 
 Content = Text | Annotated[list[ContentBlock], Meta(max_length=MAX_BLOCKS)]
@@ -37,7 +63,7 @@ Messages = Annotated[
     Meta(min_length=1, max_length=MAX_MESSAGES, examples=[[{"role": "user", "content": "Hello!"}]]),
 ]
 Model = Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
-System = Annotated[Content | None, Meta(description="What the model is told before the conversation.")]
+System = Annotated[Parts | None, Meta(description="What the model is told before the conversation.")]
 
 
 class OutputFormat(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +78,76 @@ class OutputConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     format: Annotated[OutputFormat | None, Meta(description="A JSON schema; null: any text.")] = None
     effort: Unsupported = UNSET
+
+
+class CustomTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function and the JSON schema of its arguments."""
+
+    name: FunctionName
+    description: Text | None = None
+    input_schema: JsonSchema
+    strict: Annotated[
+        bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
+    ] = None
+    type: Literal["custom"] | None = None
+    cache_control: NoEffect = UNSET
+    eager_input_streaming: NoEffect = UNSET
+
+
+Parallel = Annotated[
+    bool | None, Meta(description="true: an answer that must call calls once; of no effect where it need not.")
+]
+
+
+class AutoTool(Struct, tag_field="type", tag="auto", frozen=True, forbid_unknown_fields=True):
+    """Tools are used as the model likes."""
+
+    disable_parallel_tool_use: Parallel = None
+
+
+class AnyTool(Struct, tag_field="type", tag="any", frozen=True, forbid_unknown_fields=True):
+    """The answer uses tools, and says nothing else."""
+
+    disable_parallel_tool_use: Parallel = None
+
+
+class OneTool(Struct, tag_field="type", tag="tool", frozen=True, forbid_unknown_fields=True):
+    """The answer uses one tool once."""
+
+    name: FunctionName
+    disable_parallel_tool_use: Annotated[bool | None, Meta(description="Of no effect: one is used once.")] = None
+
+
+class NoTool(Struct, tag_field="type", tag="none", frozen=True, forbid_unknown_fields=True):
+    """No tool is used, and none is shown to the model."""
+
+
+Tools = Annotated[
+    Annotated[list[CustomTool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+]
+ToolChoice = Annotated[
+    AutoTool | AnyTool | OneTool | NoTool | None,
+    Meta(description="auto, any, tool (one function), none; null: auto, where there are tools."),
+]
+
+
+class Adaptive(Struct, tag_field="type", tag="adaptive", frozen=True, forbid_unknown_fields=True):
+    """The model thinks as much as it likes."""
+
+    display: NoEffect = UNSET
+
+
+class Disabled(Struct, tag_field="type", tag="disabled", frozen=True, forbid_unknown_fields=True):
+    """The model is told not to think."""
+
+
+ThinkingConfig = Annotated[
+    Adaptive | Disabled | None,
+    Meta(
+        description="Whether the model thinks, for templates with the variable enable_thinking or thinking; null: as "
+        "they like. A budget of tokens (enabled) is not supported."
+    ),
+]
 
 
 class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,14 +167,14 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
 
     output_config: Annotated[OutputConfig | None, Meta(description="What the text must be.")] = None
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    thinking: ThinkingConfig = None
 
     container: Unsupported = UNSET
     context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
     output_format: Unsupported = UNSET
-    thinking: Unsupported = UNSET
-    tool_choice: Unsupported = UNSET
-    tools: Unsupported = UNSET
 
     cache_control: NoEffect = UNSET
     diagnostics: NoEffect = UNSET
@@ -96,14 +192,14 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     model: Model
     messages: Messages
     system: System = None
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    thinking: ThinkingConfig = None
 
     context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
     output_config: NoEffect = UNSET
     output_format: Unsupported = UNSET
-    thinking: Unsupported = UNSET
-    tool_choice: Unsupported = UNSET
-    tools: Unsupported = UNSET
 
     cache_control: NoEffect = UNSET
     speed: NoEffect = UNSET
@@ -123,8 +219,27 @@ class TextBlock(Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class ThinkingBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
+    """What the model thought first."""
+
+    thinking: str
+    signature: Annotated[Literal[""], Meta(description="Thoughts are not signed.")]
+
+
+class ToolUseBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_use"):
+    """A call of a function."""
+
+    id: str
+    name: str
+    input: Annotated[
+        dict[str, Any], Meta(description='Arguments that are no JSON object are the text in {"INVALID_JSON": text}.')
+    ]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
 StopReason = Annotated[
-    Literal["end_turn", "max_tokens", "stop_sequence"], Meta(description="A cancelled answer ended its turn.")
+    Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"],
+    Meta(description="A cancelled answer ended its turn."),
 ]
 
 
@@ -144,7 +259,7 @@ class MessageReply(Struct, frozen=True, kw_only=True):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock]
+    content: list[Block]
     stop_reason: StopReason | None
     stop_sequence: Annotated[str | None, Meta(description="The one that ended the text.")]
     usage: MessageUsage
@@ -164,7 +279,7 @@ class MessageEvent(Struct, frozen=True, kw_only=True):
     ]
     message: MessageReply | UnsetType = UNSET
     index: int | UnsetType = UNSET
-    content_block: TextBlock | UnsetType = UNSET
+    content_block: Block | UnsetType = UNSET
     delta: dict[str, Any] | UnsetType = UNSET
     usage: MessageUsage | UnsetType = UNSET
     error: MessageErrorObject | UnsetType = UNSET

@@ -22,6 +22,7 @@ from lmserve.schemas.bounds import (
 )
 from lmserve.schemas.chat import NoEffect, TokenLogprob, Unsupported
 from lmserve.schemas.guided import JsonObjectFormat, JsonSchema, TextFormat
+from lmserve.schemas.tools import MAX_TOOLS, FlatTool, FlatToolChoice, FunctionName
 
 MAX_PARTS: Final = 1024
 MAX_PAGE: Final = 100
@@ -35,16 +36,31 @@ Metadata = Annotated[
 class InputPart(Struct, frozen=True):
     """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["input_text"], description="input_text, output_text.")]
+    type: Annotated[Tag, Meta(examples=["input_text"], description="input_text, output_text, text; reasoning_text.")]
     text: Text | None = None
 
 
-class InputItem(Struct, frozen=True):
-    """A message; an item of an earlier response's output may be sent back as it was received."""
+Parts = Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
 
-    type: Annotated[Tag | None, Meta(description="message.")] = None
-    role: Role | None = None
-    content: Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)] | None = None
+
+class InputItem(Struct, frozen=True, kw_only=True):
+    """What was said, or a call and what it gave. Items of an earlier response's output may be sent back as received.
+
+    Further keys are ignored.
+    """
+
+    type: Annotated[
+        Tag | None, Meta(description="message, function_call, function_call_output, reasoning; null: message.")
+    ] = None
+    role: Annotated[Role | None, Meta(description="Of a message.")] = None
+    content: Annotated[
+        Parts | None,
+        Meta(description="Of a message; of reasoning, for templates that know it, parts of reasoning_text."),
+    ] = None
+    call_id: Annotated[Tag | None, Meta(description="Of a call, and of its output.")] = None
+    name: Annotated[FunctionName | None, Meta(description="Of a call: the function.")] = None
+    arguments: Annotated[Text | None, Meta(description="Of a call: JSON.")] = None
+    output: Annotated[Parts | None, Meta(description="Of a call's output.")] = None
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,9 +137,16 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     metadata: Annotated[Metadata | None, Meta(description="Kept with the response.")] = None
     user: Annotated[Tag | None, Meta(description="Kept with the response.")] = None
-    parallel_tool_calls: Annotated[bool | None, Meta(description="Repeated in the response; there are no tools.")] = (
-        None
-    )
+    tools: Annotated[
+        Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+    ] = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | FlatToolChoice | None,
+        Meta(description="none, auto, required, or one function; null: auto, where there are tools."),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="false: an answer that must call calls once; null: true.")
+    ] = None
     text: Annotated[TextConfig | None, Meta(description="What the text must be: any, or JSON.")] = None
 
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
@@ -141,8 +164,6 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     moderation: Unsupported = UNSET
     prompt: Unsupported = UNSET
     reasoning: Unsupported = UNSET
-    tool_choice: Unsupported = UNSET
-    tools: Unsupported = UNSET
 
     access_programs: NoEffect = UNSET
     background_options: NoEffect = UNSET
@@ -163,13 +184,44 @@ class OutputText(Struct, frozen=True, kw_only=True, tag_field="type", tag="outpu
     logprobs: Annotated[list[TokenLogprob], Meta(description="Of each token, where included.")] = []
 
 
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
 class OutputMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """An answer."""
 
     id: str
     role: Literal["assistant"] = "assistant"
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: ItemStatus
     content: list[OutputText]
+
+
+class OutputCall(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+    """A call of a function. A model may write arguments that are no JSON."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: Annotated[str, Meta(description="JSON.")]
+
+
+class ReasoningText(Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning_text"):
+    """Thoughts."""
+
+    text: str
+
+
+class OutputReasoning(Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+    """What the model thought first."""
+
+    id: str
+    summary: Annotated[list[Any], Meta(max_length=0)] = []
+    status: ItemStatus
+    content: list[ReasoningText]
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(Struct, frozen=True):
@@ -222,8 +274,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     store: bool
     temperature: float
     text: dict[str, Any]
-    tool_choice: Literal["auto"]
-    tools: Annotated[list[Any], Meta(max_length=0)]
+    tool_choice: Literal["none", "auto", "required"] | FlatToolChoice
+    tools: list[FlatTool]
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
@@ -240,7 +292,7 @@ class ResponseReply(Asked, frozen=True, kw_only=True):
     error: ResponseFailure | None = None
     incomplete_details: IncompleteDetails | None = None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     usage: ResponseUsage | None = None
 
 
@@ -255,6 +307,10 @@ class ResponseEvent(Struct, frozen=True, kw_only=True):
         "response.output_text.delta",
         "response.output_text.done",
         "response.content_part.done",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
         "response.output_item.done",
         "response.completed",
         "response.incomplete",
@@ -263,12 +319,13 @@ class ResponseEvent(Struct, frozen=True, kw_only=True):
     sequence_number: Annotated[int, Meta(description="From 0.")]
     response: ResponseReply | UnsetType = UNSET
     output_index: int | UnsetType = UNSET
-    item: OutputMessage | UnsetType = UNSET
+    item: OutputItem | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    part: OutputText | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
 
 
@@ -280,14 +337,25 @@ class StoredPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
     annotations: Annotated[list[Any], Meta(max_length=0)] | UnsetType = UNSET
 
 
-class StoredItem(Struct, frozen=True, kw_only=True):
+class StoredMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """A message of a response's input."""
 
     id: str
-    type: Literal["message"] = "message"
     role: Role
     status: Literal["completed"] = "completed"
     content: list[StoredPart]
+
+
+class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
+    """What a call gave."""
+
+    id: str
+    status: Literal["completed"] = "completed"
+    call_id: str
+    output: str
+
+
+StoredItem = StoredMessage | OutputCall | StoredOutput | OutputReasoning
 
 
 class ItemList(Struct, frozen=True, kw_only=True):

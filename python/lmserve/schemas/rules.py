@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from lmserve.schemas.anthropic import ContentBlock
+from lmserve.schemas.anthropic import ContentBlock, InputMessage, TextPart
 from lmserve.schemas.bounds import MAX_TEXT_CHARS, MAX_TOKENS
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart, StreamOptions
 from lmserve.schemas.completions import MAX_PROMPT_TOKENS, CompletionRequest
@@ -93,6 +93,11 @@ def at_most_one(**idle: Json) -> Json:
     return {"not": either(*(required(**{a: used[a], b: used[b]}) for a, b in combinations(used, 2)))}
 
 
+def text_or_list_of(*types: str) -> Json:
+    """A text, or a list of parts of these types."""
+    return {"type": ["string", "array"], "items": required(type={"enum": list(types)})}
+
+
 WORDS: Final = either(TEXT, {"type": "array", "minItems": 1})
 TEXT_PART: Final = required(type={"const": "text"}, text=TEXT)
 # Each rule with alternatives doubles what a reader of the schema has to consider, so that rules on one field are one.
@@ -108,6 +113,8 @@ CONTINUED: Final = either(
 
 NOTHING: Final[Json] = {"enum": [None, []]}
 GIVEN: Final[Json] = {"type": ["string", "array"]}
+TEXTS: Final = text_or_list_of("input_text", "output_text", "text")
+THOUGHTS: Final = text_or_list_of("reasoning_text")
 GUIDES: Final = ("json", "regex", "choice", "grammar")
 GUIDED: Final = at_most_one(
     response_format=either(NULL, required(type={"const": "text"})),
@@ -141,10 +148,14 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         ),
     ),
     InputItem: (
-        required(role=TEXT, content={"type": ["string", "array"]}),
-        optional(type={"enum": ["message", None]}),
+        either(
+            both(required(role=TEXT, content=TEXTS), optional(type={"enum": ["message", None]})),
+            required(type={"const": "function_call"}, call_id=TEXT, name=TEXT, arguments=TEXT),
+            required(type={"const": "function_call_output"}, call_id=TEXT, output=TEXTS),
+            both(required(type={"const": "reasoning"}), optional(content=either(NULL, THOUGHTS))),
+        ),
     ),
-    InputPart: (required(type={"enum": ["input_text", "output_text", "text"]}, text=TEXT),),
+    InputPart: (required(text=TEXT),),
     ContentPart: (TEXT_PART,),
     ChatMessage: (
         either(
@@ -161,7 +172,21 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         ),
     ),
     StructuredOutputs: (at_most_one(**dict.fromkeys(GUIDES, NULL)),),
-    ContentBlock: (TEXT_PART,),
+    TextPart: (TEXT_PART,),
+    ContentBlock: (
+        either(
+            TEXT_PART,
+            required(type={"const": "thinking"}, thinking=TEXT),
+            required(type={"const": "tool_use"}, id=TEXT, name=TEXT, input={"type": "object"}),
+            required(type={"const": "tool_result"}, tool_use_id=TEXT),
+        ),
+    ),
+    InputMessage: (
+        either(
+            required(role={"const": "user"}, content=text_or_list_of("text", "tool_result")),
+            required(role={"const": "assistant"}, content=text_or_list_of("text", "thinking", "tool_use")),
+        ),
+    ),
     StreamOptions: (either(off("continuous_usage_stats"), on("include_usage")),),
     ChatRequest: (
         STREAMED,

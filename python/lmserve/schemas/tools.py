@@ -49,6 +49,25 @@ class NamedToolChoice(Struct, frozen=True, forbid_unknown_fields=True):
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 
 
+class FlatTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function, as `/v1/responses` describes it."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: Text | None = None
+    parameters: Annotated[JsonSchema | None, Meta(description="Null: it has none.")] = None
+    strict: Annotated[
+        bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
+    ] = None
+
+
+class FlatToolChoice(Struct, frozen=True, forbid_unknown_fields=True):
+    """The function that must be called, as `/v1/responses` names it."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
 class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
     """What was called. A model may write arguments that are no JSON."""
 

@@ -6,6 +6,8 @@ mod reasoning;
 mod tools;
 mod value;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use crate::text::{Thinking, ToolFormat};
 use reasoning::ThoughtParser;
 use tools::{ToolParser, say};
@@ -47,6 +49,7 @@ pub struct AnswerFormat {
 pub struct AnswerParser {
     thoughts: Option<ThoughtParser>,
     tools: Option<ToolParser>,
+    thinks: bool,
 }
 
 impl AnswerParser {
@@ -59,7 +62,13 @@ impl AnswerParser {
         Some(Self {
             thoughts: format.thinking.map(ThoughtParser::new),
             tools: tools.map(|(format, names)| ToolParser::new(format, names)),
+            thinks: false,
         })
+    }
+
+    /// Whether the text so far, but for what its end flushed, ends within thoughts or their markers.
+    pub const fn thinks(&self) -> bool {
+        self.thinks
     }
 
     /// What new text says; some of it may wait for more. `last`: no more will come.
@@ -69,6 +78,7 @@ impl AnswerParser {
             None => answer.push_str(text),
             Some(thoughts) => {
                 thoughts.push(text, &mut reasoning, &mut answer);
+                self.thinks = thoughts.is_open();
                 if last {
                     thoughts.flush(&mut reasoning, &mut answer);
                 }
@@ -88,6 +98,18 @@ impl AnswerParser {
             }
         }
         pieces
+    }
+}
+
+/// Names a call: the same for the same reply, choice and call. `short`: nine characters, as Mistral's templates want.
+pub fn call_id(prefix: &str, short: bool, reply: &str, choice: usize, call: usize) -> String {
+    let mut hasher = DefaultHasher::new();
+    (reply, choice, call).hash(&mut hasher);
+    let id = format!("{:016x}", hasher.finish());
+    if short {
+        id[..9].to_owned()
+    } else {
+        format!("{prefix}{id}")
     }
 }
 

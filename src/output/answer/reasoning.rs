@@ -36,6 +36,14 @@ impl ThoughtParser {
         }
     }
 
+    /// Whether the thoughts have begun, and the answer has not.
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(
+            self.mode,
+            Mode::BeforeThoughts | Mode::Thoughts | Mode::BeforeAnswer
+        )
+    }
+
     /// Appends what `text` adds to thoughts and answer.
     pub(super) fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
         if self.mode == Mode::Answer {
