@@ -10,7 +10,9 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from conftest import MODEL, Running
+from conftest import MODEL, Running, serve_core
+from lmserve.engine.text import TextLayer
+from tiny_engine import byte_tokenizer, chat_template, formula_engine
 
 PARAMETERS = {
     "type": "object",
@@ -132,6 +134,35 @@ def test_a_session_goes_on_after_a_call(real_client: httpx.Client) -> None:
     second = ask(real_client, **fields | {"messages": given})
     spoken = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
     assert second["usage"]["prompt_tokens"] > spoken
+
+
+@pytest.fixture(scope="module", params=["hermes", "llama3", "mistral"])
+def format_sdk(request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
+    engine = formula_engine(template=chat_template(tool_parser=request.param))
+    layer = TextLayer(byte_tokenizer(), chat_template())
+    with (
+        serve_core(engine, layer) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0, timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("tool_choice", ["required", NAMED])
+def test_every_format_calls_and_streams_alike(format_sdk: openai.OpenAI, tool_choice: Any) -> None:
+    options: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "tools": TOOLS, "tool_choice": tool_choice}
+    for seed in range(4):
+        options |= {"seed": seed, "max_tokens": 600, "parallel_tool_calls": False}
+        whole = format_sdk.chat.completions.create(**options).choices[0]
+        assert whole.finish_reason == "tool_calls"
+        (call,) = whole.message.tool_calls
+        if call.function.name == "get_weather":
+            jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
+        else:
+            assert (call.function.name, tool_choice) == ("now", "required")
+        with format_sdk.chat.completions.stream(**options) as stream:
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed.function.arguments == call.function.arguments
+        assert streamed.function.name == call.function.name
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
