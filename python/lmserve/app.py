@@ -29,6 +29,7 @@ from lmserve.api.metrics import metrics
 from lmserve.api.middleware import ApiKeys, BodyLimits
 from lmserve.api.models import get_model, list_models
 from lmserve.api.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.response_store import ResponseStore
 from lmserve.api.responses import (
     cancel_response,
     create_response,
@@ -96,6 +97,7 @@ def create_app(
     model_names: Sequence[str],
     *,
     keys: Keyring | None = None,
+    responses: ResponseStore | None = None,
     cors_origins: Sequence[str] = (),
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
@@ -105,11 +107,12 @@ def create_app(
     `engine`: a ready one, or a function that loads one; it runs on a thread of its own while /health answers 503, and
     its engine is shut down with the app. `model_names`: the first is the model's id, the others are accepted and listed
     too. `keys`: one of them is asked for on every route but /health; their limits are the engine's to hold, which must
-    have been given `keys.tenants()`. `max_body`: bytes of a request's body, which must arrive within `body_timeout`
+    have been given `keys.tenants()`. `responses`: where stored responses are kept, restored by the time that the engine
+    is there; None: in memory alone. `max_body`: bytes of a request's body, which must arrive within `body_timeout`
     seconds.
     """
     keys = keys or Keyring()
-    serving = Serving(model_names, engine, keys)
+    serving = Serving(model_names, engine, keys, responses)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:

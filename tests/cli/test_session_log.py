@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -106,3 +107,42 @@ def test_keys_find_their_own_sessions_in_any_order(tmp_path: Path, smollm2_gguf:
             response = httpx.get(f"{server.url}/v1/sessions/7/transcript", headers=headers)
             assert response.status_code == (404 if name is None else 200)
             assert name is None or f"I am {name}." in response.json()["turns"][0]["input"]
+
+
+def respond(server: ServerProcess, text: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": "SmolLM2-135M-Instruct", "input": text, "max_output_tokens": 12, "temperature": 0} | fields
+    response = httpx.post(f"{server.url}/v1/responses", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    if "stream" not in fields:
+        return response.json()
+    return json.loads(response.text.rpartition("\ndata: ")[2])["response"]
+
+
+def stored(server: ServerProcess, response_id: str) -> tuple[bytes, bytes]:
+    response = httpx.get(f"{server.url}/v1/responses/{response_id}")
+    items = httpx.get(f"{server.url}/v1/responses/{response_id}/input_items")
+    assert (response.status_code, items.status_code) == (200, 200)
+    return response.content, items.content
+
+
+def test_stored_responses_are_there_and_go_on(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    asked: dict[str, Any] = {"text": "What is my name?", "instructions": "Be brief."}
+    with start(tmp_path, "--session-fsync", "never") as server:
+        first = respond(server, "My name is Ada.", instructions="Be brief.")
+        whole = respond(server, **asked, previous_response_id=first["id"])
+        gone = respond(server, "Forget me.")
+        assert httpx.delete(f"{server.url}/v1/responses/{gone['id']}").status_code == 200
+        streamed = respond(server, "My name is Bob.", stream=True)
+        before = [stored(server, response["id"]) for response in (first, whole, streamed)]
+        end(server, signal.SIGKILL)
+    with start(tmp_path) as server:
+        assert "3 stored responses were restored" in server.output()
+        assert [stored(server, response["id"]) for response in (first, whole, streamed)] == before
+        assert httpx.get(f"{server.url}/v1/responses/{gone['id']}").status_code == 404
+        again = respond(server, **asked, previous_response_id=first["id"])
+        assert again["output"][0]["content"] == whole["output"][0]["content"]
+        # The instructions are known to be there already.
+        assert again["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+        respond(server, "Who am I?", previous_response_id=streamed["id"])
+        end(server, signal.SIGTERM)

@@ -103,6 +103,7 @@ class ResponseTurn:
         finally:
             stream.abort()
         self._serving.responses.end(self._tenant, self._id, body)
+        await self._serving.responses.settled()
 
     def _keep(self) -> StoredResponse:
         stored = StoredResponse(
@@ -172,7 +173,6 @@ class _LastEvent(msgspec.Struct):
     """The part of a stream's last event that is kept."""
 
     response: msgspec.Raw
-    type: str
 
 
 class RecordedResponse:
@@ -183,7 +183,6 @@ class RecordedResponse:
         self._stream = stream
         self._store = store
         self._key = (tenant, response_id)
-        self._last = b""
 
     @property
     def aborted(self) -> bool:
@@ -197,7 +196,7 @@ class RecordedResponse:
     async def body(self) -> bytes:
         """As `AsyncStream.body`."""
         body = await self._stream.body()
-        self._end(body)
+        await self._keep(body)
         return body
 
     def chunks(self) -> Self:
@@ -209,11 +208,14 @@ class RecordedResponse:
 
     async def __anext__(self) -> bytes:
         try:
-            self._last = await anext(self._stream)
+            events = await anext(self._stream)
         except StopAsyncIteration:
-            self._end(None if self.aborted else _response_of(self._last))
+            self._end(None)
             raise
-        return self._last
+        if (response := _response_at_end_of(events)) is not None:
+            # The client hears of the end once it is kept.
+            await self._keep(response)
+        return events
 
     def abort(self) -> None:
         """Stop the request. Does nothing after the reply's end. Idempotent."""
@@ -221,17 +223,25 @@ class RecordedResponse:
         # Nothing, where the outcome is there already.
         self._end(None)
 
+    async def _keep(self, body: bytes) -> None:
+        store = self._store
+        self._end(body)
+        if store is not None:
+            await store.settled()
+
     def _end(self, body: bytes | None) -> None:
         if self._store is not None:
             self._store.end(*self._key, body)
             self._store = None
 
 
-def _response_of(events: bytes) -> bytes | None:
-    """The response in the last of the events; None where it failed, for then there is no turn to go on from."""
-    _, _, data = events.rpartition(b"\ndata: ")
-    last = msgspec.json.decode(data, type=_LastEvent)
-    return None if last.type == "response.failed" else bytes(last.response)
+def _response_at_end_of(events: bytes) -> bytes | None:
+    """The response where the last event ends one; None too where it failed, for then there is no turn to go on from."""
+    last = events[events.rfind(b"\nevent: ") + 1 :]
+    if not last.startswith((b"event: response.completed\n", b"event: response.incomplete\n")):
+        return None
+    _, _, data = last.partition(b"\ndata: ")
+    return bytes(msgspec.json.decode(data, type=_LastEvent).response)
 
 
 def _check_background(data: ResponsesRequest, *, stores: bool) -> None:

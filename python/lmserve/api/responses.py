@@ -127,6 +127,7 @@ async def cancel_response(response_id: FromPath[str], request: Request[Any, Any,
     if not stored.ended.is_set():
         serving_of(request).engine.cancel_session(tenant_of(request), session_of(response_id))
         await stored.ended.wait()
+        await serving_of(request).responses.settled()
     status = msgspec.json.decode(stored.body, type=ResponseReply).status
     if status not in ("cancelled", "in_progress"):
         message = f"only a response that runs can be cancelled, but {response_id!r} is {status}"
@@ -149,6 +150,7 @@ async def delete_response(response_id: FromPath[str], request: Request[Any, Any,
     known = await serving.engine.end_session(tenant, session_of(response_id), cancel=True)
     if not serving.responses.drop(tenant, response_id) and not known:
         raise no_response(response_id)
+    await serving.responses.settled()
     return ResponseDeleted(id=response_id)
 
 

@@ -26,16 +26,23 @@ class Serving:
     """What the handlers share. `names`: the first is the model's id, the others are accepted too."""
 
     def __init__(
-        self, names: Sequence[str], engine: AsyncEngine | Callable[[], AsyncEngine], keys: Keyring | None = None
+        self,
+        names: Sequence[str],
+        engine: AsyncEngine | Callable[[], AsyncEngine],
+        keys: Keyring | None = None,
+        responses: ResponseStore | None = None,
     ) -> None:
-        """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block)."""
+        """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
+
+        `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
+        """
         if not names:
             raise ValueError("a served model needs a name")
         self.names = tuple(names)
         self.keys = keys or Keyring()
         self.created = int(time.time())
         self.draining = False
-        self.responses = ResponseStore()
+        self.responses = responses or ResponseStore()
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
         self._load = None if isinstance(engine, AsyncEngine) else engine
@@ -89,6 +96,7 @@ class Serving:
         """Stop the engine, if it was loaded here."""
         if self._load is not None:
             await self.drain(0)
+        await self.responses.close()
 
 
 def _load_into(load: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngine]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from lmserve.api.response_log import ResponseLog
+from lmserve.api.response_store import ResponseStore
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
 from lmserve.cli.plan import plan_lines
@@ -15,6 +17,8 @@ from lmserve.engine.load import ModelPlan
 from lmserve.errors import LmserveError
 from lmserve.server import BindError, bind, serve
 from lmserve.source import SourceError, find_model
+
+logger = logging.getLogger("lmserve.http")
 
 
 def serve_model(config: ServeConfig) -> None:
@@ -27,10 +31,13 @@ def serve_model(config: ServeConfig) -> None:
         for line in plan_lines(plan, names):
             _print(line)
 
+        responses = _response_store(config)
+
         def load() -> AsyncEngine:
             started = time.monotonic()
             try:
                 engine = plan.load_async_engine()
+                _restore(responses, engine)
             except (OSError, MemoryError, RuntimeError) as error:
                 raise CommandError(f"the model could not be loaded: {error}") from error
             _print(f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C stops the server.")
@@ -40,12 +47,31 @@ def serve_model(config: ServeConfig) -> None:
             load,
             names,
             keys=config.keyring,
+            responses=responses,
             cors_origins=config.cors_origins,
             max_body=config.max_body,
         )
         serve(app, bind(config.host, config.port), grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
+
+
+def _response_store(config: ServeConfig) -> ResponseStore:
+    if config.session_dir is None:
+        return ResponseStore()
+    log = ResponseLog(config.session_dir, config.keyring.durable_names())
+    return ResponseStore(log, config.session_fsync)
+
+
+def _restore(responses: ResponseStore, engine: AsyncEngine) -> None:
+    """The folder is this server's once the engine has it."""
+    try:
+        count = responses.restore()
+    except BaseException:
+        engine.stop()
+        raise
+    if count:
+        logger.info("%d stored responses were restored", count)
 
 
 def _print_urls(url: str) -> None:
