@@ -49,7 +49,7 @@ from lmserve.api.sessions import (
     list_sessions,
     rewind_session,
 )
-from lmserve.api.tokenize import detokenize, encode, tokenize
+from lmserve.api.tokenize import detokenize, encode, tokenize, tokenizer_info
 from lmserve.api.usage import usage
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.keys import Keyring
@@ -77,6 +77,7 @@ API: Final = (
     tokenize,
     detokenize,
     encode,
+    tokenizer_info,
     list_sessions,
     get_session,
     get_transcript,

@@ -37,7 +37,12 @@ def ids_of(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    text = TextLayer(byte_tokenizer(), _core.ChatTemplate(TEMPLATE, b"{}"))
+    text = TextLayer(
+        byte_tokenizer(),
+        _core.ChatTemplate(TEMPLATE, b"{}"),
+        template_source=TEMPLATE,
+        special_tokens={"eos_token": "<|im_end|>", "additional": "x"},
+    )
     engine = AsyncEngine(formula_engine(), max_model_len=MAX_MODEL_LEN, text=text)
     with ServerThread(create_app(engine, NAMES)) as thread:
         yield thread.url
@@ -148,6 +153,19 @@ def test_requests_and_replies_are_as_described(client: httpx.Client, path: str, 
 
 def test_a_model_without_a_tokenizer_says_so(scripted_client: httpx.Client) -> None:
     error_of(scripted_client.post("/tokenize", json={"prompt": "x"}), 400, "unsupported_parameter")
+
+
+def test_what_the_tokenizer_is(client: httpx.Client, scripted_client: httpx.Client) -> None:
+    assert client.get("/tokenizer_info").json() == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": TEMPLATE,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": None,
+        "unk_token": None,
+        "model_max_length": MAX_MODEL_LEN,
+    }
+    error_of(scripted_client.get("/tokenizer_info"), 400, "unsupported_parameter")
 
 
 def test_only_so_many_long_texts_wait() -> None:

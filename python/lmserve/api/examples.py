@@ -46,6 +46,7 @@ from lmserve.schemas.tokenize import (
     EncodeRequest,
     TokenizeReply,
     TokenizeRequest,
+    TokenizerInfoReply,
 )
 from lmserve.schemas.usage import UsageReply
 
@@ -374,6 +375,17 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
     ),
     DetokenizeRequest: ({"tokens": [72, 105]},),
     DetokenizeReply: ({"prompt": "Hello world!"},),
+    TokenizerInfoReply: (
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|im_end|>",
+            "unk_token": None,
+            "model_max_length": 8192,
+        },
+    ),
     EncodeRequest: ({"input": ["Hello world!", "Hi"]},),
     EncodeReply: ({"input_ids": [[19556, 905, 17], [26843]], "length": [3, 1]},),
     SessionList: ({"object": "list", "data": [SESSION], "has_more": False, "last_id": 7},),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, post
+from litestar import Request, Response, get, post
 from litestar.params import JSONBody
 from msgspec import Struct
 
@@ -26,6 +26,7 @@ from lmserve.schemas.tokenize import (
     EncodeRequest,
     TokenizeReply,
     TokenizeRequest,
+    TokenizerInfoReply,
 )
 
 STATUSES: Final = (400, 401, 404, 408, 413, 429, 503)
@@ -89,6 +90,27 @@ async def detokenize(data: JSONBody[DetokenizeRequest], request: Request[Any, An
         return DetokenizeReply(text.tokenizer.decode(data.tokens, skip_special=False))
 
     return await _reply(text, len(data.tokens), work)
+
+
+@get(
+    "/tokenizer_info",
+    operation_id="tokenizer_info",
+    summary="The chat template and the special tokens",
+    description="vLLM's route, from which lm-eval knows that it can tokenize here.",
+    tags=["Tokens"],
+    responses=responses(TokenizerInfoReply, 400, 401, 503),
+)
+async def tokenizer_info(request: Request[Any, Any, Any]) -> TokenizerInfoReply:
+    """What the served tokenizer is."""
+    engine, text = text_of(request, None)
+    return TokenizerInfoReply(
+        chat_template=text.template_source,
+        bos_token=text.special_tokens.get("bos_token"),
+        eos_token=text.special_tokens.get("eos_token"),
+        pad_token=text.special_tokens.get("pad_token"),
+        unk_token=text.special_tokens.get("unk_token"),
+        model_max_length=engine.max_model_len,
+    )
 
 
 @post(

@@ -56,7 +56,12 @@ class ModelPlan:
                 tool_parser=self._config.tool_parser,
                 reasoning_parser=self._config.reasoning_parser,
             )
-        return TextLayer(checkpoint.tokenizer(), template)
+        return TextLayer(
+            checkpoint.tokenizer(),
+            template,
+            template_source=checkpoint.chat_template,
+            special_tokens=checkpoint.special_tokens,
+        )
 
     def load_engine(self) -> _core.Engine:
         """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lmserve.errors import LmserveError
@@ -22,9 +23,19 @@ MAX_WAITING: Final = 64
 class TextLayer:
     """A tokenizer and a chat template, and threads for long texts. For one event loop."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        template_source: str | None = None,
+        special_tokens: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`template_source`: the template as it was read. `special_tokens`: texts by names such as `bos_token`."""
         self.tokenizer = tokenizer
         self.template = template
+        self.template_source = template_source
+        self.special_tokens = special_tokens
         self._threads = asyncio.Semaphore(MAX_THREADS)
         self._open = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -60,6 +60,18 @@ class DetokenizeReply(Struct, frozen=True):
     """The text of token ids, special tokens written out."""
 
     prompt: str
+
+
+class TokenizerInfoReply(Struct, frozen=True, kw_only=True):
+    """What transformers' tokenizer_config.json would say."""
+
+    tokenizer_class: Literal["PreTrainedTokenizerFast"] = "PreTrainedTokenizerFast"
+    chat_template: Annotated[str | None, Meta(description="In Jinja; null: the model has none.")]
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    model_max_length: Annotated[int, Meta(description="Tokens that the context holds.")]
 
 
 class EncodeRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
