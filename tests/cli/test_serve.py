@@ -35,8 +35,9 @@ def test_it_says_what_it_serves(default_server: ServerProcess) -> None:
     assert lines[0].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
     assert "context 8192 tokens" in lines[1]
     assert "blocks of" in lines[2]
-    assert lines[3] == f"API       {default_server.url}"
-    assert lines[4] == f"Docs      {default_server.url}/docs"
+    assert lines[3].startswith("Sessions  in the cache at a time: ")
+    assert lines[4] == f"API       {default_server.url}"
+    assert lines[5] == f"Docs      {default_server.url}/docs"
     assert httpx.get(f"{default_server.url}/docs").status_code == 200
 
 
