@@ -226,10 +226,13 @@ impl EmbedJob {
                 json!({"object": "embedding", "embedding": embedding, "index": index})
             })
             .collect();
-        self.open.count(Usage {
-            prompt_tokens: tokens,
-            ..Usage::default()
-        });
+        self.open.count(
+            0,
+            Usage {
+                prompt_tokens: tokens,
+                ..Usage::default()
+            },
+        );
         drop(self.open);
         let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
         let reply =

@@ -109,13 +109,14 @@ impl OpenRequest {
         first
     }
 
-    /// Counts what one of its choices has used, when that ends; nothing, if nothing was computed.
-    pub(super) fn count(&mut self, usage: Usage) {
+    /// Counts what one of its choices has used, when that ends; nothing, if nothing was computed. The prompt is the first
+    /// choice's: the others find it computed.
+    pub(super) fn count(&mut self, choice: usize, usage: Usage) {
         if !self.account.started {
             return;
         }
         let mut accounts = self.shared.accounts();
-        if !self.account.counted {
+        if choice == 0 && !self.account.counted {
             self.account.counted = true;
             accounts.count_request(self.tenant, usage.prompt_tokens, usage.cached_tokens);
         }

@@ -44,7 +44,7 @@ impl Events for Replies {
         turn: Option<FinishedTurn>,
     ) {
         if let Some((_, open)) = self.open.get_mut(&request) {
-            open.count(usage);
+            open.count(choice, usage);
         }
         if let Some(turn) = turn {
             if let Some(log) = &self.log
@@ -80,7 +80,7 @@ impl Events for Replies {
 
     fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
         if let Some((mut reply, mut open)) = self.open.remove(&request) {
-            open.count(usage);
+            open.count(0, usage);
             self.shared.latencies().end(&open, Outcome::Error);
             drop(open);
             reply.fail(error.clone());

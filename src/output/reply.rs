@@ -258,10 +258,13 @@ impl Reply {
         usage: Usage,
     ) -> bool {
         self.take(index, &mut delta);
-        self.head.usage = Usage {
-            completion_tokens: self.head.usage.completion_tokens,
-            ..usage
-        };
+        if index == 0 {
+            // The other choices find the prompt computed.
+            self.head.usage = Usage {
+                completion_tokens: self.head.usage.completion_tokens,
+                ..usage
+            };
+        }
         let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
         choice.finish = Some(reason);
         choice.stop_string = delta.stop_string;
