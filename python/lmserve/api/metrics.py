@@ -19,7 +19,8 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
     operation_id="metrics",
     summary="Counters, gauges and latencies for Prometheus",
     tags=["server"],
-    responses=responses(HealthReply, 401, 503) | {200: ResponseSpec(str, media_type=MEDIA_TYPE)},
+    responses=responses(HealthReply, 401, 503)
+    | {200: ResponseSpec(str, media_type=MEDIA_TYPE, description="The text.", generate_examples=False)},
 )
 async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
     """The whole server's, of all keys."""

@@ -193,7 +193,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         CONTINUED,
         either(null("top_logprobs"), on("logprobs")),
         either(
-            both(required(session_id=LIVE), optional(n={"enum": [1, None]})),
+            both(required(session_id=LIVE), optional(n={"enum": [1, None]}), null("prompt_logprobs")),
             both(optional(session_id={"enum": [-1, None]}), off("renew_session")),
         ),
     ),
