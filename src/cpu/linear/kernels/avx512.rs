@@ -155,9 +155,9 @@ unsafe fn strip<
             scales = scales.add(scale_step);
             record = record.add(RECORD * B);
         }
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (c, sums) in sums.into_iter().enumerate() {
-                store(&task.output, row + r, tile + c, sums);
+        for r in 0..R {
+            for c in 0..C {
+                store(&task.output, row + r, tile + c, sums[r][c]);
             }
         }
     }
@@ -338,9 +338,9 @@ unsafe fn float_strip<const KIND: u8, const R: usize, const C: usize>(
                 }
             }
         }
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (c, sums) in sums.into_iter().enumerate() {
-                store(&task.output, row + r, tile + c, sums);
+        for r in 0..R {
+            for c in 0..C {
+                store(&task.output, row + r, tile + c, sums[r][c]);
             }
         }
     }
