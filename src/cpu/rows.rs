@@ -16,6 +16,12 @@ fn chunk(team: &Team, rows: usize) -> usize {
     (rows / (4 * team.size())).clamp(1, 16)
 }
 
+/// The same where the rows are quantized too: whole blocks, which lie in the same cache lines.
+fn quantized_chunk(team: &Team, rows: usize, quantized: Option<&QuantizedRows>) -> usize {
+    let chunk = chunk(team, rows);
+    quantized.map_or(chunk, |rows| chunk.next_multiple_of(rows.block()))
+}
+
 /// `out` [rows, width]: the rows `ids` of the table [vocab, width] that a linear layer's weights are.
 ///
 /// # Safety
@@ -53,7 +59,7 @@ pub unsafe fn rms_norm(
     quantized: Option<&QuantizedRows>,
 ) {
     let width = weight.len();
-    team.for_chunks(rows, chunk(team, rows), |range| {
+    team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         for row in range {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
@@ -92,7 +98,7 @@ pub unsafe fn add_rms_norm(
     quantized: Option<&QuantizedRows>,
 ) {
     let width = weight.len();
-    team.for_chunks(rows, chunk(team, rows), |range| {
+    team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         for row in range {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
@@ -128,7 +134,7 @@ pub unsafe fn silu_mul(
     out: Shared<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
-    team.for_chunks(rows, chunk(team, rows), |range| {
+    team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         for row in range {
             // SAFETY: each row is written by one thread.
             unsafe {

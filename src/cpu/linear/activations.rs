@@ -12,8 +12,8 @@ use crate::cpu::quant::GROUP;
 
 use super::{BLOCK, kernels};
 
-/// Groups that a thread quantizes before it takes more.
-const CHUNK: usize = 64;
+/// Groups of each row that a thread quantizes before it takes more.
+const CHUNK: usize = 16;
 
 /// Rows as integers, in groups of 32 with a scale each, in a buffer of the caller.
 ///
@@ -64,7 +64,7 @@ impl<'a> QuantizedRows<'a> {
 
     /// Rows in a block.
     #[inline]
-    pub(super) const fn block(&self) -> usize {
+    pub(in crate::cpu) const fn block(&self) -> usize {
         block(self.rows)
     }
 
@@ -87,16 +87,18 @@ impl<'a> QuantizedRows<'a> {
     pub unsafe fn quantize(&self, isa: Isa, team: &Team, x: Shared<f32>) {
         let groups = self.cols.div_ceil(GROUP);
         assert!(x.len() >= self.rows * self.cols);
-        team.for_chunks(self.rows * groups, CHUNK, |range| {
-            let mut at = range.start;
-            while at < range.end {
-                let (row, first) = (at / groups, at % groups);
-                let last = groups.min(first + range.end - at);
-                let end = self.cols.min(last * GROUP);
-                let values = row * self.cols + first * GROUP..row * self.cols + end;
-                // SAFETY: the caller's promise; each group is written by one thread.
-                unsafe { self.set_groups(isa, row, first, x.get(values)) };
-                at += last - first;
+        // A record is written by one thread: threads that write to the same cache lines wait for each other.
+        let parts = groups.div_ceil(CHUNK);
+        let units = self.rows.div_ceil(self.block()) * parts;
+        team.for_chunks(units, 1, |range| {
+            for at in range {
+                let (row, first) = (at / parts * self.block(), at % parts * CHUNK);
+                let end = self.cols.min((first + CHUNK) * GROUP);
+                for row in row..self.rows.min(row + self.block()) {
+                    let values = row * self.cols + first * GROUP..row * self.cols + end;
+                    // SAFETY: the caller's promise; each group is written by one thread.
+                    unsafe { self.set_groups(isa, row, first, x.get(values)) };
+                }
             }
         });
     }
