@@ -1,8 +1,11 @@
 //! Rows of activations as 8-bit integers, in the order in which kernels read them.
+//!
+//! A group of 32 activations is rounded to `scale * (q + zero)`: the 256 steps span what lies between its least and its largest
+//! activation (and 0), for often one of them is far larger than the others, on one side.
 
 #![allow(
     clippy::cast_ptr_alignment,
-    reason = "records begin at multiples of 16 bytes"
+    reason = "records begin at multiples of 4 bytes"
 )]
 
 use crate::cpu::isa::Isa;
@@ -19,8 +22,8 @@ const CHUNK: usize = 16;
 ///
 /// Rows are in blocks of four (one, if there is only one row), so that a kernel finds the same inputs of all rows of a block
 /// side by side. A block has a record for each group, and that for each of its R rows:
-/// 8 times 4 integers `[8][R][4]`, the scale (f32), the scale times the sum of the integers (f32), -8 times that sum (i32), and
-/// -128 times the sum of the first 16 integers (i32).
+/// 8 times 4 integers q `[8][R][4]`, the scale (f32), the scale times the sum of all q + zero (f32), -8 times that sum (i32),
+/// -128 times the sum of the first 16 (i32), and the zero (i16, then 16 zero bits).
 #[derive(Clone, Copy)]
 pub struct QuantizedRows<'a> {
     data: Shared<'a, u8>,
@@ -29,7 +32,7 @@ pub struct QuantizedRows<'a> {
 }
 
 /// Bytes of a record for each row.
-pub(super) const RECORD: usize = GROUP + 16;
+pub(super) const RECORD: usize = GROUP + 20;
 
 impl<'a> QuantizedRows<'a> {
     /// Bytes for `rows` rows of `cols` values.
@@ -142,13 +145,15 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Writes the integers, the scale, and the integers' sum and that of the first 16, and goes on to the next group.
+    /// Writes the integers, their range, and their sum and that of the first 16, and goes on to the next group.
     ///
     /// # Safety
     /// There must be such a record, which nobody else touches.
     #[inline]
-    pub(super) unsafe fn push(&mut self, q: &[i8; GROUP], scale: f32, sum: i32, first_sum: i32) {
+    pub(super) unsafe fn push(&mut self, q: &[i8; GROUP], at: Span, sum: i32, first_sum: i32) {
         let (block, row) = (self.block, self.row);
+        let sum = sum + GROUP as i32 * at.zero;
+        let first_sum = first_sum + GROUP as i32 / 2 * at.zero;
         // SAFETY: all lie within the record.
         unsafe {
             for (step, q) in q.as_chunks::<4>().0.iter().enumerate() {
@@ -156,12 +161,48 @@ impl Target {
                 to.cast::<[i8; 4]>().write(*q);
             }
             let tail = self.record.add(GROUP * block).cast::<f32>();
-            tail.add(row).write(scale);
-            tail.add(block + row).write(scale * sum as f32);
+            tail.add(row).write(at.scale);
+            tail.add(block + row).write(at.scale * sum as f32);
             let tail = tail.cast::<i32>();
             tail.add(2 * block + row).write(-8 * sum);
             tail.add(3 * block + row).write(-128 * first_sum);
+            tail.add(4 * block + row).write(at.zero & 0xffff);
             self.record = self.record.add(RECORD * block);
+        }
+    }
+}
+
+/// How a group is rounded: `q = x * inverse - zero`, each term to an integer.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) scale: f32,
+    pub(super) inverse: f32,
+    /// Within -127 and 127.
+    pub(super) zero: i32,
+}
+
+impl Span {
+    /// From the largest activation of a group and the negative of the least.
+    #[inline(always)]
+    #[allow(
+        clippy::inline_always,
+        reason = "rounding is one instruction where it is inlined"
+    )]
+    pub(super) fn new(largest: f32, minus_least: f32) -> Self {
+        let (high, low) = (largest.max(0.0), minus_least.max(0.0));
+        let scale = (high + low) / 254.0;
+        if scale < f32::MIN_POSITIVE {
+            return Self {
+                scale: 0.0,
+                inverse: 0.0,
+                zero: 0,
+            };
+        }
+        let inverse = 1.0 / scale;
+        Self {
+            scale,
+            inverse,
+            zero: ((high - low) * 0.5 * inverse).round_ties_even() as i32,
         }
     }
 }

@@ -105,7 +105,9 @@ fn expected(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
         for (o, w) in weights.chunks(cols).enumerate() {
             let (mut sum, mut bound) = (0.0, 0.0);
             for (w, x) in w.chunks(GROUP).zip(x.chunks(GROUP)) {
-                let scale = x.iter().fold(0.0, |max: f32, x| max.max(x.abs())) / 127.0;
+                let high = x.iter().fold(0.0, |max: f32, &x| max.max(x));
+                let low = x.iter().fold(0.0, |min: f32, &x| min.min(x));
+                let scale = (high - low) / 254.0;
                 for (&w, &x) in w.iter().zip(x) {
                     sum += f64::from(w) * f64::from(x);
                     bound += f64::from(w.abs() * x.abs()) * 1e-6;
@@ -127,7 +129,14 @@ fn every_format_on_every_instruction_set_is_as_exact_as_its_activations() {
     for isa in Isa::available() {
         for (name, layer) in layers(isa) {
             for rows in [1, 2, 3, 4, 5, 7, 66] {
-                let x = noise(3, rows * layer.in_features());
+                // Every second row is on one side of zero.
+                let cols = layer.in_features();
+                let mut x = noise(3, rows * cols);
+                for row in x.chunks_mut(cols).step_by(2) {
+                    for x in row {
+                        *x += 1.25;
+                    }
+                }
                 let y = forward(&pool, &layer, &x);
                 for (i, (&y, (sum, bound))) in y.iter().zip(expected(&layer, &x)).enumerate() {
                     let error = (f64::from(y) - sum).abs();
@@ -153,9 +162,13 @@ fn every_instruction_set_gives_what_the_portable_one_gives() {
                 let x: Vec<f32> = noise(4, rows * layer.in_features())
                     .chunks(GROUP)
                     .flat_map(|group| {
+                        // Steps of 1 from -27 to 227.
                         let mut group: Vec<f32> =
-                            group.iter().map(|x| (x * 127.0).trunc()).collect();
-                        group[0] = 127.0;
+                            group.iter().map(|x| (x * 127.0).trunc() + 100.0).collect();
+                        group[0] = 227.0;
+                        if let Some(least) = group.get_mut(1) {
+                            *least = -27.0;
+                        }
                         group
                     })
                     .collect();

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Target};
+use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::{Format, Output, TILE, integers};
 use super::{by_code, by_rows};
@@ -84,6 +84,7 @@ macro_rules! strips {
             let nibble = _mm256_set1_epi8(0x0f);
             let flip = _mm256_set1_epi8(-128);
             let ones = _mm256_set1_epi16(1);
+            let ones_8 = _mm256_set1_epi8(1);
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
             // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
             unsafe {
@@ -101,6 +102,8 @@ macro_rules! strips {
                                 dots[r] = [_mm256_set1_epi32(offset); 2];
                             }
                         }
+                        // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
+                        let mut totals = [_mm256_setzero_si256(); 2];
                         if BITS == 4 {
                             // Sums of 8 products of 4 and 8 bits fit into 16 bits.
                             let mut narrow = [[_mm256_setzero_si256(); 2]; R];
@@ -116,6 +119,7 @@ macro_rules! strips {
                                             w[c] = _mm256_srli_epi16::<4>(w[c]);
                                         }
                                         w[c] = _mm256_and_si256(w[c], nibble);
+                                        totals[c] = _mm256_add_epi8(totals[c], w[c]);
                                     }
                                     let x = record.add((2 * pair + high) * B * 4).cast::<i32>();
                                     for r in 0..R {
@@ -132,6 +136,10 @@ macro_rules! strips {
                                         }
                                     }
                                 }
+                            }
+                            for c in 0..2 {
+                                totals[c] = _mm256_maddubs_epi16(totals[c], ones_8);
+                                totals[c] = _mm256_madd_epi16(totals[c], ones);
                             }
                             if !$vnni {
                                 for r in 0..R {
@@ -154,6 +162,15 @@ macro_rules! strips {
                                         _mm256_xor_si256(w[1], flip),
                                     ];
                                 }
+                                for c in 0..2 {
+                                    let pairs = if !$vnni && !MIN {
+                                        _mm256_maddubs_epi16(ones_8, w[c])
+                                    } else {
+                                        _mm256_maddubs_epi16(w[c], ones_8)
+                                    };
+                                    let wide = _mm256_madd_epi16(pairs, ones);
+                                    totals[c] = _mm256_add_epi32(totals[c], wide);
+                                }
                                 let x = record.add(step * B * 4).cast::<i32>();
                                 for r in 0..R {
                                     let x = _mm256_set1_epi32(*x.add(r));
@@ -173,6 +190,14 @@ macro_rules! strips {
                                         dots[r][c] = _mm256_add_epi32(dots[r][c], wide);
                                     }
                                 }
+                            }
+                        }
+                        for r in 0..R {
+                            // Its upper 16 bits are zero, whatever those of a total are.
+                            let zero = _mm256_set1_epi32(*tail.cast::<i32>().add(4 * B + r));
+                            for c in 0..2 {
+                                let more = _mm256_madd_epi16(totals[c], zero);
+                                dots[r][c] = _mm256_add_epi32(dots[r][c], more);
                             }
                         }
                         for c in 0..2 {
@@ -271,7 +296,6 @@ unsafe fn store(output: &Output, row: usize, tile: usize, sums: [__m256; 2]) {
 /// The processor has the instructions, and there are records for all groups, which nobody else touches.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
-    let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
     for group in values.chunks(GROUP) {
         let mut full = [0.0; GROUP];
         full[..group.len()].copy_from_slice(group);
@@ -279,22 +303,21 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
         // SAFETY: the arrays have 32 values; the caller's promise about the target.
         unsafe {
             let mut x = [_mm256_setzero_ps(); 4];
-            let mut largest = _mm256_setzero_ps();
+            let (mut most, mut least) = (_mm256_setzero_ps(), _mm256_setzero_ps());
             for i in 0..4 {
                 x[i] = _mm256_loadu_ps(full.as_ptr().add(i * LANES));
-                largest = _mm256_max_ps(largest, _mm256_and_ps(x[i], magnitude));
+                most = _mm256_max_ps(most, x[i]);
+                least = _mm256_min_ps(least, x[i]);
             }
-            let largest = _mm_max_ps(
-                _mm256_castps256_ps128(largest),
-                _mm256_extractf128_ps::<1>(largest),
-            );
-            let largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
-            let largest = _mm_max_ss(largest, _mm_shuffle_ps::<1>(largest, largest));
-            let scale = _mm_cvtss_f32(largest) / 127.0;
-            let inverse = _mm256_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+            let minus_least = _mm256_sub_ps(_mm256_setzero_ps(), least);
+            let span = Span::new(largest(most), largest(minus_least));
+            let inverse = _mm256_set1_ps(span.inverse);
+            let zero = _mm256_set1_epi32(span.zero);
             let mut i = [_mm256_setzero_si256(); 4];
             for part in 0..4 {
-                i[part] = _mm256_cvtps_epi32(_mm256_mul_ps(x[part], inverse));
+                let rounded = _mm256_cvtps_epi32(_mm256_mul_ps(x[part], inverse));
+                i[part] = _mm256_sub_epi32(rounded, zero);
+                i[part] = _mm256_min_epi32(i[part], _mm256_set1_epi32(127));
             }
             let words = [
                 _mm256_packs_epi32(i[0], i[1]),
@@ -307,9 +330,17 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
             _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes);
             let first_sum = total(_mm256_add_epi32(i[0], i[1]));
             let sum = first_sum + total(_mm256_add_epi32(i[2], i[3]));
-            target.push(&q, scale, sum, first_sum);
+            target.push(&q, span, sum, first_sum);
         }
     }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn largest(x: __m256) -> f32 {
+    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
 }
 
 #[target_feature(enable = "avx2")]

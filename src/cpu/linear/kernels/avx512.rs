@@ -9,12 +9,15 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Target};
+use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, IntWeights};
 use super::super::{Format, Output, TILE};
 use super::{TILES, by_code, by_rows};
 use crate::cpu::quant::GROUP;
+
+/// Groups that are fetched ahead where one row reads each only once.
+const AHEAD: usize = 16;
 
 /// # Safety
 /// The processor has the instructions, the buffers of the task are of the right sizes, nobody writes `x`, and nobody else
@@ -51,6 +54,10 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
 }
 
 /// Rows `row` to `row + R` in the tiles `tile` to `tile + C`, of rows in blocks of `B`.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one loop whose values stay in registers"
+)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 unsafe fn strip<
@@ -74,6 +81,7 @@ unsafe fn strip<
     let q_stride = weights.groups * q_step;
     let scale_stride = weights.groups * scale_step;
     let half = _mm512_set1_epi8(0x0f);
+    let ones = _mm512_set1_epi8(1);
     let zeros = [_mm512_setzero_si512(); C];
     let mut sums = [[_mm512_setzero_ps(); C]; R];
     // SAFETY: all reads lie within the task's buffers, all writes within its tiles and rows.
@@ -82,7 +90,14 @@ unsafe fn strip<
         let mut scales = weights.scales.as_ptr().add(tile * scale_stride);
         let mut record = task.x.block_at(row);
         for _ in 0..weights.groups {
-            if B > 1 && row == first {
+            if B == 1 {
+                let ahead = q.cast::<i8>().wrapping_add(AHEAD * q_step);
+                for line in 0..q_step / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
+                }
+                let ahead = scales.cast::<i8>().wrapping_add(AHEAD * scale_step);
+                _mm_prefetch::<_MM_HINT_T0>(ahead);
+            } else if row == first {
                 for c in 0..C {
                     let ahead = q.cast::<i8>().wrapping_add((c + C) * q_stride);
                     for line in 0..q_step / 64 {
@@ -102,6 +117,8 @@ unsafe fn strip<
                         *dots = [offset::<BITS, GROUPS>(tail.cast(), B, r, part); C];
                     }
                 }
+                // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
+                let mut totals = zeros;
                 let steps = 8 / GROUPS;
                 let mut step = part * steps;
                 while step < (part + 1) * steps {
@@ -111,6 +128,8 @@ unsafe fn strip<
                             let both = load(q.add(c * q_stride + step / 2 * 64));
                             low[c] = _mm512_and_si512(both, half);
                             high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
+                            totals[c] =
+                                _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
                         }
                         multiply(&mut dots, &low, record.add(step * B * 4));
                         multiply(&mut dots, &high, record.add((step + 1) * B * 4));
@@ -119,9 +138,21 @@ unsafe fn strip<
                         let mut w = zeros;
                         for c in 0..C {
                             w[c] = load(q.add(c * q_stride + step * 64));
+                            totals[c] = _mm512_dpbusd_epi32(totals[c], w[c], ones);
                         }
                         multiply(&mut dots, &w, record.add(step * B * 4));
                         step += 1;
+                    }
+                }
+                if BITS == 4 {
+                    for c in 0..C {
+                        totals[c] = _mm512_dpbusd_epi32(zeros[c], totals[c], ones);
+                    }
+                }
+                for r in 0..R {
+                    let zero = _mm512_set1_epi32(*tail.cast::<i32>().add(4 * B + r));
+                    for c in 0..C {
+                        dots[r][c] = _mm512_dpwssd_epi32(dots[r][c], totals[c], zero);
                     }
                 }
                 let mut scale = [_mm512_setzero_ps(); C];
@@ -249,18 +280,41 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
             let low = _mm512_maskz_loadu_ps(mask as u16, group.as_ptr());
             let high =
                 _mm512_maskz_loadu_ps((mask >> 16) as u16, group.as_ptr().wrapping_add(TILE));
-            let largest = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
-            let scale = _mm512_reduce_max_ps(largest) / 127.0;
-            let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-            let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-            let high = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-            _mm_storeu_si128(q.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(low));
-            _mm_storeu_si128(q.as_mut_ptr().add(16).cast(), _mm512_cvtepi32_epi8(high));
-            let first_sum = _mm512_reduce_add_epi32(low);
-            let sum = first_sum + _mm512_reduce_add_epi32(high);
-            target.push(&q, scale, sum, first_sum);
+            let most = _mm512_max_ps(low, high);
+            let minus_least = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_min_ps(low, high));
+            // Both are reduced at once, each in its half.
+            let both = _mm512_max_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(most, minus_least),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(most, minus_least),
+            );
+            let both = _mm512_max_ps(both, _mm512_shuffle_f32x4::<0b10_11_00_01>(both, both));
+            let both = _mm512_max_ps(both, _mm512_permute_ps::<0b01_00_11_10>(both));
+            let both = _mm512_max_ps(both, _mm512_permute_ps::<0b10_11_00_01>(both));
+            let span = Span::new(
+                _mm512_cvtss_f32(both),
+                _mm_cvtss_f32(_mm512_extractf32x4_ps::<2>(both)),
+            );
+            let inverse = _mm512_set1_ps(span.inverse);
+            let zero = _mm512_set1_epi32(span.zero);
+            let rounded = |x| _mm512_sub_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), zero);
+            let low = _mm512_cvtsepi32_epi8(rounded(low));
+            let high = _mm512_cvtsepi32_epi8(rounded(high));
+            _mm_storeu_si128(q.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(q.as_mut_ptr().add(16).cast(), high);
+            let first_sum = sum(low);
+            target.push(&q, span, first_sum + sum(high), first_sum);
         }
     }
+}
+
+/// The sum of 16 signed bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
+fn sum(bytes: __m128i) -> i32 {
+    let shifted = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+    let sums = _mm_sad_epu8(shifted, _mm_setzero_si128());
+    let sums = _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums));
+    _mm_cvtsi128_si32(sums) - 16 * 128
 }
 
 const F32: u8 = 0;

@@ -10,7 +10,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Target};
+use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::{Format, Output, TILE, integers};
 use super::{by_code, by_rows};
@@ -82,6 +82,9 @@ unsafe fn strip<
                         dots[r] = [vld1q_dup_s32(tail.cast::<i32>().add(2 * B + r)); QUADS];
                     }
                 }
+                // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
+                let mut bytes_of_4 = [vdupq_n_s8(0); QUADS];
+                let mut totals = [vdupq_n_s32(0); QUADS];
                 let steps = 8 / GROUPS;
                 for step in part * steps..(part + 1) * steps {
                     let mut w = [vdupq_n_s8(0); QUADS];
@@ -98,6 +101,11 @@ unsafe fn strip<
                             bytes = veorq_u8(bytes, flip);
                         }
                         w[c] = vreinterpretq_s8_u8(bytes);
+                        if BITS == 4 {
+                            bytes_of_4[c] = vaddq_s8(bytes_of_4[c], w[c]);
+                        } else {
+                            totals[c] = dot(totals[c], w[c], vdupq_n_s8(1));
+                        }
                     }
                     let x = record.add(step * B * 4).cast::<i32>();
                     for r in 0..R {
@@ -105,6 +113,15 @@ unsafe fn strip<
                         for c in 0..QUADS {
                             dots[r][c] = dot(dots[r][c], w[c], x);
                         }
+                    }
+                }
+                for c in 0..QUADS {
+                    if BITS == 4 {
+                        totals[c] = dot(totals[c], bytes_of_4[c], vdupq_n_s8(1));
+                    }
+                    for r in 0..R {
+                        let zero = *tail.add(4 * B + r).cast::<i16>();
+                        dots[r][c] = vmlaq_n_s32(dots[r][c], totals[c], i32::from(zero));
                     }
                 }
                 for c in 0..QUADS {
@@ -194,24 +211,33 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
         let mut q = [0; GROUP];
         // SAFETY: the arrays have 32 values; the caller's promise about the target.
         unsafe {
-            let mut largest = vdupq_n_f32(0.0);
+            let (mut largest, mut minus_least) = (vdupq_n_f32(0.0), vdupq_n_f32(0.0));
             for i in 0..8 {
-                largest = vmaxnmq_f32(largest, vabsq_f32(vld1q_f32(full.as_ptr().add(4 * i))));
+                let x = vld1q_f32(full.as_ptr().add(4 * i));
+                largest = vmaxnmq_f32(largest, x);
+                minus_least = vmaxnmq_f32(minus_least, vnegq_f32(x));
             }
-            let scale = vmaxnmvq_f32(largest) / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            let span = Span::new(vmaxnmvq_f32(largest), vmaxnmvq_f32(minus_least));
+            let zero = vdupq_n_s32(span.zero);
             let mut sums = [vdupq_n_s32(0); 2];
             for i in 0..4 {
                 let at = full.as_ptr().add(8 * i);
-                let low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at), inverse));
-                let high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at.add(4)), inverse));
+                let low = vsubq_s32(
+                    vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at), span.inverse)),
+                    zero,
+                );
+                let high = vsubq_s32(
+                    vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(at.add(4)), span.inverse)),
+                    zero,
+                );
                 let words = vcombine_s16(vmovn_s32(low), vmovn_s32(high));
-                vst1_s8(q.as_mut_ptr().add(8 * i), vmovn_s16(words));
-                sums[i / 2] = vaddq_s32(sums[i / 2], vaddq_s32(low, high));
+                let bytes = vqmovn_s16(words);
+                vst1_s8(q.as_mut_ptr().add(8 * i), bytes);
+                sums[i / 2] = vpadalq_s16(sums[i / 2], vmovl_s8(bytes));
             }
             let first_sum = vaddvq_s32(sums[0]);
             let sum = first_sum + vaddvq_s32(sums[1]);
-            target.push(&q, scale, sum, first_sum);
+            target.push(&q, span, sum, first_sum);
         }
     }
 }

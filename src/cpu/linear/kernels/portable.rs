@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Target};
+use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::{Format, TILE, integers};
 use super::store;
@@ -37,15 +37,17 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
     }
 }
 
-/// Integers, scale, and scale times the integers' sum of one row in a record.
-unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> ([i8; GROUP], f32, f32) {
+/// Integers with their zero added, scale, and scale times the integers' sum of one row in a record.
+unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> ([i32; GROUP], f32, f32) {
     let mut x = [0; GROUP];
     // SAFETY: all lie within the record.
     unsafe {
-        for (step, x) in x.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *x = record.add((step * block + r) * 4).cast::<[i8; 4]>().read();
-        }
         let tail = record.add(GROUP * block).cast::<f32>();
+        let zero = i32::from(tail.add(4 * block + r).cast::<i16>().read());
+        for (step, x) in x.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let q = record.add((step * block + r) * 4).cast::<[i8; 4]>().read();
+            *x = q.map(|q| i32::from(q) + zero);
+        }
         (x, tail.add(r).read(), tail.add(block + r).read())
     }
 }
@@ -54,7 +56,7 @@ fn add_group(
     code: Code,
     q: &[u8],
     scales: &[u8],
-    x: &[i8; GROUP],
+    x: &[i32; GROUP],
     factor: f32,
     weighted: f32,
     sums: &mut [f32; TILE],
@@ -82,7 +84,7 @@ fn add_group(
             let mask = if code.bits == 4 { 0x0f } else { 0xff };
             for (dot, w) in dots.iter_mut().zip(line.as_chunks::<4>().0) {
                 for (&w, &x) in w.iter().zip(x) {
-                    *dot += (i32::from(w >> shift & mask) - zero) * i32::from(x);
+                    *dot += (i32::from(w >> shift & mask) - zero) * x;
                 }
             }
         }
@@ -134,12 +136,15 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
     for group in values.chunks(GROUP) {
         let mut x = [0.0; GROUP];
         x[..group.len()].copy_from_slice(group);
-        let largest = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let q = x.map(|x| (x * inverse).round_ties_even() as i8);
+        let largest = x.iter().fold(0.0, |max: f32, &x| max.max(x));
+        let minus_least = x.iter().fold(0.0, |max: f32, &x| max.max(-x));
+        let span = Span::new(largest, minus_least);
+        let q = x.map(|x| {
+            let q = (x * span.inverse).round_ties_even() as i32 - span.zero;
+            q.clamp(-128, 127) as i8
+        });
         let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum();
         // SAFETY: the caller's promise.
-        unsafe { target.push(&q, scale, sum(&q), sum(&q[..GROUP / 2])) };
+        unsafe { target.push(&q, span, sum(&q), sum(&q[..GROUP / 2])) };
     }
 }
