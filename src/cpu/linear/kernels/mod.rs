@@ -120,7 +120,8 @@ fn share(
     }
     let strips = tiles.div_ceil(TILES);
     let units = strips * rows.div_ceil(ROWS);
-    team.for_chunks(units, units / (team.size() * 8), |range| {
+    // Few, long pieces: a kernel fetches the weights of the strip after its own, which should be this thread's next.
+    team.for_chunks(units, units / (team.size() * 3), |range| {
         for at in range {
             let (strip, part) = (at % strips, at / strips);
             f(
