@@ -309,6 +309,8 @@ def main() -> None:
     if missing := set(wanted) - set(found):
         parser.error(f"{', '.join(missing)} was asked for, but found: {', '.join(found)}")
     servers = [found[name] for name in wanted]
+    # As KeyboardInterrupt does, so that no server is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     print(f"servers: {', '.join(wanted)}", file=sys.stderr)
     figures = run(servers, [p for p in POINTS if p.name in chosen], arguments.rounds, seed=int(time.time()))
     if arguments.json:
