@@ -294,17 +294,20 @@ proptest! {
             pool = pool.shared_by_tenants();
         }
         let pool = Arc::new(pool);
-        // Every prefix of whole blocks that a tenant has computed, be it cached still or not.
+        // Every prefix that a tenant has computed and may find, be it cached still or not: whole blocks, and where a table ended.
         let mut computed: BTreeSet<(u32, Vec<u32>)> = BTreeSet::new();
-        let mut held: Vec<BlockTable> = Vec::new();
+        let mut held: Vec<(BlockTable, Vec<u32>)> = Vec::new();
         for (tenant, tokens, keep) in prompts {
             let owner = if shared { 0 } else { tenant };
             let cached = pool.cached_prefix(tenant, &tokens);
             let mut table = BlockTable::from_prefix(&pool, tenant, &tokens);
-            prop_assert_eq!(table.capacity(), cached);
-            for end in (block_size..=cached).step_by(block_size) {
+            let whole = table.capacity();
+            prop_assert_eq!(whole + table.take_tail(&tokens), cached);
+            for end in (block_size..=cached).step_by(block_size).chain((cached > 0).then_some(cached)) {
                 prop_assert!(computed.contains(&(owner, tokens[..end].to_vec())));
             }
+            // What one has taken, nobody else finds.
+            prop_assert_eq!(pool.cached_prefix(tenant, &tokens), whole);
             if table.grow(tokens.len()) {
                 table.register(&tokens, tokens.len());
                 let whole = tokens.len() / block_size * block_size;
@@ -313,17 +316,17 @@ proptest! {
                 }
                 // While somebody holds it, it is found.
                 prop_assert_eq!(pool.cached_prefix(tenant, &tokens), whole);
-            }
-            if keep {
-                held.push(table);
+                computed.insert((owner, tokens.clone()));
+                held.push((table, tokens));
             } else {
                 drop(table);
             }
-            if held.len() > 3 {
-                held.remove(0);
+            let leaves = if keep { held.len().saturating_sub(3) } else { held.len() };
+            for (table, tokens) in held.drain(..leaves) {
+                table.leave_tail(&tokens, tokens.len());
             }
             let mut references = vec![0; num_blocks];
-            for &block in held.iter().flat_map(BlockTable::blocks) {
+            for &block in held.iter().flat_map(|(table, _)| table.blocks()) {
                 references[block as usize] += 1;
             }
             prop_assert_eq!(pool.references(), references.clone());

@@ -4,6 +4,9 @@
 //! evictable). A cached or owned full block has a chain id, and its children name that id as their parent, so a chain of hits
 //! compares every token of the prefix exactly once and never trusts a hash alone.
 //!
+//! The block that a finished sequence has filled in part, its tail, is cached, too: one for each chain. Who goes on with all of its
+//! tokens takes it as its own and writes on in it, so it is never shared.
+//!
 //! Blocks leave a table tail first, so in the LRU order a child always stands before its parent and is evicted before it: no
 //! cached block is ever unreachable.
 
@@ -24,7 +27,10 @@ const FIRST_CHAIN: ChainId = 1 << 32;
 struct Cached {
     key: u64,
     parent: ChainId,
-    chain: ChainId,
+    /// Of a full block; a tail has none.
+    chain: Option<ChainId>,
+    /// Tokens whose K and V it holds.
+    len: usize,
 }
 
 #[derive(Debug)]
@@ -69,13 +75,42 @@ fn key_of(parent: ChainId, tokens: &[u32]) -> u64 {
     hasher.finish()
 }
 
+/// Where the tail of a chain is found.
+fn tail_key(parent: ChainId) -> u64 {
+    key_of(parent, &[])
+}
+
 impl State {
     fn find(&self, parent: ChainId, tokens: &[u32], block_size: usize) -> Option<(u32, ChainId)> {
         let block = *self.index.get(&key_of(parent, tokens))?;
         let cached = self.cached[block as usize]?;
         let at = block as usize * block_size;
-        (cached.parent == parent && self.tokens[at..at + block_size] == *tokens)
-            .then_some((block, cached.chain))
+        let found = cached.parent == parent && self.tokens[at..at + block_size] == *tokens;
+        Some((block, cached.chain.filter(|_| found)?))
+    }
+
+    /// The tail of `parent` if `tokens` begin with all that it holds and nobody owns it, and how many they are.
+    fn find_tail(
+        &self,
+        parent: ChainId,
+        tokens: &[u32],
+        block_size: usize,
+    ) -> Option<(u32, usize)> {
+        let block = *self.index.get(&tail_key(parent))?;
+        let cached = self.cached[block as usize]?;
+        let at = block as usize * block_size;
+        let found = cached.parent == parent
+            && cached.chain.is_none()
+            && self.references[block as usize] == 0
+            && tokens.starts_with(&self.tokens[at..at + cached.len]);
+        found.then_some((block, cached.len))
+    }
+
+    /// The block is found no more.
+    fn forget(&mut self, block: u32) {
+        if let Some(cached) = self.cached[block as usize].take() {
+            self.index.remove(&cached.key);
+        }
     }
 
     fn retain(&mut self, block: u32) {
@@ -103,9 +138,7 @@ impl State {
             block
         } else {
             let block = self.evictable.pop_front()?;
-            if let Some(cached) = self.cached[block as usize].take() {
-                self.index.remove(&cached.key);
-            }
+            self.forget(block);
             self.evictions += 1;
             block
         };
@@ -194,9 +227,7 @@ impl BlockPool {
     pub fn clear_cache(&self) {
         let mut state = self.state();
         while let Some(block) = state.evictable.pop_front() {
-            if let Some(cached) = state.cached[block as usize].take() {
-                state.index.remove(&cached.key);
-            }
+            state.forget(block);
             state.free.push(block);
         }
     }
@@ -252,7 +283,7 @@ impl BlockPool {
         chain
     }
 
-    /// How many leading tokens of `tokens` are cached now, in whole blocks.
+    /// How many leading tokens of `tokens` are cached now.
     pub fn cached_prefix(&self, tenant: u32, tokens: &[u32]) -> usize {
         let mut chain = self.root(tenant);
         let state = self.state();
@@ -265,8 +296,49 @@ impl BlockPool {
                 chain = next;
                 count += self.block_size;
             }
+            let tail = state.find_tail(chain, &tokens[count..], self.block_size);
+            count += tail.map_or(0, |(_, len)| len);
         }
         count
+    }
+
+    /// Takes the tail of `parent` out of the cache, if it has one with which `tokens` begin: the block, and how many of them it holds.
+    pub(super) fn take_tail(&self, parent: ChainId, tokens: &[u32]) -> Option<(u32, usize)> {
+        let mut state = self.state();
+        let (block, len) = state.find_tail(parent, tokens, self.block_size)?;
+        state.forget(block);
+        state.retain(block);
+        Some((block, len))
+    }
+
+    /// Makes a block of which `tokens` have been computed the tail of `parent`, in place of what was. It is taken once its owner
+    /// has let it go.
+    pub(super) fn register_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
+        if !self.prefix_cache || tokens.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let key = tail_key(parent);
+        if let Some(&other) = state.index.get(&key) {
+            if state.cached[other as usize].is_none_or(|cached| cached.chain.is_some()) {
+                return;
+            }
+            state.forget(other);
+            if state.references[other as usize] == 0 {
+                state.evictable.remove(other);
+                state.free.push(other);
+            }
+        }
+        state.index.insert(key, block);
+        let (chain, len) = (None, tokens.len());
+        state.cached[block as usize] = Some(Cached {
+            key,
+            parent,
+            chain,
+            len,
+        });
+        let at = block as usize * self.block_size;
+        state.tokens[at..at + len].copy_from_slice(tokens);
     }
 
     /// Makes a computed full block findable under `parent`. Where the same tokens are cached already, that block is taken
@@ -289,7 +361,13 @@ impl BlockPool {
         // Two chains with one 64-bit key: the newer goes without an entry, which costs a recomputation and nothing else.
         if let Entry::Vacant(entry) = state.index.entry(key) {
             entry.insert(block);
-            state.cached[block as usize] = Some(Cached { key, parent, chain });
+            let (chain, len) = (Some(chain), tokens.len());
+            state.cached[block as usize] = Some(Cached {
+                key,
+                parent,
+                chain,
+                len,
+            });
             let at = block as usize * self.block_size;
             state.tokens[at..at + self.block_size].copy_from_slice(tokens);
         }

@@ -74,6 +74,27 @@ impl BlockTable {
         }
     }
 
+    /// Takes the block that holds what comes next of `tokens` in part, if one is cached. Nothing may have been added to the blocks
+    /// of the prefix yet. Returns the tokens that it holds.
+    pub fn take_tail(&mut self, tokens: &[u32]) -> usize {
+        let rest = tokens.get(self.capacity()..).unwrap_or_default();
+        let Some((block, len)) = self.pool.take_tail(self.chain, rest) else {
+            return 0;
+        };
+        Arc::make_mut(&mut self.blocks).push(block);
+        len
+    }
+
+    /// Leaves the block that the first `computed` tokens fill in part to whoever goes on with them; the table must be dropped
+    /// before its tokens change.
+    pub fn leave_tail(&self, tokens: &[u32], computed: usize) {
+        let filled = self.registered * self.pool.block_size();
+        if let (Some(&block), true) = (self.blocks.get(self.registered), computed > filled) {
+            self.pool
+                .register_tail(block, self.chain, &tokens[filled..computed]);
+        }
+    }
+
     /// Takes blocks that others have put into the prefix cache since, in place of its own or beyond them: those of the longest
     /// known prefix of `tokens` behind what is registered already. Returns the tokens of all registered blocks.
     pub fn adopt(&mut self, tokens: &[u32]) -> usize {

@@ -271,6 +271,7 @@ impl Scheduler {
             let Some(mut sequence) = self.queue.pop() else {
                 return;
             };
+            sequence.attach_tail();
             if !sequence.has_run {
                 sequence.has_run = true;
                 self.started.push(sequence.id());
@@ -443,6 +444,7 @@ impl Scheduler {
         while at < self.running.len() {
             if let Some(reason) = self.running[at].finish {
                 let sequence = self.running.remove(at);
+                sequence.leave_tail();
                 self.queue.tenant_stopped(sequence.new.tenant);
                 finished.push(Finished { sequence, reason });
             } else {
@@ -467,6 +469,7 @@ impl Scheduler {
     pub fn abort(&mut self, id: u64) -> Option<Box<Sequence>> {
         if let Some(at) = self.running.iter().position(|sequence| sequence.id() == id) {
             let sequence = self.running.remove(at);
+            sequence.leave_tail();
             self.queue.tenant_stopped(sequence.new.tenant);
             return Some(sequence);
         }

@@ -170,6 +170,16 @@ impl Sequence {
         self.computed = self.table.capacity();
     }
 
+    /// Holds the block after the cached prefix that another sequence has left filled in part.
+    pub(super) fn attach_tail(&mut self) {
+        let attachable = self.attachable();
+        self.computed += self.table.take_tail(&self.tokens[..attachable]);
+    }
+
+    pub(super) fn leave_tail(&self) {
+        self.table.leave_tail(&self.tokens, self.computed);
+    }
+
     const fn attachable(&self) -> usize {
         if self.is_scoring() {
             self.next_scoring_position()

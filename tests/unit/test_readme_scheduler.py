@@ -34,7 +34,7 @@ def test_the_toy_model_answers_as_its_whole_history_does(capsys: pytest.CaptureF
     second = [*first, 4, 5]
     assert lines == [
         f"{first[3:]} length 0 cached",
-        f"{answer(second)} length 8 cached",
+        f"{answer(second)} length 10 cached",
         f"{answer([9])} length 0 cached",
     ]
     assert names["scheduler"].session_tokens(1) == second + answer(second)
