@@ -20,10 +20,10 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test build lint fmt openapi conformance bench bench-overhead bench-peers simulate clean
+.PHONY: help serve test test-aarch64 build lint fmt openapi conformance bench bench-overhead bench-peers simulate clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: build ## build what is not built, fetch the default model once, and serve it; ARGS="--port 8000" for flags
 	@echo "==> lmserve serve $(ARGS)"
@@ -36,6 +36,13 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 	cargo test --locked --no-default-features
 	@echo "==> pytest"
 	$(BIN)/python -m pytest
+
+ARM := --locked --release --lib --no-default-features --target aarch64-unknown-linux-gnu
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-aarch64: ## lint and test the CPU kernels for aarch64, in an emulator: needs aarch64-linux-gnu-gcc and qemu-aarch64
+	cargo clippy $(ARM) -- -D warnings
+	cargo test $(ARM) -- cpu::
 
 lint: $(DEV) $(CORE) ## formats, clippy, ruff, mypy, and the type stub against the built core
 	@echo "==> lint"

@@ -12,6 +12,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use super::Isa;
@@ -84,6 +86,8 @@ pub(super) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::Avx2Vnni => unsafe { avx2::Avx2::assume() }.vectorize(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => neon::Neon.vectorize(kernel),
         _ => portable::Portable.vectorize(kernel),
     }
 }
