@@ -33,6 +33,7 @@ impl Folder {
                 max_model_len: 256,
                 max_queue: 8,
             },
+            speculation: None,
             num_blocks: 64,
             block_size: 4,
             prefix_cache: true,

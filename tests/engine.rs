@@ -54,6 +54,7 @@ fn config() -> EngineConfig {
             max_model_len: 256,
             max_queue: 8,
         },
+        speculation: None,
         num_blocks: 64,
         block_size: 4,
         prefix_cache: true,

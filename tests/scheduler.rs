@@ -7,7 +7,9 @@ use lmserve::engine::{Executor, StepOutput};
 use lmserve::error::Kind;
 use lmserve::kv::BlockPool;
 use lmserve::request::SamplingParams;
-use lmserve::sched::{FinishReason, NewSequence, Scheduler, SchedulerConfig, StepTokens};
+use lmserve::sched::{
+    FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation, StepTokens,
+};
 use lmserve::sim::{ToyModel, next_token};
 use proptest::prelude::*;
 
@@ -431,8 +433,12 @@ proptest! {
         max_batch in 1_usize..8,
         spare in 16_usize..40,
         prefix_cache: bool,
+        max_draft in 0_usize..8,
+        max_rows in 1_usize..20,
     ) {
         let mut run = Run::new(num_blocks, block_size, config(max_batch, max_batch + spare), prefix_cache);
+        let speculation = Speculation { max_draft, max_rows, row_cost: 0.01 };
+        run.scheduler = run.scheduler.with_speculation(Some(speculation));
         let limit = run.scheduler.max_tokens();
         let mut expected = HashMap::new();
         let mut aborted = 0;

@@ -56,6 +56,15 @@ impl BlockTable {
         missing == 0 || self.pool.allocate(missing, Arc::make_mut(&mut self.blocks))
     }
 
+    /// Gives up the blocks behind the first `tokens` tokens. None of them may be in the prefix cache.
+    pub fn truncate(&mut self, tokens: usize) {
+        let kept = tokens.div_ceil(self.pool.block_size());
+        if kept < self.blocks.len() {
+            self.pool
+                .release(&Arc::make_mut(&mut self.blocks).split_off(kept));
+        }
+    }
+
     /// Puts every full block of the first `computed` tokens into the prefix cache. All of them must have been computed.
     pub fn register(&mut self, tokens: &[u32], computed: usize) {
         let size = self.pool.block_size();

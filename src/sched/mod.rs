@@ -3,13 +3,16 @@
 //! There is no prefill phase and no decode phase: every sequence has `tokens - computed` tokens still to compute, and a step
 //! hands out one token budget among them (after vLLM V1's unified scheduler).
 
+mod draft;
 mod queue;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod step;
 
 pub use sampling::{SeenTokens, mix_seed, uniform};
 pub use scheduler::{Finished, Scheduler, SchedulerConfig, Stats, StepTokens};
 pub use sequence::{FinishReason, NewSequence, Sequence};
+pub use speculation::Speculation;
 pub use step::{Scheduled, Step};

@@ -59,6 +59,24 @@ impl SeenTokens {
         self.note(token, 1);
     }
 
+    /// Appends the distinct tokens and their occurrences in the output, with `more` at its end.
+    pub(super) fn append_with(&self, more: &[u32], tokens: &mut Vec<i32>, counts: &mut Vec<i32>) {
+        let first = tokens.len();
+        tokens.extend_from_slice(&self.tokens);
+        counts.extend_from_slice(&self.counts);
+        let new = tokens.len();
+        for &token in more {
+            let known = self.at.get(&token).map(|at| first + at);
+            let at = known.or_else(|| (new..tokens.len()).find(|&at| tokens[at] == token as i32));
+            if let Some(at) = at {
+                counts[at] += 1;
+            } else {
+                tokens.push(token as i32);
+                counts.push(1);
+            }
+        }
+    }
+
     /// Distinct tokens.
     pub fn tokens(&self) -> &[i32] {
         &self.tokens
@@ -103,5 +121,19 @@ mod tests {
         seen.push(2);
         assert_eq!(seen.tokens(), [4, 9, 2]);
         assert_eq!(seen.counts(), [0, 2, 1]);
+    }
+
+    #[test]
+    fn seen_tokens_with_more_are_those_of_the_longer_output() {
+        let mut seen = SeenTokens::from_prompt(&[4, 9, 4]);
+        seen.push(9);
+        let more = [4, 7, 9, 7, 3];
+        let (mut tokens, mut counts) = (vec![1], vec![1]);
+        seen.append_with(&more, &mut tokens, &mut counts);
+        for token in more {
+            seen.push(token);
+        }
+        assert_eq!(tokens[1..], *seen.tokens());
+        assert_eq!(counts[1..], *seen.counts());
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::queue::Queue;
 use super::sequence::{FinishReason, NewSequence, Sequence};
+use super::speculation::Speculation;
 use super::step::Step;
 use crate::error::{Error, Kind, Result};
 use crate::guided::StepMasks;
@@ -36,6 +37,10 @@ pub struct Stats {
     pub sampled_tokens: u64,
     pub cached_tokens: u64,
     pub preemptions: u64,
+    /// Tokens that were computed because they might come.
+    pub drafted_tokens: u64,
+    /// Of these, those that came.
+    pub accepted_tokens: u64,
 }
 
 /// A sequence that ended; dropping it frees its blocks.
@@ -70,7 +75,8 @@ pub struct Scheduler {
     queue: Queue,
     /// In order of rank, so that the last one is the one to preempt. Boxed: sequences move between here and the queue.
     #[allow(clippy::vec_box)]
-    running: Vec<Box<Sequence>>,
+    pub(super) running: Vec<Box<Sequence>>,
+    pub(super) speculation: Option<Speculation>,
     step: Step,
     /// Sequences that the step planned last computes for the first time.
     started: Vec<u64>,
@@ -98,11 +104,19 @@ impl Scheduler {
             pool,
             queue,
             running,
+            speculation: None,
             step: Step::default(),
             started: Vec::new(),
             next_order: 0,
             stats: Stats::default(),
         })
+    }
+
+    /// The same, computing tokens ahead where that pays.
+    #[must_use]
+    pub const fn with_speculation(mut self, speculation: Option<Speculation>) -> Self {
+        self.speculation = speculation;
+        self
     }
 
     /// Most tokens, prompt and output, that a sequence can ever have here.
@@ -204,10 +218,12 @@ impl Scheduler {
 
     /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
     /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
-    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that.
+    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that. Drafts get
+    /// what nobody else wants.
     pub fn plan(&mut self) -> &Step {
         for sequence in &mut self.running {
             sequence.granted = 0;
+            sequence.drafts.clear();
             if sequence.remaining() > 1 {
                 let adopted = sequence.adopt_prefix();
                 if sequence.preemptions == 0 {
@@ -221,7 +237,8 @@ impl Scheduler {
         self.grant_oldest_prompt(&mut budget);
         self.admit(&mut budget);
         self.grant_shortest_prompts(&mut budget);
-        self.grant_scoring(&mut budget);
+        let rows = self.grant_scoring(&mut budget);
+        self.grant_drafts(rows, budget);
         self.step.clear();
         for sequence in self.running.iter().filter(|sequence| sequence.granted > 0) {
             self.step.add(sequence, sequence.granted);
@@ -309,8 +326,12 @@ impl Scheduler {
     }
 
     /// Shares out the rows that are left once each running sequence has one: a prompt that is scored needs a row for each token.
-    fn grant_scoring(&mut self, budget: &mut usize) {
-        let mut rows = self.config.max_batch - self.running.len();
+    /// Returns the rows that nobody took.
+    fn grant_scoring(&mut self, budget: &mut usize) -> usize {
+        let most = self
+            .speculation
+            .map_or(0, |speculation| speculation.max_rows);
+        let mut rows = self.config.max_batch.max(most) - self.running.len();
         let mut at = 0;
         while at < self.running.len() && rows > 0 {
             if self.running[at].is_scoring() {
@@ -318,6 +339,7 @@ impl Scheduler {
             }
             at += 1;
         }
+        rows
     }
 
     /// Gives the sequence at `at` up to `tokens` more tokens of this step, as far as they need no row beside its own.
@@ -394,7 +416,7 @@ impl Scheduler {
         for scheduled in &self.step.scheduled {
             let first_row = row;
             let token_row = row + scheduled.prompt_rows;
-            row = token_row + usize::from(scheduled.samples);
+            row = token_row + usize::from(scheduled.samples) + scheduled.drafts;
             while at < self.running.len() && self.running[at].granted == 0 {
                 at += 1;
             }
@@ -411,7 +433,6 @@ impl Scheduler {
             let prompt_tokens = prompt_left.min(scheduled.new_tokens);
             sequence.computed += scheduled.new_tokens;
             sequence.granted = 0;
-            sequence.table.register(&sequence.tokens, sequence.computed);
             for row in first_row..token_row {
                 let token = sequence.new.prompt[sequence.scored];
                 events.on_prompt_token(scheduled.id, row, token);
@@ -420,14 +441,26 @@ impl Scheduler {
             let (tenant, mut output) = (sequence.new.tenant, 0);
             let mut reason = None;
             if scheduled.samples {
-                let token = sampled[token_row];
-                let own = sequence.push(token);
-                reason = events.on_token(scheduled.id, token_row, token, own).or(own);
-                output = 1;
-                self.stats.sampled_tokens += 1;
+                for row in token_row..row {
+                    let token = sampled[row];
+                    let own = sequence.push(token);
+                    reason = events.on_token(scheduled.id, row, token, own).or(own);
+                    output += 1;
+                    if reason.is_some() || sequence.drafts.get(row - token_row) != Some(&token) {
+                        break;
+                    }
+                    sequence.computed += 1;
+                }
+                self.stats.sampled_tokens += output as u64;
+                self.stats.drafted_tokens += scheduled.drafts as u64;
+                self.stats.accepted_tokens += output as u64 - 1;
+                if scheduled.drafts > 0 {
+                    sequence.table.truncate(sequence.computed);
+                }
             } else if !sequence.wants_sample() && sequence.remaining() == 0 {
                 reason = Some(FinishReason::Length);
             }
+            sequence.table.register(&sequence.tokens, sequence.computed);
             self.queue.charge(tenant, prompt_tokens, output);
             sequence.finish = reason;
             ended |= reason.is_some();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::draft::Drafter;
 use super::sampling::SeenTokens;
 use crate::kv::{BlockPool, BlockTable};
 use crate::request::SamplingParams;
@@ -72,6 +73,10 @@ pub struct Sequence {
     pub(super) preemptions: u32,
     /// Tokens that the step being planned computes.
     pub(super) granted: usize,
+    /// Tokens after the known ones that it computes too, because they may come.
+    pub(super) drafts: Vec<u32>,
+    /// Made when there is first something to draft.
+    drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
     pub(super) finish: Option<FinishReason>,
     ended_by_token: bool,
@@ -100,6 +105,8 @@ impl Sequence {
             order,
             preemptions: 0,
             granted: 0,
+            drafts: Vec::new(),
+            drafter: None,
             finish: None,
             ended_by_token: false,
         }
@@ -211,10 +218,38 @@ impl Sequence {
         self.computed = 0;
     }
 
+    /// Whether it decodes in the step being planned, and in such a way that what comes after a draft can be sampled as it would be
+    /// without: a grammar's masks follow from the tokens before.
+    pub(super) const fn may_draft(&self) -> bool {
+        self.granted == 1
+            && self.tokens.len() == self.computed + 1
+            && self.wants_sample()
+            && !self.new.guided
+    }
+
+    /// Drafts up to `most` tokens, as long as they pay, for which there are blocks that nobody holds. Returns how many.
+    pub(super) fn draft(&mut self, most: usize, pays: impl FnMut(f32) -> bool) -> usize {
+        let generated = self.tokens.len() - self.new.prompt.len();
+        // One more token is sampled than drafts are right.
+        let most = most.min(self.new.max_tokens - generated - 1);
+        let drafter = self
+            .drafter
+            .get_or_insert_with(|| Box::new(Drafter::new(&self.tokens)));
+        drafter.draft(&self.tokens, most, pays, &mut self.drafts);
+        if !self.table.grow(self.tokens.len() + self.drafts.len()) {
+            let room = self.table.capacity() - self.tokens.len();
+            self.drafts.truncate(room);
+        }
+        self.drafts.len()
+    }
+
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
         self.tokens.push(token);
         if let Some(seen) = &mut self.seen {
             seen.push(token);
+        }
+        if let Some(drafter) = &mut self.drafter {
+            drafter.push(&self.tokens);
         }
         let generated = self.tokens.len() - self.new.prompt.len();
         if generated > self.new.min_tokens && self.new.stop_tokens.contains(&token) {

@@ -21,6 +21,8 @@ pub struct Scheduled {
     pub prompt_rows: usize,
     /// Whether its next token is sampled.
     pub samples: bool,
+    /// Tokens beyond the known ones that are computed too, each with a row that says what follows it.
+    pub drafts: usize,
 }
 
 /// The arrays of one step; sequences lie one after another in the token arrays. Reused from step to step. The names and
@@ -123,7 +125,7 @@ impl Step {
         self.seen_start.push(0);
     }
 
-    /// Adds the next `new_tokens` tokens of `sequence`, whose table has room for them.
+    /// Adds the next `new_tokens` tokens of `sequence` and its drafts, for which its table has room.
     pub(super) fn add(&mut self, sequence: &Sequence, new_tokens: usize) {
         let end = sequence.computed + new_tokens;
         for position in sequence.computed..end {
@@ -131,19 +133,28 @@ impl Step {
             self.positions.push(position as i32);
             self.slots.push(sequence.table.slot(position) as i32);
         }
-        self.query_start.push(self.token_ids.len() as i32);
-        self.context_lens.push(end as i32);
-        self.block_tables.push(sequence.table.snapshot());
         let prompt_rows = self.add_prompt_rows(sequence, end);
+        let drafts = &sequence.drafts;
+        for (position, &token) in (end..).zip(drafts) {
+            self.token_ids.push(token as i32);
+            self.positions.push(position as i32);
+            self.slots.push(sequence.table.slot(position) as i32);
+        }
+        self.query_start.push(self.token_ids.len() as i32);
+        self.context_lens.push((end + drafts.len()) as i32);
+        self.block_tables.push(sequence.table.snapshot());
         let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
-            self.add_row(sequence);
+            for known in 0..=drafts.len() {
+                self.add_row(sequence, known);
+            }
         }
         self.scheduled.push(Scheduled {
             id: sequence.id(),
             new_tokens,
             prompt_rows,
             samples,
+            drafts: drafts.len(),
         });
     }
 
@@ -167,28 +178,30 @@ impl Step {
             self.bias_token
                 .push(sequence.new.prompt[position + 1] as i32);
             self.bias_value.push(FORCED);
-            self.close_row(None);
+            self.close_row(None, &[]);
         }
         count
     }
 
-    fn add_row(&mut self, sequence: &Sequence) {
+    /// A row that is sampled as if the first `known` drafts were tokens of the sequence.
+    fn add_row(&mut self, sequence: &Sequence, known: usize) {
         let s = &sequence.new.sampling;
-        let uniform = uniform(sequence.new.seed, sequence.tokens.len() as u64);
-        self.push_row(self.token_ids.len() - 1, s, uniform);
+        let uniform = uniform(sequence.new.seed, (sequence.tokens.len() + known) as u64);
+        let token_row = self.token_ids.len() - 1 - (sequence.drafts.len() - known);
+        self.push_row(token_row, s, uniform);
         for &(token, bias) in &s.logit_bias {
             self.bias_token.push(token as i32);
             self.bias_value.push(bias);
         }
         if sequence.new.guided {
             self.guided.push((self.num_rows() - 1, sequence.id()));
-        } else if sequence.output().len() < sequence.new.min_tokens {
+        } else if sequence.output().len() + known < sequence.new.min_tokens {
             for &token in sequence.new.stop_tokens.iter() {
                 self.bias_token.push(token as i32);
                 self.bias_value.push(f32::NEG_INFINITY);
             }
         }
-        self.close_row(sequence.seen.as_ref());
+        self.close_row(sequence.seen.as_ref(), &sequence.drafts[..known]);
     }
 
     fn push_row(&mut self, token_row: usize, s: &SamplingParams, uniform: f32) {
@@ -204,12 +217,11 @@ impl Step {
         self.logprobs.push(s.logprobs.map_or(-1, |k| k as i32));
     }
 
-    /// Ends the row pushed last, once its biases are there.
-    fn close_row(&mut self, seen: Option<&SeenTokens>) {
+    /// Ends the row pushed last, once its biases are there; `drafts` count as seen in the output.
+    fn close_row(&mut self, seen: Option<&SeenTokens>, drafts: &[u32]) {
         self.bias_start.push(self.bias_token.len() as i32);
         if let Some(seen) = seen {
-            self.seen_token.extend_from_slice(seen.tokens());
-            self.seen_count.extend_from_slice(seen.counts());
+            seen.append_with(drafts, &mut self.seen_token, &mut self.seen_count);
         }
         self.seen_start.push(self.seen_token.len() as i32);
     }

@@ -24,6 +24,8 @@ pub(super) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Check {
 pub(super) struct Answer {
     pub(super) tokens: Vec<u32>,
     pub(super) text: String,
+    /// Of the tokens, those that the client was told of.
+    pub(super) told: usize,
     ended: bool,
 }
 
@@ -58,6 +60,22 @@ impl Open {
         found
             .filter_map(|stop| text.find(stop).map(|at| (at, stop.len())))
             .min()
+    }
+
+    /// Whether an answer has had its last token.
+    pub(super) fn has_ended(&self, choice: usize, tokenizer: &Tokenizer) -> bool {
+        let tokens = &self.answers[choice].tokens;
+        let Some((&last, before)) = tokens.split_last() else {
+            return false;
+        };
+        if tokens.len() == self.max_tokens {
+            return true;
+        }
+        if before.len() >= self.stopping.min_tokens as usize && self.is_stop_token(last) {
+            return true;
+        }
+        let text = tokenizer.decode(tokens, self.stopping.skip_special_tokens);
+        self.first_stop(&text).is_some()
     }
 
     /// Holds an answer that just ended to what its tokens alone say.

@@ -17,6 +17,8 @@ pub struct Counters {
     pub tokens: u64,
     pub cached_tokens: u64,
     pub preemptions: u64,
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
     pub evictions: u64,
     pub disconnects: u64,
     /// Steps that failed.
@@ -32,7 +34,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names and values, in the order in which they are printed.
-    pub fn entries(&self) -> [(&'static str, u64); 15] {
+    pub fn entries(&self) -> [(&'static str, u64); 17] {
         [
             ("steps", self.steps),
             ("submitted", self.submitted),
@@ -42,6 +44,8 @@ impl Counters {
             ("tokens", self.tokens),
             ("cached_tokens", self.cached_tokens),
             ("preemptions", self.preemptions),
+            ("drafted_tokens", self.drafted_tokens),
+            ("accepted_tokens", self.accepted_tokens),
             ("evictions", self.evictions),
             ("disconnects", self.disconnects),
             ("faults", self.faults),
@@ -63,6 +67,8 @@ impl AddAssign for Counters {
         self.tokens += other.tokens;
         self.cached_tokens += other.cached_tokens;
         self.preemptions += other.preemptions;
+        self.drafted_tokens += other.drafted_tokens;
+        self.accepted_tokens += other.accepted_tokens;
         self.evictions += other.evictions;
         self.disconnects += other.disconnects;
         self.faults += other.faults;

@@ -5,7 +5,8 @@ use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
 use crate::sched::Step;
 
-/// The token that follows `context`, in [0, `vocab_size`).
+/// The token that follows `context`, in [0, `vocab_size`): by turns a new one, and the one that followed the last token where it
+/// last stood, so that drafts are sometimes right.
 pub fn next_token(context: &[u32], vocab_size: usize) -> u32 {
     // FNV-1a over the ids.
     let hash = context
@@ -13,7 +14,11 @@ pub fn next_token(context: &[u32], vocab_size: usize) -> u32 {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
             (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
         });
-    ((hash >> 17) % vocab_size as u64) as u32
+    let repeated = context.split_last().and_then(|(last, before)| {
+        let at = before.iter().rposition(|token| token == last)?;
+        Some(context[at + 1]).filter(|_| hash >> 63 == 0)
+    });
+    repeated.unwrap_or(((hash >> 17) % vocab_size as u64) as u32)
 }
 
 /// The toy model with its paged memory: one token id per slot.
@@ -82,7 +87,11 @@ impl Executor for ToyModel {
                 continue;
             }
             let context = self.context(&step.block_tables[at], step.context_lens[at] as usize)?;
-            output.tokens.push(next_token(&context, self.vocab_size));
+            for end in context.len() - scheduled.drafts..=context.len() {
+                output
+                    .tokens
+                    .push(next_token(&context[..end], self.vocab_size));
+            }
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::engine::{Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLea
 use crate::error::Error;
 use crate::kv::BlockPool;
 use crate::request::Submission;
-use crate::sched::{Scheduler, SchedulerConfig};
+use crate::sched::{Scheduler, SchedulerConfig, Speculation};
 use crate::session::{SessionStore, StoreLimits};
 use crate::text::Tokenizer;
 
@@ -22,6 +22,7 @@ use crate::text::Tokenizer;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Config {
     pub(super) scheduler: SchedulerConfig,
+    pub(super) speculation: Option<Speculation>,
     pub(super) num_blocks: usize,
     pub(super) block_size: usize,
     pub(super) prefix_cache: bool,
@@ -48,6 +49,11 @@ impl Config {
                 max_model_len: random.range(24, 120),
                 max_queue: random.range(1, 12),
             },
+            speculation: (!random.once_in(3)).then(|| Speculation {
+                max_draft: random.range(1, 9),
+                max_rows: random.range(1, 24),
+                row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],
+            }),
             num_blocks: random.range(8, 64),
             block_size: random.range(1, 6),
             prefix_cache: !random.once_in(8),
@@ -131,6 +137,7 @@ impl World {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let pool = Arc::new(BlockPool::new(blocks, size, config.prefix_cache));
         let scheduler = text(Scheduler::new(config.scheduler, pool))?;
+        let scheduler = scheduler.with_speculation(config.speculation);
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
         Ok((core, ToyModel::new(blocks, size, VOCAB_SIZE as usize)))
     }
@@ -278,21 +285,33 @@ impl World {
         text(self.observe(|core, output, events| core.commit(output, events))?)
     }
 
-    /// Holds each sampled token to the one that its context alone gives.
+    /// Holds each sampled token to the one that its context alone gives. Those after a draft that was wrong, and those after an
+    /// answer's end, are nobody's.
     fn take_tokens(&mut self) -> Check {
-        let scheduled = &self.core.scheduler().step().scheduled;
-        let sampled = scheduled.iter().filter(|scheduled| scheduled.samples);
-        for (scheduled, &token) in sampled.zip(&self.output.tokens) {
+        let step = self.core.scheduler().step();
+        let mut rows = self.output.tokens.iter().copied();
+        for (scheduled, &end) in step.scheduled.iter().zip(&step.query_start[1..]) {
+            if !scheduled.samples {
+                continue;
+            }
+            let sampled: Vec<u32> = rows.by_ref().take(1 + scheduled.drafts).collect();
             let (request, choice) = request_of(scheduled.id);
             let Some(open) = self.ledger.open.get_mut(&request) else {
                 continue;
             };
-            let expected = open.expected(choice);
-            ensure(token == expected, || {
-                format!("request {request}: token {token} came, {expected} is right")
-            })?;
-            open.answers[choice].tokens.push(token);
-            self.counters.tokens += 1;
+            let drafts = &step.token_ids[end as usize - scheduled.drafts..end as usize];
+            let drafts = drafts.iter().map(|&draft| Some(draft as u32));
+            for (token, draft) in sampled.into_iter().zip(drafts.chain([None])) {
+                let expected = open.expected(choice);
+                ensure(token == expected, || {
+                    format!("request {request}: token {token} came, {expected} is right")
+                })?;
+                open.answers[choice].tokens.push(token);
+                self.counters.tokens += 1;
+                if draft != Some(token) || open.has_ended(choice, &self.tokenizer) {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -343,6 +362,8 @@ impl World {
     pub(super) fn note_life(&mut self) {
         let stats = self.core.scheduler().stats();
         self.counters.preemptions += stats.preemptions;
+        self.counters.drafted_tokens += stats.drafted_tokens;
+        self.counters.accepted_tokens += stats.accepted_tokens;
         self.counters.cached_tokens += stats.cached_tokens;
         self.counters.evictions += self.core.scheduler().pool().evictions();
     }
@@ -362,6 +383,13 @@ impl World {
                 held[block as usize] += 1;
             }
         }
+        let surplus = scheduler.running().find(|sequence| {
+            let needed = sequence.tokens().len().div_ceil(pool.block_size());
+            sequence.table().blocks().len() > needed
+        });
+        ensure(surplus.is_none(), || {
+            format!("holds blocks for more than its tokens: {surplus:?}")
+        })?;
         ensure(held == references, || {
             format!("held {held:?}, counted {references:?}")
         })?;

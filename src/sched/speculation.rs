@@ -1,0 +1,104 @@
+//! Speculative decoding: a step also computes tokens that a sequence may get next, and the sampled ones say which of them are right.
+//! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
+
+use super::scheduler::Scheduler;
+use super::sequence::Sequence;
+
+/// How much is speculated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speculation {
+    /// Most tokens drafted for a sequence in a step.
+    pub max_draft: usize,
+    /// Most rows that a step may sample.
+    pub max_rows: usize,
+    /// What a further row adds to the time of a step, as a share of what a step takes with no row at all.
+    pub row_cost: f32,
+}
+
+/// Weighs tokens against time: a draft pays where it makes the step's tokens cheaper.
+#[derive(Debug)]
+struct Worth {
+    /// Tokens that the step should give.
+    tokens: f32,
+    /// Its time, in steps without rows.
+    time: f32,
+    row_cost: f32,
+}
+
+impl Worth {
+    fn new(sampled: usize, row_cost: f32) -> Self {
+        Self {
+            tokens: sampled as f32,
+            time: row_cost.mul_add(sampled as f32, 1.0),
+            row_cost,
+        }
+    }
+
+    /// Adds a token that comes with that probability, if it pays.
+    fn add(&mut self, probability: f32) -> bool {
+        let pays = probability * self.time > self.row_cost * self.tokens;
+        if pays {
+            self.tokens += probability;
+            self.time += self.row_cost;
+        }
+        pays
+    }
+}
+
+impl Scheduler {
+    /// Lets decoding sequences use what everyone else has left of the budget and of the `rows`. No block is taken from anybody.
+    pub(super) fn grant_drafts(&mut self, mut rows: usize, mut budget: usize) {
+        let Some(speculation) = self.speculation else {
+            return;
+        };
+        let samples = |sequence: &&Box<Sequence>| {
+            sequence.wants_sample()
+                && sequence.granted > 0
+                && sequence.remaining() == sequence.granted
+        };
+        let sampled = self.running.iter().filter(samples).count();
+        let mut worth = Worth::new(sampled, speculation.row_cost);
+        for sequence in &mut self.running {
+            let most = speculation.max_draft.min(rows).min(budget);
+            if most > 0 && sequence.may_draft() {
+                let drafted = sequence.draft(most, |probability| worth.add(probability));
+                rows -= drafted;
+                budget -= drafted;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn least(sampled: usize, row_cost: f32) -> f32 {
+        let pays = |percent: &i32| Worth::new(sampled, row_cost).add(*percent as f32 / 100.0);
+        (0..=100)
+            .find(pays)
+            .map_or(f32::INFINITY, |p| p as f32 / 100.0)
+    }
+
+    #[test]
+    fn a_fuller_batch_asks_for_more() {
+        assert!(least(1, 0.2) < 0.2);
+        assert!((0.5..0.7).contains(&least(8, 0.2)));
+        assert!((0.8..1.0).contains(&least(32, 0.2)));
+    }
+
+    #[test]
+    fn rows_that_cost_nothing_always_pay() {
+        assert!(least(256, 1e-6) <= 0.01);
+    }
+
+    #[test]
+    fn each_further_token_must_pay_by_itself() {
+        // The best of (1 + 0.8 + 0.8^2 + ...) / (1 + 0.2 n).
+        let ratio = |n: i32| (0..n).map(|i| 0.8_f32.powi(i)).sum::<f32>() / (1.0 + 0.2 * n as f32);
+        let best = (1..100).max_by(|&a, &b| ratio(a).total_cmp(&ratio(b)));
+        let mut worth = Worth::new(1, 0.2);
+        let added = (1..100).take_while(|&i| worth.add(0.8_f32.powi(i))).count();
+        assert_eq!(Some(1 + added as i32), best);
+    }
+}

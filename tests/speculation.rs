@@ -1,0 +1,228 @@
+//! Speculative decoding gives what decoding gives, row by row, and takes nothing from anybody.
+
+use std::sync::Arc;
+
+use lmserve::engine::{Executor, StepOutput};
+use lmserve::kv::BlockPool;
+use lmserve::request::SamplingParams;
+use lmserve::sched::{
+    FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation, Stats, Step, StepTokens,
+};
+use lmserve::sim::ToyModel;
+
+const VOCAB: usize = 50;
+
+/// How a token was sampled: everything that a sampler is told of its row.
+#[derive(Debug, PartialEq)]
+struct Row {
+    position: i32,
+    token: u32,
+    parameters: [f32; 7],
+    top_k: i32,
+    biases: Vec<(i32, f32)>,
+    seen: Vec<(i32, i32)>,
+}
+
+fn row(step: &Step, row: usize, token: u32) -> Row {
+    let range = |start: &[i32]| start[row] as usize..start[row + 1] as usize;
+    let biases = range(&step.bias_start).map(|at| (step.bias_token[at], step.bias_value[at]));
+    let seen = range(&step.seen_start).map(|at| (step.seen_token[at], step.seen_count[at]));
+    Row {
+        position: step.positions[step.sample_rows[row] as usize],
+        token,
+        parameters: [
+            step.temperature[row],
+            step.top_p[row],
+            step.min_p[row],
+            step.repetition_penalty[row],
+            step.presence_penalty[row],
+            step.frequency_penalty[row],
+            step.uniform[row],
+        ],
+        top_k: step.top_k[row],
+        biases: biases.collect(),
+        seen: seen.collect(),
+    }
+}
+
+#[derive(Default)]
+struct Rows(Vec<(u64, usize, u32)>);
+
+impl StepTokens for Rows {
+    fn on_token(
+        &mut self,
+        id: u64,
+        row: usize,
+        token: u32,
+        _: Option<FinishReason>,
+    ) -> Option<FinishReason> {
+        self.0.push((id, row, token));
+        None
+    }
+
+    fn on_prompt_token(&mut self, _: u64, _: usize, _: u32) {}
+}
+
+struct Outcome {
+    /// By sequence.
+    rows: Vec<Vec<Row>>,
+    reasons: Vec<Option<FinishReason>>,
+    stats: Stats,
+    largest_rows: usize,
+}
+
+const FREE: Speculation = Speculation {
+    max_draft: 6,
+    max_rows: 32,
+    row_cost: 0.0,
+};
+
+fn run(sequences: &[NewSequence], num_blocks: usize, speculation: Option<Speculation>) -> Outcome {
+    let config = SchedulerConfig {
+        max_batch: 4,
+        max_batch_tokens: 64,
+        max_model_len: 512,
+        max_queue: 100,
+    };
+    let pool = Arc::new(BlockPool::new(num_blocks, 4, true));
+    let scheduler = Scheduler::new(config, pool).unwrap();
+    let mut scheduler = scheduler.with_speculation(speculation);
+    let mut model = ToyModel::new(num_blocks, 4, VOCAB);
+    let mut outcome = Outcome {
+        rows: sequences.iter().map(|_| Vec::new()).collect(),
+        reasons: vec![None; sequences.len()],
+        stats: Stats::default(),
+        largest_rows: 0,
+    };
+    for sequence in sequences {
+        scheduler.add(sequence.clone()).unwrap();
+    }
+    let (mut output, mut finished) = (StepOutput::default(), Vec::new());
+    while !scheduler.is_idle() {
+        let step = scheduler.plan();
+        model.launch(step).unwrap();
+        model.collect(step, &mut output).unwrap();
+        outcome.largest_rows = outcome.largest_rows.max(step.num_rows());
+        let all = output.tokens.iter().enumerate();
+        let mut told: Vec<Option<Row>> = all.map(|(at, &t)| Some(row(step, at, t))).collect();
+        let mut rows = Rows::default();
+        scheduler
+            .commit(&output.tokens, &mut rows, &mut finished)
+            .unwrap();
+        for (id, at, token) in rows.0 {
+            let row = told[at].take().unwrap();
+            assert_eq!(row.token, token);
+            outcome.rows[id as usize].push(row);
+        }
+        for end in finished.drain(..) {
+            outcome.reasons[end.sequence.id() as usize] = Some(end.reason);
+        }
+    }
+    assert_eq!(scheduler.pool().counts().owned, 0);
+    outcome.stats = scheduler.stats();
+    outcome
+}
+
+fn sequence(id: u64, max_tokens: usize) -> NewSequence {
+    NewSequence {
+        id,
+        tenant: 0,
+        priority: 0,
+        prompt: (0..20).map(|i| (i + id as u32) % 7).collect(),
+        max_tokens,
+        min_tokens: 0,
+        stop_tokens: Arc::new([]),
+        sampling: SamplingParams::default(),
+        seed: 11 * id,
+        prompt_logprobs: None,
+        guided: false,
+    }
+}
+
+/// One of each kind, so that each row's biases, penalties and randomness are looked at.
+fn kinds() -> Vec<NewSequence> {
+    let penalized = SamplingParams {
+        repetition_penalty: 1.3,
+        presence_penalty: 0.2,
+        frequency_penalty: 0.1,
+        ..SamplingParams::default()
+    };
+    let biased = SamplingParams {
+        temperature: 0.5,
+        logit_bias: vec![(3, 1.5), (4, -2.0)],
+        ..SamplingParams::default()
+    };
+    vec![
+        sequence(0, 120),
+        NewSequence {
+            sampling: penalized,
+            ..sequence(1, 100)
+        },
+        NewSequence {
+            sampling: biased,
+            min_tokens: 60,
+            stop_tokens: Arc::new([5, 6, 7]),
+            ..sequence(2, 90)
+        },
+        NewSequence {
+            stop_tokens: Arc::new([41]),
+            ..sequence(3, 200)
+        },
+    ]
+}
+
+#[test]
+fn every_row_is_sampled_as_it_would_be_alone() {
+    let (plain, drafted) = (run(&kinds(), 128, None), run(&kinds(), 128, Some(FREE)));
+    assert_eq!(plain.rows, drafted.rows);
+    assert_eq!(plain.reasons, drafted.reasons);
+    assert_eq!(plain.stats.sampled_tokens, drafted.stats.sampled_tokens);
+    assert_eq!(plain.stats.drafted_tokens, 0);
+    let stats = drafted.stats;
+    assert!(stats.accepted_tokens > 20 && stats.accepted_tokens < stats.drafted_tokens);
+    assert!(stats.steps < plain.stats.steps);
+}
+
+#[test]
+fn drafts_are_bounded_and_end_with_the_answer() {
+    let speculation = Speculation {
+        max_draft: 3,
+        ..FREE
+    };
+    let outcome = run(&kinds(), 128, Some(speculation));
+    assert!(outcome.largest_rows > 4 && outcome.largest_rows <= 16);
+    let few = Speculation {
+        max_rows: 5,
+        ..FREE
+    };
+    assert_eq!(run(&kinds(), 128, Some(few)).largest_rows, 5);
+    // The token sampled after the last draft that could be right is the last.
+    for max_tokens in 1..6 {
+        let outcome = run(&[sequence(0, max_tokens)], 128, Some(FREE));
+        assert_eq!(outcome.rows[0].len(), max_tokens);
+        assert!(outcome.largest_rows <= max_tokens);
+    }
+}
+
+#[test]
+fn guided_sequences_are_not_drafted() {
+    let guided = NewSequence {
+        guided: true,
+        ..sequence(0, 100)
+    };
+    assert_eq!(run(&[guided], 128, Some(FREE)).stats.drafted_tokens, 0);
+}
+
+#[test]
+fn drafts_take_no_block_that_another_needs() {
+    // Each fits alone with two blocks to spare.
+    let sequences: Vec<NewSequence> = (0..4).map(|id| sequence(id, 100)).collect();
+    let (plain, drafted) = (run(&sequences, 32, None), run(&sequences, 32, Some(FREE)));
+    assert_eq!(plain.rows, drafted.rows);
+    assert!(plain.stats.preemptions > 0);
+    // A sequence that fills the pool to the last token.
+    let full = run(&[sequence(0, 108)], 32, Some(FREE));
+    assert_eq!(full.rows[0].len(), 108);
+    assert_eq!(full.stats.preemptions, 0);
+    assert!(full.stats.accepted_tokens > 0);
+}
