@@ -177,12 +177,14 @@ class Engine:
         max_queue: int = 1024,
         max_sessions: int = 100_000,
         session_ttl: float = 0.0,
+        speculate: int = 0,
         prefix_cache: bool = True,
         share_prefix_cache: bool = False,
         session_log: SessionLog | None = None,
         tenants: bytes | None = None,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. `session_log` None: they end with the engine.
+        `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 

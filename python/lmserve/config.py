@@ -90,6 +90,7 @@ class ServeConfig:
     max_model_len: int | None = None
     max_batch: int = 64
     max_batch_tokens: int | None = None
+    speculate: int = 0  # most tokens drafted for a sequence in one step; 0: none
     kv_memory: int | None = None
     gpu_memory_fraction: float = 0.9  # of the memory that is free on the GPU
     max_queue: int = 1024
@@ -111,6 +112,7 @@ class ServeConfig:
         self._check_range("max_model_len", 1, 16_777_216)
         self._check_range("max_batch", 1, 4096)
         self._check_range("max_batch_tokens", 1, 1_048_576)
+        self._check_range("speculate", 0, 32)
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
         self._check_range("gpu_memory_fraction", 0.01, 1)
         self._check_range("max_queue", 1, 1_000_000)

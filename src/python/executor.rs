@@ -147,6 +147,11 @@ impl PyExecutor {
         })
     }
 
+    /// Rows that the runner can sample in a step.
+    pub(super) fn max_rows(&self) -> usize {
+        self.buffers.sample_rows.item_count()
+    }
+
     fn write(&mut self, step: &Step) -> Result<()> {
         let b = &self.buffers;
         put(&b.token_ids, 0, &step.token_ids, "token_ids")?;

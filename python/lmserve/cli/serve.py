@@ -161,6 +161,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"most requests that wait; the next one is answered 429 (default: {default.max_queue})",
     )
     group.add_argument(
+        "--speculate",
+        metavar="TOKENS",
+        type=_integer,
+        help="guess up to that many tokens of an answer ahead from what its text repeats, and check them in one step; "
+        "answers stay the same (default: 0, which is off)",
+    )
+    group.add_argument(
         "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
     )
     group.add_argument(
@@ -220,7 +227,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         values[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
     for setting in ("device", "dtype", "max_model_len", "max_batch", "max_batch_tokens", "kv_memory", "max_queue"):
         values[setting] = given[setting]
-    for setting in ("ops", "quantize", "kv_dtype", "threads", "gpu_memory_fraction"):
+    for setting in ("ops", "quantize", "kv_dtype", "threads", "gpu_memory_fraction", "speculate"):
         values[setting] = given[setting]
     for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
         values[setting] = given[setting]

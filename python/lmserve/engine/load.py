@@ -38,6 +38,7 @@ class ModelPlan:
             max_batch=config.max_batch,
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,
+            speculate=config.speculate,
             kv_memory=config.kv_memory,
             gpu_memory_fraction=config.gpu_memory_fraction,
         )
@@ -74,6 +75,7 @@ class ModelPlan:
             max_queue=config.max_queue,
             max_sessions=config.max_sessions,
             session_ttl=config.session_ttl,
+            speculate=config.speculate,
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,
             session_log=self._session_log(),

@@ -19,6 +19,8 @@ CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
 # Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
 SPARE_FACTOR = 4
+# Sampled rows of a step, where max_batch is less: a full batch leaves none for drafts, and needs none.
+DRAFT_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class RunnerOptions:
     block_size: int | None = None  # None: 16 on the CPU, 256 on CUDA
     gpu_memory_fraction: float = 0.9  # of what is free on the GPU before the weights are loaded
     graphs: bool = True  # CUDA graphs for decode steps
+    speculate: int = 0  # most tokens drafted for a sequence in one step
     threads: int | None = None  # None: the cores that this process may use
 
 
@@ -54,6 +57,7 @@ class MemoryPlan:
     max_model_len: int
     max_batch: int
     max_batch_tokens: int
+    max_rows: int  # sampled in one step
     kv_dtype: str
     quantize: str | None  # of the "cpu" ops; None keeps weights as they are stored
 
@@ -90,6 +94,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         "max_batch_tokens",
         f"max_batch_tokens is {max_batch_tokens}; it must be at least max_batch, {options.max_batch}",
     )
+    max_rows = max(options.max_batch, min(options.max_batch * (1 + options.speculate), DRAFT_ROWS, max_batch_tokens))
     longest = checkpoint.max_model_len if options.max_model_len is None else options.max_model_len
     _check(
         1 <= longest <= checkpoint.max_model_len,
@@ -103,7 +108,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         per_token = _kv_bytes_per_token(config, ops, kv_dtype)
         memory = options.kv_memory
         if memory is None:
-            activations = _activation_bytes(config, options.max_batch, max_batch_tokens, ITEM_BYTES[dtype])
+            activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
             free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
             memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
             # A tiny model could fill all memory with blocks that nobody will ever need.
@@ -128,6 +133,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         max_model_len=longest,
         max_batch=options.max_batch,
         max_batch_tokens=max_batch_tokens,
+        max_rows=max_rows,
         kv_dtype=kv_dtype,
         quantize=quantize,
     )
@@ -228,7 +234,7 @@ def _gpu_memory(device: str) -> int:
     return total
 
 
-def _activation_bytes(config: ModelConfig, max_batch: int, max_batch_tokens: int, item_bytes: int) -> int:
+def _activation_bytes(config: ModelConfig, max_rows: int, max_batch_tokens: int, item_bytes: int) -> int:
     """An upper estimate of what a step allocates: one layer's activations, and the sampler's copies of the logits."""
     widest = 4 * config.hidden_size + 2 * (config.q_size + 2 * config.kv_size) + 3 * config.intermediate_size
-    return max_batch_tokens * widest * item_bytes + 8 * max_batch * config.vocab_size * 4
+    return max_batch_tokens * widest * item_bytes + 8 * max_rows * config.vocab_size * 4

@@ -23,7 +23,7 @@ Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuffers:
     """The arrays of a step for this plan; `allocate(shape, dtype)` gives zeroed memory, pinned where that pays."""
-    tokens, sequences = plan.max_batch_tokens, plan.max_batch
+    tokens, sequences, rows = plan.max_batch_tokens, plan.max_batch, plan.max_rows
     blocks = -(-plan.max_model_len // plan.block_size)
 
     def i32(*shape: int) -> I32:
@@ -39,20 +39,20 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         query_start=i32(sequences + 1),
         context_lens=i32(sequences),
         block_tables=i32(sequences, blocks),
-        sample_rows=i32(sequences),
-        temperature=f32(sequences),
-        top_k=i32(sequences),
-        top_p=f32(sequences),
-        min_p=f32(sequences),
-        repetition_penalty=f32(sequences),
-        presence_penalty=f32(sequences),
-        frequency_penalty=f32(sequences),
-        uniform=f32(sequences),
-        logprobs=i32(sequences),
-        sampled=i32(sequences),
-        sampled_logprob=f32(sequences),
-        top_ids=i32(sequences, MAX_LOGPROBS),
-        top_logprobs=f32(sequences, MAX_LOGPROBS),
+        sample_rows=i32(rows),
+        temperature=f32(rows),
+        top_k=i32(rows),
+        top_p=f32(rows),
+        min_p=f32(rows),
+        repetition_penalty=f32(rows),
+        presence_penalty=f32(rows),
+        frequency_penalty=f32(rows),
+        uniform=f32(rows),
+        logprobs=i32(rows),
+        sampled=i32(rows),
+        sampled_logprob=f32(rows),
+        top_ids=i32(rows, MAX_LOGPROBS),
+        top_logprobs=f32(rows, MAX_LOGPROBS),
     )
 
 
