@@ -189,6 +189,8 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
     let scheduler = &stats.scheduler;
     let computed = "Tokens that went through the model.";
     let cached = "Tokens of prompts that the prefix cache had.";
+    let drafted = "Tokens that were computed because they might come (--speculate).";
+    let accepted = "Of the drafted tokens, those that came.";
     let preempted = "Sequences that lost their KV blocks to others.";
     let log_failures = "Writes, fsyncs and rewrites of the session log that failed.";
     let log_rewrites = "Times the session log was rewritten without what is gone.";
@@ -201,6 +203,8 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
             "Tokens that were sampled.",
             scheduler.sampled_tokens,
         ),
+        ("drafted_tokens", drafted, scheduler.drafted_tokens),
+        ("accepted_tokens", accepted, scheduler.accepted_tokens),
         ("prefix_cache_hit_tokens", cached, scheduler.cached_tokens),
         ("preemptions", preempted, scheduler.preemptions),
         (

@@ -3,6 +3,7 @@
 //! There is no prefill phase and no decode phase: every sequence has `tokens - computed` tokens still to compute, and a step
 //! hands out one token budget among them (after vLLM V1's unified scheduler).
 
+mod commit;
 mod draft;
 mod queue;
 mod sampling;
@@ -11,8 +12,9 @@ mod sequence;
 mod speculation;
 mod step;
 
+pub use commit::{Finished, StepTokens};
 pub use sampling::{SeenTokens, mix_seed, uniform};
-pub use scheduler::{Finished, Scheduler, SchedulerConfig, Stats, StepTokens};
+pub use scheduler::{Scheduler, SchedulerConfig, Stats};
 pub use sequence::{FinishReason, NewSequence, Sequence};
 pub use speculation::Speculation;
 pub use step::{Scheduled, Step};

@@ -160,6 +160,11 @@ impl Sequence {
         self.new.max_tokens > 0
     }
 
+    /// Whether the step being planned samples its next token.
+    pub(super) fn is_sampled(&self) -> bool {
+        self.wants_sample() && self.granted > 0 && self.granted == self.remaining()
+    }
+
     pub(super) const fn is_scoring(&self) -> bool {
         self.scored < self.new.prompt.len()
     }
@@ -220,11 +225,8 @@ impl Sequence {
 
     /// Whether it decodes in the step being planned, and in such a way that what comes after a draft can be sampled as it would be
     /// without: a grammar's masks follow from the tokens before.
-    pub(super) const fn may_draft(&self) -> bool {
-        self.granted == 1
-            && self.tokens.len() == self.computed + 1
-            && self.wants_sample()
-            && !self.new.guided
+    pub(super) fn may_draft(&self) -> bool {
+        self.is_sampled() && self.granted == 1 && !self.new.guided
     }
 
     /// Drafts up to `most` tokens, as long as they pay, for which there are blocks that nobody holds. Returns how many.

@@ -2,7 +2,6 @@
 //! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
 
 use super::scheduler::Scheduler;
-use super::sequence::Sequence;
 
 /// How much is speculated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,12 +50,7 @@ impl Scheduler {
         let Some(speculation) = self.speculation else {
             return;
         };
-        let samples = |sequence: &&Box<Sequence>| {
-            sequence.wants_sample()
-                && sequence.granted > 0
-                && sequence.remaining() == sequence.granted
-        };
-        let sampled = self.running.iter().filter(samples).count();
+        let sampled = self.running.iter().filter(|s| s.is_sampled()).count();
         let mut worth = Worth::new(sampled, speculation.row_cost);
         for sequence in &mut self.running {
             let most = speculation.max_draft.min(rows).min(budget);

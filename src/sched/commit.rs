@@ -1,0 +1,123 @@
+//! Books the outcome of a step.
+
+use super::scheduler::Scheduler;
+use super::sequence::{FinishReason, Sequence};
+use crate::error::{Error, Result};
+
+/// A sequence that ended; dropping it frees its blocks.
+#[derive(Debug)]
+pub struct Finished {
+    /// The sequence with all its tokens.
+    pub sequence: Box<Sequence>,
+    /// Why it ended.
+    pub reason: FinishReason,
+}
+
+/// Told of each sampled token; its answer, if any, ends the sequence.
+pub trait StepTokens {
+    /// `row` is the token's place among the step's sampled rows; `reason` says that the scheduler ends the sequence by itself.
+    fn on_token(
+        &mut self,
+        id: u64,
+        row: usize,
+        token: u32,
+        reason: Option<FinishReason>,
+    ) -> Option<FinishReason>;
+
+    /// Told of each token of a prompt that is scored, in order, the first one left out: `row` has its log-probability.
+    fn on_prompt_token(&mut self, id: u64, row: usize, token: u32);
+}
+
+impl Scheduler {
+    /// Books the outcome of the step planned last. `sampled` holds one token per sampled row. Sequences that ended are
+    /// appended to `finished`; those aborted since the plan are passed over.
+    ///
+    /// # Errors
+    /// `internal_error` if the number of tokens is not the number of rows; nothing is booked then.
+    pub fn commit(
+        &mut self,
+        sampled: &[u32],
+        events: &mut impl StepTokens,
+        finished: &mut Vec<Finished>,
+    ) -> Result<()> {
+        if sampled.len() != self.step.num_rows() {
+            let (rows, given) = (self.step.num_rows(), sampled.len());
+            return Err(Error::internal(format!(
+                "the step has {rows} sampled rows, but {given} tokens were given"
+            )));
+        }
+        let (mut row, mut at) = (0, 0);
+        let mut ended = false;
+        for scheduled in &self.step.scheduled {
+            let first_row = row;
+            let token_row = row + scheduled.prompt_rows;
+            row = token_row + usize::from(scheduled.samples) + scheduled.drafts;
+            while at < self.running.len() && self.running[at].granted == 0 {
+                at += 1;
+            }
+            let Some(sequence) = self
+                .running
+                .get_mut(at)
+                .filter(|sequence| sequence.id() == scheduled.id)
+            else {
+                continue;
+            };
+            at += 1;
+            // A generated token is charged once, when it is sampled.
+            let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
+            let prompt_tokens = prompt_left.min(scheduled.new_tokens);
+            sequence.computed += scheduled.new_tokens;
+            sequence.granted = 0;
+            for row in first_row..token_row {
+                let token = sequence.new.prompt[sequence.scored];
+                events.on_prompt_token(scheduled.id, row, token);
+                sequence.scored += 1;
+            }
+            let (tenant, mut output) = (sequence.new.tenant, 0);
+            let mut reason = None;
+            if scheduled.samples {
+                for (at, &token) in sampled[token_row..row].iter().enumerate() {
+                    let own = sequence.push(token);
+                    let told = events.on_token(scheduled.id, token_row + at, token, own);
+                    reason = told.or(own);
+                    output += 1;
+                    if reason.is_some() || sequence.drafts.get(at) != Some(&token) {
+                        break;
+                    }
+                    sequence.computed += 1;
+                }
+                self.stats.sampled_tokens += output as u64;
+                self.stats.drafted_tokens += scheduled.drafts as u64;
+                self.stats.accepted_tokens += output as u64 - 1;
+                if scheduled.drafts > 0 {
+                    sequence.table.truncate(sequence.computed);
+                }
+            } else if !sequence.wants_sample() && sequence.remaining() == 0 {
+                reason = Some(FinishReason::Length);
+            }
+            sequence.table.register(&sequence.tokens, sequence.computed);
+            self.queue.charge(tenant, prompt_tokens, output);
+            sequence.finish = reason;
+            ended |= reason.is_some();
+        }
+        if ended {
+            self.collect_finished(finished);
+        }
+        self.step.clear();
+        Ok(())
+    }
+
+    fn collect_finished(&mut self, finished: &mut Vec<Finished>) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if let Some(reason) = self.running[at].finish {
+                let sequence = self.running.remove(at);
+                sequence.leave_tail();
+                self.queue.tenant_stopped(sequence.new.tenant);
+                finished.push(Finished { sequence, reason });
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
