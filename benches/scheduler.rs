@@ -10,7 +10,7 @@ use lmserve::error::Error;
 use lmserve::kv::BlockPool;
 use lmserve::output::{Delta, Usage};
 use lmserve::request::Submission;
-use lmserve::sched::{FinishReason, Scheduler, SchedulerConfig};
+use lmserve::sched::{FinishReason, Scheduler, SchedulerConfig, Speculation};
 use lmserve::session::{SessionKey, SessionStore, Start, StoreLimits};
 use serde_json::json;
 
@@ -51,7 +51,7 @@ struct Load {
 }
 
 impl Load {
-    fn new(running: usize, context: usize, idle: usize) -> Self {
+    fn new(running: usize, context: usize, idle: usize, speculation: Option<Speculation>) -> Self {
         let idle_blocks = idle * (IDLE_TOKENS as usize / BLOCK_SIZE + 1);
         let num_blocks = running * (context + 3 * STEPS).div_ceil(BLOCK_SIZE) + idle_blocks;
         let config = SchedulerConfig {
@@ -62,6 +62,7 @@ impl Load {
         };
         let pool = Arc::new(BlockPool::new(num_blocks, BLOCK_SIZE, true));
         let scheduler = Scheduler::new(config, pool).unwrap();
+        let scheduler = scheduler.with_speculation(speculation);
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: VOCAB as usize,
@@ -144,8 +145,13 @@ fn thread_time() -> f64 {
 }
 
 /// Microseconds of a step: the median over spans of `BLOCK_SIZE` steps, in which each sequence fills one block, and the worst.
-fn measure(running: usize, context: usize, idle: usize) -> (f64, f64) {
-    let mut load = Load::new(running, context, idle);
+fn measure(
+    running: usize,
+    context: usize,
+    idle: usize,
+    speculation: Option<Speculation>,
+) -> (f64, f64) {
+    let mut load = Load::new(running, context, idle, speculation);
     for start in (0..idle).step_by(1000) {
         for _ in start..(start + 1000).min(idle) {
             let ids = load.distinct(IDLE_TOKENS as usize);
@@ -183,9 +189,17 @@ fn main() {
     for running in [64, 256, 1024] {
         for context in [512, 4096] {
             for idle in [0, 100_000] {
-                let (median, p99) = measure(running, context, idle);
+                let (median, p99) = measure(running, context, idle, None);
                 println!("{running:7}  {context:7}  {idle:13}  {median:10.1} {p99:8.1}");
             }
         }
+        // Each sequence is followed, and its text never repeats itself.
+        let speculation = Speculation {
+            max_draft: 8,
+            max_rows: 2 * running,
+            row_cost: 0.3,
+        };
+        let (median, p99) = measure(running, 512, 0, Some(speculation));
+        println!("{running:7}      512   with drafts  {median:10.1} {p99:8.1}");
     }
 }

@@ -196,11 +196,38 @@ fn drafts_are_bounded_and_end_with_the_answer() {
         ..FREE
     };
     assert_eq!(run(&kinds(), 128, Some(few)).largest_rows, 5);
-    // The token sampled after the last draft that could be right is the last.
-    for max_tokens in 1..6 {
-        let outcome = run(&[sequence(0, max_tokens)], 128, Some(FREE));
-        assert_eq!(outcome.rows[0].len(), max_tokens);
-        assert!(outcome.largest_rows <= max_tokens);
+    // The prompt's step samples the first token; the row after the last draft that could be right samples the last one.
+    let largest = (1..6).map(|max_tokens| {
+        let outcomes = (0..7).map(|first| {
+            let prompt = (0..20).map(|i| (i + first) % 7).collect();
+            let new = NewSequence {
+                prompt,
+                ..sequence(0, max_tokens)
+            };
+            run(&[new], 128, Some(FREE))
+        });
+        let rows = outcomes.map(|outcome| {
+            assert_eq!(outcome.rows[0].len(), max_tokens);
+            outcome.largest_rows
+        });
+        rows.max().unwrap()
+    });
+    assert_eq!(largest.collect::<Vec<_>>(), [1, 1, 2, 3, 4]);
+}
+
+#[test]
+fn stop_tokens_are_held_off_until_min_tokens_in_drafts_too() {
+    for min_tokens in 5..40 {
+        let held = NewSequence {
+            min_tokens,
+            stop_tokens: Arc::new([5, 6]),
+            ..sequence(0, 60)
+        };
+        let held = [held];
+        let (plain, drafted) = (run(&held, 128, None), run(&held, 128, Some(FREE)));
+        assert_eq!(plain.rows, drafted.rows);
+        let biased = |row: &&Row| row.biases.len() == 2;
+        assert_eq!(drafted.rows[0].iter().filter(biased).count(), min_tokens);
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Engine {
     restored: Option<Restored>,
 }
 
-/// What a further row adds to a step, beside the step's fixed part: docs/speculation.md has the measurement on the CPU; elsewhere it
+/// What a further row adds to a step, beside the step's fixed part: benchmarks/results.md has the measurement on the CPU; elsewhere it
 /// is little, for a decode step there waits for memory.
 const fn row_cost(on_cpu: bool) -> f32 {
     if on_cpu { 0.3 } else { 0.01 }

@@ -1,5 +1,6 @@
 """The memory plan: arithmetic on a checkpoint's headers, and options that are refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -105,6 +106,7 @@ def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machi
         ({"max_model_len": 1001}, "max_model_len", "max_model_len is 1001; this model takes 1 to 1000 tokens"),
         ({"max_model_len": 0}, "max_model_len", "max_model_len is 0; this model takes 1 to 1000 tokens"),
         ({"ops": "gpu"}, "ops", "ops is 'gpu'"),
+        ({"speculate": -1}, "speculate", "speculate is -1; it must be at least 0"),
     ],
 )
 def test_options_that_are_refused(checkpoint, machine, changes, option, message):
@@ -112,6 +114,23 @@ def test_options_that_are_refused(checkpoint, machine, changes, option, message)
         plan_memory(checkpoint, RunnerOptions(**{"device": "cpu", "ops": "torch"} | changes))
     assert error.value.status == 400
     assert error.value.error["param"] == option
+
+
+def test_drafts_get_the_rows_that_a_batch_leaves(checkpoint, machine):
+    def rows(**changes):
+        return plan_memory(checkpoint, RunnerOptions(device="cpu", **changes)).max_rows
+
+    assert rows(max_batch=4) == 4
+    assert rows(max_batch=4, speculate=5) == 24
+    assert rows(max_batch=16, speculate=5) == 64
+    assert rows(max_batch=4, max_batch_tokens=20, speculate=8) == 20
+    assert rows(max_batch=100, speculate=8) == 100
+
+
+def test_a_model_that_generates_nothing_takes_no_drafts(checkpoint, machine):
+    encoder = dataclasses.replace(checkpoint, kind="embed")
+    with pytest.raises(OptionError, match="speculate is 4; a model of kind 'embed' generates no tokens to guess"):
+        plan_memory(encoder, RunnerOptions(device="cpu", speculate=4))
 
 
 def test_this_machine():

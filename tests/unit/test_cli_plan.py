@@ -61,6 +61,14 @@ def test_it_says_how_many_sessions_fit(folder: Path, capsys: pytest.CaptureFixtu
     assert sessions == "Sessions  in the cache at a time: 19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens"
 
 
+def test_it_says_what_speculation_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--device", "cpu", "--max-batch", "4", "--speculate", "3"]) == 0
+    drafts = capsys.readouterr().out.splitlines()[-1]
+    assert drafts == "Drafts    up to 3 tokens of a sequence, 16 sampled rows a step with them"
+    assert main(["plan", str(folder), "--speculate", "33"]) == 2
+    assert "--speculate" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_refused_as_serve_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(folder), "--max-model-len", "3001"]) == 1
     assert "this model takes 1 to 3000 tokens" in capsys.readouterr().err

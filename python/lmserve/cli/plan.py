@@ -70,4 +70,8 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         lengths = [length for length in LENGTHS if length < memory.max_model_len] + [memory.max_model_len]
         fit = [f"{memory.num_blocks // -(-length // memory.block_size)} of {length} tokens" for length in lengths]
         lines.append(f"Sessions  in the cache at a time: {', or '.join(fit)}")
+    if speculate := plan.options.speculate:
+        graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
+        rows = f"{memory.max_rows} sampled rows a step with them"
+        lines.append(f"Drafts    up to {speculate} tokens of a sequence, {rows}{graphs}")
     return lines

@@ -165,7 +165,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         type=_integer,
         help="guess up to that many tokens of an answer ahead from what its text repeats, and check them in one step; "
-        "answers stay the same (default: 0, which is off)",
+        "answers stay the same; see docs/speculation.md (default: 0, which is off)",
     )
     group.add_argument(
         "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"

@@ -77,6 +77,10 @@ class LLM:
         inputs = [Messages(list(conversation)) for conversation in conversations]
         return self._run(inputs, sampling, stopping)
 
+    def stats(self) -> dict[str, int | float]:
+        """Counters since the start, and the state at the last step."""
+        return self._core.stats()
+
     def close(self) -> None:
         """Stop the engine. Blocks until its threads have ended."""
         self._core.shutdown(0)

@@ -19,7 +19,7 @@ CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
 # Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
 SPARE_FACTOR = 4
-# Sampled rows of a step, where max_batch is less: a full batch leaves none for drafts, and needs none.
+# Sampled rows of a step with drafts, which get what the batch leaves. A batch of that many gains nothing by them.
 DRAFT_ROWS = 64
 
 
@@ -93,6 +93,12 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         max_batch_tokens >= options.max_batch,
         "max_batch_tokens",
         f"max_batch_tokens is {max_batch_tokens}; it must be at least max_batch, {options.max_batch}",
+    )
+    _check(options.speculate >= 0, "speculate", f"speculate is {options.speculate}; it must be at least 0")
+    _check(
+        options.speculate == 0 or checkpoint.kind == "generate",
+        "speculate",
+        f"speculate is {options.speculate}; a model of kind {checkpoint.kind!r} generates no tokens to guess",
     )
     max_rows = max(options.max_batch, min(options.max_batch * (1 + options.speculate), DRAFT_ROWS, max_batch_tokens))
     longest = checkpoint.max_model_len if options.max_model_len is None else options.max_model_len
