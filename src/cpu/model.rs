@@ -117,7 +117,8 @@ impl Model {
 
     /// Takes the parts of a linear layer in, side by side; gives its number.
     pub fn add_linear(&mut self, parts: Vec<Linear>) -> usize {
-        let parts = Linear::stack(parts).map_or_else(|parts| parts, |whole| vec![whole]);
+        let mut parts = Linear::stack(parts).map_or_else(|parts| parts, |whole| vec![whole]);
+        parts.iter_mut().for_each(Linear::settle);
         self.weights.push(Weight::Linear(parts));
         self.weights.len() - 1
     }
