@@ -16,8 +16,8 @@ use super::super::{Format, Output, TILE};
 use super::{TILES, by_code, by_rows};
 use crate::cpu::quant::GROUP;
 
-/// Groups that are fetched ahead where one row reads each only once.
-const AHEAD: usize = 16;
+/// Bytes of weights that are fetched ahead where one row reads each only once.
+const AHEAD: usize = 4 << 10;
 
 /// # Safety
 /// The processor has the instructions, the buffers of the task are of the right sizes, nobody writes `x`, and nobody else
@@ -91,11 +91,12 @@ unsafe fn strip<
         let mut record = task.x.block_at(row);
         for _ in 0..weights.groups {
             if B == 1 {
-                let ahead = q.cast::<i8>().wrapping_add(AHEAD * q_step);
+                let ahead = q.cast::<i8>().wrapping_add(AHEAD);
                 for line in 0..q_step / 64 {
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                 }
-                let ahead = scales.cast::<i8>().wrapping_add(AHEAD * scale_step);
+                let ahead = scales.cast::<i8>();
+                let ahead = ahead.wrapping_add(AHEAD / q_step * scale_step);
                 _mm_prefetch::<_MM_HINT_T0>(ahead);
             } else if row == first {
                 for c in 0..C {

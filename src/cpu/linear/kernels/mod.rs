@@ -23,8 +23,9 @@ use std::ops::Range;
 const TILES: usize = 3;
 /// Rows of a unit of work.
 const ROWS: usize = 64;
-/// Bytes of weights of a unit of work with one row: enough to hide what taking it costs.
-const BYTES: usize = 24 << 10;
+/// Bytes of weights of a unit of work with few rows at most. The longer the range that a thread reads in one go, the faster
+/// memory gives it; but threads that others hold up leave what remains of a large layer to the rest.
+const BYTES: usize = 768 << 10;
 
 /// Multiplies rows of integers on all threads of the team, and waits for all.
 ///
@@ -114,8 +115,10 @@ fn share(
     mut f: impl FnMut(Range<usize>, Range<usize>),
 ) {
     if rows <= BLOCK {
-        let chunk = BYTES.div_ceil(tile_bytes.max(1)).next_multiple_of(TILES);
-        team.for_chunks(tiles, chunk, |tiles| f(tiles, 0..rows));
+        // As many units for each thread.
+        let units = (tiles * tile_bytes).div_ceil(BYTES * team.size()) * team.size();
+        let unit = tiles.div_ceil(units.max(1)).next_multiple_of(TILES);
+        team.for_chunks(tiles, unit, |tiles| f(tiles, 0..rows));
         return;
     }
     let strips = tiles.div_ceil(TILES);
