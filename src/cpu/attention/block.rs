@@ -12,6 +12,26 @@ use super::cache::{Element, PAGE};
 pub(super) const TILE: usize = 64;
 /// Pages of a tile.
 pub(super) const TILE_PAGES: usize = TILE / PAGE;
+const LINE_BYTES: usize = 64;
+
+/// The keys or the values of the pages that come next, fetched while a kernel goes through those of its own: memory is far,
+/// and no processor guesses where the next page lies.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead(pub(super) [*const u8; TILE_PAGES]);
+
+impl Ahead {
+    /// Fetches as much as [`PAGE`] elements take of each page, every time other ones.
+    #[inline(always)]
+    fn fetch<S: Simd, E: Element>(self, s: S, step: usize) {
+        let mut i = 0;
+        while i < TILE_PAGES * PAGE * size_of::<E>() / LINE_BYTES {
+            let line = step * size_of::<E>() + i;
+            let page = self.0[line % TILE_PAGES];
+            s.prefetch(page.wrapping_add(line / TILE_PAGES * LINE_BYTES));
+            i += 1;
+        }
+    }
+}
 
 /// Scores of R query rows with a tile of keys: `out[r][c]` is the product of row r of `queries` with key c.
 ///
@@ -24,6 +44,7 @@ pub(super) struct Scores<E, const R: usize> {
     pub(super) keys: [*const E; TILE_PAGES],
     pub(super) stride: usize,
     pub(super) out: *mut f32,
+    pub(super) ahead: Option<Ahead>,
 }
 
 impl<E: Element, const R: usize> Kernel for Scores<E, R> {
@@ -60,6 +81,11 @@ impl<E: Element, const R: usize> Scores<E, R> {
             let mut loaded = [s.splat(0.0); N];
             let mut k = 0;
             while k < self.depth {
+                if let Some(ahead) = self.ahead
+                    && first == 0
+                {
+                    ahead.fetch::<S, E>(s, k);
+                }
                 for j in 0..N {
                     loaded[j] = E::load(s, columns[j].add(k * self.stride));
                 }
@@ -91,6 +117,7 @@ pub(super) struct Mix<E, const R: usize> {
     pub(super) rescale: [f32; R],
     pub(super) sums: *mut f32,
     pub(super) width: usize,
+    pub(super) ahead: Option<Ahead>,
 }
 
 impl<E: Element, const R: usize> Kernel for Mix<E, R> {
@@ -143,6 +170,11 @@ impl<E: Element, const R: usize> Mix<E, R> {
                 };
                 let mut k = 0;
                 while k < rows {
+                    if let Some(ahead) = self.ahead
+                        && first.is_multiple_of(TILE)
+                    {
+                        ahead.fetch::<S, E>(s, first + start + k);
+                    }
                     for j in 0..N {
                         loaded[j] = E::load(s, page.add(k * self.width + j * S::LANES));
                     }
@@ -155,6 +187,15 @@ impl<E: Element, const R: usize> Mix<E, R> {
                     k += 1;
                 }
                 start += PAGE;
+            }
+            if let Some(ahead) = self.ahead
+                && first.is_multiple_of(TILE)
+            {
+                let mut k = self.count;
+                while k < TILE {
+                    ahead.fetch::<S, E>(s, first + k);
+                    k += 1;
+                }
             }
             for r in 0..R {
                 for j in 0..N {

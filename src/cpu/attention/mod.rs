@@ -43,6 +43,8 @@ pub struct Run<'a> {
 /// How a step's attention is cut; the same in every layer.
 struct Plan {
     units: Vec<Unit>,
+    /// Units that a thread takes at once.
+    chunk: usize,
     /// Runs whose splits are to be merged: the first unit of a key-value head, whose further splits follow it.
     merges: Vec<Unit>,
     partial_len: usize,
@@ -69,6 +71,7 @@ impl Attention {
             shape,
             plan: Plan {
                 units: Vec::new(),
+                chunk: 1,
                 merges: Vec::new(),
                 partial_len: 0,
             },
@@ -135,15 +138,25 @@ impl AttentionStep<'_> {
             out,
             partials: self.partials,
         };
-        team.for_chunks(self.plan.units.len(), 1, |range| {
+        let units = &self.plan.units;
+        team.for_chunks(units.len(), self.plan.chunk, |range| {
             let mut scratch = self.scratch[team.index()]
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            for unit in &self.plan.units[range] {
+            for at in range.clone() {
+                // Threads take turns.
+                let next = if at + 1 < range.end {
+                    at + 1
+                } else {
+                    range.end + self.plan.chunk * (team.size() - 1)
+                };
+                let with_sequence = |unit: &Unit| (*unit, self.runs[unit.sequence].sequence);
+                let (unit, sequence) = with_sequence(&units[at]);
                 let attend = Attend {
                     layer,
-                    unit: *unit,
-                    sequence: self.runs[unit.sequence].sequence,
+                    unit,
+                    sequence,
+                    next: units.get(next).map(with_sequence),
                     scratch: &mut scratch,
                 };
                 dispatch(self.isa, attend);
@@ -162,6 +175,7 @@ impl AttentionStep<'_> {
 fn plan(runs: &[Run], shape: KvShape, group: usize, threads: usize) -> Plan {
     let mut plan = Plan {
         units: Vec::new(),
+        chunk: 1,
         merges: Vec::new(),
         partial_len: 0,
     };
@@ -217,6 +231,9 @@ fn plan(runs: &[Run], shape: KvShape, group: usize, threads: usize) -> Plan {
                 ..unit(kv_head)
             }));
         }
+    }
+    if plan.units.is_empty() {
+        plan.chunk = (short.len() / (4 * threads)).max(1);
     }
     plan.units.extend(short);
     plan

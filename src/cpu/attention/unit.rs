@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::memory::{Aligned, Shared};
 use super::super::simd::{Kernel, MAX_ROWS, Simd};
-use super::block::{Convert, Mix, Scores, Softmax, TILE, TILE_PAGES, Weigh};
+use super::block::{Ahead, Convert, Mix, Scores, Softmax, TILE, TILE_PAGES, Weigh};
 use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
 
 /// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
@@ -107,6 +107,8 @@ pub(super) struct Attend<'a> {
     pub(super) layer: Layer<'a>,
     pub(super) unit: Unit,
     pub(super) sequence: Sequence<'a>,
+    /// What the thread will probably compute after it.
+    pub(super) next: Option<(Unit, Sequence<'a>)>,
     pub(super) scratch: &'a mut UnitScratch,
 }
 
@@ -143,6 +145,23 @@ struct Tile {
     start: usize,
 }
 
+impl Tile {
+    /// The tile of `unit` that begins at position `start`, before `end`.
+    fn new(layer: &Layer, unit: &Unit, sequence: &Sequence, start: usize, end: usize) -> Self {
+        let page = |p: usize| {
+            // Beyond the context any page will do: what it gives is not seen.
+            let position = (start + p * PAGE).min(end - 1);
+            layer
+                .cache
+                .head(layer.index, sequence.page(position), unit.kv_head)
+        };
+        Self {
+            pages: std::array::from_fn(page),
+            start,
+        }
+    }
+}
+
 impl Attend<'_> {
     /// Not inlined, so that only the small kernels that it calls are compiled with the instructions: a large function is
     /// compiled badly.
@@ -152,6 +171,7 @@ impl Attend<'_> {
             layer,
             unit,
             sequence,
+            next,
             scratch,
         } = self;
         let shape = layer.cache.shape();
@@ -186,24 +206,24 @@ impl Attend<'_> {
             total_softmax.fill(Softmax::EMPTY);
         }
         let context = unit.first_position + unit.tokens;
+        let last = context.min((unit.first_split + unit.splits) * SPLIT);
         for split in unit.first_split..unit.first_split + unit.splits {
             rows.sums.fill(0.0);
             rows.softmax.fill(Softmax::EMPTY);
             let end = context.min((split + 1) * SPLIT);
             for start in (split * SPLIT..end).step_by(TILE) {
-                let page = |p: usize| {
-                    // Beyond the context any page will do: what it gives is not seen.
-                    let position = (start + p * PAGE).min(end - 1);
-                    layer
-                        .cache
-                        .head(layer.index, sequence.page(position), unit.kv_head)
-                };
-                let tile = Tile {
-                    pages: std::array::from_fn(page),
-                    start,
-                };
+                let tile = Tile::new(&layer, &unit, &sequence, start, end);
                 if count <= NARROW_ROWS {
-                    rows.add_tile::<S, E>(s, &tile, shape.dtype);
+                    let ahead = if start + TILE < last {
+                        Some(Tile::new(&layer, &unit, &sequence, start + TILE, last))
+                    } else {
+                        next.map(|(unit, sequence)| {
+                            let start = unit.first_split * SPLIT;
+                            let end = unit.first_position + unit.tokens;
+                            Tile::new(&layer, &unit, &sequence, start, end)
+                        })
+                    };
+                    rows.add_tile::<S, E>(s, &tile, ahead.as_ref(), shape.dtype);
                 } else {
                     rows.add_converted_tile::<S, E>(s, &tile, key_tile, value_tile, shape.dtype);
                 }
@@ -260,10 +280,22 @@ pub(super) fn normalize(to: &mut [f32], sums: &[f32], weight: f32) {
 
 impl Rows<'_> {
     /// Reads a tile as it is stored.
-    fn add_tile<S: Simd, E: Element>(&mut self, s: S, tile: &Tile, dtype: KvType) {
+    fn add_tile<S: Simd, E: Element>(
+        &mut self,
+        s: S,
+        tile: &Tile,
+        ahead: Option<&Tile>,
+        dtype: KvType,
+    ) {
         let keys = tile.pages.map(HeadPage::keys::<E>);
         let values = tile.pages.map(HeadPage::values::<E>);
-        self.add(s, tile, keys, PAGE, values, dtype);
+        let ahead = ahead.map(|tile| {
+            [
+                Ahead(tile.pages.map(|page| page.keys::<E>().cast())),
+                Ahead(tile.pages.map(|page| page.values::<E>().cast())),
+            ]
+        });
+        self.add(s, tile, (keys, PAGE), values, ahead, dtype);
     }
 
     /// Converts a tile for all rows to read.
@@ -298,16 +330,16 @@ impl Rows<'_> {
             keys.map(<*mut f32>::cast_const),
             values.map(<*mut f32>::cast_const),
         );
-        self.add::<S, f32>(s, tile, keys, TILE, values, dtype);
+        self.add::<S, f32>(s, tile, (keys, TILE), values, None, dtype);
     }
 
     fn add<S: Simd, E: Element>(
         &mut self,
         s: S,
         tile: &Tile,
-        keys: [*const E; TILE_PAGES],
-        stride: usize,
+        keys: ([*const E; TILE_PAGES], usize),
         values: [*const E; TILE_PAGES],
+        ahead: Option<[Ahead; 2]>,
         dtype: KvType,
     ) {
         let count = self.softmax.len();
@@ -315,16 +347,17 @@ impl Rows<'_> {
         for block in 0..blocks {
             // Blocks of nearly equal size: the last would otherwise be a small, slow one.
             let rows = block * count / blocks..(block + 1) * count / blocks;
+            let ahead = ahead.filter(|_| block == 0);
             if self.seen(rows.end - 1) <= tile.start {
                 continue;
             }
             match rows.len() {
-                1 => self.add_block::<S, E, 1>(s, rows.start, tile, keys, stride, values, dtype),
-                2 => self.add_block::<S, E, 2>(s, rows.start, tile, keys, stride, values, dtype),
-                3 => self.add_block::<S, E, 3>(s, rows.start, tile, keys, stride, values, dtype),
-                4 => self.add_block::<S, E, 4>(s, rows.start, tile, keys, stride, values, dtype),
-                5 => self.add_block::<S, E, 5>(s, rows.start, tile, keys, stride, values, dtype),
-                _ => self.add_block::<S, E, 6>(s, rows.start, tile, keys, stride, values, dtype),
+                1 => self.add_block::<S, E, 1>(s, rows.start, tile, keys, values, ahead, dtype),
+                2 => self.add_block::<S, E, 2>(s, rows.start, tile, keys, values, ahead, dtype),
+                3 => self.add_block::<S, E, 3>(s, rows.start, tile, keys, values, ahead, dtype),
+                4 => self.add_block::<S, E, 4>(s, rows.start, tile, keys, values, ahead, dtype),
+                5 => self.add_block::<S, E, 5>(s, rows.start, tile, keys, values, ahead, dtype),
+                _ => self.add_block::<S, E, 6>(s, rows.start, tile, keys, values, ahead, dtype),
             }
         }
     }
@@ -340,9 +373,9 @@ impl Rows<'_> {
         s: S,
         first: usize,
         tile: &Tile,
-        keys: [*const E; TILE_PAGES],
-        stride: usize,
+        (keys, stride): ([*const E; TILE_PAGES], usize),
         values: [*const E; TILE_PAGES],
+        ahead: Option<[Ahead; 2]>,
         dtype: KvType,
     ) {
         let (head_dim, width) = (self.head_dim, self.width);
@@ -353,6 +386,7 @@ impl Rows<'_> {
             keys,
             stride,
             out: self.scores[..R * TILE].as_mut_ptr(),
+            ahead: ahead.map(|[keys, _]| keys),
         });
         let scales = |page: HeadPage| (page.key_scales(), page.value_scales());
         let scales = (dtype == KvType::I8).then(|| tile.pages.map(scales));
@@ -382,6 +416,7 @@ impl Rows<'_> {
             rescale,
             sums: self.sums[first * width..(first + R) * width].as_mut_ptr(),
             width,
+            ahead: ahead.map(|[_, values]| values),
         });
     }
 }

@@ -42,6 +42,8 @@ pub(super) trait Simd: Copy {
     unsafe fn load_i8(self, from: *const i8) -> Self::V;
     /// Converts to half precision, rounding to nearest.
     unsafe fn store_f16(self, to: *mut u16, v: Self::V);
+    /// Fetches the cache line of any address, soon to be read, if the processor likes to.
+    fn prefetch(self, at: *const u8);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;

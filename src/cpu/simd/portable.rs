@@ -83,6 +83,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         map2(a, b, |x, y| x + y)
     }
