@@ -131,6 +131,8 @@ pub(super) struct RopeAndCache<'a> {
     pub(super) cache: KvView<'a>,
     pub(super) layer: usize,
     pub(super) slot: usize,
+    /// The slot of the token that comes next, if one does.
+    pub(super) next_slot: Option<usize>,
 }
 
 impl Kernel for RopeAndCache<'_> {
@@ -138,6 +140,9 @@ impl Kernel for RopeAndCache<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if let Some(slot) = self.next_slot {
+            self.cache.prefetch(s, self.layer, slot);
+        }
         let shape = self.cache.shape();
         let (q, kv) = self.qkv.split_at_mut(self.heads * shape.head_dim);
         let (k, v) = kv.split_at_mut(shape.kv_heads * shape.head_dim);
@@ -303,6 +308,7 @@ mod tests {
                     cache: cache.view(),
                     layer: 0,
                     slot: 17,
+                    next_slot: Some(18),
                 },
             );
             for head in 0..3 {

@@ -209,6 +209,7 @@ impl RopeAndCache<'_> {
                     cache: self.cache,
                     layer: self.layer,
                     slot: slots[row] as usize,
+                    next_slot: slots.get(row + 1).map(|&slot| slot as usize),
                 };
                 dispatch(isa, rotated);
             }

@@ -216,6 +216,25 @@ impl KvView<'_> {
         }
     }
 
+    /// Fetches what [`Self::write`] will write for the token at `slot`: an element of a key lies in each line or two of its page.
+    #[inline(always)]
+    pub(in super::super) fn prefetch<S: Simd>(&self, s: S, layer: usize, slot: usize) {
+        let bytes = self.shape.dtype.bytes();
+        for head in 0..self.shape.kv_heads {
+            let page = self.head(layer, slot / PAGE, head);
+            let values = page.values::<u8>();
+            let row = values.wrapping_add(slot % PAGE * self.shape.width() * bytes);
+            let mut at = page.start.cast_const();
+            while at < values {
+                s.prefetch(at);
+                at = at.wrapping_add(LINE_BYTES);
+            }
+            for line in 0..(self.shape.width() * bytes).div_ceil(LINE_BYTES) {
+                s.prefetch(row.wrapping_add(line * LINE_BYTES));
+            }
+        }
+    }
+
     /// Stores one head's key and value [`head_dim`] of the token at `slot`.
     ///
     /// # Safety
