@@ -171,11 +171,26 @@ fn rotate<S: Simd>(s: S, head: &mut [f32], norm: Option<HeadNorm>, cos: &[f32], 
             *x = *x * scale * weight;
         }
     }
-    let (low, high) = head.split_at_mut(cos.len());
-    for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        let (a, b) = (*low, *high);
-        *low = a * cos - b * sin;
-        *high = b * cos + a * sin;
+    let half = cos.len();
+    assert!(head.len() == 2 * half && sin.len() == half);
+    let (low, high) = head.split_at_mut(half);
+    let whole = half / S::LANES * S::LANES;
+    let mut i = 0;
+    while i < whole {
+        // SAFETY: the vectors lie within the slices, which are of one length.
+        unsafe {
+            let (low, high) = (low.as_mut_ptr().add(i), high.as_mut_ptr().add(i));
+            let (a, b) = (s.load(low), s.load(high));
+            let (cos, sin) = (s.load(cos.as_ptr().add(i)), s.load(sin.as_ptr().add(i)));
+            s.store(low, s.sub(s.mul(a, cos), s.mul(b, sin)));
+            s.store(high, s.add(s.mul(b, cos), s.mul(a, sin)));
+        }
+        i += S::LANES;
+    }
+    for i in whole..half {
+        let (a, b) = (low[i], high[i]);
+        low[i] = a * cos[i] - b * sin[i];
+        high[i] = b * cos[i] + a * sin[i];
     }
 }
 
