@@ -294,7 +294,11 @@ impl Kernel for Weigh<'_> {
                     i += S::LANES;
                 }
             }
-            let rescale = (self.softmax.largest - largest).exp();
+            let rescale = if self.softmax.largest >= largest {
+                1.0
+            } else {
+                (self.softmax.largest - largest).exp()
+            };
             self.softmax.sum = self.softmax.sum * rescale + s.sum(sum);
             self.softmax.largest = largest;
             rescale

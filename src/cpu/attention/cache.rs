@@ -26,6 +26,7 @@ pub enum KvType {
 }
 
 impl KvType {
+    #[inline]
     const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -86,10 +87,12 @@ pub struct KvShape {
 
 impl KvShape {
     /// Elements of a stored row of V: `head_dim` filled up to whole vectors.
+    #[inline]
     pub(super) const fn width(self) -> usize {
         self.head_dim.next_multiple_of(16)
     }
 
+    #[inline]
     const fn scales_bytes(self) -> usize {
         match self.dtype {
             KvType::I8 => SCALES_BYTES,
@@ -97,16 +100,19 @@ impl KvShape {
         }
     }
 
+    #[inline]
     const fn value_offset(self) -> usize {
         self.scales_bytes() + self.head_dim * PAGE * self.dtype.bytes()
     }
 
+    #[inline]
     const fn head_bytes(self) -> usize {
         (self.value_offset() + self.width() * PAGE * self.dtype.bytes())
             .next_multiple_of(LINE_BYTES)
     }
 
     /// Bytes of one layer's page.
+    #[inline]
     pub const fn page_bytes(self) -> usize {
         self.kv_heads * self.head_bytes()
     }
@@ -121,6 +127,7 @@ pub(super) struct HeadPage {
 
 impl HeadPage {
     /// K, `[head_dim][PAGE]`.
+    #[inline]
     pub(super) const fn keys<E>(self) -> *const E {
         // SAFETY: the offset lies within the stretch.
         unsafe { self.start.add(self.shape.scales_bytes()) }
@@ -129,6 +136,7 @@ impl HeadPage {
     }
 
     /// V, `[PAGE][width]`.
+    #[inline]
     pub(super) const fn values<E>(self) -> *const E {
         // SAFETY: as in `keys`.
         unsafe { self.start.add(self.shape.value_offset()) }
@@ -137,11 +145,13 @@ impl HeadPage {
     }
 
     /// With i8: what the page's 16 keys are to be multiplied by.
+    #[inline]
     pub(super) const fn key_scales(self) -> *const f32 {
         self.start.cast_const().cast()
     }
 
     /// With i8: what the page's 16 values are to be multiplied by.
+    #[inline]
     pub(super) const fn value_scales(self) -> *const f32 {
         // SAFETY: as in `keys`.
         unsafe { self.key_scales().add(PAGE) }
@@ -199,12 +209,14 @@ pub struct KvView<'a> {
 
 impl KvView<'_> {
     /// Its shape.
+    #[inline]
     pub const fn shape(&self) -> KvShape {
         self.shape
     }
 
     /// # Panics
     /// If there is no such layer, page or head.
+    #[inline]
     pub(super) fn head(&self, layer: usize, page: usize, head: usize) -> HeadPage {
         let shape = self.shape;
         assert!(layer < self.layers && page < self.pages && head < shape.kv_heads);

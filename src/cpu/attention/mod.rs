@@ -233,7 +233,7 @@ fn plan(runs: &[Run], shape: KvShape, group: usize, threads: usize) -> Plan {
         }
     }
     if plan.units.is_empty() {
-        plan.chunk = (short.len() / (4 * threads)).max(1);
+        plan.chunk = (short.len() / (16 * threads)).max(1);
     }
     plan.units.extend(short);
     plan

@@ -23,6 +23,7 @@ pub struct Sequence<'a> {
 
 impl Sequence<'_> {
     /// The page that holds `position`.
+    #[inline]
     fn page(&self, position: usize) -> usize {
         let block = self.table[position / self.block_size] as usize;
         (block * self.block_size + position % self.block_size) / PAGE
@@ -146,17 +147,24 @@ struct Tile {
 }
 
 impl Tile {
-    /// The tile of `unit` that begins at position `start`, before `end`.
-    fn new(layer: &Layer, unit: &Unit, sequence: &Sequence, start: usize, end: usize) -> Self {
+    /// The first that `unit` reads.
+    fn first(layer: &Layer, unit: &Unit, sequence: &Sequence) -> Self {
+        Self::new(layer, unit, sequence, unit.first_split * SPLIT)
+    }
+
+    /// That of `unit` which begins at position `start`.
+    #[inline]
+    fn new(layer: &Layer, unit: &Unit, sequence: &Sequence, start: usize) -> Self {
+        let last = unit.first_position + unit.tokens - 1;
         let page = |p: usize| {
             // Beyond the context any page will do: what it gives is not seen.
-            let position = (start + p * PAGE).min(end - 1);
+            let position = last.min(start + p * PAGE);
             layer
                 .cache
                 .head(layer.index, sequence.page(position), unit.kv_head)
         };
         Self {
-            pages: std::array::from_fn(page),
+            pages: [page(0), page(1), page(2), page(3)],
             start,
         }
     }
@@ -207,25 +215,24 @@ impl Attend<'_> {
         }
         let context = unit.first_position + unit.tokens;
         let last = context.min((unit.first_split + unit.splits) * SPLIT);
+        let mut tile = Tile::first(&layer, &unit, &sequence);
         for split in unit.first_split..unit.first_split + unit.splits {
             rows.sums.fill(0.0);
             rows.softmax.fill(Softmax::EMPTY);
             let end = context.min((split + 1) * SPLIT);
             for start in (split * SPLIT..end).step_by(TILE) {
-                let tile = Tile::new(&layer, &unit, &sequence, start, end);
+                let ahead = if start + TILE < last {
+                    Some(Tile::new(&layer, &unit, &sequence, start + TILE))
+                } else {
+                    next.map(|(unit, sequence)| Tile::first(&layer, &unit, &sequence))
+                };
                 if count <= NARROW_ROWS {
-                    let ahead = if start + TILE < last {
-                        Some(Tile::new(&layer, &unit, &sequence, start + TILE, last))
-                    } else {
-                        next.map(|(unit, sequence)| {
-                            let start = unit.first_split * SPLIT;
-                            let end = unit.first_position + unit.tokens;
-                            Tile::new(&layer, &unit, &sequence, start, end)
-                        })
-                    };
                     rows.add_tile::<S, E>(s, &tile, ahead.as_ref(), shape.dtype);
                 } else {
                     rows.add_converted_tile::<S, E>(s, &tile, key_tile, value_tile, shape.dtype);
+                }
+                if let Some(ahead) = ahead {
+                    tile = ahead;
                 }
             }
             if unit.splits > 1 {
