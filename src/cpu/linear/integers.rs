@@ -2,15 +2,23 @@
 
 use crate::cpu::half::{f16_to_f32, f32_to_f16};
 use crate::cpu::memory::Aligned;
-use crate::cpu::quant::{Code, GROUP, IntRow};
+use crate::cpu::quant::{Code, GROUP, IntRow, SUPER};
 
 use super::{Output, QuantizedRows, TILE};
 
+/// Bytes of a line: four inputs of the 16 outputs of a tile.
+const LINE: usize = 4 * TILE;
+/// Steps of 32 inputs whose nested scales share factors.
+pub(super) const SHARED: usize = SUPER / GROUP;
+
 /// Integer weights `[out, in]` in tiles of 16 outputs, the last filled up with zeros.
 ///
-/// A tile has 32 inputs after 32 inputs. Of them, `q` has for each four inputs the 16 outputs side by side, `[8][16][4]`; with
-/// 4 bits, the inputs 8i to 8i+3 are in the low halves of the bytes and 8i+4 to 8i+7 in the high ones. `scales` has for each
-/// group of the code 16 scales, then 16 minima where there are any.
+/// A tile has 32 inputs after 32 inputs, a step. Of them, `q` has for each four inputs the 16 outputs side by side, `[8][16][4]`. With
+/// 4 bits, the inputs 8i to 8i+3 are in the low halves of the bytes and 8i+4 to 8i+7 in the high ones; with 6 bits the upper two
+/// follow these lines, in each byte those of the inputs j, j+4, j+8 and j+12, the lowest first.
+///
+/// `scales` has for each group of the code 16 scales, then 16 minima where there are any. Nested ones are single bytes, and before
+/// those of 8 steps stand 16 factors of scales, and 16 of minima where there are any.
 #[derive(Clone)]
 pub(super) struct IntWeights {
     pub(super) code: Code,
@@ -41,7 +49,7 @@ impl IntWeights {
             tiles,
             groups,
             q: Aligned::zeroed(tiles * groups * group_bytes(code)),
-            scales: Aligned::zeroed(tiles * groups * scale_bytes(code)),
+            scales: Aligned::zeroed(tiles * tile_scale_bytes(code, groups)),
         };
         for (at, row) in rows.enumerate() {
             packed.set_row(at, &row);
@@ -72,90 +80,130 @@ impl IntWeights {
         self.q.len() + self.scales.len()
     }
 
-    /// Bytes of a tile's integers for 32 inputs.
-    #[inline]
-    pub(super) fn group_bytes(&self) -> usize {
-        group_bytes(self.code)
-    }
-
-    /// Bytes of a tile's scales and minima for 32 inputs.
-    #[inline]
-    pub(super) fn scale_bytes(&self) -> usize {
-        scale_bytes(self.code)
+    /// Bytes of a tile.
+    pub(super) fn tile_bytes(&self) -> usize {
+        tile_bytes(self.code, self.groups)
     }
 
     fn set_row(&mut self, row: usize, values: &IntRow) {
-        let per_step = GROUP / self.code.group;
-        let group_bytes = self.group_bytes();
-        let first = row / TILE * self.groups * group_bytes + row % TILE * 4;
-        let bits = self.code.bits;
-        for (group, q) in values.q.chunks_exact(GROUP).enumerate() {
-            let lines = &mut self.q[first + group * group_bytes..];
-            if bits == 4 {
-                for (step, q) in q.as_chunks::<8>().0.iter().enumerate() {
-                    let to = &mut lines[step * 4 * TILE..][..4];
-                    for (i, to) in to.iter_mut().enumerate() {
-                        *to = q[i] | q[4 + i] << 4;
-                    }
+        let code = self.code;
+        for (step, q) in values.q.as_chunks::<GROUP>().0.iter().enumerate() {
+            let first = self.first_byte(row, step);
+            let mut lines = self.q[first..].chunks_mut(LINE);
+            if code.bits == 8 {
+                for (q, line) in q.as_chunks::<4>().0.iter().zip(&mut lines) {
+                    line[..4].copy_from_slice(q);
                 }
-            } else {
-                for (step, q) in q.as_chunks::<4>().0.iter().enumerate() {
-                    lines[step * 4 * TILE..][..4].copy_from_slice(q);
+                continue;
+            }
+            for (q, line) in q.as_chunks::<8>().0.iter().zip(&mut lines) {
+                for i in 0..4 {
+                    line[i] = q[i] & 0x0f | q[4 + i] << 4;
+                }
+            }
+            if code.bits == 6 {
+                for (q, line) in q.as_chunks::<16>().0.iter().zip(&mut lines) {
+                    for i in 0..4 {
+                        let upper = |k: usize| (q[4 * k + i] >> 4) << (2 * k);
+                        line[i] = upper(0) | upper(1) | upper(2) | upper(3);
+                    }
                 }
             }
         }
+        let per_step = GROUP / code.group;
         for (i, &scale) in values.scales.iter().enumerate() {
             self.set_scale(row, i / per_step, i % per_step, scale);
         }
         for (i, &min) in values.mins.iter().enumerate() {
             self.set_scale(row, i, 1, min);
         }
+        for (i, factors) in values.factors.iter().enumerate() {
+            let first = self.factors_at(row, i * SHARED);
+            for (which, &factor) in factors[..=usize::from(code.min)].iter().enumerate() {
+                let at = first + (which * TILE + row % TILE) * 2;
+                self.scales[at..at + 2].copy_from_slice(&f32_to_f16(factor).to_ne_bytes());
+            }
+        }
     }
 
-    fn scale_place(&self, row: usize, step: usize, which: usize) -> usize {
-        let size = if self.code.wide { 4 } else { 2 };
-        let group = (row / TILE * self.groups + step) * self.scale_bytes();
-        group + (which * TILE + row % TILE) * size
+    /// Where the integers of an output in a step begin.
+    fn first_byte(&self, row: usize, step: usize) -> usize {
+        (row / TILE * self.groups + step) * group_bytes(self.code) + row % TILE * 4
+    }
+
+    /// Where the factors of a tile's nested scales stand.
+    fn factors_at(&self, row: usize, step: usize) -> usize {
+        row / TILE * tile_scale_bytes(self.code, self.groups)
+            + step / SHARED * (factor_bytes(self.code) + SHARED * scale_bytes(self.code))
+    }
+
+    fn scale_at(&self, row: usize, step: usize, which: usize) -> usize {
+        let in_step = (which * TILE + row % TILE) * scale_size(self.code);
+        let step = if self.code.nested {
+            self.factors_at(row, step)
+                + factor_bytes(self.code)
+                + step % SHARED * scale_bytes(self.code)
+        } else {
+            (row / TILE * self.groups + step) * scale_bytes(self.code)
+        };
+        step + in_step
     }
 
     fn set_scale(&mut self, row: usize, step: usize, which: usize, value: f32) {
-        let at = self.scale_place(row, step, which);
-        if self.code.wide {
-            self.scales[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        let at = self.scale_at(row, step, which);
+        if self.code.nested {
+            self.scales[at] = value as i8 as u8;
         } else {
             self.scales[at..at + 2].copy_from_slice(&f32_to_f16(value).to_ne_bytes());
         }
     }
 
-    fn scale(&self, row: usize, step: usize, which: usize) -> f32 {
-        let at = self.scale_place(row, step, which);
-        let bytes = &self.scales[at..];
-        if self.code.wide {
-            f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        } else {
-            f16_to_f32(u16::from_ne_bytes([bytes[0], bytes[1]]))
+    fn half(&self, at: usize) -> f32 {
+        f16_to_f32(u16::from_ne_bytes([self.scales[at], self.scales[at + 1]]))
+    }
+
+    /// A scale or, as the last of a step, a minimum of an output.
+    pub(super) fn scale(&self, row: usize, step: usize, which: usize) -> f32 {
+        let at = self.scale_at(row, step, which);
+        if !self.code.nested {
+            return self.half(at);
         }
+        let is_min = self.code.min && which == GROUP / self.code.group;
+        let factor = self.factors_at(row, step) + (usize::from(is_min) * TILE + row % TILE) * 2;
+        f32::from(self.scales[at] as i8) * self.half(factor)
+    }
+
+    /// The integers of an output in a step.
+    pub(super) fn integers(&self, row: usize, step: usize) -> [u8; GROUP] {
+        let first = self.first_byte(row, step);
+        let mut q = [0; GROUP];
+        for (i, q) in q.iter_mut().enumerate() {
+            let (at, shift) = place(self.code, i);
+            *q = self.q[first + at] >> shift;
+            if self.code.bits != 8 {
+                *q &= 0x0f;
+            }
+            if self.code.bits == 6 {
+                let (at, shift) = upper_place(i);
+                *q |= (self.q[first + at] >> shift & 3) << 4;
+            }
+        }
+        q
     }
 
     pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let zero = i32::from(self.code.zero());
         for (step, out) in out.chunks_mut(GROUP).enumerate() {
-            let first = (row / TILE * self.groups + step) * self.group_bytes() + row % TILE * 4;
+            let q = self.integers(row, step);
             let min = if self.code.min {
                 self.scale(row, step, 1)
             } else {
                 0.0
             };
-            for (part, out) in out.chunks_mut(self.code.group).enumerate() {
+            let parts = out.chunks_mut(self.code.group);
+            for (part, (out, q)) in parts.zip(q.chunks(self.code.group)).enumerate() {
                 let scale = self.scale(row, step, part);
-                for (i, out) in out.iter_mut().enumerate() {
-                    let col = part * self.code.group + i;
-                    let q = if self.code.bits == 4 {
-                        let byte = self.q[first + col / 8 * 4 * TILE + col % 4];
-                        byte >> (col / 4 % 2 * 4) & 0x0f
-                    } else {
-                        self.q[first + col / 4 * 4 * TILE + col % 4]
-                    };
+                for (out, &q) in out.iter_mut().zip(q) {
                     *out = scale * (i32::from(q) - zero) as f32;
                     if self.code.min {
                         *out += min;
@@ -166,16 +214,48 @@ impl IntWeights {
     }
 }
 
+/// Byte and shift of an input's integer, or of its lower four bits.
+const fn place(code: Code, i: usize) -> (usize, usize) {
+    if code.bits == 8 {
+        (i / 4 * LINE + i % 4, 0)
+    } else {
+        (i / 8 * LINE + i % 4, i / 4 % 2 * 4)
+    }
+}
+
+/// Byte and shift of the upper two bits of six.
+const fn upper_place(i: usize) -> (usize, usize) {
+    ((4 + i / 16) * LINE + i % 4, i / 4 % 4 * 2)
+}
+
+/// Bytes of a tile's integers for 32 inputs.
 const fn group_bytes(code: Code) -> usize {
     GROUP * TILE * code.bits / 8
 }
 
-/// Bytes of a tile's weights for 32 inputs.
-pub(super) const fn step_bytes(code: Code) -> usize {
-    group_bytes(code) + scale_bytes(code)
+const fn scale_size(code: Code) -> usize {
+    if code.nested { 1 } else { 2 }
 }
 
+/// Bytes of a tile's scales and minima for 32 inputs.
 const fn scale_bytes(code: Code) -> usize {
-    let size = if code.wide { 4 } else { 2 };
-    (GROUP / code.group + code.min as usize) * TILE * size
+    (GROUP / code.group + code.min as usize) * TILE * scale_size(code)
+}
+
+/// Bytes of a tile's factors for 256 inputs.
+const fn factor_bytes(code: Code) -> usize {
+    if code.nested {
+        (1 + code.min as usize) * TILE * 2
+    } else {
+        0
+    }
+}
+
+const fn tile_scale_bytes(code: Code, groups: usize) -> usize {
+    groups * scale_bytes(code) + groups / SHARED * factor_bytes(code)
+}
+
+/// Bytes of a tile of weights with `groups` times 32 inputs.
+pub(super) const fn tile_bytes(code: Code, groups: usize) -> usize {
+    groups * group_bytes(code) + tile_scale_bytes(code, groups)
 }

@@ -64,7 +64,7 @@ impl Format {
         Some(Code {
             bits,
             group: GROUP,
-            wide: false,
+            nested: false,
             min,
         })
     }
@@ -405,7 +405,7 @@ impl Linear {
 pub fn packed_bytes(block: Option<BlockType>, format: Format, rows: usize, cols: usize) -> usize {
     let tiles = rows.div_ceil(TILE);
     match (block.map(BlockType::code).or(format.code()), format) {
-        (Some(code), _) => tiles * cols.div_ceil(GROUP) * integers::step_bytes(code),
+        (Some(code), _) => tiles * integers::tile_bytes(code, cols.div_ceil(GROUP)),
         (None, Format::F32) => tiles * TILE * cols * 4,
         (None, _) => tiles * TILE * cols * 2,
     }

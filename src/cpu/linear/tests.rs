@@ -2,6 +2,17 @@ use super::*;
 use crate::cpu::pool::Pool;
 use crate::cpu::quant::GROUP;
 
+const BLOCKS: [BlockType; 8] = [
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q8_0,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+];
+
 /// Numbers between -1 and 1, the same for the same seed.
 fn noise(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
@@ -64,16 +75,7 @@ fn layers(isa: Isa) -> Vec<(String, Linear)> {
             layers.push((name, float(isa, format, out, cols, bias)));
         }
     }
-    for block in [
-        BlockType::Q4_0,
-        BlockType::Q4_1,
-        BlockType::Q5_0,
-        BlockType::Q5_1,
-        BlockType::Q8_0,
-        BlockType::Q4_K,
-        BlockType::Q5_K,
-        BlockType::Q6_K,
-    ] {
+    for block in BLOCKS {
         let shape = (70, 512);
         let bytes = blocks(block, shape.0 * shape.1);
         let layer = Linear::from_gguf(isa, block, &bytes, shape, None).unwrap();
@@ -333,10 +335,19 @@ fn packed_bytes_are_those_of_the_packed_layer() {
             "{format:?}"
         );
     }
-    let bytes = vec![0; 40 * 2 * 20];
-    let linear = Linear::from_gguf(Isa::Portable, BlockType::Q4_1, &bytes, (40, 64), None).unwrap();
-    assert_eq!(
-        packed_bytes(Some(BlockType::Q4_1), Format::Int8, 40, 64),
-        linear.bytes()
-    );
+    for block in BLOCKS {
+        let bytes = blocks(block, 40 * 512);
+        let linear = Linear::from_gguf(Isa::Portable, block, &bytes, (40, 512), None).unwrap();
+        let expected = packed_bytes(Some(block), Format::Int8, 40, 512);
+        assert_eq!(linear.bytes(), expected, "{block:?}");
+        // In whole tiles: what the file takes, but for the sixth bit of five and 8 bits for 6-bit scales.
+        let sixth = usize::from(block.code().bits == 6 && block != BlockType::Q6_K);
+        let scales = 4 * usize::from(block.code().nested && block.code().min);
+        let blocks = 48 * 512 / block.elements();
+        assert_eq!(
+            expected,
+            blocks * (block.bytes() + sixth * block.elements() / 8 + scales),
+            "{block:?}"
+        );
+    }
 }

@@ -7,8 +7,8 @@ use crate::cpu::half::f16_to_f32;
 
 /// A block type whose weights become integers as they are.
 ///
-/// All are exact. `Q5_0`, `Q5_1`, `Q5_K` and `Q6_K` take 8 bits for each integer, and the `K` types f32 scales, which hold the
-/// product of a half-precision and a 6-bit or 8-bit scale without rounding.
+/// All are exact. Integers of 5 bits take 6. Scales of the `K` types stay nested: 6 or 8 bits for each group, and half-precision
+/// factors for 256 weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum BlockType {
@@ -62,19 +62,20 @@ impl BlockType {
 
     /// How its integers stand for weights.
     pub const fn code(self) -> Code {
-        let (bits, group, wide, min) = match self {
+        let (bits, group, nested, min) = match self {
             Self::Q4_0 => (4, 32, false, false),
             Self::Q4_1 => (4, 32, false, true),
-            Self::Q5_0 | Self::Q8_0 => (8, 32, false, false),
-            Self::Q5_1 => (8, 32, false, true),
+            Self::Q5_0 => (6, 32, false, false),
+            Self::Q5_1 => (6, 32, false, true),
+            Self::Q8_0 => (8, 32, false, false),
             Self::Q4_K => (4, 32, true, true),
-            Self::Q5_K => (8, 32, true, true),
-            Self::Q6_K => (8, 16, true, false),
+            Self::Q5_K => (6, 32, true, true),
+            Self::Q6_K => (6, 16, true, false),
         };
         Code {
             bits,
             group,
-            wide,
+            nested,
             min,
         }
     }
@@ -95,8 +96,8 @@ impl BlockType {
                 }
                 Self::Q5_0 => {
                     row.scales.push(half(block, 0));
-                    // From the middle 16 of five bits to the middle 128 of eight.
-                    row.q.extend(five_bits(&block[2..]).map(|q| q + (128 - 16)));
+                    // From the middle 16 of five bits to the middle 32 of six.
+                    row.q.extend(five_bits(&block[2..]).map(|q| q + (32 - 16)));
                 }
                 Self::Q5_1 => {
                     row.scales.push(half(block, 0));
@@ -149,7 +150,7 @@ fn five_bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
 
 /// Two half-precision factors and, packed into 12 bytes, eight 6-bit scales and eight 6-bit minima.
 fn k_scales(block: &[u8], row: &mut IntRow) {
-    let (scale, min) = (half(block, 0), half(block, 2));
+    row.factors.push([half(block, 0), -half(block, 2)]);
     let packed = &block[4..16];
     for i in 0..8 {
         let (s, m) = if i < 4 {
@@ -160,8 +161,8 @@ fn k_scales(block: &[u8], row: &mut IntRow) {
                 packed[i + 4] >> 4 | packed[i] >> 6 << 4,
             )
         };
-        row.scales.push(scale * f32::from(s));
-        row.mins.push(-(min * f32::from(m)));
+        row.scales.push(f32::from(s));
+        row.mins.push(f32::from(m));
     }
 }
 
@@ -174,14 +175,13 @@ fn six_bits(block: &[u8], row: &mut IntRow) {
             for i in 0..32 {
                 let low = low[part * 64 + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 0x0f;
                 let high = high[part * 32 + i] >> (2 * quarter) & 3;
-                row.q.push((low | high << 4) + (128 - 32));
+                row.q.push(low | high << 4);
             }
         }
     }
-    let factor = half(block, 208);
+    row.factors.push([half(block, 208), 0.0]);
     let scales = block[192..208].iter();
-    row.scales
-        .extend(scales.map(|&s| factor * f32::from(s as i8)));
+    row.scales.extend(scales.map(|&s| f32::from(s as i8)));
 }
 
 #[cfg(test)]

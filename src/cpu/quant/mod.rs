@@ -9,15 +9,19 @@ pub use round::{round_int4, round_int8};
 /// Weights along the inputs that share a scale, and the size of the groups that activations are quantized in.
 pub const GROUP: usize = 32;
 
+/// Weights along the inputs whose scales share factors where scales are [nested](Code::nested).
+pub const SUPER: usize = 256;
+
 /// How integers stand for weights: `scale * (q - zero)`, or `scale * q + min` where groups have a minimum of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code {
-    /// Bits of an integer: 4 or 8.
+    /// Bits of an integer: 4, 6 or 8.
     pub bits: usize,
     /// Weights that share a scale: 16 or 32.
     pub group: usize,
-    /// Whether scales and minima need f32; they are half precision otherwise.
-    pub wide: bool,
+    /// Whether scales and minima are 8-bit integers times half-precision factors, which 256 weights share; they are half precision
+    /// by themselves otherwise.
+    pub nested: bool,
     /// Whether groups have minima.
     pub min: bool,
 }
@@ -30,24 +34,27 @@ impl Code {
 }
 
 /// One row of weights as integers: `q` has one for each weight, `scales` and `mins` (empty without minima) one for each group.
+/// Nested ones are integers, and `factors` (empty otherwise) has what they are multiplied with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct IntRow {
-    /// Integers, below 16 where they have 4 bits.
+    /// Integers, below 16 where they have 4 bits, and below 64 where they have 6.
     pub q: Vec<u8>,
     /// Scales of the groups.
     pub scales: Vec<f32>,
     /// Minima of the groups.
     pub mins: Vec<f32>,
+    /// Of each 256 weights, the factor of their scales and that of their minima.
+    pub factors: Vec<[f32; 2]>,
 }
 
 impl IntRow {
     /// What the integers stand for.
     pub fn dequantize(&self, code: Code) -> Vec<f32> {
         let zero = i32::from(code.zero());
-        let group = |i: usize| i / code.group;
         let values = self.q.iter().enumerate().map(|(i, &q)| {
-            let value = self.scales[group(i)] * (i32::from(q) - zero) as f32;
-            value + self.mins.get(group(i)).copied().unwrap_or(0.0)
+            let [scale, min] = self.factors.get(i / SUPER).copied().unwrap_or([1.0; 2]);
+            let value = self.scales[i / code.group] * scale * (i32::from(q) - zero) as f32;
+            value + self.mins.get(i / code.group).map_or(0.0, |m| m * min)
         });
         values.collect()
     }

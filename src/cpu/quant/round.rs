@@ -124,7 +124,7 @@ mod tests {
         Code {
             bits,
             group: GROUP,
-            wide: false,
+            nested: false,
             min,
         }
     }

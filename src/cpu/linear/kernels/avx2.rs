@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
-use super::super::{Format, Output, TILE, integers};
-use super::{by_code, by_rows};
+use super::super::integers::{self, SHARED};
+use super::super::{Format, Output, TILE};
+use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Outputs in a register.
@@ -42,7 +43,7 @@ macro_rules! strips {
         unsafe fn $strips<
             const BITS: usize,
             const GROUPS: usize,
-            const WIDE: bool,
+            const NESTED: bool,
             const MIN: bool,
         >(
             task: &integers::Task,
@@ -53,9 +54,9 @@ macro_rules! strips {
                 // SAFETY: the caller's promise.
                 unsafe {
                     if task.x.block() == 1 {
-                        $strip::<BITS, GROUPS, WIDE, MIN, 1, 1>(task, tile, 0);
+                        $strip::<BITS, GROUPS, NESTED, MIN, 1, 1>(task, tile, 0);
                     } else {
-                        by_rows!($strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile), rows);
+                        by_rows!($strip::<BITS, GROUPS, NESTED, MIN; 4>(task, tile), rows);
                     }
                 }
             }
@@ -68,7 +69,7 @@ macro_rules! strips {
         unsafe fn $strip<
             const BITS: usize,
             const GROUPS: usize,
-            const WIDE: bool,
+            const NESTED: bool,
             const MIN: bool,
             const B: usize,
             const R: usize,
@@ -78,25 +79,39 @@ macro_rules! strips {
             row: usize,
         ) {
             let groups = task.weights.groups;
-            let size = if WIDE { 4 * TILE } else { 2 * TILE };
+            let size = if NESTED { 1 } else { 2 };
             let q_step = GROUP * TILE * BITS / 8;
-            let scale_step = size * (GROUPS + usize::from(MIN));
+            let scale_step = size * TILE * (GROUPS + usize::from(MIN));
+            let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
+            let scale_stride =
+                groups * scale_step + usize::from(NESTED) * groups / SHARED * factor_bytes;
             let nibble = _mm256_set1_epi8(0x0f);
+            let upper = _mm256_set1_epi8(0x30);
             let flip = _mm256_set1_epi8(-128);
             let ones = _mm256_set1_epi16(1);
             let ones_8 = _mm256_set1_epi8(1);
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
+            let mut factors = [[_mm256_setzero_ps(); 2]; 2];
             // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
             unsafe {
                 let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
-                let mut scales = task.weights.scales.as_ptr().add(tile * groups * scale_step);
+                let mut scales = task.weights.scales.as_ptr().add(tile * scale_stride);
                 let mut record = task.x.block_at(row);
-                for _ in 0..groups {
+                for group in 0..groups {
+                    if NESTED && group.is_multiple_of(SHARED) {
+                        for c in 0..2 {
+                            factors[0][c] = halves(scales.add(c * 2 * LANES));
+                            if MIN {
+                                factors[1][c] = halves(scales.add(2 * TILE + c * 2 * LANES));
+                            }
+                        }
+                        scales = scales.add(factor_bytes);
+                    }
                     let tail = record.add(GROUP * B).cast::<f32>();
                     for part in 0..GROUPS {
                         let mut dots = [[_mm256_setzero_si256(); 2]; R];
                         // Without VNNI, bytes around 128 become signed, and have no offset.
-                        if !MIN && ($vnni || BITS == 4) {
+                        if !MIN && ($vnni || BITS != 8) {
                             for r in 0..R {
                                 let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
                                 dots[r] = [_mm256_set1_epi32(offset); 2];
@@ -152,18 +167,33 @@ macro_rules! strips {
                         } else {
                             let steps = 8 / GROUPS;
                             for step in part * steps..(part + 1) * steps {
+                                let line = if BITS == 8 { step } else { step / 2 };
                                 let mut w = [
-                                    _mm256_loadu_si256(q.add(step * 64).cast()),
-                                    _mm256_loadu_si256(q.add(step * 64 + 32).cast()),
+                                    _mm256_loadu_si256(q.add(line * 64).cast()),
+                                    _mm256_loadu_si256(q.add(line * 64 + 32).cast()),
                                 ];
-                                if !$vnni && !MIN {
-                                    w = [
-                                        _mm256_xor_si256(w[0], flip),
-                                        _mm256_xor_si256(w[1], flip),
-                                    ];
-                                }
                                 for c in 0..2 {
-                                    let pairs = if !$vnni && !MIN {
+                                    if BITS == 6 {
+                                        if step % 2 == 1 {
+                                            w[c] = _mm256_srli_epi16::<4>(w[c]);
+                                        }
+                                        let line = 4 + step / 4;
+                                        let from = q.add(line * 64 + c * 32);
+                                        let four = _mm256_loadu_si256(from.cast());
+                                        let two = match step % 4 {
+                                            0 => _mm256_slli_epi16::<4>(four),
+                                            1 => _mm256_slli_epi16::<2>(four),
+                                            2 => four,
+                                            _ => _mm256_srli_epi16::<2>(four),
+                                        };
+                                        w[c] = _mm256_or_si256(
+                                            _mm256_and_si256(w[c], nibble),
+                                            _mm256_and_si256(two, upper),
+                                        );
+                                    } else if !$vnni {
+                                        w[c] = _mm256_xor_si256(w[c], flip);
+                                    }
+                                    let pairs = if !$vnni && BITS == 8 {
                                         _mm256_maddubs_epi16(ones_8, w[c])
                                     } else {
                                         _mm256_maddubs_epi16(w[c], ones_8)
@@ -180,7 +210,7 @@ macro_rules! strips {
                                             continue;
                                         }
                                         // The weight's sign goes to the activation: 128 * 127 * 2 fits into 16 bits.
-                                        let pairs = if MIN {
+                                        let pairs = if BITS == 6 {
                                             _mm256_maddubs_epi16(w[c], x)
                                         } else {
                                             let x = _mm256_sign_epi8(x, w[c]);
@@ -201,7 +231,8 @@ macro_rules! strips {
                             }
                         }
                         for c in 0..2 {
-                            let scale = widen::<WIDE>(scales, part * TILE + c * LANES);
+                            let from = scales.add((part * TILE + c * LANES) * size);
+                            let scale = scales_at::<NESTED>(from, factors[0][c]);
                             for r in 0..R {
                                 sums[r][c] = _mm256_fmadd_ps(
                                     _mm256_cvtepi32_ps(dots[r][c]),
@@ -213,7 +244,8 @@ macro_rules! strips {
                     }
                     if MIN {
                         for c in 0..2 {
-                            let min = widen::<WIDE>(scales, TILE + c * LANES);
+                            let from = scales.add((TILE + c * LANES) * size);
+                            let min = scales_at::<NESTED>(from, factors[1][c]);
                             for r in 0..R {
                                 let weighted = _mm256_set1_ps(*tail.add(B + r));
                                 sums[r][c] = _mm256_fmadd_ps(min, weighted, sums[r][c]);
@@ -247,34 +279,25 @@ fn vnni(dots: __m256i, w: __m256i, x: __m256i) -> __m256i {
     _mm256_dpbusd_avx_epi32(dots, w, x)
 }
 
-/// What the middle of the integers' range adds for `r`: its negative times the sum of the activations.
-#[inline]
-unsafe fn offset<const BITS: usize, const GROUPS: usize>(
-    tail: *const i32,
-    block: usize,
-    r: usize,
-    part: usize,
-) -> i32 {
-    // SAFETY: the caller passes the end of a record.
-    let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
-    match (BITS, GROUPS, part) {
-        (4, _, _) => by_8,
-        (_, 1, _) => by_8 << 4,
-        (_, _, 0) => first_by_128,
-        _ => (by_8 << 4) - first_by_128,
-    }
-}
-
-/// 8 scales as f32.
+/// 8 numbers of half precision as f32.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn widen<const WIDE: bool>(scales: *const u8, first: usize) -> __m256 {
-    // SAFETY: the caller passes that many readable scales.
+unsafe fn halves(from: *const u8) -> __m256 {
+    // SAFETY: the caller passes 8 of them.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+}
+
+/// 8 scales as f32, nested ones times their factors.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+unsafe fn scales_at<const NESTED: bool>(from: *const u8, factors: __m256) -> __m256 {
+    // SAFETY: the caller passes 8 readable scales.
     unsafe {
-        if WIDE {
-            _mm256_loadu_ps(scales.add(4 * first).cast())
+        if NESTED {
+            let bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), factors)
         } else {
-            _mm256_cvtph_ps(_mm_loadu_si128(scales.add(2 * first).cast()))
+            halves(from)
         }
     }
 }

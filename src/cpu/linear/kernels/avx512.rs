@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
-use super::super::integers::{self, IntWeights};
+use super::super::integers::{self, IntWeights, SHARED};
 use super::super::{Format, Output, TILE};
-use super::{TILES, by_code, by_rows};
+use super::{TILES, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Bytes of weights that are fetched ahead where one row reads each only once.
@@ -28,7 +28,7 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const MIN: bool>(
+unsafe fn strips<const BITS: usize, const GROUPS: usize, const NESTED: bool, const MIN: bool>(
     task: &integers::Task,
     tiles: Range<usize>,
     rows: Range<usize>,
@@ -37,16 +37,16 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
     unsafe {
         if task.x.block() == 1 {
             for tile in tiles {
-                strip::<BITS, GROUPS, WIDE, MIN, 1, 1, 1>(task, tile, 0, 0);
+                strip::<BITS, GROUPS, NESTED, MIN, 1, 1, 1>(task, tile, 0, 0);
             }
             return;
         }
         for tile in tiles.clone().step_by(TILES) {
             if tiles.end - tile >= TILES {
-                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile, rows.start) by 3, rows);
+                by_rows!(strip::<BITS, GROUPS, NESTED, MIN; 4>(task, tile, rows.start) by 3, rows);
             } else {
                 for tile in tile..tiles.end {
-                    by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile, rows.start) by 1, rows);
+                    by_rows!(strip::<BITS, GROUPS, NESTED, MIN; 4>(task, tile, rows.start) by 1, rows);
                 }
             }
         }
@@ -63,7 +63,7 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
 unsafe fn strip<
     const BITS: usize,
     const GROUPS: usize,
-    const WIDE: bool,
+    const NESTED: bool,
     const MIN: bool,
     const B: usize,
     const R: usize,
@@ -75,21 +75,35 @@ unsafe fn strip<
     row: usize,
 ) {
     let weights: &IntWeights = task.weights;
-    let size = if WIDE { 4 * TILE } else { 2 * TILE };
+    let size = if NESTED { TILE } else { 2 * TILE };
     let q_step = GROUP * TILE * BITS / 8;
     let scale_step = size * (GROUPS + usize::from(MIN));
     let q_stride = weights.groups * q_step;
-    let scale_stride = weights.groups * scale_step;
+    let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
+    let scale_stride =
+        weights.groups * scale_step + usize::from(NESTED) * weights.groups / SHARED * factor_bytes;
     let half = _mm512_set1_epi8(0x0f);
+    let upper = _mm512_set1_epi8(0x30);
     let ones = _mm512_set1_epi8(1);
     let zeros = [_mm512_setzero_si512(); C];
     let mut sums = [[_mm512_setzero_ps(); C]; R];
+    let mut factors = [[_mm512_setzero_ps(); C]; 2];
     // SAFETY: all reads lie within the task's buffers, all writes within its tiles and rows.
     unsafe {
         let mut q = weights.q.as_ptr().add(tile * q_stride);
         let mut scales = weights.scales.as_ptr().add(tile * scale_stride);
         let mut record = task.x.block_at(row);
-        for _ in 0..weights.groups {
+        for group in 0..weights.groups {
+            if NESTED && group.is_multiple_of(SHARED) {
+                for c in 0..C {
+                    let from = scales.add(c * scale_stride);
+                    factors[0][c] = halves(from);
+                    if MIN {
+                        factors[1][c] = halves(from.add(2 * TILE));
+                    }
+                }
+                scales = scales.add(factor_bytes);
+            }
             if B == 1 {
                 let ahead = q.cast::<i8>().wrapping_add(AHEAD);
                 for line in 0..q_step / 64 {
@@ -115,7 +129,8 @@ unsafe fn strip<
                 let mut dots = [[_mm512_setzero_si512(); C]; R];
                 if !MIN {
                     for (r, dots) in dots.iter_mut().enumerate() {
-                        *dots = [offset::<BITS, GROUPS>(tail.cast(), B, r, part); C];
+                        let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
+                        *dots = [_mm512_set1_epi32(offset); C];
                     }
                 }
                 // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
@@ -123,19 +138,7 @@ unsafe fn strip<
                 let steps = 8 / GROUPS;
                 let mut step = part * steps;
                 while step < (part + 1) * steps {
-                    if BITS == 4 {
-                        let (mut low, mut high) = (zeros, zeros);
-                        for c in 0..C {
-                            let both = load(q.add(c * q_stride + step / 2 * 64));
-                            low[c] = _mm512_and_si512(both, half);
-                            high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
-                            totals[c] =
-                                _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
-                        }
-                        multiply(&mut dots, &low, record.add(step * B * 4));
-                        multiply(&mut dots, &high, record.add((step + 1) * B * 4));
-                        step += 2;
-                    } else {
+                    if BITS == 8 {
                         let mut w = zeros;
                         for c in 0..C {
                             w[c] = load(q.add(c * q_stride + step * 64));
@@ -143,6 +146,32 @@ unsafe fn strip<
                         }
                         multiply(&mut dots, &w, record.add(step * B * 4));
                         step += 1;
+                    } else {
+                        let (mut low, mut high) = (zeros, zeros);
+                        for c in 0..C {
+                            let both = load(q.add(c * q_stride + step / 2 * 64));
+                            low[c] = _mm512_and_si512(both, half);
+                            high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
+                            if BITS == 4 {
+                                totals[c] =
+                                    _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
+                                continue;
+                            }
+                            let both = load(q.add(c * q_stride + (4 + step / 4) * 64));
+                            let (first, second) = if step.is_multiple_of(4) {
+                                let second = _mm512_slli_epi16::<2>(both);
+                                (_mm512_slli_epi16::<4>(both), second)
+                            } else {
+                                (both, _mm512_srli_epi16::<2>(both))
+                            };
+                            low[c] = _mm512_or_si512(low[c], _mm512_and_si512(first, upper));
+                            high[c] = _mm512_or_si512(high[c], _mm512_and_si512(second, upper));
+                            totals[c] = _mm512_dpbusd_epi32(totals[c], low[c], ones);
+                            totals[c] = _mm512_dpbusd_epi32(totals[c], high[c], ones);
+                        }
+                        multiply(&mut dots, &low, record.add(step * B * 4));
+                        multiply(&mut dots, &high, record.add((step + 1) * B * 4));
+                        step += 2;
                     }
                 }
                 if BITS == 4 {
@@ -158,7 +187,8 @@ unsafe fn strip<
                 }
                 let mut scale = [_mm512_setzero_ps(); C];
                 for c in 0..C {
-                    scale[c] = widen::<WIDE>(scales.add(c * scale_stride + part * size));
+                    let from = scales.add(c * scale_stride + part * size);
+                    scale[c] = scales_at::<NESTED>(from, factors[0][c]);
                 }
                 for r in 0..R {
                     let factor = _mm512_set1_ps(*tail.add(r));
@@ -174,7 +204,8 @@ unsafe fn strip<
             if MIN {
                 let mut min = [_mm512_setzero_ps(); C];
                 for c in 0..C {
-                    min[c] = widen::<WIDE>(scales.add(c * scale_stride + size));
+                    let from = scales.add(c * scale_stride + size);
+                    min[c] = scales_at::<NESTED>(from, factors[1][c]);
                 }
                 for r in 0..R {
                     let weighted = _mm512_set1_ps(*tail.add(B + r));
@@ -193,25 +224,6 @@ unsafe fn strip<
             }
         }
     }
-}
-
-/// What the middle of the integers' range adds for `r`: its negative times the sum of the activations.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn offset<const BITS: usize, const GROUPS: usize>(
-    tail: *const i32,
-    block: usize,
-    r: usize,
-    part: usize,
-) -> __m512i {
-    // SAFETY: the caller passes the end of a record.
-    let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
-    _mm512_set1_epi32(match (BITS, GROUPS, part) {
-        (4, _, _) => by_8,
-        (_, 1, _) => by_8 << 4,
-        (_, _, 0) => first_by_128,
-        _ => (by_8 << 4) - first_by_128,
-    })
 }
 
 /// Adds the products of four inputs of `C` tiles with those of `R` rows.
@@ -238,16 +250,25 @@ unsafe fn load(from: *const u8) -> __m512i {
     unsafe { _mm512_loadu_si512(from.cast()) }
 }
 
-/// 16 scales as f32.
+/// 16 numbers of half precision as f32.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn widen<const WIDE: bool>(from: *const u8) -> __m512 {
+unsafe fn halves(from: *const u8) -> __m512 {
+    // SAFETY: the caller passes 16 of them.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+}
+
+/// 16 scales as f32, nested ones times their factors.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn scales_at<const NESTED: bool>(from: *const u8, factors: __m512) -> __m512 {
     // SAFETY: the caller passes 16 readable scales.
     unsafe {
-        if WIDE {
-            _mm512_loadu_ps(from.cast())
+        if NESTED {
+            let bytes = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(bytes), factors)
         } else {
-            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+            halves(from)
         }
     }
 }

@@ -34,12 +34,11 @@ const BYTES: usize = 768 << 10;
 /// `y`.
 pub(super) unsafe fn integers(isa: Isa, team: &Team, task: &integers::Task) {
     let weights = task.weights;
-    let tile_bytes = weights.groups * (weights.group_bytes() + weights.scale_bytes());
     share(
         team,
         weights.tiles,
         task.x.rows(),
-        tile_bytes,
+        weights.tile_bytes(),
         |tiles, rows| {
             // SAFETY: the caller's promise.
             unsafe {
@@ -135,18 +134,19 @@ fn share(
     });
 }
 
-/// Calls a kernel with the constants of a code: bits, groups in 32 inputs, whether scales are wide, whether there are minima.
+/// Calls a kernel with the constants of a code: bits, groups in 32 inputs, whether scales are nested, whether there are minima.
 macro_rules! by_code {
     ($code:expr, $kernel:ident($($argument:expr),*)) => {{
         let code = $code;
-        match (code.bits, code.group, code.wide, code.min) {
+        match (code.bits, code.group, code.nested, code.min) {
             (4, _, false, false) => $kernel::<4, 1, false, false>($($argument),*),
             (4, _, false, true) => $kernel::<4, 1, false, true>($($argument),*),
             (4, _, true, _) => $kernel::<4, 1, true, true>($($argument),*),
-            (_, 16, _, _) => $kernel::<8, 2, true, false>($($argument),*),
-            (_, _, false, false) => $kernel::<8, 1, false, false>($($argument),*),
-            (_, _, false, true) => $kernel::<8, 1, false, true>($($argument),*),
-            (_, _, true, _) => $kernel::<8, 1, true, true>($($argument),*),
+            (6, 16, _, _) => $kernel::<6, 2, true, false>($($argument),*),
+            (6, _, false, false) => $kernel::<6, 1, false, false>($($argument),*),
+            (6, _, false, true) => $kernel::<6, 1, false, true>($($argument),*),
+            (6, _, true, _) => $kernel::<6, 1, true, true>($($argument),*),
+            _ => $kernel::<8, 1, false, false>($($argument),*),
         }
     }};
 }
@@ -169,6 +169,27 @@ macro_rules! by_rows {
 }
 
 use {by_code, by_rows};
+
+/// What the middle of the integers' range adds for row `r`: its negative times the sum of the activations of a group.
+///
+/// # Safety
+/// `tail` must be the end of a record.
+#[inline]
+unsafe fn offset<const BITS: usize, const GROUPS: usize>(
+    tail: *const i32,
+    block: usize,
+    r: usize,
+    part: usize,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
+    let first = first_by_128 >> (8 - BITS);
+    match (GROUPS, part) {
+        (1, _) => by_8 << (BITS - 4),
+        (_, 0) => first,
+        _ => (by_8 << (BITS - 4)) - first,
+    }
+}
 
 /// Writes the results of one row in one tile, those that exist.
 ///

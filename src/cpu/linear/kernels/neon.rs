@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
-use super::super::{Format, Output, TILE, integers};
-use super::{by_code, by_rows};
+use super::super::integers::{self, SHARED};
+use super::super::{Format, Output, TILE};
+use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Registers of a tile.
@@ -28,7 +29,7 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
 }
 
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const MIN: bool>(
+unsafe fn strips<const BITS: usize, const GROUPS: usize, const NESTED: bool, const MIN: bool>(
     task: &integers::Task,
     tiles: Range<usize>,
     rows: Range<usize>,
@@ -37,9 +38,9 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
         // SAFETY: the caller's promise.
         unsafe {
             if task.x.block() == 1 {
-                strip::<BITS, GROUPS, WIDE, MIN, 1, 1>(task, tile, 0);
+                strip::<BITS, GROUPS, NESTED, MIN, 1, 1>(task, tile, 0);
             } else {
-                by_rows!(strip::<BITS, GROUPS, WIDE, MIN; 4>(task, tile), rows);
+                by_rows!(strip::<BITS, GROUPS, NESTED, MIN; 4>(task, tile), rows);
             }
         }
     }
@@ -51,7 +52,7 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const WIDE: bool, const
 unsafe fn strip<
     const BITS: usize,
     const GROUPS: usize,
-    const WIDE: bool,
+    const NESTED: bool,
     const MIN: bool,
     const B: usize,
     const R: usize,
@@ -61,25 +62,39 @@ unsafe fn strip<
     row: usize,
 ) {
     let groups = task.weights.groups;
-    let size = if WIDE { 4 * TILE } else { 2 * TILE };
+    let size = if NESTED { 1 } else { 2 };
     let q_step = GROUP * TILE * BITS / 8;
-    let scale_step = size * (GROUPS + usize::from(MIN));
+    let scale_step = size * TILE * (GROUPS + usize::from(MIN));
+    let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
+    let scale_stride = groups * scale_step + usize::from(NESTED) * groups / SHARED * factor_bytes;
     // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
     unsafe {
         let nibble = vdupq_n_u8(0x0f);
+        let upper = vdupq_n_u8(0x30);
         let flip = vdupq_n_u8(0x80);
         let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
+        let mut factors = [[vdupq_n_f32(0.0); QUADS]; 2];
         let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
-        let mut scales = task.weights.scales.as_ptr().add(tile * groups * scale_step);
+        let mut scales = task.weights.scales.as_ptr().add(tile * scale_stride);
         let mut record = task.x.block_at(row);
-        for _ in 0..groups {
+        for group in 0..groups {
+            if NESTED && group.is_multiple_of(SHARED) {
+                for c in 0..QUADS {
+                    factors[0][c] = halves(scales.add(c * 8));
+                    if MIN {
+                        factors[1][c] = halves(scales.add(2 * TILE + c * 8));
+                    }
+                }
+                scales = scales.add(factor_bytes);
+            }
             let tail = record.add(GROUP * B).cast::<f32>();
             for part in 0..GROUPS {
                 let mut dots = [[vdupq_n_s32(0); QUADS]; R];
                 // Bytes around 128 become signed, and have no offset.
-                if !MIN && BITS == 4 {
+                if !MIN && BITS != 8 {
                     for r in 0..R {
-                        dots[r] = [vld1q_dup_s32(tail.cast::<i32>().add(2 * B + r)); QUADS];
+                        let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
+                        dots[r] = [vdupq_n_s32(offset); QUADS];
                     }
                 }
                 // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
@@ -89,16 +104,24 @@ unsafe fn strip<
                 for step in part * steps..(part + 1) * steps {
                     let mut w = [vdupq_n_s8(0); QUADS];
                     for c in 0..QUADS {
-                        let line = if BITS == 4 { step / 2 } else { step };
+                        let line = if BITS == 8 { step } else { step / 2 };
                         let mut bytes = vld1q_u8(q.add(line * 64 + c * 16));
-                        if BITS == 4 {
-                            bytes = if step % 2 == 0 {
-                                vandq_u8(bytes, nibble)
-                            } else {
-                                vshrq_n_u8::<4>(bytes)
-                            };
-                        } else if !MIN {
+                        if BITS == 8 {
                             bytes = veorq_u8(bytes, flip);
+                        } else if step % 2 == 0 {
+                            bytes = vandq_u8(bytes, nibble);
+                        } else {
+                            bytes = vshrq_n_u8::<4>(bytes);
+                        }
+                        if BITS == 6 {
+                            let four = vld1q_u8(q.add((4 + step / 4) * 64 + c * 16));
+                            let two = match step % 4 {
+                                0 => vshlq_n_u8::<4>(four),
+                                1 => vshlq_n_u8::<2>(four),
+                                2 => four,
+                                _ => vshrq_n_u8::<2>(four),
+                            };
+                            bytes = vorrq_u8(bytes, vandq_u8(two, upper));
                         }
                         w[c] = vreinterpretq_s8_u8(bytes);
                         if BITS == 4 {
@@ -125,7 +148,8 @@ unsafe fn strip<
                     }
                 }
                 for c in 0..QUADS {
-                    let scale = widen::<WIDE>(scales, part * TILE + c * 4);
+                    let from = scales.add((part * TILE + c * 4) * size);
+                    let scale = scales_at::<NESTED>(from, factors[0][c]);
                     for r in 0..R {
                         let factor = vmulq_n_f32(scale, *tail.add(r));
                         sums[r][c] = vfmaq_f32(sums[r][c], vcvtq_f32_s32(dots[r][c]), factor);
@@ -134,7 +158,8 @@ unsafe fn strip<
             }
             if MIN {
                 for c in 0..QUADS {
-                    let min = widen::<WIDE>(scales, TILE + c * 4);
+                    let from = scales.add((TILE + c * 4) * size);
+                    let min = scales_at::<NESTED>(from, factors[1][c]);
                     for r in 0..R {
                         sums[r][c] = vfmaq_n_f32(sums[r][c], min, *tail.add(B + r));
                     }
@@ -173,16 +198,26 @@ fn from_half(halves: uint16x4_t) -> float32x4_t {
     widened
 }
 
-/// 4 scales as f32.
+/// 4 numbers of half precision as f32.
 #[target_feature(enable = "neon")]
 #[inline]
-unsafe fn widen<const WIDE: bool>(scales: *const u8, first: usize) -> float32x4_t {
-    // SAFETY: the caller passes that many readable scales.
+unsafe fn halves(from: *const u8) -> float32x4_t {
+    // SAFETY: the caller passes 4 of them.
+    from_half(unsafe { vld1_u16(from.cast()) })
+}
+
+/// 4 scales as f32, nested ones times their factors.
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn scales_at<const NESTED: bool>(from: *const u8, factors: float32x4_t) -> float32x4_t {
+    // SAFETY: the caller passes 4 readable scales.
     unsafe {
-        if WIDE {
-            vld1q_f32(scales.add(4 * first).cast())
+        if NESTED {
+            let bytes = vreinterpret_s8_s32(vdup_n_s32(from.cast::<i32>().read_unaligned()));
+            let numbers = vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
+            vmulq_f32(vcvtq_f32_s32(numbers), factors)
         } else {
-            from_half(vld1_u16(scales.add(2 * first).cast()))
+            halves(from)
         }
     }
 }

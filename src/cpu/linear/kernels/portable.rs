@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
-use super::super::{Format, TILE, integers};
+use super::super::integers::{self, IntWeights};
+use super::super::{Format, TILE};
 use super::store;
 use crate::cpu::half::{bf16_to_f32, f16_to_f32};
 use crate::cpu::quant::{Code, GROUP};
@@ -15,12 +16,11 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
     let weights = task.weights;
     let block = task.x.block();
     for tile in tiles {
-        for row in rows.clone() {
-            let mut sums = [0.0; TILE];
-            for group in 0..weights.groups {
-                let at = tile * weights.groups + group;
-                let q = &weights.q[at * weights.group_bytes()..][..weights.group_bytes()];
-                let scales = &weights.scales[at * weights.scale_bytes()..][..weights.scale_bytes()];
+        let mut sums = vec![[0.0; TILE]; rows.len()];
+        for group in 0..weights.groups {
+            let outputs: [Group; TILE] =
+                std::array::from_fn(|o| Group::read(weights, tile * TILE + o, group));
+            for (row, sums) in rows.clone().zip(&mut sums) {
                 // SAFETY: the record lies within the rows, which nobody writes.
                 let (x, factor, weighted) = unsafe {
                     let record = task
@@ -29,10 +29,53 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
                         .add(group * RECORD * block);
                     group_of_row(record, block, row % block)
                 };
-                add_group(weights.code, q, scales, &x, factor, weighted, &mut sums);
+                for (output, sum) in outputs.iter().zip(sums) {
+                    output.add(weights.code, &x, factor, weighted, sum);
+                }
             }
+        }
+        for (row, sums) in rows.clone().zip(sums) {
             // SAFETY: the caller's promise.
             unsafe { store(&task.output, row, tile, sums) };
+        }
+    }
+}
+
+/// What 32 weights of an output are.
+struct Group {
+    /// Without the zero.
+    q: [i32; GROUP],
+    scales: [f32; 2],
+    min: f32,
+}
+
+impl Group {
+    fn read(weights: &IntWeights, output: usize, group: usize) -> Self {
+        let code = weights.code;
+        let zero = i32::from(code.zero());
+        let mut scales = [0.0; 2];
+        for (part, scale) in scales[..GROUP / code.group].iter_mut().enumerate() {
+            *scale = weights.scale(output, group, part);
+        }
+        Self {
+            q: weights.integers(output, group).map(|q| i32::from(q) - zero),
+            scales,
+            min: if code.min {
+                weights.scale(output, group, 1)
+            } else {
+                0.0
+            },
+        }
+    }
+
+    fn add(&self, code: Code, x: &[i32; GROUP], factor: f32, weighted: f32, sum: &mut f32) {
+        let parts = self.q.chunks(code.group).zip(x.chunks(code.group));
+        for ((q, x), scale) in parts.zip(self.scales) {
+            let dot: i32 = q.iter().zip(x).map(|(&q, &x)| q * x).sum();
+            *sum += dot as f32 * (scale * factor);
+        }
+        if code.min {
+            *sum += self.min * weighted;
         }
     }
 }
@@ -49,53 +92,6 @@ unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> ([i32; GROU
             *x = q.map(|q| i32::from(q) + zero);
         }
         (x, tail.add(r).read(), tail.add(block + r).read())
-    }
-}
-
-fn add_group(
-    code: Code,
-    q: &[u8],
-    scales: &[u8],
-    x: &[i32; GROUP],
-    factor: f32,
-    weighted: f32,
-    sums: &mut [f32; TILE],
-) {
-    let zero = i32::from(code.zero());
-    let scale = |which: usize, o: usize| {
-        let at = which * TILE + o;
-        if code.wide {
-            let b = &scales[4 * at..][..4];
-            f32::from_ne_bytes([b[0], b[1], b[2], b[3]])
-        } else {
-            f16_to_f32(u16::from_ne_bytes([scales[2 * at], scales[2 * at + 1]]))
-        }
-    };
-    let steps = code.group / 4;
-    for part in 0..GROUP / code.group {
-        let mut dots = [0; TILE];
-        for step in part * steps..(part + 1) * steps {
-            let x = &x[step * 4..][..4];
-            let (line, shift) = if code.bits == 4 {
-                (&q[step / 2 * 4 * TILE..][..4 * TILE], step % 2 * 4)
-            } else {
-                (&q[step * 4 * TILE..][..4 * TILE], 0)
-            };
-            let mask = if code.bits == 4 { 0x0f } else { 0xff };
-            for (dot, w) in dots.iter_mut().zip(line.as_chunks::<4>().0) {
-                for (&w, &x) in w.iter().zip(x) {
-                    *dot += (i32::from(w >> shift & mask) - zero) * x;
-                }
-            }
-        }
-        for (o, sum) in sums.iter_mut().enumerate() {
-            *sum += dots[o] as f32 * (scale(part, o) * factor);
-        }
-    }
-    if code.min {
-        for (o, sum) in sums.iter_mut().enumerate() {
-            *sum += scale(1, o) * weighted;
-        }
     }
 }
 
