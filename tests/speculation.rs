@@ -78,6 +78,16 @@ const FREE: Speculation = Speculation {
 };
 
 fn run(sequences: &[NewSequence], num_blocks: usize, speculation: Option<Speculation>) -> Outcome {
+    run_timed(sequences, num_blocks, speculation, None)
+}
+
+/// `row_cost`: what a row adds to the time of a step that the scheduler is told of.
+fn run_timed(
+    sequences: &[NewSequence],
+    num_blocks: usize,
+    speculation: Option<Speculation>,
+    row_cost: Option<f64>,
+) -> Outcome {
     let config = SchedulerConfig {
         max_batch: 4,
         max_batch_tokens: 64,
@@ -106,6 +116,10 @@ fn run(sequences: &[NewSequence], num_blocks: usize, speculation: Option<Specula
         let all = output.tokens.iter().enumerate();
         let mut told: Vec<Option<Row>> = all.map(|(at, &t)| Some(row(step, at, t))).collect();
         let mut rows = Rows::default();
+        if let Some(row_cost) = row_cost {
+            let seconds = row_cost.mul_add(scheduler.step().num_rows() as f64, 1.0) / 1e3;
+            scheduler.note_time(seconds);
+        }
         scheduler
             .commit(&output.tokens, &mut rows, &mut finished)
             .unwrap();
@@ -229,6 +243,23 @@ fn stop_tokens_are_held_off_until_min_tokens_in_drafts_too() {
         let biased = |row: &&Row| row.biases.len() == 2;
         assert_eq!(drafted.rows[0].iter().filter(biased).count(), min_tokens);
     }
+}
+
+#[test]
+fn what_steps_take_decides_how_much_is_drafted() {
+    let sequences: Vec<NewSequence> = (0..4)
+        .map(|id| sequence(id, 100 + 50 * id as usize))
+        .collect();
+    let assume = |row_cost| Speculation { row_cost, ..FREE };
+    let drafted = |assumed, row_cost| {
+        let outcome = run_timed(&sequences, 256, Some(assume(assumed)), row_cost);
+        outcome.stats.drafted_tokens
+    };
+    let (all, few) = (drafted(0.0, None), drafted(1.0, None));
+    assert!(few * 3 < all, "{few} of {all}");
+    // Whatever was assumed, as soon as the rows of steps vary.
+    assert!(drafted(0.01, Some(1.0)) * 2 < all);
+    assert!(drafted(1.0, Some(0.0)) > 2 * few);
 }
 
 #[test]

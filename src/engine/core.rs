@@ -152,7 +152,7 @@ impl Core {
         }
     }
 
-    /// The scheduler, to be set up before the first request.
+    /// The scheduler, to be set up before the first request, and told of times.
     pub const fn scheduler_mut(&mut self) -> &mut Scheduler {
         &mut self.scheduler
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use super::config::Stats;
 use super::core::{Abort, Core, Events, engine_down, request_of};
@@ -235,6 +236,7 @@ impl Worker {
         if let Some(masks) = &step.masks {
             self.masking.begin(masks);
         }
+        let begin = Instant::now();
         self.executor.launch(step)?;
         // While the device computes: what the last step left to read, and the books.
         self.shared.wake.signal();
@@ -247,6 +249,8 @@ impl Worker {
         }
         self.executor
             .collect(self.core.scheduler().step(), &mut self.output)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        self.core.scheduler_mut().note_time(seconds);
         self.core.commit(&self.output, &mut self.replies)
     }
 

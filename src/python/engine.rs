@@ -27,8 +27,8 @@ pub struct Engine {
     restored: Option<Restored>,
 }
 
-/// What a further row adds to a step, beside the step's fixed part: benchmarks/results.md has the measurement on the CPU; elsewhere it
-/// is little, for a decode step there waits for memory.
+/// What a row more is taken to add to a step, beside the step's fixed part, until steps have run: on the CPU about what it comes to
+/// (benchmarks/results.md); elsewhere little, for a decode step there waits for memory.
 const fn row_cost(on_cpu: bool) -> f32 {
     if on_cpu { 0.3 } else { 0.01 }
 }

@@ -4,6 +4,7 @@
 //! hands out one token budget among them (after vLLM V1's unified scheduler).
 
 mod commit;
+mod cost;
 mod draft;
 mod queue;
 mod sampling;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cost::StepCost;
 use super::queue::Queue;
 use super::sequence::{NewSequence, Sequence};
 use super::speculation::Speculation;
@@ -53,6 +54,7 @@ pub struct Scheduler {
     #[allow(clippy::vec_box)]
     pub(super) running: Vec<Box<Sequence>>,
     pub(super) speculation: Option<Speculation>,
+    pub(super) step_cost: StepCost,
     pub(super) step: Step,
     /// Sequences that the step planned last computes for the first time.
     started: Vec<u64>,
@@ -81,6 +83,7 @@ impl Scheduler {
             queue,
             running,
             speculation: None,
+            step_cost: StepCost::new(0.0),
             step: Step::default(),
             started: Vec::new(),
             next_order: 0,
@@ -90,7 +93,9 @@ impl Scheduler {
 
     /// The same, computing tokens ahead where that pays.
     #[must_use]
-    pub const fn with_speculation(mut self, speculation: Option<Speculation>) -> Self {
+    pub fn with_speculation(mut self, speculation: Option<Speculation>) -> Self {
+        let assumed = speculation.map_or(0.0, |speculation| speculation.row_cost);
+        self.step_cost = StepCost::new(assumed);
         self.speculation = speculation;
         self
     }

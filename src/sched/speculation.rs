@@ -1,6 +1,7 @@
 //! Speculative decoding: a step also computes tokens that a sequence may get next, and the sampled ones say which of them are right.
 //! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
 
+use super::cost::Size;
 use super::scheduler::Scheduler;
 
 /// How much is speculated.
@@ -10,7 +11,8 @@ pub struct Speculation {
     pub max_draft: usize,
     /// Most rows that a step may sample.
     pub max_rows: usize,
-    /// What a further row adds to the time of a step, as a share of what a step takes with no row at all.
+    /// What a further row adds to the time of a step, as a share of what a step takes with no row at all: assumed until
+    /// [`Scheduler::note_time`] has shown it.
     pub row_cost: f32,
 }
 
@@ -18,40 +20,56 @@ pub struct Speculation {
 #[derive(Debug)]
 struct Worth {
     /// Tokens that the step should give.
-    tokens: f32,
-    /// Its time, in steps without rows.
-    time: f32,
-    row_cost: f32,
+    tokens: f64,
+    /// Its time.
+    time: f64,
+    /// What a row adds to that.
+    row: f64,
 }
 
 impl Worth {
-    fn new(sampled: usize, row_cost: f32) -> Self {
-        Self {
-            tokens: sampled as f32,
-            time: row_cost.mul_add(sampled as f32, 1.0),
-            row_cost,
-        }
-    }
-
     /// Adds a token that comes with that probability, if it pays.
     fn add(&mut self, probability: f32) -> bool {
-        let pays = probability * self.time > self.row_cost * self.tokens;
+        let probability = f64::from(probability);
+        let pays = probability * self.time > self.row * self.tokens;
         if pays {
             self.tokens += probability;
-            self.time += self.row_cost;
+            self.time += self.row;
         }
         pays
     }
 }
 
 impl Scheduler {
+    /// Tells how long the step planned last took to compute, before it is committed, so that later ones draft what pays.
+    pub fn note_time(&mut self, seconds: f64) {
+        let step = &self.step;
+        // What each token of a prompt costs beside is not told apart.
+        if step.num_tokens() == step.num_rows() && !step.is_empty() {
+            let size = Size {
+                rows: step.num_rows() as f64,
+                context: step.context_lens.iter().map(|&n| f64::from(n)).sum(),
+            };
+            self.step_cost.note(size, seconds);
+        }
+    }
+
     /// Lets decoding sequences use what everyone else has left of the budget and of the `rows`. No block is taken from anybody.
     pub(super) fn grant_drafts(&mut self, mut rows: usize, mut budget: usize) {
         let Some(speculation) = self.speculation else {
             return;
         };
-        let sampled = self.running.iter().filter(|s| s.is_sampled()).count();
-        let mut worth = Worth::new(sampled, speculation.row_cost);
+        let mut size = Size::default();
+        for sequence in self.running.iter().filter(|s| s.is_sampled()) {
+            size.rows += 1.0;
+            size.context += sequence.tokens.len() as f64;
+        }
+        let (time, row) = self.step_cost.of(size);
+        let mut worth = Worth {
+            tokens: size.rows,
+            time,
+            row,
+        };
         for sequence in &mut self.running {
             let most = speculation.max_draft.min(rows).min(budget);
             if most > 0 && sequence.may_draft() {
@@ -67,8 +85,17 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    fn least(sampled: usize, row_cost: f32) -> f32 {
-        let pays = |percent: &i32| Worth::new(sampled, row_cost).add(*percent as f32 / 100.0);
+    fn worth(sampled: usize, row_cost: f64) -> Worth {
+        let tokens = sampled as f64;
+        Worth {
+            tokens,
+            time: row_cost.mul_add(tokens, 1.0),
+            row: row_cost,
+        }
+    }
+
+    fn least(sampled: usize, row_cost: f64) -> f32 {
+        let pays = |percent: &i32| worth(sampled, row_cost).add(*percent as f32 / 100.0);
         (0..=100)
             .find(pays)
             .map_or(f32::INFINITY, |p| p as f32 / 100.0)
@@ -91,7 +118,7 @@ mod tests {
         // The best of (1 + 0.8 + 0.8^2 + ...) / (1 + 0.2 n).
         let ratio = |n: i32| (0..n).map(|i| 0.8_f32.powi(i)).sum::<f32>() / (1.0 + 0.2 * n as f32);
         let best = (1..100).max_by(|&a, &b| ratio(a).total_cmp(&ratio(b)));
-        let mut worth = Worth::new(1, 0.2);
+        let mut worth = worth(1, 0.2);
         let added = (1..100).take_while(|&i| worth.add(0.8_f32.powi(i))).count();
         assert_eq!(Some(1 + added as i32), best);
     }

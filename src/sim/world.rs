@@ -282,6 +282,8 @@ impl World {
             return self.observe(|core, _, events| core.fail_step(&error, events));
         }
         self.take_tokens()?;
+        let seconds = self.random.range(0, 20) as f64 / 1e3;
+        self.core.scheduler_mut().note_time(seconds);
         text(self.observe(|core, output, events| core.commit(output, events))?)
     }
 
