@@ -68,6 +68,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe {
+            asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         unsafe { vaddq_f32(a, b) }
     }
