@@ -47,6 +47,10 @@ unsafe fn strips<const BITS: usize, const GROUPS: usize, const NESTED: bool, con
 }
 
 /// Rows `row` to `row + R` in the tile, of rows in blocks of `B`.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one loop whose values stay in registers"
+)]
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 unsafe fn strip<
