@@ -1,6 +1,6 @@
 """lmserve and the peers found on the machine, interleaved: round after round, each point of each server in turn.
 
-    .venv/bin/python benchmarks/peers.py [--rounds 3] [--points NAME,NAME] [--json FILE]
+    .venv/bin/python benchmarks/peers.py [--rounds 3] [--points NAME,NAME] [--model FILE.gguf] [--json FILE]
 
 See benchmarks/README.md for the peers and how they are found. All servers are up during a point, but all except the one
 that is measured are stopped (SIGSTOP). Prints a Markdown table: medians, and the ratio to the best peer and its spread.
@@ -169,12 +169,17 @@ def find(variable: str, command: str) -> str | None:
     return os.environ.get(variable) or shutil.which(command)
 
 
-def candidates() -> list[Candidate]:
-    """lmserve first, then the peers that are here."""
+def candidates(file: Path | None) -> list[Candidate]:
+    """lmserve first, then the peers that are here; with `file`, those that serve it as it is."""
     own = [sys.executable, "-m", "lmserve", "serve", "--port", "{port}", *_extra("LMSERVE_ARGS")]
+    if file is not None:
+        own += ["--served-model-name", SMOLLM2.name, str(file)]
     found = [Candidate("lmserve", lambda _: own)]
+    server = find("LLAMA_SERVER", "llama-server")
+    if file is not None:
+        return [*found, Candidate("llama-server", _llama(server, file))] if server else found
     model = fetch(SMOLLM2)
-    if server := find("LLAMA_SERVER", "llama-server"):
+    if server:
         found.append(Candidate("llama-server Q4_1", _llama(server, model)))
         beside = Path(server).with_name("llama-quantize")
         quantize = str(beside) if beside.exists() else find("LLAMA_QUANTIZE", "llama-quantize")
@@ -299,12 +304,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--points", default=",".join(names), help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--servers", help="names, comma-separated (default: all that are found)")
+    parser.add_argument("--model", type=Path, help="a GGUF file to serve (default: the default model, and its Q4_0)")
     parser.add_argument("--json", type=Path, help="write every figure of every round there")
     arguments = parser.parse_args()
     chosen = arguments.points.split(",")
     if unknown := set(chosen) - set(names):
         parser.error(f"points are {', '.join(names)}, but {', '.join(unknown)} was given")
-    found = {server.name: server for server in candidates()}
+    found = {server.name: server for server in candidates(arguments.model)}
     wanted = arguments.servers.split(",") if arguments.servers else list(found)
     if missing := set(wanted) - set(found):
         parser.error(f"{', '.join(missing)} was asked for, but found: {', '.join(found)}")
