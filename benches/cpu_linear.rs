@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lmserve::cpu::{Aligned, Format, Isa, Linear, Pool, Shared, Source};
+use lmserve::cpu::{Aligned, FloatType, Format, Isa, Linear, Matrix, Pool, Shared, Stored};
 
 const SHAPES: [(&str, usize, usize); 5] = [
     ("qkv", 960, 576),
@@ -143,9 +143,15 @@ fn main() {
     for format in [Format::Int4, Format::Int8, Format::F32] {
         for (name, out, cols) in SHAPES {
             let weights = random(out * cols);
-            let mut layer =
-                Linear::from_float(isa, Source::F32(&weights), (out, cols), format, None).unwrap();
-            layer.settle();
+            let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let matrix = Matrix {
+                stored: Stored::Floats(FloatType::F32, format),
+                rows: out,
+                columns: cols,
+                bytes: &bytes,
+                bias: None,
+            };
+            let layer = Linear::pack(isa, &pool, &[matrix]).unwrap().remove(0);
             let copies = (COPIES_BYTES / layer.bytes()).clamp(1, 1000);
             let layers = vec![layer; copies];
             for rows in ROWS {

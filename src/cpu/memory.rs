@@ -95,13 +95,6 @@ impl<T: Plain> Aligned<T> {
         copy.copy_from_slice(values);
         copy
     }
-
-    /// A copy of `values` in memory as of [`Aligned::lasting`].
-    pub fn lasting_from_slice(values: &[T]) -> Self {
-        let mut copy = Self::lasting(values.len());
-        copy.copy_from_slice(values);
-        copy
-    }
 }
 
 impl<T: Plain> Clone for Aligned<T> {
@@ -109,7 +102,11 @@ impl<T: Plain> Clone for Aligned<T> {
         match self.owner {
             Owner::Lines { .. } => Self::from_slice(self),
             #[cfg(target_os = "linux")]
-            Owner::Slab { .. } => Self::lasting_from_slice(self),
+            Owner::Slab { .. } => {
+                let mut copy = Self::lasting(self.len);
+                copy.copy_from_slice(self);
+                copy
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ pub mod sample;
 mod simd;
 
 pub use isa::Isa;
-pub use linear::{Format, Linear, QuantizedRows, Source};
+pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
 pub use memory::{Aligned, Shared};
 pub use model::{Model, ModelShape};
 pub use pool::{Pool, Team};

@@ -1,10 +1,8 @@
 //! A decoder on the CPU: its weights and KV cache, and the recording of what a step does with them.
 
-use std::sync::OnceLock;
-
 use super::attention::{Attention, KvCache, KvShape, PAGE};
 use super::isa::Isa;
-use super::linear::Linear;
+use super::linear::{Linear, Matrix};
 use super::pool::Pool;
 use super::program::{LinearShape, Program};
 use super::run::Memory;
@@ -95,32 +93,14 @@ impl Model {
         self.shape.vocab_size
     }
 
-    /// The parts of a linear layer, which `pack` makes of their numbers, in order; on all threads.
+    /// Packs the matrices of a linear layer, whose outputs lie side by side; gives its number.
     ///
     /// # Errors
-    /// That of the first part that fails.
-    pub fn pack(
-        &self,
-        parts: usize,
-        pack: impl Fn(usize) -> Result<Linear> + Sync,
-    ) -> Result<Vec<Linear>> {
-        let made: Vec<OnceLock<Result<Linear>>> = (0..parts).map(|_| OnceLock::new()).collect();
-        self.pool.run(&|team| {
-            team.for_chunks(parts, 1, |range| {
-                for part in range {
-                    made[part].get_or_init(|| pack(part));
-                }
-            });
-        });
-        made.into_iter().filter_map(OnceLock::into_inner).collect()
-    }
-
-    /// Takes the parts of a linear layer in, side by side; gives its number.
-    pub fn add_linear(&mut self, parts: Vec<Linear>) -> usize {
-        let mut parts = Linear::stack(parts).map_or_else(|parts| parts, |whole| vec![whole]);
-        parts.iter_mut().for_each(Linear::settle);
+    /// Those of [`Linear::pack`].
+    pub fn add_linear(&mut self, parts: &[Matrix]) -> Result<usize> {
+        let parts = Linear::pack(self.isa, &self.pool, parts)?;
         self.weights.push(Weight::Linear(parts));
-        self.weights.len() - 1
+        Ok(self.weights.len() - 1)
     }
 
     /// Takes the weight of an RMS norm in; gives its number.

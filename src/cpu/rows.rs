@@ -274,7 +274,7 @@ unsafe fn set_row(isa: Isa, quantized: Option<&QuantizedRows>, row: usize, value
 #[cfg(test)]
 mod tests {
     use super::super::attention::{KvCache, KvShape, KvType};
-    use super::super::{Aligned, Format, Pool, Source};
+    use super::super::{Aligned, FloatType, Format, Matrix, Pool, Stored};
     use super::*;
 
     const WIDTH: usize = 64;
@@ -293,8 +293,16 @@ mod tests {
 
     fn layer(out: usize, width: usize, format: Format) -> Linear {
         let weights = waves(out * width);
-        let source = Source::F32(&weights);
-        Linear::from_float(Isa::detect(), source, (out, width), format, None).unwrap()
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let matrix = Matrix {
+            stored: Stored::Floats(FloatType::F32, format),
+            rows: out,
+            columns: width,
+            bytes: &bytes,
+            bias: None,
+        };
+        let mut layers = Linear::pack(Isa::detect(), &Pool::new(1), &[matrix]).unwrap();
+        layers.remove(0)
     }
 
     #[test]

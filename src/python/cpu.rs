@@ -13,14 +13,11 @@ use crate::cpu::attention::{KvShape, KvType, PAGE};
 use crate::cpu::linear::packed_bytes;
 use crate::cpu::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
 use crate::cpu::{
-    BlockType, Format, Isa, Linear, Model, ModelShape, Program, Shared, Source, StepInput,
-    StepSampling,
+    BlockType, FloatType, Format, Isa, Matrix, Model, ModelShape, Program, Shared, StepInput,
+    StepSampling, Stored,
 };
 use crate::error::{Error, Result};
 use crate::guided;
-
-/// Outputs of a linear layer that a thread packs at a time: whole tiles.
-const PACKED_ROWS: usize = 1024;
 
 /// A recorded list of operations.
 #[pyclass(frozen, module = "lmserve._core")]
@@ -54,22 +51,33 @@ fn kv_type(name: &str) -> Result<KvType> {
     }
 }
 
-/// How a stored type is kept, unless it is one of GGUF's blocks and kept as it is.
-fn format(stored: &str, quantize: Option<&str>) -> Result<Format> {
-    Ok(match (quantize, stored) {
+/// How a type is stored and kept: GGUF's blocks as they are, unless they are to be rounded.
+fn storage(dtype: &str, quantize: Option<&str>) -> Result<Stored> {
+    if quantize.is_none()
+        && let Some(block) = BlockType::from_name(dtype)
+    {
+        return Ok(Stored::Blocks(block));
+    }
+    let float = match dtype {
+        "F16" => FloatType::F16,
+        "BF16" => FloatType::Bf16,
+        _ => FloatType::F32,
+    };
+    let format = match (quantize, dtype) {
         (Some("q8"), _) => Format::Int8,
         (Some("q4"), _) => Format::Int4,
         (Some("none"), _) | (None, "F32") => Format::F32,
         (None, "F16") => Format::F16,
         (None, "BF16") => Format::Bf16,
         _ => {
-            let given = quantize.unwrap_or(stored);
+            let given = quantize.unwrap_or(dtype);
             return Err(Error::invalid(
                 "quantize",
                 format!("weights are kept as q8, q4 or none, but {given} was given"),
             ));
         }
-    })
+    };
+    Ok(Stored::Floats(float, format))
 }
 
 /// Bytes of a packed linear layer of this shape.
@@ -80,13 +88,7 @@ pub(super) fn cpu_linear_bytes(
     rows: usize,
     columns: usize,
 ) -> Result<usize> {
-    let block = BlockType::from_name(stored).filter(|_| quantize.is_none());
-    let format = if block.is_some() {
-        Format::Int8
-    } else {
-        format(stored, quantize)?
-    };
-    Ok(packed_bytes(block, format, rows, columns))
+    Ok(packed_bytes(storage(stored, quantize)?, rows, columns))
 }
 
 /// Bytes that a token takes in the KV cache of all layers.
@@ -138,60 +140,6 @@ fn check_len<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<()> {
     Err(Error::internal(format!(
         "the step needs {len} entries of an array that has {given}"
     )))
-}
-
-/// A stored weight: its type, bytes or floats, and shape.
-struct Stored {
-    dtype: String,
-    bytes: Vec<u8>,
-    rows: usize,
-    columns: usize,
-    bias: Option<Vec<f32>>,
-}
-
-impl Stored {
-    /// Packs rows `first..first + count`.
-    fn pack(&self, isa: Isa, quantize: Option<&str>, first: usize, count: usize) -> Result<Linear> {
-        let (rows, shape) = (first..first + count, (count, self.columns));
-        let row_bytes = self.bytes.len() / self.rows;
-        let bytes = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        let bias = self.bias.as_ref().map(|bias| &bias[rows]);
-        if let Some(block) = BlockType::from_name(&self.dtype) {
-            return Linear::from_gguf(isa, block, bytes, shape, bias);
-        }
-        let halves = || {
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| u16::from_le_bytes(b))
-                .collect::<Vec<_>>()
-        };
-        let format = format(&self.dtype, quantize)?;
-        match self.dtype.as_str() {
-            "F16" => Linear::from_float(isa, Source::F16(&halves()), shape, format, bias),
-            "BF16" => Linear::from_float(isa, Source::Bf16(&halves()), shape, format, bias),
-            _ => {
-                let floats: Vec<f32> = bytes
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|&b| f32::from_le_bytes(b))
-                    .collect();
-                Linear::from_float(isa, Source::F32(&floats), shape, format, bias)
-            }
-        }
-    }
-
-    /// Packs all rows, on all threads.
-    fn pack_all(&self, model: &Model, quantize: Option<&str>) -> Result<Vec<Linear>> {
-        let isa = model.isa();
-        let pieces = model.pack(self.rows.div_ceil(PACKED_ROWS), |piece| {
-            let first = piece * PACKED_ROWS;
-            self.pack(isa, quantize, first, PACKED_ROWS.min(self.rows - first))
-        })?;
-        Ok(Linear::stack(pieces).map_or_else(|pieces| pieces, |whole| vec![whole]))
-    }
 }
 
 /// (type, bytes, rows, columns, bias) of a stored weight.
@@ -265,26 +213,28 @@ impl CpuModel {
         parts: Vec<StoredPart<'_>>,
         quantize: Option<&str>,
     ) -> PyResult<usize> {
-        let mut stored = Vec::new();
+        let mut kinds = Vec::new();
+        let mut buffers = Vec::new();
         for (dtype, bytes, rows, columns, bias) in parts {
-            let bias = bias.as_ref().map(values).transpose()?;
-            stored.push(Stored {
-                dtype,
-                bytes: values(&bytes)?,
+            kinds.push((storage(&dtype, quantize)?, rows, columns));
+            let bias = bias.as_ref().map(values::<f32>).transpose()?;
+            buffers.push((PyBuffer::<u8>::get(&bytes)?, bias));
+        }
+        let mut matrices = Vec::new();
+        for ((stored, rows, columns), (buffer, bias)) in kinds.into_iter().zip(&buffers) {
+            if !buffer.is_c_contiguous() {
+                return Err(Error::invalid("model", "a weight must lie in one piece").into());
+            }
+            matrices.push(Matrix {
+                stored,
                 rows,
                 columns,
-                bias,
+                // SAFETY: the caller keeps the array, which nobody writes, until this returns.
+                bytes: unsafe { entries(buffer, buffer.item_count())? },
+                bias: bias.as_deref(),
             });
         }
-        let packed = py.detach(|| {
-            let mut model = lock(&self.0);
-            let mut layers = Vec::new();
-            for part in &stored {
-                layers.extend(part.pack_all(&model, quantize)?);
-            }
-            Ok::<_, Error>(model.add_linear(layers))
-        });
-        Ok(packed?)
+        Ok(py.detach(|| lock(&self.0).add_linear(&matrices))?)
     }
 
     /// Takes the weight of an RMS norm; gives its number.

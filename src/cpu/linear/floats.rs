@@ -32,28 +32,41 @@ pub(super) struct Task<'a> {
 // SAFETY: threads only read `x`.
 unsafe impl Sync for Task<'_> {}
 
-impl FloatWeights {
-    pub(super) fn pack(
-        format: Format,
-        out: usize,
-        cols: usize,
-        rows: impl Iterator<Item = Vec<f32>>,
-    ) -> Self {
-        let tiles = out.div_ceil(TILE);
-        let len = tiles * cols * TILE;
-        let mut data = match format {
-            Format::F32 => Data::Full(Aligned::zeroed(len)),
-            _ => Data::Half(Aligned::zeroed(len)),
-        };
-        for (row, values) in rows.enumerate() {
-            for (col, value) in values.into_iter().enumerate() {
-                let at = (row / TILE * cols + col) * TILE + row % TILE;
-                match &mut data {
-                    Data::Full(data) => data[at] = value,
-                    Data::Half(data) => data[at] = to_half(format, value),
-                }
+/// Some tiles of such weights, to be written.
+pub(super) struct FloatTiles<'a> {
+    format: Format,
+    cols: usize,
+    data: Numbers<'a>,
+}
+
+enum Numbers<'a> {
+    Full(&'a mut [f32]),
+    Half(&'a mut [u16]),
+}
+
+impl FloatTiles<'_> {
+    /// Packs one of the outputs of these tiles.
+    pub(super) fn set_row(&mut self, row: usize, values: &[f32]) {
+        let first = row / TILE * self.cols * TILE + row % TILE;
+        for (col, &value) in values.iter().enumerate() {
+            let at = first + col * TILE;
+            match &mut self.data {
+                Numbers::Full(data) => data[at] = value,
+                Numbers::Half(data) => data[at] = to_half(self.format, value),
             }
         }
+    }
+}
+
+impl FloatWeights {
+    /// Weights that are all zero.
+    pub(super) fn zeroed(format: Format, out: usize, cols: usize) -> Self {
+        let tiles = out.div_ceil(TILE);
+        let len = tiles * cols * TILE;
+        let data = match format {
+            Format::F32 => Data::Full(Aligned::lasting(len)),
+            _ => Data::Half(Aligned::lasting(len)),
+        };
         Self {
             format,
             tiles,
@@ -62,36 +75,17 @@ impl FloatWeights {
         }
     }
 
-    pub(super) fn concat(parts: &[&Self]) -> Self {
-        let data = match &parts[0].data {
-            Data::Full(_) => {
-                let parts = parts.iter().filter_map(|part| match &part.data {
-                    Data::Full(data) => Some(&**data),
-                    Data::Half(_) => None,
-                });
-                Data::Full(Aligned::from_slice(&parts.collect::<Vec<_>>().concat()))
-            }
-            Data::Half(_) => {
-                let parts = parts.iter().filter_map(|part| match &part.data {
-                    Data::Half(data) => Some(&**data),
-                    Data::Full(_) => None,
-                });
-                Data::Half(Aligned::from_slice(&parts.collect::<Vec<_>>().concat()))
-            }
+    /// All tiles, `tiles` at a time.
+    pub(super) fn pieces(&mut self, tiles: usize) -> impl Iterator<Item = FloatTiles<'_>> {
+        let (format, cols) = (self.format, self.cols);
+        let len = (tiles * cols * TILE).max(1);
+        let numbers: Vec<Numbers> = match &mut self.data {
+            Data::Full(data) => data.chunks_mut(len).map(Numbers::Full).collect(),
+            Data::Half(data) => data.chunks_mut(len).map(Numbers::Half).collect(),
         };
-        Self {
-            format: parts[0].format,
-            tiles: parts.iter().map(|part| part.tiles).sum(),
-            cols: parts[0].cols,
-            data,
-        }
-    }
-
-    pub(super) fn settle(&mut self) {
-        match &mut self.data {
-            Data::Full(data) => *data = Aligned::lasting_from_slice(data),
-            Data::Half(data) => *data = Aligned::lasting_from_slice(data),
-        }
+        numbers
+            .into_iter()
+            .map(move |data| FloatTiles { format, cols, data })
     }
 
     pub(super) fn bytes(&self) -> usize {

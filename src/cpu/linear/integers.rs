@@ -36,44 +36,49 @@ pub(super) struct Task<'a> {
     pub(super) output: Output,
 }
 
+/// Some tiles of such weights, to be written.
+pub(super) struct IntTiles<'a> {
+    layout: Layout,
+    q: &'a mut [u8],
+    scales: &'a mut [u8],
+}
+
+/// Where things stand in tiles.
+#[derive(Clone, Copy)]
+struct Layout {
+    code: Code,
+    groups: usize,
+}
+
 impl IntWeights {
-    pub(super) fn pack(
-        code: Code,
-        out: usize,
-        cols: usize,
-        rows: impl Iterator<Item = IntRow>,
-    ) -> Self {
+    /// Weights whose integers and scales are all zero.
+    pub(super) fn zeroed(code: Code, out: usize, cols: usize) -> Self {
         let (tiles, groups) = (out.div_ceil(TILE), cols.div_ceil(GROUP));
-        let mut packed = Self {
+        Self {
             code,
             tiles,
             groups,
-            q: Aligned::zeroed(tiles * groups * group_bytes(code)),
-            scales: Aligned::zeroed(tiles * tile_scale_bytes(code, groups)),
-        };
-        for (at, row) in rows.enumerate() {
-            packed.set_row(at, &row);
-        }
-        packed
-    }
-
-    pub(super) fn concat(parts: &[&Self]) -> Self {
-        let bytes = |of: fn(&Self) -> &Aligned<u8>| {
-            let parts: Vec<&[u8]> = parts.iter().map(|part| &**of(part)).collect();
-            Aligned::from_slice(&parts.concat())
-        };
-        Self {
-            code: parts[0].code,
-            tiles: parts.iter().map(|part| part.tiles).sum(),
-            groups: parts[0].groups,
-            q: bytes(|part| &part.q),
-            scales: bytes(|part| &part.scales),
+            q: Aligned::lasting(tiles * groups * group_bytes(code)),
+            scales: Aligned::lasting(tiles * tile_scale_bytes(code, groups)),
         }
     }
 
-    pub(super) fn settle(&mut self) {
-        self.q = Aligned::lasting_from_slice(&self.q);
-        self.scales = Aligned::lasting_from_slice(&self.scales);
+    /// All tiles, `tiles` at a time.
+    pub(super) fn pieces(&mut self, tiles: usize) -> impl Iterator<Item = IntTiles<'_>> {
+        let layout = self.layout();
+        let q = self.groups * group_bytes(self.code);
+        let scales = tile_scale_bytes(self.code, self.groups);
+        let scales = self.scales.chunks_mut((tiles * scales).max(1));
+        let q = self.q.chunks_mut((tiles * q).max(1));
+        q.zip(scales)
+            .map(move |(q, scales)| IntTiles { layout, q, scales })
+    }
+
+    fn layout(&self) -> Layout {
+        Layout {
+            code: self.code,
+            groups: self.groups,
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -85,97 +90,25 @@ impl IntWeights {
         tile_bytes(self.code, self.groups)
     }
 
-    fn set_row(&mut self, row: usize, values: &IntRow) {
-        let code = self.code;
-        for (step, q) in values.q.as_chunks::<GROUP>().0.iter().enumerate() {
-            let first = self.first_byte(row, step);
-            let mut lines = self.q[first..].chunks_mut(LINE);
-            if code.bits == 8 {
-                for (q, line) in q.as_chunks::<4>().0.iter().zip(&mut lines) {
-                    line[..4].copy_from_slice(q);
-                }
-                continue;
-            }
-            for (q, line) in q.as_chunks::<8>().0.iter().zip(&mut lines) {
-                for i in 0..4 {
-                    line[i] = q[i] & 0x0f | q[4 + i] << 4;
-                }
-            }
-            if code.bits == 6 {
-                for (q, line) in q.as_chunks::<16>().0.iter().zip(&mut lines) {
-                    for i in 0..4 {
-                        let upper = |k: usize| (q[4 * k + i] >> 4) << (2 * k);
-                        line[i] = upper(0) | upper(1) | upper(2) | upper(3);
-                    }
-                }
-            }
-        }
-        let per_step = GROUP / code.group;
-        for (i, &scale) in values.scales.iter().enumerate() {
-            self.set_scale(row, i / per_step, i % per_step, scale);
-        }
-        for (i, &min) in values.mins.iter().enumerate() {
-            self.set_scale(row, i, 1, min);
-        }
-        for (i, factors) in values.factors.iter().enumerate() {
-            let first = self.factors_at(row, i * SHARED);
-            for (which, &factor) in factors[..=usize::from(code.min)].iter().enumerate() {
-                let at = first + (which * TILE + row % TILE) * 2;
-                self.scales[at..at + 2].copy_from_slice(&f32_to_f16(factor).to_ne_bytes());
-            }
-        }
-    }
-
-    /// Where the integers of an output in a step begin.
-    fn first_byte(&self, row: usize, step: usize) -> usize {
-        (row / TILE * self.groups + step) * group_bytes(self.code) + row % TILE * 4
-    }
-
-    /// Where the factors of a tile's nested scales stand.
-    fn factors_at(&self, row: usize, step: usize) -> usize {
-        row / TILE * tile_scale_bytes(self.code, self.groups)
-            + step / SHARED * (factor_bytes(self.code) + SHARED * scale_bytes(self.code))
-    }
-
-    fn scale_at(&self, row: usize, step: usize, which: usize) -> usize {
-        let in_step = (which * TILE + row % TILE) * scale_size(self.code);
-        let step = if self.code.nested {
-            self.factors_at(row, step)
-                + factor_bytes(self.code)
-                + step % SHARED * scale_bytes(self.code)
-        } else {
-            (row / TILE * self.groups + step) * scale_bytes(self.code)
-        };
-        step + in_step
-    }
-
-    fn set_scale(&mut self, row: usize, step: usize, which: usize, value: f32) {
-        let at = self.scale_at(row, step, which);
-        if self.code.nested {
-            self.scales[at] = value as i8 as u8;
-        } else {
-            self.scales[at..at + 2].copy_from_slice(&f32_to_f16(value).to_ne_bytes());
-        }
-    }
-
     fn half(&self, at: usize) -> f32 {
         f16_to_f32(u16::from_ne_bytes([self.scales[at], self.scales[at + 1]]))
     }
 
     /// A scale or, as the last of a step, a minimum of an output.
     pub(super) fn scale(&self, row: usize, step: usize, which: usize) -> f32 {
-        let at = self.scale_at(row, step, which);
+        let at = self.layout().scale_at(row, step, which);
         if !self.code.nested {
             return self.half(at);
         }
         let is_min = self.code.min && which == GROUP / self.code.group;
-        let factor = self.factors_at(row, step) + (usize::from(is_min) * TILE + row % TILE) * 2;
+        let factor =
+            self.layout().factors_at(row, step) + (usize::from(is_min) * TILE + row % TILE) * 2;
         f32::from(self.scales[at] as i8) * self.half(factor)
     }
 
     /// The integers of an output in a step.
     pub(super) fn integers(&self, row: usize, step: usize) -> [u8; GROUP] {
-        let first = self.first_byte(row, step);
+        let first = self.layout().first_byte(row, step);
         let mut q = [0; GROUP];
         for (i, q) in q.iter_mut().enumerate() {
             let (at, shift) = place(self.code, i);
@@ -211,6 +144,85 @@ impl IntWeights {
                 }
             }
         }
+    }
+}
+
+impl IntTiles<'_> {
+    /// Packs one of the outputs of these tiles.
+    pub(super) fn set_row(&mut self, row: usize, values: &IntRow) {
+        let code = self.layout.code;
+        for (step, q) in values.q.as_chunks::<GROUP>().0.iter().enumerate() {
+            let first = self.layout.first_byte(row, step);
+            let mut lines = self.q[first..].chunks_mut(LINE);
+            if code.bits == 8 {
+                for (q, line) in q.as_chunks::<4>().0.iter().zip(&mut lines) {
+                    line[..4].copy_from_slice(q);
+                }
+                continue;
+            }
+            for (q, line) in q.as_chunks::<8>().0.iter().zip(&mut lines) {
+                for i in 0..4 {
+                    line[i] = q[i] & 0x0f | q[4 + i] << 4;
+                }
+            }
+            if code.bits == 6 {
+                for (q, line) in q.as_chunks::<16>().0.iter().zip(&mut lines) {
+                    for i in 0..4 {
+                        let upper = |k: usize| (q[4 * k + i] >> 4) << (2 * k);
+                        line[i] = upper(0) | upper(1) | upper(2) | upper(3);
+                    }
+                }
+            }
+        }
+        let per_step = GROUP / code.group;
+        for (i, &scale) in values.scales.iter().enumerate() {
+            self.set_scale(row, i / per_step, i % per_step, scale);
+        }
+        for (i, &min) in values.mins.iter().enumerate() {
+            self.set_scale(row, i, 1, min);
+        }
+        for (i, factors) in values.factors.iter().enumerate() {
+            let first = self.layout.factors_at(row, i * SHARED);
+            for (which, &factor) in factors[..=usize::from(code.min)].iter().enumerate() {
+                let at = first + (which * TILE + row % TILE) * 2;
+                self.scales[at..at + 2].copy_from_slice(&f32_to_f16(factor).to_ne_bytes());
+            }
+        }
+    }
+
+    fn set_scale(&mut self, row: usize, step: usize, which: usize, value: f32) {
+        let at = self.layout.scale_at(row, step, which);
+        if self.layout.code.nested {
+            self.scales[at] = value as i8 as u8;
+        } else {
+            self.scales[at..at + 2].copy_from_slice(&f32_to_f16(value).to_ne_bytes());
+        }
+    }
+}
+
+impl Layout {
+    /// Where the integers of an output in a step begin.
+    fn first_byte(&self, row: usize, step: usize) -> usize {
+        (row / TILE * self.groups + step) * group_bytes(self.code) + row % TILE * 4
+    }
+
+    /// Where the factors of a tile's nested scales stand.
+    fn factors_at(&self, row: usize, step: usize) -> usize {
+        row / TILE * tile_scale_bytes(self.code, self.groups)
+            + step / SHARED * (factor_bytes(self.code) + SHARED * scale_bytes(self.code))
+    }
+
+    /// Where a scale stands or, after those of a step, a minimum.
+    fn scale_at(&self, row: usize, step: usize, which: usize) -> usize {
+        let in_step = (which * TILE + row % TILE) * scale_size(self.code);
+        let step = if self.code.nested {
+            self.factors_at(row, step)
+                + factor_bytes(self.code)
+                + step % SHARED * scale_bytes(self.code)
+        } else {
+            (row / TILE * self.groups + step) * scale_bytes(self.code)
+        };
+        step + in_step
     }
 }
 

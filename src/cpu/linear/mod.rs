@@ -21,17 +21,19 @@ mod activations;
 mod floats;
 mod integers;
 mod kernels;
+mod pack;
 
 pub use activations::QuantizedRows;
+pub use pack::{FloatType, Matrix, Stored};
 
-use crate::cpu::half::{f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::cpu::half::{f32_to_bf16, f32_to_f16};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::{Aligned, Shared};
 use crate::cpu::pool::Team;
-use crate::cpu::quant::{BlockType, Code, GROUP, IntRow, round_int4, round_int8};
-use crate::error::{Error, Result};
+use crate::cpu::quant::{Code, GROUP};
 use floats::FloatWeights;
 use integers::IntWeights;
+use pack::Kept;
 
 /// Outputs that are packed side by side.
 const TILE: usize = 16;
@@ -70,38 +72,6 @@ impl Format {
     }
 }
 
-/// Float weights, row after row of inputs.
-#[derive(Debug, Clone, Copy)]
-pub enum Source<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// Half precision, as bits.
-    F16(&'a [u16]),
-    /// bfloat16, as bits.
-    Bf16(&'a [u16]),
-}
-
-impl Source<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F16(bits) | Self::Bf16(bits) => bits.len(),
-        }
-    }
-
-    fn row(&self, row: usize, cols: usize) -> Vec<f32> {
-        let range = row * cols..(row + 1) * cols;
-        match self {
-            Self::F32(values) => values[range].to_vec(),
-            Self::F16(bits) => bits[range].iter().map(|&b| f16_to_f32(b)).collect(),
-            Self::Bf16(bits) => bits[range]
-                .iter()
-                .map(|&b| f32::from_bits(u32::from(b) << 16))
-                .collect(),
-        }
-    }
-}
-
 #[derive(Clone)]
 enum Weights {
     Int(IntWeights),
@@ -120,162 +90,6 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Packs float weights `[out, in]` in `format`, rounding where it is narrower.
-    ///
-    /// # Errors
-    /// `invalid_value` if there are not `out * in` weights, or not `out` biases.
-    pub fn from_float(
-        isa: Isa,
-        source: Source,
-        (out, cols): (usize, usize),
-        format: Format,
-        bias: Option<&[f32]>,
-    ) -> Result<Self> {
-        if out * cols != source.len() {
-            return Err(Error::invalid(
-                "model",
-                format!(
-                    "a weight of shape [{out}, {cols}] has {} elements, but {} were given",
-                    out * cols,
-                    source.len()
-                ),
-            ));
-        }
-        let rows = (0..out).map(|row| source.row(row, cols));
-        let weights = match format.code() {
-            Some(code) => {
-                let round = if code.bits == 4 {
-                    round_int4
-                } else {
-                    round_int8
-                };
-                let rows = rows.map(|row| round(&row));
-                Weights::Int(IntWeights::pack(code, out, cols, rows))
-            }
-            None => Weights::Float(FloatWeights::pack(format, out, cols, rows)),
-        };
-        Self::new(isa, out, cols, weights, bias)
-    }
-
-    /// Packs the blocks of a GGUF tensor `[out, in]` without loss.
-    ///
-    /// # Errors
-    /// `invalid_value` if the bytes are not those of the shape, or not `out` biases are given.
-    pub fn from_gguf(
-        isa: Isa,
-        block: BlockType,
-        bytes: &[u8],
-        (out, cols): (usize, usize),
-        bias: Option<&[f32]>,
-    ) -> Result<Self> {
-        let row_bytes = cols / block.elements() * block.bytes();
-        if !cols.is_multiple_of(block.elements()) || bytes.len() != out * row_bytes {
-            return Err(Error::invalid(
-                "model",
-                format!(
-                    "a {block:?} weight of shape [{out}, {cols}] has {} bytes in blocks of {} elements, but {} bytes were given",
-                    out * row_bytes,
-                    block.elements(),
-                    bytes.len()
-                ),
-            ));
-        }
-        let rows = (0..out)
-            .map(|row| -> IntRow { block.decode(&bytes[row * row_bytes..(row + 1) * row_bytes]) });
-        let weights = Weights::Int(IntWeights::pack(block.code(), out, cols, rows));
-        Self::new(isa, out, cols, weights, bias)
-    }
-
-    fn new(
-        isa: Isa,
-        out_features: usize,
-        in_features: usize,
-        weights: Weights,
-        bias: Option<&[f32]>,
-    ) -> Result<Self> {
-        if let Some(bias) = bias
-            && bias.len() != out_features
-        {
-            return Err(Error::invalid(
-                "model",
-                format!(
-                    "a linear layer of {out_features} outputs takes as many biases, but {} were given",
-                    bias.len()
-                ),
-            ));
-        }
-        let bias = bias.map(|bias| {
-            let mut padded = Aligned::zeroed(out_features.next_multiple_of(TILE));
-            padded[..out_features].copy_from_slice(bias);
-            padded
-        });
-        Ok(Self {
-            isa,
-            out_features,
-            in_features,
-            weights,
-            bias,
-        })
-    }
-
-    /// One layer whose outputs are those of all `parts`, one after the other; the parts again if they cannot be one: where they
-    /// differ in inputs, format or the presence of a bias, or one before the last has outputs that are no multiple of 16.
-    ///
-    /// # Errors
-    /// The parts as they were.
-    pub fn stack(parts: Vec<Self>) -> std::result::Result<Self, Vec<Self>> {
-        let fits = |pair: &[Self]| {
-            let (a, b) = (&pair[0], &pair[1]);
-            a.out_features.is_multiple_of(TILE)
-                && a.in_features == b.in_features
-                && a.isa == b.isa
-                && a.bias.is_some() == b.bias.is_some()
-                && match (&a.weights, &b.weights) {
-                    (Weights::Int(a), Weights::Int(b)) => a.code == b.code,
-                    (Weights::Float(a), Weights::Float(b)) => a.format == b.format,
-                    _ => false,
-                }
-        };
-        if parts.is_empty() || !parts.windows(2).all(fits) {
-            return Err(parts);
-        }
-        let biases: Vec<f32> = parts
-            .iter()
-            .flat_map(|part| part.bias.iter().flat_map(|bias| bias.iter().copied()))
-            .collect();
-        let weights = match &parts[0].weights {
-            Weights::Int(_) => {
-                let parts = parts.iter().filter_map(|part| match &part.weights {
-                    Weights::Int(weights) => Some(weights),
-                    Weights::Float(_) => None,
-                });
-                Weights::Int(IntWeights::concat(&parts.collect::<Vec<_>>()))
-            }
-            Weights::Float(_) => {
-                let parts = parts.iter().filter_map(|part| match &part.weights {
-                    Weights::Float(weights) => Some(weights),
-                    Weights::Int(_) => None,
-                });
-                Weights::Float(FloatWeights::concat(&parts.collect::<Vec<_>>()))
-            }
-        };
-        Ok(Self {
-            isa: parts[0].isa,
-            out_features: parts.iter().map(|part| part.out_features).sum(),
-            in_features: parts[0].in_features,
-            weights,
-            bias: (!biases.is_empty()).then(|| Aligned::from_slice(&biases)),
-        })
-    }
-
-    /// Moves the weights to memory that huge pages may hold: for a layer that stays, when it has its final form.
-    pub fn settle(&mut self) {
-        match &mut self.weights {
-            Weights::Int(weights) => weights.settle(),
-            Weights::Float(weights) => weights.settle(),
-        }
-    }
-
     /// Values in a row of the result.
     pub fn out_features(&self) -> usize {
         self.out_features
@@ -401,13 +215,13 @@ impl Linear {
     }
 }
 
-/// Bytes that packed weights `[rows, cols]` take: of a GGUF type, or of floats in `format`.
-pub fn packed_bytes(block: Option<BlockType>, format: Format, rows: usize, cols: usize) -> usize {
+/// Bytes that a packed matrix `[rows, cols]` takes.
+pub fn packed_bytes(stored: Stored, rows: usize, cols: usize) -> usize {
     let tiles = rows.div_ceil(TILE);
-    match (block.map(BlockType::code).or(format.code()), format) {
-        (Some(code), _) => tiles * integers::tile_bytes(code, cols.div_ceil(GROUP)),
-        (None, Format::F32) => tiles * TILE * cols * 4,
-        (None, _) => tiles * TILE * cols * 2,
+    match stored.kept() {
+        Kept::Integers(code) => tiles * integers::tile_bytes(code, cols.div_ceil(GROUP)),
+        Kept::Floats(Format::F32) => tiles * TILE * cols * 4,
+        Kept::Floats(_) => tiles * TILE * cols * 2,
     }
 }
 

@@ -1,6 +1,8 @@
 use super::*;
+use crate::cpu::memory::Aligned;
 use crate::cpu::pool::Pool;
-use crate::cpu::quant::GROUP;
+use crate::cpu::quant::{BlockType, GROUP};
+use crate::error::Result;
 
 const BLOCKS: [BlockType; 8] = [
     BlockType::Q4_0,
@@ -42,17 +44,44 @@ fn blocks(block: BlockType, elements: usize) -> Vec<u8> {
     bytes
 }
 
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+fn one(isa: Isa, matrix: Matrix) -> Result<Linear> {
+    Linear::pack(isa, &Pool::new(2), &[matrix]).map(|mut layers| layers.remove(0))
+}
+
 fn float(isa: Isa, format: Format, out: usize, cols: usize, bias: bool) -> Linear {
-    let weights = noise(1, out * cols);
+    let bytes = little_endian(&noise(1, out * cols));
     let bias = bias.then(|| noise(2, out));
-    Linear::from_float(
-        isa,
-        Source::F32(&weights),
-        (out, cols),
-        format,
-        bias.as_deref(),
-    )
-    .unwrap()
+    let matrix = Matrix {
+        stored: Stored::Floats(FloatType::F32, format),
+        rows: out,
+        columns: cols,
+        bytes: &bytes,
+        bias: bias.as_deref(),
+    };
+    one(isa, matrix).unwrap()
+}
+
+fn gguf(
+    isa: Isa,
+    block: BlockType,
+    (rows, columns): (usize, usize),
+    bytes: &[u8],
+) -> Result<Linear> {
+    let matrix = Matrix {
+        stored: Stored::Blocks(block),
+        rows,
+        columns,
+        bytes,
+        bias: None,
+    };
+    one(isa, matrix)
 }
 
 /// Layers of all codes and formats, of whole and broken tiles and groups.
@@ -78,7 +107,7 @@ fn layers(isa: Isa) -> Vec<(String, Linear)> {
     for block in BLOCKS {
         let shape = (70, 512);
         let bytes = blocks(block, shape.0 * shape.1);
-        let layer = Linear::from_gguf(isa, block, &bytes, shape, None).unwrap();
+        let layer = gguf(isa, block, shape, &bytes).unwrap();
         layers.push((format!("{block:?}"), layer));
     }
     layers
@@ -215,46 +244,107 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch() {
 }
 
 #[test]
-fn stacked_layers_give_their_results_side_by_side() {
+fn matrices_side_by_side_are_one_layer_where_they_fit_together() {
     let pool = Pool::new(2);
     let isa = Isa::detect();
+    let bytes = little_endian(&noise(1, 600 * 64));
+    let biases = noise(2, 600);
+    let matrix = |format, first: usize, rows: usize, bias: bool| Matrix {
+        stored: Stored::Floats(FloatType::F32, format),
+        rows,
+        columns: 64,
+        bytes: &bytes[first * 256..(first + rows) * 256],
+        bias: bias.then(|| &biases[first..first + rows]),
+    };
+    let x = noise(7, 2 * 64);
     for format in [Format::F32, Format::Bf16, Format::Int4] {
-        let parts = || {
-            vec![
-                float(isa, format, 32, 64, true),
-                float(isa, format, 20, 64, true),
-            ]
+        let parts = [
+            matrix(format, 0, 32, true),
+            matrix(format, 32, 528, true),
+            matrix(format, 560, 20, true),
+        ];
+        let layers = Linear::pack(isa, &pool, &parts).unwrap();
+        assert_eq!(layers.len(), 1);
+        assert_eq!(
+            (layers[0].out_features(), layers[0].in_features()),
+            (580, 64)
+        );
+        let y = forward(&pool, &layers[0], &x);
+        let each = parts.map(|part| forward(&pool, &one(isa, part).unwrap(), &x));
+        let row = |row: usize| {
+            let each = each
+                .each_ref()
+                .map(|y| &y[row * y.len() / 2..(row + 1) * y.len() / 2]);
+            each.concat()
         };
-        let mut stacked = Linear::stack(parts()).unwrap_or_else(|_| panic!("{format:?} stacks"));
-        stacked.settle();
-        assert_eq!((stacked.out_features(), stacked.in_features()), (52, 64));
-        let x = noise(7, 2 * 64);
-        let y = forward(&pool, &stacked, &x);
-        let [a, b] = [0, 1].map(|i| forward(&pool, &parts()[i], &x));
-        assert_eq!(y, [&a[..32], &b[..20], &a[32..], &b[20..]].concat());
+        assert_eq!(y, [row(0), row(1)].concat(), "{format:?}");
     }
+    let narrow = Matrix {
+        columns: 32,
+        ..matrix(Format::Int4, 0, 64, false)
+    };
     let unlike = [
         vec![
-            float(isa, Format::Int4, 20, 64, false),
-            float(isa, Format::Int4, 32, 64, false),
+            matrix(Format::Int4, 0, 20, false),
+            matrix(Format::Int4, 0, 32, false),
         ],
         vec![
-            float(isa, Format::Int4, 32, 64, false),
-            float(isa, Format::Int8, 32, 64, false),
+            matrix(Format::Int4, 0, 32, false),
+            matrix(Format::Int8, 0, 32, false),
         ],
         vec![
-            float(isa, Format::F32, 32, 64, false),
-            float(isa, Format::F32, 32, 64, true),
+            matrix(Format::F32, 0, 32, false),
+            matrix(Format::F32, 0, 32, true),
+        ],
+        vec![
+            matrix(Format::Int4, 0, 32, false),
+            Matrix {
+                bytes: &narrow.bytes[..64 * 32 * 4],
+                ..narrow
+            },
         ],
         vec![],
     ];
     for parts in unlike {
-        let count = parts.len();
-        assert_eq!(
-            Linear::stack(parts).err().map(|parts| parts.len()),
-            Some(count)
-        );
+        let layers = Linear::pack(isa, &pool, &parts).unwrap();
+        assert_eq!(layers.len(), parts.len());
+        for (layer, part) in layers.iter().zip(&parts) {
+            assert_eq!(layer.out_features(), part.rows);
+        }
     }
+}
+
+#[test]
+fn floats_are_read_from_every_type() {
+    let pool = Pool::new(1);
+    // Exact in 16 bits of either kind.
+    let values: Vec<f32> = (0..16 * 8).map(|i| (i % 13) as f32 - 6.0).collect();
+    let half = |f: fn(f32) -> u16| -> Vec<u8> {
+        values
+            .iter()
+            .flat_map(|&value| f(value).to_le_bytes())
+            .collect()
+    };
+    let x = noise(9, 8);
+    let results = [
+        (FloatType::F32, little_endian(&values)),
+        (FloatType::F16, half(f32_to_f16)),
+        (FloatType::Bf16, half(f32_to_bf16)),
+    ]
+    .map(|(float, bytes)| {
+        let matrix = Matrix {
+            stored: Stored::Floats(float, Format::F32),
+            rows: 16,
+            columns: 8,
+            bytes: &bytes,
+            bias: None,
+        };
+        forward(&pool, &one(Isa::Portable, matrix).unwrap(), &x)
+    });
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], results[2]);
+    let expected: f32 = values[..8].iter().zip(&x).map(|(w, x)| w * x).sum();
+    assert!((results[0][0] - expected).abs() < 1e-5);
 }
 
 #[test]
@@ -287,39 +377,35 @@ fn several_layers_read_rows_that_any_thread_has_quantized() {
 fn wrong_sizes_are_refused_with_their_numbers() {
     let isa = Isa::Portable;
     let message = |result: Result<Linear>| result.err().unwrap().message;
-    let weights = [0.0; 12];
-    let source = Source::F32(&weights);
+    let matrix = Matrix {
+        stored: Stored::Floats(FloatType::F32, Format::F32),
+        rows: 4,
+        columns: 4,
+        bytes: &[0; 48],
+        bias: None,
+    };
     assert_eq!(
-        message(Linear::from_float(isa, source, (4, 4), Format::F32, None)),
-        "a weight of shape [4, 4] has 16 elements, but 12 were given"
+        message(one(isa, matrix)),
+        "a F32 weight of shape [4, 4] has 64 bytes in whole blocks, but 48 bytes were given"
     );
+    let biased = Matrix {
+        columns: 3,
+        bias: Some(&[0.0; 3]),
+        ..matrix
+    };
     assert_eq!(
-        message(Linear::from_float(
-            isa,
-            source,
-            (4, 3),
-            Format::F32,
-            Some(&[0.0; 3])
-        )),
+        message(one(isa, biased)),
         "a linear layer of 4 outputs takes as many biases, but 3 were given"
     );
-    let short = message(Linear::from_gguf(
-        isa,
-        BlockType::Q4_1,
-        &[0; 39],
-        (1, 64),
-        None,
-    ));
     assert_eq!(
-        short,
-        "a Q4_1 weight of shape [1, 64] has 40 bytes in blocks of 32 elements, but 39 bytes were given"
+        message(gguf(isa, BlockType::Q4_1, (1, 64), &[0; 39])),
+        "a Q4_1 weight of shape [1, 64] has 40 bytes in whole blocks, but 39 bytes were given"
     );
-    assert!(Linear::from_gguf(isa, BlockType::Q4_K, &[0; 144], (2, 128), None).is_err());
+    assert!(gguf(isa, BlockType::Q4_K, (2, 128), &[0; 144]).is_err());
 }
 
 #[test]
 fn packed_bytes_are_those_of_the_packed_layer() {
-    let floats: Vec<f32> = (0..40 * 64).map(|i| (i as f32).sin()).collect();
     for format in [
         Format::F32,
         Format::F16,
@@ -327,18 +413,14 @@ fn packed_bytes_are_those_of_the_packed_layer() {
         Format::Int8,
         Format::Int4,
     ] {
-        let source = Source::F32(&floats);
-        let linear = Linear::from_float(Isa::Portable, source, (40, 64), format, None).unwrap();
-        assert_eq!(
-            packed_bytes(None, format, 40, 64),
-            linear.bytes(),
-            "{format:?}"
-        );
+        let stored = Stored::Floats(FloatType::F32, format);
+        let linear = float(Isa::Portable, format, 40, 64, false);
+        assert_eq!(packed_bytes(stored, 40, 64), linear.bytes(), "{format:?}");
     }
     for block in BLOCKS {
         let bytes = blocks(block, 40 * 512);
-        let linear = Linear::from_gguf(Isa::Portable, block, &bytes, (40, 512), None).unwrap();
-        let expected = packed_bytes(Some(block), Format::Int8, 40, 512);
+        let linear = gguf(Isa::Portable, block, (40, 512), &bytes).unwrap();
+        let expected = packed_bytes(Stored::Blocks(block), 40, 512);
         assert_eq!(linear.bytes(), expected, "{block:?}");
         // In whole tiles: what the file takes, but for the sixth bit of five and 8 bits for 6-bit scales.
         let sixth = usize::from(block.code().bits == 6 && block != BlockType::Q6_K);

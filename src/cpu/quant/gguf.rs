@@ -80,9 +80,9 @@ impl BlockType {
         }
     }
 
-    /// Takes the blocks of one row apart.
-    pub fn decode(self, blocks: &[u8]) -> IntRow {
-        let mut row = IntRow::default();
+    /// Takes the blocks of one row apart, into `row` in place of what was there.
+    pub fn decode(self, blocks: &[u8], row: &mut IntRow) {
+        row.clear();
         for block in blocks.chunks_exact(self.bytes()) {
             match self {
                 Self::Q4_0 => {
@@ -109,11 +109,11 @@ impl BlockType {
                     row.q.extend(block[2..].iter().map(|q| q ^ 0x80));
                 }
                 Self::Q4_K => {
-                    k_scales(block, &mut row);
+                    k_scales(block, row);
                     row.q.extend(block[16..].chunks_exact(32).flat_map(nibbles));
                 }
                 Self::Q5_K => {
-                    k_scales(block, &mut row);
+                    k_scales(block, row);
                     let (high, low) = block[16..].split_at(32);
                     for (pair, low) in low.chunks_exact(32).enumerate() {
                         for (i, q) in nibbles(low).enumerate() {
@@ -122,10 +122,9 @@ impl BlockType {
                         }
                     }
                 }
-                Self::Q6_K => six_bits(block, &mut row),
+                Self::Q6_K => six_bits(block, row),
             }
         }
-        row
     }
 }
 
@@ -254,7 +253,8 @@ mod tests {
                 BlockType::Q6_K => &[(208, 0.0123)],
                 _ => &[(0, 0.0123)],
             };
-            let row = block.decode(&blocks(block, halves));
+            let mut row = IntRow::default();
+            block.decode(&blocks(block, halves), &mut row);
             let values = row.dequantize(block.code());
             let n = values.len();
             assert_eq!(n, 2 * block.elements());

@@ -48,6 +48,13 @@ pub struct IntRow {
 }
 
 impl IntRow {
+    fn clear(&mut self) {
+        self.q.clear();
+        self.scales.clear();
+        self.mins.clear();
+        self.factors.clear();
+    }
+
     /// What the integers stand for.
     pub fn dequantize(&self, code: Code) -> Vec<f32> {
         let zero = i32::from(code.zero());

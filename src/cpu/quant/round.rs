@@ -3,10 +3,10 @@
 use super::{GROUP, IntRow};
 use crate::cpu::half::{f16_to_f32, f32_to_f16};
 
-/// The weights of `row` (at most the last group is not full; it is filled up with zeros) as 8-bit integers around 128
+/// Makes `out` the weights of `row` (at most the last group is not full; it is filled up with zeros) as 8-bit integers around 128
 /// with half-precision scales.
-pub fn round_int8(row: &[f32]) -> IntRow {
-    let mut out = IntRow::default();
+pub fn round_int8(row: &[f32], out: &mut IntRow) {
+    out.clear();
     for group in row.chunks(GROUP) {
         let largest = group.iter().fold(0.0, |max: f32, w| max.max(w.abs()));
         let scale = f16_to_f32(f32_to_f16(largest / 127.0));
@@ -19,13 +19,12 @@ pub fn round_int8(row: &[f32]) -> IntRow {
         );
         out.q.resize(out.scales.len() * GROUP, 128);
     }
-    out
 }
 
-/// The weights of `row` (at most the last group is not full; it is filled up with zeros) as 4-bit integers with
+/// Makes `out` the weights of `row` (at most the last group is not full; it is filled up with zeros) as 4-bit integers with
 /// half-precision scales and minima, chosen for the least squared error.
-pub fn round_int4(row: &[f32]) -> IntRow {
-    let mut out = IntRow::default();
+pub fn round_int4(row: &[f32], out: &mut IntRow) {
+    out.clear();
     for group in row.chunks(GROUP) {
         let mut full = [0.0; GROUP];
         full[..group.len()].copy_from_slice(group);
@@ -34,7 +33,6 @@ pub fn round_int4(row: &[f32]) -> IntRow {
         out.scales.push(scale);
         out.mins.push(min);
     }
-    out
 }
 
 /// The integers, still as floats, that come nearest to the group with this scale and minimum.
@@ -129,6 +127,18 @@ mod tests {
         }
     }
 
+    fn int8(row: &[f32]) -> IntRow {
+        let mut out = IntRow::default();
+        round_int8(row, &mut out);
+        out
+    }
+
+    fn int4(row: &[f32]) -> IntRow {
+        let mut out = IntRow::default();
+        round_int4(row, &mut out);
+        out
+    }
+
     fn squared_error(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
     }
@@ -136,7 +146,7 @@ mod tests {
     #[test]
     fn eight_bits_round_to_the_nearest() {
         let row = weights(64 * GROUP);
-        let rounded = round_int8(&row);
+        let rounded = int8(&row);
         let values = rounded.dequantize(code(8, false));
         for (i, (w, v)) in row.iter().zip(&values).enumerate() {
             // The largest weights may be cut by as much as the scale is rounded.
@@ -148,7 +158,7 @@ mod tests {
     #[test]
     fn four_bits_err_less_than_between_the_extremes() {
         let row = weights(64 * GROUP);
-        let values = round_int4(&row).dequantize(code(4, true));
+        let values = int4(&row).dequantize(code(4, true));
         let extremes: Vec<f32> = row
             .chunks(GROUP)
             .flat_map(|group| {
@@ -167,22 +177,19 @@ mod tests {
     #[test]
     fn values_on_a_grid_and_constants_are_kept() {
         let grid: Vec<f32> = (0..GROUP).map(|i| 0.5 * (i % 16) as f32 - 3.0).collect();
-        assert_eq!(round_int4(&grid).dequantize(code(4, true)), grid);
+        assert_eq!(int4(&grid).dequantize(code(4, true)), grid);
         for constant in [0.0, 0.75, -2.0] {
             let row = [constant; GROUP];
-            assert_eq!(round_int4(&row).dequantize(code(4, true)), row);
+            assert_eq!(int4(&row).dequantize(code(4, true)), row);
         }
         let zeros = [0.0; GROUP];
-        assert_eq!(round_int8(&zeros).dequantize(code(8, false)), zeros);
+        assert_eq!(int8(&zeros).dequantize(code(8, false)), zeros);
     }
 
     #[test]
     fn the_last_group_is_filled_up() {
         let row = weights(GROUP + 5);
-        for (rounded, code) in [
-            (round_int4(&row), code(4, true)),
-            (round_int8(&row), code(8, false)),
-        ] {
+        for (rounded, code) in [(int4(&row), code(4, true)), (int8(&row), code(8, false))] {
             assert_eq!((rounded.q.len(), rounded.scales.len()), (2 * GROUP, 2));
             let error = squared_error(&row, &rounded.dequantize(code)[..row.len()]);
             assert!(error < 0.01 * squared_error(&row, &vec![0.0; row.len()]));
