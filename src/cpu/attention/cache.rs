@@ -4,7 +4,7 @@
 //! `[head_dim][16]`, so that a vector holds the same element of 16 keys, then V `[16][width]`, whose rows are padded to whole
 //! vectors.
 
-use super::super::memory::{Aligned, Shared};
+use super::super::memory::Shared;
 use super::super::simd::Simd;
 
 /// Tokens of a page.
@@ -163,7 +163,8 @@ pub struct KvCache {
     shape: KvShape,
     layers: usize,
     pages: usize,
-    memory: Aligned<u8>,
+    /// With room to begin at a cache line.
+    memory: Vec<u8>,
 }
 
 impl KvCache {
@@ -173,7 +174,7 @@ impl KvCache {
             shape,
             layers,
             pages,
-            memory: Aligned::lasting(layers * pages * shape.page_bytes()),
+            memory: vec![0; layers * pages * shape.page_bytes() + LINE_BYTES],
         }
     }
 
@@ -189,11 +190,12 @@ impl KvCache {
 
     /// What a team's threads write and read of it.
     pub fn view(&mut self) -> KvView<'_> {
+        let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
         KvView {
             shape: self.shape,
             layers: self.layers,
             pages: self.pages,
-            memory: Shared::new(&mut self.memory),
+            memory: Shared::new(&mut self.memory[skipped..]),
         }
     }
 }
