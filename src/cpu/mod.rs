@@ -2,6 +2,7 @@
 //! such programs are made of. It imports `error` alone.
 
 pub mod attention;
+mod cores;
 mod elementwise;
 mod embed;
 pub mod half;
