@@ -14,7 +14,7 @@ use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
 use super::metrics::Outcome;
 use super::open::OpenRequest;
-use super::shared::{Command, ReadyRequest, Shared, now_ms};
+use super::shared::{Command, ReadyRequest, Shared, abort, now_ms};
 use crate::error::{Error, Result};
 use crate::output::{Delta, Reply, Usage};
 use crate::sched::FinishReason;
@@ -30,8 +30,10 @@ struct Replies {
 
 impl Events for Replies {
     fn delta(&mut self, request: u64, choice: usize, delta: Delta) {
-        if let Some((reply, _)) = self.open.get_mut(&request) {
-            reply.push(choice, delta);
+        if let Some((reply, _)) = self.open.get_mut(&request)
+            && !reply.push(choice, delta)
+        {
+            abort(&self.shared, request, Abort::Disconnect);
         }
     }
 

@@ -90,11 +90,30 @@ struct State {
     listed: bool,
 }
 
-/// One stream's finished bytes. Bounded by what one request may generate.
+/// How far a reader may fall behind its stream, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// With more than that unread, new text of a choice waits for the reader, and becomes one frame.
+    pub merge_above: usize,
+    /// With more than that unread or waiting, the stream ends with an error, and its request is aborted.
+    pub most: usize,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self {
+            merge_above: 64 << 10,
+            most: 8 << 20,
+        }
+    }
+}
+
+/// One stream's finished bytes. [`super::Reply`] keeps it within its limits, but for the frames that end a stream.
 #[derive(Debug)]
 pub struct Mailbox {
     id: u64,
     wake: Arc<Wake>,
+    limits: ReadLimits,
     state: Mutex<State>,
 }
 
@@ -114,6 +133,11 @@ pub enum Poll {
 impl Mailbox {
     /// An empty mailbox of stream `id`.
     pub fn new(id: u64, wake: Arc<Wake>) -> Arc<Self> {
+        Self::with_limits(id, wake, ReadLimits::default())
+    }
+
+    /// An empty mailbox of stream `id` whose reader may be so far behind.
+    pub fn with_limits(id: u64, wake: Arc<Wake>, limits: ReadLimits) -> Arc<Self> {
         let state = State {
             phase: Phase::Waiting,
             bytes: Vec::new(),
@@ -123,6 +147,7 @@ impl Mailbox {
         Arc::new(Self {
             id,
             wake,
+            limits,
             state: Mutex::new(state),
         })
     }
@@ -132,8 +157,22 @@ impl Mailbox {
         self.id
     }
 
+    /// How far the reader may fall behind.
+    pub const fn limits(&self) -> ReadLimits {
+        self.limits
+    }
+
+    /// Bytes that the reader has not taken yet.
+    pub fn unread(&self) -> usize {
+        self.state().bytes.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if state.phase == Phase::Ended {
             return;
         }
@@ -165,6 +204,15 @@ impl Mailbox {
         });
     }
 
+    /// Throws away what is unread, and ends the stream with `frame`.
+    pub fn cut(&self, frame: impl FnOnce(&mut Vec<u8>)) {
+        self.change(|state| {
+            state.bytes = Vec::new();
+            frame(&mut state.bytes);
+            state.phase = Phase::Ended;
+        });
+    }
+
     /// Ends the stream with an error. After the first byte, `frame` writes it as the stream's last frame; before it, the reader
     /// is handed the error itself.
     pub fn fail(&self, error: Error, whole: bool, frame: impl FnOnce(&Error, &mut Vec<u8>)) {
@@ -180,7 +228,7 @@ impl Mailbox {
 
     /// Takes what has come since the last look.
     pub fn poll(&self) -> Poll {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.listed = false;
         if let Some(error) = &state.error {
             return Poll::Failed(error.clone());

@@ -14,5 +14,5 @@ mod prompt;
 mod reply;
 mod responses;
 
-pub use mailbox::{Mailbox, Poll, Wake};
+pub use mailbox::{Mailbox, Poll, ReadLimits, Wake};
 pub use reply::{Alternative, Delta, Reply, TokenLogprob, Usage};

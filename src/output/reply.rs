@@ -9,7 +9,7 @@ use super::blocks::{Blocks, Change};
 use super::chat_answer::{self, Answer};
 use super::mailbox::Mailbox;
 use super::{chat, completions, generate, interactive, messages, responses};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::request::{Route, Submission, UsageChunks};
 use crate::sched::FinishReason;
 
@@ -59,6 +59,13 @@ impl TokenLogprob {
             top,
         }
     }
+
+    /// About what it takes on the wire.
+    fn wire_bytes(&self) -> usize {
+        const NUMBERS: usize = 48;
+        let others = self.top.iter().map(|other| NUMBERS + other.bytes.len());
+        NUMBERS + self.bytes.len() + others.sum::<usize>()
+    }
 }
 
 /// A token that could have come in the place of another.
@@ -99,6 +106,10 @@ pub(super) struct Choice {
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
     pub(super) stop_string: Option<String>,
+    /// Text that waits to be written: for characters to be complete, or for a reader that is behind.
+    waiting: String,
+    /// About what it takes on the wire, with its log-probabilities (streams).
+    waiting_bytes: usize,
     /// Where a chat's answer is taken apart.
     pub(super) answer: Option<Answer>,
     /// Where the reply is a list of parts: all text and its log-probabilities.
@@ -129,6 +140,8 @@ pub struct Reply {
     stream: bool,
     head: Head,
     choices: Vec<Choice>,
+    /// Of all choices.
+    waiting_bytes: usize,
     mailbox: Arc<Mailbox>,
 }
 
@@ -151,6 +164,7 @@ impl Reply {
                 envelope: submission.envelope.clone(),
             },
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
+            waiting_bytes: 0,
             mailbox,
         }
     }
@@ -192,36 +206,56 @@ impl Reply {
         }
     }
 
-    /// Adds what one step generated for choice `index`.
-    pub fn push(&mut self, index: usize, mut delta: Delta) {
+    /// Adds what one step generated for choice `index`. False: the reader is too far behind, so the stream has ended with an
+    /// error, and the request is to be aborted.
+    pub fn push(&mut self, index: usize, mut delta: Delta) -> bool {
         self.take(index, &mut delta);
-        let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
+        if self.stream {
+            let (unread, limits) = (self.mailbox.unread(), self.mailbox.limits());
+            let behind = unread + self.waiting_bytes;
+            if unread > limits.merge_above && behind > limits.most {
+                self.cut(behind);
+                return false;
+            }
+            if unread > limits.merge_above {
+                return true;
+            }
+        }
+        self.advance(index);
+        true
+    }
+
+    /// Takes the waiting text apart, and writes what a stream shows of it.
+    fn advance(&mut self, index: usize) {
+        let (head, choice) = (&mut self.head, &mut self.choices[index]);
+        let text = std::mem::take(&mut choice.waiting);
         if in_blocks(self.route) {
-            let changes = choice
-                .blocks
-                .push(text, &mut choice.logprobs, choice.tokens);
+            let (blocks, tokens) = (&mut choice.blocks, choice.tokens);
+            let changes = blocks.push(&text, &mut choice.logprobs, tokens);
             if self.stream && !changes.is_empty() {
+                self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
                 let out = |out: &mut Vec<u8>| write_blocks(out, self.route, head, choice, &changes);
                 self.mailbox.write(out);
             }
             return;
         }
         let pieces = match &mut choice.answer {
-            Some(answer) => answer.push(text, false),
+            Some(answer) => answer.push(&text, false),
             None => Vec::new(),
         };
         if !self.stream || text.is_empty() || (choice.answer.is_some() && pieces.is_empty()) {
             return;
         }
+        self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
         self.mailbox.write(|out| match self.route {
             Route::Chat if choice.answer.is_some() => {
                 chat_answer::chunks(out, head, index, &pieces, choice);
             }
-            Route::Generate => generate::frame(out, text, choice.tokens),
-            Route::Chat => chat::chunk(out, head, index, text, choice),
-            Route::Completions => completions::chunk(out, head, index, text, choice),
+            Route::Generate => generate::frame(out, &text, choice.tokens),
+            Route::Chat => chat::chunk(out, head, index, &text, choice),
+            Route::Completions => completions::chunk(out, head, index, &text, choice),
             Route::Responses | Route::Messages => {}
-            Route::Interactive => interactive::line(out, text, &head.usage),
+            Route::Interactive => interactive::line(out, &text, &head.usage),
         });
         let written = choice.logprobs.drain(..);
         choice.text_offset += written.map(|token| token.chars).sum::<usize>();
@@ -230,13 +264,39 @@ impl Reply {
     /// Books a delta.
     fn take(&mut self, index: usize, delta: &mut Delta) {
         let choice = &mut self.choices[index];
-        if !self.stream && !in_blocks(self.route) {
+        if self.stream {
+            let logprobs = delta.logprobs.iter().map(TokenLogprob::wire_bytes);
+            let bytes = delta.text.len() + logprobs.sum::<usize>();
+            choice.waiting_bytes += bytes;
+            self.waiting_bytes += bytes;
+        } else if !in_blocks(self.route) {
             choice.text.push_str(&delta.text);
         }
+        choice.waiting.push_str(&delta.text);
         choice.tokens = delta.tokens;
         choice.logprobs.append(&mut delta.logprobs);
         choice.prompt_logprobs.append(&mut delta.prompt_logprobs);
         self.head.usage.completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
+    }
+
+    /// Ends the stream of a reader that is too far behind.
+    fn cut(&mut self, behind: usize) {
+        let most = self.mailbox.limits().most;
+        let message = format!(
+            "a reader may be {most} bytes behind its stream, but this one is {behind}: the request was aborted"
+        );
+        let error = Error::new(Kind::Invalid, "reader_too_slow", message);
+        for choice in &mut self.choices {
+            *choice = Choice {
+                tokens: choice.tokens,
+                finish: choice.finish,
+                ..Choice::default()
+            };
+        }
+        self.waiting_bytes = 0;
+        let (route, head, choices) = (self.route, &mut self.head, &self.choices);
+        self.mailbox
+            .cut(|out| write_error(out, route, head, choices, &error));
     }
 
     /// Whether the reply ends with the end of choice `index`: all others have ended.
@@ -265,15 +325,17 @@ impl Reply {
                 ..usage
             };
         }
-        let (head, choice, text) = (&mut self.head, &mut self.choices[index], &delta.text);
+        let (head, choice) = (&mut self.head, &mut self.choices[index]);
         choice.finish = Some(reason);
         choice.stop_string = delta.stop_string;
-        let mut text = text.as_str();
+        let mut text = std::mem::take(&mut choice.waiting);
+        self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
         let mut pieces = Vec::new();
         if let Some(answer) = &mut choice.answer {
-            pieces = answer.push(text, true);
-            text = "";
+            pieces = answer.push(&text, true);
+            text.clear();
         }
+        let text = text.as_str();
         let mut changes = Vec::new();
         if in_blocks(self.route) {
             let (blocks, tokens) = (&mut choice.blocks, choice.tokens);
@@ -329,16 +391,26 @@ impl Reply {
     /// Ends the reply with an error: the HTTP status where nothing was sent yet, else a last frame.
     pub fn fail(&mut self, error: Error) {
         let (head, choices, route) = (&mut self.head, &self.choices, self.route);
-        self.mailbox
-            .fail(error, !self.stream, |error, out| match route {
-                Route::Generate => {
-                    generate::error_frame(out, choices[0].tokens, error, &head.usage);
-                }
-                Route::Chat | Route::Completions => chat::error_chunk(out, error),
-                Route::Responses => responses::failed(out, head, &choices[0], error),
-                Route::Messages => messages::error_event(out, error),
-                Route::Interactive => interactive::error_line(out, error, &head.usage),
-            });
+        self.mailbox.fail(error, !self.stream, |error, out| {
+            write_error(out, route, head, choices, error);
+        });
+    }
+}
+
+/// The frame of a stream that ends with an error.
+fn write_error(
+    out: &mut Vec<u8>,
+    route: Route,
+    head: &mut Head,
+    choices: &[Choice],
+    error: &Error,
+) {
+    match route {
+        Route::Generate => generate::error_frame(out, choices[0].tokens, error, &head.usage),
+        Route::Chat | Route::Completions => chat::error_chunk(out, error),
+        Route::Responses => responses::failed(out, head, &choices[0], error),
+        Route::Messages => messages::error_event(out, error),
+        Route::Interactive => interactive::error_line(out, error, &head.usage),
     }
 }
 

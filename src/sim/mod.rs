@@ -4,6 +4,7 @@
 
 pub mod capacity;
 mod clients;
+mod config;
 mod disk;
 mod journal;
 mod ledger;

@@ -10,7 +10,7 @@ use super::ledger::{Check, Ledger, ensure};
 use super::random::Random;
 use crate::engine::{Events, FinishedTurn};
 use crate::error::{Error, Result};
-use crate::output::{Delta, Mailbox, Poll, Reply, Usage, Wake};
+use crate::output::{Delta, Mailbox, Poll, ReadLimits, Reply, Usage, Wake};
 use crate::request::Submission;
 use crate::sched::FinishReason;
 use crate::session::SessionStore;
@@ -33,6 +33,8 @@ struct Reader {
     pace: usize,
     /// The reply has more than one answer, and the frames do not tell them apart.
     many: bool,
+    /// It was too far behind, and its stream has ended.
+    cut: bool,
     outcome: Option<Outcome>,
 }
 
@@ -51,6 +53,13 @@ impl Reader {
             last = serde_json::from_slice(frame).map_err(|e| format!("a frame is no JSON: {e}"))?;
             text.push_str(last["text"].as_str().unwrap_or_default());
         }
+        if self.cut {
+            let told =
+                last["error"]["code"] == "reader_too_slow" && outcome.text.starts_with(&text);
+            return ensure(told, || {
+                format!("a slow reader is told {text:?} {last} of {outcome:?}")
+            });
+        }
         let same = last["finish_reason"] == outcome.reason
             && last["tokens"] == outcome.tokens
             && text == outcome.text;
@@ -66,24 +75,29 @@ impl Reader {
 #[derive(Debug)]
 pub(super) struct Replies {
     wake: Arc<Wake>,
+    limits: ReadLimits,
     open: BTreeMap<u64, Reply>,
     readers: BTreeMap<u64, Reader>,
+    /// Requests that are to be aborted: their readers are too far behind.
+    pub(super) too_slow: Vec<u64>,
     /// FNV-1a over everything that clients were sent, in the order in which they read it.
     pub(super) digest: u64,
 }
 
 impl Replies {
-    pub(super) fn new(digest: u64) -> Result<Self, String> {
+    pub(super) fn new(limits: ReadLimits, digest: u64) -> Result<Self, String> {
         Ok(Self {
             wake: Arc::new(Wake::new().map_err(|e| e.message)?),
+            limits,
             open: BTreeMap::new(),
             readers: BTreeMap::new(),
+            too_slow: Vec::new(),
             digest,
         })
     }
 
     pub(super) fn open(&mut self, request: u64, submission: &Submission, pace: usize) {
-        let mailbox = Mailbox::new(request, Arc::clone(&self.wake));
+        let mailbox = Mailbox::with_limits(request, Arc::clone(&self.wake), self.limits);
         let reply = Reply::new(submission, Arc::clone(&mailbox));
         self.open.insert(request, reply);
         let reader = Reader {
@@ -91,6 +105,7 @@ impl Replies {
             bytes: Vec::new(),
             pace,
             many: submission.n > 1,
+            cut: false,
             outcome: None,
         };
         self.readers.insert(request, reader);
@@ -99,6 +114,17 @@ impl Replies {
     pub(super) fn accept(&mut self, request: u64, prompt_tokens: usize, history_tokens: usize) {
         if let Some(reply) = self.open.get_mut(&request) {
             reply.accept(prompt_tokens, history_tokens);
+        }
+    }
+
+    fn push(&mut self, request: u64, choice: usize, delta: Delta) {
+        if let Some(reply) = self.open.get_mut(&request)
+            && !reply.push(choice, delta)
+        {
+            self.too_slow.push(request);
+            if let Some(reader) = self.readers.get_mut(&request) {
+                reader.cut = true;
+            }
         }
     }
 
@@ -209,9 +235,7 @@ impl Events for Observer<'_> {
     fn delta(&mut self, request: u64, choice: usize, delta: Delta) {
         let outcome = self.add_text(request, choice, &delta);
         self.book(outcome);
-        if let Some(reply) = self.replies.open.get_mut(&request) {
-            reply.push(choice, delta);
-        }
+        self.replies.push(request, choice, delta);
     }
 
     fn finish(

@@ -21,6 +21,8 @@ pub struct Counters {
     pub accepted_tokens: u64,
     pub evictions: u64,
     pub disconnects: u64,
+    /// Streams that ended because their reader was too far behind.
+    pub too_slow: u64,
     /// Steps that failed.
     pub faults: u64,
     pub kills: u64,
@@ -34,7 +36,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names and values, in the order in which they are printed.
-    pub fn entries(&self) -> [(&'static str, u64); 17] {
+    pub fn entries(&self) -> [(&'static str, u64); 18] {
         [
             ("steps", self.steps),
             ("submitted", self.submitted),
@@ -48,6 +50,7 @@ impl Counters {
             ("accepted_tokens", self.accepted_tokens),
             ("evictions", self.evictions),
             ("disconnects", self.disconnects),
+            ("too_slow", self.too_slow),
             ("faults", self.faults),
             ("kills", self.kills),
             ("restored", self.restored),
@@ -71,6 +74,7 @@ impl AddAssign for Counters {
         self.accepted_tokens += other.accepted_tokens;
         self.evictions += other.evictions;
         self.disconnects += other.disconnects;
+        self.too_slow += other.too_slow;
         self.faults += other.faults;
         self.kills += other.kills;
         self.restored += other.restored;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
+use super::config::Config;
 use super::disk::MemoryFile;
 use super::journal::{Journal, Known, check_store};
 use super::ledger::{Check, Ledger, ensure};
@@ -14,61 +15,9 @@ use crate::engine::{Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLea
 use crate::error::Error;
 use crate::kv::BlockPool;
 use crate::request::Submission;
-use crate::sched::{Scheduler, SchedulerConfig, Speculation};
-use crate::session::{SessionStore, StoreLimits};
+use crate::sched::Scheduler;
+use crate::session::SessionStore;
 use crate::text::Tokenizer;
-
-/// Sizes of a world and how unruly it is, drawn anew for each.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Config {
-    pub(super) scheduler: SchedulerConfig,
-    pub(super) speculation: Option<Speculation>,
-    pub(super) num_blocks: usize,
-    pub(super) block_size: usize,
-    pub(super) prefix_cache: bool,
-    pub(super) sessions: StoreLimits,
-    /// Clients act in one step of that many.
-    pub(super) calm: usize,
-    /// Most submissions of one step.
-    pub(super) arrivals: usize,
-    /// One step in that many fails.
-    pub(super) fault: usize,
-    /// One step in that many is the server's last.
-    pub(super) kill: usize,
-    /// Turns are written to a log, which outlives the server.
-    pub(super) durable: bool,
-}
-
-impl Config {
-    pub(super) fn draw(random: &mut Random) -> Self {
-        let max_batch = random.range(1, 6);
-        Self {
-            scheduler: SchedulerConfig {
-                max_batch,
-                max_batch_tokens: max_batch + random.range(16, 40),
-                max_model_len: random.range(24, 120),
-                max_queue: random.range(1, 12),
-            },
-            speculation: (!random.once_in(3)).then(|| Speculation {
-                max_draft: random.range(1, 9),
-                max_rows: random.range(1, 24),
-                row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],
-            }),
-            num_blocks: random.range(8, 64),
-            block_size: random.range(1, 6),
-            prefix_cache: !random.once_in(8),
-            sessions: StoreLimits {
-                max_sessions: random.range(3, 12),
-                ttl_ms: [0, 2000, 20_000][random.range(0, 2)],
-            },
-            calm: random.range(1, 4),
-            arrivals: random.range(1, 3),
-            fault: random.range(20, 200),
-            kill: random.range(300, 3000),
-            durable: !random.once_in(3),
-        }
-    }
-}
 
 /// A request whose turn has begun and that the core has not seen yet.
 pub(super) struct Preparing {
@@ -126,7 +75,7 @@ impl World {
             tokenizer: Arc::clone(tokenizer),
             limits,
             ledger: Ledger::new(config.sessions),
-            replies: Replies::new(digest)?,
+            replies: Replies::new(config.reading, digest)?,
             preparing: Vec::new(),
             next_request: 1,
             counters: Counters::default(),
@@ -284,7 +233,12 @@ impl World {
         self.take_tokens()?;
         let seconds = self.random.range(0, 20) as f64 / 1e3;
         self.core.scheduler_mut().note_time(seconds);
-        text(self.observe(|core, output, events| core.commit(output, events))?)
+        text(self.observe(|core, output, events| core.commit(output, events))?)?;
+        for request in std::mem::take(&mut self.replies.too_slow) {
+            self.counters.too_slow += 1;
+            self.abort(request, Abort::Disconnect)?;
+        }
+        Ok(())
     }
 
     /// Holds each sampled token to the one that its context alone gives. Those after a draft that was wrong, and those after an
@@ -356,7 +310,7 @@ impl World {
         self.counters.restored += self.ledger.sessions.len() as u64;
         self.check_sessions()
             .map_err(|what| format!("after a restart, {what}"))?;
-        self.replies = Replies::new(self.replies.digest)?;
+        self.replies = Replies::new(self.config.reading, self.replies.digest)?;
         Ok(())
     }
 

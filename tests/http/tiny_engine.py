@@ -46,8 +46,11 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def byte_tokenizer(*, begins: bool = False) -> _core.Tokenizer:
-    """One token a byte, and the special ones; `begins`: with one before each text."""
+def byte_tokenizer(*, repeat: int = 1, begins: bool = False) -> _core.Tokenizer:
+    """One token a byte, and the special ones.
+
+    `repeat`: how often a token says its byte; `begins`: with one before each text.
+    """
     special = [
         {
             "id": 256 + index,
@@ -72,7 +75,7 @@ def byte_tokenizer(*, begins: bool = False) -> _core.Tokenizer:
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "vocab": {character: byte for byte, character in enumerate(byte_characters())},
+            "vocab": {character * repeat: byte for byte, character in enumerate(byte_characters())},
             "merges": [],
         },
     }
@@ -209,9 +212,14 @@ def chat_template(source: str = TEMPLATE, **parsers: str) -> _core.ChatTemplate:
 
 
 def formula_engine(
-    *, pause: float = 0.0, max_batch: int = 64, template: _core.ChatTemplate | None = None, **options: Any
+    *,
+    pause: float = 0.0,
+    max_batch: int = 64,
+    template: _core.ChatTemplate | None = None,
+    repeat: int = 1,
+    **options: Any,
 ) -> _core.Engine:
-    """`options`: of the core's `Engine`."""
+    """`repeat`: as for `byte_tokenizer`; `options`: of the core's `Engine`."""
     template = template or chat_template()
     runner = FormulaRunner(pause=pause, max_batch=max_batch)
-    return _core.Engine(runner, byte_tokenizer(), template, eos_token_ids=[EOS], **options)
+    return _core.Engine(runner, byte_tokenizer(repeat=repeat), template, eos_token_ids=[EOS], **options)

@@ -17,6 +17,9 @@ DATA: Final = b"data: "
 ERROR: Final = b'data: {"error":'
 EVENT_END: Final = b"\n\n"
 
+# Pieces of all streams together that may wait for the client: the core holds back the rest, within its limits.
+AHEAD: Final = 4
+
 
 class SharedStream:
     """An `AsyncStream` of several. The first that fails ends all."""
@@ -25,10 +28,12 @@ class SharedStream:
         self._streams = streams
         self._open = len(streams)
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(AHEAD)
         self._readers: list[asyncio.Task[None]] = []
         self._last: CompletionChunk | None = None
         self._usages: list[ChatUsage] = []
         self._aborted = False
+        self._stopped = False
 
     @property
     def aborted(self) -> bool:
@@ -52,26 +57,38 @@ class SharedStream:
         chunk = await self._chunks.get()
         if chunk is None:
             raise StopAsyncIteration
+        self._room.release()
         return chunk
 
     def abort(self) -> None:
         """Stop all requests. Idempotent."""
         self._aborted |= self._open > 0
         self._stop()
+        # They may wait for room that nobody makes any more.
+        for reader in self._readers:
+            reader.cancel()
+        self._chunks.put_nowait(None)
 
     def _stop(self) -> None:
+        self._stopped = True
         for stream in self._streams:
             stream.abort()
 
     async def _read(self, stream: AsyncStream) -> None:
         try:
             async for chunk in stream.chunks():
+                await self._room.acquire()
+                if self._stopped:
+                    self._room.release()
+                    break
                 # The core hands out whole events.
                 events = chunk.removesuffix(DONE)
                 if len(events) < len(chunk):
                     events = self._end_of(events)
                 if events:
                     self._chunks.put_nowait(events)
+                else:
+                    self._room.release()
         finally:
             self._open -= 1
             if self._open == 0:

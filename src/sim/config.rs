@@ -1,0 +1,63 @@
+//! What a simulated server is like.
+
+use super::random::Random;
+use crate::output::ReadLimits;
+use crate::sched::{SchedulerConfig, Speculation};
+use crate::session::StoreLimits;
+
+/// Sizes of a world and how unruly it is, drawn anew for each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Config {
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) speculation: Option<Speculation>,
+    pub(super) num_blocks: usize,
+    pub(super) block_size: usize,
+    pub(super) prefix_cache: bool,
+    pub(super) sessions: StoreLimits,
+    pub(super) reading: ReadLimits,
+    /// Clients act in one step of that many.
+    pub(super) calm: usize,
+    /// Most submissions of one step.
+    pub(super) arrivals: usize,
+    /// One step in that many fails.
+    pub(super) fault: usize,
+    /// One step in that many is the server's last.
+    pub(super) kill: usize,
+    /// Turns are written to a log, which outlives the server.
+    pub(super) durable: bool,
+}
+
+impl Config {
+    pub(super) fn draw(random: &mut Random) -> Self {
+        let max_batch = random.range(1, 6);
+        Self {
+            scheduler: SchedulerConfig {
+                max_batch,
+                max_batch_tokens: max_batch + random.range(16, 40),
+                max_model_len: random.range(24, 120),
+                max_queue: random.range(1, 12),
+            },
+            speculation: (!random.once_in(3)).then(|| Speculation {
+                max_draft: random.range(1, 9),
+                max_rows: random.range(1, 24),
+                row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],
+            }),
+            num_blocks: random.range(8, 64),
+            block_size: random.range(1, 6),
+            prefix_cache: !random.once_in(8),
+            sessions: StoreLimits {
+                max_sessions: random.range(3, 12),
+                ttl_ms: [0, 2000, 20_000][random.range(0, 2)],
+            },
+            reading: ReadLimits {
+                merge_above: random.range(0, 400),
+                most: random.range(50, 1000),
+            },
+            calm: random.range(1, 4),
+            arrivals: random.range(1, 3),
+            fault: random.range(20, 200),
+            kill: random.range(300, 3000),
+            durable: !random.once_in(3),
+        }
+    }
+}
