@@ -308,47 +308,16 @@ impl CpuModel {
     ) -> PyResult<()> {
         let masks = extras.map(token_masks).transpose()?.flatten();
         let extras = extras.map(sample_extras).transpose()?;
+        let sizes = (n_tokens, n_seqs, n_rows);
         let outcome = py.detach(|| {
-            let b = &arrays.0;
-            let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
-            // SAFETY: the engine fills the arrays before this call, and touches them again after it.
-            let (step, rows, out) = unsafe {
-                let step = StepInput {
-                    token_ids: entries(&b.token_ids, n_tokens)?,
-                    positions: entries(&b.positions, n_tokens)?,
-                    slots: entries(&b.slots, n_tokens)?,
-                    query_start: entries(&b.query_start, n_seqs + 1)?,
-                    context_lens: entries(&b.context_lens, n_seqs)?,
-                    block_tables: entries(&b.block_tables, n_seqs * stride)?,
-                    stride,
-                    sample_rows: entries(&b.sample_rows, n_rows)?,
-                };
-                let rows = SampleRows {
-                    temperature: entries(&b.temperature, n_rows)?,
-                    top_k: entries(&b.top_k, n_rows)?,
-                    top_p: entries(&b.top_p, n_rows)?,
-                    min_p: entries(&b.min_p, n_rows)?,
-                    repetition_penalty: entries(&b.repetition_penalty, n_rows)?,
-                    presence_penalty: entries(&b.presence_penalty, n_rows)?,
-                    frequency_penalty: entries(&b.frequency_penalty, n_rows)?,
-                    uniform: entries(&b.uniform, n_rows)?,
-                    logprobs: entries(&b.logprobs, n_rows)?,
-                };
-                let out = Sampled {
-                    tokens: results(&b.sampled, n_rows)?,
-                    logprobs: results(&b.sampled_logprob, n_rows)?,
-                    top_ids: results(&b.top_ids, b.top_ids.item_count())?,
-                    top_logprobs: results(&b.top_logprobs, b.top_logprobs.item_count())?,
-                };
-                (step, rows, out)
-            };
-            let sampling = StepSampling {
-                rows,
-                extras: extras.as_ref(),
-                masks: masks.as_ref().map(|masks| masks as &dyn TokenMasks),
-                out,
-            };
-            contained(|| lock(&self.0).run(&lock(&program.0), head, &step, &sampling))
+            self.step(
+                program,
+                head,
+                arrays,
+                sizes,
+                extras.as_ref(),
+                masks.as_ref(),
+            )
         });
         Ok(outcome?)
     }
@@ -390,6 +359,60 @@ impl CpuModel {
     }
 }
 
+impl CpuModel {
+    /// Runs a step of so many tokens, sequences and sampled rows over the arrays, which nobody else may touch meanwhile.
+    pub(super) fn step(
+        &self,
+        program: &CpuProgram,
+        head: usize,
+        arrays: &CpuArrays,
+        (n_tokens, n_seqs, n_rows): (usize, usize, usize),
+        extras: Option<&SampleExtras>,
+        masks: Option<&MaskWords>,
+    ) -> Result<()> {
+        let b = &arrays.0;
+        let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
+        // SAFETY: the engine fills the arrays before this call, and touches them again after it.
+        let (step, rows, out) = unsafe {
+            let step = StepInput {
+                token_ids: entries(&b.token_ids, n_tokens)?,
+                positions: entries(&b.positions, n_tokens)?,
+                slots: entries(&b.slots, n_tokens)?,
+                query_start: entries(&b.query_start, n_seqs + 1)?,
+                context_lens: entries(&b.context_lens, n_seqs)?,
+                block_tables: entries(&b.block_tables, n_seqs * stride)?,
+                stride,
+                sample_rows: entries(&b.sample_rows, n_rows)?,
+            };
+            let rows = SampleRows {
+                temperature: entries(&b.temperature, n_rows)?,
+                top_k: entries(&b.top_k, n_rows)?,
+                top_p: entries(&b.top_p, n_rows)?,
+                min_p: entries(&b.min_p, n_rows)?,
+                repetition_penalty: entries(&b.repetition_penalty, n_rows)?,
+                presence_penalty: entries(&b.presence_penalty, n_rows)?,
+                frequency_penalty: entries(&b.frequency_penalty, n_rows)?,
+                uniform: entries(&b.uniform, n_rows)?,
+                logprobs: entries(&b.logprobs, n_rows)?,
+            };
+            let out = Sampled {
+                tokens: results(&b.sampled, n_rows)?,
+                logprobs: results(&b.sampled_logprob, n_rows)?,
+                top_ids: results(&b.top_ids, b.top_ids.item_count())?,
+                top_logprobs: results(&b.top_logprobs, b.top_logprobs.item_count())?,
+            };
+            (step, rows, out)
+        };
+        let sampling = StepSampling {
+            rows,
+            extras,
+            masks: masks.map(|masks| masks as &dyn TokenMasks),
+            out,
+        };
+        contained(|| lock(&self.0).run(&lock(&program.0), head, &step, &sampling))
+    }
+}
+
 /// A fault of the kernels as an error: a panic that reached the engine's thread would take the engine down.
 fn contained<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -402,10 +425,20 @@ fn contained<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// The masks of a step's rows; their words are asked for as late as possible, for they are computed while the model runs.
-struct MaskWords {
+pub(super) struct MaskWords {
     rows: Vec<usize>,
     masks: Arc<guided::StepMasks>,
     words: OnceLock<Vec<u32>>,
+}
+
+impl MaskWords {
+    pub(super) fn new(masks: &Arc<guided::StepMasks>) -> Self {
+        Self {
+            rows: masks.rows().collect(),
+            masks: Arc::clone(masks),
+            words: OnceLock::new(),
+        }
+    }
 }
 
 impl TokenMasks for MaskWords {
@@ -429,11 +462,7 @@ impl TokenMasks for MaskWords {
 
 fn token_masks(extras: &Bound<'_, PyAny>) -> PyResult<Option<MaskWords>> {
     let masks: Option<PyRef<'_, StepMasks>> = extras.getattr("masks")?.extract()?;
-    Ok(masks.map(|masks| MaskWords {
-        rows: masks.0.rows().collect(),
-        masks: Arc::clone(&masks.0),
-        words: OnceLock::new(),
-    }))
+    Ok(masks.map(|masks| MaskWords::new(&masks.0)))
 }
 
 fn sample_extras(extras: &Bound<'_, PyAny>) -> PyResult<SampleExtras> {

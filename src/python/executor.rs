@@ -7,6 +7,7 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
+use super::cpu_executor::CpuStep;
 use super::masks::StepMasks;
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
@@ -71,6 +72,8 @@ pub(super) struct PyExecutor {
     embed: Py<PyAny>,
     extras: Py<PyAny>,
     frombuffer: Py<PyAny>,
+    /// Takes the place of `launch` and `collect` where the runner has it.
+    native: Option<CpuStep>,
     buffers: Buffers,
     /// One sequence's block ids as the runner's integers; reused.
     block_row: Vec<i32>,
@@ -142,6 +145,7 @@ impl PyExecutor {
                 .getattr("from_bytes")?
                 .unbind(),
             frombuffer: py.import("numpy")?.getattr("frombuffer")?.unbind(),
+            native: CpuStep::of(runner)?,
             buffers,
             block_row: Vec::new(),
         })
@@ -225,8 +229,11 @@ impl PyExecutor {
 
 impl Executor for PyExecutor {
     fn launch(&mut self, step: &Step) -> Result<()> {
+        self.write(step)?;
+        if let Some(native) = &self.native {
+            return native.run(step);
+        }
         Python::attach(|py| {
-            self.write(step)?;
             let sizes = (step.num_tokens(), step.num_sequences(), step.num_rows());
             self.make_extras(py, step)
                 .and_then(|extras| {
@@ -240,31 +247,37 @@ impl Executor for PyExecutor {
     }
 
     fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
-        Python::attach(|py| {
-            self.collect.bind(py).call0().map_err(|e| failed(py, &e))?;
-            let rows = step.num_rows();
-            let sampled = get(&self.buffers.sampled, 0, rows)?;
-            output.tokens.clear();
+        if self.native.is_none() {
+            Python::attach(|py| {
+                self.collect
+                    .bind(py)
+                    .call0()
+                    .map(drop)
+                    .map_err(|e| failed(py, &e))
+            })?;
+        }
+        let rows = step.num_rows();
+        let sampled = get(&self.buffers.sampled, 0, rows)?;
+        output.tokens.clear();
+        output
+            .tokens
+            .extend(sampled.iter().map(|&token| token as u32));
+        output.logprobs.clear();
+        output.top.clear();
+        if step.logprobs.iter().all(|&k| k < 0) {
+            return Ok(());
+        }
+        output.logprobs = get(&self.buffers.sampled_logprob, 0, rows)?;
+        let stride = self.buffers.top_ids.shape().get(1).copied().unwrap_or(0);
+        for (row, &k) in step.logprobs.iter().enumerate() {
+            let count = (k.max(0) as usize).min(stride);
+            let ids = get(&self.buffers.top_ids, row * stride, count)?;
+            let logprobs = get(&self.buffers.top_logprobs, row * stride, count)?;
             output
-                .tokens
-                .extend(sampled.iter().map(|&token| token as u32));
-            output.logprobs.clear();
-            output.top.clear();
-            if step.logprobs.iter().all(|&k| k < 0) {
-                return Ok(());
-            }
-            output.logprobs = get(&self.buffers.sampled_logprob, 0, rows)?;
-            let stride = self.buffers.top_ids.shape().get(1).copied().unwrap_or(0);
-            for (row, &k) in step.logprobs.iter().enumerate() {
-                let count = (k.max(0) as usize).min(stride);
-                let ids = get(&self.buffers.top_ids, row * stride, count)?;
-                let logprobs = get(&self.buffers.top_logprobs, row * stride, count)?;
-                output
-                    .top
-                    .push(ids.into_iter().map(|id| id as u32).zip(logprobs).collect());
-            }
-            Ok(())
-        })
+                .top
+                .push(ids.into_iter().map(|id| id as u32).zip(logprobs).collect());
+        }
+        Ok(())
     }
 
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {

@@ -1,6 +1,7 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
 mod cpu;
+mod cpu_executor;
 mod engine;
 mod event;
 mod executor;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lmserve._core import CpuArrays, CpuModel, CpuProgram
 from lmserve.model.arch.decoder import Decoder
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig, ModelConfig
@@ -29,6 +30,11 @@ class CpuRunner:
         ops.begin_embed(nothing, nothing)
         ops.end_embed(model.forward(sampled_rows_only=False))
         self._embed = ops.program
+
+    @property
+    def native(self) -> tuple[CpuModel, CpuProgram, int, CpuArrays]:
+        """What `launch` runs, for the engine to run it without Python."""
+        return self._core, self._step, self._head, self._arrays
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
         """Run one step over the buffers; see `Runner`."""
