@@ -47,6 +47,7 @@ def failure(folder: Path) -> str:
     command += ["--session-dir", str(folder / "sessions")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     return done.stderr
 
 

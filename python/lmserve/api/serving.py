@@ -81,6 +81,9 @@ class Serving:
         threading.Thread(target=_load_into, args=(self._load, loaded), name="load-model", daemon=True).start()
         try:
             self._engine = await loaded
+        except LmserveError as error:
+            logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - it says all there is to say
+            self.failure = error
         except Exception as error:
             logger.exception("the model could not be loaded")
             self.failure = error
