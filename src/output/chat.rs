@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::chat_answer::push_message;
+use super::chat_answer::{Answer, push_message};
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
@@ -53,7 +53,8 @@ pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
     }
 }
 
-pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
+/// `reasoning`: generated tokens that were thoughts, where there may be some.
+pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning: Option<usize>) {
     let Usage {
         prompt_tokens,
         cached_tokens,
@@ -65,9 +66,15 @@ pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
         out,
         format_args!(
             "\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
-             \"total_tokens\":{total},\"prompt_tokens_details\":{{\"cached_tokens\":{cached_tokens}}}}}"
+             \"total_tokens\":{total},\"prompt_tokens_details\":{{\"cached_tokens\":{cached_tokens}}}"
         ),
     );
+    if let Some(tokens) = reasoning {
+        let details =
+            format_args!(",\"completion_tokens_details\":{{\"reasoning_tokens\":{tokens}}}");
+        write_bytes(out, details);
+    }
+    out.push(b'}');
 }
 
 fn push_token(out: &mut Vec<u8>, bytes: &[u8], logprob: f32) {
@@ -160,16 +167,26 @@ pub(super) fn last_chunk(
 }
 
 /// The usage chunk, where asked for, and the end of the stream.
-pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
-    end_stream(out, head, "chat.completion.chunk");
+pub(super) fn end(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+    end_stream(
+        out,
+        head,
+        "chat.completion.chunk",
+        reasoning_tokens(choices),
+    );
 }
 
-pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str) {
+fn reasoning_tokens(choices: &[Choice]) -> Option<usize> {
+    let of = |choice: &Choice| choice.answer.as_ref().and_then(Answer::reasoning_tokens);
+    choices.iter().map(of).sum()
+}
+
+pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str, reasoning: Option<usize>) {
     if head.usage_chunks != UsageChunks::None {
         out.extend_from_slice(b"data: ");
         push_head(out, head, object);
         out.extend_from_slice(b"],");
-        push_usage(out, &head.usage);
+        push_usage(out, &head.usage, reasoning);
         out.extend_from_slice(b"}\n\n");
     }
     out.extend_from_slice(b"data: [DONE]\n\n");
@@ -197,7 +214,7 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
     out.push(b']');
     push_prompt_logprobs(out, head, &choices[0]);
     out.push(b',');
-    push_usage(out, &head.usage);
+    push_usage(out, &head.usage, reasoning_tokens(choices));
     out.push(b'}');
 }
 

@@ -12,6 +12,9 @@ pub(super) struct Answer {
     parser: AnswerParser,
     /// Mistral's templates want short ids.
     short_ids: bool,
+    /// Thoughts are looked for.
+    may_think: bool,
+    reasoning_tokens: usize,
     reasoning: String,
     content: String,
     calls: Vec<(String, String)>,
@@ -23,15 +26,20 @@ impl Answer {
         Some(Self {
             parser: AnswerParser::new(format)?,
             short_ids,
+            may_think: format.thinking.is_some(),
+            reasoning_tokens: 0,
             reasoning: String::new(),
             content: String::new(),
             calls: Vec::new(),
         })
     }
 
-    /// What new text says; it is kept too.
-    pub(super) fn push(&mut self, text: &str, last: bool) -> Vec<Piece> {
+    /// What new text says; it is kept too. `tokens`: how many there are so far.
+    pub(super) fn push(&mut self, text: &str, tokens: usize, last: bool) -> Vec<Piece> {
         let pieces = self.parser.push(text, last);
+        if self.parser.thinks() {
+            self.reasoning_tokens = tokens;
+        }
         for piece in &pieces {
             match piece {
                 Piece::Reasoning(text) => self.reasoning.push_str(text),
@@ -45,6 +53,11 @@ impl Answer {
 
     pub(super) const fn has_calls(&self) -> bool {
         !self.calls.is_empty()
+    }
+
+    /// Tokens of thoughts, their markers included; none where there are no thoughts to look for.
+    pub(super) fn reasoning_tokens(&self) -> Option<usize> {
+        self.may_think.then_some(self.reasoning_tokens)
     }
 
     fn call_id(&self, head: &Head, choice: usize, call: usize) -> String {

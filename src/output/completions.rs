@@ -127,7 +127,7 @@ pub(super) fn last_chunk(
 }
 
 pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
-    end_stream(out, head, OBJECT);
+    end_stream(out, head, OBJECT, None);
 }
 
 pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
@@ -139,7 +139,7 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
         push_choice(out, head, index, &choice.text, choice, choice.finish);
     }
     out.extend_from_slice(b"],");
-    push_usage(out, &head.usage);
+    push_usage(out, &head.usage, None);
     out.push(b'}');
 }
 

@@ -240,7 +240,7 @@ impl Reply {
             return;
         }
         let pieces = match &mut choice.answer {
-            Some(answer) => answer.push(&text, false),
+            Some(answer) => answer.push(&text, choice.tokens, false),
             None => Vec::new(),
         };
         if !self.stream || text.is_empty() || (choice.answer.is_some() && pieces.is_empty()) {
@@ -332,7 +332,7 @@ impl Reply {
         self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
         let mut pieces = Vec::new();
         if let Some(answer) = &mut choice.answer {
-            pieces = answer.push(&text, true);
+            pieces = answer.push(&text, choice.tokens, true);
             text.clear();
         }
         let text = text.as_str();
@@ -376,7 +376,7 @@ impl Reply {
     fn end(&self) {
         let (head, choices) = (&self.head, &self.choices);
         self.mailbox.end(|out| match (self.stream, self.route) {
-            (true, Route::Chat) => chat::end(out, head),
+            (true, Route::Chat) => chat::end(out, head, choices),
             (true, Route::Completions) => completions::end(out, head),
             (true, _) => {}
             (false, Route::Generate) => generate::whole(out, &choices[0], &head.usage),

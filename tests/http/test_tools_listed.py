@@ -282,16 +282,24 @@ def test_without_tools_a_call_is_text(recital: httpx.Client) -> None:
 
 
 def test_chat_tells_thoughts_from_words(recital: httpx.Client) -> None:
-    (choice,) = post(recital, "/v1/chat/completions", messages=HELLO)["choices"]
-    message = choice["message"]
+    whole = post(recital, "/v1/chat/completions", messages=HELLO)
+    message = whole["choices"][0]["message"]
     assert message["reasoning_content"] == "Hm."
+    thoughts = {"reasoning_tokens": len("<think>\nHm.\n</think>\n\n")}
+    assert whole["usage"]["completion_tokens_details"] == thoughts
+    assert post(recital, "/v1/chat/completions", messages=HELLO, n=2)["usage"]["completion_tokens_details"] == {
+        "reasoning_tokens": 2 * thoughts["reasoning_tokens"]
+    }
     assert message["content"] == SAID.partition("</think>\n\n")[2]
     deltas = [event["choices"][0]["delta"] for event in chat_chunks(recital, messages=HELLO)]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
     assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
+    usage = chat_chunks(recital, messages=HELLO, stream_options={"include_usage": True})[-1]["usage"]
+    assert usage["completion_tokens_details"] == thoughts
     off = {"chat_template_kwargs": {"enable_thinking": False}}
-    (choice,) = post(recital, "/v1/chat/completions", messages=HELLO, **off)["choices"]
-    assert "reasoning_content" not in choice["message"]
+    reply = post(recital, "/v1/chat/completions", messages=HELLO, **off)
+    assert "reasoning_content" not in reply["choices"][0]["message"]
+    assert "completion_tokens_details" not in reply["usage"]
 
 
 def chat_chunks(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:

@@ -193,6 +193,12 @@ class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: Annotated[int, Meta(description="Not computed again.")]
 
 
+class CompletionTokensDetails(Struct, frozen=True):
+    """Of the generated tokens."""
+
+    reasoning_tokens: Annotated[int, Meta(description="Thoughts, their markers included.")]
+
+
 class ChatUsage(Struct, frozen=True):
     """Tokens of a request."""
 
@@ -201,6 +207,9 @@ class ChatUsage(Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: Annotated[
         PromptTokensDetails | UnsetType, Meta(description="Not in a usage that is still growing.")
+    ] = UNSET
+    completion_tokens_details: Annotated[
+        CompletionTokensDetails | UnsetType, Meta(description="In chats with a model that thinks.")
     ] = UNSET
 
 
