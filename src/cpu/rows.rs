@@ -10,6 +10,7 @@ use super::elementwise::{
 use super::linear::Linear;
 use super::simd::dispatch;
 use super::{Isa, QuantizedRows, Shared, Team};
+use std::ops::Range;
 
 /// Rows that a thread takes at once: enough for taking them not to count, few enough for all threads to get some.
 fn chunk(team: &Team, rows: usize) -> usize {
@@ -60,21 +61,21 @@ pub unsafe fn rms_norm(
 ) {
     let width = weight.len();
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
-        for row in range {
+        let each = |row: usize| {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
             unsafe {
-                let (x, out) = (x.get(at.clone()), out.get_mut(at));
                 let norm = RmsNorm {
-                    x,
+                    x: x.get(at.clone()),
                     weight,
                     eps,
-                    out: &mut *out,
+                    out: out.get_mut(at),
                 };
                 dispatch(isa, norm);
-                set_row(isa, quantized, row, out);
             }
-        }
+        };
+        // SAFETY: each block is written by one thread.
+        unsafe { by_blocks(isa, range, quantized, out, width, each) };
     });
 }
 
@@ -99,22 +100,22 @@ pub unsafe fn add_rms_norm(
 ) {
     let width = weight.len();
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
-        for row in range {
+        let each = |row: usize| {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
             unsafe {
-                let out = out.get_mut(at.clone());
                 let norm = AddRmsNorm {
                     x: x.get(at.clone()),
-                    residual: residual.get_mut(at),
+                    residual: residual.get_mut(at.clone()),
                     weight,
                     eps,
-                    out: &mut *out,
+                    out: out.get_mut(at),
                 };
                 dispatch(isa, norm);
-                set_row(isa, quantized, row, out);
             }
-        }
+        };
+        // SAFETY: each block is written by one thread.
+        unsafe { by_blocks(isa, range, quantized, out, width, each) };
     });
 }
 
@@ -135,18 +136,18 @@ pub unsafe fn silu_mul(
     quantized: Option<&QuantizedRows>,
 ) {
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
-        for row in range {
+        let each = |row: usize| {
             // SAFETY: each row is written by one thread.
             unsafe {
-                let out = out.get_mut(row * width..(row + 1) * width);
                 let gated = SiluMul {
                     gate_up: gate_up.get(2 * row * width..2 * (row + 1) * width),
-                    out: &mut *out,
+                    out: out.get_mut(row * width..(row + 1) * width),
                 };
                 dispatch(isa, gated);
-                set_row(isa, quantized, row, out);
             }
-        }
+        };
+        // SAFETY: each block is written by one thread.
+        unsafe { by_blocks(isa, range, quantized, out, width, each) };
     });
 }
 
@@ -262,12 +263,29 @@ pub unsafe fn pool(team: &Team, x: Shared<f32>, width: usize, bounds: &[i32], ou
     });
 }
 
+/// Calls `f` for each row, which writes it to `out`, and quantizes what a block's rows have become.
+///
 /// # Safety
-/// Nobody else may touch the quantized row.
-unsafe fn set_row(isa: Isa, quantized: Option<&QuantizedRows>, row: usize, values: &[f32]) {
-    if let Some(quantized) = quantized {
-        // SAFETY: the caller's promise.
-        unsafe { quantized.set_row(isa, row, values) };
+/// Nobody else may touch these rows of `out` and `quantized`.
+unsafe fn by_blocks(
+    isa: Isa,
+    rows: Range<usize>,
+    quantized: Option<&QuantizedRows>,
+    out: Shared<f32>,
+    width: usize,
+    mut f: impl FnMut(usize),
+) {
+    let block = quantized.map_or(1, QuantizedRows::block);
+    for first in rows.clone().step_by(block) {
+        let rows = first..rows.end.min(first + block);
+        rows.clone().for_each(&mut f);
+        if let Some(quantized) = quantized {
+            // SAFETY: the rows are written; the caller's promise.
+            unsafe {
+                let values = out.get(rows.start * width..rows.end * width);
+                quantized.set_rows(isa, rows, values);
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::cpu::pool::Team;
 use crate::cpu::quant::GROUP;
 
 use super::{BLOCK, kernels};
+use std::ops::Range;
 
 /// Groups of each row that a thread quantizes before it takes more.
 const CHUNK: usize = 16;
@@ -97,42 +98,48 @@ impl<'a> QuantizedRows<'a> {
             for at in range {
                 let (row, first) = (at / parts * self.block(), at % parts * CHUNK);
                 let end = self.cols.min((first + CHUNK) * GROUP);
-                for row in row..self.rows.min(row + self.block()) {
-                    let values = row * self.cols + first * GROUP..row * self.cols + end;
-                    // SAFETY: the caller's promise; each group is written by one thread.
-                    unsafe { self.set_groups(isa, row, first, x.get(values)) };
-                }
+                let rows = row..self.rows.min(row + self.block());
+                let values = row * self.cols + first * GROUP..(rows.end - 1) * self.cols + end;
+                // SAFETY: the caller's promise; each group is written by one thread.
+                unsafe { self.set_groups(isa, rows, first, x.get(values)) };
             }
         });
     }
 
-    /// Quantizes `values` as row `row`.
+    /// Quantizes `values [rows, cols]` as these rows.
     ///
     /// # Safety
-    /// Nobody else may touch the row meanwhile.
+    /// Nobody else may touch the rows meanwhile.
     ///
     /// # Panics
-    /// If there is no such row, or `values` are not `cols`.
-    pub unsafe fn set_row(&self, isa: Isa, row: usize, values: &[f32]) {
-        assert!(row < self.rows && values.len() == self.cols);
-        // SAFETY: the caller's promise.
-        unsafe { self.set_groups(isa, row, 0, values) };
+    /// If there are no such rows, or the values are not theirs.
+    pub unsafe fn set_rows(&self, isa: Isa, rows: Range<usize>, values: &[f32]) {
+        assert!(rows.end <= self.rows && values.len() == rows.len() * self.cols);
+        let mut row = rows.start;
+        while row < rows.end {
+            let end = rows.end.min((row + 1).next_multiple_of(self.block()));
+            let part = (row - rows.start) * self.cols..(end - rows.start) * self.cols;
+            // SAFETY: the caller's promise.
+            unsafe { self.set_groups(isa, row..end, 0, &values[part]) };
+            row = end;
+        }
     }
 
-    /// Quantizes the groups of a row from `first` on.
-    unsafe fn set_groups(&self, isa: Isa, row: usize, first: usize, values: &[f32]) {
+    /// Quantizes groups of rows of one block, from group `first` on: `values` begins with those of the first row, and ends with
+    /// those of the last.
+    unsafe fn set_groups(&self, isa: Isa, rows: Range<usize>, first: usize, values: &[f32]) {
         let block = self.block();
         let target = Target {
             // SAFETY: the record lies within the buffer.
             record: unsafe {
-                let records = self.block_at(row - row % block).cast_mut();
+                let records = self.block_at(rows.start - rows.start % block).cast_mut();
                 records.add(first * RECORD * block)
             },
             block,
-            row: row % block,
+            row: rows.start % block,
         };
         // SAFETY: the records lie within the buffer, and belong to the caller.
-        unsafe { kernels::quantize(isa, values, target) };
+        unsafe { kernels::quantize(isa, values, rows.len(), self.cols, target) };
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! let rows = QuantizedRows::new(scratch, rows, in);    // QuantizedRows::bytes(rows, in)
-//! rows.quantize(team, x);                               // or rows.set_row(row, &values) by any thread, then a barrier
+//! rows.quantize(team, x);                               // or rows.set_rows(some, &values) by any thread, then a barrier
 //! linear.forward_quantized(team, &rows, y);             // if linear.is_quantized()
 //! ```
 //!

@@ -361,7 +361,7 @@ fn several_layers_read_rows_that_any_thread_has_quantized() {
         team.for_chunks(5, 1, |range| {
             for row in range {
                 // SAFETY: the rows are disjoint.
-                unsafe { rows.set_row(isa, row, &x[row * 96..(row + 1) * 96]) };
+                unsafe { rows.set_rows(isa, row..row + 1, &x[row * 96..(row + 1) * 96]) };
             }
         });
         for y in outputs {

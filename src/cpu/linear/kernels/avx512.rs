@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, IntWeights, SHARED};
-use super::super::{Format, Output, TILE};
+use super::super::{BLOCK, Format, Output, TILE};
 use super::{TILES, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
@@ -327,6 +327,145 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
             target.push(&q, span, first_sum + sum(high), first_sum);
         }
     }
+}
+
+/// The same as [`quantize`] for the four rows of a block at once, whose lengths are whole groups.
+///
+/// # Safety
+/// As for [`quantize`]; `values` ends with the last of four rows `stride` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn quantize_block(values: &[f32], stride: usize, mut record: *mut u8) {
+    let len = values.len() - (BLOCK - 1) * stride;
+    let ones = _mm256_set1_epi8(1);
+    let mut first = 0;
+    while first < len {
+        let mut rows = [[_mm512_setzero_ps(); 2]; BLOCK];
+        // SAFETY: the groups lie within the rows, and the caller's promise about the records.
+        unsafe {
+            for r in 0..BLOCK {
+                let from = values.as_ptr().add(r * stride + first);
+                rows[r] = [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(TILE))];
+            }
+            let (scale, inverse, zero) = spans(&rows);
+            let (inverses, zeros) = (
+                _mm512_broadcast_f32x4(inverse),
+                _mm512_broadcast_i32x4(zero),
+            );
+            let lines = side_by_side([
+                round(
+                    rows[0],
+                    _mm512_permute_ps::<0b00_00_00_00>(inverses),
+                    _mm512_shuffle_epi32::<0b00_00_00_00>(zeros),
+                ),
+                round(
+                    rows[1],
+                    _mm512_permute_ps::<0b01_01_01_01>(inverses),
+                    _mm512_shuffle_epi32::<0b01_01_01_01>(zeros),
+                ),
+                round(
+                    rows[2],
+                    _mm512_permute_ps::<0b10_10_10_10>(inverses),
+                    _mm512_shuffle_epi32::<0b10_10_10_10>(zeros),
+                ),
+                round(
+                    rows[3],
+                    _mm512_permute_ps::<0b11_11_11_11>(inverses),
+                    _mm512_shuffle_epi32::<0b11_11_11_11>(zeros),
+                ),
+            ]);
+            let mut sums = _mm256_setzero_si256();
+            for step in 0..lines.len() {
+                let line = lines[step];
+                sums = _mm256_dpbusd_epi32(sums, ones, line);
+                let to = record.add(step * 4 * BLOCK);
+                let later = _mm256_extracti128_si256::<1>(line);
+                _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(line));
+                _mm_storeu_si128(to.add(16 * BLOCK).cast(), later);
+            }
+            // As in `Target::push`.
+            let half_zero = _mm_slli_epi32::<4>(zero);
+            let first_sum = _mm_add_epi32(_mm256_castsi256_si128(sums), half_zero);
+            let second_sum = _mm_add_epi32(_mm256_extracti128_si256::<1>(sums), half_zero);
+            let sum = _mm_add_epi32(first_sum, second_sum);
+            let minus = |x| _mm_sub_epi32(_mm_setzero_si128(), x);
+            let tail = record.add(GROUP * BLOCK).cast::<[f32; BLOCK]>();
+            _mm_storeu_ps(tail.cast(), scale);
+            _mm_storeu_ps(tail.add(1).cast(), _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
+            _mm_storeu_si128(tail.add(2).cast(), minus(_mm_slli_epi32::<3>(sum)));
+            _mm_storeu_si128(tail.add(3).cast(), minus(_mm_slli_epi32::<7>(first_sum)));
+            let low_half = _mm_and_si128(zero, _mm_set1_epi32(0xffff));
+            _mm_storeu_si128(tail.add(4).cast(), low_half);
+            record = record.add(RECORD * BLOCK);
+        }
+        first += GROUP;
+    }
+}
+
+/// What [`Span::new`] gives for a group of each of four rows: scale, inverse and zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+fn spans(rows: &[[__m512; 2]; BLOCK]) -> (__m128, __m128, __m128i) {
+    let mut ends = [_mm512_setzero_ps(); BLOCK];
+    for r in 0..BLOCK {
+        let [low, high] = rows[r];
+        let most = _mm512_max_ps(low, high);
+        let minus_least = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_min_ps(low, high));
+        ends[r] = _mm512_max_ps(
+            _mm512_shuffle_f32x4::<0b01_00_01_00>(most, minus_least),
+            _mm512_shuffle_f32x4::<0b11_10_11_10>(most, minus_least),
+        );
+    }
+    let pair = |a, b| {
+        _mm512_max_ps(
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+        )
+    };
+    let (a, b) = (pair(ends[0], ends[1]), pair(ends[2], ends[3]));
+    let four = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let four = _mm512_max_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+    // The largest of each row, then the negative of its least: where they have ended up.
+    let places = _mm512_setr_epi32(0, 8, 1, 9, 4, 12, 5, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    let four = _mm512_permutexvar_ps(places, four);
+    let high = _mm_max_ps(_mm512_castps512_ps128(four), _mm_setzero_ps());
+    let low = _mm_max_ps(_mm512_extractf32x4_ps::<1>(four), _mm_setzero_ps());
+    let scale = _mm_div_ps(_mm_add_ps(high, low), _mm_set1_ps(254.0));
+    let some = !_mm_cmp_ps_mask::<_CMP_LT_OQ>(scale, _mm_set1_ps(f32::MIN_POSITIVE));
+    let scale = _mm_maskz_mov_ps(some, scale);
+    let inverse = _mm_maskz_div_ps(some, _mm_set1_ps(1.0), scale);
+    let middle = _mm_mul_ps(_mm_sub_ps(high, low), _mm_set1_ps(0.5));
+    (scale, inverse, _mm_cvtps_epi32(_mm_mul_ps(middle, inverse)))
+}
+
+/// A group as integers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+fn round([low, high]: [__m512; 2], inverse: __m512, zero: __m512i) -> __m256i {
+    let rounded = |x| _mm512_sub_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), zero);
+    _mm256_set_m128i(
+        _mm512_cvtsepi32_epi8(rounded(high)),
+        _mm512_cvtsepi32_epi8(rounded(low)),
+    )
+}
+
+/// Four integers of each row after the other: those from 4i on, and in the upper half those from 16 + 4i on.
+#[target_feature(enable = "avx512f,avx512vl")]
+#[inline]
+fn side_by_side(q: [__m256i; BLOCK]) -> [__m256i; 4] {
+    let low = [
+        _mm256_unpacklo_epi32(q[0], q[1]),
+        _mm256_unpacklo_epi32(q[2], q[3]),
+    ];
+    let high = [
+        _mm256_unpackhi_epi32(q[0], q[1]),
+        _mm256_unpackhi_epi32(q[2], q[3]),
+    ];
+    [
+        _mm256_unpacklo_epi64(low[0], low[1]),
+        _mm256_unpackhi_epi64(low[0], low[1]),
+        _mm256_unpacklo_epi64(high[0], high[1]),
+        _mm256_unpackhi_epi64(high[0], high[1]),
+    ]
 }
 
 /// The sum of 16 signed bytes.

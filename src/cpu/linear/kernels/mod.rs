@@ -17,6 +17,7 @@ use super::activations::Target;
 use super::{BLOCK, Output, TILE, floats, integers};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;
+use crate::cpu::quant::GROUP;
 use std::ops::Range;
 
 /// Tiles of a unit of work with many rows.
@@ -86,21 +87,41 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
     );
 }
 
-/// Quantizes `values`, whole groups but for the last, and writes them to `target`.
+/// Quantizes the groups of `rows` rows, which lie `stride` apart in `values` and end with it, and writes them to `target`: the
+/// place of the first row.
 ///
 /// # Safety
 /// The instruction set must be there, and the records of all groups, which nobody else touches.
-pub(super) unsafe fn quantize(isa: Isa, values: &[f32], target: Target) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::quantize(values, target),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx2Vnni => avx2::quantize(values, target),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDot => neon::quantize(values, target),
-            _ => portable::quantize(values, target),
+pub(super) unsafe fn quantize(
+    isa: Isa,
+    values: &[f32],
+    rows: usize,
+    stride: usize,
+    target: Target,
+) {
+    let len = values.len() - (rows - 1) * stride;
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && rows == BLOCK && len.is_multiple_of(GROUP) {
+        // SAFETY: the caller's promise.
+        return unsafe { avx512::quantize_block(values, stride, target.record) };
+    }
+    for row in 0..rows {
+        let values = &values[row * stride..row * stride + len];
+        let target = Target {
+            row: target.row + row,
+            ..target
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512::quantize(values, target),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::Avx2Vnni => avx2::quantize(values, target),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonDot => neon::quantize(values, target),
+                _ => portable::quantize(values, target),
+            }
         }
     }
 }
