@@ -2,7 +2,6 @@
 //! such programs are made of. It imports `error` alone.
 
 pub mod attention;
-mod cores;
 mod elementwise;
 mod embed;
 pub mod half;

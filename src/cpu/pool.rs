@@ -23,7 +23,6 @@
 //! assert_eq!(squares[999], 998_001);
 //! ```
 
-use super::cores::Cores;
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -57,8 +56,6 @@ pub struct Team<'a> {
 
 struct Common {
     size: usize,
-    /// Where each thread runs, if there is one for each core.
-    cores: Option<Cores>,
     /// Begins a job, or the end of the pool.
     start: Gate,
     /// Points to the running job, on the stack of its `run`; null ends the pool.
@@ -88,7 +85,6 @@ impl Pool {
         let size = threads.max(1);
         let shared = Arc::new(Common {
             size,
-            cores: Cores::one_each(size),
             start: Gate::default(),
             job: AtomicPtr::default(),
             barrier: Gate::default(),
@@ -128,7 +124,6 @@ impl Pool {
     pub fn run(&self, job: Job) {
         let _one_at_a_time = lock(&self.running);
         let common = &*self.shared;
-        let _bound = common.cores.as_ref().map(|cores| cores.bind(0));
         let at: *const Job = &raw const job;
         common.arrived.store(0, Ordering::Relaxed);
         common.next.store(0, Ordering::Relaxed);
@@ -236,7 +231,6 @@ impl Common {
 }
 
 fn work(common: &Common, index: usize) {
-    let _bound = common.cores.as_ref().map(|cores| cores.bind(index));
     let mut seen = 0;
     loop {
         seen = common.start.wait(seen);
