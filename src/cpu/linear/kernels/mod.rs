@@ -17,7 +17,6 @@ use super::activations::Target;
 use super::{BLOCK, Output, TILE, floats, integers};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;
-use crate::cpu::quant::GROUP;
 use std::ops::Range;
 
 /// Tiles of a unit of work with many rows.
@@ -101,7 +100,7 @@ pub(super) unsafe fn quantize(
 ) {
     let len = values.len() - (rows - 1) * stride;
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && rows == BLOCK && len.is_multiple_of(GROUP) {
+    if isa == Isa::Avx512 && rows == BLOCK && len.is_multiple_of(crate::cpu::quant::GROUP) {
         // SAFETY: the caller's promise.
         return unsafe { avx512::quantize_block(values, stride, target.record) };
     }
