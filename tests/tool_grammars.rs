@@ -113,6 +113,7 @@ fn parse(format: ToolFormat, chunks: &[&str]) -> (String, String, Vec<(String, S
     let mut parser = AnswerParser::new(&AnswerFormat {
         thinking: Some(Thinking::Maybe),
         tools: Some((format, names)),
+        one_call: false,
     })
     .unwrap();
     let mut whole = (String::new(), String::new(), Vec::new());

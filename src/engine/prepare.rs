@@ -217,7 +217,11 @@ fn answer_format(
             let names = functions(tools_of(submission)).map(|(name, _, _)| name.to_owned());
             (template.tool_format(), names.collect())
         });
-    let answer = AnswerFormat { thinking, tools };
+    let answer = AnswerFormat {
+        thinking,
+        tools,
+        one_call: !submission.parallel_tool_calls,
+    };
     let special = |marker: &&str| {
         let id = tokenizer?.token_to_id(marker)?;
         tokenizer?.is_special(id).then_some(id)

@@ -229,6 +229,7 @@ mod tests {
         Blocks::new(&AnswerFormat {
             thinking,
             tools: tools.map(|format| (format, vec!["f".to_owned()])),
+            one_call: false,
         })
     }
 

@@ -32,6 +32,7 @@ CUSTOM_TOOLS: list[Any] = [
     {"name": "get_weather", "description": "The weather", "input_schema": PARAMETERS},
     {"name": "now", "input_schema": {"type": "object", "properties": {}}},
 ]
+CHAT_TOOLS: list[Any] = [{"type": "function", "function": {"name": tool["name"]}} for tool in TOOLS]
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "é"}}\n</tool_call>'
 SAID = f"<think>\nHm.\n</think>\n\nLet me see.\n{CALL}\n{CALL}"
@@ -267,6 +268,21 @@ def test_a_message_may_have_to_use_one_tool_alone(client: httpx.Client) -> None:
     for _ in range(5):
         alone = {"tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
         assert len(post(client, "/v1/messages", **options, **alone)["content"]) == 1
+
+
+def test_who_wants_one_call_gets_the_first_alone(recital: httpx.Client) -> None:
+    chat = post(recital, "/v1/chat/completions", messages=HELLO, tools=CHAT_TOOLS, parallel_tool_calls=False)
+    (choice,) = chat["choices"]
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+    streamed = chat_chunks(recital, messages=HELLO, tools=CHAT_TOOLS, parallel_tool_calls=False)
+    calls = [call for event in streamed for call in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert {call["index"] for call in calls} == {0}
+    response = post(recital, "/v1/responses", input="Hello", tools=TOOLS, parallel_tool_calls=False)
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message", "function_call"]
+    alone = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+    message = post(recital, "/v1/messages", messages=HELLO, tools=CUSTOM_TOOLS, max_tokens=200, **alone)
+    assert [block["type"] for block in message["content"]] == ["thinking", "text", "tool_use"]
 
 
 def test_thinking_reaches_the_template(recital: httpx.Client) -> None:

@@ -94,9 +94,7 @@ class CustomTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     eager_input_streaming: NoEffect = UNSET
 
 
-Parallel = Annotated[
-    bool | None, Meta(description="true: an answer that must call calls once; of no effect where it need not.")
-]
+Parallel = Annotated[bool | None, Meta(description="true: an answer calls once at most.")]
 
 
 class AutoTool(Struct, tag_field="type", tag="auto", frozen=True, forbid_unknown_fields=True):

@@ -163,7 +163,7 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
         ToolChoice | None, Meta(description="none, auto, required, or one function; null: auto, where there are tools.")
     ] = None
     parallel_tool_calls: Annotated[
-        bool | None, Meta(description="false: an answer that must call calls once; null: true.")
+        bool | None, Meta(description="false: an answer calls once at most; null: true.")
     ] = None
 
     audio: Unsupported = UNSET

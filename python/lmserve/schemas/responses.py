@@ -145,7 +145,7 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="none, auto, required, or one function; null: auto, where there are tools."),
     ] = None
     parallel_tool_calls: Annotated[
-        bool | None, Meta(description="false: an answer that must call calls once; null: true.")
+        bool | None, Meta(description="false: an answer calls once at most; null: true.")
     ] = None
     text: Annotated[TextConfig | None, Meta(description="What the text must be: any, or JSON.")] = None
 

@@ -42,6 +42,8 @@ pub struct AnswerFormat {
     pub thinking: Option<Thinking>,
     /// Absent: the answer has no calls. The names are those of the functions that there are.
     pub tools: Option<(ToolFormat, Vec<String>)>,
+    /// Calls after the first are left out.
+    pub one_call: bool,
 }
 
 /// Takes one answer's text apart.
@@ -49,6 +51,7 @@ pub struct AnswerFormat {
 pub struct AnswerParser {
     thoughts: Option<ThoughtParser>,
     tools: Option<ToolParser>,
+    one_call: bool,
     thinks: bool,
 }
 
@@ -62,6 +65,7 @@ impl AnswerParser {
         Some(Self {
             thoughts: format.thinking.map(ThoughtParser::new),
             tools: tools.map(|(format, names)| ToolParser::new(format, names)),
+            one_call: format.one_call,
             thinks: false,
         })
     }
@@ -96,6 +100,11 @@ impl AnswerParser {
                     tools.flush(&mut pieces);
                 }
             }
+        }
+        if self.one_call {
+            pieces.retain(|piece| {
+                !matches!(piece, Piece::Call { index, .. } | Piece::Arguments { index, .. } if *index > 0)
+            });
         }
         pieces
     }
@@ -153,6 +162,7 @@ mod tests {
         AnswerFormat {
             thinking,
             tools: tools.map(|format| (format, names)),
+            one_call: false,
         }
     }
 
@@ -187,6 +197,23 @@ mod tests {
             calls(ToolFormat::Hermes, text),
             ("Let me see.Done.".to_owned(), expected)
         );
+    }
+
+    #[test]
+    fn of_several_calls_only_the_first_is_told_where_one_is_asked_for() {
+        let text = "So.<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n\
+            <tool_call>{\"name\": \"get_weather\", \"arguments\": {}}</tool_call>";
+        let format = AnswerFormat {
+            one_call: true,
+            ..format(Some(ToolFormat::Hermes), None)
+        };
+        let (_, content, calls) = parse(&format, &[text]);
+        assert_eq!(content, "So.");
+        assert_eq!(calls, [call("f", "{\"a\": 1}")]);
+        for cut in (1..text.len()).filter(|&cut| text.is_char_boundary(cut)) {
+            let (_, content, calls) = parse(&format, &[&text[..cut], &text[cut..]]);
+            assert_eq!((content.as_str(), calls.len()), ("So.", 1), "cut at {cut}");
+        }
     }
 
     #[test]
