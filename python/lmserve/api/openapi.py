@@ -104,7 +104,18 @@ def document(operations: dict[str, Any]) -> bytes:
                 if (media := reply["content"].get("application/json")) is not None:
                     _add_example(int(status), media)
     components = {**operations.get("components", {}), "schemas": schemas}
-    return msgspec.json.encode({**operations, "components": components})
+    return msgspec.json.encode({**operations, "paths": _in_order(operations["paths"]), "components": components})
+
+
+def _in_order(paths: dict[str, Any]) -> dict[str, Any]:
+    # Litestar has the paths of one handler in a set.
+    def summary(path: str) -> str:
+        return str(next(iter(paths[path].values()))["summary"])
+
+    handlers: dict[str, int] = {}
+    for path in paths:
+        handlers.setdefault(summary(path), len(handlers))
+    return {path: paths[path] for path in sorted(paths, key=lambda path: (handlers[summary(path)], path))}
 
 
 def _add_example(status: int, media: dict[str, Any]) -> None:
