@@ -43,6 +43,9 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/rerank": {"model": MODEL, "query": "A", "documents": ["B", "C"]},
     "/generate": {"prompt": "Hello", "request_output_len": 2},
     "/v1/chat/interactive": {"prompt": "Hello", "request_output_len": 2},
+    "/v1/sessions/{session_id}/fork": {"session_id": 8},
+    "/v1/sessions/{session_id}/rewind": {"turns": 2},
+    "/v1/sessions/{session_id}/append": {"prompt": "Hello"},
     "/tokenize": {"prompt": "Hello"},
     "/detokenize": {"tokens": [72, 105]},
     "/v1/encode": {"input": "Hello"},
@@ -95,6 +98,11 @@ PROBES: dict[str, Probe] = {
     "prompt_logprobs": probe(1),
     "echo": probe(True),
     "session_id": probe(7),
+    "/v1/sessions/{session_id}/fork session_id": probe(9),
+    "turns": probe(1),
+    "create": probe(True),
+    "/v1/sessions/{session_id}/append on_disconnect": probe("keep"),
+    "/v1/sessions/{session_id}/append on_overflow": probe("drop_oldest_turns"),
     "instance_id": probe(7),
     "renew_session": probe(True, session_id=7),
     "interactive_mode": probe(True, session_id=7),
@@ -214,10 +222,22 @@ class Server:
     client: httpx.Client
     core: RecordingCore
 
+    def begin_sessions(self) -> None:
+        """Session 7 has two turns, and those that a fork may begin do not live."""
+        for session in (8, 9):
+            self.client.delete(f"/v1/sessions/{session}")
+        for first in (True, False):
+            turn = {"instance_id": 7, "sequence_start": first, "prompt": "Hi", "request_output_len": 1, "seed": 1}
+            self.client.post("/generate", json=turn).raise_for_status()
+
     def outcome(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
         """The status, and what the core was asked or, where it was not, the reply."""
+        if "{session_id}" in route:
+            self.begin_sessions()
         self.core.asked.clear()
-        response = self.client.post(route, json={name: value for name, value in body.items() if value is not None})
+        response = self.client.post(
+            route.replace("{session_id}", "7"), json={name: value for name, value in body.items() if value is not None}
+        )
         asked = [{**each, "reply_id": "", "created": 0} for each in self.core.asked]
         for each in asked:
             # A stored response is a session of a random id.
@@ -225,7 +245,7 @@ class Server:
                 each["session"]["id"] = -1
         kind = response.headers["content-type"]
         generates = any("route" in each for each in asked)
-        text = "" if generates else re.sub(r'"(id|created|created_at)":("[^"]*"|\d+)', "", response.text)
+        text = "" if generates else re.sub(r'"(id":"[^"]*"|(created|created_at|age|idle)":[\d.]+)', "", response.text)
         return response.status_code, (asked, kind, text)
 
 
