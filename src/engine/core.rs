@@ -4,19 +4,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::choice::{Choice, OpenTurn, Scoring, finished_turn};
 use super::executor::StepOutput;
 use super::guide::{Failures, Guide};
 use super::lease::{FinishedTurn, TurnLease};
-use super::prepare::{Echo, Prepared};
+use super::prepare::Prepared;
+use super::texts::{Texts, token_logprob};
 use crate::error::{Error, Kind, Result};
 use crate::guided::{MaskRow, StepMasks};
-use crate::output::{Alternative, Delta, TokenLogprob, Usage};
+use crate::output::{Delta, Usage};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
-use crate::sched::{
-    FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, StepTokens, mix_seed,
-};
-use crate::session::{Commit, Turn};
-use crate::text::{Detokenizer, StopMatcher, Tail, Tokenizer};
+use crate::sched::{FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, mix_seed};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// What becomes of each request, choice by choice.
 pub trait Events {
@@ -46,72 +45,6 @@ pub enum Abort {
     Disconnect,
     /// The turn was cancelled: what was generated is kept.
     Cancel,
-}
-
-/// A session's turn while it runs.
-#[derive(Debug)]
-struct OpenTurn {
-    lease: TurnLease,
-    turns: Vec<Turn>,
-    system_tokens: usize,
-    end: bool,
-    on_disconnect: OnDisconnect,
-}
-
-/// What the log-probabilities of a prompt are for, and with how many alternatives.
-#[derive(Debug, Clone, Copy)]
-struct Scoring {
-    echo: Option<u32>,
-    report: Option<u32>,
-    /// Tokens to come that are not in the echoed text.
-    added: usize,
-}
-
-impl Scoring {
-    fn of(submission: &Submission, echo: Option<&Echo>) -> Self {
-        Self {
-            added: echo.map_or(0, |echo| echo.added),
-            echo: submission.sampling.logprobs.filter(|_| submission.echo),
-            report: submission.prompt_logprobs,
-        }
-    }
-
-    /// Adds a token of the prompt to what is told next.
-    fn push(&mut self, delta: &mut Delta, mut token: TokenLogprob) {
-        if self.added > 0 {
-            self.added -= 1;
-            token.chars = 0;
-        }
-        for (alternatives, list) in [
-            (self.echo, &mut delta.logprobs),
-            (self.report, &mut delta.prompt_logprobs),
-        ] {
-            if let Some(k) = alternatives {
-                let mut token = token.clone();
-                token.top.truncate(k as usize);
-                list.push(token);
-            }
-        }
-    }
-}
-
-/// One choice of a request while it runs.
-#[derive(Debug)]
-struct Choice {
-    detokenizer: Detokenizer,
-    matcher: StopMatcher,
-    tokens: usize,
-    delta: Delta,
-    prompt_tokens: usize,
-    history_tokens: usize,
-    seed: u64,
-    tail: Tail,
-    wants_logprobs: bool,
-    scoring: Scoring,
-    guide: Option<Guide>,
-    /// Special tokens that are text here.
-    markers: Arc<[u32]>,
-    turn: Option<OpenTurn>,
 }
 
 /// Scheduler, sessions and text of one model.
@@ -392,152 +325,6 @@ impl Core {
         }
         used
     }
-}
-
-fn finished_turn(
-    turn: OpenTurn,
-    choice: &Choice,
-    sequence: &Sequence,
-    reason: FinishReason,
-) -> FinishedTurn {
-    let mut tokens = sequence.tokens().to_vec();
-    if reason == FinishReason::Stop && sequence.ended_by_token() {
-        // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
-        tokens.pop();
-    }
-    let mut turns = turn.turns;
-    // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
-    let start = if turns.is_empty() {
-        0
-    } else {
-        choice.history_tokens
-    };
-    if tokens.len() > start {
-        turns.push(Turn {
-            start,
-            input_tokens: choice.prompt_tokens - start,
-            output_tokens: tokens.len() - choice.prompt_tokens,
-            tail: choice.tail,
-        });
-    }
-    let commit = Commit {
-        tokens,
-        turns,
-        seed: choice.seed,
-        system_tokens: turn.system_tokens,
-        end: turn.end,
-    };
-    FinishedTurn {
-        lease: turn.lease,
-        commit,
-    }
-}
-
-/// Turns the tokens of a step into text as the scheduler books them.
-struct Texts<'a, E> {
-    choices: &'a mut HashMap<u64, Choice>,
-    tokenizer: Option<&'a Tokenizer>,
-    output: &'a StepOutput,
-    masks: Option<Arc<StepMasks>>,
-    failures: &'a mut Failures,
-    events: &'a mut E,
-}
-
-impl<E: Events> StepTokens for Texts<'_, E> {
-    fn on_token(
-        &mut self,
-        id: u64,
-        row: usize,
-        token: u32,
-        reason: Option<FinishReason>,
-    ) -> Option<FinishReason> {
-        let choice = self.choices.get_mut(&id)?;
-        choice.tokens += 1;
-        if choice.tokens == 1 {
-            let (request, index) = request_of(id);
-            self.events.first_token(request, index);
-        }
-        let mut complete = false;
-        if let Some(guide) = choice
-            .guide
-            .as_ref()
-            .filter(|_| reason != Some(FinishReason::Stop))
-        {
-            match guide.follow(token, row, self.masks.as_deref()) {
-                Ok(done) => complete = done,
-                Err(error) => {
-                    self.failures.push((request_of(id).0, error));
-                    return Some(FinishReason::Abort);
-                }
-            }
-        }
-        let tokenizer = self.tokenizer?;
-        if choice.wants_logprobs
-            && let Some(top) = self.output.top.get(row)
-        {
-            choice.delta.logprobs.push(token_logprob(
-                tokenizer,
-                token,
-                Some(self.output.logprobs[row]),
-                top,
-            ));
-        }
-        let mut stopped = false;
-        if reason != Some(FinishReason::Stop) {
-            let matched = if choice.markers.contains(&token) {
-                let text = choice.detokenizer.flush(tokenizer) + marker(tokenizer, token);
-                choice.matcher.push(&text)
-            } else {
-                choice
-                    .matcher
-                    .push(choice.detokenizer.push(tokenizer, token))
-            };
-            choice.delta.text.push_str(&matched.emit);
-            stopped = matched.stopped;
-        }
-        if stopped || complete {
-            return Some(FinishReason::Stop);
-        }
-        if reason.is_none() && !(choice.delta.text.is_empty() && choice.delta.logprobs.is_empty()) {
-            let mut delta = std::mem::take(&mut choice.delta);
-            delta.tokens = choice.tokens;
-            let (request, index) = request_of(id);
-            self.events.delta(request, index, delta);
-        }
-        None
-    }
-
-    fn on_prompt_token(&mut self, id: u64, row: usize, token: u32) {
-        let (Some(choice), Some(tokenizer)) = (self.choices.get_mut(&id), self.tokenizer) else {
-            return;
-        };
-        if let Some(top) = self.output.top.get(row) {
-            let scored = token_logprob(tokenizer, token, Some(self.output.logprobs[row]), top);
-            choice.scoring.push(&mut choice.delta, scored);
-        }
-    }
-}
-
-/// The text of a special token, which the detokenizer leaves out.
-fn marker(tokenizer: &Tokenizer, token: u32) -> &str {
-    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
-    std::str::from_utf8(bytes).unwrap_or_default()
-}
-
-fn token_logprob(
-    tokenizer: &Tokenizer,
-    token: u32,
-    logprob: Option<f32>,
-    top: &[(u32, f32)],
-) -> TokenLogprob {
-    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-    let alternative = |&(token, logprob)| Alternative {
-        token,
-        bytes: bytes(token),
-        logprob,
-    };
-    let top = top.iter().map(alternative).collect();
-    TokenLogprob::new(token, bytes(token), logprob, top)
 }
 
 /// The error of requests that were running when the engine went down.

@@ -1,6 +1,7 @@
 //! The running server behind any front: requests are prepared on a small pool, one thread owns the scheduler and drives the
 //! model through [`Executor`], and finished bytes wait in each stream's mailbox.
 
+mod choice;
 mod config;
 mod core;
 mod embed;
@@ -19,6 +20,7 @@ mod prepare;
 mod sessions;
 mod shared;
 mod stream;
+mod texts;
 mod worker;
 
 pub use self::core::{Abort, Core, Events, request_of};

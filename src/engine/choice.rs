@@ -1,0 +1,117 @@
+//! One choice of a request while it runs: its text so far, its scores, its session's turn.
+
+use std::sync::Arc;
+
+use super::guide::Guide;
+use super::lease::{FinishedTurn, TurnLease};
+use super::prepare::Echo;
+use crate::output::{Delta, TokenLogprob};
+use crate::request::{OnDisconnect, Submission};
+use crate::sched::{FinishReason, Sequence};
+use crate::session::{Commit, Turn};
+use crate::text::{Detokenizer, StopMatcher, Tail};
+
+/// A session's turn while it runs.
+#[derive(Debug)]
+pub(super) struct OpenTurn {
+    pub(super) lease: TurnLease,
+    pub(super) turns: Vec<Turn>,
+    pub(super) system_tokens: usize,
+    pub(super) end: bool,
+    pub(super) on_disconnect: OnDisconnect,
+}
+
+/// What the log-probabilities of a prompt are for, and with how many alternatives.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scoring {
+    echo: Option<u32>,
+    report: Option<u32>,
+    /// Tokens to come that are not in the echoed text.
+    added: usize,
+}
+
+impl Scoring {
+    pub(super) fn of(submission: &Submission, echo: Option<&Echo>) -> Self {
+        Self {
+            added: echo.map_or(0, |echo| echo.added),
+            echo: submission.sampling.logprobs.filter(|_| submission.echo),
+            report: submission.prompt_logprobs,
+        }
+    }
+
+    /// Adds a token of the prompt to what is told next.
+    pub(super) fn push(&mut self, delta: &mut Delta, mut token: TokenLogprob) {
+        if self.added > 0 {
+            self.added -= 1;
+            token.chars = 0;
+        }
+        for (alternatives, list) in [
+            (self.echo, &mut delta.logprobs),
+            (self.report, &mut delta.prompt_logprobs),
+        ] {
+            if let Some(k) = alternatives {
+                let mut token = token.clone();
+                token.top.truncate(k as usize);
+                list.push(token);
+            }
+        }
+    }
+}
+
+/// One choice of a request while it runs.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) detokenizer: Detokenizer,
+    pub(super) matcher: StopMatcher,
+    pub(super) tokens: usize,
+    pub(super) delta: Delta,
+    pub(super) prompt_tokens: usize,
+    pub(super) history_tokens: usize,
+    pub(super) seed: u64,
+    pub(super) tail: Tail,
+    pub(super) wants_logprobs: bool,
+    pub(super) scoring: Scoring,
+    pub(super) guide: Option<Guide>,
+    /// Special tokens that are text here.
+    pub(super) markers: Arc<[u32]>,
+    pub(super) turn: Option<OpenTurn>,
+}
+
+pub(super) fn finished_turn(
+    turn: OpenTurn,
+    choice: &Choice,
+    sequence: &Sequence,
+    reason: FinishReason,
+) -> FinishedTurn {
+    let mut tokens = sequence.tokens().to_vec();
+    if reason == FinishReason::Stop && sequence.ended_by_token() {
+        // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
+        tokens.pop();
+    }
+    let mut turns = turn.turns;
+    // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
+    let start = if turns.is_empty() {
+        0
+    } else {
+        choice.history_tokens
+    };
+    if tokens.len() > start {
+        turns.push(Turn {
+            start,
+            input_tokens: choice.prompt_tokens - start,
+            output_tokens: tokens.len() - choice.prompt_tokens,
+            tail: choice.tail,
+        });
+    }
+    let commit = Commit {
+        tokens,
+        turns,
+        seed: choice.seed,
+        system_tokens: turn.system_tokens,
+        end: turn.end,
+    };
+    FinishedTurn {
+        lease: turn.lease,
+        commit,
+    }
+}

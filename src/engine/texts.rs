@@ -1,0 +1,120 @@
+//! From the tokens of a step to text, as the scheduler books them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::choice::Choice;
+use super::core::{Events, request_of};
+use super::executor::StepOutput;
+use super::guide::Failures;
+use crate::guided::StepMasks;
+use crate::output::{Alternative, TokenLogprob};
+use crate::sched::{FinishReason, StepTokens};
+use crate::text::Tokenizer;
+
+/// Turns the tokens of a step into text as the scheduler books them.
+pub(super) struct Texts<'a, E> {
+    pub(super) choices: &'a mut HashMap<u64, Choice>,
+    pub(super) tokenizer: Option<&'a Tokenizer>,
+    pub(super) output: &'a StepOutput,
+    pub(super) masks: Option<Arc<StepMasks>>,
+    pub(super) failures: &'a mut Failures,
+    pub(super) events: &'a mut E,
+}
+
+impl<E: Events> StepTokens for Texts<'_, E> {
+    fn on_token(
+        &mut self,
+        id: u64,
+        row: usize,
+        token: u32,
+        reason: Option<FinishReason>,
+    ) -> Option<FinishReason> {
+        let choice = self.choices.get_mut(&id)?;
+        choice.tokens += 1;
+        if choice.tokens == 1 {
+            let (request, index) = request_of(id);
+            self.events.first_token(request, index);
+        }
+        let mut complete = false;
+        if let Some(guide) = choice
+            .guide
+            .as_ref()
+            .filter(|_| reason != Some(FinishReason::Stop))
+        {
+            match guide.follow(token, row, self.masks.as_deref()) {
+                Ok(done) => complete = done,
+                Err(error) => {
+                    self.failures.push((request_of(id).0, error));
+                    return Some(FinishReason::Abort);
+                }
+            }
+        }
+        let tokenizer = self.tokenizer?;
+        if choice.wants_logprobs
+            && let Some(top) = self.output.top.get(row)
+        {
+            choice.delta.logprobs.push(token_logprob(
+                tokenizer,
+                token,
+                Some(self.output.logprobs[row]),
+                top,
+            ));
+        }
+        let mut stopped = false;
+        if reason != Some(FinishReason::Stop) {
+            let matched = if choice.markers.contains(&token) {
+                let text = choice.detokenizer.flush(tokenizer) + marker(tokenizer, token);
+                choice.matcher.push(&text)
+            } else {
+                choice
+                    .matcher
+                    .push(choice.detokenizer.push(tokenizer, token))
+            };
+            choice.delta.text.push_str(&matched.emit);
+            stopped = matched.stopped;
+        }
+        if stopped || complete {
+            return Some(FinishReason::Stop);
+        }
+        if reason.is_none() && !(choice.delta.text.is_empty() && choice.delta.logprobs.is_empty()) {
+            let mut delta = std::mem::take(&mut choice.delta);
+            delta.tokens = choice.tokens;
+            let (request, index) = request_of(id);
+            self.events.delta(request, index, delta);
+        }
+        None
+    }
+
+    fn on_prompt_token(&mut self, id: u64, row: usize, token: u32) {
+        let (Some(choice), Some(tokenizer)) = (self.choices.get_mut(&id), self.tokenizer) else {
+            return;
+        };
+        if let Some(top) = self.output.top.get(row) {
+            let scored = token_logprob(tokenizer, token, Some(self.output.logprobs[row]), top);
+            choice.scoring.push(&mut choice.delta, scored);
+        }
+    }
+}
+
+/// The text of a special token, which the detokenizer leaves out.
+fn marker(tokenizer: &Tokenizer, token: u32) -> &str {
+    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+pub(super) fn token_logprob(
+    tokenizer: &Tokenizer,
+    token: u32,
+    logprob: Option<f32>,
+    top: &[(u32, f32)],
+) -> TokenLogprob {
+    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    let alternative = |&(token, logprob)| Alternative {
+        token,
+        bytes: bytes(token),
+        logprob,
+    };
+    let top = top.iter().map(alternative).collect();
+    TokenLogprob::new(token, bytes(token), logprob, top)
+}
