@@ -1,10 +1,12 @@
 //! The running server behind any front: requests are prepared on a small pool, one thread owns the scheduler and drives the
 //! model through [`Executor`], and finished bytes wait in each stream's mailbox.
 
+mod answer;
 mod choice;
 mod config;
 mod core;
 mod embed;
+mod encode;
 mod executor;
 mod grammars;
 mod guide;

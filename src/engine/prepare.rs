@@ -1,14 +1,14 @@
 //! From a valid submission to tokens: template, tokenizer, lengths. A pure function; it runs on the preparing pool, never on
 //! an event loop.
 
-use serde_json::{Map, Value, json};
-
+use super::answer::{answer_format, answer_grammar};
+use super::encode::{check_vocabulary, encode};
 use crate::error::{Error, Kind, Result};
-use crate::guided::{AnswerGrammar, Calls, Grammar, Matcher};
+use crate::guided::{Grammar, Matcher};
 use crate::output::answer::AnswerFormat;
-use crate::request::{Input, OnOverflow, Route, Submission, ToolChoice, functions};
+use crate::request::{Input, OnOverflow, Submission};
 use crate::session::{Base, Turn};
-use crate::text::{ChatTemplate, Ending, Tail, Thinking, Tokenizer, without_tools};
+use crate::text::{ChatTemplate, Tail, Tokenizer};
 
 /// What bounds a request's length.
 #[derive(Debug, Clone, Copy)]
@@ -55,13 +55,6 @@ pub struct Echo {
     pub text: String,
     /// Leading tokens of the prompt that are not in the text: the tokenizer adds them.
     pub added: usize,
-}
-
-struct Encoded {
-    input: Vec<u32>,
-    tail: Tail,
-    system_tokens: usize,
-    thinking: Option<Thinking>,
 }
 
 /// Renders, tokenizes and fits a submission onto the history it builds on.
@@ -176,115 +169,12 @@ fn echo(
     })
 }
 
-/// Markers of thoughts and calls that are special tokens in some vocabularies.
-const MARKERS: [&str; 7] = [
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "[TOOL_CALLS]",
-    "[ARGS]",
-    "<|python_tag|>",
-];
-
-fn tools_of(submission: &Submission) -> &[Value] {
-    match &submission.input {
-        Input::Messages {
-            tools: Some(tools), ..
-        } => tools,
-        _ => &[],
-    }
-}
-
-/// What to look for in the answer, and the special tokens that are part of it.
-fn answer_format(
-    submission: &Submission,
-    thinking: Option<Thinking>,
-    tokenizer: Option<&Tokenizer>,
-    template: Option<&ChatTemplate>,
-) -> (AnswerFormat, Vec<u32>) {
-    if !matches!(
-        submission.route,
-        Route::Chat | Route::Responses | Route::Messages
-    ) {
-        return (AnswerFormat::default(), Vec::new());
-    }
-    let tools = submission
-        .tool_choice
-        .as_ref()
-        .zip(template)
-        .map(|(_, template)| {
-            let names = functions(tools_of(submission)).map(|(name, _, _)| name.to_owned());
-            (template.tool_format(), names.collect())
-        });
-    let answer = AnswerFormat {
-        thinking,
-        tools,
-        one_call: !submission.parallel_tool_calls,
-    };
-    let special = |marker: &&str| {
-        let id = tokenizer?.token_to_id(marker)?;
-        tokenizer?.is_special(id).then_some(id)
-    };
-    let markers = if answer.thinking.is_some() || answer.tools.is_some() {
-        MARKERS.iter().filter_map(special).collect()
-    } else {
-        Vec::new()
-    };
-    (answer, markers)
-}
-
-/// The grammar that the answer must follow.
-fn answer_grammar<'a>(
-    submission: &'a Submission,
-    thinking: Option<Thinking>,
-    template: Option<&ChatTemplate>,
-) -> AnswerGrammar<'a> {
-    let guide = submission.guide.as_ref();
-    let choice = submission.tool_choice.as_ref().zip(template);
-    let named = |name: &str| match choice {
-        Some((ToolChoice::Function { name: only }, _)) => only == name,
-        _ => true,
-    };
-    let must_call = matches!(choice, Some((choice, _)) if *choice != ToolChoice::Auto);
-    let calls = choice
-        .filter(|_| must_call || guide.is_some())
-        .map(|(choice, template)| Calls {
-            format: template.tool_format(),
-            functions: functions(tools_of(submission))
-                .filter(|(name, _, _)| named(name))
-                .collect(),
-            several: submission.parallel_tool_calls
-                && !matches!(choice, ToolChoice::Function { .. }),
-        });
-    let guide = guide.filter(|_| !must_call);
-    AnswerGrammar {
-        thinking: thinking.filter(|_| guide.is_some() || calls.is_some()),
-        guide: guide.map(|guide| (guide, submission.guide_param.as_str())),
-        calls,
-    }
-}
-
 /// The ids that reach the sampler: one outside the logits would fail the whole batch's step.
 fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
     let biased = submission.sampling.logit_bias.iter().map(|&(id, _)| id);
     check_vocabulary("logit_bias", biased, vocab_size)?;
     let stops = submission.stopping.stop_token_ids.iter().copied();
     check_vocabulary("stop_token_ids", stops, vocab_size)
-}
-
-fn check_vocabulary(
-    param: &str,
-    ids: impl IntoIterator<Item = u32>,
-    vocab_size: usize,
-) -> Result<()> {
-    match ids.into_iter().find(|&id| id as usize >= vocab_size) {
-        None => Ok(()),
-        Some(id) => Err(Error::invalid(
-            param,
-            format!("token ids of {param} lie in [0, {vocab_size}), but {id} was given"),
-        )),
-    }
 }
 
 fn overflow(
@@ -336,162 +226,4 @@ fn drop_oldest_turns(base: &mut Base, limit: usize) {
         first.input_tokens += first.start;
         first.start = 0;
     }
-}
-
-fn encode(
-    submission: &Submission,
-    base: &Base,
-    first: bool,
-    tokenizer: Option<&Tokenizer>,
-    template: Option<&ChatTemplate>,
-    limits: Limits,
-) -> Result<Encoded> {
-    let plain = |input| Encoded {
-        input,
-        tail: Tail::Closed,
-        system_tokens: 0,
-        thinking: None,
-    };
-    let text_tokenizer = || {
-        tokenizer
-            .ok_or_else(|| Error::invalid("prompt", "this model has no tokenizer; send token ids"))
-    };
-    let in_session = submission.session.is_some();
-    let generates = submission.stopping.max_tokens != Some(0);
-    match &submission.input {
-        Input::Tokens { ids } => {
-            check_vocabulary("prompt", ids.iter().copied(), limits.vocab_size)?;
-            Ok(plain(ids.clone()))
-        }
-        Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first)?)),
-        Input::Turn { text } => {
-            let Some(template) = template else {
-                return Ok(plain(encode_raw(text_tokenizer()?, text, first)?));
-            };
-            let nothing_new = text.is_empty() && !first;
-            if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
-                // The open answer is continued as it stands.
-                return Ok(Encoded {
-                    input: Vec::new(),
-                    tail: base.tail,
-                    system_tokens: 0,
-                    thinking: None,
-                });
-            }
-            let messages = if nothing_new {
-                Vec::new()
-            } else {
-                vec![json!({"role": "user", "content": text})]
-            };
-            let ending = if generates {
-                Ending::Answer
-            } else {
-                Ending::Closed
-            };
-            render(
-                base,
-                first,
-                in_session,
-                text_tokenizer()?,
-                template,
-                &messages,
-                None,
-                ending,
-                &Map::new(),
-            )
-        }
-        Input::Messages {
-            messages,
-            tools,
-            template_kwargs,
-            continue_final_message,
-            add_generation_prompt,
-        } => {
-            let template = template.ok_or_else(|| {
-                Error::invalid("messages", "this model has no chat template; send a prompt to /v1/completions or /generate")
-            })?;
-            if messages.is_empty() {
-                return Err(Error::invalid(
-                    "messages",
-                    "messages must hold at least one message, but none was given",
-                ));
-            }
-            let ending = match (*continue_final_message, *add_generation_prompt) {
-                (true, _) => Ending::OpenMessage,
-                (false, answer) if answer.unwrap_or(generates) => Ending::Answer,
-                _ => Ending::Closed,
-            };
-            let mut tools = tools.as_deref();
-            let plain;
-            let mut messages = messages.as_slice();
-            if !template.knows_tools() {
-                plain = without_tools(messages, tools.unwrap_or_default(), first);
-                (messages, tools) = (&plain, None);
-            }
-            render(
-                base,
-                first,
-                in_session,
-                text_tokenizer()?,
-                template,
-                messages,
-                tools,
-                ending,
-                template_kwargs,
-            )
-        }
-    }
-}
-
-/// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.
-fn encode_raw(tokenizer: &Tokenizer, text: &str, first: bool) -> Result<Vec<u32>> {
-    if first {
-        tokenizer.encode(text, true)
-    } else {
-        tokenizer.encode_continued(text)
-    }
-}
-
-#[allow(clippy::too_many_arguments)]
-fn render(
-    base: &Base,
-    first: bool,
-    in_session: bool,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    messages: &[Value],
-    tools: Option<&[Value]>,
-    ending: Ending,
-    kwargs: &Map<String, Value>,
-) -> Result<Encoded> {
-    let tail = if ending == Ending::Closed {
-        Tail::Closed
-    } else {
-        Tail::OpenAssistant
-    };
-    if !first {
-        let text = template.render_continued(base.tail, messages, tools, ending, kwargs)?;
-        return Ok(Encoded {
-            input: tokenizer.encode_continued(&text)?,
-            tail,
-            system_tokens: 0,
-            thinking: template.thinking(&text, ending),
-        });
-    }
-    let text = template.render(messages, tools, ending, kwargs)?;
-    let input = tokenizer.encode(&text, false)?;
-    let mut system_tokens = 0;
-    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
-        let prefix = tokenizer.encode(&prefix, false)?;
-        // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
-        if input.starts_with(&prefix) {
-            system_tokens = prefix.len();
-        }
-    }
-    Ok(Encoded {
-        input,
-        tail,
-        system_tokens,
-        thinking: template.thinking(&text, ending),
-    })
 }

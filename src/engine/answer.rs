@@ -1,0 +1,97 @@
+//! What a submission's answer is made of, and the grammar that it follows.
+
+use serde_json::Value;
+
+use crate::guided::{AnswerGrammar, Calls};
+use crate::output::answer::AnswerFormat;
+use crate::request::{Input, Route, Submission, ToolChoice, functions};
+use crate::text::{ChatTemplate, Thinking, Tokenizer};
+
+/// Markers of thoughts and calls that are special tokens in some vocabularies.
+const MARKERS: [&str; 7] = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<|python_tag|>",
+];
+
+fn tools_of(submission: &Submission) -> &[Value] {
+    match &submission.input {
+        Input::Messages {
+            tools: Some(tools), ..
+        } => tools,
+        _ => &[],
+    }
+}
+
+/// What to look for in the answer, and the special tokens that are part of it.
+pub(super) fn answer_format(
+    submission: &Submission,
+    thinking: Option<Thinking>,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+) -> (AnswerFormat, Vec<u32>) {
+    if !matches!(
+        submission.route,
+        Route::Chat | Route::Responses | Route::Messages
+    ) {
+        return (AnswerFormat::default(), Vec::new());
+    }
+    let tools = submission
+        .tool_choice
+        .as_ref()
+        .zip(template)
+        .map(|(_, template)| {
+            let names = functions(tools_of(submission)).map(|(name, _, _)| name.to_owned());
+            (template.tool_format(), names.collect())
+        });
+    let answer = AnswerFormat {
+        thinking,
+        tools,
+        one_call: !submission.parallel_tool_calls,
+    };
+    let special = |marker: &&str| {
+        let id = tokenizer?.token_to_id(marker)?;
+        tokenizer?.is_special(id).then_some(id)
+    };
+    let markers = if answer.thinking.is_some() || answer.tools.is_some() {
+        MARKERS.iter().filter_map(special).collect()
+    } else {
+        Vec::new()
+    };
+    (answer, markers)
+}
+
+/// The grammar that the answer must follow.
+pub(super) fn answer_grammar<'a>(
+    submission: &'a Submission,
+    thinking: Option<Thinking>,
+    template: Option<&ChatTemplate>,
+) -> AnswerGrammar<'a> {
+    let guide = submission.guide.as_ref();
+    let choice = submission.tool_choice.as_ref().zip(template);
+    let named = |name: &str| match choice {
+        Some((ToolChoice::Function { name: only }, _)) => only == name,
+        _ => true,
+    };
+    let must_call = matches!(choice, Some((choice, _)) if *choice != ToolChoice::Auto);
+    let calls = choice
+        .filter(|_| must_call || guide.is_some())
+        .map(|(choice, template)| Calls {
+            format: template.tool_format(),
+            functions: functions(tools_of(submission))
+                .filter(|(name, _, _)| named(name))
+                .collect(),
+            several: submission.parallel_tool_calls
+                && !matches!(choice, ToolChoice::Function { .. }),
+        });
+    let guide = guide.filter(|_| !must_call);
+    AnswerGrammar {
+        thinking: thinking.filter(|_| guide.is_some() || calls.is_some()),
+        guide: guide.map(|guide| (guide, submission.guide_param.as_str())),
+        calls,
+    }
+}

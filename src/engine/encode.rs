@@ -1,0 +1,194 @@
+//! From a submission's input to tokens: token ids as they are, text by the tokenizer, messages by the chat template.
+
+use serde_json::{Map, Value, json};
+
+use super::prepare::Limits;
+use crate::error::{Error, Result};
+use crate::request::{Input, Submission};
+use crate::session::Base;
+use crate::text::{ChatTemplate, Ending, Tail, Thinking, Tokenizer, without_tools};
+
+/// The input of a request in tokens, and what its template says of it.
+pub(super) struct Encoded {
+    pub(super) input: Vec<u32>,
+    pub(super) tail: Tail,
+    pub(super) system_tokens: usize,
+    pub(super) thinking: Option<Thinking>,
+}
+
+/// Renders and tokenizes the input of `submission`, which goes on after `base`, or begins it (`first`).
+///
+/// # Errors
+/// 400: a template's refusal, a token outside the vocabulary, what this model has no tokenizer or template for.
+pub(super) fn encode(
+    submission: &Submission,
+    base: &Base,
+    first: bool,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    limits: Limits,
+) -> Result<Encoded> {
+    let plain = |input| Encoded {
+        input,
+        tail: Tail::Closed,
+        system_tokens: 0,
+        thinking: None,
+    };
+    let text_tokenizer = || {
+        tokenizer
+            .ok_or_else(|| Error::invalid("prompt", "this model has no tokenizer; send token ids"))
+    };
+    let in_session = submission.session.is_some();
+    let generates = submission.stopping.max_tokens != Some(0);
+    match &submission.input {
+        Input::Tokens { ids } => {
+            check_vocabulary("prompt", ids.iter().copied(), limits.vocab_size)?;
+            Ok(plain(ids.clone()))
+        }
+        Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first)?)),
+        Input::Turn { text } => {
+            let Some(template) = template else {
+                return Ok(plain(encode_raw(text_tokenizer()?, text, first)?));
+            };
+            let nothing_new = text.is_empty() && !first;
+            if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
+                // The open answer is continued as it stands.
+                return Ok(Encoded {
+                    input: Vec::new(),
+                    tail: base.tail,
+                    system_tokens: 0,
+                    thinking: None,
+                });
+            }
+            let messages = if nothing_new {
+                Vec::new()
+            } else {
+                vec![json!({"role": "user", "content": text})]
+            };
+            let ending = if generates {
+                Ending::Answer
+            } else {
+                Ending::Closed
+            };
+            render(
+                base,
+                first,
+                in_session,
+                text_tokenizer()?,
+                template,
+                &messages,
+                None,
+                ending,
+                &Map::new(),
+            )
+        }
+        Input::Messages {
+            messages,
+            tools,
+            template_kwargs,
+            continue_final_message,
+            add_generation_prompt,
+        } => {
+            let template = template.ok_or_else(|| {
+                Error::invalid("messages", "this model has no chat template; send a prompt to /v1/completions or /generate")
+            })?;
+            if messages.is_empty() {
+                return Err(Error::invalid(
+                    "messages",
+                    "messages must hold at least one message, but none was given",
+                ));
+            }
+            let ending = match (*continue_final_message, *add_generation_prompt) {
+                (true, _) => Ending::OpenMessage,
+                (false, answer) if answer.unwrap_or(generates) => Ending::Answer,
+                _ => Ending::Closed,
+            };
+            let mut tools = tools.as_deref();
+            let plain;
+            let mut messages = messages.as_slice();
+            if !template.knows_tools() {
+                plain = without_tools(messages, tools.unwrap_or_default(), first);
+                (messages, tools) = (&plain, None);
+            }
+            render(
+                base,
+                first,
+                in_session,
+                text_tokenizer()?,
+                template,
+                messages,
+                tools,
+                ending,
+                template_kwargs,
+            )
+        }
+    }
+}
+
+/// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.
+fn encode_raw(tokenizer: &Tokenizer, text: &str, first: bool) -> Result<Vec<u32>> {
+    if first {
+        tokenizer.encode(text, true)
+    } else {
+        tokenizer.encode_continued(text)
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn render(
+    base: &Base,
+    first: bool,
+    in_session: bool,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    ending: Ending,
+    kwargs: &Map<String, Value>,
+) -> Result<Encoded> {
+    let tail = if ending == Ending::Closed {
+        Tail::Closed
+    } else {
+        Tail::OpenAssistant
+    };
+    if !first {
+        let text = template.render_continued(base.tail, messages, tools, ending, kwargs)?;
+        return Ok(Encoded {
+            input: tokenizer.encode_continued(&text)?,
+            tail,
+            system_tokens: 0,
+            thinking: template.thinking(&text, ending),
+        });
+    }
+    let text = template.render(messages, tools, ending, kwargs)?;
+    let input = tokenizer.encode(&text, false)?;
+    let mut system_tokens = 0;
+    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
+        let prefix = tokenizer.encode(&prefix, false)?;
+        // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
+        if input.starts_with(&prefix) {
+            system_tokens = prefix.len();
+        }
+    }
+    Ok(Encoded {
+        input,
+        tail,
+        system_tokens,
+        thinking: template.thinking(&text, ending),
+    })
+}
+
+/// Refuses ids that are no token's.
+pub(super) fn check_vocabulary(
+    param: &str,
+    ids: impl IntoIterator<Item = u32>,
+    vocab_size: usize,
+) -> Result<()> {
+    match ids.into_iter().find(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid(
+            param,
+            format!("token ids of {param} lie in [0, {vocab_size}), but {id} was given"),
+        )),
+    }
+}
