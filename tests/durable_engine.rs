@@ -1,17 +1,16 @@
 //! The engine over a session log: a new engine goes on where the last one was.
 
+mod common;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lmserve::engine::{DurableSessions, Engine, EngineConfig, Fsync, Model};
+use common::toy_engine::{BLOCK_SIZE, BLOCKS, VOCAB, config, model, reply};
+use lmserve::engine::{DurableSessions, Engine, Fsync};
 use lmserve::error::Result;
-use lmserve::output::Poll;
-use lmserve::sched::SchedulerConfig;
-use lmserve::session::{LogOptions, SessionKey, StoreLimits};
+use lmserve::session::{LogOptions, SessionKey};
 use lmserve::sim::{ToyModel, next_token};
 use serde_json::{Value, json};
-
-const VOCAB: usize = 50;
 
 const fn key(id: i64) -> SessionKey {
     SessionKey { tenant: 0, id }
@@ -26,31 +25,6 @@ impl Folder {
     }
 
     fn start(&self, fsync: Fsync) -> Engine {
-        let config = EngineConfig {
-            scheduler: SchedulerConfig {
-                max_batch: 8,
-                max_batch_tokens: 64,
-                max_model_len: 256,
-                max_queue: 8,
-            },
-            speculation: None,
-            num_blocks: 64,
-            block_size: 4,
-            prefix_cache: true,
-            share_prefix_cache: false,
-            sessions: StoreLimits::default(),
-            tenants: vec![],
-        };
-        let model = Model {
-            tokenizer: None,
-            template: None,
-            eos_tokens: vec![],
-            vocab_size: VOCAB,
-            hidden_size: 2,
-            max_embed_len: 16,
-            can_generate: true,
-            can_embed: true,
-        };
         let mut options = LogOptions::new([3; 32], "toy");
         options.min_garbage = 4096;
         let durable = DurableSessions {
@@ -58,8 +32,8 @@ impl Folder {
             fsync,
             options,
         };
-        let executor = Box::new(ToyModel::new(64, 4, VOCAB));
-        Engine::start_durable(&config, model, executor, durable)
+        let executor = Box::new(ToyModel::new(BLOCKS, BLOCK_SIZE, VOCAB));
+        Engine::start_durable(&config(), model(), executor, durable)
             .unwrap()
             .0
     }
@@ -78,22 +52,7 @@ fn turn(engine: &Engine, id: i64, ids: &[u32], start: bool) -> Result<Value> {
         "session": {"id": id, "start": start},
         "stopping": {"max_tokens": 6},
     });
-    let stream = engine.submit(request.to_string().as_bytes(), 1)?;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let mut bytes = Vec::new();
-    loop {
-        match stream.poll() {
-            Poll::Waiting => {}
-            Poll::Accepted(more) => bytes.extend(more),
-            Poll::Ended(more) => {
-                bytes.extend(more);
-                return Ok(serde_json::from_slice(&bytes).unwrap());
-            }
-            Poll::Failed(error) => return Err(error),
-        }
-        assert!(Instant::now() < deadline, "no answer in 10 s");
-        std::thread::sleep(Duration::from_micros(100));
-    }
+    reply(&engine.submit(request.to_string().as_bytes(), 1)?)
 }
 
 fn tokens(engine: &Engine, id: i64) -> Vec<u32> {

@@ -1,18 +1,19 @@
 //! The engine over a toy model: sessions, aborts, faults, shutdown. Token ids in, usage and session tokens out.
 #![allow(clippy::needless_pass_by_value)]
 
+mod common;
+
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use lmserve::engine::{Engine, EngineConfig, Executor, Model, StepOutput, Stream};
-use lmserve::error::{Error, Kind, Result};
-use lmserve::output::Poll;
-use lmserve::sched::{SchedulerConfig, Step};
-use lmserve::session::{SessionKey, StoreLimits};
+use common::toy_engine::{BLOCK_SIZE, BLOCKS, VOCAB, config, model, reply};
+use lmserve::engine::{Engine, Executor, StepOutput, Stream};
+use lmserve::error::{Kind, Result};
+use lmserve::sched::Step;
+use lmserve::session::SessionKey;
 use lmserve::sim::{ToyModel, next_token};
 use serde_json::{Value, json};
 
-const VOCAB: usize = 50;
 const KEY: SessionKey = SessionKey { tenant: 0, id: 7 };
 
 /// A toy model that takes one permit for each step, and waits for it.
@@ -46,45 +47,17 @@ struct Server {
     gate: Arc<(Mutex<u64>, Condvar)>,
 }
 
-fn config() -> EngineConfig {
-    EngineConfig {
-        scheduler: SchedulerConfig {
-            max_batch: 8,
-            max_batch_tokens: 64,
-            max_model_len: 256,
-            max_queue: 8,
-        },
-        speculation: None,
-        num_blocks: 64,
-        block_size: 4,
-        prefix_cache: true,
-        share_prefix_cache: false,
-        sessions: StoreLimits::default(),
-        tenants: Vec::new(),
-    }
-}
-
 impl Server {
     fn start(failing_steps: Vec<u64>) -> Self {
-        let mut model = ToyModel::new(64, 4, VOCAB);
-        model.failing_steps = failing_steps;
+        let mut toy = ToyModel::new(BLOCKS, BLOCK_SIZE, VOCAB);
+        toy.failing_steps = failing_steps;
         let gate = Arc::new((Mutex::new(u64::MAX), Condvar::new()));
         let executor = Box::new(Gated {
-            model,
+            model: toy,
             gate: Arc::clone(&gate),
         });
-        let model = Model {
-            tokenizer: None,
-            template: None,
-            eos_tokens: vec![],
-            vocab_size: VOCAB,
-            hidden_size: 2,
-            max_embed_len: 16,
-            can_generate: true,
-            can_embed: true,
-        };
         Self {
-            engine: Engine::start(&config(), model, executor).unwrap(),
+            engine: Engine::start(&config(), model(), executor).unwrap(),
             gate,
         }
     }
@@ -106,7 +79,7 @@ impl Server {
     }
 
     fn turn(&self, ids: &[u32], max_tokens: u32, session: Value) -> Value {
-        wait(&self.submit(ids, max_tokens, session).unwrap()).unwrap()
+        reply(&self.submit(ids, max_tokens, session).unwrap()).unwrap()
     }
 
     fn tokens(&self) -> Vec<u32> {
@@ -122,30 +95,12 @@ impl Server {
                 && stats.scheduler.running + stats.scheduler.waiting == 0
                 && stats.owned_blocks == 0
             {
-                assert_eq!(stats.free_blocks + stats.cached_blocks, 64);
+                assert_eq!(stats.free_blocks + stats.cached_blocks, BLOCKS);
                 return;
             }
             assert!(Instant::now() < deadline, "{stats:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-fn wait(stream: &Stream) -> Result<Value, Error> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let mut bytes = Vec::new();
-    loop {
-        match stream.poll() {
-            Poll::Waiting => {}
-            Poll::Accepted(more) => bytes.extend(more),
-            Poll::Ended(more) => {
-                bytes.extend(more);
-                return Ok(serde_json::from_slice(&bytes).unwrap());
-            }
-            Poll::Failed(error) => return Err(error),
-        }
-        assert!(Instant::now() < deadline, "no answer in 10 s");
-        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -239,7 +194,7 @@ fn a_cancelled_turn_keeps_what_was_generated() {
     wait_until(|| server.engine.stats().scheduler.sampled_tokens == 4);
     assert!(server.engine.cancel_session(KEY));
     server.permit(u64::MAX);
-    let reply = wait(&stream).unwrap();
+    let reply = reply(&stream).unwrap();
     assert_eq!(
         (&reply["finish_reason"], &reply["tokens"]),
         (&json!("abort"), &json!(5))
@@ -253,7 +208,7 @@ fn a_cancelled_turn_keeps_what_was_generated() {
 #[test]
 fn a_first_turn_that_fails_leaves_no_session_and_a_restart_that_fails_leaves_the_old_one() {
     let server = Server::start(vec![2, 5]);
-    let error = wait(&server.submit(&[1, 2], 4, session(true)).unwrap()).unwrap_err();
+    let error = reply(&server.submit(&[1, 2], 4, session(true)).unwrap()).unwrap_err();
     assert_eq!((error.kind, error.code), (Kind::Internal, "internal_error"));
     assert_eq!(
         server.engine.session_info(KEY).unwrap_err().code,
@@ -261,7 +216,7 @@ fn a_first_turn_that_fails_leaves_no_session_and_a_restart_that_fails_leaves_the
     );
     server.turn(&[5], 2, session(true));
     let committed = server.tokens();
-    assert!(wait(&server.submit(&[1, 2], 4, session(true)).unwrap()).is_err());
+    assert!(reply(&server.submit(&[1, 2], 4, session(true)).unwrap()).is_err());
     assert_eq!(server.tokens(), committed);
     server.assert_baseline();
     assert_eq!(server.engine.stats().failed_steps, 2);
@@ -292,9 +247,9 @@ fn a_busy_session_an_unknown_one_and_a_full_server_answer_at_once() {
         (Kind::Busy, "queue_full")
     );
     server.permit(u64::MAX);
-    wait(&running).unwrap();
+    reply(&running).unwrap();
     for stream in &open {
-        wait(stream).unwrap();
+        reply(stream).unwrap();
     }
     assert!(server.engine.end_session(KEY).unwrap());
     assert!(!server.engine.end_session(KEY).unwrap());
@@ -313,7 +268,7 @@ fn an_overflow_is_refused_with_the_numbers_or_cut_as_asked() {
             "on_overflow": policy,
             "stopping": {"max_tokens": max_tokens},
         });
-        wait(
+        reply(
             &server
                 .engine
                 .submit(body.to_string().as_bytes(), 1)
@@ -353,7 +308,7 @@ fn embeddings_come_back_in_order_and_bad_ones_are_refused() {
         server
             .engine
             .embed(body.as_bytes())
-            .and_then(|stream| wait(&stream))
+            .and_then(|stream| reply(&stream))
     };
     let reply = embed(&inputs).unwrap();
     assert_eq!(reply["usage"]["prompt_tokens"], 200);
@@ -378,7 +333,7 @@ fn shutdown_finishes_what_runs_and_refuses_what_comes() {
     let server = Server::start(vec![]);
     let stream = server.submit(&[1], 100, Value::Null).unwrap();
     server.engine.shutdown(Duration::from_secs(10));
-    assert_eq!(wait(&stream).unwrap()["tokens"], 100);
+    assert_eq!(reply(&stream).unwrap()["tokens"], 100);
     assert_eq!(
         code(server.submit(&[1], 1, Value::Null)).0,
         Kind::Unavailable
@@ -389,7 +344,7 @@ fn shutdown_finishes_what_runs_and_refuses_what_comes() {
     let stream = server.submit(&[1], 200, session(true)).unwrap();
     server.permit(u64::MAX);
     server.engine.shutdown(Duration::ZERO);
-    match wait(&stream) {
+    match reply(&stream) {
         Ok(reply) => assert_eq!(reply["tokens"], 200),
         Err(error) => assert_eq!(error.kind, Kind::Unavailable),
     }

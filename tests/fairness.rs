@@ -1,15 +1,15 @@
 //! What the scheduler promises to each of many: shares by weight, places kept, urgent ones first.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use common::toy_sequences::{VOCAB, sequence};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::kv::BlockPool;
-use lmserve::request::SamplingParams;
 use lmserve::sched::{FinishReason, NewSequence, Scheduler, SchedulerConfig, StepTokens};
 use lmserve::sim::{ToyModel, next_token};
-
-const VOCAB: usize = 50;
 
 /// Notes who got a token, in order.
 #[derive(Default)]
@@ -58,17 +58,9 @@ impl Run {
 
     fn add(&mut self, id: u64, tenant: u32, priority: i32, prompt: Vec<u32>, max_tokens: usize) {
         let new = NewSequence {
-            id,
             tenant,
             priority,
-            prompt,
-            max_tokens,
-            min_tokens: 0,
-            stop_tokens: Arc::new([]),
-            sampling: SamplingParams::default(),
-            prompt_logprobs: None,
-            guided: false,
-            seed: 0,
+            ..sequence(id, prompt, max_tokens)
         };
         self.scheduler.add(new).unwrap();
     }

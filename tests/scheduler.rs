@@ -1,19 +1,19 @@
 //! The scheduler, the block pool and the prefix cache under random load, against what each sequence gives alone.
 
+mod common;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use common::toy_sequences::{VOCAB, alone, sequence};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::error::Kind;
 use lmserve::kv::BlockPool;
-use lmserve::request::SamplingParams;
 use lmserve::sched::{
     FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation, StepTokens,
 };
-use lmserve::sim::{ToyModel, next_token};
+use lmserve::sim::ToyModel;
 use proptest::prelude::*;
-
-const VOCAB: usize = 50;
 
 struct Run {
     scheduler: Scheduler,
@@ -36,30 +36,6 @@ impl StepTokens for NoEvents {
     }
 
     fn on_prompt_token(&mut self, _: u64, _: usize, _: u32) {}
-}
-
-fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
-    NewSequence {
-        id,
-        tenant: 0,
-        priority: 0,
-        prompt,
-        max_tokens,
-        min_tokens: 0,
-        stop_tokens: Arc::new([]),
-        sampling: SamplingParams::default(),
-        seed: 0,
-        prompt_logprobs: None,
-        guided: false,
-    }
-}
-
-fn alone(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..max_tokens {
-        tokens.push(next_token(&tokens, VOCAB));
-    }
-    tokens
 }
 
 impl Run {

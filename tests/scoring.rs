@@ -1,16 +1,17 @@
 //! Prompts whose tokens are scored, beside others: each token once and in order, within the rows of a step.
 
+mod common;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use common::toy_sequences::{VOCAB, alone, sequence};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::kv::BlockPool;
-use lmserve::request::SamplingParams;
 use lmserve::sched::{FinishReason, NewSequence, Scheduler, SchedulerConfig, StepTokens};
-use lmserve::sim::{ToyModel, next_token};
+use lmserve::sim::ToyModel;
 use proptest::prelude::*;
 
-const VOCAB: usize = 50;
 const MAX_BATCH: usize = 4;
 
 /// The scored tokens of each sequence, as the model saw them.
@@ -36,28 +37,11 @@ impl StepTokens for Scores<'_> {
     }
 }
 
-fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize, scored: bool) -> NewSequence {
+fn scored(id: u64, prompt: Vec<u32>, max_tokens: usize, scored: bool) -> NewSequence {
     NewSequence {
-        id,
-        tenant: 0,
-        priority: 0,
-        prompt,
-        max_tokens,
-        min_tokens: 0,
-        stop_tokens: Arc::new([]),
-        sampling: SamplingParams::default(),
-        seed: 0,
         prompt_logprobs: scored.then_some(0),
-        guided: false,
+        ..sequence(id, prompt, max_tokens)
     }
-}
-
-fn alone(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..max_tokens {
-        tokens.push(next_token(&tokens, VOCAB));
-    }
-    tokens
 }
 
 /// Runs all to their end; the scored tokens and all tokens of each.
@@ -108,8 +92,8 @@ fn a_prompt_that_is_known_is_computed_again_to_score_it() {
         let (scores, results) = run(
             64,
             vec![
-                sequence(1, prompt.clone(), 2, false),
-                sequence(2, prompt.clone(), 0, scored),
+                sequence(1, prompt.clone(), 2),
+                self::scored(2, prompt.clone(), 0, scored),
             ],
         );
         assert_eq!(results.len(), 2);
@@ -119,7 +103,7 @@ fn a_prompt_that_is_known_is_computed_again_to_score_it() {
 
 #[test]
 fn a_prompt_of_one_token_has_nothing_to_score() {
-    let (scores, results) = run(64, vec![sequence(1, vec![7], 3, true)]);
+    let (scores, results) = run(64, vec![scored(1, vec![7], 3, true)]);
     assert!(scores.is_empty());
     assert_eq!(results[&1], alone(&[7], 3));
 }
@@ -133,7 +117,7 @@ proptest! {
         num_blocks in 12_usize..40,
     ) {
         let requests = loads.iter().enumerate().map(|(id, (prompt, max_tokens, scored))| {
-            sequence(id as u64, prompt.clone(), *max_tokens, *scored)
+            self::scored(id as u64, prompt.clone(), *max_tokens, *scored)
         });
         let (scores, results) = run(num_blocks, requests.collect());
         for (id, (prompt, max_tokens, scored)) in loads.iter().enumerate() {

@@ -1,7 +1,10 @@
 //! Speculative decoding gives what decoding gives, row by row, and takes nothing from anybody.
 
+mod common;
+
 use std::sync::Arc;
 
+use common::toy_sequences::{self, VOCAB};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::kv::BlockPool;
 use lmserve::request::SamplingParams;
@@ -9,8 +12,6 @@ use lmserve::sched::{
     FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation, Stats, Step, StepTokens,
 };
 use lmserve::sim::ToyModel;
-
-const VOCAB: usize = 50;
 
 /// How a token was sampled: everything that a sampler is told of its row.
 #[derive(Debug, PartialEq)]
@@ -138,18 +139,10 @@ fn run_timed(
 }
 
 fn sequence(id: u64, max_tokens: usize) -> NewSequence {
+    let prompt = (0..20).map(|i| (i + id as u32) % 7).collect();
     NewSequence {
-        id,
-        tenant: 0,
-        priority: 0,
-        prompt: (0..20).map(|i| (i + id as u32) % 7).collect(),
-        max_tokens,
-        min_tokens: 0,
-        stop_tokens: Arc::new([]),
-        sampling: SamplingParams::default(),
         seed: 11 * id,
-        prompt_logprobs: None,
-        guided: false,
+        ..toy_sequences::sequence(id, prompt, max_tokens)
     }
 }
 

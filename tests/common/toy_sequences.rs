@@ -1,0 +1,34 @@
+//! Sequences over the toy model, for tests of the scheduler alone.
+
+use std::sync::Arc;
+
+use lmserve::request::SamplingParams;
+use lmserve::sched::NewSequence;
+use lmserve::sim::next_token;
+
+pub const VOCAB: usize = 50;
+
+pub fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
+    NewSequence {
+        id,
+        tenant: 0,
+        priority: 0,
+        prompt,
+        max_tokens,
+        min_tokens: 0,
+        stop_tokens: Arc::new([]),
+        sampling: SamplingParams::default(),
+        seed: 0,
+        prompt_logprobs: None,
+        guided: false,
+    }
+}
+
+/// What a sequence comes to with nothing beside it.
+pub fn alone(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..max_tokens {
+        tokens.push(next_token(&tokens, VOCAB));
+    }
+    tokens
+}
