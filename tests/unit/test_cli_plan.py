@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lmserve.cli import main
+from lmserve.model import options
 from lmserve.model.arch.decoder import expected_tensors
 from lmserve.model.hf_config import decoder_config
 from safetensors.numpy import save_file
@@ -61,10 +62,15 @@ def test_it_says_how_many_sessions_fit(folder: Path, capsys: pytest.CaptureFixtu
     assert sessions == "Sessions  in the cache at a time: 19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens"
 
 
-def test_it_says_what_speculation_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_speculation_takes(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["plan", str(folder), "--device", "cpu", "--max-batch", "4", "--speculate", "3"]) == 0
     drafts = capsys.readouterr().out.splitlines()[-1]
     assert drafts == "Drafts    up to 3 tokens of a sequence, 16 sampled rows a step with them"
+    monkeypatch.setattr(options, "cuda_memory", lambda index: 1 << 30)
+    assert main(["plan", str(folder), "--device", "cuda", "--max-batch", "4", "--speculate", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{drafts}; a step with drafts replays no CUDA graph"
     assert main(["plan", str(folder), "--speculate", "33"]) == 2
     assert "--speculate" in capsys.readouterr().err
 
