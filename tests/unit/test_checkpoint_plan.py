@@ -116,6 +116,15 @@ def test_options_that_are_refused(checkpoint, machine, changes, option, message)
     assert error.value.error["param"] == option
 
 
+def test_pieces_of_prompts_are_as_large_as_the_threads_are_many(checkpoint, machine):
+    def most(**changes):
+        return plan_memory(checkpoint, RunnerOptions(device="cpu", ops="cpu", **changes)).max_batch_tokens
+
+    assert [most(threads=threads) for threads in (1, 2, 6, 64)] == [128, 128, 384, 512]
+    assert most(threads=2, max_batch=200) == 264
+    assert most(threads=2, max_batch_tokens=77, max_batch=7) == 77
+
+
 def test_drafts_get_the_rows_that_a_batch_leaves(checkpoint, machine):
     def rows(**changes):
         return plan_memory(checkpoint, RunnerOptions(device="cpu", **changes)).max_rows
