@@ -75,6 +75,16 @@ fn dot_products(pool: &Pool, isa: Isa) -> Option<f64> {
             // SAFETY: the instruction set is there.
             unsafe { vnni512(steps) }
         },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2Vnni => |steps| {
+            // SAFETY: the instruction set is there.
+            unsafe { vnni256(steps) }
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => |steps| {
+            // SAFETY: the instruction set is there.
+            unsafe { multiply_and_add256(steps) }
+        },
         _ => return None,
     };
     let products = Mutex::new(0);
@@ -89,12 +99,14 @@ fn dot_products(pool: &Pool, isa: Isa) -> Option<f64> {
     Some(2.0 * products as f64 / time)
 }
 
-/// Independent chains of `vpdpbusd`; returns how many products that were.
+/// Independent chains of dot products and sums.
+const CHAINS: usize = 12;
+
+/// Chains of `vpdpbusd`; returns how many products that were.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn vnni512(steps: usize) -> usize {
     use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_set1_epi8, _mm512_setzero_si512};
-    const CHAINS: usize = 12;
     let (a, b) = (
         black_box(_mm512_set1_epi8(3)),
         black_box(_mm512_set1_epi8(5)),
@@ -107,6 +119,49 @@ unsafe fn vnni512(steps: usize) -> usize {
     }
     black_box(sums);
     steps * CHAINS * 64
+}
+
+/// The same for half as long registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn vnni256(steps: usize) -> usize {
+    use std::arch::x86_64::{_mm256_dpbusd_avx_epi32, _mm256_set1_epi8, _mm256_setzero_si256};
+    let (a, b) = (
+        black_box(_mm256_set1_epi8(3)),
+        black_box(_mm256_set1_epi8(5)),
+    );
+    let mut sums = [_mm256_setzero_si256(); CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+        }
+    }
+    black_box(sums);
+    steps * CHAINS * 32
+}
+
+/// The same without that instruction: `vpmaddubsw`, `vpmaddwd` and `vpaddd`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn multiply_and_add256(steps: usize) -> usize {
+    use std::arch::x86_64::{
+        _mm256_add_epi32, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8,
+        _mm256_set1_epi16, _mm256_setzero_si256, _mm256_xor_si256,
+    };
+    let ones = black_box(_mm256_set1_epi16(1));
+    let b = black_box(_mm256_set1_epi8(5));
+    let a = black_box(_mm256_set1_epi8(3));
+    let mut sums = [_mm256_setzero_si256(); CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            // What each product begins with differs, so that none is computed once for all.
+            let products =
+                _mm256_madd_epi16(_mm256_maddubs_epi16(a, _mm256_xor_si256(b, *sum)), ones);
+            *sum = _mm256_add_epi32(*sum, products);
+        }
+    }
+    black_box(sums);
+    steps * CHAINS * 32
 }
 
 fn random(len: usize) -> Vec<f32> {
