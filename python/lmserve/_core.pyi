@@ -441,6 +441,7 @@ class CpuModel:
         threads: int,
         cos: Any,
         sin: Any,
+        isa: str | None,
     ) -> CpuModel: ...
     @property
     def isa(self) -> str:

@@ -1,5 +1,7 @@
 //! Which instructions the kernels may use, found out once.
 
+use crate::error::{Error, Result};
+
 /// A set of instructions that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
@@ -33,6 +35,26 @@ impl Isa {
     /// The fastest that this processor can run.
     pub fn detect() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)
+    }
+
+    /// The set of this name, or the fastest without one.
+    ///
+    /// # Errors
+    /// `invalid_value` for one that this processor cannot run.
+    pub fn choose(name: Option<&str>) -> Result<Self> {
+        let Some(name) = name else {
+            return Ok(Self::detect());
+        };
+        let available = Self::available();
+        let named = available.iter().find(|isa| isa.name() == name);
+        named.copied().ok_or_else(|| {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            let names = names.join(", ");
+            Error::invalid(
+                "isa",
+                format!("this processor can run {names}, but {name} was given"),
+            )
+        })
     }
 
     /// Such as `avx512`.
@@ -90,5 +112,16 @@ mod tests {
         let available = Isa::available();
         assert_eq!(available.first(), Some(&Isa::Portable));
         assert_eq!(available.last(), Some(&Isa::detect()));
+    }
+
+    #[test]
+    fn a_set_is_chosen_by_its_name_if_it_is_there() {
+        assert_eq!(Isa::choose(None).unwrap(), Isa::detect());
+        for isa in Isa::available() {
+            assert_eq!(Isa::choose(Some(isa.name())).unwrap(), isa);
+        }
+        let error = Isa::choose(Some("sse9")).unwrap_err();
+        assert!(error.message.contains("portable"), "{error}");
+        assert!(error.message.ends_with("but sse9 was given"), "{error}");
     }
 }

@@ -154,7 +154,7 @@ type StoredPart<'py> = (
 #[pymethods]
 impl CpuModel {
     #[new]
-    #[pyo3(signature = (*, vocab_size, heads, kv_heads, head_dim, layers, rms_norm_eps, kv_dtype, block_size, num_blocks, threads, cos, sin))]
+    #[pyo3(signature = (*, vocab_size, heads, kv_heads, head_dim, layers, rms_norm_eps, kv_dtype, block_size, num_blocks, threads, cos, sin, isa))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         vocab_size: usize,
@@ -169,6 +169,7 @@ impl CpuModel {
         threads: usize,
         cos: &Bound<'_, PyAny>,
         sin: &Bound<'_, PyAny>,
+        isa: Option<&str>,
     ) -> PyResult<Self> {
         let kv = KvShape {
             dtype: kv_type(kv_dtype)?,
@@ -186,7 +187,7 @@ impl CpuModel {
         };
         let (cos, sin) = (values(cos)?, values(sin)?);
         Ok(Self(Mutex::new(Model::new(
-            Isa::detect(),
+            Isa::choose(isa)?,
             threads,
             shape,
             cos,

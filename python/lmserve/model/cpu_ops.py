@@ -5,6 +5,7 @@ A step is then one call into the core, without the GIL: no torch, and no Python 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -31,6 +32,7 @@ class CpuOps:
         """Allocate the cache, whose dtype is "fp32", "fp16" or "int8".
 
         quantize: "q8", "q4" or "none" (fp32) for all matrices; None keeps each as it is stored.
+        The environment variable LMSERVE_CPU_ISA, such as "avx2", keeps it to older instructions.
         """
         cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
         self.core = CpuModel(
@@ -46,6 +48,7 @@ class CpuOps:
             threads=threads,
             cos=cos.reshape(-1),
             sin=sin.reshape(-1),
+            isa=os.environ.get("LMSERVE_CPU_ISA"),
         )
         self.arrays = CpuArrays(buffers)
         self.program = CpuProgram()
