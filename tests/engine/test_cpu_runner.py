@@ -48,6 +48,20 @@ def test_every_format_takes_what_was_planned_and_is_near_the_exact_one(checkpoin
     assert error < weights + cache
 
 
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx2-vnni", "avx512", "neon-dotprod"])
+def test_every_instruction_set_of_this_processor_gives_the_same_logits_within_rounding(checkpoint, monkeypatch, isa):
+    options = dataclasses.replace(OPTIONS, quantize="q8")
+    expected = first_logits(load_runner(checkpoint, options))
+    monkeypatch.setenv("LMSERVE_CPU_ISA", isa)
+    try:
+        runner = load_runner(checkpoint, options)
+    except LmserveError as error:
+        if f"but {isa} was given" not in str(error):
+            raise
+        pytest.skip(str(error))
+    np.testing.assert_allclose(first_logits(runner), expected, atol=2e-5)
+
+
 def test_a_request_has_the_same_logits_alone_and_in_a_batch_to_the_bit(checkpoint):
     for quantize, kv_dtype in (("auto", "fp16"), ("q8", "fp16"), ("q4", "int8")):
         runner = load_runner(checkpoint, dataclasses.replace(OPTIONS, quantize=quantize, kv_dtype=kv_dtype))
