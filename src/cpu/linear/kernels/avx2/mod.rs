@@ -6,13 +6,15 @@
     reason = "tiles are indexed by row and column"
 )]
 
+mod panel;
+
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, SHARED};
-use super::super::{Format, Output, TILE};
+use super::super::{BLOCK, Format, Output, TILE};
 use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
@@ -38,7 +40,7 @@ pub(super) unsafe fn integers_vnni(task: &integers::Task, tiles: Range<usize>, r
 
 /// The functions that are compiled once without VNNI and once with it.
 macro_rules! strips {
-    ($strips:ident, $strip:ident, $multiply:ident, $features:literal, $vnni:literal) => {
+    ($strips:ident, $strip:ident, $multiply_rows:ident, $multiply:ident, $features:literal, $vnni:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn $strips<
             const BITS: usize,
@@ -55,6 +57,9 @@ macro_rules! strips {
                 unsafe {
                     if task.x.block() == 1 {
                         $strip::<BITS, GROUPS, NESTED, MIN, 1, 1>(task, tile, 0);
+                    } else if rows.len() > BLOCK {
+                        let rows = rows.clone();
+                        panel::$multiply_rows::<BITS, GROUPS, NESTED, MIN>(task, tile, rows);
                     } else {
                         by_rows!($strip::<BITS, GROUPS, NESTED, MIN; 4>(task, tile), rows);
                     }
@@ -264,8 +269,22 @@ macro_rules! strips {
     };
 }
 
-strips!(strips, strip, no_vnni, "avx2,fma,f16c", false);
-strips!(strips_vnni, strip_vnni, vnni, "avx2,fma,f16c,avxvnni", true);
+strips!(
+    strips,
+    strip,
+    multiply_rows,
+    no_vnni,
+    "avx2,fma,f16c",
+    false
+);
+strips!(
+    strips_vnni,
+    strip_vnni,
+    multiply_rows_vnni,
+    vnni,
+    "avx2,fma,f16c,avxvnni",
+    true
+);
 
 #[target_feature(enable = "avx2")]
 #[inline]
