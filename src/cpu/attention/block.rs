@@ -239,46 +239,85 @@ impl Softmax {
     }
 }
 
-/// Makes weights of the first `seen` scores of a tile, at least one, and zeros of the others; gives what earlier sums are to be
-/// multiplied by.
-pub(super) struct Weigh<'a> {
-    pub(super) softmax: &'a mut Softmax,
-    pub(super) row: &'a mut [f32; TILE],
-    pub(super) seen: usize,
+/// How far above a row's base a score may lie before the base is raised to it: e to its power is far from overflowing, also summed.
+const SLACK: f32 = 16.0;
+
+/// Makes weights of R rows of a tile's scores: e to the power of each score less the row's base, which is the largest score of
+/// its first tile, and is raised only for one far larger. Gives what earlier sums are to be multiplied by.
+pub(super) struct Weigh<'a, const R: usize> {
+    pub(super) softmax: &'a mut [Softmax; R],
+    /// R times [`SUM_LANES`] running sums of weights.
+    pub(super) sums: *mut f32,
+    /// R rows of [`TILE`].
+    pub(super) scores: *mut f32,
+    /// Scores that count in each row. The weights of the others are zero.
+    pub(super) seen: [usize; R],
     /// What each page's scores, and then its weights, are to be multiplied by: [`PAGE`] scales each.
     pub(super) scales: Option<[(*const f32, *const f32); TILE_PAGES]>,
 }
 
-impl Kernel for Weigh<'_> {
-    type Output = f32;
+/// Room for the running sums of a row's weights, one for each lane of a vector.
+pub(super) const SUM_LANES: usize = 16;
+
+impl<const R: usize> Kernel for Weigh<'_, R> {
+    type Output = [f32; R];
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let at = self.row.as_mut_ptr();
-        // SAFETY: a tile holds whole vectors.
+    fn run<S: Simd>(mut self, s: S) -> [f32; R] {
+        let mut rescale = [1.0; R];
+        for r in 0..R {
+            // SAFETY: what the type says of its pointers; a tile holds whole vectors.
+            unsafe { rescale[r] = self.row(s, r) };
+        }
+        rescale
+    }
+}
+
+impl<const R: usize> Weigh<'_, R> {
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&mut self, s: S, r: usize) -> f32 {
+        // SAFETY: the caller's promise.
         unsafe {
-            if let Some(pages) = &self.scales {
+            let (at, sums) = (self.scores.add(r * TILE), self.sums.add(r * SUM_LANES));
+            if self.seen[r] == 0 {
                 let mut i = 0;
                 while i < TILE {
-                    let scales = s.load(pages[i / PAGE].0.add(i % PAGE));
-                    s.store(at.add(i), s.mul(s.load(at.add(i)), scales));
+                    s.store(at.add(i), s.splat(0.0));
                     i += S::LANES;
                 }
+                return 1.0;
             }
-            let mut i = self.seen;
+            if let Some(pages) = &self.scales {
+                scale(s, at, |page| pages[page].0);
+            }
+            let mut i = self.seen[r];
             while i < TILE {
                 *at.add(i) = f32::NEG_INFINITY;
                 i += 1;
             }
-            let mut largest = s.load(at);
-            let mut i = S::LANES;
+            let softmax = &mut self.softmax[r];
+            let limit = s.splat(softmax.largest + SLACK);
+            let mut beyond = 0;
+            let mut i = 0;
             while i < TILE {
-                largest = s.max(largest, s.load(at.add(i)));
+                beyond |= s.at_least(s.load(at.add(i)), limit);
                 i += S::LANES;
             }
-            let largest = self.softmax.largest.max(s.max_lane(largest));
-            let base = s.splat(largest);
-            let mut sum = s.splat(0.0);
+            let mut sum = s.load(sums);
+            let mut rescale = 1.0;
+            if beyond != 0 {
+                let mut largest = s.load(at);
+                let mut i = S::LANES;
+                while i < TILE {
+                    largest = s.max(largest, s.load(at.add(i)));
+                    i += S::LANES;
+                }
+                let largest = s.max_lane(largest);
+                rescale = (softmax.largest - largest).exp();
+                softmax.largest = largest;
+                sum = s.mul(sum, s.splat(rescale));
+            }
+            let base = s.splat(softmax.largest);
             let mut i = 0;
             while i < TILE {
                 let weight = exp(s, s.sub(s.load(at.add(i)), base));
@@ -286,22 +325,44 @@ impl Kernel for Weigh<'_> {
                 sum = s.add(sum, weight);
                 i += S::LANES;
             }
+            s.store(sums, sum);
             if let Some(pages) = &self.scales {
-                let mut i = 0;
-                while i < TILE {
-                    let scales = s.load(pages[i / PAGE].1.add(i % PAGE));
-                    s.store(at.add(i), s.mul(s.load(at.add(i)), scales));
-                    i += S::LANES;
-                }
+                scale(s, at, |page| pages[page].1);
             }
-            let rescale = if self.softmax.largest >= largest {
-                1.0
-            } else {
-                (self.softmax.largest - largest).exp()
-            };
-            self.softmax.sum = self.softmax.sum * rescale + s.sum(sum);
-            self.softmax.largest = largest;
             rescale
+        }
+    }
+}
+
+/// Multiplies a tile's row by the scales of its pages.
+#[inline(always)]
+unsafe fn scale<S: Simd>(s: S, row: *mut f32, scales: impl Fn(usize) -> *const f32) {
+    let mut i = 0;
+    while i < TILE {
+        // SAFETY: a tile holds whole vectors, and a page's scales too.
+        unsafe {
+            let scale = s.load(scales(i / PAGE).add(i % PAGE));
+            s.store(row.add(i), s.mul(s.load(row.add(i)), scale));
+        }
+        i += S::LANES;
+    }
+}
+
+/// Adds up the running sums of the weights of each row, [`SUM_LANES`] apart.
+pub(super) struct SumWeights<'a> {
+    pub(super) softmax: &'a mut [Softmax],
+    pub(super) sums: &'a [f32],
+}
+
+impl Kernel for SumWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.sums.as_chunks::<SUM_LANES>().0;
+        for (softmax, sums) in self.softmax.iter_mut().zip(rows) {
+            // SAFETY: a row has room for a vector.
+            softmax.sum = s.sum(unsafe { s.load(sums.as_ptr()) });
         }
     }
 }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::super::memory::{Aligned, Shared};
 use super::super::simd::{Kernel, MAX_ROWS, Simd};
-use super::block::{Ahead, Convert, Mix, Scores, Softmax, TILE, TILE_PAGES, Weigh};
+use super::block::{
+    Ahead, Convert, Mix, SUM_LANES, Scores, Softmax, SumWeights, TILE, TILE_PAGES, Weigh,
+};
 use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
 
 /// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
@@ -58,7 +60,8 @@ pub(super) struct UnitScratch {
 impl UnitScratch {
     /// For units of at most `rows` rows.
     pub(super) fn new(rows: usize, head_dim: usize, width: usize) -> Self {
-        let floats = rows * (head_dim + 2 * width) + MAX_ROWS * TILE + TILE * (head_dim + width);
+        let row = head_dim + 2 * width + SUM_LANES;
+        let floats = rows * row + MAX_ROWS * TILE + TILE * (head_dim + width);
         Self {
             floats: Aligned::zeroed(floats),
             softmax: vec![Softmax::EMPTY; rows],
@@ -131,6 +134,8 @@ struct Rows<'a> {
     queries: &'a [f32],
     sums: &'a mut [f32],
     scores: &'a mut [f32],
+    /// Running sums of the weights of each row.
+    weights: &'a mut [f32],
     softmax: &'a mut [Softmax],
     head_dim: usize,
     width: usize,
@@ -188,6 +193,7 @@ impl Attend<'_> {
         let (queries, rest) = scratch.floats.split_at_mut(count * head_dim);
         let (sums, rest) = rest.split_at_mut(count * width);
         let (totals, rest) = rest.split_at_mut(count * width);
+        let (weights, rest) = rest.split_at_mut(count * SUM_LANES);
         let (score_rows, rest) = rest.split_at_mut(MAX_ROWS * TILE);
         let (key_tile, value_tile) = rest.split_at_mut(TILE * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -202,6 +208,7 @@ impl Attend<'_> {
             queries,
             sums,
             scores: score_rows,
+            weights,
             softmax: &mut scratch.softmax[..count],
             head_dim,
             width,
@@ -218,6 +225,7 @@ impl Attend<'_> {
         let mut tile = Tile::first(&layer, &unit, &sequence);
         for split in unit.first_split..unit.first_split + unit.splits {
             rows.sums.fill(0.0);
+            rows.weights.fill(0.0);
             rows.softmax.fill(Softmax::EMPTY);
             let end = context.min((split + 1) * SPLIT);
             for start in (split * SPLIT..end).step_by(TILE) {
@@ -235,6 +243,10 @@ impl Attend<'_> {
                     tile = ahead;
                 }
             }
+            s.vectorize(SumWeights {
+                softmax: rows.softmax,
+                sums: rows.weights,
+            });
             if unit.splits > 1 {
                 for (row, total) in total_softmax.iter_mut().enumerate() {
                     let part = row * width..(row + 1) * width;
@@ -397,29 +409,22 @@ impl Rows<'_> {
         });
         let scales = |page: HeadPage| (page.key_scales(), page.value_scales());
         let scales = (dtype == KvType::I8).then(|| tile.pages.map(scales));
-        let mut rescale = [1.0; R];
-        let mut most = 0;
-        let score_rows = self.scores.as_chunks_mut::<TILE>().0;
-        for (r, (row, rescale)) in score_rows.iter_mut().zip(&mut rescale).enumerate() {
-            let seen = (self.seen + (first + r) / self.group)
-                .saturating_sub(tile.start)
-                .min(TILE);
-            most = most.max(seen);
-            if seen == 0 {
-                row.fill(0.0);
-                continue;
-            }
-            *rescale = s.vectorize(Weigh {
-                softmax: &mut self.softmax[first + r],
-                row,
-                seen,
-                scales,
-            });
+        let mut seen = [0; R];
+        for (r, seen) in seen.iter_mut().enumerate() {
+            *seen = self.seen(first + r).saturating_sub(tile.start).min(TILE);
         }
+        let softmax = &mut self.softmax[first..].as_chunks_mut::<R>().0[0];
+        let rescale = s.vectorize(Weigh::<R> {
+            softmax,
+            sums: self.weights[first * SUM_LANES..(first + R) * SUM_LANES].as_mut_ptr(),
+            scores: self.scores.as_mut_ptr(),
+            seen,
+            scales,
+        });
         s.vectorize(Mix::<E, R> {
             weights: self.scores.as_ptr(),
             values,
-            count: most,
+            count: seen[R - 1],
             rescale,
             sums: self.sums[first * width..(first + R) * width].as_mut_ptr(),
             width,
