@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--prompts", type=int, nargs="*", default=PROMPTS)
+    parser.add_argument("--step-tokens", type=int, default=512, help="of a step of a prompt (default: 512)")
     arguments = parser.parse_args()
     options = RunnerOptions(
         device="cpu",
@@ -41,7 +42,7 @@ def main() -> None:
         kv_dtype=arguments.kv_dtype,
         threads=arguments.threads,
         max_batch=max(BATCHES),
-        max_batch_tokens=512,
+        max_batch_tokens=arguments.step_tokens,
     )
     begin = time.perf_counter()
     stepper = Stepper(open_checkpoint(arguments.model or fetch(SMOLLM2)), options)
@@ -71,7 +72,7 @@ def fastest_decode(stepper: Stepper, batch: int) -> float:
 
 
 def fastest_prompt(stepper: Stepper, length: int) -> float:
-    """Seconds of the fastest pass through a prompt, in steps of 512 tokens."""
+    """Seconds of the fastest pass through a prompt, in steps as large as the runner allows."""
     prompt = tokens(length, 0)
 
     def whole() -> None:
