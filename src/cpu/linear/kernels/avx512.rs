@@ -13,6 +13,7 @@ use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, IntWeights, SHARED};
 use super::super::{BLOCK, Format, Output, TILE};
+use super::avx2::side_by_side;
 use super::{TILES, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
@@ -446,26 +447,6 @@ fn round([low, high]: [__m512; 2], inverse: __m512, zero: __m512i) -> __m256i {
         _mm512_cvtsepi32_epi8(rounded(high)),
         _mm512_cvtsepi32_epi8(rounded(low)),
     )
-}
-
-/// Four integers of each row after the other: those from 4i on, and in the upper half those from 16 + 4i on.
-#[target_feature(enable = "avx512f,avx512vl")]
-#[inline]
-fn side_by_side(q: [__m256i; BLOCK]) -> [__m256i; 4] {
-    let low = [
-        _mm256_unpacklo_epi32(q[0], q[1]),
-        _mm256_unpacklo_epi32(q[2], q[3]),
-    ];
-    let high = [
-        _mm256_unpackhi_epi32(q[0], q[1]),
-        _mm256_unpackhi_epi32(q[2], q[3]),
-    ];
-    [
-        _mm256_unpacklo_epi64(low[0], low[1]),
-        _mm256_unpackhi_epi64(low[0], low[1]),
-        _mm256_unpacklo_epi64(high[0], high[1]),
-        _mm256_unpackhi_epi64(high[0], high[1]),
-    ]
 }
 
 /// The sum of 16 signed bytes.

@@ -100,9 +100,15 @@ pub(super) unsafe fn quantize(
 ) {
     let len = values.len() - (rows - 1) * stride;
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && rows == BLOCK && len.is_multiple_of(crate::cpu::quant::GROUP) {
+    if rows == BLOCK && len.is_multiple_of(crate::cpu::quant::GROUP) {
         // SAFETY: the caller's promise.
-        return unsafe { avx512::quantize_block(values, stride, target.record) };
+        match isa {
+            Isa::Avx512 => return unsafe { avx512::quantize_block(values, stride, target.record) },
+            Isa::Avx2 | Isa::Avx2Vnni => {
+                return unsafe { avx2::quantize_block(values, stride, target.record) };
+            }
+            _ => {}
+        }
     }
     for row in 0..rows {
         let values = &values[row * stride..row * stride + len];

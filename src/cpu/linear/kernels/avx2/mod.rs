@@ -6,15 +6,19 @@
     reason = "tiles are indexed by row and column"
 )]
 
+mod floats;
 mod panel;
+mod quantize;
+
+pub(super) use floats::floats;
+pub(super) use quantize::{quantize, quantize_block, side_by_side};
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Span, Target};
-use super::super::floats::{self, Data};
+use super::super::activations::RECORD;
 use super::super::integers::{self, SHARED};
-use super::super::{BLOCK, Format, Output, TILE};
+use super::super::{BLOCK, Output, TILE};
 use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
@@ -331,140 +335,5 @@ unsafe fn store(output: &Output, row: usize, tile: usize, sums: [__m256; 2]) {
         _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
         _mm256_storeu_ps(values.as_mut_ptr().add(LANES), sums[1]);
         super::store(output, row, tile, values);
-    }
-}
-
-/// # Safety
-/// The processor has the instructions, and there are records for all groups, which nobody else touches.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
-    for group in values.chunks(GROUP) {
-        let mut full = [0.0; GROUP];
-        full[..group.len()].copy_from_slice(group);
-        let mut q = [0; GROUP];
-        // SAFETY: the arrays have 32 values; the caller's promise about the target.
-        unsafe {
-            let mut x = [_mm256_setzero_ps(); 4];
-            let (mut most, mut least) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-            for i in 0..4 {
-                x[i] = _mm256_loadu_ps(full.as_ptr().add(i * LANES));
-                most = _mm256_max_ps(most, x[i]);
-                least = _mm256_min_ps(least, x[i]);
-            }
-            let minus_least = _mm256_sub_ps(_mm256_setzero_ps(), least);
-            let span = Span::new(largest(most), largest(minus_least));
-            let inverse = _mm256_set1_ps(span.inverse);
-            let zero = _mm256_set1_epi32(span.zero);
-            let mut i = [_mm256_setzero_si256(); 4];
-            for part in 0..4 {
-                let rounded = _mm256_cvtps_epi32(_mm256_mul_ps(x[part], inverse));
-                i[part] = _mm256_sub_epi32(rounded, zero);
-                i[part] = _mm256_min_epi32(i[part], _mm256_set1_epi32(127));
-            }
-            let words = [
-                _mm256_packs_epi32(i[0], i[1]),
-                _mm256_packs_epi32(i[2], i[3]),
-            ];
-            // Packing leaves the four-byte pieces of both halves in turn.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let bytes = _mm256_packs_epi16(words[0], words[1]);
-            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
-            _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes);
-            let first_sum = total(_mm256_add_epi32(i[0], i[1]));
-            let sum = first_sum + total(_mm256_add_epi32(i[2], i[3]));
-            target.push(&q, span, sum, first_sum);
-        }
-    }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn largest(x: __m256) -> f32 {
-    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn total(sums: __m256i) -> i32 {
-    let sums = _mm_add_epi32(
-        _mm256_castsi256_si128(sums),
-        _mm256_extracti128_si256::<1>(sums),
-    );
-    let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b00_00_11_10>(sums));
-    _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32::<1>(sums)))
-}
-
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
-
-/// # Safety
-/// As for [`integers`].
-pub(super) unsafe fn floats(task: &floats::Task, tiles: Range<usize>, rows: Range<usize>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (&task.weights.data, task.weights.format) {
-            (Data::Full(data), _) => float_strips::<F32>(task, data.as_ptr().cast(), tiles, rows),
-            (Data::Half(data), Format::Bf16) => {
-                float_strips::<BF16>(task, data.as_ptr().cast(), tiles, rows);
-            }
-            (Data::Half(data), _) => float_strips::<F16>(task, data.as_ptr().cast(), tiles, rows),
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_strips<const KIND: u8>(
-    task: &floats::Task,
-    data: *const u8,
-    tiles: Range<usize>,
-    rows: Range<usize>,
-) {
-    for tile in tiles {
-        // SAFETY: the caller's promise.
-        unsafe { by_rows!(float_strip::<KIND>(task, data, tile), rows) }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn float_strip<const KIND: u8, const R: usize>(
-    task: &floats::Task,
-    data: *const u8,
-    tile: usize,
-    row: usize,
-) {
-    let size = if KIND == F32 { 4 } else { 2 };
-    let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
-    unsafe {
-        let mut data = data.add(tile * task.cols * TILE * size);
-        let x = task.x.add(row * task.cols);
-        for k in 0..task.cols {
-            let mut w = [_mm256_setzero_ps(); 2];
-            for c in 0..2 {
-                let from = data.add(c * LANES * size);
-                w[c] = match KIND {
-                    F32 => _mm256_loadu_ps(from.cast()),
-                    F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-                    _ => {
-                        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-                    }
-                };
-            }
-            for r in 0..R {
-                let x = _mm256_set1_ps(*x.add(r * task.cols + k));
-                for c in 0..2 {
-                    sums[r][c] = _mm256_fmadd_ps(w[c], x, sums[r][c]);
-                }
-            }
-            data = data.add(TILE * size);
-        }
-        for r in 0..R {
-            store(&task.output, row + r, tile, sums[r]);
-        }
     }
 }
