@@ -5,7 +5,7 @@
     reason = "loops over indices are unrolled into registers; those over iterators need not be"
 )]
 
-use super::super::simd::{Kernel, Simd, exp};
+use super::super::simd::{Kernel, Simd, exp2};
 use super::cache::{Element, PAGE};
 
 /// Keys of a tile.
@@ -209,17 +209,17 @@ impl<E: Element, const R: usize> Mix<E, R> {
     }
 }
 
-/// One row's running softmax: the largest score so far, and the sum of the weights relative to it.
+/// One row's running softmax: the score that weights are relative to, and their sum. A weight is 2 to the power of its score.
 #[derive(Clone, Copy)]
 pub(super) struct Softmax {
-    pub(super) largest: f32,
+    pub(super) base: f32,
     pub(super) sum: f32,
 }
 
 impl Softmax {
     /// Of no keys.
     pub(super) const EMPTY: Self = Self {
-        largest: f32::NEG_INFINITY,
+        base: f32::NEG_INFINITY,
         sum: 0.0,
     };
 
@@ -228,21 +228,18 @@ impl Softmax {
         if further.sum == 0.0 {
             return (1.0, 0.0);
         }
-        let largest = self.largest.max(further.largest);
-        let scales = (
-            (self.largest - largest).exp(),
-            (further.largest - largest).exp(),
-        );
+        let base = self.base.max(further.base);
+        let scales = ((self.base - base).exp2(), (further.base - base).exp2());
         self.sum = self.sum * scales.0 + further.sum * scales.1;
-        self.largest = largest;
+        self.base = base;
         scales
     }
 }
 
-/// How far above a row's base a score may lie before the base is raised to it: e to its power is far from overflowing, also summed.
-const SLACK: f32 = 16.0;
+/// How far above a row's base a score may lie before the base is raised to it: 2 to its power is far from overflowing, also summed.
+const SLACK: f32 = 24.0;
 
-/// Makes weights of R rows of a tile's scores: e to the power of each score less the row's base, which is the largest score of
+/// Makes weights of R rows of a tile's scores: 2 to the power of each score less the row's base, which is the largest score of
 /// its first tile, and is raised only for one far larger. Gives what earlier sums are to be multiplied by.
 pub(super) struct Weigh<'a, const R: usize> {
     pub(super) softmax: &'a mut [Softmax; R],
@@ -296,7 +293,7 @@ impl<const R: usize> Weigh<'_, R> {
                 i += 1;
             }
             let softmax = &mut self.softmax[r];
-            let limit = s.splat(softmax.largest + SLACK);
+            let limit = s.splat(softmax.base + SLACK);
             let mut beyond = 0;
             let mut i = 0;
             while i < TILE {
@@ -313,14 +310,14 @@ impl<const R: usize> Weigh<'_, R> {
                     i += S::LANES;
                 }
                 let largest = s.max_lane(largest);
-                rescale = (softmax.largest - largest).exp();
-                softmax.largest = largest;
+                rescale = (softmax.base - largest).exp2();
+                softmax.base = largest;
                 sum = s.mul(sum, s.splat(rescale));
             }
-            let base = s.splat(softmax.largest);
+            let base = s.splat(softmax.base);
             let mut i = 0;
             while i < TILE {
-                let weight = exp(s, s.sub(s.load(at.add(i)), base));
+                let weight = exp2(s, s.sub(s.load(at.add(i)), base));
                 s.store(at.add(i), weight);
                 sum = s.add(sum, weight);
                 i += S::LANES;

@@ -270,7 +270,7 @@ impl Softmax {
     /// As a unit leaves it in its partial result.
     fn of(state: &[f32]) -> Self {
         Self {
-            largest: state[0],
+            base: state[0],
             sum: state[1],
         }
     }

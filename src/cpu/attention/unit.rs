@@ -1,5 +1,6 @@
 //! One unit of attention's work: some tokens of one sequence, with one key-value head and the query heads that share it.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::super::memory::{Aligned, Shared};
@@ -196,7 +197,8 @@ impl Attend<'_> {
         let (weights, rest) = rest.split_at_mut(count * SUM_LANES);
         let (score_rows, rest) = rest.split_at_mut(MAX_ROWS * TILE);
         let (key_tile, value_tile) = rest.split_at_mut(TILE * head_dim);
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        // Weights are powers of 2.
+        let scale = LOG2_E / (head_dim as f32).sqrt();
         for (row, packed) in queries.chunks_exact_mut(head_dim).enumerate() {
             // SAFETY: queries are only read in this phase.
             let query = unsafe { layer.queries.get(layer.at(&unit, row, layer.stride)) };
@@ -270,7 +272,7 @@ impl Attend<'_> {
             let (to_sums, to_softmax) = to.split_at_mut(sums.len());
             to_sums.copy_from_slice(sums);
             for (to, softmax) in to_softmax.chunks_exact_mut(2).zip(softmax) {
-                to.copy_from_slice(&[softmax.largest, softmax.sum]);
+                to.copy_from_slice(&[softmax.base, softmax.sum]);
             }
             return;
         }

@@ -112,6 +112,22 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.mul(y, s.pow2(power))
 }
 
+/// 2^x of at most 127, to 2 units in the last place; below -126.5 it is 0, also for -infinity.
+///
+/// The polynomial is that of Cephes' `exp2f`.
+#[inline(always)]
+pub(super) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-127.0), x);
+    let power = s.round(x);
+    let rest = s.sub(x, power);
+    let sum = s.mul_add(s.splat(1.535_336_2e-4), rest, s.splat(1.339_887_4e-3));
+    let sum = s.mul_add(sum, rest, s.splat(9.618_437e-3));
+    let sum = s.mul_add(sum, rest, s.splat(5.550_332_5e-2));
+    let sum = s.mul_add(sum, rest, s.splat(2.402_264_8e-1));
+    let sum = s.mul_add(sum, rest, s.splat(std::f32::consts::LN_2));
+    s.mul(s.mul_add(sum, rest, s.splat(1.0)), s.pow2(power))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +165,41 @@ mod tests {
             assert_eq!(&ends[..4], &[0.0, 0.0, 0.0, f32::INFINITY]);
             assert!(ends[4].is_nan());
             assert!(ends[5..].iter().all(|&y| (y - 1.0).abs() < f32::EPSILON));
+        }
+    }
+
+    /// Applies `exp2` to whole vectors.
+    struct Exp2<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp2<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for chunk in self.0.chunks_exact_mut(S::LANES) {
+                // SAFETY: the chunk is one vector.
+                unsafe { s.store(chunk.as_mut_ptr(), exp2(s, s.load(chunk.as_ptr()))) };
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_is_near_the_exact_one_and_ends_in_zero() {
+        for isa in Isa::available() {
+            let given: Vec<f32> = (0..4096).map(|i| (i as f32 - 2076.0) * 0.061).collect();
+            let mut found = given.clone();
+            dispatch(isa, Exp2(&mut found));
+            for (&x, &y) in given.iter().zip(&found).filter(|(x, _)| **x > -126.0) {
+                let exact = f64::from(x).exp2();
+                let error = ((f64::from(y) - exact) / exact).abs();
+                assert!(error < 3e-7, "{}: exp2({x}) is {y}", isa.name());
+            }
+            let mut ends = [0.0_f32; 16];
+            ends[..4].copy_from_slice(&[f32::NEG_INFINITY, -1e30, -126.6, f32::NAN]);
+            dispatch(isa, Exp2(&mut ends));
+            assert_eq!(&ends[..3], &[0.0; 3]);
+            assert!(ends[3].is_nan());
+            assert!(ends[4..].iter().all(|&y| (y - 1.0).abs() < f32::EPSILON));
         }
     }
 
