@@ -221,18 +221,23 @@ unsafe fn offset<const BITS: usize, const GROUPS: usize>(
 ///
 /// # Safety
 /// The row must lie within `y`, and nobody else touch this part of it.
+#[inline]
 unsafe fn store(output: &Output, row: usize, tile: usize, mut values: [f32; TILE]) {
     let first = tile * TILE;
-    if !output.bias.is_null() {
-        for (i, value) in values.iter_mut().enumerate() {
-            // SAFETY: the bias has whole tiles.
-            *value += unsafe { *output.bias.add(first + i) };
-        }
-    }
-    let len = TILE.min(output.stride - first);
-    // SAFETY: the caller's promise.
+    // SAFETY: the bias has whole tiles; the caller's promise.
     unsafe {
+        if !output.bias.is_null() {
+            let bias = output.bias.add(first).cast::<[f32; TILE]>();
+            for (value, bias) in values.iter_mut().zip(bias.read_unaligned()) {
+                *value += bias;
+            }
+        }
         let to = output.y.add(row * output.stride + first);
-        std::ptr::copy_nonoverlapping(values.as_ptr(), to, len);
+        let len = output.stride - first;
+        if len >= TILE {
+            to.cast::<[f32; TILE]>().write_unaligned(values);
+        } else {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, len);
+        }
     }
 }

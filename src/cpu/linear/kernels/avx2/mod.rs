@@ -329,24 +329,11 @@ unsafe fn scales_at<const NESTED: bool>(from: *const u8, factors: __m256) -> __m
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn store(output: &Output, row: usize, tile: usize, sums: [__m256; 2]) {
-    let first = tile * TILE;
-    // SAFETY: the bias has whole tiles; the caller's promise about the output.
+    let mut values = [0.0; TILE];
+    // SAFETY: the array has 16 values; the caller's promise about the output.
     unsafe {
-        if output.stride - first < TILE {
-            let mut values = [0.0; TILE];
-            _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(values.as_mut_ptr().add(LANES), sums[1]);
-            super::store(output, row, tile, values);
-            return;
-        }
-        let to = output.y.add(row * output.stride + first);
-        for c in 0..2 {
-            let sums = if output.bias.is_null() {
-                sums[c]
-            } else {
-                _mm256_add_ps(sums[c], _mm256_loadu_ps(output.bias.add(first + c * LANES)))
-            };
-            _mm256_storeu_ps(to.add(c * LANES), sums);
-        }
+        _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
+        _mm256_storeu_ps(values.as_mut_ptr().add(LANES), sums[1]);
+        super::store(output, row, tile, values);
     }
 }
