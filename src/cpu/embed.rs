@@ -1,15 +1,17 @@
 //! Embeddings of whole texts by a decoder: the mean of its states over each text. The KV cache of sequences is not touched.
 
+use std::ops::Range;
+
 use super::attention::{KvCache, PAGE};
 use super::elementwise::pool_mean;
 use super::model::Model;
 use super::program::Program;
-use super::run::StepInput;
+use super::step::StepInput;
 use crate::error::Result;
 
 impl Model {
     /// `[n, hidden]`: for each text, `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`, the mean over its tokens of what `program`
-    /// leaves for them, divided by its length. At most `max_tokens` tokens are computed at once.
+    /// leaves for them, divided by its length. At most `max_tokens` tokens, of as many texts as fit, are computed at once.
     ///
     /// # Errors
     /// As [`Model::run`].
@@ -20,39 +22,113 @@ impl Model {
         cu_seqlens: &[i32],
         max_tokens: usize,
     ) -> Result<Vec<f32>> {
+        let max_tokens = max_tokens.max(1);
         let mut embeddings = Vec::new();
-        for bounds in cu_seqlens.windows(2) {
-            let tokens = &token_ids[bounds[0] as usize..bounds[1] as usize];
-            let block_size = self.shape.block_size;
-            let blocks = tokens.len().div_ceil(block_size);
+        let bounds: Vec<usize> = cu_seqlens.iter().map(|&at| at as usize).collect();
+        let mut texts = bounds.as_slice();
+        while let [first, _, ..] = *texts {
+            let fit = texts.partition_point(|&end| end <= first + max_tokens);
+            let count = fit.saturating_sub(1).max(1);
+            let batch = Batch::new(&texts[..=count], self.shape.block_size);
             let mut cache = KvCache::new(
                 self.shape.kv,
                 self.shape.layers,
-                blocks * (block_size / PAGE),
+                batch.blocks * (self.shape.block_size / PAGE),
             );
-            let table: Vec<i32> = (0..blocks as i32).collect();
             let (mut states, mut width) = (Vec::new(), 0);
-            for (at, chunk) in tokens.chunks(max_tokens.max(1)).enumerate() {
-                let first = at * max_tokens.max(1);
-                let positions: Vec<i32> = (first..first + chunk.len()).map(|p| p as i32).collect();
-                let step = StepInput {
-                    token_ids: chunk,
-                    positions: &positions,
-                    slots: &positions,
-                    query_start: &[0, chunk.len() as i32],
-                    context_lens: &[(first + chunk.len()) as i32],
-                    block_tables: &table,
-                    stride: table.len(),
-                    sample_rows: &[],
-                };
+            let tokens = batch.lens.iter().sum();
+            for from in (0..tokens).step_by(max_tokens) {
+                let part = from..tokens.min(from + max_tokens);
+                let step = batch.step(part.clone());
+                let step = step.input(&token_ids[first + part.start..first + part.end]);
                 let (value, rows) = self.run_states(program, &step, &mut cache)?;
                 width = value.width;
-                states.extend_from_slice(&rows[..chunk.len() * width]);
+                states.extend_from_slice(&rows[..part.len() * width]);
             }
-            let start = embeddings.len();
-            embeddings.resize(start + width, 0.0);
-            pool_mean(&states, &mut embeddings[start..]);
+            let mut states = states.as_slice();
+            for len in batch.lens {
+                let (own, rest) = states.split_at(len * width);
+                let start = embeddings.len();
+                embeddings.resize(start + width, 0.0);
+                pool_mean(own, &mut embeddings[start..]);
+                states = rest;
+            }
+            texts = &texts[count..];
         }
         Ok(embeddings)
+    }
+}
+
+/// Texts that are computed together: several short ones, or one of any length.
+struct Batch {
+    lens: Vec<usize>,
+    block_size: usize,
+    /// Blocks of all texts.
+    blocks: usize,
+    /// Blocks of the longest.
+    stride: usize,
+}
+
+/// Some tokens of a batch: all, or a part of its only text.
+struct Step {
+    positions: Vec<i32>,
+    slots: Vec<i32>,
+    query_start: Vec<i32>,
+    context_lens: Vec<i32>,
+    block_tables: Vec<i32>,
+    stride: usize,
+}
+
+impl Batch {
+    fn new(bounds: &[usize], block_size: usize) -> Self {
+        let lens: Vec<usize> = bounds.windows(2).map(|text| text[1] - text[0]).collect();
+        let blocks = |len: &usize| len.div_ceil(block_size);
+        Self {
+            block_size,
+            blocks: lens.iter().map(blocks).sum(),
+            stride: lens.iter().map(blocks).max().unwrap_or(0),
+            lens,
+        }
+    }
+
+    /// The tokens `part`, which are those of whole texts or lie in one.
+    fn step(&self, part: Range<usize>) -> Step {
+        let mut step = Step {
+            positions: Vec::with_capacity(part.len()),
+            slots: Vec::with_capacity(part.len()),
+            query_start: vec![0],
+            context_lens: Vec::with_capacity(self.lens.len()),
+            block_tables: Vec::with_capacity(self.lens.len() * self.stride),
+            stride: self.stride,
+        };
+        let (mut first, mut block) = (0, 0);
+        for &len in &self.lens {
+            let own = part.start.max(first) - first..part.end.min(first + len) - first;
+            let slot = block * self.block_size;
+            step.positions.extend(own.clone().map(|at| at as i32));
+            step.slots.extend(own.clone().map(|at| (slot + at) as i32));
+            step.query_start.push(step.positions.len() as i32);
+            step.context_lens.push(own.end as i32);
+            let table = (block..block + self.stride).map(|block| block as i32);
+            step.block_tables.extend(table);
+            first += len;
+            block += len.div_ceil(self.block_size);
+        }
+        step
+    }
+}
+
+impl Step {
+    fn input<'a>(&'a self, token_ids: &'a [i32]) -> StepInput<'a> {
+        StepInput {
+            token_ids,
+            positions: &self.positions,
+            slots: &self.slots,
+            query_start: &self.query_start,
+            context_lens: &self.context_lens,
+            block_tables: &self.block_tables,
+            stride: self.stride,
+            sample_rows: &[],
+        }
     }
 }

@@ -14,8 +14,10 @@ pub mod program;
 pub mod quant;
 pub mod rows;
 mod run;
+mod running;
 pub mod sample;
 mod simd;
+mod step;
 
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
@@ -24,4 +26,4 @@ pub use model::{Model, ModelShape};
 pub use pool::{Pool, Team};
 pub use program::Program;
 pub use quant::BlockType;
-pub use run::{StepInput, StepSampling};
+pub use step::{StepInput, StepSampling};

@@ -87,6 +87,16 @@ def test_embeddings_of_long_texts_are_computed_in_pieces(checkpoint):
     np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
+def test_an_embedding_is_the_same_to_the_bit_alone_and_among_others(checkpoint):
+    runner = load_runner(checkpoint, dataclasses.replace(OPTIONS, quantize="q8", max_batch_tokens=64))
+    tokens = np.random.default_rng(9).integers(0, 199, 300).astype(np.int32)
+    bounds = np.array([0, 1, 33, 64, 70, 200, 203, 267, 300], np.int32)
+    together = runner.embed(tokens, bounds)
+    for found, first, end in zip(together, bounds[:-1], bounds[1:], strict=True):
+        alone = runner.embed(tokens[first:end], np.array([0, end - first], np.int32))
+        assert np.array_equal(alone[0], found)
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "message"),
     [

@@ -1,0 +1,96 @@
+//! What a step is given, and that it lies within the model.
+
+use super::attention::{PAGE, Run, Sequence};
+use super::model::ModelShape;
+use super::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
+use crate::error::{Error, Result};
+
+/// The input of a step: T tokens of S sequences, and R rows to sample; see `StepBuffers` of `lmserve/model/interface.py`.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub struct StepInput<'a> {
+    pub token_ids: &'a [i32],
+    pub positions: &'a [i32],
+    pub slots: &'a [i32],
+    pub query_start: &'a [i32],
+    pub context_lens: &'a [i32],
+    /// `stride` block ids for each sequence.
+    pub block_tables: &'a [i32],
+    pub stride: usize,
+    pub sample_rows: &'a [i32],
+}
+
+/// How a step's rows are sampled, and where the outcome goes.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub struct StepSampling<'a> {
+    pub rows: SampleRows<'a>,
+    pub extras: Option<&'a SampleExtras>,
+    pub masks: Option<&'a dyn TokenMasks>,
+    pub out: Sampled<'a>,
+}
+
+impl StepInput<'_> {
+    /// The step's sequences, once everything is known to lie within the model.
+    pub(super) fn runs(
+        &self,
+        shape: &ModelShape,
+        table_len: usize,
+        pages: usize,
+    ) -> Result<Vec<Run<'_>>> {
+        let sequences = self.context_lens.len();
+        let positions = table_len / (shape.kv.head_dim / 2).max(1);
+        let tokens = self.token_ids.len();
+        let within =
+            |values: &[i32], limit: usize| values.iter().all(|&v| v >= 0 && (v as usize) < limit);
+        check(
+            within(self.token_ids, shape.vocab_size),
+            "a token id",
+            shape.vocab_size,
+        )?;
+        check(within(self.positions, positions), "a position", positions)?;
+        check(within(self.slots, pages * PAGE), "a slot", pages * PAGE)?;
+        check(within(self.sample_rows, tokens), "a sampled row", tokens)?;
+        let mut runs = Vec::with_capacity(sequences);
+        for s in 0..sequences {
+            let (first, last) = (
+                self.query_start[s] as usize,
+                self.query_start[s + 1] as usize,
+            );
+            let context = self.context_lens[s] as usize;
+            let blocks = context.div_ceil(shape.block_size);
+            check(
+                first < last && last <= tokens && last - first <= context,
+                "a sequence's end",
+                tokens,
+            )?;
+            check(
+                blocks <= self.stride && context <= positions,
+                "a context",
+                positions,
+            )?;
+            let table = &self.block_tables[s * self.stride..s * self.stride + blocks];
+            let num_blocks = pages * PAGE / shape.block_size;
+            check(within(table, num_blocks), "a block id", num_blocks)?;
+            runs.push(Run {
+                sequence: Sequence {
+                    table,
+                    block_size: shape.block_size,
+                },
+                first_token: first,
+                tokens: last - first,
+                context,
+            });
+        }
+        Ok(runs)
+    }
+}
+
+fn check(holds: bool, what: &str, limit: usize) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::internal(format!(
+        "{what} of the step lies outside of the {limit} there are"
+    )))
+}
