@@ -3,7 +3,8 @@
 
 use pyo3::prelude::*;
 
-use super::cpu::{CpuArrays, CpuModel, CpuProgram, MaskWords};
+use super::cpu::{CpuModel, CpuProgram};
+use super::cpu_arrays::{CpuArrays, MaskWords};
 use crate::cpu::sample::SampleExtras;
 use crate::error::Result;
 use crate::sched::Step;

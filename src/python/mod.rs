@@ -1,7 +1,9 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
 mod cpu;
+mod cpu_arrays;
 mod cpu_executor;
+mod cpu_weights;
 mod engine;
 mod event;
 mod executor;
@@ -37,7 +39,11 @@ impl From<Error> for PyErr {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::cpu::{CpuArrays, CpuModel, CpuProgram, cpu_kv_bytes_per_token, cpu_linear_bytes};
+    use super::cpu::{CpuModel, CpuProgram, cpu_kv_bytes_per_token};
+    #[pymodule_export]
+    use super::cpu_arrays::CpuArrays;
+    #[pymodule_export]
+    use super::cpu_weights::cpu_linear_bytes;
     #[pymodule_export]
     use super::engine::{Engine, Stream};
     #[pymodule_export]

@@ -1,0 +1,159 @@
+//! The arrays and masks that a step on the CPU reads and writes.
+
+use std::sync::{Arc, OnceLock};
+
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+
+use super::executor::Buffers;
+use super::masks::StepMasks;
+use crate::cpu::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
+use crate::cpu::{Shared, StepInput};
+use crate::error::{Error, Result};
+use crate::guided;
+
+/// The arrays of a `StepBuffers`, taken once.
+#[pyclass(frozen, module = "lmserve._core")]
+pub(super) struct CpuArrays(Buffers);
+
+#[pymethods]
+impl CpuArrays {
+    #[new]
+    fn new(buffers: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self(Buffers::new(buffers)?))
+    }
+}
+
+impl CpuArrays {
+    /// A step of so many tokens, sequences and sampled rows.
+    ///
+    /// # Safety
+    /// Nobody else may touch the arrays while the values are in use.
+    pub(super) unsafe fn step(
+        &self,
+        n_tokens: usize,
+        n_seqs: usize,
+        n_rows: usize,
+    ) -> Result<(StepInput<'_>, SampleRows<'_>, Sampled<'_>)> {
+        let b = &self.0;
+        let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let step = StepInput {
+                token_ids: entries(&b.token_ids, n_tokens)?,
+                positions: entries(&b.positions, n_tokens)?,
+                slots: entries(&b.slots, n_tokens)?,
+                query_start: entries(&b.query_start, n_seqs + 1)?,
+                context_lens: entries(&b.context_lens, n_seqs)?,
+                block_tables: entries(&b.block_tables, n_seqs * stride)?,
+                stride,
+                sample_rows: entries(&b.sample_rows, n_rows)?,
+            };
+            let rows = SampleRows {
+                temperature: entries(&b.temperature, n_rows)?,
+                top_k: entries(&b.top_k, n_rows)?,
+                top_p: entries(&b.top_p, n_rows)?,
+                min_p: entries(&b.min_p, n_rows)?,
+                repetition_penalty: entries(&b.repetition_penalty, n_rows)?,
+                presence_penalty: entries(&b.presence_penalty, n_rows)?,
+                frequency_penalty: entries(&b.frequency_penalty, n_rows)?,
+                uniform: entries(&b.uniform, n_rows)?,
+                logprobs: entries(&b.logprobs, n_rows)?,
+            };
+            let out = Sampled {
+                tokens: results(&b.sampled, n_rows)?,
+                logprobs: results(&b.sampled_logprob, n_rows)?,
+                top_ids: results(&b.top_ids, b.top_ids.item_count())?,
+                top_logprobs: results(&b.top_logprobs, b.top_logprobs.item_count())?,
+            };
+            Ok((step, rows, out))
+        }
+    }
+}
+
+/// The values of an array.
+pub(super) fn values<T: Element>(object: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    PyBuffer::<T>::get(object)?.to_vec(object.py())
+}
+
+/// The first `len` entries of a step's array.
+///
+/// # Safety
+/// Nobody may write the array while the slice is in use.
+pub(super) unsafe fn entries<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<&[T]> {
+    check_len(buffer, len)?;
+    // SAFETY: the array is contiguous and has the entries; the caller keeps writers away.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<T>().cast_const(), len) })
+}
+
+/// The first `len` entries of an array of results.
+///
+/// # Safety
+/// Nobody else may touch the array while the value is in use.
+unsafe fn results<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<Shared<'_, T>> {
+    check_len(buffer, len)?;
+    // SAFETY: the array is writable and contiguous, has the entries, and the caller keeps everyone else away.
+    Ok(unsafe { Shared::from_raw(buffer.buf_ptr().cast(), len) })
+}
+
+fn check_len<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<()> {
+    if len <= buffer.item_count() {
+        return Ok(());
+    }
+    let given = buffer.item_count();
+    Err(Error::internal(format!(
+        "the step needs {len} entries of an array that has {given}"
+    )))
+}
+
+/// The masks of a step's rows; their words are asked for as late as possible, for they are computed while the model runs.
+pub(super) struct MaskWords {
+    rows: Vec<usize>,
+    masks: Arc<guided::StepMasks>,
+    words: OnceLock<Vec<u32>>,
+}
+
+impl MaskWords {
+    pub(super) fn new(masks: &Arc<guided::StepMasks>) -> Self {
+        Self {
+            rows: masks.rows().collect(),
+            masks: Arc::clone(masks),
+            words: OnceLock::new(),
+        }
+    }
+}
+
+impl TokenMasks for MaskWords {
+    fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    fn wait(&self) -> &[u32] {
+        self.words.get_or_init(|| {
+            self.masks.wait();
+            let bytes = self.masks.to_bytes();
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&word| u32::from_ne_bytes(word))
+                .collect()
+        })
+    }
+}
+
+pub(super) fn token_masks(extras: &Bound<'_, PyAny>) -> PyResult<Option<MaskWords>> {
+    let masks: Option<PyRef<'_, StepMasks>> = extras.getattr("masks")?.extract()?;
+    Ok(masks.map(|masks| MaskWords::new(&masks.0)))
+}
+
+pub(super) fn sample_extras(extras: &Bound<'_, PyAny>) -> PyResult<SampleExtras> {
+    Ok(SampleExtras {
+        bias_start: values(&extras.getattr("bias_start")?)?,
+        bias_token: values(&extras.getattr("bias_token")?)?,
+        bias_value: values(&extras.getattr("bias_value")?)?,
+        seen_start: values(&extras.getattr("seen_start")?)?,
+        seen_token: values(&extras.getattr("seen_token")?)?,
+        seen_count: values(&extras.getattr("seen_count")?)?,
+    })
+}

@@ -1,0 +1,97 @@
+//! Stored weights, as Python gives them, and what they take once they are packed.
+
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+
+use super::cpu_arrays::{entries, values};
+use crate::cpu::linear::packed_bytes;
+use crate::cpu::{BlockType, FloatType, Format, Matrix, Stored};
+use crate::error::{Error, Result};
+
+/// How a type is stored and kept: GGUF's blocks as they are, unless they are to be rounded.
+fn storage(dtype: &str, quantize: Option<&str>) -> Result<Stored> {
+    if quantize.is_none()
+        && let Some(block) = BlockType::from_name(dtype)
+    {
+        return Ok(Stored::Blocks(block));
+    }
+    let float = match dtype {
+        "F16" => FloatType::F16,
+        "BF16" => FloatType::Bf16,
+        _ => FloatType::F32,
+    };
+    let format = match (quantize, dtype) {
+        (Some("q8"), _) => Format::Int8,
+        (Some("q4"), _) => Format::Int4,
+        (Some("none"), _) | (None, "F32") => Format::F32,
+        (None, "F16") => Format::F16,
+        (None, "BF16") => Format::Bf16,
+        _ => {
+            let given = quantize.unwrap_or(dtype);
+            return Err(Error::invalid(
+                "quantize",
+                format!("weights are kept as q8, q4 or none, but {given} was given"),
+            ));
+        }
+    };
+    Ok(Stored::Floats(float, format))
+}
+
+/// Bytes of a packed linear layer of this shape.
+#[pyfunction]
+pub(super) fn cpu_linear_bytes(
+    stored: &str,
+    quantize: Option<&str>,
+    rows: usize,
+    columns: usize,
+) -> Result<usize> {
+    Ok(packed_bytes(storage(stored, quantize)?, rows, columns))
+}
+
+/// (type, bytes, rows, columns, bias) of a stored weight.
+pub(super) type GivenPart<'py> = (
+    String,
+    Bound<'py, PyAny>,
+    usize,
+    usize,
+    Option<Bound<'py, PyAny>>,
+);
+
+/// The same, its arrays taken.
+pub(super) struct StoredPart {
+    stored: Stored,
+    rows: usize,
+    columns: usize,
+    bytes: PyBuffer<u8>,
+    bias: Option<Vec<f32>>,
+}
+
+impl StoredPart {
+    pub(super) fn new(
+        (dtype, bytes, rows, columns, bias): GivenPart,
+        quantize: Option<&str>,
+    ) -> PyResult<Self> {
+        let bytes = PyBuffer::get(&bytes)?;
+        if !bytes.is_c_contiguous() {
+            return Err(Error::invalid("model", "a weight must lie in one piece").into());
+        }
+        Ok(Self {
+            stored: storage(&dtype, quantize)?,
+            rows,
+            columns,
+            bytes,
+            bias: bias.as_ref().map(values).transpose()?,
+        })
+    }
+
+    pub(super) fn matrix(&self) -> Result<Matrix<'_>> {
+        Ok(Matrix {
+            stored: self.stored,
+            rows: self.rows,
+            columns: self.columns,
+            // SAFETY: nobody writes a weight while it is loaded.
+            bytes: unsafe { entries(&self.bytes, self.bytes.item_count())? },
+            bias: self.bias.as_deref(),
+        })
+    }
+}
