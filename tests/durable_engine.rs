@@ -33,9 +33,9 @@ impl Folder {
             options,
         };
         let executor = Box::new(ToyModel::new(BLOCKS, BLOCK_SIZE, VOCAB));
-        Engine::start_durable(&config(), model(), executor, durable)
-            .unwrap()
-            .0
+        let config = config();
+        let open = durable.open(config.sessions).unwrap();
+        Engine::start_durable(&config, model(), executor, open).unwrap()
     }
 }
 

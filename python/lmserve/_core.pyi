@@ -16,6 +16,7 @@ __all__ = [
     "Engine",
     "Event",
     "GgufFile",
+    "OpenSessionLog",
     "Scheduler",
     "StepMasks",
     "Stream",
@@ -164,6 +165,17 @@ class StreamDecoder:
         """Text that was held back, and whether a stop string was found in it."""
 
 @final
+class OpenSessionLog:
+    """An open session log with what it has, for one engine."""
+
+    def __new__(cls, settings: SessionLog, *, max_sessions: int = 100_000, session_ttl: float = 0.0) -> OpenSessionLog:
+        """`session_ttl`: as `Engine`. Raises LmserveError for a log that another server has or another model wrote."""
+
+    @property
+    def restored(self) -> dict[str, int]:
+        """What the log brought back: sessions, tokens, bytes, and torn ones that were cut off its end."""
+
+@final
 class Engine:
     """The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them."""
 
@@ -180,20 +192,17 @@ class Engine:
         speculate: int = 0,
         prefix_cache: bool = True,
         share_prefix_cache: bool = False,
-        session_log: SessionLog | None = None,
+        session_log: OpenSessionLog | None = None,
         tenants: bytes | None = None,
     ) -> Engine:
-        """`session_ttl`: seconds an idle session is kept, 0: for ever. `session_log` None: they end with the engine.
+        """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
+        without one they end with the engine.
         `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 
-        Raises LmserveError for impossible sizes, and for a log that another server has or another model wrote.
+        Raises LmserveError for impossible sizes.
         """
-
-    @property
-    def restored(self) -> dict[str, int] | None:
-        """What the session log brought back: sessions, tokens, bytes, and torn ones that were cut off its end."""
 
     @property
     def context_length(self) -> int:

@@ -12,7 +12,7 @@ use super::executor::Executor;
 use super::grammars::Grammars;
 use super::lease::{TurnLease, lock};
 use super::log_file::LogFile;
-use super::log_writer::{DurableSessions, Fsync, LogSender, LogWriter};
+use super::log_writer::{Fsync, LogSender, LogWriter, OpenLog};
 use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
 use super::prepare::{Limits, prepare};
@@ -24,7 +24,7 @@ use crate::kv::BlockPool;
 use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, Restored, SessionKey, SessionLog, SessionStore};
+use crate::session::{Base, SessionKey, SessionLog, SessionStore};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 
 /// Threads that render and tokenize.
@@ -68,19 +68,15 @@ impl Engine {
     /// Starts the threads, with the sessions of a log, which every further turn is written to before its end is told.
     ///
     /// # Errors
-    /// Those of [`Self::start`], [`LogFile::open`] and [`SessionLog::open`].
+    /// Those of [`Self::start`].
     pub fn start_durable(
         config: &EngineConfig,
         model: Model,
         executor: Box<dyn Executor + Send>,
-        durable: DurableSessions,
-    ) -> Result<(Self, Restored)> {
-        let file = LogFile::open(&durable.folder)?;
-        let opened = SessionLog::open(file, durable.options, config.sessions, now_ms())?;
-        let (log, store, restored) = opened;
-        let log = Some((log, durable.fsync));
-        let engine = Self::start_with(config, model, executor, store, log)?;
-        Ok((engine, restored))
+        open: OpenLog,
+    ) -> Result<Self> {
+        let log = Some((open.log, open.fsync));
+        Self::start_with(config, model, executor, open.sessions, log)
     }
 
     fn start_with(

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::core::engine_down;
 use super::lease::{FinishedTurn, lock};
+use super::log_file::LogFile;
 use super::shared::now_ms;
 use crate::error::{Error, Result};
 use crate::output::Wake;
-use crate::session::{Change, LogOptions, LogStorage, SessionLog, SessionStore};
+use crate::session::{
+    Change, LogOptions, LogStorage, Restored, SessionLog, SessionStore, StoreLimits,
+};
 
 /// Time between two fsyncs of [`Fsync::Interval`].
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +44,38 @@ pub struct DurableSessions {
     pub fsync: Fsync,
     /// What its tokens mean, and whose they are.
     pub options: LogOptions,
+}
+
+impl DurableSessions {
+    /// Opens the log and reads the sessions it has.
+    ///
+    /// # Errors
+    /// Those of [`LogFile::open`] and [`SessionLog::open`].
+    pub fn open(self, limits: StoreLimits) -> Result<OpenLog> {
+        let file = LogFile::open(&self.folder)?;
+        let (log, sessions, restored) = SessionLog::open(file, self.options, limits, now_ms())?;
+        Ok(OpenLog {
+            log,
+            fsync: self.fsync,
+            sessions,
+            restored,
+        })
+    }
+}
+
+/// A log that is open, and its sessions.
+pub struct OpenLog {
+    pub(super) log: SessionLog<LogFile>,
+    pub(super) fsync: Fsync,
+    pub(super) sessions: SessionStore,
+    restored: Restored,
+}
+
+impl OpenLog {
+    /// What it brought back.
+    pub const fn restored(&self) -> &Restored {
+        &self.restored
+    }
 }
 
 /// Whom to tell that a turn is written and settled, or that it is not and its session is as it was. Told in any case.

@@ -33,7 +33,7 @@ pub use grammars::Grammars;
 pub use handle::Engine;
 pub use lease::{FinishedTurn, PreparedTurn, TurnLease};
 pub use log_file::LogFile;
-pub use log_writer::{DurableSessions, Fsync};
+pub use log_writer::{DurableSessions, Fsync, OpenLog};
 pub use prepare::{Limits, Prepared, prepare};
 pub use sessions::TranscriptTurn;
 pub use stream::Stream;

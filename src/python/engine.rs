@@ -1,6 +1,5 @@
 //! The engine and its streams as Python classes.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,12 +9,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::executor::PyExecutor;
+use super::session_log::{OpenSessionLog, store_limits};
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{self, DurableSessions, EngineConfig, Fsync, Model};
-use crate::error::Error;
+use crate::engine::{self, EngineConfig, Model};
 use crate::output::Poll;
 use crate::sched::{SchedulerConfig, Speculation};
-use crate::session::{LogOptions, Restored, SessionInfo, SessionKey, StoreLimits};
+use crate::session::{SessionInfo, SessionKey};
 use crate::tenant::{Quota, Tenant};
 
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
@@ -24,7 +23,6 @@ pub struct Engine {
     inner: Arc<engine::Engine>,
     random: RandomState,
     submitted: AtomicU64,
-    restored: Option<Restored>,
 }
 
 /// What a row more is taken to add to a step, beside the step's fixed part, until steps have run: on the CPU about what it comes to
@@ -61,30 +59,6 @@ fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, Py
     Ok(dict)
 }
 
-/// What `lmserve.engine.sessions.SessionLog` says.
-fn durable_sessions(log: &Bound<'_, PyAny>) -> PyResult<DurableSessions> {
-    let fsync: String = log.getattr("fsync")?.extract()?;
-    let fsync = match fsync.as_str() {
-        "always" => Fsync::Always,
-        "interval" => Fsync::Interval,
-        "never" => Fsync::Never,
-        _ => {
-            let message = format!("fsync is always, interval or never, but {fsync} was given");
-            return Err(Error::invalid("fsync", message).into());
-        }
-    };
-    let fingerprint = log.getattr("fingerprint")?.extract()?;
-    let model: String = log.getattr("model")?.extract()?;
-    let tenants: HashMap<u32, [u8; 32]> = log.getattr("tenants")?.extract()?;
-    let mut options = LogOptions::new(fingerprint, model);
-    options.tenants = tenants.into_iter().collect();
-    Ok(DurableSessions {
-        folder: log.getattr("folder")?.extract()?,
-        fsync,
-        options,
-    })
-}
-
 /// One request's finished wire bytes. Dropping it before the end aborts the request.
 #[pyclass(frozen, module = "lmserve._core")]
 pub struct Stream {
@@ -107,18 +81,12 @@ impl Engine {
         speculate: usize,
         prefix_cache: bool,
         share_prefix_cache: bool,
-        session_log: Option<&Bound<'_, PyAny>>,
+        session_log: Option<&OpenSessionLog>,
         tenants: Option<&[u8]>,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
         let flag = |name: &str| -> PyResult<bool> { info.getattr(name)?.extract() };
-        if !session_ttl.is_finite() || session_ttl < 0.0 {
-            let message = format!(
-                "session_ttl must be a number of seconds >= 0, but {session_ttl} was given"
-            );
-            return Err(Error::invalid("session_ttl", message).into());
-        }
         let on_cpu = info.getattr("device")?.extract::<String>()? == "cpu";
         let executor = Box::new(PyExecutor::new(runner)?);
         let speculation = (speculate > 0).then(|| Speculation {
@@ -138,10 +106,7 @@ impl Engine {
             block_size: size("block_size")?,
             prefix_cache,
             share_prefix_cache,
-            sessions: StoreLimits {
-                max_sessions,
-                ttl_ms: (session_ttl * 1000.0) as u64,
-            },
+            sessions: store_limits(max_sessions, session_ttl)?,
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
         };
         let model = Model {
@@ -154,12 +119,9 @@ impl Engine {
             can_generate: flag("can_generate")?,
             can_embed: flag("can_embed")?,
         };
-        let (inner, restored) = match session_log.map(durable_sessions).transpose()? {
-            None => (engine::Engine::start(&config, model, executor)?, None),
-            Some(durable) => {
-                let started = engine::Engine::start_durable(&config, model, executor, durable)?;
-                (started.0, Some(started.1))
-            }
+        let inner = match session_log.map(OpenSessionLog::take).transpose()? {
+            None => engine::Engine::start(&config, model, executor)?,
+            Some(log) => engine::Engine::start_durable(&config, model, executor, log)?,
         };
         let inner = Arc::new(inner);
         let stop = Py::new(runner.py(), StopAtExit(Arc::downgrade(&inner)))?;
@@ -171,7 +133,6 @@ impl Engine {
             inner,
             random: RandomState::new(),
             submitted: AtomicU64::new(0),
-            restored,
         })
     }
 
@@ -179,20 +140,6 @@ impl Engine {
     #[getter]
     fn context_length(&self) -> usize {
         self.inner.context_length()
-    }
-
-    /// What the session log brought back; None without one.
-    #[getter]
-    fn restored<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let Some(restored) = &self.restored else {
-            return Ok(None);
-        };
-        let dict = PyDict::new(py);
-        dict.set_item("sessions", restored.sessions)?;
-        dict.set_item("tokens", restored.tokens)?;
-        dict.set_item("bytes", restored.bytes)?;
-        dict.set_item("torn", restored.torn)?;
-        Ok(Some(dict))
     }
 
     /// Takes one JSON-encoded submission in and returns at once.

@@ -9,6 +9,7 @@ mod event;
 mod executor;
 mod masks;
 mod scheduler;
+mod session_log;
 mod simulation;
 mod text;
 
@@ -52,6 +53,8 @@ mod _core {
     use super::masks::StepMasks;
     #[pymodule_export]
     use super::scheduler::Scheduler;
+    #[pymodule_export]
+    use super::session_log::OpenSessionLog;
     #[pymodule_export]
     use super::simulation::{capacity, simulate};
     #[pymodule_export]

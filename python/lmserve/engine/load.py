@@ -65,9 +65,13 @@ class ModelPlan:
         )
 
     def load_engine(self) -> _core.Engine:
-        """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes."""
+        """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes.
+
+        Raises LmserveError before the weights are read for a session log that cannot be used.
+        """
         checkpoint, config = self.checkpoint, self._config
-        engine = _core.Engine(
+        session_log = self._open_session_log()
+        return _core.Engine(
             load_runner(checkpoint, self.options),
             self.text.tokenizer,
             self.text.template,
@@ -78,28 +82,28 @@ class ModelPlan:
             speculate=config.speculate,
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,
-            session_log=self._session_log(),
+            session_log=session_log,
             tenants=config.keyring.tenants(),
         )
-        restored = engine.restored
-        if restored is not None:
-            if restored["torn"]:
-                logger.warning("the session log ended within a record: %d bytes were cut off its end", restored["torn"])
-            count, tokens = restored["sessions"], restored["tokens"]
-            logger.info("%d sessions of %d tokens were restored from %s", count, tokens, config.session_dir)
-        return engine
 
-    def _session_log(self) -> SessionLog | None:
+    def _open_session_log(self) -> _core.OpenSessionLog | None:
         config = self._config
         if config.session_dir is None:
             return None
-        return SessionLog(
+        settings = SessionLog(
             folder=str(config.session_dir),
             fsync=config.session_fsync,
             fingerprint=fingerprint(self.checkpoint),
             model=self.checkpoint.name,
             tenants=config.keyring.durable_names(),
         )
+        log = _core.OpenSessionLog(settings, max_sessions=config.max_sessions, session_ttl=config.session_ttl)
+        restored = log.restored
+        if restored["torn"]:
+            logger.warning("the session log ended within a record: %d bytes were cut off its end", restored["torn"])
+        count, tokens = restored["sessions"], restored["tokens"]
+        logger.info("%d sessions of %d tokens were restored from %s", count, tokens, config.session_dir)
+        return log
 
     def load_async_engine(self) -> AsyncEngine:
         """`load_engine`, with its asyncio face."""
