@@ -66,6 +66,7 @@ fn grammar(format: ToolFormat, names: &[&'static str], several: bool) -> AnswerG
                 .collect(),
             several,
         }),
+        words: false,
     }
 }
 
@@ -92,8 +93,11 @@ fn said(grammar: &AnswerGrammar<'_>, luck: &[u16]) -> String {
             .filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1)
             .collect();
         let chance = (luck[at % luck.len()] as usize + at * 31) / 3;
+        // Mistral's calls are a list, which ends before the answer does.
         let token = close(&bytes)
-            .filter(|token| at >= ENOUGH && allowed.contains(token))
+            .into_iter()
+            .chain([b']'.into()])
+            .find(|token| at >= ENOUGH && allowed.contains(token))
             .unwrap_or(allowed[chance % allowed.len()]);
         if token == END {
             break;
@@ -177,6 +181,142 @@ proptest! {
         at.sort_unstable();
         let chunks: Vec<&str> = at.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
         prop_assert_eq!(parse(format, &chunks), (thoughts, words, calls));
+    }
+}
+
+/// Words that lead a model into a call, or nearly.
+const LEADS: [&str; 9] = [
+    "",
+    "Well, ",
+    "{",
+    " <tool_call",
+    "<tool_call>",
+    "So: <tool_call>",
+    "[TOOL_CALLS]",
+    "a [TOOL_CALLS]",
+    "<|python_tag|>",
+];
+
+/// What a model says after `lead`, as far as the grammar allows that.
+fn said_after(grammar: &AnswerGrammar<'_>, lead: &str, luck: &[u16]) -> String {
+    let (mut matcher, _) = COMPILER
+        .compile(&grammar.grammar(Some(&TOKENIZER)).unwrap())
+        .unwrap();
+    let mut bytes = Vec::new();
+    for at in 0..LONGEST {
+        let mask = matcher.mask(&[END], &[], false).unwrap();
+        let allowed = |id: u32| mask[id as usize / 32] >> (id % 32) & 1 == 1;
+        let any: Vec<u32> = (0..257).filter(|&id| allowed(id)).collect();
+        let chance = (luck[at % luck.len()] as usize + at * 31) / 3;
+        let led = lead.as_bytes().get(at).map(|&byte| u32::from(byte));
+        let token = led
+            .filter(|&token| allowed(token))
+            .or_else(|| {
+                let mut ends = [END, b']'.into()].into_iter();
+                ends.find(|&end| at >= ENOUGH && allowed(end))
+            })
+            .unwrap_or(any[chance % any.len()]);
+        if token == END {
+            return String::from_utf8_lossy(&bytes).into_owned();
+        }
+        bytes.push(token as u8);
+        if matcher.consume(token).unwrap() {
+            return String::from_utf8_lossy(&bytes).into_owned();
+        }
+    }
+    panic!("the answer ends by itself");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whoever_may_call_calls_what_there_is(
+        format in 0..3_usize,
+        several in any::<bool>(),
+        lead in 0..LEADS.len(),
+        luck in prop::collection::vec(any::<u16>(), 1..64),
+    ) {
+        let format = FORMATS[format];
+        let grammar = AnswerGrammar {
+            thinking: None,
+            words: true,
+            ..grammar(format, &["get_weather", "now"], several)
+        };
+        let text = said_after(&grammar, LEADS[lead], &luck);
+        let (_, words, calls) = parse(format, &[&text]);
+        let mark = match format {
+            ToolFormat::Hermes => "<tool_call>",
+            ToolFormat::Llama3 => "<|python_tag|>",
+            ToolFormat::Mistral => "[TOOL_CALLS]",
+        };
+        prop_assert!(!words.contains(mark), "{}", text);
+        prop_assert!(calls.len() <= 1 || several, "{}", text);
+        for (name, arguments) in &calls {
+            prop_assert!(arguments_are_allowed(name, arguments), "{}", text);
+        }
+    }
+}
+
+#[test]
+fn words_and_calls_take_turns() {
+    let allowed = [
+        (ToolFormat::Hermes, "Hello."),
+        (
+            ToolFormat::Hermes,
+            "I ask.\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
+        ),
+        (
+            ToolFormat::Hermes,
+            "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n\
+             </tool_call> Done.",
+        ),
+        (ToolFormat::Llama3, "Hello {}."),
+        (
+            ToolFormat::Llama3,
+            "{\"name\": \"now\", \"parameters\": {}}",
+        ),
+        (
+            ToolFormat::Llama3,
+            "<|python_tag|>{\"name\": \"now\", \"parameters\": {}}",
+        ),
+        (
+            ToolFormat::Mistral,
+            "I ask.[TOOL_CALLS][{\"name\": \"now\", \"arguments\": {}}]",
+        ),
+    ];
+    let refused = [
+        (
+            ToolFormat::Hermes,
+            "I ask. <tool_call>\n{\"name\": \"nobody\"",
+        ),
+        (ToolFormat::Hermes, "<tool_call> "),
+        (
+            ToolFormat::Hermes,
+            "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\"",
+        ),
+        (ToolFormat::Llama3, "{\"name\": \"nobody\""),
+        (ToolFormat::Llama3, " {"),
+        (ToolFormat::Mistral, "[TOOL_CALLS]now"),
+    ];
+    let consumes = |format, text: &str| {
+        let grammar = AnswerGrammar {
+            thinking: None,
+            words: true,
+            ..grammar(format, &["get_weather", "now"], true)
+        };
+        let (mut matcher, _) = COMPILER
+            .compile(&grammar.grammar(Some(&TOKENIZER)).unwrap())
+            .unwrap();
+        text.bytes()
+            .all(|byte| matcher.consume(byte.into()).is_ok())
+            .then(|| matcher.mask(&[END], &[], false).unwrap()[8] & 1 == 1)
+    };
+    for (format, text) in allowed {
+        assert_eq!(consumes(format, text), Some(true), "{format:?} {text}");
+    }
+    for (format, text) in refused {
+        assert_eq!(consumes(format, text), None, "{format:?} {text}");
     }
 }
 

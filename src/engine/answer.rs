@@ -1,6 +1,8 @@
 //! What a submission's answer is made of, and the grammar that it follows.
 
-use serde_json::Value;
+use std::sync::LazyLock;
+
+use serde_json::{Value, json};
 
 use crate::guided::{AnswerGrammar, Calls};
 use crate::output::answer::AnswerFormat;
@@ -17,6 +19,8 @@ const MARKERS: [&str; 7] = [
     "[ARGS]",
     "<|python_tag|>",
 ];
+
+static ANY_OBJECT: LazyLock<Value> = LazyLock::new(|| json!({"type": "object"}));
 
 fn tools_of(submission: &Submission) -> &[Value] {
     match &submission.input {
@@ -78,12 +82,20 @@ pub(super) fn answer_grammar<'a>(
         _ => true,
     };
     let must_call = matches!(choice, Some((choice, _)) if *choice != ToolChoice::Auto);
+    let strict = functions(tools_of(submission)).any(|(_, _, strict)| strict);
+    let words = guide.is_none() && !must_call;
+    // What a model may say anyway is held to nothing that its client does not insist on.
+    let schema = |(name, schema, strict): (&'a str, Option<&'a Value>, bool)| {
+        let any = (words && !strict).then_some(&*ANY_OBJECT);
+        (name, any.or(schema), strict)
+    };
     let calls = choice
-        .filter(|_| must_call || guide.is_some())
+        .filter(|_| !words || strict)
         .map(|(choice, template)| Calls {
             format: template.tool_format(),
             functions: functions(tools_of(submission))
                 .filter(|(name, _, _)| named(name))
+                .map(schema)
                 .collect(),
             several: submission.parallel_tool_calls
                 && !matches!(choice, ToolChoice::Function { .. }),
@@ -93,5 +105,6 @@ pub(super) fn answer_grammar<'a>(
         thinking: thinking.filter(|_| guide.is_some() || calls.is_some()),
         guide: guide.map(|guide| (guide, submission.guide_param.as_str())),
         calls,
+        words,
     }
 }

@@ -3,7 +3,7 @@
 use llguidance::api::GrammarWithLexer;
 use serde_json::{Value, json};
 
-use super::grammar::{Grammar, schema_grammar};
+use super::grammar::{Grammar, escape, schema_grammar};
 use crate::request::Guide;
 use crate::text::{Thinking, Tokenizer, ToolFormat};
 
@@ -27,6 +27,8 @@ pub struct AnswerGrammar<'a> {
     pub guide: Option<(&'a Guide, &'a str)>,
     /// Calls in the place of an answer.
     pub calls: Option<Calls<'a>>,
+    /// Whether there may be words instead of calls, or beside them.
+    pub words: bool,
 }
 
 impl AnswerGrammar<'_> {
@@ -52,6 +54,10 @@ impl AnswerGrammar<'_> {
         if let Some(calls) = &self.calls {
             calls.write(&mut rules, &mut grammars, &marker);
             answers.push("calls");
+            if self.words {
+                calls.write_words(&mut rules, &marker);
+                answers = vec!["words"];
+            }
         }
         if answers.is_empty() {
             return None;
@@ -95,17 +101,18 @@ impl Calls<'_> {
                 String::new()
             }
         };
+        let mark = marker(self.mark());
         rules.push(match self.format {
             ToolFormat::Hermes => format!(
-                "calls: call{}\ncall: {} \"\\n\" body \"\\n\" {}\n",
-                more("\"\\n\"", "call"),
-                marker("<tool_call>"),
+                "calls: {mark} called{}\ncalled: \"\\n\" body \"\\n\" {}\n",
+                more("\"\\n\"", &format!("{mark} called")),
                 marker("</tool_call>"),
             ),
-            ToolFormat::Llama3 => format!("calls: body{}\n", more("\"; \"", "body")),
+            ToolFormat::Llama3 => {
+                format!("calls: called\ncalled: body{}\n", more("\"; \"", "body"))
+            }
             ToolFormat::Mistral => format!(
-                "calls: {} \"[\" body{} \"]\"\n",
-                marker("[TOOL_CALLS]"),
+                "calls: {mark} called\ncalled: \"[\" body{} \"]\"\n",
                 more("\", \"", "body")
             ),
         });
@@ -134,6 +141,49 @@ impl Calls<'_> {
                 schema_grammar(&schema, *strict),
             ));
         }
+    }
+}
+
+impl Calls<'_> {
+    /// What a call begins with; in Llama 3's format, may begin with.
+    const fn mark(&self) -> &'static str {
+        match self.format {
+            ToolFormat::Hermes => "<tool_call>",
+            ToolFormat::Llama3 => "<|python_tag|>",
+            ToolFormat::Mistral => "[TOOL_CALLS]",
+        }
+    }
+
+    /// Words with or without calls: what follows a call's mark is a call, and nothing that is read as one is words.
+    fn write_words(&self, rules: &mut Vec<String>, marker: &impl Fn(&str) -> String) {
+        let mark = marker(self.mark());
+        rules.push(match self.format {
+            ToolFormat::Hermes if self.several => "words: (opened called)* rest\n".to_owned(),
+            ToolFormat::Hermes => "words: (opened called)? rest\n".to_owned(),
+            ToolFormat::Llama3 => format!("words: {mark}? called | rest\n"),
+            ToolFormat::Mistral => "words: opened called | rest\n".to_owned(),
+        });
+        // A token of its own is in no text.
+        let is_text = mark.starts_with('"');
+        if self.format != ToolFormat::Llama3 {
+            rules.push(if is_text {
+                format!("opened[suffix={mark}]: /(?s:.*)/\n")
+            } else {
+                format!("opened: /(?s:.*)/ {mark}\n")
+            });
+        }
+        let without_mark = if is_text {
+            format!(" & ~/(?s:.*{}.*)/", escape(self.mark()))
+        } else {
+            String::new()
+        };
+        let without_object = match self.format {
+            ToolFormat::Llama3 => " & ~/(?s:[ \\t\\r\\n]*\\{.*)/",
+            ToolFormat::Hermes | ToolFormat::Mistral => "",
+        };
+        rules.push(format!(
+            "rest: | REST\nREST: /(?s:.+)/{without_mark}{without_object}\n"
+        ));
     }
 }
 

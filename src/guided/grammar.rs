@@ -80,7 +80,7 @@ pub(super) fn schema_grammar(schema: &Value, strict: bool) -> GrammarWithLexer {
 }
 
 /// A regular expression that matches `text` alone.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if META.contains(c) {

@@ -12,7 +12,17 @@ import pytest
 import transformers
 from lmserve import _core
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.submission import Choice, JsonSchema, Lark, SamplingParams, StopParams, Submission, Text
+from lmserve.engine.submission import (
+    AutoTools,
+    Choice,
+    JsonSchema,
+    Lark,
+    Messages,
+    SamplingParams,
+    StopParams,
+    Submission,
+    Text,
+)
 from lmserve.errors import LmserveError
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 
@@ -74,3 +84,44 @@ def test_a_grammar_changes_no_neighbours_tokens(core):
     assert [answer["text"] for answer in crowd[:8]] == alone
     assert {answer["text"] for answer in crowd[8:28]} <= {"yes", "no"}
     assert all(isinstance(error, LmserveError) and error.status == 400 for error in crowd[28:])
+
+
+def test_calls_among_words_are_of_a_strict_function(smollm2_gguf, tmp_path):
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=49152, max_position_embeddings=512, **shape)
+    transformers.set_seed(7)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer = open_checkpoint(smollm2_gguf).tokenizer()
+    template = _core.ChatTemplate("{{ messages[0].content }}", b"{}", tool_parser="hermes")
+    runner = load_runner(open_checkpoint(tmp_path), RunnerOptions(max_batch=64, kv_memory=16 << 20))
+    engine = _core.Engine(runner, tokenizer, template, eos_token_ids=[EOS])
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 3}, "days": {"enum": [1, 2]}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters, "strict": True}}
+    # A model that says nothing but pieces of the mark says it now and then.
+    mark = [(token, 30.0) for token in tokenizer.encode("<tool_call>")]
+    requests = [
+        Submission(
+            route="chat",
+            input=Messages([{"role": "user", "content": "Go"}], tools=[tool]),
+            tool_choice=AutoTools(),
+            sampling=SamplingParams(seed=seed, temperature=1.0, logit_bias=mark),
+            stopping=StopParams(max_tokens=360, ignore_eos=True),
+        )
+        for seed in range(64)
+    ]
+    found = answers(engine, requests)
+    choices = [answer["choices"][0] for answer in found]
+    engine.shutdown(5)
+    assert not any("<tool_call>" in (choice["message"]["content"] or "") for choice in choices)
+    calls = [call["function"] for choice in choices for call in choice["message"].get("tool_calls", [])]
+    # The longest answer allowed may end within a call.
+    whole = [call for call in calls if call["arguments"].endswith("}")]
+    assert whole
+    for call in whole:
+        assert call["name"] == "get_weather"
+        jsonschema.validate(json.loads(call["arguments"]), parameters)
