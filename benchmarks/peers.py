@@ -131,6 +131,7 @@ class Candidate:
         self.signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+        self.running = []
 
     def _answers(self) -> bool:
         body = {"model": SMOLLM2.name, "prompt": "Hello", "max_tokens": 1}
@@ -248,7 +249,7 @@ def run(servers: Sequence[Candidate], points: Sequence[Point], rounds: int, seed
                 # Nobody is always first.
                 for server in (*servers[at % len(servers) :], *servers[: at % len(servers)]):
                     start = server.ready(point)
-                    if at == 0 and point == points[0] and start is not None:
+                    if point == points[0] and start is not None:
                         note(START, server, start)
                     report = measure_one(server, point, seed + at)
                     note(point.row, server, point.figure(report))
@@ -256,6 +257,9 @@ def run(servers: Sequence[Candidate], points: Sequence[Point], rounds: int, seed
                         note("chat, first token of turn 6 / turn 1", server, _last_turn(report))
                     if point.name == LARGEST:
                         note(f"memory after {LARGEST}, MiB", server, server.resident() / 2**20)
+            # Every round begins with new processes: what a cache has kept of one is no part of the next.
+            for server in servers:
+                server.end()
     finally:
         for server in servers:
             server.end()
