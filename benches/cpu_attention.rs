@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use lmserve::cpu::attention::{Attention, KvCache, KvShape, KvType, PAGE, Run, Sequence};
+use lmserve::cpu::rows::RopeAndCache;
 use lmserve::cpu::{Isa, Pool, Shared};
 
 const HEADS: usize = 9;
@@ -16,6 +17,8 @@ const SHAPE: KvShape = KvShape {
 /// Layers that take turns, as in a step.
 const LAYERS: usize = 30;
 const SPAN: Duration = Duration::from_millis(300);
+/// Tokens that are written to the cache at once.
+const WRITTEN: usize = 256;
 
 /// Sequences, new tokens of each, and the context of each with them.
 const STEPS: [(usize, usize, usize); 8] = [
@@ -43,6 +46,46 @@ fn main() {
     }
 }
 
+fn random(len: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Writes all slots of the cache: memory that was never written is one page of zeros, however much of it is read.
+fn fill(pool: &Pool, isa: Isa, cache: &mut KvCache, slots: usize) {
+    let shape = cache.shape();
+    let mut qkv = random(WRITTEN * (HEADS + 2 * shape.kv_heads) * shape.head_dim);
+    let qkv = Shared::new(&mut qkv);
+    let (cos, sin) = (vec![1.0; shape.head_dim / 2], vec![0.0; shape.head_dim / 2]);
+    let cache = cache.view();
+    pool.run(&|team| {
+        for layer in 0..LAYERS {
+            for first in (0..slots).step_by(WRITTEN) {
+                let slots: Vec<i32> = (first..slots.min(first + WRITTEN))
+                    .map(|slot| slot as i32)
+                    .collect();
+                let rope = RopeAndCache {
+                    heads: HEADS,
+                    cos: &cos,
+                    sin: &sin,
+                    q_norm: None,
+                    k_norm: None,
+                    eps: 0.0,
+                    cache,
+                    layer,
+                };
+                // SAFETY: nobody else has the buffers, and the slots differ.
+                unsafe { rope.run(team, isa, qkv, &[0; WRITTEN], &slots) };
+            }
+        }
+    });
+}
+
 fn measure(
     pool: &Pool,
     isa: Isa,
@@ -68,7 +111,8 @@ fn measure(
         .collect();
     let mut cache = KvCache::new(shape, LAYERS, pages * sequences);
     let width = HEADS * shape.head_dim;
-    let mut queries = vec![0.5; sequences * tokens * width];
+    fill(pool, isa, &mut cache, pages * sequences * PAGE);
+    let mut queries = random(sequences * tokens * width);
     let mut out = vec![0.0; queries.len()];
     let mut attention = Attention::new(isa, shape, HEADS, pool.size());
     let step = attention.begin(&runs);
