@@ -52,7 +52,9 @@ impl Isa {
             let names = names.join(", ");
             Error::invalid(
                 "isa",
-                format!("this processor can run {names}, but {name} was given"),
+                format!(
+                    "LMSERVE_CPU_ISA is one of {names} on this processor, but {name} was given"
+                ),
             )
         })
     }
