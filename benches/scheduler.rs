@@ -8,10 +8,10 @@ use lmserve::engine::{Core, Events, FinishedTurn, StepOutput, TurnLease, prepare
 use lmserve::engine::{Limits, Prepared};
 use lmserve::error::Error;
 use lmserve::kv::BlockPool;
-use lmserve::output::{Delta, Usage};
 use lmserve::request::Submission;
 use lmserve::sched::{FinishReason, Scheduler, SchedulerConfig, Speculation};
 use lmserve::session::{SessionKey, SessionStore, Start, StoreLimits};
+use lmserve::wire::{Delta, Usage};
 use serde_json::json;
 
 const BLOCK_SIZE: usize = 16;

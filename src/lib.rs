@@ -1,7 +1,7 @@
 //! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
 //!
-//! Layers, each importing only what stands left of it: `error, request, tenant <- cpu, text <- guided, kv <- sched, session, output
-//! <- engine <- python`. Everything but `python` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and
+//! Layers, each importing only what stands left of it: `error, request, tenant <- cpu, text <- guided, kv <- sched, session, wire
+//! <- engine <- bindings`. Everything but `bindings` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and
 //! the kernels' pool in `cpu`) owns threads.
 
 pub mod cpu;
@@ -10,13 +10,13 @@ pub mod error;
 pub mod gguf;
 pub mod guided;
 pub mod kv;
-pub mod output;
 pub mod request;
 pub mod sched;
 pub mod session;
 pub mod sim;
 pub mod tenant;
 pub mod text;
+pub mod wire;
 
 #[cfg(feature = "python")]
-mod python;
+mod bindings;

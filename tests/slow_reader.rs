@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use lmserve::output::{
-    Alternative, Delta, Mailbox, Poll, ReadLimits, Reply, TokenLogprob, Usage, Wake,
-};
 use lmserve::request::Submission;
 use lmserve::sched::FinishReason;
+use lmserve::wire::{
+    Alternative, Delta, Mailbox, Poll, ReadLimits, Reply, TokenLogprob, Usage, Wake,
+};
 use serde_json::{Value, json};
 
 const LIMITS: ReadLimits = ReadLimits {

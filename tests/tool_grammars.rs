@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use lmserve::guided::{AnswerGrammar, Calls, Compiler};
-use lmserve::output::answer::{AnswerFormat, AnswerParser, Piece};
 use lmserve::text::{Thinking, Tokenizer, ToolFormat};
+use lmserve::wire::answer::{AnswerFormat, AnswerParser, Piece};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 

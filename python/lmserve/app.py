@@ -17,29 +17,29 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from lmserve import __version__
-from lmserve.api.anthropic import count_tokens, create_message
-from lmserve.api.chat import chat_completions
-from lmserve.api.completions import completions
-from lmserve.api.embeddings import embeddings
-from lmserve.api.errors import respond_to_exception
-from lmserve.api.generate import generate
-from lmserve.api.health import health
-from lmserve.api.interactive import chat_interactive
-from lmserve.api.metrics import metrics
-from lmserve.api.middleware import ApiKeys, BodyLimits
-from lmserve.api.models import get_model, list_models
-from lmserve.api.openapi import docs, docs_asset, document, openapi_json
-from lmserve.api.response_store import ResponseStore
-from lmserve.api.responses import (
+from lmserve.api.http.errors import respond_to_exception
+from lmserve.api.http.middleware import ApiKeys, BodyLimits
+from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.http.serving import Serving
+from lmserve.api.responses.store import ResponseStore
+from lmserve.api.routes.chat import chat_completions
+from lmserve.api.routes.completions import completions
+from lmserve.api.routes.embeddings import embeddings
+from lmserve.api.routes.generate import generate
+from lmserve.api.routes.health import health
+from lmserve.api.routes.interactive import chat_interactive
+from lmserve.api.routes.messages import count_tokens, create_message
+from lmserve.api.routes.metrics import metrics
+from lmserve.api.routes.models import get_model, list_models
+from lmserve.api.routes.responses import (
     cancel_response,
     create_response,
     delete_response,
     get_response,
     list_input_items,
 )
-from lmserve.api.scoring import rerank, score
-from lmserve.api.serving import Serving
-from lmserve.api.sessions import (
+from lmserve.api.routes.scoring import rerank, score
+from lmserve.api.routes.sessions import (
     append_to_session,
     cancel_session,
     delete_session,
@@ -49,8 +49,8 @@ from lmserve.api.sessions import (
     list_sessions,
     rewind_session,
 )
-from lmserve.api.tokenize import detokenize, encode, tokenize, tokenizer_info
-from lmserve.api.usage import usage
+from lmserve.api.routes.tokenize import detokenize, encode, tokenize, tokenizer_info
+from lmserve.api.routes.usage import usage
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.keys import Keyring
 

@@ -1,4 +1,4 @@
-"""The one exception of lmserve: typed in the Rust core, mapped to Python here and to HTTP in `lmserve.api.errors`."""
+"""The one exception of lmserve: typed in the Rust core, mapped to Python here and to HTTP in `api.http.errors`."""
 
 from __future__ import annotations
 

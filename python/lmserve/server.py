@@ -18,7 +18,7 @@ import uvicorn
 from msgspec.json import encode
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from lmserve.api.serving import Serving
+from lmserve.api.http.serving import Serving
 from lmserve.errors import LmserveError
 
 if TYPE_CHECKING:

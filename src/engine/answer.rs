@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::guided::{AnswerGrammar, Calls};
-use crate::output::answer::AnswerFormat;
 use crate::request::{Input, Route, Submission, ToolChoice, functions};
 use crate::text::{ChatTemplate, Thinking, Tokenizer};
+use crate::wire::answer::AnswerFormat;
 
 /// Markers of thoughts and calls that are special tokens in some vocabularies.
 const MARKERS: [&str; 7] = [

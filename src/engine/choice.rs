@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::guide::Guide;
 use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::Echo;
-use crate::output::{Delta, TokenLogprob};
 use crate::request::{OnDisconnect, Submission};
 use crate::sched::{FinishReason, Sequence};
 use crate::session::{Commit, Turn};
 use crate::text::{Detokenizer, StopMatcher, Tail};
+use crate::wire::{Delta, TokenLogprob};
 
 /// A session's turn while it runs.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use super::prepare::Prepared;
 use super::texts::{Texts, token_logprob};
 use crate::error::{Error, Kind, Result};
 use crate::guided::{MaskRow, StepMasks};
-use crate::output::{Delta, Usage};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
 use crate::sched::{FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, mix_seed};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::wire::{Delta, Usage};
 
 /// What becomes of each request, choice by choice.
 pub trait Events {

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::open::OpenRequest;
 use crate::error::{Error, Result};
-use crate::output::{Mailbox, Usage};
 use crate::text::Tokenizer;
+use crate::wire::{Mailbox, Usage};
 
 /// Most inputs of one request.
 pub const MAX_INPUTS: usize = 2048;

@@ -21,11 +21,11 @@ use super::stream::Stream;
 use super::worker::Worker;
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
-use crate::output::{Mailbox, Reply};
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{Base, SessionKey, SessionLog, SessionStore};
 use crate::tenant::{Accounts, Quota, TenantUsage};
+use crate::wire::{Mailbox, Reply};
 
 /// Threads that render and tokenize.
 const PREPARING_THREADS: usize = 2;

@@ -12,10 +12,10 @@ use super::lease::{FinishedTurn, lock};
 use super::log_file::LogFile;
 use super::shared::now_ms;
 use crate::error::{Error, Result};
-use crate::output::Wake;
 use crate::session::{
     Change, LogOptions, LogStorage, Restored, SessionLog, SessionStore, StoreLimits,
 };
+use crate::wire::Wake;
 
 /// Time between two fsyncs of [`Fsync::Interval`].
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);

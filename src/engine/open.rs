@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::core::Abort;
 use super::shared::Shared;
 use crate::error::{Error, Kind, Result};
-use crate::output::Usage;
+use crate::wire::Usage;
 
 pub(super) type AbortFlag = Arc<Mutex<Option<Abort>>>;
 

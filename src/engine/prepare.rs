@@ -5,10 +5,10 @@ use super::answer::{answer_format, answer_grammar};
 use super::encode::{check_vocabulary, encode};
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
-use crate::output::answer::AnswerFormat;
 use crate::request::{Input, OnOverflow, Submission};
 use crate::session::{Base, Turn};
 use crate::text::{ChatTemplate, Tail, Tokenizer};
+use crate::wire::answer::AnswerFormat;
 
 /// What bounds a request's length.
 #[derive(Debug, Clone, Copy)]

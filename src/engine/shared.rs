@@ -13,10 +13,10 @@ use super::metrics::Latencies;
 use super::open::{OpenRequest, OpenRequests};
 use super::prepare::Prepared;
 use crate::error::{Error, Kind, Result};
-use crate::output::{Reply, Wake};
 use crate::request::Submission;
 use crate::session::SessionStore;
 use crate::tenant::Accounts;
+use crate::wire::{Reply, Wake};
 
 pub(super) enum Command {
     Run(Box<ReadyRequest>),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::core::Abort;
 use super::shared::{Shared, abort};
-use crate::output::{Mailbox, Poll};
+use crate::wire::{Mailbox, Poll};
 
 /// One request's stream, as its reader holds it. Dropping it before the end aborts the request.
 #[derive(Debug)]

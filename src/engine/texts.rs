@@ -8,9 +8,9 @@ use super::core::{Events, request_of};
 use super::executor::StepOutput;
 use super::guide::Failures;
 use crate::guided::StepMasks;
-use crate::output::{Alternative, TokenLogprob};
 use crate::sched::{FinishReason, StepTokens};
 use crate::text::Tokenizer;
+use crate::wire::{Alternative, TokenLogprob};
 
 /// Turns the tokens of a step into text as the scheduler books them.
 pub(super) struct Texts<'a, E> {

@@ -16,8 +16,8 @@ use super::metrics::Outcome;
 use super::open::OpenRequest;
 use super::shared::{Command, ReadyRequest, Shared, abort, now_ms};
 use crate::error::{Error, Result};
-use crate::output::{Delta, Reply, Usage};
 use crate::sched::FinishReason;
+use crate::wire::{Delta, Reply, Usage};
 
 /// The replies of the requests that the core knows.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! What a simulated server is like.
 
 use super::random::Random;
-use crate::output::ReadLimits;
 use crate::sched::{SchedulerConfig, Speculation};
 use crate::session::StoreLimits;
+use crate::wire::ReadLimits;
 
 /// Sizes of a world and how unruly it is, drawn anew for each.
 #[derive(Debug, Clone, Copy)]

@@ -6,11 +6,11 @@ use super::journal::Known;
 use super::next_token;
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
 use crate::engine::Abort;
-use crate::output::Usage;
 use crate::request::{OnDisconnect, SessionRef, StopParams};
 use crate::sched::FinishReason;
 use crate::session::{SessionKey, SessionState, StoreLimits, Turn};
 use crate::text::Tokenizer;
+use crate::wire::Usage;
 
 /// A broken promise, in words.
 pub(super) type Check = Result<(), String>;

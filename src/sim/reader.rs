@@ -10,11 +10,11 @@ use super::ledger::{Check, Ledger, ensure};
 use super::random::Random;
 use crate::engine::{Events, FinishedTurn};
 use crate::error::{Error, Result};
-use crate::output::{Delta, Mailbox, Poll, ReadLimits, Reply, Usage, Wake};
 use crate::request::Submission;
 use crate::sched::FinishReason;
 use crate::session::SessionStore;
 use crate::text::Tokenizer;
+use crate::wire::{Delta, Mailbox, Poll, ReadLimits, Reply, Usage, Wake};
 
 /// What a whole reply must say.
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use lmserve::engine::{EngineConfig, Model, Stream};
 use lmserve::error::Result;
-use lmserve::output::Poll;
 use lmserve::sched::SchedulerConfig;
 use lmserve::session::StoreLimits;
+use lmserve::wire::Poll;
 use serde_json::Value;
 
 pub const VOCAB: usize = 50;

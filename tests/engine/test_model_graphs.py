@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import torch
 from lmserve.model import RunnerOptions, open_checkpoint, plan_memory, sampler
-from lmserve.model.arch.decoder import Decoder
+from lmserve.model.families.decoder import Decoder
 from lmserve.model.graphs import DecodeGraphs, buckets
 from lmserve.model.interface import MAX_LOGPROBS, Extras
 from lmserve.model.runner import allocate_buffers, cache_config, runner_info

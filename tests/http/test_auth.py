@@ -9,6 +9,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.keys import Keyring
 from scripted_core import ScriptedCore
+
 from wire import error_of
 
 CLIENT = httpx.Client()

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ALIAS, MODEL, Running
+
 from wire import error_of, events_of
 
 ids = itertools.count(5000)

@@ -12,6 +12,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve import _core
 from tiny_engine import EOS, FormulaRunner, byte_tokenizer
+
 from wire import error_of, events_of
 
 TEMPLATE = """\

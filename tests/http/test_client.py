@@ -16,6 +16,7 @@ from lmserve.api_client import get_model_list
 from lmserve.client import Frames
 from lmserve.keys import Keyring
 from tiny_engine import formula_engine
+
 from wire import wait_until
 
 

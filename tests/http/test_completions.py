@@ -12,10 +12,11 @@ import msgspec
 import openai
 import pytest
 from conftest import MODEL, Running
-from lmserve.api.completions import GatheredCompletion
+from lmserve.api.routes.completions import GatheredCompletion
 from lmserve.schemas.chat import ChatUsage
 from lmserve.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionReply
 from tiny_engine import EOS, MAX_MODEL_LEN
+
 from wire import error_of, events_of, wait_until
 
 ROUTE = "/v1/completions"

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MODEL, Running
+
 from wire import events_of, frames_of
 
 STREAMS = 64

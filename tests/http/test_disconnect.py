@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MODEL, Running
+
 from wire import wait_until
 
 ROUNDS = 200

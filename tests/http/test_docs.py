@@ -11,8 +11,8 @@ import httpx
 import jsonschema
 import pytest
 from conftest import MODEL, Running
-from lmserve.api.examples import ERROR_REPLIES
-from lmserve.api.openapi import SCHEMAS
+from lmserve.api.http.examples import ERROR_REPLIES
+from lmserve.api.http.openapi import SCHEMAS
 from lmserve.app import API, openapi_document
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ALIAS, MODEL, Running
+
 from wire import error_of
 
 

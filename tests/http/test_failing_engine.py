@@ -14,6 +14,7 @@ from conftest import MODEL, Running, serve_core
 from lmserve import _core
 from lmserve.model.interface import Extras
 from tiny_engine import EOS, TEMPLATE, FormulaRunner, byte_tokenizer
+
 from wire import error_of, wait_until
 
 WHY = "the model failed"

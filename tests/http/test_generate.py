@@ -9,6 +9,7 @@ import httpx
 import pytest
 from conftest import Running
 from scripted_core import MAX_MODEL_LEN
+
 from wire import error_of, frames_of
 
 ids = itertools.count(1000)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import BODY_TIMEOUT, MAX_BODY, MODEL, Running
+
 from wire import error_of, wait_until
 
 GOOD: dict[str, dict[str, Any]] = {

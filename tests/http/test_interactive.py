@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Running
+
 from wire import error_of, wait_until
 
 ROUTE = "/v1/chat/interactive"

@@ -15,6 +15,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.keys import ApiKey, Keyring, Limits
 from tiny_engine import formula_engine
+
 from wire import error_of, wait_until
 
 TOKENS = 100_000

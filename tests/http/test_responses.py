@@ -13,12 +13,13 @@ import msgspec
 import openai
 import pytest
 from conftest import MODEL, Running, serve_core
-from lmserve.api.response_store import ResponseStore, StoredResponse, new_response_id, session_of
+from lmserve.api.responses.store import ResponseStore, StoredResponse, new_response_id, session_of
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
 from lmserve.schemas.responses import StoredMessage, StoredPart
 from pydantic import BaseModel
 from tiny_engine import formula_engine
+
 from wire import error_of, wait_until
 
 ROUTE = "/v1/responses"

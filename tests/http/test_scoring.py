@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import MODEL
+
 from wire import error_of
 
 CAT, KITTEN, SPANNER = "A cat.", "A kitten.", "A spanner."

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from lmserve.server import BindError, bind, url_of
+
 from wire import error_of, frames_of, wait_until
 
 SCRIPT = """

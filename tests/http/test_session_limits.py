@@ -12,6 +12,7 @@ import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.keys import ApiKey, Keyring, Limits
 from tiny_engine import BLOCK, MAX_MODEL_LEN, formula_engine
+
 from wire import error_of
 
 KEYS = Keyring([ApiKey.of("sk-first", "first", Limits(max_sessions=1)), ApiKey.of("sk-second", "second")])

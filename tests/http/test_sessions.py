@@ -12,6 +12,7 @@ import pytest
 from conftest import Running, serve_core
 from lmserve.keys import Keyring
 from tiny_engine import BLOCK, formula_engine
+
 from wire import error_of, frames_of, wait_until
 
 ids = itertools.count(5000)

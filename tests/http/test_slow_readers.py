@@ -13,6 +13,7 @@ import httpx
 import pytest
 from conftest import MODEL, Running, serve_core
 from tiny_engine import formula_engine
+
 from wire import events_of, frames_of, wait_until
 
 REPEAT = 8192  # characters of a token: what fills the buffers of both sides' systems takes few of them

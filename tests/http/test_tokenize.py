@@ -18,6 +18,7 @@ from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.text import INLINE, MAX_WAITING, TextLayer
 from lmserve.errors import LmserveError
 from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
+
 from wire import error_of
 
 HELLO = [{"role": "user", "content": "Hello"}]

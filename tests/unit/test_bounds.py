@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from lmserve.api.openapi import SCHEMAS
+from lmserve.api.http.openapi import SCHEMAS
 
 REQUESTS = [schema for schema in SCHEMAS if schema.__name__.endswith("Request")]
 _, COMPONENTS = msgspec.json.schema_components(REQUESTS)

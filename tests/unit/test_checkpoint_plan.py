@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory
-from lmserve.model.arch.decoder import expected_tensors
+from lmserve.model.families.decoder import expected_tensors
 from lmserve.model.hf_config import decoder_config
 from safetensors.numpy import save_file
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from lmserve.cli import main
 from lmserve.model import options
-from lmserve.model.arch.decoder import expected_tensors
+from lmserve.model.families.decoder import expected_tensors
 from lmserve.model.hf_config import decoder_config
 from safetensors.numpy import save_file
 

@@ -29,10 +29,10 @@ RUST_LAYERS = (
     "kv",
     "sched",
     "session",
-    "output",
+    "wire",
     "engine",
     "sim",
-    "python",
+    "bindings",
 )
 # It holds the files of the docs page.
 USED_BY_NAME = {"swagger-ui-py"}
@@ -165,7 +165,7 @@ def test_rust_layers_import_only_what_is_below() -> None:
             where = f"{file.relative_to(ROOT)} uses crate::{name}"
             if layer == "cpu":
                 assert name == "error", where
-            elif layer != "python" or name != "cpu":
+            elif layer != "bindings" or name != "cpu":
                 assert name in RUST_LAYERS[: RUST_LAYERS.index(layer)], where
     assert ("text", "error") in used
 
@@ -176,11 +176,11 @@ def test_only_the_engine_and_the_kernels_own_threads() -> None:
     assert {owner for owner in owners if not owner.startswith("engine/") and owner != "cpu/pool.rs"} == set()
 
 
-def test_pyo3_is_used_only_by_the_python_layer() -> None:
+def test_pyo3_is_used_only_by_the_bindings() -> None:
     users = {
         layer for layer, file in rust_files() if re.search(r"\bpyo3\b|#\[py(class|methods|function)", rust_code(file))
     }
-    assert users == {"python"}
+    assert users == {"bindings"}
 
 
 def before_tests(file: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lmserve.api.response_log import MAGIC, NAME, ResponseLog
+from lmserve.api.responses.log import MAGIC, NAME, ResponseLog
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import StoredMessage, StoredPart
 
@@ -113,7 +113,7 @@ def test_a_record_that_cannot_be_written_leaves_no_trace(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("lmserve.api.response_log._write_all", half_written)
+        patched.setattr("lmserve.api.responses.log._write_all", half_written)
         put(log, 0, "b")
     assert "could not be written down" in caplog.text
     assert (tmp_path / NAME).read_bytes() == whole

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-from lmserve.api.response_log import ResponseLog
-from lmserve.api.response_store import ResponseStore
+from lmserve.api.responses.log import ResponseLog
+from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
 from lmserve.cli.plan import plan_lines

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lmserve._core import GgufFile, Tokenizer
-from lmserve.model import arch, gguf_source, hf_source
-from lmserve.model.arch import bert, decoder
-from lmserve.model.arch.family import Family, Tensors
+from lmserve.model import families, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.families import bert, decoder
+from lmserve.model.families.family import Family, Tensors
 from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
 from lmserve.model.safetensors_source import read_safetensors
@@ -72,7 +72,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     raw = hf_source.read_json(folder / "config.json")
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    family = arch.hf_family([str(name) for name in raw.get("architectures") or [raw.get("model_type", "unknown")]])
+    family = families.hf_family([str(name) for name in raw.get("architectures") or [raw.get("model_type", "unknown")]])
     try:
         config = family.hf_config(raw)
         text = hf_source.text_settings(folder, raw)
@@ -98,7 +98,7 @@ def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
 
 def _open_gguf(path: Path) -> Checkpoint:
     header = gguf_source.open_header(path)
-    family = arch.gguf_family(str(header.get("general.architecture")))
+    family = families.gguf_family(str(header.get("general.architecture")))
     stored = gguf_source.read_tensors(path, header)
     try:
         config = gguf_source.decoder_config(path, family.name, header, stored)

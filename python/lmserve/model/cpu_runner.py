@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
-from lmserve.model.arch.decoder import Decoder
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
+from lmserve.model.families.decoder import Decoder
 from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
 from lmserve.model.runner import allocate_buffers, runner_info

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmserve.model.arch.decoder import Decoder
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
 from lmserve.model.device import usable_cores
 from lmserve.model.encoder import EncoderRunner
 from lmserve.model.errors import OptionError
+from lmserve.model.families.decoder import Decoder
 from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory

@@ -11,10 +11,10 @@ use crate::engine::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::kv::BlockPool;
-use crate::output::{Delta, Usage};
 use crate::request::{Input, Submission};
 use crate::sched::{FinishReason, Scheduler};
 use crate::session::{Base, SessionKey, SessionStore, Start, StoreLimits};
+use crate::wire::{Delta, Usage};
 
 /// A request that the server works on.
 struct Open {

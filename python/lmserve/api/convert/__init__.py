@@ -1,0 +1,1 @@
+"""From a request's fields to the core's terms, for several routes."""

@@ -1,0 +1,136 @@
+"""The served model: its names, and its engine once it is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from litestar import Request
+
+from lmserve.api.responses.store import ResponseStore
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.errors import LmserveError
+from lmserve.keys import Keyring
+
+logger = logging.getLogger("lmserve.http")
+
+# Seconds after which a client may ask a server that is still loading again.
+RETRY_LOADING = 2
+
+
+class Serving:
+    """What the handlers share. `names`: the first is the model's id, the others are accepted too."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        engine: AsyncEngine | Callable[[], AsyncEngine],
+        keys: Keyring | None = None,
+        responses: ResponseStore | None = None,
+    ) -> None:
+        """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
+
+        `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
+        """
+        if not names:
+            raise ValueError("a served model needs a name")
+        self.names = tuple(names)
+        self.keys = keys or Keyring()
+        self.created = int(time.time())
+        self.draining = False
+        self.responses = responses or ResponseStore()
+        self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
+        self.failure: BaseException | None = None
+        self._load = None if isinstance(engine, AsyncEngine) else engine
+        self._engine = engine if isinstance(engine, AsyncEngine) else None
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine. Raises LmserveError (503) while there is none to serve with."""
+        if self.draining:
+            raise LmserveError.new(503, "draining", "the server is stopping and takes no new request")
+        if self._engine is None:
+            if self.failure is not None:
+                raise LmserveError.new(503, "engine_failed", f"the model could not be loaded: {self.failure}")
+            message = f"the model {self.names[0]} is being loaded"
+            raise LmserveError.new(503, "loading", message, retry_after=RETRY_LOADING)
+        return self._engine
+
+    def quota(self, tenant: int) -> dict[str, int]:
+        """What a tenant may still do, of what is limited; nothing once the server stops."""
+        return {} if self._engine is None else self._engine.quota(tenant)
+
+    def check_model(self, name: str) -> None:
+        """Raises LmserveError (404) if the model is not served under `name`."""
+        if name not in self.names:
+            served = ", ".join(self.names)
+            message = f"the model {name!r} is not served here; served: {served}"
+            raise LmserveError.new(404, "model_not_found", message, param="model")
+
+    async def load(self) -> None:
+        """Load the engine on a thread of its own; sets `failure` if that raises."""
+        if self._load is None:
+            return
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[AsyncEngine] = loop.create_future()
+        # Not the loop's own pool: that is joined when the loop ends, and Ctrl-C must not wait for a model.
+        threading.Thread(target=_load_into, args=(self._load, loaded), name="load-model", daemon=True).start()
+        try:
+            self._engine = await loaded
+        except LmserveError as error:
+            logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - it says all there is to say
+            self.failure = error
+        except Exception as error:
+            logger.exception("the model could not be loaded")
+            self.failure = error
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new requests and stop the engine: running turns have `grace` seconds to end by themselves."""
+        self.draining = True
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.shutdown(grace)
+
+    async def close(self) -> None:
+        """Stop the engine, if it was loaded here."""
+        if self._load is not None:
+            await self.drain(0)
+        await self.responses.close()
+
+
+def _load_into(load: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngine]) -> None:
+    def deliver(engine: AsyncEngine | None, error: Exception | None) -> None:
+        if loaded.cancelled():
+            # The server stopped meanwhile.
+            if engine is not None:
+                engine.stop()
+        elif engine is not None:
+            loaded.set_result(engine)
+        elif error is not None:
+            loaded.set_exception(error)
+
+    try:
+        engine, error = load(), None
+    except Exception as raised:  # noqa: BLE001 - handed to the loop
+        engine, error = None, raised
+    try:
+        loaded.get_loop().call_soon_threadsafe(deliver, engine, error)
+    except RuntimeError:
+        # The loop has ended, and with it the server.
+        if engine is not None:
+            engine.stop()
+
+
+def serving_of(request: Request[Any, Any, Any]) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+def tenant_of(request: Request[Any, Any, Any]) -> int:
+    """The number of the request's API key."""
+    tenant: int = request.scope["state"]["tenant"]
+    return tenant

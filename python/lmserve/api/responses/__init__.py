@@ -1,0 +1,1 @@
+"""The responses of `/v1/responses` that the server keeps."""

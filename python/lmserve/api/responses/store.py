@@ -1,0 +1,179 @@
+"""The responses of `/v1/responses` that the server keeps: what each was asked and what came of it.
+
+The tokens of a stored response are a session of the core, and its id says which. A client names sessions by numbers
+from 0 on, so those below are free for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+
+from lmserve.api.responses.log import ResponseLog
+from lmserve.engine.sessions import Fsync
+from lmserve.errors import LmserveError
+from lmserve.schemas.responses import StoredItem
+
+MAX_RESPONSES: Final = 10_000
+MAX_BYTES: Final = 268_435_456  # of the texts that are kept
+
+ID_BITS: Final = 62
+RESPONSE_ID: Final = re.compile("resp_([0-3][0-9a-f]{15})")
+FIRST_SESSION: Final = -2
+SYNC_INTERVAL: Final = 1.0  # seconds
+
+
+def new_response_id() -> str:
+    """An id that nobody can guess."""
+    return f"resp_{secrets.randbits(ID_BITS):016x}"
+
+
+def session_of(response_id: str, param: str = "response_id") -> int:
+    """The session that holds a response's tokens. Raises LmserveError (404) for what is no response's id."""
+    match = RESPONSE_ID.fullmatch(response_id)
+    if match is None:
+        raise no_response(response_id, param)
+    return FIRST_SESSION - int(match[1], 16)
+
+
+def no_response(response_id: str, param: str = "response_id") -> LmserveError:
+    code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
+    message = f"there is no stored response {response_id!r}; it was never stored, was deleted, or had to make room"
+    return LmserveError.new(404, code, message, param=param)
+
+
+class StoredResponse:
+    """A response, from when it begins to run."""
+
+    def __init__(self, *, instructions: str | None, items: Sequence[StoredItem], body: bytes) -> None:
+        """`instructions`: those in force in the conversation. `body`: the response's JSON as it stands."""
+        self.instructions = instructions
+        self.items = items
+        self.body = body
+        self.ended = asyncio.Event()
+        self._fixed_size = len(msgspec.json.encode(items)) + len(instructions or "")
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return self._fixed_size + len(self.body)
+
+
+class ResponseStore:
+    """Stored responses by tenant and id, within a number and a size: the longest unused go first."""
+
+    def __init__(
+        self,
+        log: ResponseLog | None = None,
+        fsync: Fsync = "interval",
+        *,
+        max_responses: int = MAX_RESPONSES,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """`log`: where they are written down at their end, and when that is made safe: see `SessionLog`."""
+        self._log = log
+        self._fsync = fsync
+        self._writer: ThreadPoolExecutor | None = None
+        self._written: Future[None] | None = None
+        self._sync_due: asyncio.TimerHandle | None = None
+        self._max_responses = max_responses
+        self._max_bytes = max_bytes
+        self._responses: OrderedDict[tuple[int, str], StoredResponse] = OrderedDict()
+        self._bytes = 0
+
+    def restore(self) -> int:
+        """Take what the log has. Blocks; before the first request. Raises LmserveError if it cannot be read."""
+        if self._log is None:
+            return 0
+        for tenant, kept in self._log.open():
+            response = StoredResponse(instructions=kept.instructions, items=kept.items, body=bytes(kept.body))
+            response.ended.set()
+            self.begin(tenant, kept.id, response)
+        # One thread: what is written is written in order.
+        self._writer = ThreadPoolExecutor(1, "lmserve-responses")
+        return len(self._responses)
+
+    async def settled(self) -> None:
+        """Wait until all outcomes so far are written down, and made safe where that must be first."""
+        if self._written is not None:
+            await asyncio.wrap_future(self._written)
+
+    async def close(self) -> None:
+        """Nothing is written down any more."""
+        writer, log, self._writer = self._writer, self._log, None
+        if writer is not None and log is not None:
+            if self._sync_due is not None:
+                self._sync_due.cancel()
+            await asyncio.wrap_future(writer.submit(log.close))
+            writer.shutdown()
+
+    def begin(self, tenant: int, response_id: str, response: StoredResponse) -> None:
+        """Keep a response that begins to run."""
+        self._responses[tenant, response_id] = response
+        self._bytes += response.size
+        self._make_room()
+
+    def end(self, tenant: int, response_id: str, body: bytes | None) -> None:
+        """Its outcome; None: there is none, and it is not kept."""
+        response = self._responses.get((tenant, response_id))
+        if response is None:
+            return
+        if body is None:
+            self.drop(tenant, response_id)
+        else:
+            self._bytes += len(body) - len(response.body)
+            response.body = body
+            if self._log is not None:
+                self._write(self._log.append, tenant, response_id, response.instructions, list(response.items), body)
+            self._make_room()
+        response.ended.set()
+
+    def get(self, tenant: int, response_id: str) -> StoredResponse | None:
+        """The response, which thereby counts as used."""
+        response = self._responses.get((tenant, response_id))
+        if response is not None:
+            self._responses.move_to_end((tenant, response_id))
+        return response
+
+    def drop(self, tenant: int, response_id: str) -> bool:
+        """Forget it. False: there was none."""
+        response = self._responses.pop((tenant, response_id), None)
+        if response is None:
+            return False
+        self._bytes -= response.size
+        response.ended.set()
+        if self._log is not None:
+            self._write(self._log.drop, tenant, response_id)
+        return True
+
+    def _write(self, write: Callable[..., None], *args: Any) -> None:
+        log, always = self._log, self._fsync == "always"
+        if self._writer is None or log is None:
+            return
+
+        def work() -> None:
+            write(*args)
+            if always:
+                log.sync()
+
+        self._written = self._writer.submit(work)
+        if self._fsync == "interval" and self._sync_due is None:
+            self._sync_due = asyncio.get_running_loop().call_later(SYNC_INTERVAL, self._sync)
+
+    def _sync(self) -> None:
+        self._sync_due = None
+        if self._writer is not None and self._log is not None:
+            self._writer.submit(self._log.sync)
+
+    def _make_room(self) -> None:
+        while len(self._responses) > self._max_responses or (
+            self._bytes > self._max_bytes and len(self._responses) > 1
+        ):
+            self.drop(*next(iter(self._responses)))

@@ -1,0 +1,298 @@
+"""A request of `/v1/responses`: a stored one is a session of the core, and going on from it is a branch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Self
+
+import msgspec
+
+from lmserve.api.convert.parameters import given_or, seed_bits
+from lmserve.api.convert.response_items import check_items, messages_of, stored_items
+from lmserve.api.convert.tools import response_calling
+from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.http.serving import Serving
+from lmserve.api.responses.store import (
+    ResponseStore,
+    StoredResponse,
+    new_response_id,
+    no_response,
+    session_of,
+)
+from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.submission import (
+    Guide,
+    JsonObject,
+    JsonSchema,
+    Messages,
+    SamplingParams,
+    SessionRef,
+    StopParams,
+    Submission,
+)
+from lmserve.errors import LmserveError
+from lmserve.schemas.guided import JsonObjectFormat, TextFormat
+from lmserve.schemas.responses import (
+    Asked,
+    InputItem,
+    ResponseFailure,
+    ResponseReply,
+    ResponsesRequest,
+    SchemaFormat,
+)
+
+LOGPROBS: Final = "message.output_text.logprobs"
+PREVIOUS: Final = "previous_response_id"
+
+
+class ResponseTurn:
+    """A request on its way to the core, and its place among the stored responses."""
+
+    def __init__(self, data: ResponsesRequest, serving: Serving, tenant: int) -> None:
+        """Raises LmserveError (400, 404) for what cannot be honoured."""
+        refuse_unsupported(data)
+        if data.text is not None:
+            refuse_unsupported(data.text, "text.")
+        self._stores = given_or(data.store, True)
+        _check_background(data, stores=self._stores)
+        self._serving = serving
+        self._tenant = tenant
+        self._id = new_response_id()
+        self._created = int(time.time())
+        self._data = data
+        self._asked = _asked(data, stores=self._stores)
+        items = [InputItem(role="user", content=data.input)] if isinstance(data.input, str) else data.input
+        check_items(items)
+        messages = messages_of(items)
+        self._items = stored_items(items, self._id.removeprefix("resp_"))
+        self._tools, self._tool_choice = response_calling(data)
+        parent = data.previous_response_id
+        self._parent = None if parent is None else session_of(parent, PREVIOUS)
+        before = None if parent is None else serving.responses.get(tenant, parent)
+        self._instructions = data.instructions
+        if self._instructions is None and before is not None:
+            self._instructions = before.instructions
+        if data.instructions is not None and (before is None or before.instructions != data.instructions):
+            messages.insert(0, {"role": "system", "content": data.instructions})
+        self._messages = messages
+
+    def start(self) -> RecordedResponse:
+        """Hand it to the core. Raises LmserveError if that refuses at once."""
+        stream = self._submit(stream=bool(self._data.stream))
+        if not self._stores:
+            return RecordedResponse(stream, None, self._tenant, self._id)
+        self._keep()
+        return RecordedResponse(stream, self._serving.responses, self._tenant, self._id)
+
+    def run_in_background(self) -> bytes:
+        """The response as it begins to run. Raises as `start`."""
+        stream = self._submit(stream=False)
+        stored = self._keep()
+        task = asyncio.create_task(self._run(stream))
+        self._serving.background.add(task)
+        task.add_done_callback(self._serving.background.discard)
+        return stored.body
+
+    async def _run(self, stream: AsyncStream) -> None:
+        try:
+            body = await stream.body()
+        except LmserveError as error:
+            failure = ResponseFailure("server_error", str(error))
+            body = msgspec.json.encode(msgspec.structs.replace(self._reply(), status="failed", error=failure))
+        finally:
+            stream.abort()
+        self._serving.responses.end(self._tenant, self._id, body)
+        await self._serving.responses.settled()
+
+    def _keep(self) -> StoredResponse:
+        stored = StoredResponse(
+            instructions=self._instructions, items=self._items, body=msgspec.json.encode(self._reply())
+        )
+        self._serving.responses.begin(self._tenant, self._id, stored)
+        return stored
+
+    def _reply(self) -> ResponseReply:
+        return ResponseReply(
+            id=self._id,
+            created_at=self._created,
+            status="in_progress",
+            model=self._data.model,
+            output=[],
+            **msgspec.structs.asdict(self._asked),
+        )
+
+    def _submit(self, *, stream: bool) -> AsyncStream:
+        try:
+            return self._serving.engine.submit(self._submission(stream=stream))
+        except LmserveError as error:
+            if error.status == 404 and self._data.previous_response_id is not None:
+                raise no_response(self._data.previous_response_id, PREVIOUS) from error
+            raise
+
+    def _submission(self, *, stream: bool) -> Submission:
+        data = self._data
+        session = None
+        if self._stores or self._parent is not None:
+            session = SessionRef(
+                id=session_of(self._id), start=self._parent is None, parent=self._parent, end=not self._stores
+            )
+        return Submission(
+            route="responses",
+            reply_id=self._id,
+            model=data.model,
+            created=self._created,
+            envelope=msgspec.to_builtins(self._asked),
+            input=Messages(self._messages, tools=self._tools),
+            stream=stream,
+            session=session,
+            on_overflow="drop_oldest_turns" if data.truncation == "auto" else "error",
+            guide=_guide(data),
+            guide_param="text.format",
+            tool_choice=self._tool_choice,
+            parallel_tool_calls=given_or(data.parallel_tool_calls, True),
+            tenant=self._tenant,
+            sampling=SamplingParams(
+                temperature=given_or(data.temperature, 1.0),
+                top_k=max(given_or(data.top_k, 0), 0),
+                top_p=given_or(data.top_p, 1.0),
+                min_p=given_or(data.min_p, 0.0),
+                repetition_penalty=given_or(data.repetition_penalty, 1.0),
+                seed=seed_bits(data.seed),
+                logprobs=_logprobs(data),
+            ),
+            stopping=StopParams(
+                max_tokens=data.max_output_tokens,
+                stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
+                ignore_eos=bool(data.ignore_eos),
+            ),
+        )
+
+
+class _LastEvent(msgspec.Struct):
+    """The part of a stream's last event that is kept."""
+
+    response: msgspec.Raw
+
+
+class RecordedResponse:
+    """The core's reply on its way to the client, kept at its end. One that does not get there is not kept."""
+
+    def __init__(self, stream: AsyncStream, store: ResponseStore | None, tenant: int, response_id: str) -> None:
+        """`store`: where it is kept; None: nowhere."""
+        self._stream = stream
+        self._store = store
+        self._key = (tenant, response_id)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` came before the reply's end."""
+        return self._stream.aborted
+
+    async def opened(self) -> None:
+        """As `AsyncStream.opened`."""
+        await self._stream.opened()
+
+    async def body(self) -> bytes:
+        """As `AsyncStream.body`."""
+        body = await self._stream.body()
+        await self._keep(body)
+        return body
+
+    def chunks(self) -> Self:
+        """As `AsyncStream.chunks`."""
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            events = await anext(self._stream)
+        except StopAsyncIteration:
+            self._end(None)
+            raise
+        if (response := _response_at_end_of(events)) is not None:
+            # The client hears of the end once it is kept.
+            await self._keep(response)
+        return events
+
+    def abort(self) -> None:
+        """Stop the request. Does nothing after the reply's end. Idempotent."""
+        self._stream.abort()
+        # Nothing, where the outcome is there already.
+        self._end(None)
+
+    async def _keep(self, body: bytes) -> None:
+        store = self._store
+        self._end(body)
+        if store is not None:
+            await store.settled()
+
+    def _end(self, body: bytes | None) -> None:
+        if self._store is not None:
+            self._store.end(*self._key, body)
+            self._store = None
+
+
+def _response_at_end_of(events: bytes) -> bytes | None:
+    """The response where the last event ends one; None too where it failed, for then there is no turn to go on from."""
+    last = events[events.rfind(b"\nevent: ") + 1 :]
+    if not last.startswith((b"event: response.completed\n", b"event: response.incomplete\n")):
+        return None
+    _, _, data = last.partition(b"\ndata: ")
+    return bytes(msgspec.json.decode(data, type=_LastEvent).response)
+
+
+def _check_background(data: ResponsesRequest, *, stores: bool) -> None:
+    if not data.background:
+        return
+    if data.stream:
+        raise LmserveError.invalid("background", "background excludes stream, but both were given as true")
+    if not stores:
+        raise LmserveError.invalid("background", "background needs store true, but false was given")
+
+
+def _logprobs(data: ResponsesRequest) -> int | None:
+    if LOGPROBS in (data.include or ()):
+        return given_or(data.top_logprobs, 0)
+    if data.top_logprobs:
+        message = f"top_logprobs {data.top_logprobs} needs {LOGPROBS!r} in include"
+        raise LmserveError.invalid("top_logprobs", message)
+    return None
+
+
+def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
+    return Asked(
+        background=bool(data.background),
+        instructions=data.instructions,
+        max_output_tokens=data.max_output_tokens,
+        metadata=data.metadata or {},
+        parallel_tool_calls=given_or(data.parallel_tool_calls, True),
+        previous_response_id=data.previous_response_id,
+        reasoning={"effort": None, "summary": None},
+        service_tier="default",
+        store=stores,
+        temperature=given_or(data.temperature, 1.0),
+        text={"format": msgspec.to_builtins(_format(data) or TextFormat())},
+        tool_choice=data.tool_choice or "auto",
+        tools=data.tools or [],
+        top_logprobs=given_or(data.top_logprobs, 0),
+        top_p=given_or(data.top_p, 1.0),
+        truncation=data.truncation or "disabled",
+        user=data.user,
+    )
+
+
+def _format(data: ResponsesRequest) -> TextFormat | JsonObjectFormat | SchemaFormat | None:
+    return None if data.text is None else data.text.format
+
+
+def _guide(data: ResponsesRequest) -> Guide | None:
+    match _format(data):
+        case JsonObjectFormat():
+            return JsonObject()
+        case SchemaFormat(schema=schema, strict=strict):
+            return JsonSchema(schema, bool(strict))
+        case _:
+            return None

@@ -1,0 +1,63 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.params import JSONBody
+
+from lmserve.api.http.body import StrictJson
+from lmserve.api.http.openapi import responses
+from lmserve.api.http.reply import EngineReply
+from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.engine.submission import EmbedSubmission, TextInput, TokensInput
+from lmserve.errors import LmserveError
+from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRequest
+
+
+@post(
+    "/v1/embeddings",
+    dto=StrictJson[EmbeddingsRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="create_embeddings",
+    summary="Embed texts",
+    description="OpenAI's embeddings: vectors of length 1 (L2), pooled from the model's last hidden states.",
+    tags=["OpenAI"],
+    responses=responses(EmbeddingsReply, 400, 401, 404, 408, 413, 429, 503),
+)
+async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, Any, Any]) -> Response[Any]:
+    """A vector for each input."""
+    serving = serving_of(request)
+    engine = serving.engine
+    serving.check_model(data.model)
+    return EngineReply(engine.embed(submission(data, tenant=tenant_of(request))))
+
+
+def submission(data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
+    """The request as the core takes it. Raises LmserveError (400) for mixed or too many inputs."""
+    return EmbedSubmission(
+        model=data.model,
+        inputs=_inputs(data),
+        encoding_format=data.encoding_format or "float",
+        dimensions=data.dimensions,
+        tenant=tenant,
+    )
+
+
+def _inputs(data: EmbeddingsRequest) -> list[TextInput] | list[TokensInput]:
+    if isinstance(data.input, str):
+        return [TextInput(data.input)]
+    if all(isinstance(item, int) for item in data.input):
+        return [TokensInput([item for item in data.input if isinstance(item, int)])]
+    if len(data.input) > MAX_INPUTS:
+        message = f"input may have {MAX_INPUTS} entries, but {len(data.input)} were given"
+        raise LmserveError.invalid("input", message)
+    texts = [TextInput(item) for item in data.input if isinstance(item, str)]
+    tokens = [TokensInput(item) for item in data.input if isinstance(item, list)]
+    for inputs in (texts, tokens):
+        if len(inputs) == len(data.input):
+            return inputs
+    message = "input must be a text or a list of texts, of token ids or of lists of these, but a mixed list was given"
+    raise LmserveError.invalid("input", message)

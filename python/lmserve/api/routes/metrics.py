@@ -1,0 +1,27 @@
+"""`GET /metrics`: Prometheus' text format, as the core writes it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from litestar import Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
+
+from lmserve.api.http.openapi import responses
+from lmserve.api.http.serving import serving_of
+from lmserve.schemas.health import HealthReply
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
+
+
+@get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Counters, gauges and latencies for Prometheus",
+    tags=["server"],
+    responses=responses(HealthReply, 401, 503)
+    | {200: ResponseSpec(str, media_type=MEDIA_TYPE, description="The text.", generate_examples=False)},
+)
+async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
+    """The whole server's, of all keys."""
+    return Response(serving_of(request).engine.metrics(), media_type=MEDIA_TYPE)

@@ -1,0 +1,51 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, get
+from litestar.params import FromPath
+
+from lmserve.api.http.openapi import responses
+from lmserve.api.http.serving import Serving, serving_of
+from lmserve.schemas.models import ModelCard, ModelList, ModelPermission
+
+
+@get(
+    "/v1/models",
+    operation_id="list_models",
+    summary="List the served model's names",
+    tags=["OpenAI"],
+    responses=responses(ModelList, 401, 503),
+)
+async def list_models(request: Request[Any, Any, Any]) -> ModelList:
+    """Each name under which the model is served."""
+    serving = serving_of(request)
+    return ModelList(data=[_card(serving, name) for name in serving.names])
+
+
+@get(
+    "/v1/models/{model_id:path}",
+    operation_id="get_model",
+    summary="Describe a model",
+    tags=["OpenAI"],
+    responses=responses(ModelCard, 400, 401, 404, 503),
+)
+async def get_model(model_id: FromPath[str], request: Request[Any, Any, Any]) -> ModelCard:
+    """One name; it may contain slashes."""
+    serving = serving_of(request)
+    name = model_id.removeprefix("/")
+    serving.check_model(name)
+    return _card(serving, name)
+
+
+def _card(serving: Serving, name: str) -> ModelCard:
+    permission = ModelPermission(id=f"modelperm-{name}", created=serving.created)
+    return ModelCard(
+        id=name,
+        created=serving.created,
+        root=serving.names[0],
+        permission=[permission],
+        max_model_len=serving.engine.max_model_len,
+    )

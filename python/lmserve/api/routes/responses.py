@@ -1,0 +1,164 @@
+"""`/v1/responses`: OpenAI's Responses API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.params import FromPath, JSONBody, QueryParameter
+
+from lmserve.api.http.body import StrictJson
+from lmserve.api.http.openapi import responses, streams
+from lmserve.api.http.reply import EngineReply, sse_reply
+from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.responses.store import (
+    StoredResponse,
+    no_response,
+    session_of,
+)
+from lmserve.api.responses.turn import ResponseTurn
+from lmserve.errors import LmserveError
+from lmserve.schemas.responses import (
+    MAX_PAGE,
+    ItemList,
+    ResponseDeleted,
+    ResponseEvent,
+    ResponseReply,
+    ResponsesRequest,
+)
+
+STATUSES: Final = (400, 401, 404, 408, 409, 413, 429, 503)
+TAGS: Final = ["OpenAI"]
+ID: Final = "/v1/responses/{response_id:str}"
+
+
+@post(
+    "/v1/responses",
+    dto=StrictJson[ResponsesRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="create_response",
+    summary="Answer, and keep the conversation",
+    description=(
+        "OpenAI's Responses API. A stored response is kept token for token; `previous_response_id` goes on from it, "
+        "as often as you like, with nothing computed again that is cached."
+    ),
+    tags=TAGS,
+    operation_class=streams("named events", ResponseEvent, "Server-sent events, the last one has the response."),
+    responses=responses(ResponseReply, *STATUSES),
+)
+async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any, Any, Any]) -> Response[Any]:
+    """One answer."""
+    serving = serving_of(request)
+    serving.check_model(data.model)
+    turn = ResponseTurn(data, serving, tenant_of(request))
+    if data.background:
+        return Response(turn.run_in_background(), media_type="application/json")
+    recorded = turn.start()
+    return sse_reply(recorded) if data.stream else EngineReply(recorded)
+
+
+@get(
+    ID,
+    operation_id="get_response",
+    summary="Read a stored response",
+    tags=TAGS,
+    responses=responses(ResponseReply, 400, 401, 404, 503),
+)
+async def get_response(
+    response_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    stream: Annotated[
+        bool, QueryParameter(description="Not supported: a 400, unless false.", schema_extra={"enum": [False]})
+    ] = False,
+) -> Response[bytes]:
+    """As it stands: one that runs is in progress."""
+    if stream:
+        message = "a stored response is not streamed again; leave stream out"
+        raise LmserveError.invalid("stream", message, "unsupported_parameter")
+    return Response(_stored(request, response_id).body, media_type="application/json")
+
+
+@get(
+    f"{ID}/input_items",
+    operation_id="list_response_input_items",
+    summary="Read what a stored response was asked",
+    tags=TAGS,
+    responses=responses(ItemList, 400, 401, 404, 503),
+)
+async def list_input_items(
+    response_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most items of the page.")] = 20,
+    order: Annotated[Literal["asc", "desc"], QueryParameter(description="desc: the newest first.")] = "desc",
+    after: Annotated[str | None, QueryParameter(description="Those after this item.")] = None,
+) -> ItemList:
+    """A page of this response's input, without the conversation before it."""
+    items = list(_stored(request, response_id).items)
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        places = [at for at, item in enumerate(items) if item.id == after]
+        if not places:
+            raise LmserveError.invalid("after", f"after must be an item of the response, but {after[:64]!r} was given")
+        items = items[places[0] + 1 :]
+    page = items[:limit]
+    return ItemList(
+        data=page,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(items) > limit,
+    )
+
+
+@post(
+    f"{ID}/cancel",
+    status_code=200,
+    operation_id="cancel_response",
+    summary="Cancel a response that runs",
+    description="What it has generated is kept.",
+    tags=TAGS,
+    responses=responses(ResponseReply, 400, 401, 404, 408, 413, 503),
+)
+async def cancel_response(response_id: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The response at its end."""
+    stored = _stored(request, response_id)
+    if not stored.ended.is_set():
+        serving_of(request).engine.cancel_session(tenant_of(request), session_of(response_id))
+        await stored.ended.wait()
+        await serving_of(request).responses.settled()
+    status = msgspec.json.decode(stored.body, type=ResponseReply).status
+    if status not in ("cancelled", "in_progress"):
+        message = f"only a response that runs can be cancelled, but {response_id!r} is {status}"
+        raise LmserveError.invalid("response_id", message, "response_ended")
+    return Response(stored.body, media_type="application/json")
+
+
+@delete(
+    ID,
+    status_code=200,
+    operation_id="delete_response",
+    summary="Delete a stored response",
+    description="Those that go on from it stay.",
+    tags=TAGS,
+    responses=responses(ResponseDeleted, 400, 401, 404, 408, 413, 503),
+)
+async def delete_response(response_id: FromPath[str], request: Request[Any, Any, Any]) -> ResponseDeleted:
+    """The response is gone; one that runs is cancelled."""
+    serving, tenant = serving_of(request), tenant_of(request)
+    known = await serving.engine.end_session(tenant, session_of(response_id), cancel=True)
+    if not serving.responses.drop(tenant, response_id) and not known:
+        raise no_response(response_id)
+    await serving.responses.settled()
+    return ResponseDeleted(id=response_id)
+
+
+def _stored(request: Request[Any, Any, Any], response_id: str) -> StoredResponse:
+    serving = serving_of(request)
+    _ = serving.engine
+    session_of(response_id)
+    stored = serving.responses.get(tenant_of(request), response_id)
+    if stored is None:
+        raise no_response(response_id)
+    return stored

@@ -1,0 +1,233 @@
+"""`/v1/sessions`: list, look into, fork, rewind, fill, cancel and end the conversations that live on the server."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Final
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.params import JSONBody, PathParameter, QueryParameter
+
+from lmserve.api.convert.chat_messages import messages_input
+from lmserve.api.http.body import StrictJson
+from lmserve.api.http.openapi import responses
+from lmserve.api.http.reply import EngineReply
+from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.sessions import SessionInfo
+from lmserve.engine.submission import SessionRef, StopParams, Submission, Turn
+from lmserve.errors import LmserveError
+from lmserve.schemas.generate import GenerateReply
+from lmserve.schemas.sessions import (
+    MAX_ID,
+    MAX_PAGE,
+    Appended,
+    AppendRequest,
+    Cancelled,
+    Deleted,
+    ForkRequest,
+    RewindRequest,
+    SessionCard,
+    SessionList,
+    SessionTurn,
+    Transcript,
+)
+
+TAGS: Final = ["sessions"]
+ID: Final = "/v1/sessions/{session_id:int}"
+
+SessionId = Annotated[int, PathParameter(ge=0, le=MAX_ID, description="The session's id.")]
+
+
+@get(
+    "/v1/sessions",
+    operation_id="list_sessions",
+    summary="List the key's sessions",
+    tags=TAGS,
+    responses=responses(SessionList, 400, 401, 503),
+)
+async def list_sessions(
+    request: Request[Any, Any, Any],
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most sessions of the page.")] = 100,
+    after: Annotated[int, QueryParameter(ge=-1, le=MAX_ID, description="Those with a greater id.")] = -1,
+) -> SessionList:
+    """A page, in order of the ids."""
+    engine = serving_of(request).engine
+    found = engine.list_sessions(tenant_of(request), after=after, limit=limit + 1)
+    page = found[:limit]
+    last_id = page[-1].id if page else None
+    return SessionList(data=[_card(info) for info in page], has_more=len(found) > limit, last_id=last_id)
+
+
+@get(
+    ID,
+    operation_id="get_session",
+    summary="Describe a session",
+    tags=TAGS,
+    responses=responses(SessionCard, 400, 401, 404, 503),
+)
+async def get_session(session_id: SessionId, request: Request[Any, Any, Any]) -> SessionCard:
+    """Its size, its age, what of it is cached, and whether a turn runs."""
+    return _card(serving_of(request).engine.session_info(tenant_of(request), session_id))
+
+
+@get(
+    f"{ID}/transcript",
+    operation_id="get_session_transcript",
+    summary="Read a session's turns",
+    tags=TAGS,
+    responses=responses(Transcript, 400, 401, 404, 503),
+)
+async def get_transcript(
+    session_id: SessionId,
+    request: Request[Any, Any, Any],
+    token_ids: Annotated[bool, QueryParameter(description="With each turn's token ids.")] = False,
+) -> Transcript:
+    """What the model saw and gave, turn by turn."""
+    turns = await serving_of(request).engine.session_transcript(tenant_of(request), session_id)
+    if not token_ids:
+        return Transcript(id=session_id, turns=[SessionTurn(input=t.input, output=t.output) for t in turns])
+    return Transcript(
+        id=session_id,
+        turns=[
+            SessionTurn(input=t.input, output=t.output, input_ids=t.input_ids, output_ids=t.output_ids) for t in turns
+        ],
+    )
+
+
+@post(
+    f"{ID}/fork",
+    dto=StrictJson[ForkRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="fork_session",
+    summary="Begin a second conversation where this one is, or was",
+    description="The new session shares the cache of what both have in common, and takes no memory until it runs.",
+    tags=TAGS,
+    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503),
+)
+async def fork_session(
+    data: JSONBody[ForkRequest], session_id: SessionId, request: Request[Any, Any, Any]
+) -> SessionCard:
+    """The new session. A turn that runs in the old one is no part of it."""
+    engine, tenant = serving_of(request).engine, tenant_of(request)
+    await engine.fork_session(tenant, session_id, data.session_id, data.turns)
+    return _card(engine.session_info(tenant, data.session_id))
+
+
+@post(
+    f"{ID}/rewind",
+    dto=StrictJson[RewindRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="rewind_session",
+    summary="Go back to an earlier turn",
+    tags=TAGS,
+    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503),
+)
+async def rewind_session(
+    data: JSONBody[RewindRequest], session_id: SessionId, request: Request[Any, Any, Any]
+) -> SessionCard:
+    """The session after the turns that it keeps."""
+    engine, tenant = serving_of(request).engine, tenant_of(request)
+    await engine.rewind_session(tenant, session_id, data.turns)
+    return _card(engine.session_info(tenant, session_id))
+
+
+@post(
+    f"{ID}/append",
+    dto=StrictJson[AppendRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="append_to_session",
+    summary="Put messages behind a session's history",
+    description="The model reads them now, so that the next turn begins at once. No token is generated.",
+    tags=TAGS,
+    responses=responses(Appended, 400, 401, 404, 408, 409, 413, 429, 503),
+)
+async def append_to_session(
+    data: JSONBody[AppendRequest], session_id: SessionId, request: Request[Any, Any, Any]
+) -> Response[Any]:
+    """A turn without an answer."""
+    prompt = data.prompt
+    submission = Submission(
+        route="generate",
+        input=Turn(prompt) if isinstance(prompt, str) else messages_input(prompt),
+        session=SessionRef(id=session_id, create=data.create, on_disconnect=data.on_disconnect),
+        on_overflow=data.on_overflow,
+        stopping=StopParams(max_tokens=0),
+        tenant=tenant_of(request),
+    )
+    return EngineReply(_Appending(session_id, serving_of(request).engine.submit(submission)))
+
+
+@post(
+    f"{ID}/cancel",
+    status_code=200,
+    operation_id="cancel_session",
+    summary="Cancel a session's running turn",
+    description="What it has generated is kept, as with stop true of /generate.",
+    tags=TAGS,
+    responses=responses(Cancelled, 400, 401, 404, 408, 413, 503),
+)
+async def cancel_session(session_id: SessionId, request: Request[Any, Any, Any]) -> Cancelled:
+    """Whether a turn ran."""
+    engine, tenant = serving_of(request).engine, tenant_of(request)
+    engine.session_info(tenant, session_id)
+    return Cancelled(id=session_id, cancelled=engine.cancel_session(tenant, session_id))
+
+
+@delete(
+    ID,
+    status_code=200,
+    operation_id="delete_session",
+    summary="End a session",
+    tags=TAGS,
+    responses=responses(Deleted, 400, 401, 404, 408, 409, 413, 503),
+)
+async def delete_session(session_id: SessionId, request: Request[Any, Any, Any]) -> Deleted:
+    """The session is gone, and its KV may be evicted. 409 while a turn runs: cancel it first."""
+    engine, tenant = serving_of(request).engine, tenant_of(request)
+    if not await engine.end_session(tenant, session_id):
+        # Says whether it was evicted.
+        engine.session_info(tenant, session_id)
+        message = f"session {session_id} does not exist"
+        raise LmserveError.new(404, "session_not_found", message, param="session_id")
+    return Deleted(id=session_id)
+
+
+class _Appending:
+    """The core's reply to a turn without an answer, in this route's form."""
+
+    def __init__(self, session_id: int, stream: AsyncStream) -> None:
+        self._session_id = session_id
+        self._stream = stream
+
+    async def body(self) -> bytes:
+        reply = msgspec.json.decode(await self._stream.body(), type=GenerateReply)
+        if isinstance(reply.usage, msgspec.UnsetType):
+            raise TypeError("the core's last frame has a usage")
+        return msgspec.json.encode(Appended(id=self._session_id, usage=reply.usage))
+
+    def abort(self) -> None:
+        self._stream.abort()
+
+
+def _card(info: SessionInfo) -> SessionCard:
+    now_ms = time.time() * 1000
+    return SessionCard(
+        id=info.id,
+        turns=info.turns,
+        tokens=info.tokens,
+        cached_tokens=msgspec.UNSET if info.cached_tokens is None else info.cached_tokens,
+        busy=info.busy,
+        created=info.created_ms // 1000,
+        age=_seconds(now_ms - info.created_ms),
+        idle=_seconds(now_ms - info.used_ms),
+    )
+
+
+def _seconds(milliseconds: float) -> float:
+    # The clock may have been set back.
+    return round(max(milliseconds, 0) / 1000, 3)

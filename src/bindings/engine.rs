@@ -1,0 +1,385 @@
+//! The engine and its streams as Python classes.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::executor::PyExecutor;
+use super::session_log::{OpenSessionLog, store_limits};
+use super::text::{ChatTemplate, Tokenizer};
+use crate::engine::{self, EngineConfig, Model};
+use crate::sched::{SchedulerConfig, Speculation};
+use crate::session::{SessionInfo, SessionKey};
+use crate::tenant::{Quota, Tenant};
+use crate::wire::Poll;
+
+/// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
+#[pyclass(frozen, module = "lmserve._core", weakref)]
+pub struct Engine {
+    inner: Arc<engine::Engine>,
+    random: RandomState,
+    submitted: AtomicU64,
+}
+
+/// What a row more is taken to add to a step, beside the step's fixed part, until steps have run: on the CPU about what it comes to
+/// (benchmarks/results.md); elsewhere little, for a decode step there waits for memory.
+const fn row_cost(on_cpu: bool) -> f32 {
+    if on_cpu { 0.3 } else { 0.01 }
+}
+
+/// Stops an engine before the interpreter ends: a thread that asks for the GIL after that takes the process down.
+#[pyclass(frozen)]
+struct StopAtExit(Weak<engine::Engine>);
+
+#[pymethods]
+impl StopAtExit {
+    fn __call__(&self, py: Python<'_>) {
+        if let Some(engine) = self.0.upgrade() {
+            py.detach(|| engine.shutdown(Duration::ZERO));
+        }
+    }
+}
+
+const fn key(tenant: u32, id: i64) -> SessionKey {
+    SessionKey { tenant, id }
+}
+
+fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("id", info.key.id)?;
+    dict.set_item("turns", info.turns)?;
+    dict.set_item("tokens", info.tokens)?;
+    dict.set_item("busy", info.busy)?;
+    dict.set_item("created_ms", info.created_ms)?;
+    dict.set_item("used_ms", info.used_ms)?;
+    Ok(dict)
+}
+
+/// One request's finished wire bytes. Dropping it before the end aborts the request.
+#[pyclass(frozen, module = "lmserve._core")]
+pub struct Stream {
+    inner: engine::Stream,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        runner: &Bound<'_, PyAny>,
+        tokenizer: Option<&Tokenizer>,
+        template: Option<&ChatTemplate>,
+        eos_token_ids: Vec<u32>,
+        max_queue: usize,
+        max_sessions: usize,
+        session_ttl: f64,
+        speculate: usize,
+        prefix_cache: bool,
+        share_prefix_cache: bool,
+        session_log: Option<&OpenSessionLog>,
+        tenants: Option<&[u8]>,
+    ) -> PyResult<Self> {
+        let info = runner.getattr("info")?;
+        let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
+        let flag = |name: &str| -> PyResult<bool> { info.getattr(name)?.extract() };
+        let on_cpu = info.getattr("device")?.extract::<String>()? == "cpu";
+        let executor = Box::new(PyExecutor::new(runner)?);
+        let speculation = (speculate > 0).then(|| Speculation {
+            max_draft: speculate,
+            max_rows: executor.max_rows(),
+            row_cost: row_cost(on_cpu),
+        });
+        let config = EngineConfig {
+            scheduler: SchedulerConfig {
+                max_batch: size("max_batch")?,
+                max_batch_tokens: size("max_batch_tokens")?,
+                max_model_len: size("max_model_len")?,
+                max_queue,
+            },
+            speculation,
+            num_blocks: size("num_blocks")?,
+            block_size: size("block_size")?,
+            prefix_cache,
+            share_prefix_cache,
+            sessions: store_limits(max_sessions, session_ttl)?,
+            tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
+        };
+        let model = Model {
+            tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0)),
+            template: template.map(|template| Arc::clone(&template.0)),
+            eos_tokens: eos_token_ids,
+            vocab_size: size("vocab_size")?,
+            hidden_size: size("hidden_size")?,
+            max_embed_len: size("max_model_len")?,
+            can_generate: flag("can_generate")?,
+            can_embed: flag("can_embed")?,
+        };
+        let inner = match session_log.map(OpenSessionLog::take).transpose()? {
+            None => engine::Engine::start(&config, model, executor)?,
+            Some(log) => engine::Engine::start_durable(&config, model, executor, log)?,
+        };
+        let inner = Arc::new(inner);
+        let stop = Py::new(runner.py(), StopAtExit(Arc::downgrade(&inner)))?;
+        runner
+            .py()
+            .import("atexit")?
+            .call_method1("register", (stop,))?;
+        Ok(Self {
+            inner,
+            random: RandomState::new(),
+            submitted: AtomicU64::new(0),
+        })
+    }
+
+    /// Most tokens of a sequence, prompt and output.
+    #[getter]
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    /// Takes one JSON-encoded submission in and returns at once.
+    fn submit(&self, submission: &[u8]) -> PyResult<Stream> {
+        // Distinct for each request of a process and unpredictable from outside; a client that wants it fixed sends a seed.
+        let random = self
+            .random
+            .hash_one(self.submitted.fetch_add(1, Ordering::Relaxed));
+        Ok(Stream {
+            inner: self.inner.submit(submission, random)?,
+        })
+    }
+
+    /// Takes one JSON-encoded embedding request in and returns at once.
+    fn embed(&self, submission: &[u8]) -> PyResult<Stream> {
+        Ok(Stream {
+            inner: self.inner.embed(submission)?,
+        })
+    }
+
+    /// Ends the running turn of a session with what it has; False if none runs.
+    fn cancel_session(&self, tenant: u32, session_id: i64) -> bool {
+        self.inner.cancel_session(key(tenant, session_id))
+    }
+
+    /// Drops a session, after the end of its running turn if that is cancelled; False if there was none.
+    #[pyo3(signature = (tenant, session_id, cancel = false))]
+    fn end_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        cancel: bool,
+    ) -> PyResult<bool> {
+        let key = key(tenant, session_id);
+        Ok(py.detach(|| {
+            if cancel {
+                self.inner.cancel_and_end_session(key)
+            } else {
+                self.inner.end_session(key)
+            }
+        })?)
+    }
+
+    /// Makes a session of its own that stands where another stands, or stood after its first turns.
+    #[pyo3(signature = (tenant, session_id, new_id, turns = None))]
+    fn fork_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        new_id: i64,
+        turns: Option<usize>,
+    ) -> PyResult<()> {
+        Ok(py.detach(|| {
+            self.inner
+                .fork_session(key(tenant, session_id), new_id, turns)
+        })?)
+    }
+
+    /// Takes a session back to where it stood after its first turns.
+    fn rewind_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+        turns: usize,
+    ) -> PyResult<()> {
+        Ok(py.detach(|| self.inner.rewind_session(key(tenant, session_id), turns))?)
+    }
+
+    /// Committed turns and tokens of a session, how many are cached, and whether a turn runs.
+    fn session_info<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: u32,
+        session_id: i64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let key = key(tenant, session_id);
+        let dict = info_dict(py, &self.inner.session_info(key)?)?;
+        dict.set_item("cached_tokens", self.inner.session_cached_tokens(key)?)?;
+        Ok(dict)
+    }
+
+    /// The sessions of a tenant in order of their ids, those above `after`, at most `limit`.
+    fn list_sessions<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: u32,
+        after: i64,
+        limit: usize,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let page = self.inner.list_sessions(tenant, after, limit);
+        page.iter().map(|info| info_dict(py, info)).collect()
+    }
+
+    /// Committed token ids of a session.
+    fn session_tokens(&self, tenant: u32, session_id: i64) -> PyResult<Vec<u32>> {
+        let state = self.inner.session_state(key(tenant, session_id))?;
+        Ok(state.tokens.to_vec())
+    }
+
+    /// (input text, output text, input token ids, output token ids) of each committed turn.
+    #[allow(clippy::type_complexity)]
+    fn session_transcript(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: i64,
+    ) -> PyResult<Vec<(String, String, Vec<u32>, Vec<u32>)>> {
+        let turns = py.detach(|| self.inner.session_transcript(key(tenant, session_id)))?;
+        Ok(turns
+            .into_iter()
+            .map(|turn| (turn.input, turn.output, turn.input_ids, turn.output_ids))
+            .collect())
+    }
+
+    /// A file descriptor that is readable while some stream has news.
+    fn wake_fd(&self) -> i32 {
+        self.inner.wake_fd()
+    }
+
+    /// Takes the ids of the streams with news.
+    fn drain(&self) -> Vec<u64> {
+        self.inner.drain()
+    }
+
+    /// Counters and the state at the last step.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner.stats();
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("running", stats.scheduler.running as u64),
+            ("waiting", stats.scheduler.waiting as u64),
+            ("steps", stats.scheduler.steps),
+            ("computed_tokens", stats.scheduler.computed_tokens),
+            ("sampled_tokens", stats.scheduler.sampled_tokens),
+            ("cached_tokens", stats.scheduler.cached_tokens),
+            ("preemptions", stats.scheduler.preemptions),
+            ("drafted_tokens", stats.scheduler.drafted_tokens),
+            ("accepted_tokens", stats.scheduler.accepted_tokens),
+            ("free_blocks", stats.free_blocks as u64),
+            ("owned_blocks", stats.owned_blocks as u64),
+            ("cached_blocks", stats.cached_blocks as u64),
+            ("evictions", stats.evictions),
+            ("failed_steps", stats.failed_steps),
+            ("open_requests", stats.open_requests as u64),
+            ("sessions", stats.sessions as u64),
+            ("session_log_bytes", stats.log_bytes),
+            ("session_log_failures", stats.log_failures),
+            ("session_log_rewrites", stats.log_rewrites),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// What a tenant has used since the start, what it does now, and what it may still do; None: no limit.
+    fn usage<'py>(&self, py: Python<'py>, tenant: u32) -> PyResult<Bound<'py, PyDict>> {
+        let usage = self.inner.usage(tenant);
+        let dict = PyDict::new(py);
+        dict.set_item("requests", usage.requests)?;
+        dict.set_item("prompt_tokens", usage.prompt_tokens)?;
+        dict.set_item("cached_tokens", usage.cached_tokens)?;
+        dict.set_item("completion_tokens", usage.completion_tokens)?;
+        dict.set_item("in_flight", usage.in_flight)?;
+        dict.set_item("waiting", usage.waiting)?;
+        let limits = PyDict::new(py);
+        limits.set_item("weight", usage.limits.weight)?;
+        limits.set_item("max_in_flight", usage.limits.max_in_flight)?;
+        limits.set_item("tokens_per_minute", usage.limits.tokens_per_minute)?;
+        limits.set_item("max_sessions", usage.limits.max_sessions)?;
+        limits.set_item("max_priority", usage.limits.max_priority)?;
+        dict.set_item("limits", limits)?;
+        dict.set_item("remaining", quota(py, usage.quota)?)?;
+        Ok(dict)
+    }
+
+    /// What a tenant may still do now, of what is limited, by the names that errors have for these numbers.
+    fn quota<'py>(&self, py: Python<'py>, tenant: u32) -> PyResult<Bound<'py, PyDict>> {
+        quota(py, self.inner.quota(tenant))
+    }
+
+    /// Counters, gauges and latencies in Prometheus' text format.
+    fn metrics(&self) -> String {
+        self.inner.metrics()
+    }
+
+    /// Refuses new requests, waits up to `grace_seconds` for open ones, gives up the rest and ends the threads.
+    fn shutdown(&self, py: Python<'_>, grace_seconds: f64) {
+        // The engine's thread needs the GIL to finish its step.
+        py.detach(|| {
+            self.inner
+                .shutdown(Duration::from_secs_f64(grace_seconds.clamp(0.0, 86_400.0)));
+        });
+    }
+}
+
+/// The numbers of a quota that there are, by the names that errors have for them.
+fn quota(py: Python<'_>, quota: Quota) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    if let Some((limit, remaining)) = quota.requests {
+        dict.set_item("limit_requests", limit)?;
+        dict.set_item("remaining_requests", remaining)?;
+    }
+    if let Some((limit, remaining)) = quota.tokens {
+        dict.set_item("limit_tokens", limit)?;
+        dict.set_item("remaining_tokens", remaining)?;
+        dict.set_item("reset_tokens_ms", quota.reset_tokens_ms)?;
+    }
+    Ok(dict)
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        Python::attach(|py| self.shutdown(py, 0.0));
+    }
+}
+
+#[pymethods]
+impl Stream {
+    /// The stream's id, as `Engine.drain` names it.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.inner.id()
+    }
+
+    /// (0 waiting | 1 accepted | 2 ended, bytes since the last call). Raises `LmserveError` where the request was refused, or
+    /// failed before its first byte.
+    fn poll<'py>(&self, py: Python<'py>) -> PyResult<(u8, Bound<'py, PyBytes>)> {
+        match self.inner.poll() {
+            Poll::Waiting => Ok((0, PyBytes::new(py, b""))),
+            Poll::Accepted(bytes) => Ok((1, PyBytes::new(py, &bytes))),
+            Poll::Ended(bytes) => Ok((2, PyBytes::new(py, &bytes))),
+            Poll::Failed(error) => Err(error.into()),
+        }
+    }
+
+    /// The reader left. May be called again.
+    fn abort(&self) {
+        self.inner.abort();
+    }
+}
