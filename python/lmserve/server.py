@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -15,20 +14,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
-from msgspec.json import encode
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lmserve.api.http.serving import Serving
-from lmserve.errors import LmserveError
+from lmserve.connection import Connection
 
 if TYPE_CHECKING:
     from litestar import Litestar
 
 KEEP_ALIVE: Final = 75  # seconds that an idle connection may live
-HEAD_TIMEOUT: Final = 30.0  # seconds for a request's head, once its connection is open or its first byte is there
 CLOSING_TIMEOUT: Final = 1  # seconds for clients to take what the engine had written when it stopped
 # The engine thread waits for the interpreter lock once a step, by default for up to 5 ms each time.
 SWITCH_INTERVAL: Final = 5e-5
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class BindError(OSError):
@@ -65,7 +62,7 @@ def serve(
     grace: float = 1.0,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then return.
+    """Serve until SIGINT, SIGTERM or SIGHUP, then return.
 
     New requests are then refused (503 draining) and running turns have `grace` seconds; a second signal ends the
     process at once. `on_listening` is called with the URL. Raises what the app's engine loader raised, if it did.
@@ -82,7 +79,7 @@ def server_config(app: Litestar) -> uvicorn.Config:
     """uvicorn's settings for an app of lmserve."""
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -124,7 +121,9 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        # nohup ignores SIGHUP, and so its server does.
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in heard}
         try:
             yield
         finally:
@@ -137,49 +136,3 @@ class Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
-
-
-class Protocol(HttpToolsProtocol):
-    """Adds a deadline for a request's head (a silent connection would stay for ever) and a 400 in the API's shape."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first head."""
-        super().connection_made(transport)
-        self._await_head()
-
-    def on_message_begin(self) -> None:
-        """Start the deadline of a further head."""
-        super().on_message_begin()
-        if self._head_timer is None:
-            self._await_head()
-
-    def on_headers_complete(self) -> None:
-        """The head is there."""
-        self._stop_awaiting_head()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
-        self._stop_awaiting_head()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        """The reply to what is not HTTP."""
-        error = LmserveError.invalid(None, msg, "invalid_http")
-        body = encode({"error": error.error})
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
-
-    def _stop_awaiting_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
