@@ -137,7 +137,9 @@ impl CpuModel {
 
     /// Takes the weight of an RMS norm; gives its number.
     fn add_norm(&self, weight: &Bound<'_, PyAny>) -> PyResult<usize> {
-        Ok(lock(&self.0).add_norm(values(weight)?))
+        // Read first: Python may give up the GIL while it hands an array over.
+        let weight = values(weight)?;
+        Ok(lock(&self.0).add_norm(weight))
     }
 
     fn embed(&self, program: &CpuProgram, weight: usize) -> Result<usize> {
@@ -222,14 +224,16 @@ impl CpuModel {
 
     /// The logits of the last step's rows, float32 row after row; changed where a row had a temperature or extras.
     fn logits<'py>(&self, py: Python<'py>, n_rows: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let model = lock(&self.0);
-        let values = model.logits().get(..n_rows * model.vocab_size());
-        let values = values
+        let bytes = py.detach(|| {
+            let model = lock(&self.0);
+            let values = model.logits().get(..n_rows * model.vocab_size());
+            values.map(|values| -> Vec<u8> {
+                let bytes = values.iter().flat_map(|value| value.to_ne_bytes());
+                bytes.collect()
+            })
+        });
+        let bytes = bytes
             .ok_or_else(|| Error::internal(format!("the last step had less than {n_rows} rows")))?;
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_ne_bytes())
-            .collect();
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -268,15 +272,19 @@ impl CpuModel {
         extras: Option<&SampleExtras>,
         masks: Option<&MaskWords>,
     ) -> Result<()> {
-        // SAFETY: the engine fills the arrays before this call, and touches them again after it.
-        let (step, rows, out) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };
-        let sampling = StepSampling {
-            rows,
-            extras,
-            masks: masks.map(|masks| masks as &dyn TokenMasks),
-            out,
-        };
-        contained(|| lock(&self.0).run(&lock(&program.0), head, &step, &sampling))
+        contained(|| {
+            let (mut model, program) = (lock(&self.0), lock(&program.0));
+            // SAFETY: the engine fills the arrays before this call, and touches them again after it; other calls wait for the
+            // model.
+            let (step, rows, out) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };
+            let sampling = StepSampling {
+                rows,
+                extras,
+                masks: masks.map(|masks| masks as &dyn TokenMasks),
+                out,
+            };
+            model.run(&program, head, &step, &sampling)
+        })
     }
 }
 

@@ -37,17 +37,60 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn array<'py, T: Copy, const N: usize>(
-    py: Python<'py>,
-    values: &[T],
-    to_bytes: impl Fn(T) -> [u8; N],
-) -> Bound<'py, PyByteArray> {
-    let bytes: Vec<u8> = values.iter().flat_map(|&value| to_bytes(value)).collect();
-    PyByteArray::new(py, &bytes)
+impl State {
+    /// A number that no request has.
+    fn next_request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request - 1
+    }
+
+    /// Books one token for each sampled row of the planned step.
+    fn commit(&mut self, tokens: &[i64], vocab_size: usize, now_ms: u64) -> Result<Vec<Event>> {
+        let State { core, output, .. } = self;
+        let rows: Vec<u64> = core
+            .scheduler()
+            .step()
+            .scheduled
+            .iter()
+            .filter(|s| s.samples)
+            .map(|s| s.id)
+            .collect();
+        if tokens.len() != rows.len() {
+            let message = format!(
+                "the step has {} sampled rows, but {} tokens were given",
+                rows.len(),
+                tokens.len()
+            );
+            return Err(Error::invalid("tokens", message));
+        }
+        output.tokens.clear();
+        for &token in tokens {
+            if !(0..vocab_size as i64).contains(&token) {
+                let message = format!("token ids lie in [0, {vocab_size}), but {token} was given");
+                return Err(Error::invalid("tokens", message));
+            }
+            output.tokens.push(token as u32);
+        }
+        let mut collector = Collector::new(now_ms);
+        for (&id, &token) in rows.iter().zip(&output.tokens) {
+            if let Some(sampled) = core.tokens_of(id) {
+                let (request, choice) = request_of(id);
+                let event = collector.of(request, choice);
+                event.token = Some(token);
+                event.tokens = sampled + 1;
+            }
+        }
+        core.commit(output, &mut collector)?;
+        Ok(collector.events)
+    }
+}
+
+fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| to_bytes(value)).collect()
 }
 
 /// The step's arrays by name, in native byte order.
-fn arrays<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyDict>> {
+fn arrays(step: &Step) -> Vec<(&'static str, Vec<u8>)> {
     let width = step.block_tables.iter().map(|table| table.len()).max();
     let width = width.unwrap_or(0);
     let mut tables = Vec::with_capacity(width * step.num_sequences());
@@ -55,8 +98,7 @@ fn arrays<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyDict>> {
         tables.extend(table.iter().map(|&block| block as i32));
         tables.resize(tables.len().next_multiple_of(width.max(1)), 0);
     }
-    let dict = PyDict::new(py);
-    for (name, values) in [
+    let integers = [
         ("token_ids", &step.token_ids),
         ("positions", &step.positions),
         ("slots", &step.slots),
@@ -70,10 +112,8 @@ fn arrays<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyDict>> {
         ("seen_start", &step.seen_start),
         ("seen_token", &step.seen_token),
         ("seen_count", &step.seen_count),
-    ] {
-        dict.set_item(name, array(py, values, i32::to_ne_bytes))?;
-    }
-    for (name, values) in [
+    ];
+    let floats = [
         ("temperature", &step.temperature),
         ("top_p", &step.top_p),
         ("min_p", &step.min_p),
@@ -82,13 +122,43 @@ fn arrays<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyDict>> {
         ("frequency_penalty", &step.frequency_penalty),
         ("uniform", &step.uniform),
         ("bias_value", &step.bias_value),
-    ] {
-        dict.set_item(name, array(py, values, f32::to_ne_bytes))?;
-    }
-    Ok(dict)
+    ];
+    let integers = integers.map(|(name, values)| (name, bytes_of(values, i32::to_ne_bytes)));
+    let floats = floats.map(|(name, values)| (name, bytes_of(values, f32::to_ne_bytes)));
+    integers.into_iter().chain(floats).collect()
 }
 
 impl Scheduler {
+    /// Calls `change` with the state, without the GIL: whoever waits for the lock must not keep its holder from the GIL, and so
+    /// nothing of Python happens while the lock is held.
+    fn with_state<T: Send>(
+        &self,
+        py: Python<'_>,
+        change: impl FnOnce(&mut State) -> T + Send,
+    ) -> T {
+        py.detach(|| change(&mut guard(&self.state)))
+    }
+
+    /// Renders, tokenizes and compiles with no lock held, then hands the request to the scheduler.
+    fn admit(&self, submission: &Submission, random: u64, now_ms: u64) -> Result<u64> {
+        let request = guard(&self.state).next_request();
+        let (lease, base) = self.begin(submission, request, now_ms)?;
+        let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
+        let mut prepared = prepare(
+            submission,
+            base,
+            self.tokenizer.as_deref(),
+            self.template.as_deref(),
+            self.limits,
+        )?;
+        if let Some(grammar) = prepared.grammar.take() {
+            prepared.matchers = self.grammars.matchers(&grammar, submission.n as usize)?;
+        }
+        let mut state = guard(&self.state);
+        state.core.add(request, submission, prepared, lease, seed)?;
+        Ok(request)
+    }
+
     fn begin(
         &self,
         submission: &Submission,
@@ -183,9 +253,10 @@ impl Scheduler {
     }
 
     /// Sets a tenant's share relative to the others'.
-    fn set_weight(&self, tenant: u32, weight: u32) -> Result<()> {
-        let mut state = guard(&self.state);
-        state.core.scheduler_mut().set_weight(tenant, weight)
+    fn set_weight(&self, py: Python<'_>, tenant: u32, weight: u32) -> Result<()> {
+        self.with_state(py, |state| {
+            state.core.scheduler_mut().set_weight(tenant, weight)
+        })
     }
 
     /// Takes one JSON-encoded submission in and returns the request's number.
@@ -197,26 +268,7 @@ impl Scheduler {
                 "stop strings need a tokenizer, and this scheduler has none; use stop_token_ids",
             ));
         }
-        let mut state = guard(&self.state);
-        let request = state.next_request;
-        state.next_request += 1;
-        let (lease, base) = self.begin(&submission, request, now_ms)?;
-        let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
-        let mut prepared = prepare(
-            &submission,
-            base,
-            self.tokenizer.as_deref(),
-            self.template.as_deref(),
-            self.limits,
-        )?;
-        if let Some(grammar) = prepared.grammar.take() {
-            let choices = submission.n as usize;
-            prepared.matchers = py.detach(|| self.grammars.matchers(&grammar, choices))?;
-        }
-        state
-            .core
-            .add(request, &submission, prepared, lease, seed)?;
-        Ok(request)
+        py.detach(|| self.admit(&submission, random, now_ms))
     }
 
     /// Decides what the next step computes: each sequence's (request, choice), the arrays and the masks; None if there is nothing
@@ -226,106 +278,84 @@ impl Scheduler {
         &self,
         py: Python<'py>,
     ) -> PyResult<Option<(Vec<(u64, usize)>, Bound<'py, PyDict>, Option<StepMasks>)>> {
-        let mut state = guard(&self.state);
-        let step = state.core.plan();
-        if step.is_empty() {
+        let planned = self.with_state(py, |state| {
+            let step = state.core.plan();
+            let sequences: Vec<_> = step.scheduled.iter().map(|s| request_of(s.id)).collect();
+            (!step.is_empty()).then(|| (sequences, arrays(step), StepMasks::of(step)))
+        });
+        let Some((sequences, arrays, masks)) = planned else {
             return Ok(None);
+        };
+        let dict = PyDict::new(py);
+        for (name, bytes) in arrays {
+            dict.set_item(name, PyByteArray::new(py, &bytes))?;
         }
-        let sequences = step.scheduled.iter().map(|s| request_of(s.id)).collect();
-        Ok(Some((sequences, arrays(py, step)?, StepMasks::of(step))))
+        Ok(Some((sequences, dict, masks)))
     }
 
     /// Books the outcome of the planned step: one token for each sampled row.
-    #[allow(clippy::needless_pass_by_value)]
-    fn commit(&self, tokens: Vec<i64>, now_ms: u64) -> Result<Vec<Event>> {
+    fn commit(&self, py: Python<'_>, tokens: Vec<i64>, now_ms: u64) -> Result<Vec<Event>> {
         let vocab_size = self.limits.vocab_size;
-        let mut state = guard(&self.state);
-        let State { core, output, .. } = &mut *state;
-        let rows: Vec<u64> = core
-            .scheduler()
-            .step()
-            .scheduled
-            .iter()
-            .filter(|s| s.samples)
-            .map(|s| s.id)
-            .collect();
-        if tokens.len() != rows.len() {
-            let message = format!(
-                "the step has {} sampled rows, but {} tokens were given",
-                rows.len(),
-                tokens.len()
-            );
-            return Err(Error::invalid("tokens", message));
-        }
-        output.tokens.clear();
-        for &token in &tokens {
-            if !(0..vocab_size as i64).contains(&token) {
-                let message = format!("token ids lie in [0, {vocab_size}), but {token} was given");
-                return Err(Error::invalid("tokens", message));
-            }
-            output.tokens.push(token as u32);
-        }
-        let mut collector = Collector::new(now_ms);
-        for (&id, &token) in rows.iter().zip(&output.tokens) {
-            if let Some(sampled) = core.tokens_of(id) {
-                let (request, choice) = request_of(id);
-                let event = collector.of(request, choice);
-                event.token = Some(token);
-                event.tokens = sampled + 1;
-            }
-        }
-        core.commit(output, &mut collector)?;
-        Ok(collector.events)
+        self.with_state(py, move |state| state.commit(&tokens, vocab_size, now_ms))
     }
 
     /// Gives up the planned step, whose computation failed, and the requests in it.
-    fn fail(&self, message: &str) -> Vec<Event> {
-        let mut collector = Collector::new(0);
-        guard(&self.state)
-            .core
-            .fail_step(&Error::internal(message), &mut collector);
-        collector.events
+    fn fail(&self, py: Python<'_>, message: &str) -> Vec<Event> {
+        let error = Error::internal(message);
+        self.with_state(py, |state| {
+            let mut collector = Collector::new(0);
+            state.core.fail_step(&error, &mut collector);
+            collector.events
+        })
     }
 
     /// Ends a request before its time; `keep` commits its session's turn with what was generated.
-    fn abort(&self, request: u64, keep: bool, now_ms: u64) -> Vec<Event> {
+    fn abort(&self, py: Python<'_>, request: u64, keep: bool, now_ms: u64) -> Vec<Event> {
         let how = if keep {
             Abort::Cancel
         } else {
             Abort::Disconnect
         };
-        let mut collector = Collector::new(now_ms);
-        guard(&self.state).core.abort(request, how, &mut collector);
-        collector.events
+        self.with_state(py, |state| {
+            let mut collector = Collector::new(now_ms);
+            state.core.abort(request, how, &mut collector);
+            collector.events
+        })
     }
 
     /// Drops a session; False if there was none.
-    fn end_session(&self, tenant: u32, session_id: i64) -> Result<bool> {
+    fn end_session(&self, py: Python<'_>, tenant: u32, session_id: i64) -> Result<bool> {
         let key = SessionKey {
             tenant,
             id: session_id,
         };
-        let mut state = guard(&self.state);
-        state.next_request += 1;
-        let end = TurnLease::begin_end(&self.sessions, key, state.next_request - 1, 0)?;
-        Ok(end.map(|end| end.commit(0)).is_some())
+        let request = self.with_state(py, State::next_request);
+        py.detach(|| {
+            let end = TurnLease::begin_end(&self.sessions, key, request, 0)?;
+            Ok(end.map(|end| end.commit(0)).is_some())
+        })
     }
 
     /// Committed token ids of a session.
-    fn session_tokens(&self, tenant: u32, session_id: i64) -> Result<Vec<u32>> {
-        guard(&self.sessions)
-            .state(SessionKey {
-                tenant,
-                id: session_id,
-            })
-            .map(|state| state.tokens.to_vec())
+    fn session_tokens(&self, py: Python<'_>, tenant: u32, session_id: i64) -> Result<Vec<u32>> {
+        let key = SessionKey {
+            tenant,
+            id: session_id,
+        };
+        py.detach(|| {
+            guard(&self.sessions)
+                .state(key)
+                .map(|state| state.tokens.to_vec())
+        })
     }
 
     /// Counters and the state now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let state = guard(&self.state);
-        let stats = state.core.scheduler().stats();
-        let counts = state.core.scheduler().pool().counts();
+        let (stats, counts) = self.with_state(py, |state| {
+            let scheduler = state.core.scheduler();
+            (scheduler.stats(), scheduler.pool().counts())
+        });
+        let sessions = py.detach(|| guard(&self.sessions).len());
         let dict = PyDict::new(py);
         for (name, value) in [
             ("running", stats.running as u64),
@@ -338,7 +368,7 @@ impl Scheduler {
             ("free_blocks", counts.free as u64),
             ("owned_blocks", counts.owned as u64),
             ("cached_blocks", counts.cached as u64),
-            ("sessions", guard(&self.sessions).len() as u64),
+            ("sessions", sessions as u64),
         ] {
             dict.set_item(name, value)?;
         }
