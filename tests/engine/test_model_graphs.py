@@ -8,7 +8,6 @@ import pytest
 import tiny_models
 import torch
 from lmserve.model import RunnerOptions, open_checkpoint, plan_memory, sampler
-from lmserve.model.families.decoder import Decoder
 from lmserve.model.graphs import DecodeGraphs, buckets
 from lmserve.model.interface import MAX_LOGPROBS, Extras
 from lmserve.model.runner import allocate_buffers, cache_config, runner_info
@@ -59,7 +58,7 @@ def parts(checkpoint, options=OPTIONS, **changes):
     ops = TorchOps(
         checkpoint.config, cache_config(plan), buffers, attention=VarlenAttention, copy_inputs=True, **changes
     )
-    decoder = Decoder(checkpoint.config, checkpoint.tensors, ops)
+    decoder = checkpoint.load(ops)
     return runner_info(checkpoint, plan, ops.weight_bytes), buffers, decoder, ops
 
 

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory
-from lmserve.model.families.decoder import expected_tensors
-from lmserve.model.hf_config import decoder_config
+from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
 
 GIB = 1 << 30
@@ -30,7 +29,7 @@ VALUES_PER_TOKEN = 192
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen3")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    shapes = expected_tensors(decoder_config("qwen3", CONFIG, qk_norm=True))
+    shapes = qwen3.FAMILY.expected_tensors(qwen3.FAMILY.hf_config(CONFIG))
     save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors")
     return open_checkpoint(folder)
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from lmserve.cli import main
 from lmserve.model import options
-from lmserve.model.families.decoder import expected_tensors
-from lmserve.model.hf_config import decoder_config
+from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
 
 CONFIG = {
@@ -33,7 +32,7 @@ KV_BYTES = 2 * 3 * 2 * 16 * 4  # K and V, layers, heads, values, fp32
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen3")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    shapes = expected_tensors(decoder_config("qwen3", CONFIG, qk_norm=True))
+    shapes = qwen3.FAMILY.expected_tensors(qwen3.FAMILY.hf_config(CONFIG))
     save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, folder / "model.safetensors")
     return folder
 

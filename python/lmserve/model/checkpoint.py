@@ -12,8 +12,9 @@ from lmserve._core import GgufFile, Tokenizer
 from lmserve.model import families, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
-from lmserve.model.families import bert, decoder
-from lmserve.model.families.family import Family, Tensors
+from lmserve.model.families import bert
+from lmserve.model.families.family import Decoder, Family, Tensors
+from lmserve.model.ops import Ops
 from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
 from lmserve.model.safetensors_source import read_safetensors
@@ -28,12 +29,19 @@ class Checkpoint:
 
     path: Path
     name: str
+    family: Family
     kind: str  # "generate" or "embed"
     config: ModelConfig | EncoderConfig
     tensors: Mapping[str, TensorSource]
     chat_template: str | None
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
     eos_token_ids: list[int]
+
+    def load(self, ops: Ops[Any, Any]) -> Decoder[Any, Any]:
+        """The decoder, its weights loaded into `ops`."""
+        if isinstance(self.config, EncoderConfig):
+            raise TypeError(f"{self.name} is no decoder")
+        return self.family.load(self.config, self.tensors, ops)
 
     @property
     def max_model_len(self) -> int:
@@ -118,7 +126,7 @@ def _checked(
     text: hf_source.TextSettings,
 ) -> Checkpoint:
     _check_numbers(path, config)
-    expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else decoder.expected_tensors(config)
+    expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else family.expected_tensors(config)
     for tensor, shape in expected.items():
         found = tensors.get(tensor)
         if found is None:
@@ -131,6 +139,7 @@ def _checked(
     return Checkpoint(
         path=path,
         name=path.stem if path.is_file() else path.resolve().name,
+        family=family,
         kind=family.kind,
         config=config,
         tensors={tensor: tensors[tensor] for tensor in expected},

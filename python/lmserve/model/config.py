@@ -29,11 +29,37 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """The attention of one layer, as its KV cache and the kernels must know it.
+
+    Query head h reads key-value head h // (num_heads / num_kv_heads). `rope` None: positions are not rotated.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float  # of the product of a query and a key
+    rope: RopeConfig | None
+
+    @property
+    def q_size(self) -> int:
+        """Width of one token's queries: num_heads * head_dim."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Architecture of a decoder. Lengths in tokens; `head_dim` need not be hidden_size / num_heads.
+    """Architecture of a decoder, what all families have. Lengths in tokens; `head_dim` need not be hidden_size /
+    num_heads.
 
     `attention_bias`: q, k and v have biases; `output_bias`: so has the attention's output; `mlp_bias`: gate, up and
-    down. `qk_norm`: each head's q and k pass an RMS norm before they are rotated.
+    down. `qk_norm`: each head's q and k pass an RMS norm before they are rotated. `attention`: each layer's; left out,
+    all layers are alike.
     """
 
     architecture: str
@@ -52,6 +78,13 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    attention: tuple[AttentionLayer, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.attention:
+            scale = max(self.head_dim, 1) ** -0.5
+            layer = AttentionLayer(self.num_heads, self.num_kv_heads, self.head_dim, scale, self.rope)
+            object.__setattr__(self, "attention", (layer,) * self.num_layers)
 
     @property
     def q_size(self) -> int:

@@ -53,6 +53,7 @@ class CpuOps:
         self.arrays = CpuArrays(buffers)
         self.program = CpuProgram()
         self.head = -1  # the weight that the last recorded `sample` takes its logits from
+        self._eps: dict[int, float] = {}  # of the norms, by weight
         self._quantize = quantize
         self._vocab_size = config.vocab_size
 
@@ -70,8 +71,10 @@ class CpuOps:
         del head  # rows are looked up in the layout of a linear layer
         return self._add_linear([source], [None], head_format(self._quantize))
 
-    def load_norm(self, source: TensorSource) -> int:
-        return self.core.add_norm(_floats(source))
+    def load_rms_norm(self, source: TensorSource, eps: float) -> int:
+        weight = self.core.add_norm(_floats(source))
+        self._eps[weight] = eps
+        return weight
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
@@ -86,11 +89,11 @@ class CpuOps:
     def embed(self, w: int) -> int:
         return self.core.embed(self.program, w)
 
-    def rms_norm(self, x: int, w: int, eps: float) -> int:
-        return self.core.rms_norm(self.program, x, w, eps)
+    def norm(self, x: int, w: int) -> int:
+        return self.core.rms_norm(self.program, x, w, self._eps[w])
 
-    def add_rms_norm(self, x: int, residual: int, w: int, eps: float) -> tuple[int, int]:
-        return self.core.add_rms_norm(self.program, x, residual, w, eps), residual
+    def add_norm(self, x: int, residual: int, w: int) -> tuple[int, int]:
+        return self.core.add_rms_norm(self.program, x, residual, w, self._eps[w]), residual
 
     def linear(self, x: int, w: int) -> int:
         return self.core.linear(self.program, x, w)

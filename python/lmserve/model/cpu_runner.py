@@ -9,7 +9,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
-from lmserve.model.families.decoder import Decoder
+from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
 from lmserve.model.runner import allocate_buffers, runner_info
@@ -66,5 +66,5 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype)
     threads = options.threads or usable_cores()
     ops = CpuOps(config, cache, buffers, threads=threads, quantize=plan.quantize)
-    model = Decoder(config, checkpoint.tensors, ops)
+    model = checkpoint.load(ops)
     return CpuRunner(runner_info(checkpoint, plan, ops.weight_bytes), buffers, model, ops)

@@ -6,7 +6,7 @@ everything whose layout it decides: the KV cache, rope tables, loaded weights an
 
 A step is `begin`, then the operations in the order of the model file, then `sample`, then `finish`. T, S, R are the
 step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. Every operation but
-`rms_norm` consumes the activations given to it: the caller must not use them again, so that their memory may be reused.
+`norm` consumes the activations given to it: the caller must not use them again, so that their memory may be reused.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Ops(Protocol[A, W]):
     def load_embedding(self, source: TensorSource, *, head: bool) -> W:
         """Weight [vocab, hidden] of `embed`; with `head` (tied embeddings) it is given to `sample` as well."""
 
-    def load_norm(self, source: TensorSource) -> W:
-        """Weight [width] of an RMS norm."""
+    def load_rms_norm(self, source: TensorSource, eps: float) -> W:
+        """Weight [width] of an RMS norm: x * rsqrt(mean(x^2) + eps) * weight."""
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
@@ -63,11 +63,11 @@ class Ops(Protocol[A, W]):
     def embed(self, w: W) -> A:
         """[T, hidden] embeddings of the step's token ids."""
 
-    def rms_norm(self, x: A, w: W, eps: float) -> A:
-        """x * rsqrt(mean(x^2) + eps) * w over the last axis, of x's shape. Does not consume x."""
+    def norm(self, x: A, w: W) -> A:
+        """The norm of each row of x, of x's shape. Does not consume x."""
 
-    def add_rms_norm(self, x: A, residual: A, w: W, eps: float) -> tuple[A, A]:
-        """(rms_norm(x + residual), x + residual)."""
+    def add_norm(self, x: A, residual: A, w: W) -> tuple[A, A]:
+        """(norm(x + residual), x + residual)."""
 
     def linear(self, x: A, w: W) -> A:
         """x [n, in] times the weight transposed, plus its bias: [n, out]."""
@@ -75,7 +75,7 @@ class Ops(Protocol[A, W]):
     def rope_and_cache(self, qkv: A, layer: int, q_norm: W | None, k_norm: W | None) -> A:
         """Split qkv [T, (heads + 2 * kv_heads) * head_dim] into q | k | v, rotate q and k, write k and v to the cache.
 
-        With q_norm and k_norm (Qwen3; [head_dim], eps of the config) each head is normed before it is rotated. Rotation
+        With q_norm and k_norm (Qwen3; [head_dim]) each head is normed before it is rotated. Rotation
         pairs element i with i + head_dim / 2. Token t goes to `slots[t]`. Returns q, [T, heads * head_dim].
         """
 

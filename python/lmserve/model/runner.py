@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig
-from lmserve.model.families.decoder import Decoder
+from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory

@@ -34,10 +34,11 @@ STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens",
 
 @dataclass(frozen=True, slots=True)
 class TorchWeight:
-    """A matrix [out, in] (or an RMS norm's [width]) and its bias [out]."""
+    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm, its eps."""
 
     weight: Tensor
     bias: Tensor | None = None
+    eps: float = 0.0
 
 
 class TorchOps:
@@ -90,8 +91,8 @@ class TorchOps:
         del head  # one layout serves both uses
         return TorchWeight(self._load([source]))
 
-    def load_norm(self, source: TensorSource) -> TorchWeight:
-        return TorchWeight(self._load([source]))
+    def load_rms_norm(self, source: TensorSource, eps: float) -> TorchWeight:
+        return TorchWeight(self._load([source]), eps=eps)
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         self.upload(n_tokens, n_seqs, n_rows)
@@ -126,12 +127,12 @@ class TorchOps:
     def embed(self, w: TorchWeight) -> Tensor:
         return functional.embedding(self._token_ids, w.weight)
 
-    def rms_norm(self, x: Tensor, w: TorchWeight, eps: float) -> Tensor:
-        return functional.rms_norm(x, w.weight.shape, w.weight, eps)
+    def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
+        return functional.rms_norm(x, w.weight.shape, w.weight, w.eps)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, w: TorchWeight, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: Tensor, residual: Tensor, w: TorchWeight) -> tuple[Tensor, Tensor]:
         total = residual.add_(x)
-        return self.rms_norm(total, w, eps), total
+        return self.norm(total, w), total
 
     def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
         return functional.linear(x, w.weight, w.bias)
@@ -141,8 +142,7 @@ class TorchOps:
         heads = qkv.view(len(qkv), -1, config.head_dim)
         query, key, value = torch.split(heads, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
         if q_norm is not None and k_norm is not None:
-            query = self.rms_norm(query, q_norm, config.rms_norm_eps)
-            key = self.rms_norm(key, k_norm, config.rms_norm_eps)
+            query, key = self.norm(query, q_norm), self.norm(key, k_norm)
         self._attention.write(layer, self._rotate(key), value)
         return self._rotate(query)
 

@@ -17,7 +17,7 @@ from lmserve.model.config import EncoderConfig
 from lmserve.model.device import usable_cores
 from lmserve.model.encoder import EncoderRunner
 from lmserve.model.errors import OptionError
-from lmserve.model.families.decoder import Decoder
+from lmserve.model.families.family import Decoder
 from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
@@ -120,7 +120,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
         return EncoderRunner(checkpoint.config, checkpoint, plan)
     buffers = allocate_buffers(plan, _pinned if plan.device != "cpu" else np.zeros)
     ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
-    model = Decoder(checkpoint.config, checkpoint.tensors, ops)
+    model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     if options.graphs and isinstance(ops.cache, VarlenAttention):
         return GraphRunner(info, buffers, model, ops, capture=capture_cuda_graph)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.layers.loading import Loader, Shape, expected_tensors
+from lmserve.model.ops import Ops
 from lmserve.model.tensors import TensorSource
 
 Tensors = dict[str, TensorSource]
+
+A_co = TypeVar("A_co", covariant=True)
+W_co = TypeVar("W_co", covariant=True)
+
+
+class Decoder(Protocol[A_co, W_co]):
+    """A loaded model that generates."""
+
+    @property
+    def head(self) -> W_co:
+        """The linear layer that makes logits of final states."""
+
+    def forward(self, *, sampled_rows_only: bool) -> A_co:
+        """States after the final norm of the step that `ops.begin` started: [R, hidden], or else of all [T, hidden]."""
 
 
 def _unchanged(tensors: Tensors, _config: ModelConfig | EncoderConfig) -> Tensors:
@@ -18,16 +34,30 @@ def _unchanged(tensors: Tensors, _config: ModelConfig | EncoderConfig) -> Tensor
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How to read a family's checkpoints into a configuration and tensors under their canonical names.
+    """How to read a family's checkpoints into a configuration and tensors under their canonical names, and its model.
 
-    Canonical names are those of Hugging Face's Llama (of its Bert for encoders).
+    Canonical names are those of the family in transformers; what a model file loads says which there are.
     """
 
     name: str
     kind: str  # "generate" or "embed"
     hf_architectures: tuple[str, ...]
     hf_config: Callable[[dict[str, Any]], ModelConfig | EncoderConfig]
+    decoder: Callable[[Any, Loader[Any, Any]], Decoder[Any, Any]] | None = None  # of kind "generate"
     hf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     gguf_architecture: str | None = None
     # GGUF stores q and k of these families with each rotated pair in adjacent rows.
     gguf_interleaved_rope: bool = False
+
+    def expected_tensors(self, config: ModelConfig | EncoderConfig) -> dict[str, Shape]:
+        """Canonical name and shape of every tensor of a decoder with this configuration."""
+        decoder = self.decoder
+        if decoder is None:
+            raise TypeError(f"{self.name} is no decoder")
+        return expected_tensors(lambda load: decoder(config, load))
+
+    def load(self, config: ModelConfig, tensors: Mapping[str, TensorSource], ops: Ops[Any, Any]) -> Decoder[Any, Any]:
+        """The decoder with the weights of a checkpoint that was checked to have them."""
+        if self.decoder is None:
+            raise TypeError(f"{self.name} is no decoder")
+        return self.decoder(config, Loader(ops, lambda name, _shape: tensors[name]))

@@ -10,6 +10,7 @@ import numpy as np
 from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Family, Tensors
+from lmserve.model.families.llama import Llama
 from lmserve.model.hf_config import decoder_config
 
 GLOBAL_NAMES = {"model.tok_embeddings": "model.embed_tokens", "model.norm": "model.norm", "output": "lm_head"}
@@ -65,6 +66,7 @@ FAMILY = Family(
     kind="generate",
     hf_architectures=("InternLM2ForCausalLM",),
     hf_config=_hf_config,
+    decoder=Llama,
     hf_tensors=_hf_tensors,
     gguf_architecture="internlm2",
     gguf_interleaved_rope=True,

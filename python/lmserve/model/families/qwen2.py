@@ -6,6 +6,7 @@ from typing import Any
 
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
+from lmserve.model.families.llama import Llama
 from lmserve.model.hf_config import decoder_config
 
 
@@ -18,5 +19,6 @@ FAMILY = Family(
     kind="generate",
     hf_architectures=("Qwen2ForCausalLM",),
     hf_config=_hf_config,
+    decoder=Llama,
     gguf_architecture="qwen2",
 )

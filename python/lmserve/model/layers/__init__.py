@@ -1,0 +1,1 @@
+"""Blocks that several families share: functions of activations and loaded weights over `Ops`."""

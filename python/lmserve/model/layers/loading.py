@@ -1,0 +1,75 @@
+"""How a model file asks for its weights: by name and shape, once, in its constructor.
+
+The same constructor says which tensors a checkpoint must have (`expected_tensors`, from headers alone) and loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+
+from lmserve.model.ops import Ops
+from lmserve.model.tensors import StoredTensor, TensorSource
+
+A = TypeVar("A")
+W = TypeVar("W")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loader(Generic[A, W]):
+    """Loads weights into `ops`. Names are those of Hugging Face, under `prefix`; sizes are in elements."""
+
+    ops: Ops[A, W]
+    find: Callable[[str, Shape], TensorSource]
+    prefix: str = ""
+
+    def within(self, prefix: str) -> Loader[A, W]:
+        """The loader of the names that begin with this prefix and a dot."""
+        return replace(self, prefix=f"{self.prefix}{prefix}.")
+
+    def linear(self, outputs: Mapping[str, int], inputs: int, *, bias: bool = False) -> W:
+        """Layers of `inputs` columns as one, their outputs (rows, by name) side by side in the order given."""
+        weights = [self._tensor(f"{name}.weight", (rows, inputs)) for name, rows in outputs.items()]
+        biases = [self._tensor(f"{name}.bias", (rows,)) for name, rows in outputs.items()] if bias else None
+        return self.ops.load_linear(weights, biases)
+
+    def embedding(self, name: str, rows: int, width: int, *, head: bool) -> W:
+        """A table of embeddings; `head`: it is the head as well."""
+        return self.ops.load_embedding(self._tensor(f"{name}.weight", (rows, width)), head=head)
+
+    def rms_norm(self, name: str, width: int, eps: float) -> W:
+        """The weight of an RMS norm."""
+        return self.ops.load_rms_norm(self._tensor(f"{name}.weight", (width,)), eps)
+
+    def _tensor(self, name: str, shape: Shape) -> TensorSource:
+        return self.find(self.prefix + name, shape)
+
+
+class _Nowhere:
+    """The loading half of `Ops` that loads nothing."""
+
+    def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> None:
+        """Nothing."""
+
+    def load_embedding(self, source: TensorSource, *, head: bool) -> None:
+        """Nothing."""
+
+    def load_rms_norm(self, source: TensorSource, eps: float) -> None:
+        """Nothing."""
+
+
+def expected_tensors(build: Callable[[Loader[Any, Any]], object]) -> dict[str, Shape]:
+    """Canonical name and shape of every tensor that `build` loads."""
+    shapes: dict[str, Shape] = {}
+
+    def find(name: str, shape: Shape) -> TensorSource:
+        shapes[name] = shape
+        return StoredTensor(name, shape, "F32", np.zeros(0, np.float32))
+
+    build(Loader(cast("Ops[Any, Any]", _Nowhere()), find))
+    return shapes

@@ -1,0 +1,33 @@
+"""Feed-forward networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from lmserve.model.layers.loading import Loader
+from lmserve.model.ops import Ops
+
+A = TypeVar("A")
+W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMlp(Generic[W]):
+    """Loaded weights."""
+
+    gate_up: W
+    down: W
+
+
+def load_gated_mlp(load: Loader[A, W], hidden_size: int, inner: int, *, bias: bool = False) -> GatedMlp[W]:
+    """gate_proj, up_proj and down_proj."""
+    return GatedMlp(
+        gate_up=load.linear({"gate_proj": inner, "up_proj": inner}, hidden_size, bias=bias),
+        down=load.linear({"down_proj": hidden_size}, inner, bias=bias),
+    )
+
+
+def gated_mlp(ops: Ops[A, W], x: A, weights: GatedMlp[W]) -> A:
+    """down(silu(gate(x)) * up(x))."""
+    return ops.linear(ops.silu_mul(ops.linear(x, weights.gate_up)), weights.down)
