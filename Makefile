@@ -6,12 +6,15 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# The versions that everything is installed at.
+CONSTRAINTS := constraints.txt
 # The first Python of 3.11 or later; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src)
 
 # One stamp for each stage; a stage runs again only when what it was made from has changed.
+NEWEST := .venv-newest
 MADE := $(VENV)/.made
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
@@ -20,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-aarch64 build lint fmt openapi conformance bench bench-overhead bench-peers simulate clean
+.PHONY: help serve test test-aarch64 build lint fmt openapi conformance bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,25 +81,34 @@ bench-peers: build ## lmserve beside the peers found on this machine, see benchm
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)
 
+constraints: $(MADE) ## write constraints.txt anew: the newest versions that pyproject.toml allows
+	$(BIN)/python tools/constrain.py $(CONSTRAINTS) --upgrade
+
+test-newest: ## the tests with the newest version of everything, in an environment of their own: what a release would break
+	$(MAKE) VENV=$(NEWEST) $(NEWEST)/.made
+	$(NEWEST)/bin/python tools/constrain.py $(NEWEST)/constraints.txt --upgrade
+	-diff $(CONSTRAINTS) $(NEWEST)/constraints.txt
+	$(MAKE) VENV=$(NEWEST) CONSTRAINTS=$(NEWEST)/constraints.txt test
+
 clean: ## remove what was built here, the virtual environment included; the model cache stays
-	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/lmserve/_core*.so
+	rm -rf $(VENV) $(NEWEST) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/lmserve/_core*.so
 	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and none was found: install it, or say PYTHON=/path/to/python3"; exit 1; }
 	@echo "==> virtual environment $(VENV) ($$($(PYTHON) --version))"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 	@touch $@
 
-$(RUNTIME): $(MADE) pyproject.toml tools/install.py
-	@echo "==> dependencies (torch is the large one)"
-	@$(BIN)/python tools/install.py -r pyproject.toml 'maturin>=1.9.4,<2'
+$(RUNTIME): $(MADE) pyproject.toml $(CONSTRAINTS) tools/install.py
+	@echo "==> dependencies"
+	@$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) -r pyproject.toml maturin
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	@echo "==> dependencies of the tests"
-	@$(BIN)/python tools/install.py --group dev
+	@echo "==> dependencies of the tests (torch is the large one)"
+	@$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) -r pyproject.toml --all-extras --group test
 	@touch $@
 
 $(CORE): $(RUNTIME) $(RUST_SOURCES) README.md

@@ -39,15 +39,20 @@ def pip_settings() -> dict[str, str]:
     return settings
 
 
-def main() -> int:
+def uv_environment() -> dict[str, str]:
+    """The environment of uv: that of this process, with pip's settings under the names that uv reads."""
     settings = pip_settings()
     environment = {SETTINGS[setting]: value for setting, value in settings.items()}
     if "extra-index-url" in settings:
         # pip takes the best version of all indexes; uv would stop at the first that knows the name.
         environment["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return environment | os.environ
+
+
+def main() -> int:
     uv = Path(sys.executable).with_name("uv")
     command = [str(uv), "pip", "install", "--python", sys.executable, *sys.argv[1:]]
-    return subprocess.run(command, env=environment | os.environ, check=False).returncode
+    return subprocess.run(command, env=uv_environment(), check=False).returncode
 
 
 if __name__ == "__main__":

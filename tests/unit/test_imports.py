@@ -137,7 +137,8 @@ def test_importing_loads_neither_torch_nor_litestar(module: str) -> None:
 
 def test_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    extras = (line for lines in project["optional-dependencies"].values() for line in lines)
+    declared = {re.match(r"[\w.-]+", line)[0] for line in (*project["dependencies"], *extras)}
     top = {i.module.split(".")[0] for i in IMPORTS} - sys.stdlib_module_names - {"lmserve"}
     assert {DISTRIBUTIONS.get(name, name) for name in top} == declared - USED_BY_NAME
 

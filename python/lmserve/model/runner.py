@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig
+from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
@@ -133,7 +134,13 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
         from lmserve.model import cpu_runner
 
         return cpu_runner.load(checkpoint, options, plan)
-    # Imported late: torch takes a second, and the cpu operations do without it.
-    from lmserve.model import torch_runner
-
+    try:
+        # Imported late: torch takes a second, and the cpu operations do without it.
+        from lmserve.model import torch_runner
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        what = "an embedding model" if checkpoint.kind == "embed" else f"ops {plan.ops!r} on {plan.device}"
+        message = f"{what} needs torch, which is not installed: pip install 'lmserve[torch]'"
+        raise OptionError("ops", message) from error
     return torch_runner.load(checkpoint, options, plan)

@@ -122,7 +122,7 @@ def _excerpt(body: bytes) -> str:
     return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}..."
 
 
-def _invalid_value(message: str, body: bytes, model: type) -> LmserveError:
+def _invalid_value(message: str, body: bytes, model: object) -> LmserveError:
     match = PLACE.match(message)
     what, path = (match["what"], match["path"] or "") if match else (message, "")
     steps = [name or int(index) for name, index in STEP.findall(path)]
@@ -145,7 +145,7 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _choices(model: type, field: str) -> str:
+def _choices(model: object, field: str) -> str:
     """The values that a field may have, wherever it is in `model`."""
     for schema in msgspec.json.schema(model)["$defs"].values():
         prop = schema.get("properties", {}).get(field, {})

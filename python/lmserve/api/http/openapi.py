@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,6 +87,10 @@ def _event(frame: type[Struct], description: str) -> Schema:
 def document(operations: dict[str, Any]) -> bytes:
     """The whole document as JSON, from Litestar's own; the schemas are msgspec's, which are what is enforced."""
     _, schemas = msgspec.json.schema_components(SCHEMAS, ref_template=SCHEMA_PATH)
+    for schema in schemas.values():
+        # Releases of msgspec differ in whether they take the indent out of a docstring.
+        if "description" in schema:
+            schema["description"] = cleandoc(schema["description"])
     for model, examples in EXAMPLES.items():
         schemas[model.__name__]["examples"] = examples
     for model, fields in FIELDS.items():
