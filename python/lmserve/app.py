@@ -15,8 +15,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 from lmserve import __version__
+from lmserve.api.http.edge import Edge
 from lmserve.api.http.errors import respond_to_exception
 from lmserve.api.http.middleware import ApiKeys, BodyLimits
 from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
@@ -27,6 +29,7 @@ from lmserve.api.routes.completions import completions
 from lmserve.api.routes.embeddings import embeddings
 from lmserve.api.routes.generate import generate
 from lmserve.api.routes.health import health
+from lmserve.api.routes.index import index
 from lmserve.api.routes.interactive import chat_interactive
 from lmserve.api.routes.messages import count_tokens, create_message
 from lmserve.api.routes.metrics import metrics
@@ -90,7 +93,24 @@ API: Final = (
     metrics,
     health,
 )
-DOCS: Final = (docs, docs_asset, openapi_json)
+PAGES: Final = (index, docs, docs_asset, openapi_json)
+
+
+class Application(Litestar):
+    """Litestar, within what every request goes through: `edge`."""
+
+    edge: Edge
+
+    async def __call__(
+        self,
+        scope: Scope | LifeSpanScope,
+        receive: Receive | LifeSpanReceive,
+        send: Send | LifeSpanSend,
+    ) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.edge(scope, receive, send)  # type: ignore[arg-type]
 
 
 def create_app(
@@ -100,17 +120,20 @@ def create_app(
     keys: Keyring | None = None,
     responses: ResponseStore | None = None,
     cors_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
-) -> Litestar:
+) -> Application:
     """The application.
 
     `engine`: a ready one, or a function that loads one; it runs on a thread of its own while /health answers 503, and
     its engine is shut down with the app. `model_names`: the first is the model's id, the others are accepted and listed
-    too. `keys`: one of them is asked for on every route but /health; their limits are the engine's to hold, which must
-    have been given `keys.tenants()`. `responses`: where stored responses are kept, restored by the time that the engine
-    is there; None: in memory alone. `max_body`: bytes of a request's body, which must arrive within `body_timeout`
-    seconds.
+    too. `keys`: one of them is asked for on every route but /health and the pages, which hold no data; their limits are
+    the engine's to hold, which must have been given `keys.tenants()`. `responses`: where stored responses are kept,
+    restored by the time that the engine is there; None: in memory alone. `cors_origins`: of pages that may use the
+    server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
+    the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `max_body`: bytes of a request's
+    body, which must arrive within `body_timeout` seconds.
     """
     keys = keys or Keyring()
     serving = Serving(model_names, engine, keys, responses)
@@ -124,8 +147,8 @@ def create_app(
             loading.cancel()
             await serving.close()
 
-    return Litestar(
-        [*shared_path_options(API), *API, *DOCS],
+    app = Application(
+        [*shared_path_options(API), *API, *PAGES],
         exception_handlers={Exception: respond_to_exception},
         middleware=[
             DefineMiddleware(ApiKeys, keys=keys),
@@ -140,6 +163,14 @@ def create_app(
         logging_config=None,
         state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(keys))}),
     )
+    app.edge = Edge(
+        super(Application, app).__call__,
+        paths=[path for handler in (*API, *PAGES) for path in handler.paths],
+        keys=bool(keys),
+        hosts=allowed_hosts,
+        origins=cors_origins,
+    )
+    return app
 
 
 @cache

@@ -29,6 +29,10 @@ TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
+# What a browser sends as Origin: a scheme, a host in lower case, and a port; RFC 6454, section 6.2.
+ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]A-Z]+)(:\d{1,5})?")
+HOST: Final = re.compile(r"\*|[^\s/?#@:\[\]]+|[0-9a-fA-F:.]+")
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -104,6 +108,7 @@ class ServeConfig:
     reasoning_parser: ReasoningParser = "auto"
     max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()  # besides localhost; none: any, but localhost alone where nobody else is served
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"
 
@@ -140,6 +145,14 @@ class ServeConfig:
             # The key itself stays out of the message: messages reach logs.
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError("api_keys", f"key {number} must be printable ASCII without spaces, and not empty")
+        for origin in self.cors_origins:
+            if origin != "*" and ORIGIN.fullmatch(origin) is None:
+                message = f"must be * or an origin such as https://example.org:8000, but {origin!r} was given"
+                raise ConfigError("cors_origins", message)
+        for name in self.allowed_hosts:
+            if HOST.fullmatch(name) is None:
+                message = f"must be * or a host's name without scheme and port, but {name!r} was given"
+                raise ConfigError("allowed_hosts", message)
         try:
             _ = self.keyring
         except KeysError as error:

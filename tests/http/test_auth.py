@@ -39,11 +39,8 @@ ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/embeddings"),
     ("GET", "/v1/sessions"),
-    ("GET", "/docs"),
-    ("GET", "/docs/assets/swagger-ui.css"),
-    ("GET", "/openapi.json"),
-    ("GET", "/docs/openapi.json"),
 ]
+PAGES = ["/", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/docs/openapi.json"]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -68,6 +65,14 @@ def test_every_route_needs_a_key(guarded: Running, method: str, path: str) -> No
     for key in KEYS:
         assert ask(guarded, method, path, {"Authorization": f"Bearer {key}"}).status_code == 200
         assert ask(guarded, method, path, {"Authorization": f"bearer  {key}"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_hold_no_data_and_need_no_key(guarded: Running, path: str) -> None:
+    assert ask(guarded, "GET", path).status_code == 200
+    assert "Authorization: Bearer KEY" in ask(guarded, "GET", "/").text
+    # The page of the documentation then asks for one.
+    assert ask(guarded, "GET", "/openapi.json").json()["security"] == [{"key": []}]
 
 
 def test_health_needs_none(guarded: Running) -> None:

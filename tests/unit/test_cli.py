@@ -49,6 +49,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
     given = config(
         *("--host", "::1", "--port", "0", "--api-key", "a", "--api-key", "b", "--api-key-file", str(keys)),
         *("--max-body", "1MiB", "--cors-origin", "https://a.example", "--cors-origin", "*", "--grace", "2.5"),
+        *("--allowed-host", "a.example", "--allowed-host", "::1"),
         *("--log-level", "debug", "--served-model-name", "m", "--served-model-name", "n", "--device", "cuda:1"),
         *("--dtype", "bf16", "--max-model-len", "4096", "--max-batch", "8", "--max-batch-tokens", "256"),
         *("--max-queue", "7", "--kv-memory", "1.5GiB", "--no-prefix-cache"),
@@ -70,6 +71,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         prefix_cache=False,
         max_body=MIB,
         cors_origins=("https://a.example", "*"),
+        allowed_hosts=("a.example", "::1"),
         grace=2.5,
         log_level="debug",
     )
@@ -92,6 +94,18 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         (["--grace", "nan"], "--grace must lie in [0, 3600], but nan was given"),
         (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, but 'tpu' was given"),
         (["--dtype", "int3"], "invalid choice: 'int3'"),
+        (
+            ["--cors-origin", "example.org"],
+            "--cors-origin must be * or an origin such as https://",
+        ),
+        (["--cors-origin", "https://example.org/"], "--cors-origin must be"),
+        (["--cors-origin", "https://Example.org"], "--cors-origin must be"),
+        (["--cors-origin", ""], "--cors-origin must be"),
+        (
+            ["--allowed-host", "http://a.example"],
+            "--allowed-host must be * or a host's name without scheme",
+        ),
+        (["--allowed-host", "a.example:80"], "--allowed-host must be"),
         (["--api-key", ""], "--api-key key 1 must be printable ASCII"),
         (["--api-key", "k", "--api-key", "k"], "--api-key holds the same entry twice"),
         (["--served-model-name", " "], "--served-model-name must be printable and not empty, but ' ' was given"),
@@ -101,6 +115,23 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
 )
 def test_wrong_arguments_are_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in stderr_of_usage_error(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ("127.0.0.1",)),
+        (["--host", "localhost"], ("localhost",)),
+        (["--host", "0.0.0.0"], None),
+        (["--api-key", "k"], None),
+        (["--allowed-host", "a.example"], ("a.example", "127.0.0.1")),
+        (["--host", "0.0.0.0", "--api-key", "k", "--allowed-host", "a.example"], ("a.example", "0.0.0.0")),
+    ],
+)
+def test_names_that_requests_may_give(arguments: list[str], expected: tuple[str, ...] | None) -> None:
+    from lmserve.cli.server import allowed_hosts
+
+    assert allowed_hosts(config(*arguments)) == expected
 
 
 def test_keys_are_in_no_message() -> None:

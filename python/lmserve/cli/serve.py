@@ -85,6 +85,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="allow pages of this origin (https://example.org, or *) to call the API; repeatable (default: none)",
     )
     group.add_argument(
+        "--allowed-host",
+        dest="allowed_hosts",
+        metavar="NAME",
+        action="append",
+        help="name that requests may give as the server's, besides localhost; * is any; repeatable (default: any, but "
+        "none where the server has no keys and listens on this machine alone: no web page can reach it then)",
+    )
+    group.add_argument(
         "--grace",
         metavar="SECONDS",
         type=_number,
@@ -235,7 +243,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         values[setting] = given[setting]
     for setting in ("session_dir", "session_fsync", "session_ttl", "max_sessions"):
         values[setting] = given[setting]
-    for setting in ("served_model_names", "cors_origins"):
+    for setting in ("served_model_names", "cors_origins", "allowed_hosts"):
         values[setting] = tuple(given[setting]) if given[setting] else None
     keys = list(given["api_keys"] or ())
     if given["api_key_file"] is not None:
@@ -252,7 +260,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         raise CommandError(f"{flag} {error}", exit_code=2) from error
 
 
-REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins")
+REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins", "allowed_hosts")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from lmserve.api.http.edge import is_loopback
 from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
@@ -49,11 +50,19 @@ def serve_model(config: ServeConfig) -> None:
             keys=config.keyring,
             responses=responses,
             cors_origins=config.cors_origins,
+            allowed_hosts=allowed_hosts(config),
             max_body=config.max_body,
         )
         serve(app, bind(config.host, config.port), grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
+
+
+def allowed_hosts(config: ServeConfig) -> tuple[str, ...] | None:
+    """None: any. A page can let its own name mean this machine (DNS rebinding), but the browser sends that name."""
+    if config.allowed_hosts or (is_loopback(config.host) and not config.keyring):
+        return (*config.allowed_hosts, config.host)
+    return None
 
 
 def _response_store(config: ServeConfig) -> ResponseStore:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, StopString, Tag, Text, TopK, TopP
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, RequestedModel, StopString, Tag, Text, TopK, TopP
 from lmserve.schemas.guided import JsonSchema
 from lmserve.schemas.tools import MAX_TOOLS, FunctionName
 
@@ -62,7 +62,6 @@ Messages = Annotated[
     list[InputMessage],
     Meta(min_length=1, max_length=MAX_MESSAGES, examples=[[{"role": "user", "content": "Hello!"}]]),
 ]
-Model = Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
 System = Annotated[Parts | None, Meta(description="What the model is told before the conversation.")]
 
 
@@ -151,7 +150,7 @@ ThinkingConfig = Annotated[
 class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A conversation to answer. Null is the same as absent; an unknown key is an error."""
 
-    model: Model
+    model: RequestedModel = ""
     messages: Messages
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS, description="Most tokens to generate.", examples=[64])]
     system: System = None
@@ -187,7 +186,7 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A conversation whose tokens are to be counted. An unknown key is an error."""
 
-    model: Model
+    model: RequestedModel = ""
     messages: Messages
     system: System = None
     tools: Tools = None

@@ -16,6 +16,7 @@ from lmserve.schemas.bounds import (
     Penalty,
     Priority,
     RepetitionPenalty,
+    RequestedModel,
     Role,
     Seed,
     SessionId,
@@ -88,7 +89,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chat completion. Null is the same as absent; an unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     messages: Annotated[
         Text | Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(

@@ -14,11 +14,11 @@ from lmserve.schemas.bounds import (
     Penalty,
     Priority,
     RepetitionPenalty,
+    RequestedModel,
     Seed,
     SessionId,
     StopStrings,
     StopTokenIds,
-    Tag,
     Temperature,
     Text,
     TokenId,
@@ -48,7 +48,7 @@ PromptTokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_PROMPT
 class CompletionRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A text completion. Null is the same as absent; an unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     prompt: Annotated[
         Text | Annotated[list[Text | TokenId | PromptTokens], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)],
         Meta(

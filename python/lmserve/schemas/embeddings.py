@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from lmserve.schemas.bounds import Tag, TokenId
+from lmserve.schemas.bounds import RequestedModel, Tag, TokenId
 
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 1_048_576
@@ -18,7 +18,7 @@ Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_INPUT_TOKENS
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts to embed. An unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     input: Annotated[
         NonEmptyText
         | Annotated[list[NonEmptyText | TokenId | Tokens], Meta(min_length=1, max_length=MAX_INPUT_TOKENS)],

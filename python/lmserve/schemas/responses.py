@@ -11,6 +11,7 @@ from lmserve.schemas.bounds import (
     MAX_TOKENS,
     MinP,
     RepetitionPenalty,
+    RequestedModel,
     Role,
     Seed,
     StopStrings,
@@ -99,7 +100,7 @@ Include = Literal[
 class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to answer. Null is the same as absent; an unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     input: Annotated[
         Text | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(description="One user message, or messages; with previous_response_id, what is new.", examples=["Hello!"]),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import Tag
+from lmserve.schemas.bounds import RequestedModel, Tag
 from lmserve.schemas.embeddings import EmbeddingsUsage, NonEmptyText
 
 MAX_TEXTS: Final = 1024
@@ -17,7 +17,7 @@ Texts = Annotated[list[NonEmptyText], Meta(min_length=1, max_length=MAX_TEXTS)]
 class ScoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts to compare. An unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     text_1: Annotated[
         NonEmptyText | Texts,
         Meta(description="A text, which is compared with each of text_2; or as many as those.", examples=["A cat."]),
@@ -57,7 +57,7 @@ class TextDocument(Struct, frozen=True):
 class RerankRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Documents to put in order. Null is the same as absent; an unknown key is an error."""
 
-    model: Annotated[Tag, Meta(description="A served model.", examples=["internlm-chat-7b"])]
+    model: RequestedModel = ""
     query: Annotated[NonEmptyText, Meta(examples=["What has whiskers?"])]
     documents: Annotated[
         Annotated[list[NonEmptyText | TextDocument], Meta(min_length=1, max_length=MAX_TEXTS)],

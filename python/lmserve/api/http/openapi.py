@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from lmserve.api.convert.unsupported import UNSUPPORTED, WITHOUT_EFFECT
 from lmserve.api.http.examples import ERROR_REPLIES, EXAMPLES, STREAMS, Form, failure, stream_of
+from lmserve.api.http.middleware import PUBLIC
 from lmserve.errors import LmserveError
 from lmserve.schemas.errors import ErrorReply
 from lmserve.schemas.rules import FIELDS, RULES
@@ -181,20 +182,20 @@ CONTENT_SECURITY_POLICY: Final = (
 )
 
 
-@get(["/openapi.json", "/docs/openapi.json"], include_in_schema=False)
+@get(["/openapi.json", "/docs/openapi.json"], opt={PUBLIC: True}, include_in_schema=False)
 async def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The OpenAPI document."""
     return Response(request.app.state.openapi_json, media_type="application/json")
 
 
-@get("/docs", include_in_schema=False)
+@get("/docs", opt={PUBLIC: True}, include_in_schema=False)
 async def docs(request: Request[Any, Any, Any]) -> Response[str]:
     """The interactive documentation."""
     page = PAGE.format(root=escape(request.scope.get("root_path", "")))
     return Response(page, media_type=MediaType.HTML, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
 
-@get("/docs/assets/{name:str}", include_in_schema=False)
+@get("/docs/assets/{name:str}", opt={PUBLIC: True}, include_in_schema=False)
 async def docs_asset(name: FromPath[str]) -> Response[bytes]:
     """A file of the documentation page."""
     headers = {"Cache-Control": "max-age=86400"}

@@ -7,19 +7,39 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from litestar import Request
 
 from lmserve.api.responses.store import ResponseStore
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
+from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
+from lmserve.schemas.chat import ChatRequest
+from lmserve.schemas.completions import CompletionRequest
+from lmserve.schemas.embeddings import EmbeddingsRequest
+from lmserve.schemas.responses import ResponsesRequest
+from lmserve.schemas.scoring import RerankRequest, ScoreRequest
 
 logger = logging.getLogger("lmserve.http")
 
 # Seconds after which a client may ask a server that is still loading again.
 RETRY_LOADING = 2
+
+
+RequestT = TypeVar(
+    "RequestT",
+    bound=ChatRequest
+    | CompletionRequest
+    | CountTokensRequest
+    | EmbeddingsRequest
+    | MessagesRequest
+    | RerankRequest
+    | ResponsesRequest
+    | ScoreRequest,
+)
 
 
 class Serving:
@@ -63,6 +83,13 @@ class Serving:
     def quota(self, tenant: int) -> dict[str, int]:
         """What a tenant may still do, of what is limited; nothing once the server stops."""
         return {} if self._engine is None else self._engine.quota(tenant)
+
+    def with_model(self, data: RequestT) -> RequestT:
+        """The request with the served model's id, where it names none. Raises LmserveError (404) for another model."""
+        if not data.model:
+            return msgspec.structs.replace(data, model=self.names[0])
+        self.check_model(data.model)
+        return data
 
     def check_model(self, name: str) -> None:
         """Raises LmserveError (404) if the model is not served under `name`."""

@@ -47,7 +47,7 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     """One answer, or `n`."""
     serving = serving_of(request)
     engine = serving.engine
-    serving.check_model(data.model)
+    data = serving.with_model(data)
     stream = engine.submit(submission(data, tenant=tenant_of(request)))
     if data.stream:
         return sse_reply(stream)

@@ -50,7 +50,7 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     """A text for each prompt, or `n`."""
     serving = serving_of(request)
     engine = serving.engine
-    serving.check_model(data.model)
+    data = serving.with_model(data)
     requests = submissions(data, tenant=tenant_of(request))
     if data.stream:
         return sse_reply(

@@ -31,7 +31,7 @@ async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, An
     """A vector for each input."""
     serving = serving_of(request)
     engine = serving.engine
-    serving.check_model(data.model)
+    data = serving.with_model(data)
     return EngineReply(engine.embed(submission(data, tenant=tenant_of(request))))
 
 

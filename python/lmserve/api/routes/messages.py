@@ -48,7 +48,7 @@ async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, 
     """One answer."""
     serving = serving_of(request)
     engine = serving.engine
-    serving.check_model(data.model)
+    data = serving.with_model(data)
     stream = engine.submit(submission(data, tenant=tenant_of(request)))
     return sse_reply(stream) if data.stream else EngineReply(stream)
 

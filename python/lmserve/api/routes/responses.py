@@ -51,7 +51,7 @@ ID: Final = "/v1/responses/{response_id:str}"
 async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """One answer."""
     serving = serving_of(request)
-    serving.check_model(data.model)
+    data = serving.with_model(data)
     turn = ResponseTurn(data, serving, tenant_of(request))
     if data.background:
         return Response(turn.run_in_background(), media_type="application/json")

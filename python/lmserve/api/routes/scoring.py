@@ -55,6 +55,7 @@ def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> 
 )
 async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """One text against several, or pair by pair."""
+    data = serving_of(request).with_model(data)
     first = [data.text_1] if isinstance(data.text_1, str) else data.text_1
     second = [data.text_2] if isinstance(data.text_2, str) else data.text_2
     if len(first) not in (1, len(second)):
@@ -87,6 +88,7 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
 )
 async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """The documents, the most relevant first."""
+    data = serving_of(request).with_model(data)
     if data.max_tokens_per_doc is not None:
         message = "max_tokens_per_doc is not supported: documents are never cut; leave it out"
         raise LmserveError.invalid("max_tokens_per_doc", message, "unsupported_parameter")
@@ -146,9 +148,7 @@ def _embedded(
     texts: Sequence[str],
     reply: Callable[[Vectors, EmbeddingsUsage], Struct],
 ) -> EngineReply:
-    serving = serving_of(request)
-    engine = serving.engine
-    serving.check_model(model)
+    engine = serving_of(request).engine
     submission = EmbedSubmission(
         model=model,
         inputs=[TextInput(text) for text in texts],

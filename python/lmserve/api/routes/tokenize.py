@@ -152,7 +152,7 @@ def text_of(request: Request[Any, Any, Any], model: str | None) -> tuple[AsyncEn
     """The engine and its text layer. Raises LmserveError (404, 400) for another model, or one without a tokenizer."""
     serving = serving_of(request)
     engine = serving.engine
-    if model is not None:
+    if model:
         serving.check_model(model)
     if engine.text is None:
         raise LmserveError.invalid("model", "the served model has no tokenizer", "unsupported_parameter")
