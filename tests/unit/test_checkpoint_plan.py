@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory
+from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory, runner
 from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
 
@@ -147,14 +147,16 @@ def test_this_machine():
     assert device.cuda_memory(10_000) is None
 
 
-def test_container_limits(tmp_path, monkeypatch):
-    limit, quota = tmp_path / "memory.max", tmp_path / "cpu.max"
-    monkeypatch.setattr(device, "CGROUP_LIMITS", (limit,))
-    monkeypatch.setattr(device, "CGROUP_QUOTA", quota)
-    limit.write_text("1000\n")
-    quota.write_text("50000 100000\n")
-    assert device.available_memory() == 1000
-    assert device.usable_cores() == 1
-    limit.write_text("max\n")
-    quota.write_text("max 100000\n")
-    assert device.available_memory() > 1000
+def test_kv_memory_beyond_what_is_free_is_refused_in_a_line(checkpoint, machine):
+    with pytest.raises(OptionError, match="kv_memory is 9216 MiB; this process may still take 8192 MiB"):
+        plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=9 * GIB))
+    with pytest.raises(OptionError, match="cuda:0 has for it 24576 MiB"):
+        plan_memory(
+            checkpoint, RunnerOptions(device="cuda", kv_memory=30 * GIB, gpu_memory_fraction=1), gpu_memory=24 * GIB
+        )
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint, machine, monkeypatch):
+    monkeypatch.setattr(runner, "available_memory", lambda: 1 << 20)
+    with pytest.raises(OptionError, match=r"KV cache of \d+ MiB do not fit: this process may still take 1 MiB"):
+        runner.load_runner(checkpoint, RunnerOptions(device="cpu"))

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from functools import cache
 from pathlib import Path
 
+from lmserve.model import cgroup
+
 MEMINFO = Path("/proc/meminfo")
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def available_memory() -> int:
-    """Bytes of RAM that this process may still take: what the kernel calls available, within the container's limit."""
+    """Bytes of RAM that this process may still take: those that the kernel and its control groups have available."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if MEMINFO.is_file():
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines() if ":" in line)
         if "MemAvailable" in fields:
             available = int(fields["MemAvailable"].split()[0]) * 1024
-    for path in CGROUP_LIMITS:
-        if path.is_file():
-            limit = path.read_text(encoding="ascii").strip()
-            if limit.isdecimal():
-                available = min(available, int(limit))
-    return available
+    left = cgroup.memory_left()
+    return available if left is None else min(available, left)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, within the container's quota."""
+    """Cores that this process may use: its affinity, within the quota of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if CGROUP_QUOTA.is_file():
-        quota, period = CGROUP_QUOTA.read_text(encoding="ascii").split()
-        if quota.isdecimal():
-            cores = min(cores, max(1, -(-int(quota) // int(period))))
-    return cores
+    quota = cgroup.cpu_quota()
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
 @cache

@@ -113,7 +113,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     if isinstance(config, ModelConfig):
         per_token = _kv_bytes_per_token(config, ops, kv_dtype)
         memory = options.kv_memory
-        if memory is None:
+        if memory is not None:
+            _check_kv_memory(memory, device, options, gpu_memory)
+        else:
             activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
             free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
             memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
@@ -242,6 +244,12 @@ def _free_memory(device: str, options: RunnerOptions, gpu_memory: int | None) ->
     if device == "cpu":
         return available_memory()
     return int((gpu_memory or _gpu_memory(device)) * options.gpu_memory_fraction)
+
+
+def _check_kv_memory(memory: int, device: str, options: RunnerOptions, gpu_memory: int | None) -> None:
+    free = _free_memory(device, options, gpu_memory)
+    where = "this process may still take" if device == "cpu" else f"{device} has for it"
+    _check(memory <= free, "kv_memory", f"kv_memory is {memory >> 20} MiB; {where} {free >> 20} MiB")
 
 
 def _gpu_memory(device: str) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig
+from lmserve.model.device import available_memory
 from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
@@ -130,6 +131,9 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
     """
     options = options or RunnerOptions()
     plan = plan_memory(checkpoint, options)
+    if plan.device == "cpu" and plan.weight_bytes + plan.kv_bytes > (free := available_memory()):
+        needs = f"weights of {plan.weight_bytes >> 20} MiB and KV cache of {plan.kv_bytes >> 20} MiB do not fit"
+        raise OptionError("kv_memory", f"{needs}: this process may still take {free >> 20} MiB")
     if plan.ops == "cpu":
         from lmserve.model import cpu_runner
 
