@@ -187,6 +187,8 @@ impl Default for SamplingParams {
 pub struct StopParams {
     /// Most tokens to generate; absent: what the context holds. 0: prefill only.
     pub max_tokens: Option<u32>,
+    /// Most tokens where `max_tokens` is absent and the context holds as many.
+    pub default_max_tokens: Option<u32>,
     /// End tokens and stop tokens are held off until then.
     pub min_tokens: u32,
     /// Strings that end the text; they are not part of it unless `include_stop`.
@@ -205,6 +207,7 @@ impl Default for StopParams {
     fn default() -> Self {
         Self {
             max_tokens: None,
+            default_max_tokens: None,
             min_tokens: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),

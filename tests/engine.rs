@@ -257,6 +257,32 @@ fn a_busy_session_an_unknown_one_and_a_full_server_answer_at_once() {
 }
 
 #[test]
+fn a_default_length_is_cut_to_what_the_context_holds() {
+    let server = Server::start(vec![]);
+    let ask = |prompt: usize, stopping: Value| {
+        let body = json!({
+            "route": "generate",
+            "input": {"type": "tokens", "ids": vec![2; prompt]},
+            "stopping": stopping,
+        });
+        reply(
+            &server
+                .engine
+                .submit(body.to_string().as_bytes(), 1)
+                .unwrap(),
+        )
+        .unwrap()["tokens"]
+            .clone()
+    };
+    assert_eq!(ask(100, json!({"default_max_tokens": 50})), 50);
+    assert_eq!(ask(250, json!({"default_max_tokens": 50})), 6);
+    assert_eq!(
+        ask(100, json!({"default_max_tokens": 50, "max_tokens": 60})),
+        60
+    );
+}
+
+#[test]
 fn an_overflow_is_refused_with_the_numbers_or_cut_as_asked() {
     let server = Server::start(vec![]);
     server.turn(&[1; 100], 50, session(true));

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Final
 
 from lmserve.assets import ASSETS, MINILM, SMOLLM2, AssetError, Progress, fetch
+from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
 # The name in the examples of LMDeploy's API: its clients reach the default model without a change.
 LMDEPLOY_NAME: Final = "internlm-chat-7b"
 ALIASES: Final[Mapping[str, tuple[str, ...]]] = {SMOLLM2.name: (LMDEPLOY_NAME,), MINILM.name: ()}
+# SmolLM2's model card, whose GGUF file says nothing of it; the length of a reply is that of LMDeploy's server.
+PUBLISHED: Final[Mapping[str, GenerationDefaults]] = {
+    SMOLLM2.name: GenerationDefaults("its model card", temperature=0.2, top_p=0.9, max_tokens=512)
+}
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -27,6 +32,7 @@ class ModelSource:
 
     path: Path
     names: tuple[str, ...]
+    published: GenerationDefaults = NONE  # what the publisher of a bundled model samples with
 
 
 def find_model(model: str | None, progress: Progress | None = None) -> ModelSource:
@@ -49,7 +55,7 @@ def find_model(model: str | None, progress: Progress | None = None) -> ModelSour
 
 def _bundled(name: str, progress: Progress | None) -> ModelSource:
     try:
-        return ModelSource(fetch(ASSETS[name], progress), (name, *ALIASES[name]))
+        return ModelSource(fetch(ASSETS[name], progress), (name, *ALIASES[name]), PUBLISHED.get(name, NONE))
     except AssetError as error:
         raise SourceError(str(error)) from error
 

@@ -108,7 +108,10 @@ pub fn prepare(
     let room = limits.context_length.checked_sub(prompt.len());
     let max_tokens = match (requested, room) {
         (Some(n), Some(room)) if n <= room => n,
-        (None, Some(room)) if room > 0 => room,
+        (None, Some(room)) if room > 0 => submission
+            .stopping
+            .default_max_tokens
+            .map_or(room, |n| room.min(n as usize)),
         (Some(_), Some(room))
             if submission.on_overflow == OnOverflow::TruncateOutput && room > 0 =>
         {

@@ -17,8 +17,9 @@ from conftest import MODEL, ServerThread
 from litestar import Litestar, asgi, get
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.submission import Submission, Turn
+from lmserve.engine.submission import SamplingParams, StopParams, Submission, Turn
 from lmserve.errors import LmserveError
+from lmserve.model.generation_defaults import GenerationDefaults
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
 
 
@@ -49,6 +50,25 @@ def test_stream_and_body_hold_the_same_text(core: ScriptedCore) -> None:
 
     streamed, whole = asyncio.run(run())
     assert streamed == whole
+
+
+def test_a_request_that_leaves_sampling_out_gets_the_models_own(core: ScriptedCore) -> None:
+    defaults = GenerationDefaults("x", temperature=0.2, top_p=0.9, max_tokens=512)
+
+    async def run() -> None:
+        engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, defaults=defaults)
+        await engine.submit(turn("x")).body()
+        await engine.submit(
+            turn("x", sampling=SamplingParams(temperature=1.0), stopping=StopParams(max_tokens=3))
+        ).body()
+        engine.close()
+
+    asyncio.run(run())
+    left_out, given = core.submitted[-2:]
+    assert left_out["sampling"] == {"temperature": 0.2, "top_p": 0.9}
+    assert left_out["stopping"] == {"default_max_tokens": 512}
+    assert given["sampling"] == {"temperature": 1.0, "top_p": 0.9}
+    assert given["stopping"] == {"max_tokens": 3}
 
 
 def test_one_engine_serves_one_loop_after_another(core: ScriptedCore) -> None:

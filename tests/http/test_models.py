@@ -15,6 +15,7 @@ def test_list(client: httpx.Client) -> None:
     permission = card.pop("permission")
     created = card.pop("created")
     assert card.pop("max_model_len") > 0
+    assert card.pop("default_sampling_params") == {}
     assert card == {"id": MODEL, "object": "model", "owned_by": "lmserve", "root": MODEL, "parent": None}
     assert created > 1_700_000_000
     (entry,) = permission

@@ -14,7 +14,7 @@ from lmserve.cli import main, parser
 from lmserve.cli.errors import CommandError
 from lmserve.cli.serve import config_of
 from lmserve.config import GIB, MIB, ConfigError, ServeConfig, format_size, parse_size
-from lmserve.source import ModelSource, SourceError, find_model
+from lmserve.source import PUBLISHED, ModelSource, SourceError, find_model
 
 
 def config(*arguments: str) -> ServeConfig:
@@ -194,7 +194,9 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_is_the_default_model_under_lmdeploys_name_too(fetched: Path) -> None:
-    expected = ModelSource(fetched / SMOLLM2.name, ("SmolLM2-135M-Instruct", "internlm-chat-7b"))
+    expected = ModelSource(
+        fetched / SMOLLM2.name, ("SmolLM2-135M-Instruct", "internlm-chat-7b"), PUBLISHED[SMOLLM2.name]
+    )
     assert find_model(None) == find_model(SMOLLM2.name) == expected
 
 

@@ -183,7 +183,8 @@ def _run_fit(arguments: argparse.Namespace) -> int:
 
     config = config_of(parser().parse_args(["serve", *shlex.split(arguments.serve)]))
     try:
-        plan = ModelPlan(find_model(config.model, DownloadProgress("the model")).path, config)
+        source = find_model(config.model, DownloadProgress("the model"))
+        plan = ModelPlan(source.path, config, source.published)
         fit = measure_fit(plan, config, bench_view.draw_fit)
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         source = find_model(config.model, DownloadProgress("the model"))
-        plan = ModelPlan(source.path, config)
+        plan = ModelPlan(source.path, config, source.published)
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error
     for line in plan_lines(plan, config.served_model_names or source.names):
@@ -62,6 +62,9 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         f"Model     {names[0]}{also}, from {plan.checkpoint.path}",
         f"Device    {memory.device}, {kernels}, weights {weights}, context {memory.max_model_len} tokens",
     ]
+    if plan.checkpoint.kind == "generate":
+        defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"
+        lines.append(f"Sampling  where a request names none: {defaults}")
     if memory.num_blocks:
         tokens = memory.num_blocks * memory.block_size
         blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"

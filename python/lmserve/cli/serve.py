@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from lmserve.cli.errors import CommandError
 from lmserve.config import (
     DTYPES,
+    GENERATION_CONFIGS,
     KV_DTYPES,
     LOG_LEVELS,
     OPS,
@@ -156,6 +157,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how the model writes thoughts: auto, none, think (default: auto, by the chat template)",
     )
 
+    group.add_argument(
+        "--generation-config",
+        metavar="SOURCE",
+        choices=GENERATION_CONFIGS,
+        help="sampling for requests that leave it out: model (its publisher's, as generation_config.json or the GGUF "
+        f"file has it), none (temperature 1, no limits) (default: {default.generation_config})",
+    )
+
     group = parser.add_argument_group("scheduler")
     sequences = f"most sequences in a step (default: {default.max_batch})"
     group.add_argument("--max-batch", metavar="SEQUENCES", type=_integer, help=sequences)
@@ -239,7 +248,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         values[setting] = given[setting]
     for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
         values[setting] = given[setting]
-    for setting in ("tool_parser", "reasoning_parser"):
+    for setting in ("tool_parser", "reasoning_parser", "generation_config"):
         values[setting] = given[setting]
     for setting in ("session_dir", "session_fsync", "session_ttl", "max_sessions"):
         values[setting] = given[setting]

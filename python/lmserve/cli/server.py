@@ -27,7 +27,7 @@ def serve_model(config: ServeConfig) -> None:
     _log_to_stderr(config.log_level)
     try:
         source = find_model(config.model, DownloadProgress("the model"))
-        plan = ModelPlan(source.path, config)
+        plan = ModelPlan(source.path, config, source.published)
         names = config.served_model_names or source.names
         for line in plan_lines(plan, names):
             _print(line)

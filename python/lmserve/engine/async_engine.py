@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
 from lmserve.engine.sessions import SessionInfo, TranscriptTurn, session_info_of
-from lmserve.engine.submission import EmbedSubmission, Submission, encode
+from lmserve.engine.submission import EmbedSubmission, Submission, encode, with_defaults
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
+from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
 
 class AsyncEngine:
@@ -22,10 +23,21 @@ class AsyncEngine:
     Not thread-safe: call everything on that loop.
     """
 
-    def __init__(self, core: CoreEngine, *, max_model_len: int, text: TextLayer | None = None) -> None:
-        """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own."""
+    def __init__(
+        self,
+        core: CoreEngine,
+        *,
+        max_model_len: int,
+        text: TextLayer | None = None,
+        defaults: GenerationDefaults = NONE,
+    ) -> None:
+        """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
+
+        `defaults`: what holds for a request that leaves it out.
+        """
         self.max_model_len = max_model_len
         self.text = text
+        self.defaults = defaults
         self._core = core
         self._streams: dict[int, AsyncStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -36,7 +48,7 @@ class AsyncEngine:
         Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
         """
         self._attach()
-        return self._follow(self._core.submit(encode(submission)))
+        return self._follow(self._core.submit(encode(with_defaults(submission, self.defaults))))
 
     def embed(self, submission: EmbedSubmission) -> AsyncStream:
         """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""

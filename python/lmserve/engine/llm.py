@@ -12,8 +12,18 @@ import msgspec
 from msgspec import Struct
 
 from lmserve.engine.core import ENDED, CoreEngine, CoreStream
-from lmserve.engine.submission import Messages, SamplingParams, StopParams, Submission, Text, Tokens, encode
+from lmserve.engine.submission import (
+    Messages,
+    SamplingParams,
+    StopParams,
+    Submission,
+    Text,
+    Tokens,
+    encode,
+    with_defaults,
+)
 from lmserve.errors import LmserveError
+from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
 
 class Usage(Struct, frozen=True):
@@ -40,8 +50,10 @@ class LLM:
     The engine batches the prompts of one call, so give it many at once. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, core: CoreEngine) -> None:
+    def __init__(self, core: CoreEngine, defaults: GenerationDefaults = NONE) -> None:
+        """`defaults`: what holds where `sampling` or `stopping` leaves it out."""
         self._core = core
+        self._defaults = defaults
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
@@ -52,7 +64,8 @@ class LLM:
         from lmserve.config import ServeConfig
         from lmserve.engine.load import ModelPlan
 
-        return cls(ModelPlan(Path(path), ServeConfig(**settings)).load_engine())
+        plan = ModelPlan(Path(path), ServeConfig(**settings))
+        return cls(plan.load_engine(), plan.defaults)
 
     def generate(
         self,
@@ -99,7 +112,9 @@ class LLM:
     ) -> list[Generation]:
         sampling, stopping = sampling or SamplingParams(), stopping or StopParams()
         requests = [Submission(route="generate", input=i, sampling=sampling, stopping=stopping) for i in inputs]
-        waiting = deque((index, encode(request)) for index, request in enumerate(requests))
+        waiting = deque(
+            (index, encode(with_defaults(request, self._defaults))) for index, request in enumerate(requests)
+        )
         running: dict[int, tuple[int, CoreStream]] = {}
         answers: dict[int, Generation] = {}
         try:

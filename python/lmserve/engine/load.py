@@ -15,6 +15,7 @@ from lmserve.engine.sessions import SessionLog
 from lmserve.engine.text import TextLayer
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
+from lmserve.model.generation_defaults import NONE, GenerationDefaults
 from lmserve.model.options import MemoryPlan
 
 logger = logging.getLogger("lmserve.engine")
@@ -26,8 +27,12 @@ class ModelPlan:
     Raises LmserveError if the checkpoint cannot be served, or not by these settings on this machine.
     """
 
-    def __init__(self, path: Path, config: ServeConfig) -> None:
+    def __init__(self, path: Path, config: ServeConfig, published: GenerationDefaults = NONE) -> None:
+        """`published`: the publisher's defaults, where they are known and the checkpoint says nothing of them."""
         self.checkpoint: Checkpoint = open_checkpoint(path)
+        generation = self.checkpoint.generation
+        own = generation if generation.given() else published
+        self.defaults: GenerationDefaults = own if config.generation_config == "model" else NONE
         self.options = RunnerOptions(
             device=config.device,
             dtype=config.dtype,
@@ -108,4 +113,4 @@ class ModelPlan:
     def load_async_engine(self) -> AsyncEngine:
         """`load_engine`, with its asyncio face."""
         core = self.load_engine()
-        return AsyncEngine(core, max_model_len=core.context_length, text=self.text)
+        return AsyncEngine(core, max_model_len=core.context_length, text=self.text, defaults=self.defaults)

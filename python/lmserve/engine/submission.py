@@ -5,7 +5,7 @@ Defaults are those of the Rust side, so that only what differs from them is writ
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -56,13 +56,13 @@ class SessionRef(Struct, frozen=True, omit_defaults=True):
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
-    """How a token is chosen from the logits."""
+    """How a token is chosen from the logits. None: the model's own default, or else the core's."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: list[tuple[int, float]] = []
@@ -74,6 +74,7 @@ class StopParams(Struct, frozen=True, omit_defaults=True):
     """When generation ends."""
 
     max_tokens: int | None = None
+    default_max_tokens: int | None = None
     min_tokens: int = 0
     stop: list[str] = []
     stop_token_ids: list[int] = []
@@ -128,6 +129,24 @@ class NamedTool(Struct, tag_field="type", tag="function", frozen=True):
     name: str
 
 
+class Defaults(Protocol):
+    """What holds for a request that leaves it out; None: the core's own default."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
+    @property
+    def max_tokens(self) -> int | None:
+        """Length of a reply, cut to what the context has room for."""
+
+
 class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request."""
 
@@ -176,5 +195,20 @@ class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     dimensions: int | None = None
     tenant: int = 0
 
+
+def with_defaults(submission: Submission, defaults: Defaults) -> Submission:
+    """The submission with what it leaves out from `defaults`, where they have it."""
+    sampling, stopping = submission.sampling, submission.stopping
+    values = {name: getattr(defaults, name) for name in _DEFAULTED if getattr(sampling, name) is None}
+    values = {name: value for name, value in values.items() if value is not None}
+    if values:
+        submission = msgspec.structs.replace(submission, sampling=msgspec.structs.replace(sampling, **values))
+    if defaults.max_tokens is not None and stopping.max_tokens is None:
+        stopping = msgspec.structs.replace(stopping, default_max_tokens=defaults.max_tokens)
+        submission = msgspec.structs.replace(submission, stopping=stopping)
+    return submission
+
+
+_DEFAULTED: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 encode = msgspec.json.Encoder().encode

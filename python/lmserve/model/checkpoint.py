@@ -14,6 +14,12 @@ from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families import bert
 from lmserve.model.families.family import Decoder, Family, Tensors
+from lmserve.model.generation_defaults import (
+    GENERATION_CONFIG,
+    GenerationDefaults,
+    from_generation_config,
+    from_gguf,
+)
 from lmserve.model.ops import Ops
 from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
@@ -36,6 +42,7 @@ class Checkpoint:
     chat_template: str | None
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
     eos_token_ids: list[int]
+    generation: GenerationDefaults  # what its publisher samples with
 
     def load(self, ops: Ops[Any, Any]) -> Decoder[Any, Any]:
         """The decoder, its weights loaded into `ops`."""
@@ -84,6 +91,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     try:
         config = family.hf_config(raw)
         text = hf_source.text_settings(folder, raw)
+        generation = from_generation_config(hf_source.read_object(folder / GENERATION_CONFIG))
         if isinstance(config, EncoderConfig):
             config = hf_source.apply_sentence_transformers(folder, config)
         elif (folder / "modules.json").is_file():
@@ -91,7 +99,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder}: a json file holds a value of the wrong kind: {error}") from error
     tensors = family.hf_tensors(_read_weights(folder, raw), config)
-    return _checked(folder, family, config, tensors, text)
+    return _checked(folder, family, config, tensors, text, generation)
 
 
 def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
@@ -110,12 +118,13 @@ def _open_gguf(path: Path) -> Checkpoint:
     stored = gguf_source.read_tensors(path, header)
     try:
         config = gguf_source.decoder_config(path, family.name, header, stored)
+        generation = from_gguf(header.metadata())
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: a metadata value is of the wrong kind: {error}") from error
     tensors = gguf_source.canonical_names(stored)
     if family.gguf_interleaved_rope:
         tensors = gguf_source.undo_interleaved_rope(tensors, config)
-    return _checked(path, family, config, dict(tensors), gguf_source.text_settings(header))
+    return _checked(path, family, config, dict(tensors), gguf_source.text_settings(header), generation)
 
 
 def _checked(
@@ -124,6 +133,7 @@ def _checked(
     config: ModelConfig | EncoderConfig,
     tensors: Tensors,
     text: hf_source.TextSettings,
+    generation: GenerationDefaults,
 ) -> Checkpoint:
     _check_numbers(path, config)
     expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else family.expected_tensors(config)
@@ -146,6 +156,7 @@ def _checked(
         chat_template=text.chat_template,
         special_tokens=text.special_tokens,
         eos_token_ids=text.eos_token_ids,
+        generation=generation,
     )
 
 

@@ -35,11 +35,11 @@ def read_json(path: Path) -> Any:
 
 def text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
     """Chat template, special tokens and end tokens of a Hugging Face folder."""
-    tokenizer_config = _object(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens(_object(folder / "special_tokens_map.json"))
+    tokenizer_config = read_object(folder / "tokenizer_config.json")
+    special_tokens = _special_tokens(read_object(folder / "special_tokens_map.json"))
     special_tokens |= _special_tokens(tokenizer_config)
     eos: list[int] = []
-    for source in (_object(folder / "generation_config.json"), config):
+    for source in (read_object(folder / "generation_config.json"), config):
         ids = source.get("eos_token_id")
         eos += [ids] if isinstance(ids, int) else ids or []
     if "eos_token" in special_tokens:
@@ -51,7 +51,7 @@ def apply_sentence_transformers(folder: Path, config: EncoderConfig) -> EncoderC
     """The configuration with the pooling and the length limit of sentence-transformers' own files, where there are
     any.
     """
-    limit = _object(folder / "sentence_bert_config.json").get("max_seq_length")
+    limit = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     if limit:
         config = replace(config, context_length=min(config.context_length, int(limit)))
     modules = read_json(folder / "modules.json") or []
@@ -67,7 +67,7 @@ def apply_sentence_transformers(folder: Path, config: EncoderConfig) -> EncoderC
 
 
 def _pooling(path: Path) -> str:
-    raw = _object(path)
+    raw = read_object(path)
     mode = raw.get("pooling_mode")
     modes = [mode] if mode else [key for key, on in raw.items() if key.startswith("pooling_mode") and on is True]
     found = [POOLING_FLAGS.get(mode, mode) for mode in modes]
@@ -77,7 +77,8 @@ def _pooling(path: Path) -> str:
     return str(found[0])
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The file's JSON object, empty where there is no such file. Raises CheckpointError for anything else."""
     value = read_json(path)
     if value is None:
         return {}
@@ -97,7 +98,7 @@ def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
 
 
 def _token_ids(folder: Path, token: str) -> list[int]:
-    added = _object(folder / "tokenizer.json").get("added_tokens") or []
+    added = read_object(folder / "tokenizer.json").get("added_tokens") or []
     return [int(entry["id"]) for entry in added if entry.get("content") == token]
 
 
@@ -105,7 +106,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template", _object(folder / "chat_template.json").get("chat_template"))
+    template = tokenizer_config.get("chat_template", read_object(folder / "chat_template.json").get("chat_template"))
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")

@@ -159,9 +159,15 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(description="Strings that end the text and are not part of it."),
     ] = None
     stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
-    temperature: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 is greedy; null: 1.")] = None
-    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
-    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 is greedy; null: the model's own, or 1.")
+    ] = None
+    top_p: Annotated[
+        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+    ] = None
+    top_k: Annotated[
+        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+    ] = None
 
     output_config: Annotated[OutputConfig | None, Meta(description="What the text must be.")] = None
     tools: Tools = None

@@ -103,8 +103,10 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
         OptionalTokens, Meta(description="Most tokens to generate; null: what the context holds.")
     ] = None
     max_tokens: Annotated[OptionalTokens, Meta(description="The older name of max_completion_tokens.")] = None
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
-    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
+    top_p: Annotated[
+        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+    ] = None
     n: Annotated[Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers; null: 1.")] = None
     stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
@@ -125,10 +127,13 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
         Meta(description="A session, as instance_id of /generate; messages are what is new. -1 or null: none."),
     ] = ANONYMOUS
     renew_session: Annotated[bool | None, Meta(description="Drop the session first.")] = None
-    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    top_k: Annotated[
+        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+    ] = None
     min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
     repetition_penalty: Annotated[
-        RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
+        RepetitionPenalty | None,
+        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
     ] = None
     ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
     min_tokens: Annotated[MinTokens | None, Meta(description="No end or stop token before so many; null: 0.")] = None

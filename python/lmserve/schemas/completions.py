@@ -65,8 +65,10 @@ class CompletionRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
         Meta(description=f"Most tokens to generate; null: {DEFAULT_MAX_TOKENS}."),
     ] = None
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
-    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
+    top_p: Annotated[
+        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+    ] = None
     n: Annotated[
         Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers to each prompt; null: 1.")
     ] = None
@@ -89,10 +91,13 @@ class CompletionRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown
         Meta(description="Report the log-probability of each token of the prompt, and of so many alternatives."),
     ] = None
 
-    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    top_k: Annotated[
+        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+    ] = None
     min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
     repetition_penalty: Annotated[
-        RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
+        RepetitionPenalty | None,
+        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
     ] = None
     ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
     min_tokens: Annotated[MinTokens | None, Meta(description="No end or stop token before so many; null: 0.")] = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 
 class ModelPermission(Struct, frozen=True, kw_only=True):
@@ -35,6 +35,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     parent: str | None = None
     permission: list[ModelPermission]
     max_model_len: int
+    default_sampling_params: Annotated[
+        dict[str, float | int], Meta(description="What holds for a request that leaves it out, by field.")
+    ]
 
 
 class ModelList(Struct, frozen=True, kw_only=True):

@@ -122,8 +122,10 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None,
         Meta(description="Most tokens to generate; null: what the context holds."),
     ] = None
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: 1.")] = None
-    top_p: Annotated[TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: 1.")] = None
+    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
+    top_p: Annotated[
+        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+    ] = None
     include: Annotated[
         Annotated[list[Include], Meta(max_length=16)] | None,
         Meta(description="What else to report; of the text, its logprobs."),
@@ -152,10 +154,13 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
     stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
-    top_k: Annotated[TopK | None, Meta(description="Only the k likeliest tokens; 0, -1 or null: all.")] = None
+    top_k: Annotated[
+        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+    ] = None
     min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
     repetition_penalty: Annotated[
-        RepetitionPenalty | None, Meta(description="Makes tokens of prompt and output less likely; null: 1, off.")
+        RepetitionPenalty | None,
+        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
     ] = None
     ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
 

@@ -19,6 +19,11 @@ def given_or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
+def top_k(value: int | None) -> int | None:
+    """0 for the two ways to ask for all tokens; None is left to the model's default."""
+    return None if value is None else max(value, 0)
+
+
 def seed_bits(seed: int | None) -> int | None:
     """The seed as the unsigned number with the same 64 bits."""
     return None if seed is None else seed % _U64
@@ -66,11 +71,11 @@ def check_prompt_logprobs(data: ChatRequest | CompletionRequest) -> None:
 def sampling_params(data: ChatRequest | CompletionRequest, *, logprobs: int | None) -> SamplingParams:
     """How tokens are chosen; `logprobs`: alternatives to report for each, None: not even its own."""
     return SamplingParams(
-        temperature=given_or(data.temperature, 1.0),
-        top_k=max(given_or(data.top_k, 0), 0),
-        top_p=given_or(data.top_p, 1.0),
-        min_p=given_or(data.min_p, 0.0),
-        repetition_penalty=given_or(data.repetition_penalty, 1.0),
+        temperature=data.temperature,
+        top_k=top_k(data.top_k),
+        top_p=data.top_p,
+        min_p=data.min_p,
+        repetition_penalty=data.repetition_penalty,
         presence_penalty=given_or(data.presence_penalty, 0.0),
         frequency_penalty=given_or(data.frequency_penalty, 0.0),
         logit_bias=list(data.logit_bias.items()) if data.logit_bias else [],

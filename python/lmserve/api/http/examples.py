@@ -101,6 +101,7 @@ CARD: Final = {
         }
     ],
     "max_model_len": 8192,
+    "default_sampling_params": {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512},
 }
 
 

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lmserve.api.convert.parameters import given_or, seed_bits
+from lmserve.api.convert.parameters import given_or, seed_bits, top_k
 from lmserve.api.convert.response_items import check_items, messages_of, stored_items
 from lmserve.api.convert.tools import response_calling
 from lmserve.api.convert.unsupported import refuse_unsupported
@@ -32,6 +32,7 @@ from lmserve.engine.submission import (
     Submission,
 )
 from lmserve.errors import LmserveError
+from lmserve.model.generation_defaults import GenerationDefaults
 from lmserve.schemas.guided import JsonObjectFormat, TextFormat
 from lmserve.schemas.responses import (
     Asked,
@@ -61,7 +62,7 @@ class ResponseTurn:
         self._id = new_response_id()
         self._created = int(time.time())
         self._data = data
-        self._asked = _asked(data, stores=self._stores)
+        self._asked = _asked(data, serving.engine.defaults, stores=self._stores)
         items = [InputItem(role="user", content=data.input)] if isinstance(data.input, str) else data.input
         check_items(items)
         messages = messages_of(items)
@@ -153,11 +154,11 @@ class ResponseTurn:
             parallel_tool_calls=given_or(data.parallel_tool_calls, True),
             tenant=self._tenant,
             sampling=SamplingParams(
-                temperature=given_or(data.temperature, 1.0),
-                top_k=max(given_or(data.top_k, 0), 0),
-                top_p=given_or(data.top_p, 1.0),
-                min_p=given_or(data.min_p, 0.0),
-                repetition_penalty=given_or(data.repetition_penalty, 1.0),
+                temperature=data.temperature,
+                top_k=top_k(data.top_k),
+                top_p=data.top_p,
+                min_p=data.min_p,
+                repetition_penalty=data.repetition_penalty,
                 seed=seed_bits(data.seed),
                 logprobs=_logprobs(data),
             ),
@@ -262,7 +263,7 @@ def _logprobs(data: ResponsesRequest) -> int | None:
     return None
 
 
-def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
+def _asked(data: ResponsesRequest, defaults: GenerationDefaults, *, stores: bool) -> Asked:
     return Asked(
         background=bool(data.background),
         instructions=data.instructions,
@@ -273,12 +274,12 @@ def _asked(data: ResponsesRequest, *, stores: bool) -> Asked:
         reasoning={"effort": None, "summary": None},
         service_tier="default",
         store=stores,
-        temperature=given_or(data.temperature, 1.0),
+        temperature=given_or(data.temperature, given_or(defaults.temperature, 1.0)),
         text={"format": msgspec.to_builtins(_format(data) or TextFormat())},
         tool_choice=data.tool_choice or "auto",
         tools=data.tools or [],
         top_logprobs=given_or(data.top_logprobs, 0),
-        top_p=given_or(data.top_p, 1.0),
+        top_p=given_or(data.top_p, given_or(defaults.top_p, 1.0)),
         truncation=data.truncation or "disabled",
         user=data.user,
     )

@@ -10,7 +10,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.anthropic_messages import conversation
-from lmserve.api.convert.parameters import given_or
+from lmserve.api.convert.parameters import top_k
 from lmserve.api.convert.tools import message_calling
 from lmserve.api.convert.unsupported import refuse_unsupported
 from lmserve.api.http.body import StrictJson
@@ -98,9 +98,9 @@ def submission(data: MessagesRequest, *, tenant: int) -> Submission:
         parallel_tool_calls=not single,
         tenant=tenant,
         sampling=SamplingParams(
-            temperature=given_or(data.temperature, 1.0),
-            top_p=given_or(data.top_p, 1.0),
-            top_k=max(given_or(data.top_k, 0), 0),
+            temperature=data.temperature,
+            top_p=data.top_p,
+            top_k=top_k(data.top_k),
         ),
         stopping=StopParams(max_tokens=data.max_tokens, stop=data.stop_sequences or []),
     )

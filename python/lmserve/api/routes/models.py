@@ -48,4 +48,5 @@ def _card(serving: Serving, name: str) -> ModelCard:
         root=serving.names[0],
         permission=[permission],
         max_model_len=serving.engine.max_model_len,
+        default_sampling_params=serving.engine.defaults.given(),
     )
