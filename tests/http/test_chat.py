@@ -239,7 +239,7 @@ def test_unsupported_parameters_are_refused(client: httpx.Client, field: str, va
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
-        ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"stop": ["x"] * 65}, "stop"),

@@ -12,6 +12,7 @@ from litestar.dto import AbstractDTO, DTOConfig
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
+from lmserve.api.http.expected import expected, in_words
 from lmserve.errors import LmserveError
 
 T = TypeVar("T")
@@ -25,6 +26,8 @@ EXACT = 2.0**53
 
 PLACE = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 GOT = re.compile(r", got `[^`]*`$")
+KIND = re.compile(r"Expected `[^`]*`(, got `[^`]*`)?")  # without a limit, which only msgspec knows
+UNNAMED = "[...]"  # for a key of an object whose keys are free
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 NAMED_FIELD = re.compile(r"(?:missing required|contains unknown) field `([^`]*)`")
 
@@ -72,10 +75,15 @@ class StrictJson(AbstractDTO[T]):
         raise LmserveError.invalid(None, message, "invalid_content_type")
 
 
+def empty_body() -> LmserveError:
+    """400 for a request without the body that it needs."""
+    return LmserveError.invalid(None, "the body must be a JSON object, but it is empty", "invalid_json")
+
+
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """The body as the decoder's type. Raises LmserveError (400)."""
     if not body:
-        raise LmserveError.invalid(None, "the body must be a JSON object, but it is empty", "invalid_json")
+        raise empty_body()
     try:
         if not body.isascii():
             # The decoder does not look into strings that it skips.
@@ -125,45 +133,51 @@ def _excerpt(body: bytes) -> str:
 def _invalid_value(message: str, body: bytes, model: object) -> LmserveError:
     match = PLACE.match(message)
     what, path = (match["what"], match["path"] or "") if match else (message, "")
+    # The values of an object with free keys have no place of their own.
+    path, unnamed, _ = path.partition(UNNAMED)
     steps = [name or int(index) for name, index in STEP.findall(path)]
     param = path.removeprefix(".")
+    value = _decoded(body)
     if named := NAMED_FIELD.search(what):
         param = f"{param}.{named[1]}" if param else named[1]
-        code = "missing_field" if "missing" in what else "unknown_field"
+        if "missing" in what:
+            allowed = expected(model, [*steps, named[1]], value)
+            return LmserveError.invalid(
+                param, f"{param}: expected {allowed or 'a value'}, but it is missing", "missing_field"
+            )
         place = f" in {path.removeprefix('.')}" if path else ""
-        return LmserveError.invalid(param, f"{_lower(what)}{place}", code)
-    if what.startswith("Invalid enum value") and steps:
-        what = f"Expected one of {_choices(model, str(steps[-1]))}"
-    what = GOT.sub("", what)
-    if match and match["key"]:
-        what = f"{what} as key"
-    given = _given(body, steps)
-    return LmserveError.invalid(param or None, f"{param or 'the body'}: {_lower(what)}, but {given} was given")
+        return LmserveError.invalid(param, f"{_lower(what)}{place}", "unknown_field")
+    if KIND.fullmatch(what) or what.startswith(("Invalid enum value", "Invalid value")):
+        allowed = None if unnamed or (match and match["key"]) else expected(model, steps, value)
+        what = f"expected {allowed}" if allowed else GOT.sub("", what)
+    if unnamed or (match and match["key"]):
+        what = f"{what} as {'value' if unnamed else 'key'}"
+    given = _given(value, steps)
+    return LmserveError.invalid(
+        param or None, f"{param or 'the body'}: {_lower(in_words(what))}, but {given} was given"
+    )
 
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _choices(model: object, field: str) -> str:
-    """The values that a field may have, wherever it is in `model`."""
-    for schema in msgspec.json.schema(model)["$defs"].values():
-        prop = schema.get("properties", {}).get(field, {})
-        for option in (prop, *prop.get("anyOf", ())):
-            if "enum" in option:
-                return ", ".join(map(str, option["enum"]))
-    return "the documented values"
-
-
-def _given(body: bytes, steps: list[str | int]) -> str:
-    """The JSON at `steps`, cut short."""
+def _decoded(body: bytes) -> Any:
+    """The body as plain objects; UNSET where it is too large, or something worse stands behind what is wrong."""
     if len(body) > MAX_QUOTED_BODY:
-        return "another value"
+        return msgspec.UNSET
     try:
-        value = msgspec.json.decode(body)
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, OverflowError):
+        # A second key of that name, a number of a thousand digits.
+        return msgspec.UNSET
+
+
+def _given(value: Any, steps: list[str | int]) -> str:
+    """The JSON at `steps`, cut short."""
+    try:
         for step in steps:
             value = value[step]
-        return _excerpt(msgspec.json.encode(value))
-    except (msgspec.MsgspecError, RecursionError, LookupError, TypeError, OverflowError):
-        # The typed decoder stopped before something worse: a second key of that name, a number of a thousand digits.
+        return "another value" if value is msgspec.UNSET else _excerpt(msgspec.json.encode(value))
+    except (LookupError, TypeError, RecursionError):
         return "another value"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,11 +16,15 @@ from litestar.exceptions import (
     ValidationException,
 )
 
+from lmserve.api.http.body import empty_body
+from lmserve.api.http.expected import expected, in_words
 from lmserve.errors import LmserveError
 
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's status for a client that left; it is logged, never received
 # Longest quotation of what was given, in characters.
 MAX_QUOTE: Final = 80
+LIMIT: Final = re.compile(r"` [<>o]")  # a number's, or of a length, in msgspec's words
+BODY: Final = "data"  # Litestar's name for it, in every handler
 # After these the rest of the body may still be on its way.
 BODY_UNREAD: Final = (408, 413)
 
@@ -120,9 +125,14 @@ def _of_parameter(request: Request[Any, Any, Any], exc: ValidationException) -> 
     if not isinstance(found, dict) or "key" not in found:
         return LmserveError.new(exc.status_code, "invalid_request", exc.detail)
     name = found["key"]
+    if name == BODY:
+        return empty_body()
     given = request.query_params.get(name, request.path_params.get(name))
-    # The type of what was given says less than the value.
-    expected = found["message"].partition(", got ")[0].replace("`", "")
-    expected = expected[:1].lower() + expected[1:]
+    message = found["message"]
+    if LIMIT.search(message):
+        allowed = in_words(message).removeprefix("Expected ")
+    else:
+        parameter = request.route_handler.parsed_fn_signature.parameters[name]
+        allowed = expected(parameter.annotation, (), None) or "another value"
     quoted = f"{str(given)[:MAX_QUOTE]!r}" if isinstance(given, str) else str(given)[:MAX_QUOTE]
-    return LmserveError.invalid(name, f"{name}: {expected}, but {quoted} was given")
+    return LmserveError.invalid(name, f"{name}: expected {allowed}, but {quoted} was given")
