@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmserve._core import GgufFile, Tokenizer
 from lmserve.model import families, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
@@ -23,10 +25,12 @@ from lmserve.model.generation_defaults import (
 from lmserve.model.ops import Ops
 from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
+from lmserve.model.rope import head_order
 from lmserve.model.safetensors_source import read_safetensors
 from lmserve.model.tensors import TensorSource
 
 GGUF_MAGIC = b"GGUF"
+ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +121,11 @@ def _open_gguf(path: Path) -> Checkpoint:
     family = families.gguf_family(str(header.get("general.architecture")))
     stored = gguf_source.read_tensors(path, header)
     try:
-        config = gguf_source.decoder_config(path, family.name, header, stored)
+        config = gguf_source.decoder_config(path, family.name, header, stored, interleaved=family.gguf_interleaved_rope)
         generation = from_gguf(header.metadata())
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: a metadata value is of the wrong kind: {error}") from error
     tensors = gguf_source.canonical_names(stored)
-    if family.gguf_interleaved_rope:
-        tensors = gguf_source.undo_interleaved_rope(tensors, config)
     return _checked(path, family, config, dict(tensors), gguf_source.text_settings(header), generation)
 
 
@@ -152,12 +154,30 @@ def _checked(
         family=family,
         kind=family.kind,
         config=config,
-        tensors={tensor: tensors[tensor] for tensor in expected},
+        tensors=_rotated_half_apart({tensor: tensors[tensor] for tensor in expected}, config),
         chat_template=text.chat_template,
         special_tokens=text.special_tokens,
         eos_token_ids=text.eos_token_ids,
         generation=generation,
     )
+
+
+def _rotated_half_apart(tensors: Tensors, config: ModelConfig | EncoderConfig) -> Tensors:
+    """The tensors with the elements of each head of q and k in the order that rope tables are made for."""
+    if isinstance(config, EncoderConfig):
+        return tensors
+    reordered = dict(tensors)
+    for index, layer in enumerate(config.attention):
+        order = None if layer.rope is None else head_order(layer.rope, layer.head_dim)
+        if order is None:
+            continue
+        for part in ROTATED:
+            for kind in ("weight", "bias"):
+                name = f"model.layers.{index}.self_attn.{part}.{kind}"
+                if name in tensors:
+                    heads = np.arange(tensors[name].shape[0] // layer.head_dim)[:, None]
+                    reordered[name] = tensors[name].select_rows((heads * layer.head_dim + order).reshape(-1))
+    return reordered
 
 
 def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:

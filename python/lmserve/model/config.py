@@ -11,8 +11,12 @@ class RopeConfig:
 
     kind "none": plain; "linear": positions divided by `factor`; "llama3": low frequencies divided by `factor`, with a
     smooth ramp between `low_freq_factor` and `high_freq_factor`; "yarn": NTK-by-parts between `beta_fast` and
-    `beta_slow`, cos and sin multiplied by `attention_factor`; "factors": each frequency divided by its own entry of
-    `frequency_factors` (GGUF's rope_freqs.weight).
+    `beta_slow`; "longrope": for sequences that may be longer than `original_context_length`, `long_factors` in place of
+    `frequency_factors`; "proportional": frequencies of the whole head, of which `rotary_dim` elements are rotated.
+
+    Of all kinds: frequencies are divided by `frequency_factors`, one for each pair, where there are any. cos and sin
+    are multiplied by `attention_factor`. The first `rotary_dim` elements of a head are rotated (0: all), adjacent ones
+    together where `interleaved`, and those half of it apart otherwise.
     """
 
     theta: float = 10000.0
@@ -26,6 +30,9 @@ class RopeConfig:
     attention_factor: float = 1.0
     truncate: bool = True
     frequency_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    rotary_dim: int = 0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

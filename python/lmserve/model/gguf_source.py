@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from lmserve._core import GgufFile
 from lmserve.errors import LmserveError
-from lmserve.model.config import ModelConfig, RopeConfig
+from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.hf_source import TextSettings
+from lmserve.model.rope_config import gguf_rope
 from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor
 
 # GGUF's tensor names and the canonical ones (those of Hugging Face's Llama).
@@ -39,9 +40,7 @@ VOCABULARY = "tokenizer.ggml"
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
 CONTROL_TOKEN = 3
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
-ROPE_FACTORS = "rope_freqs.weight"
-# The default of llama.cpp for a file that names none.
-DEFAULT_THETA = 10000.0
+ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
 def open_header(path: Path) -> GgufFile:
@@ -70,29 +69,18 @@ def canonical_names(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]
     """The tensors under Hugging Face Llama names; rope tables, which the configuration holds, are left out."""
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        if name != ROPE_FACTORS:
+        if name.removesuffix(".weight") not in ROPE_FACTORS:
             renamed[_canonical(name)] = tensor
     return renamed
 
 
-def undo_interleaved_rope(tensors: dict[str, StoredTensor], config: ModelConfig) -> dict[str, StoredTensor]:
-    """Reorder the rows of q and k, which GGUF's llama stores with rotated pairs adjacent, to pairs half a head
-    apart.
+def decoder_config(
+    path: Path, family: str, header: GgufFile, tensors: dict[str, StoredTensor], *, interleaved: bool
+) -> ModelConfig:
+    """The configuration of a decoder; which biases there are is read off the tensors, as GGUF has no key for it.
+
+    `interleaved`: each rotated pair lies in adjacent rows of q and k.
     """
-    half = config.head_dim // 2
-    within = np.arange(config.head_dim).reshape(half, 2).T.reshape(-1)
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    reordered = dict(tensors)
-    for name, tensor in tensors.items():
-        projection = name.rsplit(".", 2)[-2]
-        if projection in heads and tensor.shape[0] == heads[projection] * config.head_dim:
-            rows = np.arange(heads[projection])[:, None] * config.head_dim + within[None, :]
-            reordered[name] = tensor.select_rows(rows.reshape(-1))
-    return reordered
-
-
-def decoder_config(path: Path, family: str, header: GgufFile, tensors: dict[str, StoredTensor]) -> ModelConfig:
-    """The configuration of a decoder; which biases there are is read off the tensors, as GGUF has no key for it."""
     metadata = header.metadata()
     prefix = metadata["general.architecture"]
 
@@ -106,8 +94,6 @@ def decoder_config(path: Path, family: str, header: GgufFile, tensors: dict[str,
         raise CheckpointError(f"{path}: mixture-of-experts models are not supported ({prefix} with experts)")
     hidden_size, num_heads = int(value("embedding_length")), int(value("attention.head_count"))
     head_dim = int(value("attention.key_length", hidden_size // num_heads))
-    if int(value("rope.dimension_count", head_dim)) != head_dim:
-        raise CheckpointError(f"{path}: rotating a part of each head is not supported ({prefix}.rope.dimension_count)")
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
@@ -123,7 +109,14 @@ def decoder_config(path: Path, family: str, header: GgufFile, tensors: dict[str,
         num_kv_heads=int(value("attention.head_count_kv", num_heads)),
         head_dim=head_dim,
         rms_norm_eps=float(value("attention.layer_norm_rms_epsilon")),
-        rope=_rope(path, prefix, metadata, tensors, context_length),
+        rope=gguf_rope(
+            metadata,
+            prefix,
+            head_dim=head_dim,
+            context_length=context_length,
+            factors=_rope_factors(tensors),
+            interleaved=interleaved,
+        ),
         tie_word_embeddings="output.weight" not in tensors,
         # Within the window, sliding attention is full attention: a shorter context keeps the model exact.
         context_length=min(context_length, window) if window else context_length,
@@ -159,31 +152,10 @@ def text_settings(header: GgufFile) -> TextSettings:
     )
 
 
-def _rope(
-    path: Path, prefix: str, metadata: dict[str, Any], tensors: dict[str, StoredTensor], context_length: int
-) -> RopeConfig:
-    theta = float(metadata.get(f"{prefix}.rope.freq_base", DEFAULT_THETA))
-    scaling = f"{prefix}.rope.scaling"
-    kind = metadata.get(f"{scaling}.type", "none")
-    factor = float(metadata.get(f"{scaling}.factor", 1.0))
-    if ROPE_FACTORS in tensors:
-        factors = tuple(float(entry) for entry in tensors[ROPE_FACTORS].dequantize())
-        return RopeConfig(theta=theta, kind="factors", frequency_factors=factors)
-    if kind == "none":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=factor)
-    if kind == "yarn":
-        return RopeConfig(
-            theta=theta,
-            kind="yarn",
-            factor=factor,
-            original_context_length=int(metadata.get(f"{scaling}.original_context_length", context_length)),
-            beta_fast=float(metadata.get(f"{scaling}.yarn_beta_fast", 32.0)),
-            beta_slow=float(metadata.get(f"{scaling}.yarn_beta_slow", 1.0)),
-            attention_factor=float(metadata.get(f"{scaling}.attn_factor", 0.1 * math.log(factor) + 1.0)),
-        )
-    raise CheckpointError(f"{path}: rope scaling {kind!r} is not supported (none, linear, yarn are)")
+def _rope_factors(tensors: dict[str, StoredTensor]) -> dict[str, list[float]]:
+    return {
+        name: tensors[f"{name}.weight"].dequantize().tolist() for name in ROPE_FACTORS if f"{name}.weight" in tensors
+    }
 
 
 def _canonical(name: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from lmserve.model.config import ModelConfig, RopeConfig
+from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.rope_config import DEFAULT_THETA, context_of, rope_of
 
 
 def required(raw: dict[str, Any], key: str) -> Any:
@@ -25,6 +25,7 @@ def decoder_config(
     output_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    default_theta: float = DEFAULT_THETA,
 ) -> ModelConfig:
     """The configuration of a decoder; the flags are what the family knows and config.json may not say."""
     activation = raw.get("hidden_act", "silu")
@@ -33,7 +34,7 @@ def decoder_config(
     hidden_size, num_heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
     head_dim = int(raw.get("head_dim") or hidden_size // num_heads)
     num_kv_heads = int(raw.get("num_key_value_heads") or num_heads)
-    context_length = int(required(raw, "max_position_embeddings"))
+    context_length = context_of(raw)
     return ModelConfig(
         architecture=family,
         vocab_size=int(required(raw, "vocab_size")),
@@ -44,7 +45,7 @@ def decoder_config(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=_rope(raw, context_length),
+        rope=rope_of(raw, head_dim=head_dim, context_length=context_length, default_theta=default_theta),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         # Within the window, sliding attention is full attention: a shorter context keeps the model exact.
         context_length=min(context_length, _window(raw) or context_length),
@@ -64,42 +65,3 @@ def _window(raw: dict[str, Any]) -> int | None:
     if kinds is not None and "sliding_attention" not in kinds:
         return None
     return int(window)
-
-
-def _rope(raw: dict[str, Any], context_length: int) -> RopeConfig:
-    scaling: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise CheckpointError("config.json: rotating a part of each head (partial_rotary_factor) is not supported")
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    factor = float(scaling.get("factor") or 1.0)
-    original = int(scaling.get("original_max_position_embeddings") or context_length)
-    # Dynamic NTK departs from plain rotation only beyond max_position_embeddings, which is never passed here.
-    if kind in ("default", "dynamic"):
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=factor)
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            kind="llama3",
-            factor=factor,
-            original_context_length=original,
-            low_freq_factor=float(required(scaling, "low_freq_factor")),
-            high_freq_factor=float(required(scaling, "high_freq_factor")),
-        )
-    if kind == "yarn":
-        default_attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-        return RopeConfig(
-            theta=theta,
-            kind="yarn",
-            factor=factor,
-            original_context_length=original,
-            beta_fast=float(scaling.get("beta_fast") or 32.0),
-            beta_slow=float(scaling.get("beta_slow") or 1.0),
-            attention_factor=float(scaling.get("attention_factor") or default_attention),
-            truncate=bool(scaling.get("truncate", True)),
-        )
-    raise CheckpointError(
-        f"config.json: rope scaling {kind!r} is not supported (default, linear, dynamic, llama3, yarn are)"
-    )

@@ -13,28 +13,59 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> F64:
-    """[head_dim / 2] angle per position of each rotated pair, after scaling."""
-    plain = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+def inverse_frequencies(rope: RopeConfig, head_dim: int, length: int = 0) -> F64:
+    """[head_dim / 2] angle per position of each rotated pair, after scaling; 0 for pairs that are not rotated.
+
+    `length`: positions that a sequence may have, which some kinds depend on.
+    """
+    rotated = rope.rotary_dim or head_dim
+    whole = head_dim if rope.kind == "proportional" else rotated
+    plain = rope.theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / whole)
+    factors = rope.frequency_factors
+    if rope.kind == "longrope" and length > rope.original_context_length:
+        factors = rope.long_factors
+    if factors:
+        plain = plain / np.asarray(factors, np.float64)
     match rope.kind:
         case "none":
-            return plain
-        case "linear":
-            return plain / rope.factor
+            scaled = plain
+        case "linear" | "longrope" | "proportional":
+            scaled = plain / rope.factor
         case "llama3":
-            return _llama3(rope, plain)
+            scaled = _llama3(rope, plain)
         case "yarn":
-            return _yarn(rope, plain, head_dim)
-        case "factors":
-            return plain / np.asarray(rope.frequency_factors, np.float64)
-    raise ValueError(f"rope scaling kind {rope.kind!r} is not one of none, linear, llama3, yarn, factors")
+            scaled = _yarn(rope, plain, rotated)
+        case _:
+            kinds = "none, linear, llama3, yarn, longrope, proportional"
+            raise ValueError(f"rope scaling kind {rope.kind!r} is not one of {kinds}")
+    return np.concatenate((scaled, np.zeros(head_dim // 2 - len(scaled))))
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[F32, F32]:
-    """cos and sin, each [length, head_dim / 2], of positions 0 .. length; yarn's attention factor is multiplied in."""
-    angles = np.arange(length, dtype=np.float64)[:, None] * inverse_frequencies(rope, head_dim)[None, :]
-    scale = rope.attention_factor
+    """cos and sin, each [length, head_dim / 2], of positions 0 .. length, the attention factor multiplied in.
+
+    The pairs are those of a head whose elements have the order of `head_order`.
+    """
+    frequencies = inverse_frequencies(rope, head_dim, length)
+    angles = np.arange(length, dtype=np.float64)[:, None] * frequencies[None, :]
+    # What is not rotated is not scaled either.
+    scale = np.where(frequencies == 0, 1.0, rope.attention_factor)
     return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+
+def head_order(rope: RopeConfig, head_dim: int) -> NDArray[np.int64] | None:
+    """Where each element of a head stands in the checkpoint, so that all pairs are half a head apart; None: there.
+
+    Attention is a product of queries and keys, so one order for both changes nothing but which elements are rotated
+    together.
+    """
+    rotated = head_dim if rope.kind == "proportional" else rope.rotary_dim or head_dim
+    pairs = np.arange(rotated).reshape((-1, 2) if rope.interleaved else (2, -1))
+    first, second = pairs.T if rope.interleaved else pairs
+    rest = np.arange(rotated, head_dim)
+    middle = len(rest) // 2
+    order = np.concatenate((first, rest[:middle], second, rest[middle:])).astype(np.int64)
+    return None if (order == np.arange(head_dim)).all() else order
 
 
 def _llama3(rope: RopeConfig, plain: F64) -> F64:
@@ -52,6 +83,6 @@ def _yarn(rope: RopeConfig, plain: F64, head_dim: int) -> F64:
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (np.arange(head_dim // 2, dtype=np.float64) - low) / max(high - low, 0.001)
+    ramp = (np.arange(head_dim // 2, dtype=np.float64) - low) / ((high - low) or 0.001)
     extrapolated = 1 - np.clip(ramp, 0.0, 1.0)
     return plain / rope.factor * (1 - extrapolated) + plain * extrapolated
