@@ -112,6 +112,8 @@ class ServeConfig:
     max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()  # besides localhost; none: any, but localhost alone where nobody else is served
+    tls_cert: Path | None = None  # None: HTTP
+    tls_key: Path | None = None
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"
 
@@ -149,6 +151,9 @@ class ServeConfig:
             # The key itself stays out of the message: messages reach logs.
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError("api_keys", f"key {number} must be printable ASCII without spaces, and not empty")
+        for setting, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+            if getattr(self, setting) is not None and getattr(self, other) is None:
+                raise ConfigError(setting, f"needs --{other.replace('_', '-')}, too: a certificate has a key")
         for origin in self.cors_origins:
             if origin != "*" and ORIGIN.fullmatch(origin) is None:
                 message = f"must be * or an origin such as https://example.org:8000, but {origin!r} was given"

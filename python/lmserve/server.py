@@ -7,9 +7,12 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +29,10 @@ CLOSING_TIMEOUT: Final = 1  # seconds for clients to take what the engine had wr
 # The engine thread waits for the interpreter lock once a step, by default for up to 5 ms each time.
 SWITCH_INTERVAL: Final = 5e-5
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class TlsError(ValueError):
+    """The certificate or its key cannot be used; the message says why."""
 
 
 class BindError(OSError):
@@ -49,16 +56,37 @@ def bind(host: str, port: int) -> socket.socket:
         raise BindError(error.errno, message) from error
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """`http://host:port` with the port that it really has."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate with its chain, and its key: files in PEM. Raises TlsError if they cannot be used."""
+
+    cert: Path
+    key: Path
+
+    def __post_init__(self) -> None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=_no_password)
+        except ssl.SSLError as error:
+            raise TlsError(f"{self.cert} and {self.key} are no certificate and its key: {error.reason}") from error
+        except OSError as error:
+            raise TlsError(f"{self.cert} or {self.key} cannot be read: {error.strerror}") from error
+
+
+def _no_password() -> str:
+    raise TlsError("the key is encrypted; decrypt it first")
 
 
 def serve(
     app: Litestar,
     listener: socket.socket,
     *,
+    tls: Tls | None = None,
     grace: float = 1.0,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
@@ -69,13 +97,14 @@ def serve(
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     serving: Serving = app.state.serving
-    server = Server(server_config(app), serving, grace, lambda: on_listening and on_listening(url_of(listener)))
+    url = url_of(listener, "http" if tls is None else "https")
+    server = Server(server_config(app, tls), serving, grace, lambda: on_listening and on_listening(url))
     server.run(sockets=[listener])
     if serving.failure is not None:
         raise serving.failure
 
 
-def server_config(app: Litestar) -> uvicorn.Config:
+def server_config(app: Litestar, tls: Tls | None = None) -> uvicorn.Config:
     """uvicorn's settings for an app of lmserve."""
     return uvicorn.Config(
         app,
@@ -87,6 +116,8 @@ def server_config(app: Litestar) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=None if tls is None else tls.cert,
+        ssl_keyfile=None if tls is None else tls.key,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=CLOSING_TIMEOUT,
     )

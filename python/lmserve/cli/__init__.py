@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from lmserve import __version__
 from lmserve.cli import bench, chat, fetch, plan, serve, simulate
+from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
+from lmserve.cli.secrets import hide
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,10 +24,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command. Raises CommandError for a flag of another server that has no match here."""
+    if argv and argv[0] in ("serve", "plan"):
+        argv = [argv[0], *translated(argv[1:])]
+    return parser().parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 1 with one line on stderr; a usage error exits with 2."""
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        hide((*(getattr(arguments, "api_keys", None) or ()), getattr(arguments, "api_key", None) or ""))
         return int(arguments.run(arguments))
     except CommandError as error:
         print(f"lmserve: error: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, host_positional=None, port_positional=None)
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model, as for serve")
+    parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model, as for serve")
     add_options(parser)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lmserve.cli.errors import CommandError
+from lmserve.cli.settings import fill
 from lmserve.config import (
     DTYPES,
     GENERATION_CONFIGS,
@@ -44,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model; see above")
+    parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model; see above")
     parser.add_argument("host_positional", metavar="HOST", nargs="?", help="same as --host")
     parser.add_argument("port_positional", metavar="PORT", nargs="?", type=_integer, help="same as --port")
     add_options(parser)
@@ -53,6 +56,13 @@ def add_parser(commands: Commands) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Every flag of `serve`. A default of None is left to `ServeConfig`."""
     default = ServeConfig()
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help='a TOML file of settings under the names of the flags: max-body = "1MiB"; a flag counts more than its '
+        "variable LMSERVE_MAX_BODY, and that more than the file (default: none)",
+    )
     group = parser.add_argument_group("HTTP")
     group.add_argument("--host", metavar="HOST", help=f"address to listen on (default: {default.host})")
     group.add_argument("--port", metavar="PORT", type=_integer, help=f"0 is any free port (default: {default.port})")
@@ -94,6 +104,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none where the server has no keys and listens on this machine alone: no web page can reach it then)",
     )
     group.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        type=Path,
+        help="serve HTTPS with this certificate and its chain, in PEM; needs --tls-key (default: HTTP)",
+    )
+    group.add_argument("--tls-key", metavar="FILE", type=Path, help="the certificate's key, in PEM (default: none)")
+    group.add_argument(
         "--grace",
         metavar="SECONDS",
         type=_number,
@@ -103,6 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
 
     group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="MODEL", help="same as MODEL (default: SmolLM2-135M-Instruct)")
     group.add_argument(
         "--served-model-name",
         dest="served_model_names",
@@ -236,37 +254,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(arguments: argparse.Namespace) -> ServeConfig:
-    """The settings that the command line gives. Raises CommandError (exit code 2) if they cannot be."""
-    given = vars(arguments)
-    values: dict[str, Any] = {"model": given["model"]}
-    for setting in ("host", "port"):
-        values[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
-    for setting in ("device", "dtype", "max_model_len", "max_batch", "max_batch_tokens", "kv_memory", "max_queue"):
-        values[setting] = given[setting]
-    for setting in ("ops", "quantize", "kv_dtype", "threads", "gpu_memory_fraction", "speculate"):
-        values[setting] = given[setting]
-    for setting in ("prefix_cache", "share_prefix_cache", "max_body", "grace", "log_level"):
-        values[setting] = given[setting]
-    for setting in ("tool_parser", "reasoning_parser", "generation_config"):
-        values[setting] = given[setting]
-    for setting in ("session_dir", "session_fsync", "session_ttl", "max_sessions"):
-        values[setting] = given[setting]
-    for setting in ("served_model_names", "cors_origins", "allowed_hosts"):
-        values[setting] = tuple(given[setting]) if given[setting] else None
-    keys = list(given["api_keys"] or ())
+def config_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> ServeConfig:
+    """The settings by command line, environment and file. Raises CommandError (exit code 2) if they cannot be."""
+    given = dict(vars(arguments))
+    for setting in ("model", "host", "port"):
+        given[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
+    flags = argparse.ArgumentParser(add_help=False)
+    add_options(flags)
+    origins = fill(given, flags, environment, REPEATABLE)
+    values = {setting.name: given[setting.name] for setting in fields(ServeConfig)}
+    for setting in REPEATABLE:
+        values[setting] = tuple(given[setting] or ())
     if given["api_key_file"] is not None:
-        keys += _read_keys(given["api_key_file"])
-    values["api_keys"] = tuple(keys)
+        values["api_keys"] += tuple(_read_keys(given["api_key_file"], origins.of("api_key_file")))
     try:
         if given["keys"] is not None:
             values["keys"] = read_keys(given["keys"])
         return ServeConfig(**{setting: value for setting, value in values.items() if value is not None})
     except KeysError as error:
-        raise CommandError(f"--keys {given['keys']} {error}", exit_code=2) from error
+        raise CommandError(f"{origins.of('keys')} {given['keys']} {error}", exit_code=2) from error
     except ConfigError as error:
-        flag = "--" + error.setting.replace("_", "-").removesuffix("s" if error.setting in REPEATABLE else "")
-        raise CommandError(f"{flag} {error}", exit_code=2) from error
+        raise CommandError(f"{origins.of(error.setting)} {error}", exit_code=2) from error
 
 
 REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins", "allowed_hosts")
@@ -286,15 +294,15 @@ def _one_of(setting: str, positional: Any, flag: Any) -> Any:
     return positional if flag is None else flag
 
 
-def _read_keys(path: Path) -> list[str]:
+def _read_keys(path: Path, origin: str) -> list[str]:
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--api-key-file {path} cannot be read: {error}", exit_code=2) from error
+        raise CommandError(f"{origin} {path} cannot be read: {error}", exit_code=2) from error
     keys = [line for line in lines if line]
     if not keys:
         # An empty file would leave the server open to all.
-        raise CommandError(f"--api-key-file {path} holds no key", exit_code=2)
+        raise CommandError(f"{origin} {path} holds no key", exit_code=2)
     return keys
 
 

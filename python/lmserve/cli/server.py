@@ -16,7 +16,7 @@ from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
 from lmserve.errors import LmserveError
-from lmserve.server import BindError, bind, serve
+from lmserve.server import BindError, Tls, TlsError, bind, serve
 from lmserve.source import SourceError, find_model
 
 logger = logging.getLogger("lmserve.http")
@@ -26,6 +26,7 @@ def serve_model(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises CommandError if the model cannot be found or run, or the port is taken."""
     _log_to_stderr(config.log_level)
     try:
+        tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
         source = find_model(config.model, DownloadProgress("the model"))
         plan = ModelPlan(source.path, config, source.published)
         names = config.served_model_names or source.names
@@ -53,8 +54,8 @@ def serve_model(config: ServeConfig) -> None:
             allowed_hosts=allowed_hosts(config),
             max_body=config.max_body,
         )
-        serve(app, bind(config.host, config.port), grace=config.grace, on_listening=_print_urls)
-    except (SourceError, LmserveError, BindError) as error:
+        serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
+    except (SourceError, LmserveError, BindError, TlsError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
 
 

@@ -1,0 +1,91 @@
+"""Flags that other servers have for what `lmserve serve` has, too; or the reason why there is no such flag here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from lmserve.cli.errors import CommandError
+
+# Of llama.cpp, vLLM, SGLang and LMDeploy.
+ALIASES: Final = {
+    "-m": "--model",
+    "--model-path": "--model",
+    "-c": "--max-model-len",
+    "--ctx-size": "--max-model-len",
+    "--context-length": "--max-model-len",
+    "--session-len": "--max-model-len",
+    "-a": "--served-model-name",
+    "--alias": "--served-model-name",
+    "--model-name": "--served-model-name",
+    "-t": "--threads",
+    "-np": "--max-batch",
+    "--parallel": "--max-batch",
+    "--max-num-seqs": "--max-batch",
+    "--max-batch-size": "--max-batch",
+    "--max-running-requests": "--max-batch",
+    "--max-num-batched-tokens": "--max-batch-tokens",
+    "--gpu-memory-utilization": "--gpu-memory-fraction",
+    "--mem-fraction-static": "--gpu-memory-fraction",
+    "--kv-cache-dtype": "--kv-dtype",
+    "--server-name": "--host",
+    "--server-port": "--port",
+    "--api-keys": "--api-key",
+    "--allow-origins": "--cors-origin",
+    "--uvicorn-log-level": "--log-level",
+    "--ssl-certfile": "--tls-cert",
+    "--ssl-cert-file": "--tls-cert",
+    "--ssl-keyfile": "--tls-key",
+    "--ssl-key-file": "--tls-key",
+    "--tool-call-parser": "--tool-parser",
+    "--no-enable-prefix-caching": "--no-prefix-cache",
+    "--disable-radix-cache": "--no-prefix-cache",
+}
+# What is so anyway.
+DEFAULT: Final = frozenset({"--enable-prefix-caching", "--enable-auto-tool-choice", "--jinja"})
+# With the only value that there is; any other one is refused for the reason.
+ONE_DEVICE: Final = "a model runs on one device here, which --device chooses"
+ONLY: Final = {
+    "--tensor-parallel-size": ("1", ONE_DEVICE),
+    "-tp": ("1", ONE_DEVICE),
+    "--tp": ("1", ONE_DEVICE),
+    "--tp-size": ("1", ONE_DEVICE),
+    "--pipeline-parallel-size": ("1", ONE_DEVICE),
+    "-pp": ("1", ONE_DEVICE),
+    "--data-parallel-size": ("1", "one server has one copy of its model; start several, and balance their load"),
+    "-dp": ("1", "one server has one copy of its model; start several, and balance their load"),
+}
+REFUSED: Final = {
+    "-ngl": "a model is on one device as a whole: --device cuda or --device cpu",
+    "--gpu-layers": "a model is on one device as a whole: --device cuda or --device cpu",
+    "--n-gpu-layers": "a model is on one device as a whole: --device cuda or --device cpu",
+    "--quantization": "a model's own format is found in its files; --quantize q8 or q4 is for the CPU",
+    "--trust-remote-code": "code from a model's folder is never run; leave it out",
+    "--enable-lora": "adapters are not supported; merge it into the model",
+    "--lora": "adapters are not supported; merge it into the model",
+    "--chat-template": "the model's own chat template is used; put another one into its folder",
+}
+
+
+def translated(arguments: Sequence[str]) -> list[str]:
+    """The command line with this server's names. Raises CommandError (exit code 2) for what it does not have."""
+    return list(_translated(iter(arguments)))
+
+
+def _translated(arguments: Iterator[str]) -> Iterator[str]:
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument == "--":
+            yield argument
+            yield from arguments
+        elif flag in ALIASES:
+            yield ALIASES[flag] + equals + value
+        elif flag in ONLY:
+            only, reason = ONLY[flag]
+            given = value if equals else next(arguments, "")
+            if given != only:
+                raise CommandError(f"{flag} must be {only}, but {given!r} was given: {reason}", exit_code=2)
+        elif flag in REFUSED:
+            raise CommandError(f"there is no {flag}: {REFUSED[flag]}", exit_code=2)
+        elif flag not in DEFAULT:
+            yield argument
