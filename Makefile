@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-aarch64 build lint fmt openapi conformance bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-aarch64 build lint fmt openapi conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ openapi: build ## write docs/openapi.json anew, after a change of the API
 
 conformance: build $(DEV) ## write docs/conformance.md anew, after a change of what becomes of a parameter
 	WRITE_CONFORMANCE=1 $(BIN)/python -m pytest tests/http/test_conformance.py
+
+flags: build $(DEV) ## write docs/flags.md anew, after a change of the flags of lmserve serve
+	WRITE_FLAGS=1 $(BIN)/python -m pytest tests/test_readme.py -k table_of_flags
 
 bench: ## what a step costs the scheduler, and how close the CPU kernels come to what this machine can do
 	cargo bench --locked --no-default-features --bench scheduler --bench cpu_linear --bench cpu_attention

@@ -1,4 +1,4 @@
-"""The README's programs run as they stand, and do what it says."""
+"""The programs of docs/embedding.md run as they stand, and do what it says."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 def run(marker: str) -> dict[str, Any]:
     (program,) = [program for program in PROGRAMS if marker in program]
     assert len(program.splitlines()) < 40
     names: dict[str, Any] = {}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(program, PAGE.name, "exec"), names)
     return names
 
 
