@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-aarch64 build lint fmt openapi conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-aarch64 build lint fmt openapi conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 	cargo test --locked --no-default-features
 	@echo "==> pytest"
 	$(BIN)/python -m pytest
+
+test-page: build $(DEV) ## the page at / in headless Chromium, which must be installed
+	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group page
+	$(BIN)/python -m pytest tests/page
 
 ARM := --locked --release --lib --no-default-features --target aarch64-unknown-linux-gnu
 test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc

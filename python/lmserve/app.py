@@ -29,7 +29,6 @@ from lmserve.api.routes.completions import completions
 from lmserve.api.routes.embeddings import embeddings
 from lmserve.api.routes.generate import generate
 from lmserve.api.routes.health import health
-from lmserve.api.routes.index import index
 from lmserve.api.routes.interactive import chat_interactive
 from lmserve.api.routes.messages import count_tokens, create_message
 from lmserve.api.routes.metrics import metrics
@@ -54,6 +53,7 @@ from lmserve.api.routes.sessions import (
 )
 from lmserve.api.routes.tokenize import detokenize, encode, tokenize, tokenizer_info
 from lmserve.api.routes.usage import usage
+from lmserve.api.routes.web import index, web_file
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.keys import Keyring
 
@@ -93,7 +93,7 @@ API: Final = (
     metrics,
     health,
 )
-PAGES: Final = (index, docs, docs_asset, openapi_json)
+PAGES: Final = (index, web_file, docs, docs_asset, openapi_json)
 
 
 class Application(Litestar):
