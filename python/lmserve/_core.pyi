@@ -287,6 +287,12 @@ class Stream:
         Raises LmserveError where the request was refused, or failed before its first byte.
         """
 
+    def record(self) -> tuple[int, int, int, float | None, float | None]:
+        """What became of the request so far, each complete once it has ended.
+
+        Prompt tokens, of these cached, completion tokens; seconds from its arrival to its first step and first token.
+        """
+
     def abort(self) -> None:
         """The reader left. May be called again."""
 

@@ -22,6 +22,7 @@ from lmserve.api.http.edge import Edge
 from lmserve.api.http.errors import respond_to_exception
 from lmserve.api.http.middleware import ApiKeys, BodyLimits
 from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
+from lmserve.api.http.request_log import Form
 from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.routes.chat import chat_completions
@@ -41,6 +42,7 @@ from lmserve.api.routes.responses import (
     list_input_items,
 )
 from lmserve.api.routes.scoring import rerank, score
+from lmserve.api.routes.server import ping, props, version
 from lmserve.api.routes.sessions import (
     append_to_session,
     cancel_session,
@@ -92,6 +94,9 @@ API: Final = (
     usage,
     metrics,
     health,
+    ping,
+    version,
+    props,
 )
 PAGES: Final = (index, web_file, docs, docs_asset, openapi_json)
 
@@ -121,6 +126,7 @@ def create_app(
     responses: ResponseStore | None = None,
     cors_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
+    request_log: Form = "off",
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
 ) -> Application:
@@ -132,8 +138,8 @@ def create_app(
     the engine's to hold, which must have been given `keys.tenants()`. `responses`: where stored responses are kept,
     restored by the time that the engine is there; None: in memory alone. `cors_origins`: of pages that may use the
     server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
-    the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `max_body`: bytes of a request's
-    body, which must arrive within `body_timeout` seconds.
+    the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `request_log`: the form of a line
+    for each request. `max_body`: bytes of a request's body, which must arrive within `body_timeout` seconds.
     """
     keys = keys or Keyring()
     serving = Serving(model_names, engine, keys, responses)
@@ -166,7 +172,8 @@ def create_app(
     app.edge = Edge(
         super(Application, app).__call__,
         paths=[path for handler in (*API, *PAGES) for path in handler.paths],
-        keys=bool(keys),
+        serving=serving,
+        request_log=request_log,
         hosts=allowed_hosts,
         origins=cors_origins,
     )

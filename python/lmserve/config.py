@@ -15,6 +15,7 @@ Ops = Literal["auto", "torch", "cpu"]
 Quantize = Literal["auto", "none", "q8", "q4"]
 KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+RequestLog = Literal["text", "json", "off"]
 SessionFsync = Literal["always", "interval", "never"]
 ToolParser = Literal["auto", "hermes", "llama3", "mistral"]
 ReasoningParser = Literal["auto", "none", "think"]
@@ -25,6 +26,7 @@ OPS: Final[tuple[str, ...]] = get_args(Ops)
 QUANTIZE: Final[tuple[str, ...]] = get_args(Quantize)
 KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
+REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
@@ -114,6 +116,7 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] = ()  # besides localhost; none: any, but localhost alone where nobody else is served
     tls_cert: Path | None = None  # None: HTTP
     tls_key: Path | None = None
+    request_log: RequestLog = "text"
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"
 
@@ -140,6 +143,7 @@ class ServeConfig:
         self._check_choice("quantize", QUANTIZE)
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("log_level", LOG_LEVELS)
+        self._check_choice("request_log", REQUEST_LOGS)
         self._check_choice("session_fsync", SESSION_FSYNCS)
         self._check_choice("tool_parser", TOOL_PARSERS)
         self._check_choice("reasoning_parser", REASONING_PARSERS)

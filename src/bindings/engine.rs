@@ -378,6 +378,19 @@ impl Stream {
         }
     }
 
+    /// (prompt tokens, of these cached, completion tokens, seconds to its first step, seconds to its first token) so far.
+    fn record(&self) -> (usize, usize, usize, Option<f64>, Option<f64>) {
+        let record = self.inner.record();
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        (
+            record.prompt_tokens,
+            record.cached_tokens,
+            record.completion_tokens,
+            seconds(record.queued),
+            seconds(record.first_token),
+        )
+    }
+
     /// The reader left. May be called again.
     fn abort(&self) {
         self.inner.abort();

@@ -36,6 +36,8 @@ pub trait Events {
     fn fail(&mut self, request: u64, error: &Error, usage: Usage);
     /// A choice's first token was sampled.
     fn first_token(&mut self, _request: u64, _choice: usize) {}
+    /// A choice's further token was sampled.
+    fn next_token(&mut self, _request: u64, _choice: usize) {}
 }
 
 /// How a request ends before its time.

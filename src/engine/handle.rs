@@ -185,7 +185,7 @@ impl Engine {
             ));
         }
         let mut open = self.shared.open(tenant, submission.n as usize)?;
-        let id = open.id();
+        let (id, record) = (open.id(), open.record());
         let (lease, base) = match &submission.session {
             None => (None, Base::empty()),
             Some(session) => {
@@ -245,6 +245,7 @@ impl Engine {
         let stream = Stream {
             mailbox,
             shared: Arc::clone(&self.shared),
+            record,
         };
         self.prepare_later(Box::new(job))?;
         Ok(stream)
@@ -265,6 +266,7 @@ impl Engine {
         let stream = Stream {
             mailbox: Arc::clone(&mailbox),
             shared: Arc::clone(&self.shared),
+            record: open.record(),
         };
         let (model, shared) = (self.model.clone(), Arc::clone(&self.shared));
         let job = move || {

@@ -40,8 +40,10 @@ const OUTCOMES: [(Outcome, &str); 4] = [
 pub(super) struct Latencies {
     queue: Histogram,
     first_token: Histogram,
+    between_tokens: Histogram,
     whole: Histogram,
     outcomes: [u64; OUTCOMES.len()],
+    prompt_tokens: u64,
 }
 
 impl Histogram {
@@ -72,6 +74,16 @@ impl Latencies {
     /// The request's first token is there.
     pub(super) fn first_token(&mut self, request: &OpenRequest) {
         self.first_token.observe(request.arrived().elapsed());
+    }
+
+    /// A request's prompt had so many tokens, those from the cache included.
+    pub(super) const fn prompt(&mut self, tokens: usize) {
+        self.prompt_tokens += tokens as u64;
+    }
+
+    /// A further token of a request is there, so long after the one before.
+    pub(super) fn next_token(&mut self, time: Duration) {
+        self.between_tokens.observe(time);
     }
 
     /// The request ends.
@@ -119,6 +131,12 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
     let mut out = Writer(String::with_capacity(8192));
     write_gauges(&mut out, stats);
     write_counters(&mut out, stats);
+    out.value(
+        "lmserve_prompt_tokens_total",
+        "counter",
+        "Tokens of prompts, computed and cached, of requests that were begun.",
+        latencies.prompt_tokens,
+    );
     out.head(
         "lmserve_requests_total",
         "counter",
@@ -140,6 +158,11 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
             "time_to_first_token",
             "From a request's arrival to its first token.",
             &latencies.first_token,
+        ),
+        (
+            "inter_token",
+            "From a token of a request's first choice to the next one.",
+            &latencies.between_tokens,
         ),
         (
             "request",

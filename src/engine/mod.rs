@@ -34,6 +34,7 @@ pub use handle::Engine;
 pub use lease::{FinishedTurn, PreparedTurn, TurnLease};
 pub use log_file::LogFile;
 pub use log_writer::{DurableSessions, Fsync, OpenLog};
+pub use open::RequestRecord;
 pub use prepare::{Limits, Prepared, prepare};
 pub use sessions::TranscriptTurn;
 pub use stream::Stream;

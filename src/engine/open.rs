@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::Abort;
 use super::shared::Shared;
@@ -30,6 +30,24 @@ struct Account {
     started: bool,
 }
 
+/// What became of a request so far, for whoever logs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RequestRecord {
+    /// Tokens that the model saw; 0 until its first choice ends.
+    pub prompt_tokens: usize,
+    /// Of these, those that were not computed again.
+    pub cached_tokens: usize,
+    /// Tokens of the choices that have ended.
+    pub completion_tokens: usize,
+    /// From its arrival to its first step.
+    pub queued: Option<Duration>,
+    /// From its arrival to its first token.
+    pub first_token: Option<Duration>,
+}
+
+/// A record that the engine writes and a stream's reader reads.
+pub(super) type SharedRecord = Arc<Mutex<RequestRecord>>;
+
 /// A request's place among the open ones.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
@@ -40,6 +58,9 @@ pub(super) struct OpenRequest {
     flag: AbortFlag,
     arrived: Instant,
     account: Account,
+    record: SharedRecord,
+    /// When the first choice's last token was sampled.
+    last_token: Option<Instant>,
 }
 
 impl OpenRequest {
@@ -69,6 +90,8 @@ impl OpenRequest {
             flag,
             arrived: Instant::now(),
             account: Account::default(),
+            record: SharedRecord::default(),
+            last_token: None,
         })
     }
 
@@ -79,6 +102,25 @@ impl OpenRequest {
     /// When it came in.
     pub(super) const fn arrived(&self) -> Instant {
         self.arrived
+    }
+
+    /// Where its record is kept.
+    pub(super) fn record(&self) -> SharedRecord {
+        Arc::clone(&self.record)
+    }
+
+    fn note(&self, note: impl FnOnce(&mut RequestRecord)) {
+        note(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A token of its first choice was sampled. Returns the time since the one before; none for the first.
+    pub(super) fn sampled(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let before = self.last_token.replace(now);
+        if before.is_none() {
+            self.note(|record| record.first_token = Some(now - self.arrived));
+        }
+        before.map(|before| now - before)
     }
 
     pub(super) fn aborted(&self) -> Option<Abort> {
@@ -104,6 +146,7 @@ impl OpenRequest {
         let first = !self.account.started;
         if first {
             self.account.started = true;
+            self.note(|record| record.queued = Some(self.arrived.elapsed()));
             self.shared.accounts().start(self.tenant);
         }
         first
@@ -115,13 +158,25 @@ impl OpenRequest {
         if !self.account.started {
             return;
         }
+        let first = choice == 0 && !self.account.counted;
         let mut accounts = self.shared.accounts();
-        if choice == 0 && !self.account.counted {
+        if first {
             self.account.counted = true;
             accounts.count_request(self.tenant, usage.prompt_tokens, usage.cached_tokens);
         }
         accounts.count_output(self.tenant, usage.completion_tokens);
+        drop(accounts);
         self.account.output += usage.completion_tokens;
+        if first {
+            self.shared.latencies().prompt(usage.prompt_tokens);
+        }
+        self.note(|record| {
+            if first {
+                record.prompt_tokens = usage.prompt_tokens;
+                record.cached_tokens = usage.cached_tokens;
+            }
+            record.completion_tokens += usage.completion_tokens;
+        });
     }
 }
 

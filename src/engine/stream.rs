@@ -1,8 +1,9 @@
 //! A request's reply as its reader holds it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::core::Abort;
+use super::open::{RequestRecord, SharedRecord};
 use super::shared::{Shared, abort};
 use crate::wire::{Mailbox, Poll};
 
@@ -11,6 +12,7 @@ use crate::wire::{Mailbox, Poll};
 pub struct Stream {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) shared: Arc<Shared>,
+    pub(super) record: SharedRecord,
 }
 
 impl Stream {
@@ -22,6 +24,11 @@ impl Stream {
     /// Takes what has come since the last look.
     pub fn poll(&self) -> Poll {
         self.mailbox.poll()
+    }
+
+    /// What became of the request so far.
+    pub fn record(&self) -> RequestRecord {
+        *self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reader left.

@@ -32,9 +32,11 @@ impl<E: Events> StepTokens for Texts<'_, E> {
     ) -> Option<FinishReason> {
         let choice = self.choices.get_mut(&id)?;
         choice.tokens += 1;
+        let (request, index) = request_of(id);
         if choice.tokens == 1 {
-            let (request, index) = request_of(id);
             self.events.first_token(request, index);
+        } else {
+            self.events.next_token(request, index);
         }
         let mut complete = false;
         if let Some(guide) = choice

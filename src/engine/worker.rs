@@ -92,9 +92,19 @@ impl Events for Replies {
 
     fn first_token(&mut self, request: u64, choice: usize) {
         if choice == 0
-            && let Some((_, open)) = self.open.get(&request)
+            && let Some((_, open)) = self.open.get_mut(&request)
         {
+            open.sampled();
             self.shared.latencies().first_token(open);
+        }
+    }
+
+    fn next_token(&mut self, request: u64, choice: usize) {
+        if choice == 0
+            && let Some((_, open)) = self.open.get_mut(&request)
+            && let Some(time) = open.sampled()
+        {
+            self.shared.latencies().next_token(time);
         }
     }
 }

@@ -65,6 +65,9 @@ class ScriptedStream:
             pending, self.pending = self.pending, b""
             return self.state, pending
 
+    def record(self) -> tuple[int, int, int, float | None, float | None]:
+        return (7, 3, 2, 0.001, 0.002) if self.state == 2 else (0, 0, 0, None, None)
+
     def abort(self) -> None:
         with self._core.lock:
             self.aborted = True

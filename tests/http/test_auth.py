@@ -111,3 +111,9 @@ def test_preflight_and_errors_can_be_read_by_an_allowed_page(guarded: Running) -
 def test_no_page_is_allowed_unless_told_so(client: httpx.Client) -> None:
     response = client.get("/v1/models", headers={"Origin": ORIGIN})
     assert "access-control-allow-origin" not in response.headers
+
+
+def test_version_and_ping_need_none_but_props_does(guarded: Running) -> None:
+    assert ask(guarded, "GET", "/version").json()["version"]
+    assert ask(guarded, "GET", "/ping").status_code == 200
+    error_of(ask(guarded, "GET", "/props"), 401)

@@ -94,7 +94,8 @@ def test_the_key_is_described() -> None:
     assert document["security"] == [{"key": []}]
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     needs = {path: operation.get("security") for path, item in document["paths"].items() for operation in item.values()}
-    assert needs.pop("/health") in ([], [{}])
+    for path in ("/health", "/ping", "/version"):
+        assert needs.pop(path) in ([], [{}])
     assert all(security in (None, [{"key": []}]) for security in needs.values())
 
 
@@ -209,5 +210,10 @@ def test_requests_and_replies_are_as_described(served: Running, client: httpx.Cl
         validate(document, "GenerateErrorReply" if path == "/generate" else "ErrorReply", error)
     validate(document, "ModelList", client.get("/v1/models").json())
     validate(document, "HealthReply", client.get("/health").json())
+    validate(document, "HealthReply", client.get("/ping").json())
+    validate(document, "VersionReply", client.get("/version").json())
+    props = client.get("/props").json()
+    validate(document, "PropsReply", props)
+    assert props["default_generation_settings"]["n_ctx"] == client.get("/v1/models").json()["data"][0]["max_model_len"]
     with pytest.raises(jsonschema.ValidationError):
         validate(document, "GenerateRequest", {"prompt": 5})

@@ -82,16 +82,6 @@ def test_head_is_answered_where_get_is(client: httpx.Client) -> None:
     assert "HEAD" not in client.get("/generate").headers["allow"]
 
 
-def test_the_first_page(client: httpx.Client) -> None:
-    page = client.get("/")
-    assert page.status_code == 200
-    assert MODEL in page.text
-    for link in ("/docs", "/openapi.json", "/v1/models", "/health", "/metrics"):
-        assert f'href="{link}"' in page.text
-        assert client.get(link).status_code == 200
-    assert "http" not in page.text
-
-
 def test_paths_without_their_version() -> None:
     paths = [path for handler in (*API, *PAGES) for path in handler.paths]
     found = unversioned(paths)

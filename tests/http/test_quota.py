@@ -173,9 +173,10 @@ def test_metrics_are_prometheus_text(keyed: Running) -> None:
         if line.startswith("# TYPE "):
             _, _, name, kinds[name] = line.split(" ")
         elif not line.startswith("# HELP "):
-            match = re.fullmatch(r"([a-z_]+)(\{[a-z]+=\"[^\"]+\"\})? ([0-9.e+-]+)", line)
+            match = re.fullmatch(r"([a-z0-9_:]+)((?:\{(?:[a-z_]+=\"[^\"]+\",?)+\})?) ([0-9.e+-]+)", line)
             assert match is not None, line
-            samples[match[1] + (match[2] or "")] = float(match[3])
+            labels = match[2].replace(f'model="{MODEL}",', "").replace(f'{{model="{MODEL}"}}', "")
+            samples[match[1] + labels] = float(match[3])
             family = re.sub(r"_(bucket|sum|count)$", "", match[1])
             assert kinds[family] == "histogram" if family != match[1] else match[1] in kinds, line
     assert kinds["lmserve_time_to_first_token_seconds"] == kinds["lmserve_queue_seconds"] == "histogram"

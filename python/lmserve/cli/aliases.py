@@ -42,6 +42,11 @@ ALIASES: Final = {
     "--disable-radix-cache": "--no-prefix-cache",
 }
 # What is so anyway.
+# With the value that goes with them.
+WITH_VALUE: Final = {
+    "--disable-log-requests": ("--request-log", "off"),
+    "--disable-uvicorn-access-log": ("--request-log", "off"),
+}
 DEFAULT: Final = frozenset({"--enable-prefix-caching", "--enable-auto-tool-choice", "--jinja"})
 # With the only value that there is; any other one is refused for the reason.
 ONE_DEVICE: Final = "a model runs on one device here, which --device chooses"
@@ -80,6 +85,8 @@ def _translated(arguments: Iterator[str]) -> Iterator[str]:
             yield from arguments
         elif flag in ALIASES:
             yield ALIASES[flag] + equals + value
+        elif flag in WITH_VALUE:
+            yield from WITH_VALUE[flag]
         elif flag in ONLY:
             only, reason = ONLY[flag]
             given = value if equals else next(arguments, "")

@@ -18,6 +18,7 @@ from lmserve.config import (
     LOG_LEVELS,
     OPS,
     QUANTIZE,
+    REQUEST_LOGS,
     SESSION_FSYNCS,
     ConfigError,
     ServeConfig,
@@ -115,6 +116,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=_number,
         help=f"how long running turns may go on once the server is told to stop (default: {default.grace:g})",
+    )
+    group.add_argument(
+        "--request-log",
+        metavar="FORM",
+        choices=REQUEST_LOGS,
+        help=f"a line for each request on stderr: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
     )
     levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)

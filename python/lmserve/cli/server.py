@@ -24,7 +24,7 @@ logger = logging.getLogger("lmserve.http")
 
 def serve_model(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises CommandError if the model cannot be found or run, or the port is taken."""
-    _log_to_stderr(config.log_level)
+    _log_to_stderr(config.log_level, config.request_log)
     try:
         tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
         source = find_model(config.model, DownloadProgress("the model"))
@@ -52,6 +52,7 @@ def serve_model(config: ServeConfig) -> None:
             responses=responses,
             cors_origins=config.cors_origins,
             allowed_hosts=allowed_hosts(config),
+            request_log=config.request_log,
             max_body=config.max_body,
         )
         serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
@@ -95,8 +96,17 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, request_log: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if request_log != "off":
+        # Its lines say who left, too.
+        logging.getLogger("lmserve.access").setLevel(logging.WARNING)
+    if request_log == "json":
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        requests = logging.getLogger("lmserve.requests")
+        requests.addHandler(handler)
+        requests.propagate = False
     if level != "debug":
         # What they say below that, the lines above say already.
         for name in ("uvicorn", "httpx", "httpcore"):

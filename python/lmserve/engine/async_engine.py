@@ -6,6 +6,8 @@ It installs no signal handler and opens no socket, so it can live in any asyncio
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
@@ -14,6 +16,21 @@ from lmserve.engine.submission import EmbedSubmission, Submission, encode, with_
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What became of a request: its tokens, and the seconds from its arrival to its first step and its first token."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt: not computed again
+    completion_tokens: int = 0
+    queued: float | None = None
+    first_token: float | None = None
+
+
+# The streams that were begun in this context, for whoever accounts for them; None: nobody does.
+begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 
 
 class AsyncEngine:
@@ -141,6 +158,8 @@ class AsyncEngine:
     def _follow(self, core: CoreStream) -> AsyncStream:
         stream = AsyncStream(core, self._streams)
         self._streams[core.id] = stream
+        if (streams := begun.get()) is not None:
+            streams.append(stream)
         return stream
 
     def _wake_streams(self) -> None:
@@ -169,6 +188,11 @@ class AsyncStream:
     def aborted(self) -> bool:
         """Whether `abort` came before the reply's end."""
         return self._aborted
+
+    @property
+    def record(self) -> RequestRecord:
+        """What became of the request so far; complete once the reply has ended."""
+        return RequestRecord(*self._core.record())
 
     async def opened(self) -> None:
         """Wait until the core has accepted the request. Raises LmserveError if it refuses, or 499 after `abort`."""

@@ -23,6 +23,9 @@ class CoreStream(Protocol):
         Raises LmserveError if the request failed before its first byte.
         """
 
+    def record(self) -> tuple[int, int, int, float | None, float | None]:
+        """Tokens of prompt, cache and output, and seconds to first step and first token, as far as they are known."""
+
     def abort(self) -> None:
         """The client left. Idempotent."""
 

@@ -7,23 +7,30 @@ keys. OpenAI's paths work without /v1.
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from lmserve.api.http.errors import ANTHROPIC, error_body
+from lmserve.api.http.errors import ANTHROPIC, CLIENT_CLOSED_REQUEST, CLIENT_LEFT, error_body
+from lmserve.api.http.request_log import Entry, Form, total, write
+from lmserve.api.http.serving import Serving
+from lmserve.engine.async_engine import AsyncStream, begun
 from lmserve.errors import LmserveError
+from lmserve.keys import NO_TENANT
 
 REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 ANY: Final = "*"  # every host, or every origin
 VERSION: Final = "/v1"
+UNKNOWN: Final = "unknown"  # stands for all paths that are no route
+MAX_PATH: Final = 512  # characters of a path in the request log
 # Longest quotation of what was given, in characters.
 MAX_QUOTE: Final = 80
 
@@ -36,17 +43,19 @@ class Edge:
         app: ASGIApp,
         *,
         paths: Iterable[str],
-        keys: bool,
+        serving: Serving,
+        request_log: Form,
         hosts: Collection[str] | None,
         origins: Sequence[str],
     ) -> None:
-        """`paths`: of all routes. `keys`: requests must have one, and then pages of other sites cannot send any.
+        """`paths`: of all routes. `request_log`: the form of its lines.
 
         `hosts`: names that requests may give as the server's, besides those of this machine (localhost, 127.0.0.1);
         None: any. `origins`: of pages that may use the server.
         """
         self._app = app
-        self._keys = keys
+        self._serving = serving
+        self._request_log = request_log
         self._hosts = None if hosts is None or ANY in hosts else frozenset(map(str.lower, hosts))
         self._origins = frozenset(map(str.lower, origins))
         self._unversioned = unversioned(paths)
@@ -65,15 +74,52 @@ class Edge:
             inner["method"] = "GET"
         if scope["path"].partition("/")[2].partition("/")[0] in self._unversioned:
             inner["path"] = VERSION + scope["path"]
-            inner["raw_path"] = VERSION.encode() + scope.get("raw_path", scope["path"].encode())
+            inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
         sender = _Sender(send, request_id, scope["path"], head=method == "HEAD")
+        started, streams = time.monotonic(), list[AsyncStream]()
+        token = begun.set(streams)
         try:
-            self._check_host(given.get(b"host"))
-            self._check_origin(method, given.get(b"origin"), given.get(b"host"))
-        except LmserveError as error:
-            await _reply(error, scope["path"], sender.send)
+            refusal = self._refusal(method, given.get(b"host"), given.get(b"origin"))
+            if refusal is None:
+                await self._app(inner, receive, sender.send)
+            else:
+                await _reply(refusal, scope["path"], sender.send)
+        finally:
+            begun.reset(token)
+            status = CLIENT_CLOSED_REQUEST if inner["state"].get(CLIENT_LEFT) else sender.status
+            self._account(inner, method, status, time.monotonic() - started, streams)
+
+    def _account(
+        self, scope: HTTPScope, method: str, status: int, seconds: float, streams: Sequence[AsyncStream]
+    ) -> None:
+        self._serving.http[scope.get("path_template", UNKNOWN), status] += 1
+        if self._request_log == "off":
             return
-        await self._app(inner, receive, sender.send)
+        record, client, state = total(stream.record for stream in streams), scope.get("client"), scope["state"]
+        entry = Entry(
+            id=state["request_id"],
+            key=self._serving.keys.name_of(state.get("tenant", NO_TENANT)),
+            client=None if client is None else client[0],
+            method=method,
+            # As it was sent: it holds no line break.
+            path=(scope["raw_path"] or quote(scope["path"]).encode()).decode("latin-1")[:MAX_PATH],
+            status=status,
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            completion_tokens=record.completion_tokens,
+            queue_s=_rounded(record.queued),
+            first_token_s=_rounded(record.first_token),
+            duration_s=round(seconds, 6),
+        )
+        write(self._request_log, entry)
+
+    def _refusal(self, method: str, host: bytes | None, origin: bytes | None) -> LmserveError | None:
+        try:
+            self._check_host(host)
+            self._check_origin(method, origin, host)
+        except LmserveError as error:
+            return error
+        return None
 
     def _check_host(self, host: bytes | None) -> None:
         if self._hosts is None or host is None or self._is_ours(_host_name(host.decode("latin-1"))):
@@ -83,7 +129,7 @@ class Edge:
 
     def _check_origin(self, method: str, origin: bytes | None, host: bytes | None) -> None:
         """A page can send some requests without asking, and its browser keeps only the replies from it."""
-        if origin is None or self._keys or (self._hosts is None and method in READING):
+        if origin is None or self._serving.keys or (self._hosts is None and method in READING):
             return
         text = origin.decode("latin-1").lower()
         if text in self._origins or ANY in self._origins:
@@ -140,9 +186,11 @@ class _Sender:
             self._ids.append((b"request-id", request_id))
         self._head = head
         self._ended = False
+        self.status = 500  # of the reply; what there is if the application fails
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             headers = [(name, _with_head(value) if name == b"allow" else value) for name, value in message["headers"]]
             await self._send({**message, "headers": [*headers, *self._ids]})
             if self._head:
@@ -157,6 +205,10 @@ def _with_head(allowed: bytes) -> bytes:
     """Methods of `Allow`, with HEAD where GET is."""
     methods = {method.strip() for method in allowed.split(b",")}
     return b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 async def _reply(error: LmserveError, path: str, send: Send) -> None:

@@ -20,6 +20,7 @@ from lmserve.api.http.body import empty_body
 from lmserve.api.http.expected import expected, in_words
 from lmserve.errors import LmserveError
 
+CLIENT_LEFT: Final = "client_left"  # in a request's state
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's status for a client that left; it is logged, never received
 # Longest quotation of what was given, in characters.
 MAX_QUOTE: Final = 80
@@ -99,6 +100,7 @@ def log_client_left(scope: Any) -> None:
     """One line as in uvicorn's access log, with the status that no client sees."""
     host, port = scope.get("client") or ("-", 0)
     version = scope.get("http_version", "1.1")
+    scope["state"][CLIENT_LEFT] = True
     access_logger.info('%s:%d - "%s %s HTTP/%s" 499', host, port, scope["method"], scope["path"], version)
 
 

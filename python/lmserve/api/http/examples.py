@@ -28,6 +28,7 @@ from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
 from lmserve.schemas.models import ModelCard, ModelList
 from lmserve.schemas.responses import ItemList, ResponseDeleted, ResponseEvent, ResponseReply, ResponsesRequest
 from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
+from lmserve.schemas.server import PropsReply, VersionReply
 from lmserve.schemas.sessions import (
     Appended,
     AppendRequest,
@@ -428,10 +429,20 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
         },
     ),
     HealthReply: ({"status": "ok"},),
+    VersionReply: ({"version": "0.1.0"},),
+    PropsReply: (
+        {
+            "default_generation_settings": {"n_ctx": 8192},
+            "model_alias": MODEL,
+            "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
+            "modalities": {"vision": False, "audio": False},
+            "build_info": "lmserve 0.1.0",
+        },
+    ),
 }
 
 FAILURES: Final[Mapping[int, LmserveError]] = {
-    400: LmserveError.invalid("temperature", "temperature: expected `float` <= 2.0, but 9 was given"),
+    400: LmserveError.invalid("temperature", "temperature: expected a number <= 2.0, but 9 was given"),
     401: LmserveError.new(401, "invalid_api_key", "the given API key is not one of this server's"),
     404: LmserveError.new(404, "model_not_found", f"the model 'x' is not served here; served: {MODEL}", param="model"),
     408: LmserveError.new(408, "request_timeout", "the body must arrive within 60 seconds, but only 12 bytes have"),

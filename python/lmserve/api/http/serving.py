@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -62,6 +63,7 @@ class Serving:
         self.keys = keys or Keyring()
         self.created = int(time.time())
         self.draining = False
+        self.http: Counter[tuple[str, int]] = Counter()  # requests by route and status
         self.responses = responses or ResponseStore()
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None

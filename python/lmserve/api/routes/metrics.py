@@ -7,6 +7,7 @@ from typing import Any, Final
 from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
+from lmserve.api.http.exposition import page
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.serving import serving_of
 from lmserve.schemas.health import HealthReply
@@ -24,4 +25,5 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
 )
 async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
     """The whole server's, of all keys."""
-    return Response(serving_of(request).engine.metrics(), media_type=MEDIA_TYPE)
+    serving = serving_of(request)
+    return Response(page(serving.engine.metrics(), serving.names[0], serving.http), media_type=MEDIA_TYPE)

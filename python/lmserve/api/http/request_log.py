@@ -1,0 +1,77 @@
+"""A line for each request: who asked for what, how it ended, what it took."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+from lmserve.engine.async_engine import RequestRecord
+
+Form = Literal["text", "json", "off"]
+
+logger = logging.getLogger("lmserve.requests")
+
+# What asks again and again, and is of no interest while all is well.
+PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One request. Times in seconds; None: it did not come so far, or there is none."""
+
+    id: str
+    key: str | None
+    client: str | None
+    method: str
+    path: str
+    status: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_s: float | None
+    first_token_s: float | None
+    duration_s: float
+
+
+def total(records: Iterable[RequestRecord]) -> RequestRecord:
+    """The records of one request's streams as one: all their tokens, the longest wait, the earliest token."""
+    known = list(records)
+    waits = [record.queued for record in known if record.queued is not None]
+    firsts = [record.first_token for record in known if record.first_token is not None]
+    return RequestRecord(
+        prompt_tokens=sum(record.prompt_tokens for record in known),
+        cached_tokens=sum(record.cached_tokens for record in known),
+        completion_tokens=sum(record.completion_tokens for record in known),
+        queued=max(waits, default=None),
+        first_token=min(firsts, default=None),
+    )
+
+
+def write(form: Form, entry: Entry) -> None:
+    """Log the entry, at level DEBUG where it only says that the server is well."""
+    if form == "off":
+        return
+    level = logging.DEBUG if entry.path in PROBES and entry.status < 400 else logging.INFO
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", _json(entry) if form == "json" else _text(entry))
+
+
+def _json(entry: Entry) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return msgspec.json.encode({"time": now, **msgspec.to_builtins(entry)}).decode()
+
+
+def _text(entry: Entry) -> str:
+    words = [f"{entry.method} {entry.path} {entry.status} {entry.duration_s:.3f}s"]
+    if entry.prompt_tokens or entry.completion_tokens:
+        words.append(f"in={entry.prompt_tokens} cached={entry.cached_tokens} out={entry.completion_tokens}")
+    for name, seconds in (("queue", entry.queue_s), ("first", entry.first_token_s)):
+        if seconds is not None:
+            words.append(f"{name}={seconds:.3f}s")
+    words += [f"{name}={value}" for name, value in (("key", entry.key), ("client", entry.client)) if value is not None]
+    return " ".join([*words, f"id={entry.id}"])

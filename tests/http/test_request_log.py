@@ -1,0 +1,154 @@
+"""The line of each request, and what /metrics says under whose names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import MODEL, Running, serve_core
+from lmserve import _core
+from lmserve.api.http.exposition import ALIASES, page, parsed, quoted
+from lmserve.engine.text import TextLayer
+from lmserve.keys import Keyring
+from scripted_core import ScriptedCore
+from test_disconnect import reset, send
+from tiny_engine import TEMPLATE, byte_tokenizer, formula_engine
+
+from wire import wait_until
+
+KEY = {"Authorization": "Bearer sk-1"}
+PROMPT = {"prompt": "Hello", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def logged() -> Iterator[Running]:
+    """The real core, with a line of JSON for each request."""
+    text = TextLayer(byte_tokenizer(), _core.ChatTemplate(TEMPLATE, b"{}"))
+    with serve_core(formula_engine(), text, keys=Keyring.of("sk-1"), request_log="json") as running:
+        yield running
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """`lines()`: what was logged since the test began."""
+    caplog.set_level(logging.INFO, "lmserve.requests")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lmserve.requests"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_line_says_who_and_what_and_how_long(logged: Running, lines: Any, stream: bool) -> None:
+    body = PROMPT | {"stream": stream, "n": 2}
+    headers = KEY | {"X-Request-Id": "mine"}
+    assert httpx.post(f"{logged.url}/v1/completions?x=secret", json=body, headers=headers).status_code == 200
+    wait_until(lambda: len(lines()) == 1, "the line is written")
+    (line,) = map(json.loads, lines())
+    assert line.pop("time").startswith("20")
+    queued, first, whole = (line.pop(name) for name in ("queue_s", "first_token_s", "duration_s"))
+    assert 0 <= queued <= first <= whole
+    assert line.pop("cached_tokens") <= 5
+    assert line == {
+        "id": "mine",
+        "key": "key-1",
+        "client": "127.0.0.1",
+        "method": "POST",
+        "path": "/v1/completions",
+        "status": 200,
+        "prompt_tokens": 5,
+        "completion_tokens": 10,
+    }
+
+
+def test_refused_requests_have_lines_too(logged: Running, lines: Any) -> None:
+    asked = (
+        ("GET", "/v1/models", {}, 401),
+        ("GET", "/nothing%0d%0aid=x", KEY, 404),
+        ("HEAD", "/v1/models", KEY, 200),
+        ("POST", "/v1/completions", KEY, 400),
+    )
+    for number, (method, path, headers, status) in enumerate(asked, 1):
+        assert httpx.request(method, logged.url + path, headers=headers).status_code == status
+        wait_until(lambda number=number: len(lines()) == number, "the line is written")
+        line = json.loads(lines()[-1])
+        assert (line["method"], line["path"], line["status"]) == (method, path, status)
+        assert line["key"] == ("key-1" if headers and status != 404 else None)
+        assert line["queue_s"] is None
+
+
+def test_probes_are_of_interest_once_they_fail(logged: Running, lines: Any) -> None:
+    assert httpx.get(f"{logged.url}/health").status_code == 200
+    assert httpx.get(f"{logged.url}/metrics").status_code == 401
+    wait_until(lines, "the line is written")
+    assert [json.loads(line)["path"] for line in lines()] == ["/metrics"]
+
+
+def test_a_line_of_text_for_a_client_that_left(lines: Any) -> None:
+    with serve_core(ScriptedCore(), request_log="text") as running:
+        connection = send(running, "/generate", {"prompt": "[[hold]]", "stream": True})
+        connection.recv(100)
+        reset(connection)
+        wait_until(lines, "the line is written")
+    assert re.fullmatch(r"POST /generate 499 \d+\.\d{3}s client=127\.0\.0\.1 id=[0-9a-f]{32}", lines()[0])
+
+
+def test_no_line_unless_told_so(scripted_client: httpx.Client, lines: Any) -> None:
+    scripted_client.get("/nothing")
+    scripted_client.get("/nothing")
+    assert lines() == []
+
+
+def sample(text: str, name: str) -> float:
+    (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return float(value)
+
+
+def test_metrics(logged: Running) -> None:
+    def scraped() -> str:
+        return httpx.get(f"{logged.url}/metrics", headers=KEY).text
+
+    before = scraped()
+    assert httpx.post(f"{logged.url}/v1/completions", json=PROMPT, headers=KEY).status_code == 200
+    httpx.get(f"{logged.url}/nothing", headers=KEY)
+    after = scraped()
+    ours, vllm = f'{{model="{MODEL}"}}', f'{{model_name="{MODEL}"}}'
+    for name, more in (
+        (f"lmserve_prompt_tokens_total{ours}", 5),
+        (f"vllm:prompt_tokens_total{vllm}", 5),
+        ("llamacpp:prompt_tokens_total", 5),
+        (f"vllm:generation_tokens_total{vllm}", 5),
+        ("llamacpp:tokens_predicted_total", 5),
+        (f"lmserve_inter_token_seconds_count{ours}", 4),
+        (f"vllm:inter_token_latency_seconds_count{vllm}", 4),
+        (f"vllm:time_to_first_token_seconds_count{vllm}", 1),
+        (f'vllm:e2e_request_latency_seconds_bucket{{model_name="{MODEL}",le="+Inf"}}', 1),
+        (f'vllm:request_success_total{{model_name="{MODEL}",finished_reason="length"}}', 1),
+        (f'lmserve_requests_total{{model="{MODEL}",outcome="length"}}', 1),
+    ):
+        assert sample(after, name) - sample(before, name) == more, name
+    completions = f'lmserve_http_requests_total{{model="{MODEL}",route="/v1/completions",status="200"}}'
+    assert sample(after, completions) >= 1
+    assert sample(after, f'lmserve_http_requests_total{{model="{MODEL}",route="unknown",status="404"}}') >= 1
+    assert f'lmserve_build_info{{model="{MODEL}",version="' in after
+    assert 0 <= sample(after, f"vllm:kv_cache_usage_perc{vllm}") <= 1
+
+
+def test_every_alias_has_a_source_and_a_type(logged: Running) -> None:
+    text = httpx.get(f"{logged.url}/metrics", headers=KEY).text
+    families = parsed(text)
+    for alias, name in ALIASES:
+        assert families[alias].kind == families[name].kind != "untyped"
+        assert families[alias].samples
+    # Each metric once, its lines together, as the format wants it.
+    heads = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)
+    assert len(heads) == len(set(heads))
+    assert text.endswith("\n")
+
+
+def test_a_models_name_is_quoted() -> None:
+    text = page("# TYPE lmserve_x gauge\nlmserve_x 1\n", 'a"b\\c\nd', {})
+    assert 'lmserve_x{model="a\\"b\\\\c\\nd"} 1' in text.splitlines()
+    assert quoted("plain") == "plain"
