@@ -8,6 +8,7 @@ from lmserve.engine.sessions import SessionLog
 from lmserve.model.interface import Runner
 
 __all__ = [
+    "END_OF_TURN",
     "VERSION",
     "ChatTemplate",
     "CpuArrays",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 VERSION: Final[str]
+END_OF_TURN: Final[list[str]]
+"""Texts of the tokens that chat models end a turn or a document with."""
 
 @final
 class GgufFile:
@@ -97,6 +100,7 @@ class ChatTemplate:
         source: str,
         special_tokens: bytes | None = None,
         *,
+        tool_source: str | None = None,
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
     ) -> Self:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from lmserve.assets import ASSETS, MINILM, SMOLLM2, AssetError, Progress, fetch
+from lmserve.model import gguf_source
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
 # The name in the examples of LMDeploy's API: its clients reach the default model without a change.
@@ -66,7 +67,7 @@ def _name_of(path: Path) -> str:
         return path.name
     if path.suffix != ".gguf":
         raise SourceError(f"{path} is neither a GGUF file (*.gguf) nor a folder with config.json")
-    return path.stem
+    return gguf_source.name_of(path)
 
 
 def _from_hub(model: str) -> Path:

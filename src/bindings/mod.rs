@@ -62,4 +62,7 @@ mod _core {
 
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    const END_OF_TURN: &[&str] = crate::text::END_OF_TURN;
 }

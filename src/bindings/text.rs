@@ -158,14 +158,20 @@ pub(crate) struct ChatTemplate(pub(crate) Arc<text::ChatTemplate>);
 #[pymethods]
 impl ChatTemplate {
     #[new]
-    #[pyo3(signature = (source, special_tokens = None, *, tool_parser = "auto", reasoning_parser = "auto"))]
+    #[pyo3(signature = (source, special_tokens = None, *, tool_source = None, tool_parser = "auto", reasoning_parser = "auto"))]
     fn new(
         source: &str,
         special_tokens: Option<&[u8]>,
+        tool_source: Option<&str>,
         tool_parser: &str,
         reasoning_parser: &str,
     ) -> Result<Self> {
-        text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)?
+        let mut template =
+            text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)?;
+        if let Some(source) = tool_source {
+            template = template.with_tool_template(source)?;
+        }
+        template
             .with_parsers(tool_parser, reasoning_parser)
             .map(|inner| Self(Arc::new(inner)))
     }

@@ -3,16 +3,24 @@
 use std::collections::HashSet;
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Replace, Sequence};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{
+    BertNormalizer, NFC, NormalizerWrapper, Precompiled, Prepend, Replace, Sequence, Strip,
+};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer, decoders};
 
+use super::markers::END_OF_TURN;
+use super::pre_tokenizers::Rules;
 use crate::error::{Error, Result};
 use crate::gguf::{Array, GgufFile};
 
@@ -29,86 +37,17 @@ const MAX_MERGED_BYTES: usize = 512;
 /// What stands for a space in a SentencePiece vocabulary.
 const SPACE: char = '▁';
 
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// How a byte-level vocabulary cuts text into words, named by `tokenizer.ggml.pre`.
-#[derive(Clone, Copy)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "what a family does, each independent of the others"
-)]
-struct Rules {
-    /// Words, as the model's own `tokenizer.json` has them; none: GPT-2's.
-    split: Option<&'static str>,
-    /// Each digit is a word.
-    digits: bool,
-    /// The text is composed (NFC) first.
-    nfc: bool,
-    /// A word that is a token is taken as that token, whatever merges say.
-    ignore_merges: bool,
-    /// A beginning-of-text token comes first unless the file says otherwise.
-    add_bos: bool,
-}
-
-impl Rules {
-    const GPT2: Self = Self {
-        split: None,
-        digits: false,
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
-    };
-
-    fn named(pre: &str) -> Option<Self> {
-        let split = |split| Self {
-            split: Some(split),
-            ..Self::GPT2
-        };
-        Some(match pre {
-            "default" | "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" => Self::GPT2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
-            | "minerva-7b" => Self {
-                digits: true,
-                ..Self::GPT2
-            },
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral"
-            | "midm-2.0" | "lfm2" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..split(LLAMA3)
-            },
-            "dbrx" | "smaug-bpe" => split(LLAMA3),
-            "qwen2" | "deepseek-r1-qwen" => Self {
-                nfc: true,
-                ..split(QWEN2)
-            },
-            "tekken" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..split(TEKKEN)
-            },
-            "gpt-4o" => split(GPT4O),
-            "llama4" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..split(GPT4O)
-            },
-            _ => return None,
-        })
-    }
-}
-
 /// Builds the tokenizer that `file` describes.
 pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
     let vocabulary = Vocabulary::read(file)?;
     match file.string("tokenizer.ggml.model") {
-        Some("gpt2") => byte_level(file, &vocabulary),
+        Some("gpt2") => byte_pairs(file, &vocabulary, "default"),
+        Some("gemma4") => byte_pairs(file, &vocabulary, "gemma4"),
         Some("llama") => sentence_piece(file, &vocabulary),
+        Some("t5") => unigram(file, &vocabulary),
+        Some("bert") => word_piece(file, &vocabulary),
         Some(model) => Err(refuse(format!(
-            "its vocabulary is of the kind {model} (tokenizer.ggml.model); gpt2 and llama are supported"
+            "its vocabulary is of the kind {model} (tokenizer.ggml.model); gpt2, gemma4, llama, t5 and bert are supported"
         ))),
         None => Err(refuse("it has no tokenizer.ggml.model")),
     }
@@ -132,6 +71,16 @@ impl<'a> Vocabulary<'a> {
             Some(_) => return Err(refuse("tokenizer.ggml.token_type is no array of integers")),
         };
         check_len("token_type", types.len(), tokens.len())?;
+        let types = types.into_iter().zip(tokens);
+        // Some files type these as text, which would cut them into pieces where a template writes them.
+        let types = types.map(|(t, token)| {
+            if END_OF_TURN.contains(&token.as_str()) {
+                CONTROL
+            } else {
+                t
+            }
+        });
+        let types: Vec<i64> = types.collect();
         let mut ids = Vocab::with_capacity(tokens.len());
         for (id, token) in tokens
             .iter()
@@ -173,8 +122,9 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
-    let pre = file.string("tokenizer.ggml.pre").unwrap_or("default");
+/// `pre`: the way to cut words of a file that names none.
+fn byte_pairs(file: &GgufFile, vocabulary: &Vocabulary, pre: &str) -> Result<Tokenizer> {
+    let pre = file.string("tokenizer.ggml.pre").unwrap_or(pre);
     let rules = Rules::named(pre).ok_or_else(|| {
         refuse(format!(
             "its way to cut text into words, {pre} (tokenizer.ggml.pre), is not supported"
@@ -191,6 +141,7 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
                 .collect::<Result<Merges>>()?,
         )
         .ignore_merges(rules.ignore_merges)
+        .byte_fallback(!rules.byte_level)
         .build()
         .map_err(|e| refuse(format!("its merges do not fit its tokens: {e}")))?;
     let mut tokenizer = Tokenizer::new(model);
@@ -198,21 +149,21 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
         tokenizer.with_normalizer(Some(NFC)).map_err(internal)?;
     }
     let mut words: Vec<PreTokenizerWrapper> = Vec::new();
-    if rules.digits {
-        words.push(Digits::new(true).into());
+    for split in rules.splits {
+        let pattern = SplitPattern::Regex((*split).to_owned());
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+        words.push(split.map_err(internal)?.into());
     }
-    if let Some(split) = rules.split {
-        let pattern = SplitPattern::Regex(split.to_owned());
-        words.push(
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-                .map_err(internal)?
-                .into(),
-        );
+    if rules.byte_level {
+        words.push(ByteLevel::new(false, true, false).into());
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+    } else {
+        let spaces = Replace::new(" ", SPACE.to_string()).map_err(internal)?;
+        tokenizer.with_normalizer(Some(spaces)).map_err(internal)?;
+        tokenizer.with_decoder(Some(pieces(false)?));
     }
-    words.push(ByteLevel::new(false, true, rules.split.is_none()).into());
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(words)));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
-    finish(file, vocabulary, tokenizer, rules.add_bos)
+    finish(file, vocabulary, tokenizer, (rules.add_bos, rules.add_sep))
 }
 
 fn split_merge(merge: &str) -> Result<(String, String)> {
@@ -264,6 +215,12 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer>
     tokenizer
         .with_normalizer(Some(Sequence::new(steps)))
         .map_err(internal)?;
+    tokenizer.with_decoder(Some(pieces(add_prefix)?));
+    finish(file, vocabulary, tokenizer, (true, false))
+}
+
+/// Pieces with `▁` for spaces and bytes as tokens of their own, and `prefix`: without the space that the text was given.
+fn pieces(prefix: bool) -> Result<decoders::sequence::Sequence> {
     let mut steps: Vec<decoders::DecoderWrapper> = vec![
         Replace::new(SPACE.to_string(), " ")
             .map_err(internal)?
@@ -271,11 +228,98 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer>
         decoders::byte_fallback::ByteFallback::new().into(),
         decoders::fuse::Fuse::new().into(),
     ];
-    if add_prefix {
+    if prefix {
         steps.push(decoders::strip::Strip::new(' ', 1, 0).into());
     }
-    tokenizer.with_decoder(Some(decoders::sequence::Sequence::new(steps)));
-    finish(file, vocabulary, tokenizer, true)
+    Ok(decoders::sequence::Sequence::new(steps))
+}
+
+/// The most likely pieces of each word, as SentencePiece's unigram models have it (T5, XLM-RoBERTa).
+fn unigram(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
+    let Some(Array::F32(scores)) = file.array("tokenizer.ggml.scores") else {
+        return Err(refuse("it has no tokenizer.ggml.scores of 32-bit floats"));
+    };
+    check_len("scores", scores.len(), vocabulary.tokens.len())?;
+    let unknown = file
+        .unsigned("tokenizer.ggml.unknown_token_id")
+        .and_then(|id| usize::try_from(id).ok())
+        .or_else(|| vocabulary.types.iter().position(|&t| t == UNKNOWN));
+    let scored = vocabulary.tokens.iter().zip(scores);
+    let scored = scored.map(|(token, &score)| (token.clone(), f64::from(score)));
+    let bytes = vocabulary.types.contains(&BYTE);
+    let model = Unigram::from(scored.collect(), unknown, bytes)
+        .map_err(|e| refuse(format!("its tokens make no unigram model: {e}")))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    let map: Option<Vec<u8>> = match file.array("tokenizer.ggml.precompiled_charsmap") {
+        None => None,
+        Some(Array::U8(map)) => Some(map.clone()),
+        Some(Array::I8(map)) => Some(map.iter().map(|&b| b as u8).collect()),
+        Some(_) => {
+            return Err(refuse(
+                "tokenizer.ggml.precompiled_charsmap is no array of bytes",
+            ));
+        }
+    };
+    if let Some(map) = map {
+        let map = Precompiled::from(&map)
+            .map_err(|e| refuse(format!("its precompiled_charsmap cannot be read: {e}")))?;
+        steps.push(map.into());
+    }
+    let remove = "tokenizer.ggml.remove_extra_whitespaces";
+    if file.bool(remove).unwrap_or(true) {
+        let runs = ReplacePattern::Regex(" {2,}".to_owned());
+        steps.push(Strip::new(true, true).into());
+        steps.push(Replace::new(runs, " ").map_err(internal)?.into());
+    }
+    tokenizer
+        .with_normalizer(Some(Sequence::new(steps)))
+        .map_err(internal)?;
+    let prefix = file.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let scheme = if prefix {
+        PrependScheme::Always
+    } else {
+        PrependScheme::Never
+    };
+    let spaces = Metaspace::new(SPACE, scheme, true);
+    tokenizer.with_pre_tokenizer(Some(spaces.clone()));
+    tokenizer.with_decoder(Some(spaces));
+    finish(file, vocabulary, tokenizer, (false, true))
+}
+
+/// BERT's longest pieces of lower-case words. Files have its tokens as SentencePiece would: `▁` before those that begin a word,
+/// nothing before those that go on.
+fn word_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
+    let original = |(id, token): (usize, &String)| {
+        let special = matches!(
+            vocabulary.types[id],
+            UNKNOWN | CONTROL | USER_DEFINED | UNUSED
+        );
+        let token = match token.strip_prefix(SPACE) {
+            _ if special || token.starts_with('[') && token.ends_with(']') => token.clone(),
+            Some(begin) => begin.to_owned(),
+            None => format!("##{token}"),
+        };
+        (token, id as u32)
+    };
+    let ids: Vocab = vocabulary.tokens.iter().enumerate().map(original).collect();
+    let unknown = vocabulary.token(file, "tokenizer.ggml.unknown_token_id")?;
+    let model = WordPiece::builder()
+        .vocab(ids)
+        .unk_token(unknown.unwrap_or("[UNK]").to_owned())
+        .build()
+        .map_err(|e| refuse(format!("its tokens make no WordPiece model: {e}")))?;
+    let lower = file.bool("tokenizer.ggml.normalizer.lowercase");
+    let lower = lower.unwrap_or(true);
+    let strip = file.bool("tokenizer.ggml.normalizer.strip_accents");
+    let strip = strip.unwrap_or(lower);
+    let mut tokenizer = Tokenizer::new(model);
+    tokenizer
+        .with_normalizer(Some(BertNormalizer::new(true, true, Some(strip), lower)))
+        .map_err(internal)?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_decoder(Some(decoders::wordpiece::WordPiece::default()));
+    finish(file, vocabulary, tokenizer, (true, true))
 }
 
 /// SentencePiece joins the two neighbours whose union has the highest score; as ranked merges, these are all ways to cut a
@@ -319,7 +363,7 @@ fn finish(
     file: &GgufFile,
     vocabulary: &Vocabulary,
     mut tokenizer: Tokenizer,
-    add_bos: bool,
+    (add_bos, add_end): (bool, bool),
 ) -> Result<Tokenizer> {
     tokenizer.add_tokens(vocabulary.added()).map_err(internal)?;
     let around = |flag: &str, default: bool, key: &str| {
@@ -334,11 +378,20 @@ fn finish(
         add_bos,
         "tokenizer.ggml.bos_token_id",
     )?;
-    let eos = around(
-        "tokenizer.ggml.add_eos_token",
-        false,
-        "tokenizer.ggml.eos_token_id",
+    // What ends a text is called separator in some files.
+    let sep = around(
+        "tokenizer.ggml.add_sep_token",
+        add_end,
+        "tokenizer.ggml.seperator_token_id",
     )?;
+    let eos = match sep {
+        Some(sep) => Some(sep),
+        None => around(
+            "tokenizer.ggml.add_eos_token",
+            add_end,
+            "tokenizer.ggml.eos_token_id",
+        )?,
+    };
     if bos.is_none() && eos.is_none() {
         return Ok(tokenizer);
     }

@@ -6,6 +6,8 @@ mod detokenizer;
 #[cfg(test)]
 mod fixtures;
 mod from_gguf;
+mod markers;
+mod pre_tokenizers;
 mod prefix;
 mod stop;
 mod table;
@@ -13,6 +15,7 @@ mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
+pub use markers::END_OF_TURN;
 pub use stop::{Matched, StopMatcher};
 pub use template::{ChatTemplate, Ending, Tail, Thinking, ToolFormat, without_tools};
 pub use tokenizer::Tokenizer;

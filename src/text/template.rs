@@ -24,6 +24,10 @@ const FUEL: u64 = 10_000_000;
 /// Nesting of macros, loops and expressions.
 const RECURSION_LIMIT: usize = 200;
 
+/// Names of the templates: for all conversations, and for those with tools, where these have one of their own.
+const DEFAULT: &str = "chat";
+const TOOLS: &str = "tool use";
+
 /// How a rendered text ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -64,15 +68,7 @@ impl ChatTemplate {
         python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", functions::raise_exception);
-        environment
-            .add_template_owned("chat_template", neutralize_generation_tags(source))
-            .map_err(|e| {
-                Error::new(
-                    Kind::Invalid,
-                    "invalid_template",
-                    format!("the chat template cannot be compiled: {e}"),
-                )
-            })?;
+        add_template(&mut environment, DEFAULT, source)?;
         let mut template = Self {
             environment,
             special_tokens: special_tokens.clone(),
@@ -80,6 +76,21 @@ impl ChatTemplate {
         };
         template.traits = template.find_traits(source);
         Ok(template)
+    }
+
+    /// The same with another template for conversations with tools.
+    ///
+    /// # Errors
+    /// `invalid_template` says where the syntax is at fault.
+    pub fn with_tool_template(mut self, source: &str) -> Result<Self> {
+        add_template(&mut self.environment, TOOLS, source)?;
+        let both = self
+            .environment
+            .templates()
+            .map(|(_, template)| template.source().to_owned())
+            .collect::<String>();
+        self.traits = self.find_traits(&both);
+        Ok(self)
     }
 
     /// Renders a whole conversation. `messages` are `{role, content, ...}` objects, `tools` the tool descriptions for
@@ -120,14 +131,32 @@ impl ChatTemplate {
             "add_generation_prompt",
             Variable::from(add_generation_prompt),
         ));
-        let template = self
-            .environment
-            .get_template("chat_template")
+        let with_tools = tools.is_some_and(|tools| !tools.is_empty());
+        let other = with_tools.then(|| self.environment.get_template(TOOLS).ok());
+        let template = other
+            .flatten()
+            .map_or_else(|| self.environment.get_template(DEFAULT), Ok)
             .map_err(|e| Error::internal(e.to_string()))?;
         template
             .render(Variable::from_pairs(variables))
             .map_err(|e| refusal(&e))
     }
+}
+
+fn add_template(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    source: &str,
+) -> Result<()> {
+    environment
+        .add_template_owned(name, neutralize_generation_tags(source))
+        .map_err(|e| {
+            Error::new(
+                Kind::Invalid,
+                "invalid_template",
+                format!("the {name} template cannot be compiled: {e}"),
+            )
+        })
 }
 
 /// What a failed render means to the client: its messages (or tools) are not what the template takes.

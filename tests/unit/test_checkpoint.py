@@ -152,8 +152,8 @@ def test_tied_embeddings_need_no_head(folder):
         ({"architectures": ["GPT2LMHeadModel"]}, r"architecture GPT2LMHeadModel is not supported \(LlamaForCausalLM, "),
         ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported \(silu is\)"),
         ({"hidden_size": None}, r"config.json has no hidden_size"),
-        ({"hidden_size": "wide"}, r"a json file holds a value of the wrong kind"),
-        ({"num_attention_heads": 0}, r"a json file holds a value of the wrong kind"),
+        ({"hidden_size": "wide"}, r"it holds a value of the wrong kind"),
+        ({"num_attention_heads": 0}, r"it holds a value of the wrong kind"),
         ({"num_key_value_heads": 3}, r"num_heads 4 is no multiple of num_kv_heads 3"),
         ({"head_dim": 3}, r"partial_rotary_factor 1 of head_dim 3 must rotate an even number"),
         ({"rope_scaling": {"rope_type": "axial"}}, r"rope scaling 'axial' is not supported"),
@@ -254,7 +254,9 @@ def test_text_settings_of_a_folder(folder):
 )
 def test_broken_text_settings(folder, file, value):
     write_json(folder / file, value)
-    with pytest.raises(CheckpointError, match=r"is not a JSON object|holds a value of the wrong kind"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a JSON object|holds a value of the wrong kind|must be a token id"
+    ):
         open_checkpoint(folder)
 
 
@@ -314,8 +316,12 @@ def test_broken_safetensors_headers(folder, header):
         open_checkpoint(folder)
 
 
-def write_gguf(path, architecture="llama", dtype=np.float32, **changes) -> None:
-    writer = gguf.GGUFWriter(path, architecture)
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a"]
+TYPES = [3, 3, 3, 1]
+
+
+def write_gguf(path, architecture="llama", dtype=np.float32, tokens=TOKENS, types=TYPES, more=None, **changes) -> None:
+    writer = gguf.GGUFWriter(path, architecture, **(more or {}))
     values = {
         "block_count": 2,
         "context_length": 64,
@@ -329,8 +335,8 @@ def write_gguf(path, architecture="llama", dtype=np.float32, **changes) -> None:
             writer.add_uint32(f"{architecture}.{key}", value)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a"])
-    writer.add_token_types([3, 3, 3, 1])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
     writer.add_eos_token_id(0)
     writer.add_eot_token_id(1)
     writer.add_bos_token_id(1)

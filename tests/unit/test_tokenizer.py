@@ -17,6 +17,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 CONTROL, USER_DEFINED = 3, 4
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
 def differences(ours: Tokenizer, oracle: tokenizers.Tokenizer, texts: list[str], *, add_special: bool) -> list[str]:
@@ -132,6 +133,14 @@ SPECIAL = {
 IGNORE_MERGES = {"llama-bpe", "tekken"}
 
 
+def test_a_marker_that_is_typed_as_text_is_one_token(small_bpe: tokenizers.Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.gguf"
+    write_byte_level(path, small_bpe, "gpt-2", {"<s>": CONTROL, "</s>": CONTROL, "<|im_end|>": 1})
+    ours = Tokenizer.from_gguf(GgufFile(path))
+    assert ours.is_special(ours.vocab_size - 1)
+    assert ours.encode("a<|im_end|>")[-1] == ours.vocab_size - 1
+
+
 @pytest.mark.parametrize("pre", ["gpt-2", "default", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx"])
 def test_words_are_cut_as_each_family_cuts_them(pre: str, small_bpe: tokenizers.Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.gguf"
@@ -144,6 +153,11 @@ def test_words_are_cut_as_each_family_cuts_them(pre: str, small_bpe: tokenizers.
         split = pre_tokenizers.Split(Regex(splits[pre]), behavior="isolated")
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
         oracle.pre_tokenizer = pre_tokenizers.Sequence([split, words])
+    if pre == "default":
+        patterns = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
+        cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        oracle.pre_tokenizer = pre_tokenizers.Sequence([*cuts, words])
     if pre == "qwen2":
         oracle.normalizer = normalizers.NFC()
     oracle.decoder = decoders.ByteLevel()
@@ -168,13 +182,13 @@ def test_rules_that_are_not_known_are_refused(small_bpe: tokenizers.Tokenizer, t
 
 
 def test_kinds_that_are_not_known_are_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "bert")
-    writer.add_tokenizer_model("bert")
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "rwkv7")
+    writer.add_tokenizer_model("rwkv")
     writer.add_token_list(["[UNK]", "a"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(LmserveError, match="bert"):
+    with pytest.raises(LmserveError, match="rwkv"):
         Tokenizer.from_gguf(GgufFile(tmp_path / "a.gguf"))
 
 

@@ -62,6 +62,7 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         f"Model     {names[0]}{also}, from {plan.checkpoint.path}",
         f"Device    {memory.device}, {kernels}, weights {weights}, context {memory.max_model_len} tokens",
     ]
+    lines += [f"Note      {note}" for note in plan.checkpoint.notes]
     if plan.checkpoint.kind == "generate":
         defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"
         lines.append(f"Sampling  where a request names none: {defaults}")

@@ -59,6 +59,7 @@ class ModelPlan:
             template = _core.ChatTemplate(
                 checkpoint.chat_template,
                 msgspec.json.encode(checkpoint.special_tokens),
+                tool_source=checkpoint.tool_template,
                 tool_parser=self._config.tool_parser,
                 reasoning_parser=self._config.reasoning_parser,
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lmserve.model.quantized_source import restore
 from lmserve.model.rope import head_order
 from lmserve.model.safetensors_source import read_safetensors
 from lmserve.model.tensors import TensorSource
+from lmserve.model.wrapped import text_config, text_tensors
 
 GGUF_MAGIC = b"GGUF"
 ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")
@@ -44,9 +46,11 @@ class Checkpoint:
     config: ModelConfig | EncoderConfig
     tensors: Mapping[str, TensorSource]
     chat_template: str | None
+    tool_template: str | None  # for requests with tools, where it is another one
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
     eos_token_ids: list[int]
     generation: GenerationDefaults  # what its publisher samples with
+    notes: tuple[str, ...] = ()  # what whoever serves it should know
 
     def load(self, ops: Ops[Any, Any]) -> Decoder[Any, Any]:
         """The decoder, its weights loaded into `ops`."""
@@ -66,6 +70,9 @@ class Checkpoint:
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{self.path} has no tokenizer.json (other tokenizer files must be converted to it)")
+        size = file.stat().st_size
+        if size > hf_source.MAX_JSON_BYTES:
+            raise CheckpointError(f"{file} must have at most {hf_source.MAX_JSON_BYTES} bytes, but has {size}")
         return Tokenizer.from_json(file.read_bytes())
 
 
@@ -87,23 +94,42 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return _open_gguf(path)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What a file at `path` says may be of any kind: whatever goes wrong is said in one line that names it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, IndexError) as error:
+        raise CheckpointError(f"{path}: it holds a value of the wrong kind: {error}") from error
+
+
 def _open_folder(folder: Path) -> Checkpoint:
     raw = hf_source.read_json(folder / "config.json")
-    if not isinstance(raw, dict):
+    if raw is None:
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    family = families.hf_family([str(name) for name in raw.get("architectures") or [raw.get("model_type", "unknown")]])
-    try:
-        config = family.hf_config(raw)
-        text = hf_source.text_settings(folder, raw)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder / 'config.json'} must hold an object, but holds {type(raw).__name__}")
+    notes: tuple[str, ...] = ()
+    with _reading(folder):
+        inner = text_config(raw)
+        family = families.hf_family(raw if inner is None else inner)
+        config = family.hf_config(raw if inner is None else inner)
+        text = hf_source.text_settings(folder, raw if inner is None else raw | inner)
         generation = from_generation_config(hf_source.read_object(folder / GENERATION_CONFIG))
         if isinstance(config, EncoderConfig):
             config = hf_source.apply_sentence_transformers(folder, config)
         elif (folder / "modules.json").is_file():
-            raise CheckpointError(f"{folder}: embedding models that are decoders ({family.name}) are not supported")
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{folder}: a json file holds a value of the wrong kind: {error}") from error
-    tensors = family.hf_tensors(_read_weights(folder, raw), config)
-    return _checked(folder, family, config, tensors, text, generation)
+            raise CheckpointError(f"embedding models that are decoders ({family.name}) are not supported")
+        stored = _read_weights(folder, raw if inner is None else inner)
+        if inner is not None:
+            stored, others = text_tensors(stored)
+            notes = (f"served text-only: {others} tensors that see or hear are not loaded",)
+        tensors = family.hf_tensors(stored, config)
+    return _checked(folder, family, config, tensors, text, generation, notes)
 
 
 def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
@@ -118,15 +144,18 @@ def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
 
 def _open_gguf(path: Path) -> Checkpoint:
     header = gguf_source.open_header(path)
-    family = families.gguf_family(str(header.get("general.architecture")))
-    stored = gguf_source.read_tensors(path, header)
-    try:
+    first = gguf_source.shards_of(path, header)[0]
+    if first != path:
+        # The first has the metadata.
+        return _open_gguf(first)
+    with _reading(path):
+        family = families.gguf_family(str(header.get("general.architecture")))
+        stored = gguf_source.read_tensors(path, header)
         config = gguf_source.decoder_config(path, family.name, header, stored, interleaved=family.gguf_interleaved_rope)
         generation = from_gguf(header.metadata())
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: a metadata value is of the wrong kind: {error}") from error
-    tensors = gguf_source.canonical_names(stored)
-    return _checked(path, family, config, dict(tensors), gguf_source.text_settings(header), generation)
+        tensors = gguf_source.canonical_names(stored)
+        text = gguf_source.text_settings(header)
+    return _checked(path, family, config, dict(tensors), text, generation)
 
 
 def _checked(
@@ -136,6 +165,7 @@ def _checked(
     tensors: Tensors,
     text: hf_source.TextSettings,
     generation: GenerationDefaults,
+    notes: tuple[str, ...] = (),
 ) -> Checkpoint:
     _check_numbers(path, config)
     expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else family.expected_tensors(config)
@@ -150,15 +180,17 @@ def _checked(
     _refuse_unknown(path, tensors, expected)
     return Checkpoint(
         path=path,
-        name=path.stem if path.is_file() else path.resolve().name,
+        name=gguf_source.name_of(path) if path.is_file() else path.resolve().name,
         family=family,
         kind=family.kind,
         config=config,
         tensors=_rotated_half_apart({tensor: tensors[tensor] for tensor in expected}, config),
         chat_template=text.chat_template,
+        tool_template=text.tool_template,
         special_tokens=text.special_tokens,
         eos_token_ids=text.eos_token_ids,
         generation=generation,
+        notes=notes,
     )
 
 

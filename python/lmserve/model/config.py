@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
+
+from lmserve.model.errors import CheckpointError
+
+# Several times what the largest model that is known has.
+LARGEST: Final = {
+    "num_layers": 1024,
+    "num_heads": 4096,
+    "num_kv_heads": 4096,
+    "head_dim": 8192,
+    "hidden_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "context_length": 1 << 28,
+}
+
+
+def check_sizes(config: Any) -> None:
+    """Raises CheckpointError for a size of a configuration that is not in [1, its entry of LARGEST]."""
+    for name, largest in LARGEST.items():
+        size = getattr(config, name, 1)
+        if not 1 <= size <= largest:
+            raise CheckpointError(f"{name} is {size}; it must be at least 1 and at most {largest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +111,8 @@ class ModelConfig:
     attention: tuple[AttentionLayer, ...] = ()
 
     def __post_init__(self) -> None:
+        # Before anything is made for each layer.
+        check_sizes(self)
         if not self.attention:
             scale = max(self.head_dim, 1) ** -0.5
             layer = AttentionLayer(self.num_heads, self.num_kv_heads, self.head_dim, scale, self.rope)
@@ -120,6 +145,9 @@ class EncoderConfig:
     num_token_types: int
     pooling: str  # "mean" or "cls"
     context_length: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
 
 @dataclass(frozen=True, slots=True)

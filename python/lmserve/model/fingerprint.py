@@ -34,6 +34,8 @@ def fingerprint(checkpoint: Checkpoint) -> bytes:
             file_path = checkpoint.path / name
             add(file_path.read_bytes() if file_path.is_file() else b"")
     text = [checkpoint.chat_template, checkpoint.special_tokens, checkpoint.eos_token_ids]
+    if checkpoint.tool_template is not None:
+        text.append(checkpoint.tool_template)
     add(json.dumps(text, sort_keys=True).encode())
     for name, tensor in sorted(checkpoint.tensors.items()):
         data = tensor.data

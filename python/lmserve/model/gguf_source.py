@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve._core import GgufFile
+from lmserve._core import END_OF_TURN, GgufFile
 from lmserve.errors import LmserveError
 from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
-from lmserve.model.hf_source import TextSettings
+from lmserve.model.hf_source import TextSettings, check_template, without_ends_of_messages
 from lmserve.model.rope_config import gguf_rope
 from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor
 
@@ -37,9 +38,8 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 VOCABULARY = "tokenizer.ggml"
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
-CONTROL_TOKEN = 3
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
@@ -51,8 +51,44 @@ def open_header(path: Path) -> GgufFile:
         raise CheckpointError(str(error)) from error
 
 
+def name_of(path: Path) -> str:
+    """The model's name, from that of its file or of one of its files."""
+    match = SHARD.fullmatch(path.name)
+    return path.stem if match is None else match[1]
+
+
+def shards_of(path: Path, header: GgufFile) -> list[Path]:
+    """All files of a model that gguf-split cut into several, of which `path` is one; `path` alone where it is whole.
+
+    Raises CheckpointError for one that is not there.
+    """
+    count = header.get("split.count")
+    if not count or count == 1:
+        return [path]
+    match = SHARD.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise CheckpointError(
+            f"{path} is one of {count} files, which must be named like it, ending in -00001-of-{count:05}"
+        )
+    shards = [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{path} is one of {count} files, but {shard} is not there")
+    return shards
+
+
 def read_tensors(path: Path, header: GgufFile) -> dict[str, StoredTensor]:
-    """Every tensor by its GGUF name."""
+    """Every tensor by its GGUF name, those of all shards."""
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards_of(path, header):
+        tensors |= _read_file(shard, header if shard == path else open_header(shard))
+    total = header.get("split.tensors.count")
+    if total and total != len(tensors):
+        raise CheckpointError(f"{path}: its files must have {total} tensors, but have {len(tensors)}")
+    return tensors
+
+
+def _read_file(path: Path, header: GgufFile) -> dict[str, StoredTensor]:
     mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
     tensors: dict[str, StoredTensor] = {}
     for name, dtype, shape, offset, nbytes in header.tensors():
@@ -131,7 +167,6 @@ def text_settings(header: GgufFile) -> TextSettings:
     """Chat template, special tokens and end tokens of a GGUF file."""
     metadata = header.metadata()
     tokens = header.get(f"{VOCABULARY}.tokens") or []
-    kinds = header.get(f"{VOCABULARY}.token_type") or []
     special_tokens: dict[str, str] = {}
     for key, name in SPECIAL_TOKENS.items():
         token = metadata.get(f"{VOCABULARY}.{key}_token_id")
@@ -139,16 +174,22 @@ def text_settings(header: GgufFile) -> TextSettings:
             special_tokens[f"{name}_token"] = tokens[token]
     eos = [metadata.get(f"{VOCABULARY}.{key}_token_id") for key in ("eos", "eot", "eom")]
     # Many files name only the end of a document and leave the end of a turn to its well-known text.
-    eos += [
-        index
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-        if kind == CONTROL_TOKEN and token in END_OF_TURN
-    ]
-    template = metadata.get("tokenizer.chat_template")
+    eos += [index for index, token in enumerate(tokens) if token in END_OF_TURN]
+    templates = {
+        name: metadata.get(f"tokenizer.chat_template{suffix}")
+        for name, suffix in (("default", ""), ("tool_use", ".tool_use"))
+    }
+    found = {name: template for name, template in templates.items() if isinstance(template, str)}
+    for name, template in found.items():
+        check_template(f"chat template {name}", template)
+    known = set(tokens)
+    end = tokens.index("<|end|>") if "<|end|>" in known else None
+    ends = [token for token in dict.fromkeys(eos) if isinstance(token, int)]
     return TextSettings(
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=found.get("default"),
+        tool_template=found.get("tool_use"),
         special_tokens=special_tokens,
-        eos_token_ids=[token for token in dict.fromkeys(eos) if isinstance(token, int)],
+        eos_token_ids=without_ends_of_messages(ends, known, end),
     )
 
 

@@ -26,13 +26,18 @@ def decoder_config(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     default_theta: float = DEFAULT_THETA,
+    default_head_dim: int | None = None,
 ) -> ModelConfig:
-    """The configuration of a decoder; the flags are what the family knows and config.json may not say."""
+    """The configuration of a decoder; the flags are what the family knows and config.json may not say.
+
+    `default_theta` and `default_head_dim` are the reference's for a config.json without them; of the latter, None is
+    hidden_size / num_attention_heads.
+    """
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act {activation!r} is not supported (silu is)")
     hidden_size, num_heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
-    head_dim = int(raw.get("head_dim") or hidden_size // num_heads)
+    head_dim = int(raw.get("head_dim") or default_head_dim or hidden_size // num_heads)
     num_kv_heads = int(raw.get("num_key_value_heads") or num_heads)
     context_length = context_of(raw)
     return ModelConfig(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lmserve._core import END_OF_TURN
 from lmserve.model.config import EncoderConfig
 from lmserve.model.errors import CheckpointError
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# The largest tokenizer.json that is known has 40 MB.
+MAX_JSON_BYTES = 100_000_000
+# The longest chat template that is known has 30 kB.
+MAX_TEMPLATE_BYTES = 1_000_000
 POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -19,6 +25,7 @@ class TextSettings:
     """The text side of a checkpoint but for the tokenizer itself."""
 
     chat_template: str | None
+    tool_template: str | None  # for requests with tools, where it is another one
     special_tokens: dict[str, str]
     eos_token_ids: list[int]
 
@@ -27,8 +34,13 @@ def read_json(path: Path) -> Any:
     """The file's JSON value, or None where there is no such file."""
     if not path.is_file():
         return None
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} must have at most {MAX_JSON_BYTES} bytes, but has {size}")
     try:
         return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
@@ -40,11 +52,33 @@ def text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
     special_tokens |= _special_tokens(tokenizer_config)
     eos: list[int] = []
     for source in (read_object(folder / "generation_config.json"), config):
-        ids = source.get("eos_token_id")
-        eos += [ids] if isinstance(ids, int) else ids or []
-    if "eos_token" in special_tokens:
-        eos += _token_ids(folder, special_tokens["eos_token"])
-    return TextSettings(_chat_template(folder, tokenizer_config), special_tokens, list(dict.fromkeys(eos)))
+        eos += _ids(source.get("eos_token_id"))
+    added = _added_tokens(folder)
+    if "eos_token" in special_tokens and special_tokens["eos_token"] in added:
+        eos.append(added[special_tokens["eos_token"]])
+    templates = _chat_templates(folder, tokenizer_config)
+    for path, template in templates.items():
+        check_template(f"{folder}: chat template {path}", template)
+    default, tools = templates.get("default"), templates.get("tool_use")
+    # A model may end its turns with another token than its documents; the template writes it after each turn.
+    eos += [token for text, token in added.items() if text in END_OF_TURN and text in (default or "")]
+    eos = list(dict.fromkeys(eos))
+    return TextSettings(
+        default, tools, special_tokens, without_ends_of_messages(eos, added.keys(), added.get("<|end|>"))
+    )
+
+
+def check_template(where: str, template: str) -> None:
+    """Raises CheckpointError for a chat template that is longer than any should be."""
+    size = len(template.encode(errors="replace"))
+    if size > MAX_TEMPLATE_BYTES:
+        raise CheckpointError(f"{where} must have at most {MAX_TEMPLATE_BYTES} bytes, but has {size}")
+
+
+def without_ends_of_messages(eos: list[int], tokens: Collection[str], end: int | None) -> list[int]:
+    """The end tokens without <|end|>, `end`, where it ends only one of several messages of a turn (gpt-oss, Solar)."""
+    harmony = {"<|return|>", "<|call|>"}.issubset(tokens) or {"<|calls|>", "<|flush|>"}.issubset(tokens)
+    return [token for token in eos if token != end] if harmony else eos
 
 
 def apply_sentence_transformers(folder: Path, config: EncoderConfig) -> EncoderConfig:
@@ -97,17 +131,33 @@ def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _token_ids(folder: Path, token: str) -> list[int]:
+def _ids(given: Any) -> list[int]:
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise CheckpointError(f"eos_token_id must be a token id or a list of them, but {given!r} was given")
+    return ids
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
     added = read_object(folder / "tokenizer.json").get("added_tokens") or []
-    return [int(entry["id"]) for entry in added if entry.get("content") == token]
+    return {entry["content"]: int(entry["id"]) for entry in added}
 
 
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template", read_object(folder / "chat_template.json").get("chat_template"))
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """All chat templates by name; "default" is the one for requests without tools."""
+    found: dict[str, Any] = {}
+    given = tokenizer_config.get("chat_template", read_object(folder / "chat_template.json").get("chat_template"))
+    if isinstance(given, str):
+        found["default"] = given
+    elif isinstance(given, dict):
+        found |= given
+    elif isinstance(given, list):
+        found |= {entry.get("name"): entry.get("template") for entry in given}
+    for path in (folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))):
+        if path.is_file():
+            size = path.stat().st_size
+            if size > MAX_TEMPLATE_BYTES:
+                raise CheckpointError(f"{path} must have at most {MAX_TEMPLATE_BYTES} bytes, but has {size}")
+            name = "default" if path.parent == folder else path.stem
+            found[name] = path.read_text(encoding="utf-8")
+    return {name: template for name, template in found.items() if isinstance(template, str)}

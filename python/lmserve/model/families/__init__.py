@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families import bert, internlm2, llama, qwen2, qwen3
 from lmserve.model.families.family import Family
+from lmserve.model.wrapped import MODEL_TYPES
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, internlm2.FAMILY, bert.FAMILY)
 
 
-def hf_family(architectures: list[str]) -> Family:
-    """The family that config.json's `architectures` names."""
+def hf_family(raw: Mapping[str, Any]) -> Family:
+    """The family that config.json, `raw`, names: by its `architectures`, or by its `model_type` where it has none."""
+    given = raw.get("architectures")
+    names = given if given is not None else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"config.json: architectures must be a list of names, but {given!r} was given")
     for family in FAMILIES:
-        if set(architectures) & set(family.hf_architectures):
+        if set(names) & set(family.hf_architectures):
             return family
+    kind = raw.get("model_type")
+    if not names and isinstance(kind, str):
+        stem = _stem(MODEL_TYPES.get(kind, kind))
+        for family in FAMILIES:
+            if stem in map(_stem, family.hf_architectures):
+                return family
     supported = ", ".join(name for family in FAMILIES for name in family.hf_architectures)
-    raise CheckpointError(f"config.json: architecture {', '.join(architectures)} is not supported ({supported} are)")
+    what = ", ".join(names) or f"of model_type {kind!r}"
+    raise CheckpointError(f"config.json: architecture {what} is not supported ({supported} are)")
+
+
+def _stem(name: str) -> str:
+    """What an architecture and its model_type have in common: Qwen2ForCausalLM and qwen2, Gemma3 and gemma3_text."""
+    name = re.sub(r"(ForCausalLM|ForMaskedLM|Model|LMHeadModel|_text)$", "", name)
+    return name.replace("_", "").lower()
 
 
 def gguf_family(architecture: str) -> Family:

@@ -12,7 +12,7 @@ from lmserve.model.hf_config import decoder_config
 
 def _hf_config(raw: dict[str, Any]) -> ModelConfig:
     bias = bool(raw.get("attention_bias", False))
-    return decoder_config("qwen3", raw, attention_bias=bias, output_bias=bias, qk_norm=True)
+    return decoder_config("qwen3", raw, attention_bias=bias, output_bias=bias, qk_norm=True, default_head_dim=128)
 
 
 FAMILY = Family(
