@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lmserve.engine.llm import LLM
-from lmserve.engine.submission import SamplingParams, StopParams
+from lmserve.engine.submission import Regex, SamplingParams, StopParams
 from lmserve.errors import LmserveError
 from scripted_core import ScriptedCore
 
@@ -20,14 +21,14 @@ def core() -> Iterator[ScriptedCore]:
 
 def test_answers_come_in_the_order_of_the_prompts(core: ScriptedCore) -> None:
     prompts = [" ".join(["word"] * (1 + number % 5)) + f" [[pace {0.002 * (number % 3)}]]" for number in range(40)]
-    answers = LLM(core).generate(prompts, stopping=StopParams(max_tokens=5))
+    answers = LLM.over(core).generate(prompts, stopping=StopParams(max_tokens=5))
     assert [answer.usage.prompt_tokens for answer in answers] == [len(prompt.split()) for prompt in prompts]
     assert {answer.finish_reason for answer in answers} == {"length"}
     assert {answer.tokens for answer in answers} == {5}
 
 
 def test_chat_and_token_ids(core: ScriptedCore) -> None:
-    llm = LLM(core)
+    llm = LLM.over(core)
     conversation = [{"role": "user", "content": "Hi"}]
     (answer,) = llm.chat([conversation], SamplingParams(temperature=0))
     assert answer.text.startswith("Hi there")
@@ -40,7 +41,7 @@ def test_chat_and_token_ids(core: ScriptedCore) -> None:
 
 @pytest.mark.parametrize("directive", ["[[fail early]]", "[[fail late]]", "[[refuse 400 invalid_value]]"])
 def test_a_failure_ends_the_others(core: ScriptedCore, directive: str) -> None:
-    llm = LLM(core)
+    llm = LLM.over(core)
     with pytest.raises(LmserveError):
         llm.generate(["[[hold]]", directive])
     assert llm.generate(["x"])[0].text
@@ -49,7 +50,62 @@ def test_a_failure_ends_the_others(core: ScriptedCore, directive: str) -> None:
 
 def test_close_ends_the_engine() -> None:
     core = ScriptedCore()
-    with LLM(core) as llm:
+    with LLM.over(core) as llm:
         llm.generate(["x"])
     with pytest.raises(LmserveError, match="stopping"):
         llm.generate(["x"])
+
+
+def test_one_string_one_list_of_ids_and_one_conversation_are_one_prompt(core: ScriptedCore) -> None:
+    llm = LLM.over(core)
+    assert len(llm.generate("Once upon a time")) == 1
+    assert core.submitted[-1]["input"] == {"type": "text", "text": "Once upon a time"}
+    assert len(llm.generate([1, 2, 3])) == 1
+    assert core.submitted[-1]["input"] == {"type": "tokens", "ids": [1, 2, 3]}
+    conversation = [{"role": "user", "content": "Hi"}]
+    assert len(llm.chat(conversation)) == 1
+    assert core.submitted[-1]["input"] == {"type": "messages", "messages": conversation}
+
+
+@pytest.mark.parametrize("directive", ["[[fail early]]", "[[fail late]]", "[[refuse 400 invalid_value]]"])
+def test_a_failure_can_be_kept_where_it_belongs(core: ScriptedCore, directive: str) -> None:
+    first, second, third = LLM.over(core).generate(["a b c", directive, "d e f"], on_error="keep")
+    assert (first.error, third.error) == (None, None)
+    assert first.text
+    assert third.text
+    assert isinstance(second.error, LmserveError)
+    assert (second.text, second.finish_reason, second.usage) == ("", "error", None)
+
+
+def test_an_answer_as_it_comes_is_the_whole_one(core: ScriptedCore) -> None:
+    llm = LLM.over(core)
+    pieces = list(llm.stream("a b c d", stopping=StopParams(max_tokens=4)))
+    assert len(pieces) > 1
+    assert "".join(pieces) == llm.generate("a b c d", stopping=StopParams(max_tokens=4))[0].text
+    stream = llm.stream([{"role": "user", "content": "[[pace 0.01]] Hi"}])
+    assert next(stream)
+    stream.close()
+    assert core.aborts == 1
+    with pytest.raises(LmserveError):
+        list(llm.stream("a b [[fail late]]"))
+
+
+def test_guides_and_progress(core: ScriptedCore, capsys: pytest.CaptureFixture[str]) -> None:
+    LLM.over(core).generate(["a", "b"], guide=Regex("[0-9]+"), progress=True)
+    assert core.submitted[-1]["guide"] == {"type": "regex", "pattern": "[0-9]+"}
+    assert capsys.readouterr().err.endswith("\r2 of 2 answers\n")
+
+
+def test_a_model_by_path_with_sizes_as_text(smollm2_gguf: Path) -> None:
+    with LLM(smollm2_gguf, kv_memory="64MiB", threads=1, max_batch=4) as llm:
+        question = [{"role": "user", "content": "What is the capital of Japan?"}]
+        (answer,) = llm.chat(question, SamplingParams(temperature=0))
+        assert "Tokyo" in answer.text
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == answer.tokens
+        ids = llm.tokenizer.encode("Hello")
+        assert llm.generate(ids, stopping=StopParams(max_tokens=2))[0].usage.prompt_tokens == len(ids)
+        long, short = llm.generate(["word " * 3000, "Hi"], stopping=StopParams(max_tokens=2), on_error="keep")
+        assert long.error is not None
+        assert long.error.code == "context_length_exceeded"
+        assert short.tokens == 2

@@ -58,3 +58,11 @@ def test_the_transformers_model_answers_as_it_does_alone(capsys: pytest.CaptureF
                 token = names["model"](ids).logits[0, -1].argmax()
             ids = torch.cat([ids, token[None, None]], 1)
         assert answers[request] == ids[0, len(prompt) :].tolist()
+
+
+def test_the_offline_face_answers(smollm2_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert smollm2_gguf.is_file()
+    run("with LLM(")
+    first, rest = capsys.readouterr().out.split("\n", 1)
+    assert first == "The capital of Japan is Tokyo. 8"
+    assert rest

@@ -1,18 +1,21 @@
-"""The offline face of the core: batches of prompts in, texts out, without a server and without an event loop."""
+"""The offline face of the core: prompts in, texts out, without a server and without an event loop."""
 
 from __future__ import annotations
 
 import select
+import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 import msgspec
 from msgspec import Struct
 
 from lmserve.engine.core import ENDED, CoreEngine, CoreStream
 from lmserve.engine.submission import (
+    Guide,
     Messages,
     SamplingParams,
     StopParams,
@@ -25,6 +28,17 @@ from lmserve.engine.submission import (
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
+if TYPE_CHECKING:
+    from lmserve._core import Tokenizer
+
+Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, Any]]
+FinishReason = Literal["stop", "length", "abort", "error"]
+OnError = Literal["raise", "keep"]
+
+# Settings that may be given as text, such as "2GiB".
+SIZES: Final = ("kv_memory", "max_body")
+
 
 class Usage(Struct, frozen=True):
     """Tokens of one answer; `cached_tokens` of the prompt were not computed again."""
@@ -35,60 +49,136 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
 
 
-class Generation(Struct, frozen=True):
-    """One answer. `tokens`: how many were generated."""
+class _Frame(Struct, frozen=True):
+    """A frame of `/generate`; a whole reply is one, and has a usage."""
 
     text: str
     tokens: int
-    finish_reason: Literal["stop", "length", "abort"]
-    usage: Usage
+    finish_reason: FinishReason | None
+    usage: Usage | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer. `tokens`: how many were generated. `error`: why there is none, where failures are kept."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    usage: Usage | None
+    error: LmserveError | None = None
 
 
 class LLM:
-    """A core engine for scripts: every call blocks until all its answers are there. Not thread-safe.
+    """A model for scripts: every call blocks until all its answers are there. Not thread-safe.
 
     The engine batches the prompts of one call, so give it many at once. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, core: CoreEngine, defaults: GenerationDefaults = NONE) -> None:
-        """`defaults`: what holds where `sampling` or `stopping` leaves it out."""
-        self._core = core
-        self._defaults = defaults
+    def __init__(self, model: str | Path | None = None, **settings: Any) -> None:
+        """Load a model: a path, a hub id, a bundled model's name; None is the default model.
+
+        `settings` are those of `lmserve.config.ServeConfig`; sizes may be text ("2GiB"). Raises SourceError where there
+        is no such model, LmserveError if it cannot be served, ConfigError if a setting is out of its range.
+        """
+        core, defaults, tokenizer = _load(model, settings)
+        self._core: CoreEngine = core
+        self._defaults: GenerationDefaults = defaults
+        self._tokenizer: Tokenizer | None = tokenizer
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
-        """Load a GGUF file or a Hugging Face folder; `settings` are those of `lmserve.config.ServeConfig`.
+        """The same as `LLM(path, **settings)`."""
+        return cls(path, **settings)
 
-        Raises LmserveError if the model cannot be served, ConfigError if a setting is out of its range.
-        """
-        from lmserve.config import ServeConfig
-        from lmserve.engine.load import ModelPlan
+    @classmethod
+    def over(cls, core: CoreEngine, defaults: GenerationDefaults = NONE, tokenizer: Tokenizer | None = None) -> Self:
+        """Around an engine that runs already. `defaults`: what holds where `sampling` or `stopping` leaves it out."""
+        llm = cls.__new__(cls)
+        vars(llm).update(_core=core, _defaults=defaults, _tokenizer=tokenizer)
+        return llm
 
-        plan = ModelPlan(Path(path), ServeConfig(**settings))
-        return cls(plan.load_engine(), plan.defaults)
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises AttributeError for an engine that was given without one."""
+        if self._tokenizer is None:
+            raise AttributeError("this LLM was made around an engine, without a tokenizer")
+        return self._tokenizer
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Prompt | Sequence[Prompt],
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
+        *,
+        guide: Guide | None = None,
+        on_error: OnError = "raise",
+        progress: bool = False,
     ) -> list[Generation]:
         """Continue each prompt: plain text or token ids, no chat template. Answers in the order of the prompts.
 
-        Raises the first LmserveError that a prompt meets; the others are aborted.
+        A string, or a list of token ids, is one prompt. `guide`: what each answer must be. `progress`: count the
+        answers on stderr. With `on_error="raise"` the first LmserveError that a prompt meets is raised, and the others
+        are aborted; with "keep" it is that prompt's `Generation.error`, and the others go on.
         """
-        inputs = [Text(prompt) if isinstance(prompt, str) else Tokens(list(prompt)) for prompt in prompts]
-        return self._run(inputs, sampling, stopping)
+        inputs = [Text(p) if isinstance(p, str) else Tokens(list(p)) for p in _prompts(prompts)]
+        return self._run(self._submissions(inputs, sampling, stopping, guide), on_error, progress)
 
     def chat(
         self,
-        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        conversations: Conversation | Sequence[Conversation],
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
+        *,
+        guide: Guide | None = None,
+        on_error: OnError = "raise",
+        progress: bool = False,
     ) -> list[Generation]:
-        """Answer each conversation: `{role, content}` messages, put through the chat template. Raises as `generate`."""
-        inputs = [Messages(list(conversation)) for conversation in conversations]
-        return self._run(inputs, sampling, stopping)
+        """Answer each conversation: `{role, content}` messages, put through the chat template.
+
+        A list of messages is one conversation. The rest is as in `generate`.
+        """
+        inputs = [Messages(list(conversation)) for conversation in _conversations(conversations)]
+        return self._run(self._submissions(inputs, sampling, stopping, guide), on_error, progress)
+
+    def stream(
+        self,
+        prompt: Prompt | Conversation,
+        sampling: SamplingParams | None = None,
+        stopping: StopParams | None = None,
+        *,
+        guide: Guide | None = None,
+    ) -> Iterator[str]:
+        """The answer to one prompt or conversation as it is generated. Raises LmserveError.
+
+        An iterator that is closed, or collected, before its end aborts the answer.
+        """
+        given: Text | Tokens | Messages
+        if isinstance(prompt, str):
+            given = Text(prompt)
+        elif prompt and isinstance(prompt[0], Mapping):
+            given = Messages(list(prompt))
+        else:
+            given = Tokens(list(cast("Sequence[int]", prompt)))
+        (submission,) = self._submissions([given], sampling, stopping, guide, stream=True)
+        stream = self._core.submit(submission)
+        rest = b""
+        try:
+            state = None
+            while state != ENDED:
+                select.select([self._core.wake_fd()], [], [])
+                self._core.drain()
+                state, body = stream.poll()
+                *frames, rest = (rest + body).split(b"\0")
+                for frame in frames:
+                    reply = msgspec.json.decode(frame, type=_Frame)
+                    if reply.error is not None:
+                        raise LmserveError(500, reply.error)
+                    if reply.text:
+                        yield reply.text
+        finally:
+            stream.abort()
 
     def stats(self) -> dict[str, int | float]:
         """Counters since the start, and the state at the last step."""
@@ -104,37 +194,56 @@ class LLM:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(
+    def _submissions(
         self,
         inputs: Sequence[Text | Tokens | Messages],
         sampling: SamplingParams | None,
         stopping: StopParams | None,
-    ) -> list[Generation]:
+        guide: Guide | None,
+        *,
+        stream: bool = False,
+    ) -> list[bytes]:
         sampling, stopping = sampling or SamplingParams(), stopping or StopParams()
-        requests = [Submission(route="generate", input=i, sampling=sampling, stopping=stopping) for i in inputs]
-        waiting = deque(
-            (index, encode(with_defaults(request, self._defaults))) for index, request in enumerate(requests)
-        )
+        requests = [
+            Submission(route="generate", input=i, sampling=sampling, stopping=stopping, guide=guide, stream=stream)
+            for i in inputs
+        ]
+        return [encode(with_defaults(request, self._defaults)) for request in requests]
+
+    def _run(self, submissions: Sequence[bytes], on_error: OnError, progress: bool) -> list[Generation]:
+        waiting = deque(enumerate(submissions))
         running: dict[int, tuple[int, CoreStream]] = {}
         answers: dict[int, Generation] = {}
         try:
             while waiting or running:
-                self._submit(waiting, running)
+                self._submit(waiting, running, answers, on_error)
+                if progress:
+                    _count(len(answers), len(submissions))
+                if not running:
+                    continue
                 select.select([self._core.wake_fd()], [], [])
                 for stream_id in self._core.drain():
                     if stream_id not in running:
                         continue
                     index, stream = running[stream_id]
-                    state, body = stream.poll()
-                    if state == ENDED:
+                    answer = _poll(stream, on_error)
+                    if answer is not None:
                         del running[stream_id]
-                        answers[index] = msgspec.json.decode(body, type=Generation)
+                        answers[index] = answer
+            if progress:
+                _count(len(answers), len(submissions))
         finally:
             for _, stream in running.values():
                 stream.abort()
-        return [answers[index] for index in range(len(inputs))]
+        return [answers[index] for index in range(len(submissions))]
 
-    def _submit(self, waiting: deque[tuple[int, bytes]], running: dict[int, tuple[int, CoreStream]]) -> None:
+    def _submit(
+        self,
+        waiting: deque[tuple[int, bytes]],
+        running: dict[int, tuple[int, CoreStream]],
+        answers: dict[int, Generation],
+        on_error: OnError,
+    ) -> None:
         """Hand over what the core's queue takes."""
         while waiting:
             index, submission = waiting[0]
@@ -143,6 +252,58 @@ class LLM:
             except LmserveError as error:
                 if error.code == "queue_full" and running:
                     return
-                raise
+                if on_error == "raise":
+                    raise
+                answers[index] = _failed(error)
+                waiting.popleft()
+                continue
             waiting.popleft()
             running[stream.id] = (index, stream)
+
+
+def _load(model: str | Path | None, settings: dict[str, Any]) -> tuple[CoreEngine, GenerationDefaults, Tokenizer]:
+    from lmserve.config import ServeConfig, parse_size
+    from lmserve.engine.load import ModelPlan
+    from lmserve.source import find_model
+
+    sizes = {name: parse_size(settings[name]) for name in SIZES if isinstance(settings.get(name), str)}
+    source = find_model(None if model is None else str(model))
+    plan = ModelPlan(source.path, ServeConfig(**settings | sizes), source.published)
+    return plan.load_engine(), plan.defaults, plan.text.tokenizer
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [cast("Sequence[int]", prompts)]
+    return cast("Sequence[Prompt]", prompts)
+
+
+def _conversations(conversations: Conversation | Sequence[Conversation]) -> Sequence[Conversation]:
+    if conversations and isinstance(conversations[0], Mapping):
+        return [cast("Conversation", conversations)]
+    return cast("Sequence[Conversation]", conversations)
+
+
+def _poll(stream: CoreStream, on_error: OnError) -> Generation | None:
+    """The whole answer, once it is there."""
+    try:
+        state, body = stream.poll()
+    except LmserveError as error:
+        if on_error == "raise":
+            raise
+        return _failed(error)
+    if state != ENDED:
+        return None
+    reply = msgspec.json.decode(body, type=_Frame)
+    return Generation(reply.text, reply.tokens, reply.finish_reason or "stop", reply.usage)
+
+
+def _failed(error: LmserveError) -> Generation:
+    return Generation("", 0, "error", None, error)
+
+
+def _count(done: int, of: int) -> None:
+    sys.stderr.write(f"\r{done} of {of} answers" + ("\n" if done == of else ""))
+    sys.stderr.flush()
