@@ -16,6 +16,8 @@ pub enum Kind {
     Busy,
     /// 503: the engine is loading, draining or down.
     Unavailable,
+    /// 507: the disk has no room; retry once it has.
+    StorageFull,
     /// 500: a fault of the server (a model step raised, a file could not be written).
     Internal,
 }
@@ -29,6 +31,7 @@ impl Kind {
             Self::Conflict => 409,
             Self::Busy => 429,
             Self::Unavailable => 503,
+            Self::StorageFull => 507,
             Self::Internal => 500,
         }
     }
@@ -40,7 +43,7 @@ impl Kind {
             Self::Conflict => "conflict_error",
             Self::Busy => "rate_limit_error",
             Self::Unavailable => "service_unavailable_error",
-            Self::Internal => "server_error",
+            Self::StorageFull | Self::Internal => "server_error",
         }
     }
 }

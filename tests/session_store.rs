@@ -59,7 +59,7 @@ impl Naive {
         while self.sessions.keys().filter(|key| which(key)).count() > most {
             let idle = self.sessions.iter();
             let idle = idle.filter(|(key, s)| which(key) && s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used, *key)).min() else {
+            let Some((_, key)) = idle.map(|(key, s)| (s.used.1, *key)).min() else {
                 return;
             };
             self.sessions.remove(&key);
@@ -103,7 +103,7 @@ impl Naive {
             (Some(_), start) => start == Start::Fresh,
             (None, Start::Fresh | Start::New) => true,
             (None, _) if self.evicted.contains(&key) => return Err("session_expired"),
-            (None, Start::Continue) => return Err("session_not_found"),
+            (None, Start::Continue | Start::Mend) => return Err("session_not_found"),
             (None, Start::Create) => true,
         };
         let session = self.sessions.entry(key).or_default();
@@ -186,6 +186,48 @@ fn check(store: &SessionStore, naive: &Naive) -> Result<(), TestCaseError> {
         prop_assert_eq!(store.count_of(tenant), count);
     }
     Ok(())
+}
+
+/// A turn of one token in a session that is begun anew.
+fn put(store: &mut SessionStore, key: SessionKey, request: u64, now_ms: u64) {
+    store.begin(key, request, Start::Fresh, now_ms).unwrap();
+    let commit = Commit {
+        tokens: vec![1],
+        turns: vec![Turn {
+            start: 0,
+            input_tokens: 1,
+            output_tokens: 0,
+            tail: Tail::Closed,
+        }],
+        seed: 0,
+        system_tokens: 0,
+        end: false,
+    };
+    store.commit(key, request, commit, now_ms);
+}
+
+#[test]
+fn a_clock_that_is_set_back_evicts_no_newer_session() {
+    let key = |tenant, id| SessionKey { tenant, id };
+    let mut store = SessionStore::new(StoreLimits {
+        max_sessions: 3,
+        ttl_ms: 0,
+    });
+    for (id, now_ms) in [(0, 5000), (1, 6000), (2, 40), (3, 50)] {
+        put(&mut store, key(0, id), 10 + id as u64, now_ms);
+    }
+    let ids = |store: &SessionStore, tenant| -> Vec<i64> {
+        let page = store.list(tenant, -1, 9);
+        page.iter().map(|info| info.key.id).collect()
+    };
+    assert_eq!(ids(&store, 0), [1, 2, 3]);
+    // Used again, the oldest is the newest.
+    put(&mut store, key(0, 1), 20, 30);
+    store.set_tenant_cap(0, 2);
+    assert_eq!(ids(&store, 0), [1, 3]);
+    put(&mut store, key(1, 7), 30, 20);
+    put(&mut store, key(1, 8), 31, 10);
+    assert_eq!((ids(&store, 0), ids(&store, 1)), (vec![1], vec![7, 8]));
 }
 
 proptest! {

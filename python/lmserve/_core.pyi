@@ -25,8 +25,10 @@ __all__ = [
     "TokenUsage",
     "Tokenizer",
     "capacity",
+    "check_session_log",
     "cpu_kv_bytes_per_token",
     "cpu_linear_bytes",
+    "repair_session_log",
     "simulate",
 ]
 
@@ -168,6 +170,18 @@ class StreamDecoder:
     def flush(self) -> tuple[str, bool]:
         """Text that was held back, and whether a stop string was found in it."""
 
+def check_session_log(folder: str | PathLike[str]) -> bytes:
+    """What a session log has and what it has lost, as JSON of `lmserve.engine.sessions.LogReport`. Nothing is changed.
+
+    Raises LmserveError: 404 where there is none, 400 for one that a server has or that is no log, 500.
+    """
+
+def repair_session_log(folder: str | PathLike[str]) -> bytes:
+    """Keep what is damaged in a session log beside it, and write it anew where something is missing.
+
+    Returns what was found, and raises, as `check_session_log`.
+    """
+
 @final
 class OpenSessionLog:
     """An open session log with what it has, for one engine."""
@@ -176,8 +190,8 @@ class OpenSessionLog:
         """`session_ttl`: as `Engine`. Raises LmserveError for a log that another server has or another model wrote."""
 
     @property
-    def restored(self) -> dict[str, int]:
-        """What the log brought back: sessions, tokens, bytes, and torn ones that were cut off its end."""
+    def restored(self) -> bytes:
+        """What the log brought back, as JSON of `lmserve.engine.sessions.LogReport`."""
 
 @final
 class Engine:
@@ -258,6 +272,9 @@ class Engine:
 
     def drain(self) -> list[int]:
         """Take the ids of the streams with news."""
+
+    def session_log_fault(self) -> tuple[str, str] | None:
+        """(code, message) of why nothing can be written to the session log now; None: it is well, or there is none."""
 
     def stats(self) -> dict[str, int | float]:
         """Counters and the state at the last step."""

@@ -56,6 +56,7 @@ fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, Py
     dict.set_item("busy", info.busy)?;
     dict.set_item("created_ms", info.created_ms)?;
     dict.set_item("used_ms", info.used_ms)?;
+    dict.set_item("lost_turn", info.lost_turn)?;
     Ok(dict)
 }
 
@@ -267,6 +268,12 @@ impl Engine {
         self.inner.drain()
     }
 
+    /// (code, message) of why nothing can be written to the session log now; None while it is well, and where there is none.
+    fn session_log_fault(&self) -> Option<(&'static str, String)> {
+        let fault = self.inner.session_log_fault()?;
+        Some((fault.code(), fault.message()))
+    }
+
     /// Counters and the state at the last step.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.inner.stats();
@@ -291,6 +298,7 @@ impl Engine {
             ("session_log_bytes", stats.log_bytes),
             ("session_log_failures", stats.log_failures),
             ("session_log_rewrites", stats.log_rewrites),
+            ("session_log_faulty", u64::from(stats.log_faulty)),
         ] {
             dict.set_item(name, value)?;
         }

@@ -54,7 +54,7 @@ mod _core {
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
-    use super::session_log::OpenSessionLog;
+    use super::session_log::{OpenSessionLog, check_session_log, repair_session_log};
     #[pymodule_export]
     use super::simulation::{capacity, simulate};
     #[pymodule_export]

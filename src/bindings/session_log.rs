@@ -1,12 +1,13 @@
 //! The session log as a Python class: opened before a model is loaded, for it may be refused.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use serde_json::json;
 
-use crate::engine::{DurableSessions, Fsync, OpenLog};
+use crate::engine::{DurableSessions, Fsync, OpenLog, check_log, repair_log};
 use crate::error::{Error, Result};
 use crate::session::{LogOptions, Restored, StoreLimits};
 
@@ -26,21 +27,54 @@ impl OpenSessionLog {
         let durable = durable_sessions(settings)?;
         let log = settings.py().detach(|| durable.open(limits))?;
         Ok(Self {
-            restored: *log.restored(),
+            restored: log.restored().clone(),
             log: Mutex::new(Some(log)),
         })
     }
 
-    /// What the log brought back.
+    /// What the log brought back, as JSON of `lmserve.engine.sessions.LogReport`.
     #[getter]
-    fn restored<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        dict.set_item("sessions", self.restored.sessions)?;
-        dict.set_item("tokens", self.restored.tokens)?;
-        dict.set_item("bytes", self.restored.bytes)?;
-        dict.set_item("torn", self.restored.torn)?;
-        Ok(dict)
+    fn restored(&self) -> Vec<u8> {
+        report(&self.restored)
     }
+}
+
+/// What a session log has and what it has lost, as JSON of `lmserve.engine.sessions.LogReport`; nothing is changed.
+#[pyfunction]
+pub(super) fn check_session_log(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<u8>> {
+    Ok(report(&py.detach(move || check_log(&folder))?))
+}
+
+/// Keeps what is damaged in a session log beside it, and writes it anew where something is missing. Returns what was found, as
+/// `check_session_log`.
+#[pyfunction]
+pub(super) fn repair_session_log(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<u8>> {
+    Ok(report(&py.detach(|| repair_log(folder))?))
+}
+
+fn report(restored: &Restored) -> Vec<u8> {
+    let losses = restored.losses.iter().map(|loss| {
+        json!({
+            "tenant": loss.tenant,
+            "id": loss.id,
+            "kept_turns": loss.kept_turns,
+            "last_turn": loss.last_turn,
+        })
+    });
+    let report = json!({
+        "version": restored.version,
+        "model": restored.model.as_ref().map(|(_, name)| name),
+        "sessions": restored.sessions,
+        "turns": restored.turns,
+        "tokens": restored.tokens,
+        "bytes": restored.bytes,
+        "torn": restored.torn,
+        "damaged": restored.damaged,
+        "losses": losses.collect::<Vec<_>>(),
+        "unnamed": restored.unnamed,
+        "kept": restored.kept,
+    });
+    report.to_string().into_bytes()
 }
 
 impl OpenSessionLog {

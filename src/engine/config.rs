@@ -66,4 +66,6 @@ pub struct Stats {
     /// Writes, fsyncs and rewrites of it that failed.
     pub log_failures: u64,
     pub log_rewrites: u64,
+    /// Nothing can be written to it now.
+    pub log_faulty: bool,
 }

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, SessionKey, SessionLog, SessionStore};
+use crate::session::{Base, LogFault, SessionKey, SessionLog, SessionStore};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::wire::{Mailbox, Reply};
 
@@ -159,6 +159,11 @@ impl Engine {
         guard(&self.log).clone()
     }
 
+    /// Why no turn can be written to the session log now; absent while it is well, and where there is none.
+    pub fn session_log_fault(&self) -> Option<LogFault> {
+        self.shared.log_counters.fault()
+    }
+
     fn prepare_later(&self, job: Job) -> Result<()> {
         self.preparing
             .run(job)
@@ -169,7 +174,7 @@ impl Engine {
     ///
     /// # Errors
     /// At once: 400 `invalid_value`, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full` or `rate_limit_exceeded`,
-    /// 503. What the template, the tokenizer, the lengths or the tenant's tokens refuse comes through the stream, before its
+    /// 503, and 507 `storage_full` for a session that could not be written down. What the template, the tokenizer, the lengths or the tenant's tokens refuse comes through the stream, before its
     /// first byte.
     pub fn submit(&self, json: &[u8], random: u64) -> Result<Stream> {
         let mut submission = Submission::parse(json)?;
@@ -189,6 +194,9 @@ impl Engine {
         let (lease, base) = match &submission.session {
             None => (None, Base::empty()),
             Some(session) => {
+                if let Some(fault) = self.session_log_fault() {
+                    return Err(fault.error());
+                }
                 let key = SessionKey {
                     tenant: submission.tenant,
                     id: session.id,
@@ -328,6 +336,7 @@ impl Engine {
             log_bytes: log.bytes.load(Ordering::Relaxed),
             log_failures: log.failures.load(Ordering::Relaxed),
             log_rewrites: log.rewrites.load(Ordering::Relaxed),
+            log_faulty: self.session_log_fault().is_some(),
             ..*guard(&self.shared.stats)
         }
     }

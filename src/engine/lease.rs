@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::{Kind, Result};
 use crate::request::SessionRef;
 use crate::session::{
-    Base, Change, Commit, Outcome, SessionKey, SessionStore, Start, session_busy,
+    Base, Change, Commit, Outcome, SessionKey, SessionStore, Start, session_busy, session_damaged,
 };
 
 /// The right, and the duty, to end one turn.
@@ -71,6 +71,9 @@ impl TurnLease {
         if state.turns.is_empty() {
             return Err(session_busy(parent));
         }
+        if state.lost_turn > 0 {
+            return Err(session_damaged(parent, &state));
+        }
         let (lease, _) = Self::begin(store, key, request, Start::New, now_ms)?;
         // Two branches of one session draw differently.
         let base = Base {
@@ -98,7 +101,7 @@ impl TurnLease {
         request: u64,
         now_ms: u64,
     ) -> Result<Option<FinishedTurn>> {
-        match Self::begin(store, key, request, Start::Continue, now_ms) {
+        match Self::begin(store, key, request, Start::Mend, now_ms) {
             Ok((lease, _)) => {
                 let commit = Commit::end();
                 Ok(Some(FinishedTurn { lease, commit }))

@@ -1,19 +1,23 @@
 //! The folder of a session log: one server's at a time.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::session::LogStorage;
 
-const LOG: &str = "sessions.log";
+pub(super) const LOG: &str = "sessions.log";
 const NEW_LOG: &str = "sessions.log.new";
+const KEPT: &str = "sessions.log.damaged";
 const LOCK: &str = "lock";
 /// Bytes of a new log that may be on their way to the disk, so that its end has not to wait for all of it.
 const UNSYNCED_BYTES: u64 = 32 << 20;
+/// Bytes of a damaged log that are copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// A log on disk. Nobody but its owner may read what was said.
 #[derive(Debug)]
@@ -24,7 +28,14 @@ pub struct LogFile {
     new: Option<File>,
     unsynced: u64,
     /// Locked for as long as it is open.
-    _lock: File,
+    lock: File,
+}
+
+/// What is where a file was opened.
+enum Place {
+    Ours,
+    Gone,
+    Other(&'static str),
 }
 
 impl LogFile {
@@ -37,21 +48,15 @@ impl LogFile {
             let message = format!("--session-dir {} cannot be used: {e}", folder.display());
             Error::new(Kind::Invalid, "session_dir_unusable", message)
         };
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(folder).map_err(unusable)?;
-        let lock = lock(folder).map_err(unusable)?.ok_or_else(|| {
-            let message = format!(
-                "--session-dir {} belongs to another server that runs; each needs one of its own",
-                folder.display()
-            );
-            Error::new(Kind::Invalid, "session_dir_in_use", message)
-        })?;
+        make(folder).map_err(unusable)?;
+        let lock = lock(folder)
+            .map_err(unusable)?
+            .ok_or_else(|| in_use(folder))?;
         match fs::remove_file(folder.join(NEW_LOG)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unusable(e)),
             _ => {}
         }
-        let log = appending().open(folder.join(LOG)).map_err(unusable)?;
+        let log = open_regular(&folder.join(LOG)).map_err(unusable)?;
         let directory = File::open(folder).map_err(unusable)?;
         // The log's own name is to outlive the machine, too.
         directory.sync_all().map_err(unusable)?;
@@ -61,7 +66,7 @@ impl LogFile {
             log,
             new: None,
             unsynced: 0,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -69,17 +74,121 @@ impl LogFile {
         let none = || io::Error::other("no rewrite is under way");
         self.new.as_mut().ok_or_else(none)
     }
+
+    /// Fails where the log is not in its place: what is written to a file without a name is gone with the process.
+    fn check_place(&self) -> io::Result<()> {
+        let path = self.folder.join(LOG);
+        match place(&path, &self.log)? {
+            Place::Ours => Ok(()),
+            Place::Gone => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{} was deleted or moved away", path.display()),
+            )),
+            Place::Other(what) => Err(other_in_place(&path, what)),
+        }
+    }
+
+    /// Makes the folder again where it is gone, and locks it.
+    fn make_place(&mut self) -> io::Result<()> {
+        make(&self.folder)?;
+        if !matches!(place(&self.folder.join(LOCK), &self.lock)?, Place::Ours) {
+            let taken = || io::Error::other(in_use(&self.folder).message);
+            self.lock = lock(&self.folder)?.ok_or_else(taken)?;
+        }
+        self.directory = File::open(&self.folder)?;
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        parts: &[Range<u64>],
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let log = File::open(self.folder.join(LOG))?;
+        let mut buffer = vec![0; COPY_BYTES];
+        for part in parts {
+            let mut at = part.start;
+            while at < part.end {
+                let most = buffer.len().min((part.end - at) as usize);
+                log.read_exact_at(&mut buffer[..most], at)?;
+                take(&buffer[..most])?;
+                at += most as u64;
+            }
+        }
+        Ok(())
+    }
 }
 
-fn appending() -> OpenOptions {
+fn in_use(folder: &Path) -> Error {
+    let message = format!(
+        "--session-dir {} belongs to another server that runs; each needs one of its own",
+        folder.display()
+    );
+    Error::new(Kind::Invalid, "session_dir_in_use", message)
+}
+
+fn other_in_place(path: &Path, what: &str) -> io::Error {
+    let message = format!("{} is {what}; move it away", path.display());
+    io::Error::other(message)
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(folder)
+}
+
+fn place(path: &Path, file: &File) -> io::Result<Place> {
+    let there = match fs::metadata(path) {
+        Ok(there) => there,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Place::Gone),
+        Err(e) => return Err(e),
+    };
+    let ours = file.metadata()?;
+    Ok(if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) {
+        Place::Ours
+    } else {
+        Place::Other(irregular(&there).unwrap_or("another file now"))
+    })
+}
+
+/// What something is in place of a regular file.
+fn irregular(metadata: &Metadata) -> Option<&'static str> {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        None
+    } else if kind.is_dir() {
+        Some("a folder, not a file")
+    } else if kind.is_fifo() {
+        Some("a FIFO, not a file")
+    } else if kind.is_socket() {
+        Some("a socket, not a file")
+    } else {
+        Some("a device, not a file")
+    }
+}
+
+/// Opens a regular file to append to it, and makes it where there is none. Never waits for the other end of a FIFO.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let check = |metadata: &Metadata| match irregular(metadata) {
+        Some(what) => Err(other_in_place(path, what)),
+        None => Ok(()),
+    };
+    match fs::metadata(path) {
+        Ok(metadata) => check(&metadata)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o600);
-    options
+    let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
 }
 
 /// The folder's lock file, locked until it is closed; None while another process has it.
 fn lock(folder: &Path) -> io::Result<Option<File>> {
-    let file = appending().open(folder.join(LOCK))?;
+    let file = open_regular(&folder.join(LOCK))?;
     // SAFETY: the descriptor is open, and flock touches no memory.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
         return Ok(Some(file));
@@ -98,6 +207,7 @@ impl LogStorage for LogFile {
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.check_place()?;
         self.log.write_all(bytes)
     }
 
@@ -106,11 +216,39 @@ impl LogStorage for LogFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.check_place()?;
         self.log.sync_data()
     }
 
+    fn keep(&mut self, parts: &[Range<u64>]) -> io::Result<String> {
+        let mut checksum = crc32fast::Hasher::new();
+        self.copy(parts, |bytes| {
+            checksum.update(bytes);
+            Ok(())
+        })?;
+        // What was kept before a server died over it has its name already.
+        let name = format!("{KEPT}-{:08x}", checksum.finalize());
+        let path = self.folder.join(&name);
+        if !path.exists() {
+            let new_path = self.folder.join(format!("{KEPT}.new"));
+            let mut new = open_regular(&new_path)?;
+            new.set_len(0)?;
+            self.copy(parts, |bytes| new.write_all(bytes))?;
+            new.sync_all()?;
+            fs::rename(new_path, &path)?;
+        }
+        self.directory.sync_all()?;
+        Ok(name)
+    }
+
     fn begin_rewrite(&mut self) -> io::Result<()> {
-        let file = appending().open(self.folder.join(NEW_LOG))?;
+        let path = self.folder.join(LOG);
+        match place(&path, &self.log)? {
+            Place::Ours => {}
+            Place::Gone => self.make_place()?,
+            Place::Other(what) => return Err(other_in_place(&path, what)),
+        }
+        let file = open_regular(&self.folder.join(NEW_LOG))?;
         file.set_len(0)?;
         self.new = Some(file);
         self.unsynced = 0;
@@ -133,8 +271,10 @@ impl LogStorage for LogFile {
         if let Some(new) = self.new.take() {
             self.log = new;
         }
-        // The new log is in place, whatever the disk says of the folder: what is appended goes there.
-        drop(self.directory.sync_all());
         Ok(())
+    }
+
+    fn sync_place(&mut self) -> io::Result<()> {
+        self.directory.sync_all()
     }
 }

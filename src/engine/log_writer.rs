@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use super::core::engine_down;
 use super::lease::{FinishedTurn, lock};
 use super::log_file::LogFile;
-use super::shared::now_ms;
+use super::shared::{guard, now_ms};
 use crate::error::{Error, Result};
 use crate::session::{
-    Change, LogOptions, LogStorage, Restored, SessionLog, SessionStore, StoreLimits,
+    Change, LogFault, LogOptions, LogStorage, Restored, SessionLog, SessionStore, StoreLimits,
 };
 use crate::wire::Wake;
 
@@ -21,6 +21,8 @@ use crate::wire::Wake;
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until a rewrite that failed is tried again.
 const REWRITE_AGAIN: Duration = Duration::from_secs(60);
+/// Time until a disk that failed is tried again.
+const HEAL_AGAIN: Duration = Duration::from_secs(1);
 /// Sessions copied at a time while a log is rewritten.
 const REWRITE_CHUNK: usize = 256;
 
@@ -75,6 +77,11 @@ impl OpenLog {
     /// What it brought back.
     pub const fn restored(&self) -> &Restored {
         &self.restored
+    }
+
+    /// What it brought back; the log is closed.
+    pub fn into_restored(self) -> Restored {
+        self.restored
     }
 }
 
@@ -136,6 +143,15 @@ pub(super) struct LogCounters {
     pub(super) bytes: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) rewrites: AtomicU64,
+    /// Why nothing can be written now.
+    fault: Mutex<Option<LogFault>>,
+}
+
+impl LogCounters {
+    /// Why the log takes nothing now; absent while it is well.
+    pub(super) fn fault(&self) -> Option<LogFault> {
+        guard(&self.fault).clone()
+    }
 }
 
 pub(super) struct LogWriter<S> {
@@ -147,6 +163,8 @@ pub(super) struct LogWriter<S> {
     counters: Arc<LogCounters>,
     synced: Instant,
     rewrite_not_before: Instant,
+    heal_not_before: Instant,
+    heal_again: Duration,
 }
 
 impl<S: LogStorage> LogWriter<S> {
@@ -168,6 +186,8 @@ impl<S: LogStorage> LogWriter<S> {
             counters,
             synced: now,
             rewrite_not_before: now,
+            heal_not_before: now,
+            heal_again: HEAL_AGAIN,
         };
         (writer, LogSender(sender))
     }
@@ -185,11 +205,25 @@ impl<S: LogStorage> LogWriter<S> {
                 self.write(jobs);
             }
             self.sync_in_time();
+            self.heal();
             self.rewrite();
-            self.counters.bytes.store(self.log.len(), Ordering::Relaxed);
+            self.publish();
         }
+        // What was evicted since the last turn.
+        self.write(Vec::new());
         let synced = self.log.sync();
         self.count(synced.map_err(drop));
+        self.publish();
+    }
+
+    /// Says how the log is.
+    fn publish(&self) {
+        self.counters.bytes.store(self.log.len(), Ordering::Relaxed);
+        let fault = self.log.fault().cloned();
+        let before = std::mem::replace(&mut *guard(&self.counters.fault), fault.clone());
+        if before.is_some() != fault.is_some() {
+            self.wake.signal();
+        }
     }
 
     /// Waits for a job, and no longer than until something else is to be done.
@@ -200,6 +234,12 @@ impl<S: LogStorage> LogWriter<S> {
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             });
         }
+        if self.log.fault().is_some() {
+            let left = self
+                .heal_not_before
+                .saturating_duration_since(Instant::now());
+            return self.receiver.recv_timeout(left);
+        }
         if self.fsync == Fsync::Interval && self.log.is_unsynced() {
             let left = SYNC_INTERVAL.saturating_sub(self.synced.elapsed());
             return self.receiver.recv_timeout(left);
@@ -209,7 +249,7 @@ impl<S: LogStorage> LogWriter<S> {
     }
 
     fn write(&mut self, jobs: Vec<WriteJob>) {
-        let evicted = lock(&self.sessions).take_evicted();
+        let evicted = lock(&self.sessions).evicted();
         let now_ms = now_ms();
         let mut turns = Vec::with_capacity(jobs.len());
         for WriteJob { turn, done } in jobs {
@@ -218,17 +258,32 @@ impl<S: LogStorage> LogWriter<S> {
                 None => done.tell(Ok(())),
             }
         }
-        let evictions = evicted.into_iter().map(Change::Evict);
+        let evictions = evicted.iter().map(|&key| Change::Evict(key));
         let changes: Vec<_> = evictions
+            .clone()
             .chain(turns.iter().map(|(turn, _)| turn.change()))
             .collect();
-        let together = self.append(&changes);
+        let together = self.append_or_heal(&changes);
+        // One that cannot be written must not take the others with it; but an eviction comes before what follows it.
+        let evictions_written = match &together {
+            Err(_) if !evicted.is_empty() && changes.len() > evicted.len() => {
+                self.append(&evictions.collect::<Vec<_>>())
+            }
+            _ => together.clone(),
+        };
+        if evictions_written.is_ok() {
+            lock(&self.sessions).evictions_written(evicted.len());
+        }
+        let alone = evictions_written.is_ok() || evicted.is_empty();
+        let retry = together.is_err() && alone && changes.len() > 1;
         drop(changes);
+        // Whoever hears of a failure finds its reason.
+        self.publish();
         for (turn, done) in turns {
-            // One that cannot be written must not take the others with it.
-            let written = match &together {
-                Ok(()) => Ok(()),
-                Err(_) => self.append(&[turn.change()]),
+            let written = if retry {
+                self.append(&[turn.change()])
+            } else {
+                together.clone()
             };
             if written.is_ok() {
                 turn.settle();
@@ -238,6 +293,15 @@ impl<S: LogStorage> LogWriter<S> {
             done.tell(written);
         }
         self.wake.signal();
+    }
+
+    /// Writes changes; where the disk lost the log, that is written anew first.
+    fn append_or_heal(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        let written = self.append(changes);
+        if written.is_err() && self.log.is_suspect() && self.heal() {
+            return self.append(changes);
+        }
+        written
     }
 
     fn append(&mut self, changes: &[Change<'_>]) -> Result<()> {
@@ -254,6 +318,24 @@ impl<S: LogStorage> LogWriter<S> {
         }
     }
 
+    /// Tries whether a disk that failed is well again; true where it is.
+    fn heal(&mut self) -> bool {
+        if self.log.fault().is_none() || Instant::now() < self.heal_not_before {
+            return self.log.fault().is_none();
+        }
+        let healed = if self.log.is_suspect() {
+            let sessions = &self.sessions;
+            let next = |last, limit| lock(sessions).states_after(last, limit);
+            let rewritten = self.log.rewrite_all(next, || lock(sessions).tombstones());
+            rewritten.map_err(drop)
+        } else {
+            self.log.probe().map_err(drop)
+        };
+        self.heal_not_before = Instant::now() + self.heal_again;
+        self.count(healed);
+        healed.is_ok()
+    }
+
     /// Begins a rewrite where one is due, or goes on with it.
     fn rewrite(&mut self) {
         let due = Instant::now() >= self.rewrite_not_before;
@@ -267,7 +349,10 @@ impl<S: LogStorage> LogWriter<S> {
                 self.counters.rewrites.fetch_add(1, Ordering::Relaxed);
             }
             copied
-        } else if due && self.log.wants_rewrite(lock(&self.sessions).log_bytes()) {
+        } else if due
+            && self.log.fault().is_none()
+            && self.log.wants_rewrite(lock(&self.sessions).log_bytes())
+        {
             self.log.begin_rewrite()
         } else {
             return;
@@ -295,111 +380,4 @@ pub(super) fn settle(log: Option<&LogSender>, turn: FinishedTurn) -> Result<(), 
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{self, Read};
-    use std::sync::atomic::AtomicBool;
-
-    use super::super::lease::TurnLease;
-    use super::*;
-    use crate::session::{Commit, SessionKey, Start, StoreLimits, Turn};
-    use crate::text::Tail;
-
-    const KEY: SessionKey = SessionKey { tenant: 0, id: 1 };
-
-    /// A disk that is full while it is told so.
-    struct Disk(Arc<AtomicBool>);
-
-    impl LogStorage for Disk {
-        fn reader(&mut self) -> io::Result<Box<dyn Read + '_>> {
-            Ok(Box::new(io::empty()))
-        }
-
-        fn append(&mut self, _: &[u8]) -> io::Result<()> {
-            if self.0.load(Ordering::Relaxed) {
-                return Err(io::Error::from(io::ErrorKind::StorageFull));
-            }
-            Ok(())
-        }
-
-        fn truncate(&mut self, _: u64) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn sync(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn begin_rewrite(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn append_rewrite(&mut self, _: &[u8]) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn finish_rewrite(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn turn(store: &Arc<Mutex<SessionStore>>, request: u64) -> FinishedTurn {
-        let (lease, base) = TurnLease::begin(store, KEY, request, Start::Create, 1).unwrap();
-        let mut turns = base.turns;
-        turns.push(Turn {
-            start: base.history.len(),
-            input_tokens: 1,
-            output_tokens: 0,
-            tail: Tail::Closed,
-        });
-        lease.finish(Commit {
-            tokens: [base.history, vec![9]].concat(),
-            turns,
-            seed: 0,
-            system_tokens: 0,
-            end: false,
-        })
-    }
-
-    #[test]
-    fn a_turn_that_cannot_be_written_leaves_the_session_as_it_was() {
-        let full = Arc::new(AtomicBool::new(false));
-        let options = LogOptions::new([0; 32], "toy");
-        let opened = SessionLog::open(Disk(Arc::clone(&full)), options, StoreLimits::default(), 1);
-        let (log, store, _) = opened.unwrap();
-        let store = Arc::new(Mutex::new(store));
-        let counters = Arc::new(LogCounters::default());
-        let (writer, sender) = LogWriter::new(
-            log,
-            Arc::clone(&store),
-            Arc::new(Wake::new().unwrap()),
-            Fsync::Always,
-            Arc::clone(&counters),
-        );
-        let thread = std::thread::spawn(move || writer.run());
-        let turns = || lock(&store).state(KEY).unwrap().turns.len();
-        sender.write(turn(&store, 1)).unwrap();
-        assert_eq!(turns(), 1);
-        full.store(true, Ordering::Relaxed);
-        let error = sender.write(turn(&store, 2)).unwrap_err();
-        assert_eq!(error.kind.status(), 500);
-        assert!(error.message.contains("session log"), "{error}");
-        assert_eq!((turns(), lock(&store).running_request(KEY)), (1, None));
-        full.store(false, Ordering::Relaxed);
-        sender.write(turn(&store, 3)).unwrap();
-        assert_eq!(turns(), 2);
-        // One failure with the others of its batch, one alone.
-        assert_eq!(counters.failures.load(Ordering::Relaxed), 2);
-        drop(sender);
-        thread.join().unwrap();
-    }
-
-    #[test]
-    fn a_writer_that_is_gone_tells_so() {
-        let store = Arc::new(Mutex::new(SessionStore::new(StoreLimits::default())));
-        let (sender, receiver) = channel();
-        drop(receiver);
-        let error = LogSender(sender).write(turn(&store, 1)).unwrap_err();
-        assert_eq!(error.kind.status(), 503);
-        assert!(lock(&store).is_empty());
-    }
-}
+mod tests;

@@ -178,6 +178,7 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
 fn write_gauges(out: &mut Writer, stats: &Stats) {
     let scheduler = &stats.scheduler;
     let waiting = "Sequences that wait for a place in the batch.";
+    let log_faulty = "1 while nothing can be written to the session log.";
     let log_bytes = "Size of the session log; 0 without one.";
     for (name, help, value) in [
         (
@@ -193,6 +194,11 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
         ),
         ("sessions", "Sessions that live.", stats.sessions as u64),
         ("session_log_bytes", log_bytes, stats.log_bytes),
+        (
+            "session_log_faulty",
+            log_faulty,
+            u64::from(stats.log_faulty),
+        ),
     ] {
         out.value(&format!("lmserve_{name}"), "gauge", help, value);
     }

@@ -87,7 +87,7 @@ impl Engine {
     /// 404 as for [`Self::session_info`]; `session_busy` (409) while a turn runs; `invalid_value` (400) where there are not so
     /// many turns.
     pub fn rewind_session(&self, key: SessionKey, turns: usize) -> Result<()> {
-        self.change_session(key, Start::Continue, |base| base.after_turns(Some(turns)))
+        self.change_session(key, Start::Mend, |base| base.after_turns(Some(turns)))
     }
 
     /// A change of a session that is no turn: a transaction all the same.

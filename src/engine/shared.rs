@@ -1,7 +1,7 @@
 //! What the callers, the preparing pool and the engine's thread share: the inbox, the open requests, the sessions.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config::Stats;
@@ -100,11 +100,17 @@ pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Milliseconds since 1970.
+/// Milliseconds since 1970 by a clock that never goes back: the system's clock when this is first asked, and the time since then.
+/// A clock that is set back or forward must neither age a session nor keep it young.
 pub(super) fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+    static START: LazyLock<(Instant, u64)> = LazyLock::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        (
+            Instant::now(),
+            since.map_or(0, |since| since.as_millis() as u64),
+        )
+    });
+    START.1 + START.0.elapsed().as_millis() as u64
 }
 
 impl Shared {

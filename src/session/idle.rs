@@ -2,71 +2,63 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::state::SessionKey;
+use super::state::{Gone, SessionKey};
 
-/// Evicted ids that are remembered, to tell `session_expired` from `session_not_found`.
+/// Ids that are remembered, to tell `session_expired` and `session_lost` from `session_not_found`.
 const MAX_TOMBSTONES: usize = 65_536;
 
-/// When a session was last used. Turns may end within one millisecond, so `order` tells which came later; it is 0 for what a log
-/// brought back.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Used {
-    pub(super) ms: u64,
-    pub(super) order: u64,
-}
-
-/// Idle sessions in order of last use: all of them, and each tenant's.
+/// Idle sessions in order of last use: all of them, and each tenant's. The order is that of uses, not of a clock.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
-    all: BTreeSet<(Used, SessionKey)>,
-    by_tenant: BTreeSet<(u32, Used, i64)>,
+    all: BTreeSet<(u64, SessionKey)>,
+    by_tenant: BTreeSet<(u32, u64, i64)>,
 }
 
 impl Idle {
-    pub(super) fn insert(&mut self, used: Used, key: SessionKey) {
-        self.all.insert((used, key));
-        self.by_tenant.insert((key.tenant, used, key.id));
+    pub(super) fn insert(&mut self, used_order: u64, key: SessionKey) {
+        self.all.insert((used_order, key));
+        self.by_tenant.insert((key.tenant, used_order, key.id));
     }
 
-    pub(super) fn remove(&mut self, used: Used, key: SessionKey) {
-        self.all.remove(&(used, key));
-        self.by_tenant.remove(&(key.tenant, used, key.id));
+    pub(super) fn remove(&mut self, used_order: u64, key: SessionKey) {
+        self.all.remove(&(used_order, key));
+        self.by_tenant.remove(&(key.tenant, used_order, key.id));
     }
 
     /// The least recently used session.
-    pub(super) fn oldest(&self) -> Option<(Used, SessionKey)> {
-        self.all.first().copied()
+    pub(super) fn oldest(&self) -> Option<SessionKey> {
+        self.all.first().map(|&(_, key)| key)
     }
 
     /// A tenant's least recently used session.
     pub(super) fn oldest_of(&self, tenant: u32) -> Option<SessionKey> {
-        let first = (tenant, Used::default(), i64::MIN);
+        let first = (tenant, 0, i64::MIN);
         let &(owner, _, id) = self.by_tenant.range(first..).next()?;
         (owner == tenant).then_some(SessionKey { tenant, id })
     }
 }
 
-/// The ids of evicted sessions, the latest ones.
+/// The ids of sessions that are gone but were not ended, the latest ones.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
-    stamps: HashMap<SessionKey, u64>,
+    stamps: HashMap<SessionKey, (u64, Gone)>,
     order: VecDeque<(u64, SessionKey)>,
     next: u64,
 }
 
 impl Tombstones {
-    pub(super) fn contains(&self, key: SessionKey) -> bool {
-        self.stamps.contains_key(&key)
+    pub(super) fn get(&self, key: SessionKey) -> Option<Gone> {
+        self.stamps.get(&key).map(|&(_, gone)| gone)
     }
 
-    pub(super) fn insert(&mut self, key: SessionKey) {
+    pub(super) fn insert(&mut self, key: SessionKey, gone: Gone) {
         let stamp = self.next;
         self.next += 1;
-        self.stamps.insert(key, stamp);
+        self.stamps.insert(key, (stamp, gone));
         self.order.push_back((stamp, key));
         while self.order.len() > MAX_TOMBSTONES {
             if let Some((stamp, key)) = self.order.pop_front()
-                && self.stamps.get(&key) == Some(&stamp)
+                && self.stamps.get(&key).is_some_and(|live| live.0 == stamp)
             {
                 self.stamps.remove(&key);
             }
@@ -74,13 +66,12 @@ impl Tombstones {
     }
 
     /// All of them, the latest ones last.
-    pub(super) fn all(&self) -> Vec<SessionKey> {
-        let live = |&&(stamp, key): &&(u64, SessionKey)| self.stamps.get(&key) == Some(&stamp);
-        self.order
-            .iter()
-            .filter(live)
-            .map(|&(_, key)| key)
-            .collect()
+    pub(super) fn all(&self) -> Vec<(SessionKey, Gone)> {
+        let all = self.order.iter().filter_map(|&(stamp, key)| {
+            let &(live, gone) = self.stamps.get(&key)?;
+            (live == stamp).then_some((key, gone))
+        });
+        all.collect()
     }
 
     /// A session of this id lives again, or was ended by its client.

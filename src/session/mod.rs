@@ -6,7 +6,8 @@ mod state;
 mod store;
 
 pub use log::{
-    Change, Fingerprint, LogOptions, LogStorage, NO_TENANT, Restored, SessionLog, TenantName,
+    Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
+    TenantName,
 };
-pub use state::{Base, Commit, Outcome, SessionKey, SessionState, Turn};
-pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy};
+pub use state::{Base, Commit, Gone, Outcome, SessionKey, SessionState, Turn};
+pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::text::Tail;
 
-/// Bytes of a session's record in a log without its turns and tokens, and of a turn.
-const PUT_BYTES: usize = 61;
+/// About the bytes of a session's record in a log without its turns and tokens, and of a turn.
+const PUT_BYTES: usize = 124;
 const TURN_BYTES: usize = 9;
 
 /// A session id within its tenant: two API keys may use the same id without meeting.
@@ -16,6 +16,36 @@ pub struct SessionKey {
     pub tenant: u32,
     /// Clients' ids are 0 and above. Those below -1 are the server's own: no client can name them.
     pub id: i64,
+}
+
+/// Why a session is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Its client ended it.
+    Ended,
+    /// It made room for others, or was unused for too long.
+    Evicted,
+    /// All records of it were damaged.
+    Lost,
+}
+
+impl Gone {
+    pub(super) const fn byte(self) -> u8 {
+        match self {
+            Self::Ended => 0,
+            Self::Evicted => 1,
+            Self::Lost => 2,
+        }
+    }
+
+    pub(super) const fn parse(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0] => Some(Self::Ended),
+            [1] => Some(Self::Evicted),
+            [2] => Some(Self::Lost),
+            _ => None,
+        }
+    }
 }
 
 /// One committed turn. Turns follow one another without a gap.
@@ -53,6 +83,11 @@ pub struct SessionState {
     pub created_ms: u64,
     /// When it was last used.
     pub used_ms: u64,
+    /// A number that grows with every use of any session. Clocks can be set back; this tells which of two was used last.
+    pub used_order: u64,
+    /// Turns behind the last one here and up to this one were in a log and are lost; 0: none is. What comes next would follow
+    /// something that nobody knows, so the session takes no turn until it is taken back to one that it has.
+    pub lost_turn: u32,
 }
 
 /// What a turn builds on.
@@ -156,6 +191,8 @@ impl SessionState {
             system_tokens: 0,
             created_ms: now_ms,
             used_ms: now_ms,
+            used_order: 0,
+            lost_turn: 0,
         }
     }
 

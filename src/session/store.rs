@@ -8,10 +8,10 @@
 mod durable;
 mod eviction;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::idle::{Idle, Tombstones, Used};
-use super::state::{Base, Commit, Outcome, SessionKey, SessionState};
+use super::idle::{Idle, Tombstones};
+use super::state::{Base, Commit, Gone, Outcome, SessionKey, SessionState};
 use crate::error::{Error, Kind, Result};
 
 /// How many sessions are kept, and how long.
@@ -37,6 +37,8 @@ impl Default for StoreLimits {
 pub enum Start {
     /// One that lives; its history goes before the turn.
     Continue,
+    /// One that lives, be it read-only: for what goes back behind the turns that it lost, or ends it.
+    Mend,
     /// One that lives, or else a new one, unless it was evicted.
     Create,
     /// A new one; a live one of that id is replaced when the turn commits, not before.
@@ -65,7 +67,6 @@ struct Running {
 #[derive(Debug, Clone)]
 struct Session {
     state: SessionState,
-    used_order: u64,
     running: Option<Running>,
 }
 
@@ -84,6 +85,8 @@ pub struct SessionInfo {
     pub created_ms: u64,
     /// When it was last used.
     pub used_ms: u64,
+    /// The last of the turns that it lost, which makes it read-only; 0: it lost none.
+    pub lost_turn: u32,
 }
 
 /// All sessions of one server.
@@ -98,8 +101,8 @@ pub struct SessionStore {
     limits: StoreLimits,
     tenant_caps: HashMap<u32, usize>,
     tombstones: Tombstones,
-    /// Evictions that are not written down yet; absent where nothing is.
-    evicted: Option<Vec<SessionKey>>,
+    /// Evictions that are not written down yet, the oldest first; absent where nothing is.
+    evicted: Option<VecDeque<SessionKey>>,
     totals: Totals,
 }
 
@@ -131,6 +134,19 @@ pub fn session_busy(key: SessionKey) -> Error {
     Error::new(Kind::Conflict, "session_busy", message)
         .with_param("instance_id")
         .with_detail("retry_after", 1)
+}
+
+/// 409: turns of the session are lost, and nothing can follow what nobody knows.
+pub fn session_damaged(key: SessionKey, state: &SessionState) -> Error {
+    let turns = state.turns.len();
+    let message = format!(
+        "session {} lost what came behind turn {turns} (up to turn {}), for its log was damaged; it is read-only until it is \
+         rewound to at most {turns} turns, or fork it there",
+        key.id, state.lost_turn
+    );
+    Error::new(Kind::Conflict, "session_damaged", message)
+        .with_param("instance_id")
+        .with_detail("turns", turns)
 }
 
 fn exists(key: SessionKey) -> Error {
@@ -165,7 +181,8 @@ impl SessionStore {
     /// Marks the session busy with `request` and hands out what its turn builds on.
     ///
     /// # Errors
-    /// `session_busy` (409) while another turn runs; `session_not_found` or `session_expired` (404); `session_exists` (409).
+    /// `session_busy` (409) while another turn runs; `session_not_found`, `session_expired` or `session_lost` (404);
+    /// `session_exists` (409); `session_damaged` (409) for one that lost turns.
     pub fn begin(
         &mut self,
         key: SessionKey,
@@ -176,14 +193,13 @@ impl SessionStore {
         self.expire(now_ms);
         let Some(session) = self.sessions.get_mut(&key) else {
             // A client that goes on where an evicted session stood must hear of it, not get an empty history.
-            let goes_on = start == Start::Continue
-                || (start == Start::Create && self.tombstones.contains(key));
+            let goes_on = matches!(start, Start::Continue | Start::Mend)
+                || (start == Start::Create && self.tombstones.get(key).is_some());
             if goes_on {
                 return Err(self.missing(key));
             }
             let session = Session {
                 state: SessionState::new(now_ms),
-                used_order: 0,
                 running: Some(Running {
                     request,
                     fresh: true,
@@ -199,7 +215,11 @@ impl SessionStore {
         if start == Start::New {
             return Err(exists(key));
         }
-        self.idle.remove(session.used(), key);
+        let state = &session.state;
+        if state.lost_turn > 0 && matches!(start, Start::Continue | Start::Create) {
+            return Err(session_damaged(key, state));
+        }
+        self.idle.remove(state.used_order, key);
         let fresh = start == Start::Fresh;
         session.running = Some(Running { request, fresh });
         Ok(if fresh {
@@ -218,7 +238,7 @@ impl SessionStore {
 
     /// What [`Self::commit`] would make of the session, for whoever must write it down first. None if the turn does not run.
     pub fn outcome(
-        &self,
+        &mut self,
         key: SessionKey,
         request: u64,
         commit: Commit,
@@ -238,14 +258,16 @@ impl SessionStore {
                 state.created_ms
             },
             used_ms: now_ms,
+            used_order: self.uses + 1,
+            lost_turn: 0,
         });
+        self.uses += 1;
         let before = (!state.turns.is_empty()).then(|| state.clone());
         Some(Outcome { before, after })
     }
 
     /// Ends the running turn of `request` with the outcome that [`Self::outcome`] gave.
     pub fn settle(&mut self, key: SessionKey, request: u64, outcome: Outcome) {
-        let order = self.uses + 1;
         let Some(session) = self.running_mut(key, request) else {
             return;
         };
@@ -256,12 +278,9 @@ impl SessionStore {
             return;
         };
         let before = std::mem::replace(&mut session.state, after.clone());
-        session.used_order = order;
-        let used = session.used();
-        self.uses = order;
         self.totals.add(&after);
         self.totals.remove(&before);
-        self.idle.insert(used, key);
+        self.idle.insert(after.used_order, key);
         self.tombstones.remove(key);
         self.evict_over_cap(key.tenant);
     }
@@ -272,11 +291,11 @@ impl SessionStore {
             return;
         };
         session.running = None;
-        let (empty, used) = (session.state.turns.is_empty(), session.used());
+        let (empty, used_order) = (session.state.turns.is_empty(), session.state.used_order);
         if empty {
             self.take(key);
         } else {
-            self.idle.insert(used, key);
+            self.idle.insert(used_order, key);
         }
         self.evict_over_cap(key.tenant);
     }
@@ -299,7 +318,7 @@ impl SessionStore {
     /// What can be said of a session.
     ///
     /// # Errors
-    /// `session_not_found` or `session_expired` (404).
+    /// `session_not_found`, `session_expired` or `session_lost` (404).
     pub fn info(&self, key: SessionKey) -> Result<SessionInfo> {
         Ok(self.get(key)?.info(key))
     }
@@ -307,7 +326,7 @@ impl SessionStore {
     /// A session at its last committed turn, whatever runs.
     ///
     /// # Errors
-    /// `session_not_found` or `session_expired` (404).
+    /// `session_not_found`, `session_expired` or `session_lost` (404).
     pub fn state(&self, key: SessionKey) -> Result<&SessionState> {
         Ok(&self.get(key)?.state)
     }
@@ -348,10 +367,10 @@ impl SessionStore {
     }
 
     fn missing(&self, key: SessionKey) -> Error {
-        let (code, why) = if self.tombstones.contains(key) {
-            ("session_expired", "was evicted")
-        } else {
-            ("session_not_found", "does not exist")
+        let (code, why) = match self.tombstones.get(key) {
+            Some(Gone::Evicted) => ("session_expired", "was evicted"),
+            Some(Gone::Lost) => ("session_lost", "is lost, for its log was damaged"),
+            Some(Gone::Ended) | None => ("session_not_found", "does not exist"),
         };
         let message = format!(
             "session {} {why}; start it with sequence_start=true",
@@ -362,13 +381,6 @@ impl SessionStore {
 }
 
 impl Session {
-    const fn used(&self) -> Used {
-        Used {
-            ms: self.state.used_ms,
-            order: self.used_order,
-        }
-    }
-
     fn info(&self, key: SessionKey) -> SessionInfo {
         SessionInfo {
             key,
@@ -377,6 +389,7 @@ impl Session {
             busy: self.running.is_some(),
             created_ms: self.state.created_ms,
             used_ms: self.state.used_ms,
+            lost_turn: self.state.lost_turn,
         }
     }
 }

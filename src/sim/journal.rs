@@ -71,8 +71,10 @@ impl Journal {
     fn write_evictions(&mut self, store: &Mutex<SessionStore>) -> Result<()> {
         // One that is not written comes back after a kill, which is allowed and hard to foretell.
         let full_after = self.file.disk().full_after.take();
-        for key in lock(store).take_evicted() {
+        let evicted = lock(store).evicted();
+        for key in evicted {
             self.log.append(&[Change::Evict(key)], false)?;
+            lock(store).evictions_written(1);
             self.entries.push((self.log.len(), Entry::Evicted(key)));
         }
         self.file.disk().full_after = full_after;

@@ -142,7 +142,7 @@ pub(super) struct Session {
     pub(super) turns: Vec<usize>,
     pub(super) running: Option<u64>,
     used_ms: u64,
-    /// Which of the commits since the server began it was, or 0.
+    /// A number that grows with every commit.
     used_order: u64,
 }
 
@@ -154,7 +154,7 @@ impl Session {
             turns: state.turns.iter().map(Turn::end).collect(),
             running: None,
             used_ms: state.used_ms,
-            used_order: 0,
+            used_order: state.used_order,
         }
     }
 }
@@ -183,7 +183,10 @@ impl Ledger {
 
     /// What a server begins with whose log brings these sessions back.
     pub(super) fn restored(limits: StoreLimits, known: Known, now_ms: u64) -> Self {
+        // Each number is at most the store's own of that use, so what comes later is always above it.
+        let used = known.sessions.values().map(|session| session.used_order);
         let mut ledger = Self {
+            commits: used.max().unwrap_or(0),
             sessions: known.sessions,
             evicted: known.evicted,
             ..Self::new(limits)
@@ -199,7 +202,6 @@ impl Ledger {
         let committed = sessions.filter(|(_, session)| !session.turns.is_empty());
         let idle = |session: &Session| Session {
             running: None,
-            used_order: 0,
             ..session.clone()
         };
         Known {
@@ -293,8 +295,7 @@ impl Ledger {
     pub(super) fn evict(&mut self) {
         while self.sessions.len() > self.limits.max_sessions {
             let idle = self.sessions.iter().filter(|(_, s)| s.running.is_none());
-            let Some((_, _, key)) = idle.map(|(key, s)| (s.used_ms, s.used_order, *key)).min()
-            else {
+            let Some((_, key)) = idle.map(|(key, s)| (s.used_order, *key)).min() else {
                 return;
             };
             self.sessions.remove(&key);

@@ -63,7 +63,7 @@ impl World {
             Some(session) if turns == 0 || turns > session.turns.len() => Err(400),
             Some(session) => Ok(session.clone()),
         };
-        let begun = TurnLease::begin(&self.store, key, request, Start::Continue, self.now_ms);
+        let begun = TurnLease::begin(&self.store, key, request, Start::Mend, self.now_ms);
         let rewound =
             begun.and_then(|(lease, base)| Ok(lease.finish(base.after_turns(Some(turns))?)));
         self.take_verb(key, turns, rewound, expected)

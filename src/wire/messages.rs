@@ -183,7 +183,7 @@ pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
 pub(super) fn error_event(out: &mut Vec<u8>, error: &Error) {
     let mut object = error.to_json();
     let kind = match error.kind {
-        Kind::Internal => "api_error",
+        Kind::Internal | Kind::StorageFull => "api_error",
         Kind::Unavailable => "overloaded_error",
         Kind::Busy => "rate_limit_error",
         Kind::NotFound => "not_found_error",

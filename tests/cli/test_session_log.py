@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def test_a_conversation_goes_on_as_if_nothing_had_happened(tmp_path: Path, smoll
     log.write_bytes(whole + b"half a rec")
     with start(tmp_path) as server:
         assert "WARNING" in server.output()
-        assert "10 bytes were cut off its end" in server.output()
+        assert "10 bytes were cut off its end, and kept in sessions.log.damaged-" in server.output()
         assert httpx.get(f"{server.url}/v1/sessions/7").json()["turns"] == 3
         texts += talk(server, 7, prompts[3:])
         # The same conversation without a break.
@@ -85,12 +88,69 @@ def test_a_conversation_goes_on_as_if_nothing_had_happened(tmp_path: Path, smoll
         assert "belongs to another server that runs" in failure(tmp_path)
         end(server, signal.SIGTERM)
 
-    # The fingerprint stands behind the magic and the first record's length, checksum and kind.
+    assert [path.read_bytes() for path in log.parent.glob("*.damaged-*")] == [b"half a rec"]
+
+
+def test_damage_is_told_and_costs_no_other_session(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    log = tmp_path / "sessions" / "sessions.log"
+    with start(tmp_path) as server:
+        turn(server, 1, "My name is Ada.", sequence_start=True)
+        turn(server, 2, "My name is Bob.", sequence_start=True)
+        first = log.stat().st_size
+        turn(server, 1, "What is my name?")
+        turn(server, 2, "What is my name?")
+        end(server, signal.SIGTERM)
     damaged = bytearray(log.read_bytes())
-    damaged[20] ^= 1
+    damaged[first + 100] ^= 1
     log.write_bytes(damaged)
-    assert "its header is damaged" in failure(tmp_path)
+
+    check = sessions_command("check", log.parent)
+    assert check.returncode == 1
+    assert "session 1: turn 2 lost; it is read-only at turn 1" in check.stdout
     assert log.read_bytes() == damaged
+    with start(tmp_path) as server:
+        assert "session 1: turn 2 lost; it is read-only at turn 1" in server.output()
+        cards = httpx.get(f"{server.url}/v1/sessions").json()["data"]
+        assert [(card["turns"], card["read_only"]) for card in cards] == [(1, True), (2, False)]
+        body = {"prompt": "Go on.", "instance_id": 1, "sequence_start": False, "request_output_len": 4}
+        refused = httpx.post(f"{server.url}/generate", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_damaged")
+        assert httpx.post(f"{server.url}/v1/sessions/1/rewind", json={"turns": 1}).json()["read_only"] is False
+        turn(server, 1, "Go on.")
+        end(server, signal.SIGTERM)
+    check = sessions_command("check", log.parent)
+    assert (check.returncode, check.stdout.splitlines()[-1]) == (0, "nothing is lost")
+
+
+def sessions_command(action: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmserve", "sessions", action, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_folder_that_is_deleted_is_made_again_with_all_that_was_said(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    folder = tmp_path / "sessions"
+    with start(tmp_path) as server:
+        turn(server, 1, "My name is Ada.", sequence_start=True)
+        shutil.rmtree(folder)
+        turn(server, 2, "My name is Bob.", sequence_start=True)
+        # Something else in the log's place is nobody's to delete.
+        (folder / "sessions.log").unlink()
+        os.mkfifo(folder / "sessions.log")
+        body = {"prompt": "Go on.", "instance_id": 2, "sequence_start": False, "request_output_len": 4}
+        refused = httpx.post(f"{server.url}/generate", json=body, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_failed")
+        assert "lmserve_session_log_faulty 1" in httpx.get(f"{server.url}/metrics").text
+        (folder / "sessions.log").unlink()
+        while "lmserve_session_log_faulty 0" not in httpx.get(f"{server.url}/metrics").text:
+            time.sleep(0.05)
+        turn(server, 2, "What is my name?")
+        assert server.output().count("are refused (storage_failed)") == 1
+        end(server, signal.SIGKILL)
+    with start(tmp_path) as server:
+        cards = httpx.get(f"{server.url}/v1/sessions").json()["data"]
+        assert [(card["id"], card["turns"]) for card in cards] == [(1, 1), (2, 2)]
 
 
 def test_keys_find_their_own_sessions_in_any_order(tmp_path: Path, smollm2_gguf: Path) -> None:

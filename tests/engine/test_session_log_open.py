@@ -11,7 +11,7 @@ import tiny_models
 from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.load import ModelPlan
-from lmserve.engine.sessions import SessionLog
+from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.errors import LmserveError
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 
@@ -37,7 +37,8 @@ def test_a_log_of_another_model_is_refused_before_the_weights_are_read(
 
 def test_an_open_log_is_locked_and_says_what_it_has(tmp_path: Path) -> None:
     log = _core.OpenSessionLog(settings(tmp_path))
-    assert (log.restored["sessions"], log.restored["tokens"], log.restored["torn"]) == (0, 0, 0)
+    report = log_report_of(log.restored)
+    assert (report.sessions, report.tokens, report.torn, report.is_whole) == (0, 0, 0, True)
     with pytest.raises(LmserveError, match="belongs to another server that runs") as error:
         _core.OpenSessionLog(settings(tmp_path))
     assert error.value.error["code"] == "session_dir_in_use"

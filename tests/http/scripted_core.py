@@ -88,6 +88,7 @@ def prompt_of(request: dict[str, Any]) -> str:
 class ScriptedCore:
     def __init__(self, *, max_queue: int = 1024) -> None:
         self.lock = threading.RLock()
+        self.fault: tuple[str, str] | None = None
         self.submitted: list[dict[str, Any]] = []
         self.streams: dict[int, ScriptedStream] = {}
         self.sessions: dict[tuple[int, int], int] = {}  # committed tokens
@@ -164,6 +165,9 @@ class ScriptedCore:
                 return []
             news, self._news = self._news, []
             return news
+
+    def session_log_fault(self) -> tuple[str, str] | None:
+        return self.fault
 
     def stats(self) -> dict[str, int | float]:
         with self.lock:

@@ -6,16 +6,19 @@ It installs no signal handler and opens no socket, so it can live in any asyncio
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
-from lmserve.engine.sessions import SessionInfo, TranscriptTurn, session_info_of
+from lmserve.engine.sessions import SessionInfo, StorageFault, TranscriptTurn, session_info_of
 from lmserve.engine.submission import EmbedSubmission, Submission, encode, with_defaults
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
+
+logger = logging.getLogger("lmserve.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class AsyncEngine:
         self._core = core
         self._streams: dict[int, AsyncStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._fault_told: str | None = None
 
     def submit(self, submission: Submission) -> AsyncStream:
         """Hand one request to the core. The caller must end the stream: read it to its end, or `abort` it.
@@ -162,7 +166,26 @@ class AsyncEngine:
             streams.append(stream)
         return stream
 
+    @property
+    def storage_fault(self) -> StorageFault | None:
+        """Why no turn can be written to the session log now; None: nothing is wrong, or there is no log."""
+        fault = self._core.session_log_fault()
+        return None if fault is None else StorageFault(*fault)
+
+    def _tell_of_storage(self) -> None:
+        """Log that the disk fails, or is well again: once for each change."""
+        fault = self.storage_fault
+        code = None if fault is None else fault.code
+        if code == self._fault_told:
+            return
+        self._fault_told = code
+        if fault is None:
+            logger.warning("the session log is written again")
+        else:
+            logger.error("%s; turns of sessions are refused (%s) until it is well again", fault.message, fault.code)
+
     def _wake_streams(self) -> None:
+        self._tell_of_storage()
         streams = self._streams
         for stream_id in self._core.drain():
             stream = streams.get(stream_id)

@@ -69,6 +69,9 @@ class CoreEngine(Protocol):
     def drain(self) -> list[int]:
         """Ids of the streams with news; clears the descriptor."""
 
+    def session_log_fault(self) -> tuple[str, str] | None:
+        """(code, message) of why no turn can be written down now; None: nothing is wrong."""
+
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges."""
 

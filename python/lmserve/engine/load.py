@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.sessions import SessionLog
+from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.engine.text import TextLayer
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
@@ -19,6 +20,8 @@ from lmserve.model.generation_defaults import NONE, GenerationDefaults
 from lmserve.model.options import MemoryPlan
 
 logger = logging.getLogger("lmserve.engine")
+
+MAX_LOSSES: Final = 50  # lines that say what a damaged session log lost
 
 
 class ModelPlan:
@@ -104,11 +107,22 @@ class ModelPlan:
             tenants=config.keyring.durable_names(),
         )
         log = _core.OpenSessionLog(settings, max_sessions=config.max_sessions, session_ttl=config.session_ttl)
-        restored = log.restored
-        if restored["torn"]:
-            logger.warning("the session log ended within a record: %d bytes were cut off its end", restored["torn"])
-        count, tokens = restored["sessions"], restored["tokens"]
-        logger.info("%d sessions of %d tokens were restored from %s", count, tokens, config.session_dir)
+        report = log_report_of(log.restored)
+        if report.torn:
+            message = "the session log ended within a record: %d bytes were cut off its end, and kept in %s"
+            logger.warning(message, report.torn, report.kept)
+        if not report.is_whole:
+            message = "the session log was damaged: %d bytes of it cannot be read, and are kept in %s"
+            logger.error(message, report.damaged, report.kept)
+            for loss in report.losses[:MAX_LOSSES]:
+                logger.error("%s", loss)
+            if further := len(report.losses[MAX_LOSSES:]):
+                logger.error("%d more sessions lost turns; lmserve sessions check lists all of them", further)
+            if report.unnamed:
+                logger.error("%d records are missing, and nobody can say whose they were", report.unnamed)
+        logger.info(
+            "%d sessions of %d tokens were restored from %s", report.sessions, report.tokens, config.session_dir
+        )
         return log
 
     def load_async_engine(self) -> AsyncEngine:

@@ -21,6 +21,55 @@ class SessionLog(Struct, frozen=True, kw_only=True):
     tenants: dict[int, bytes]  # each tenant's 32 bytes that name it for good; no session of another is written
 
 
+class Loss(Struct, frozen=True, kw_only=True):
+    """What damaged records of a log took from a session."""
+
+    tenant: int | None  # None: the server knows no such tenant
+    id: int
+    kept_turns: int  # it is read-only behind them; 0: it is gone
+    last_turn: int  # the last that is lost; not above kept_turns: a rewind or the session's end is
+
+    def __str__(self) -> str:
+        if self.kept_turns == 0:
+            return f"session {self.id} is lost" + (f" with its {self.last_turn} turns" if self.last_turn > 1 else "")
+        first = self.kept_turns + 1
+        turns = f"turn {first}" if self.last_turn <= first else f"turns {first} to {self.last_turn}"
+        lost = f"{turns} lost" if self.last_turn >= first else "a rewind or its end lost"
+        return f"session {self.id}: {lost}; it is read-only at turn {self.kept_turns}"
+
+
+class LogReport(Struct, frozen=True, kw_only=True):
+    """What a session log has, and what it has lost."""
+
+    version: int  # of the format
+    model: str | None  # None: the log was never begun
+    sessions: int
+    turns: int
+    tokens: int
+    bytes: int  # of whole records
+    torn: int  # bytes of a record at the end that was written in part
+    damaged: int  # bytes of records that are damaged
+    losses: list[Loss]
+    unnamed: int  # records that are missing, of which nobody can say whose they were
+    kept: str | None  # the file beside the log that keeps what was torn or damaged
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was committed is there."""
+        return not (self.damaged or self.losses or self.unnamed)
+
+
+class StorageFault(Struct, frozen=True):
+    """Why nothing can be written down now."""
+
+    code: str  # storage_full or storage_failed
+    message: str
+
+
+def log_report_of(json: bytes) -> LogReport:
+    return msgspec.json.decode(json, type=LogReport)
+
+
 class SessionInfo(Struct, frozen=True, kw_only=True):
     """A session without its tokens. Times are in milliseconds since 1970."""
 
@@ -30,6 +79,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     busy: bool  # a turn runs
     created_ms: int
     used_ms: int
+    lost_turn: int = 0  # the last of the turns that a damaged log lost, which makes it read-only; 0: none
     cached_tokens: int | None = None  # of `tokens`, those that the next turn need not compute; None: not asked for
 
 

@@ -28,6 +28,9 @@ class SessionCard(Struct, frozen=True, kw_only=True):
         Meta(description="Of these, the ones that the next turn need not compute again. Not in a list."),
     ] = UNSET
     busy: Annotated[bool, Meta(description="A turn runs; it is no part of the numbers above.")]
+    read_only: Annotated[
+        bool, Meta(description="A damaged log lost what came behind these turns: rewind the session, or fork it.")
+    ] = False
     created: Annotated[int, Meta(description="Seconds since 1970.")]
     age: Annotated[float, Meta(description="Seconds since the session began.")]
     idle: Annotated[float, Meta(description="Seconds since its last turn was committed.")]

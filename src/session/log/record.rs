@@ -1,37 +1,8 @@
-//! The records of a session log as bytes: little-endian, and behind each one's length its checksum.
+//! What records say, as bytes: little-endian. Their frames are in [`super::frame`].
 
-use super::crc::crc32;
-use super::{Fingerprint, TenantName};
+use super::Fingerprint;
 use crate::session::state::{SessionState, Turn};
 use crate::text::Tail;
-
-/// First bytes of a log; the digit is the format's version.
-pub(super) const MAGIC: &[u8; 8] = b"lmsess1\n";
-/// Length and checksum before each record.
-pub(super) const FRAME_BYTES: usize = 8;
-/// Longest record: far more than a session of 16 million tokens takes.
-pub(super) const MAX_RECORD_BYTES: usize = 1 << 28;
-
-const HEADER: u8 = b'H';
-const TENANT: u8 = b'T';
-const PUT: u8 = b'P';
-const DROP: u8 = b'D';
-
-/// What one record says. Tenants have numbers of the log's own, in order of their first record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Record {
-    /// What the log's tokens mean.
-    Header {
-        fingerprint: Fingerprint,
-        model: String,
-    },
-    /// The next tenant number is this tenant's.
-    Tenant(TenantName),
-    /// What a session has become.
-    Put { tenant: u32, id: i64, put: Put },
-    /// A session is gone.
-    Drop { tenant: u32, id: i64, expired: bool },
-}
 
 /// A session's state as its difference from the one before: leading tokens and turns that stay, and what comes behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +10,8 @@ pub(super) struct Put {
     pub(super) seed: u64,
     pub(super) created_ms: u64,
     pub(super) used_ms: u64,
+    pub(super) used_order: u64,
+    pub(super) lost_turn: u32,
     pub(super) system_tokens: u32,
     pub(super) keep_turns: u32,
     pub(super) keep_tokens: u32,
@@ -52,15 +25,19 @@ fn common<T: PartialEq>(a: &[T], b: &[T]) -> usize {
 }
 
 impl Put {
-    /// The difference between two states of a session; `before` is absent where there was none.
+    /// The difference between two states of a session; `before` is absent where there was none. A session that begins anew is
+    /// written whole: what is damaged before it does it no harm.
     pub(super) fn between(before: Option<&SessionState>, after: &SessionState) -> Self {
         let keep_turns = before.map_or(0, |before| common(&before.turns, &after.turns));
-        let keep_tokens = before.map_or(0, |before| common(&before.tokens, &after.tokens));
+        let kept = before.filter(|_| keep_turns > 0);
+        let keep_tokens = kept.map_or(0, |before| common(&before.tokens, &after.tokens));
         let turns = after.turns[keep_turns..].iter();
         Self {
             seed: after.seed,
             created_ms: after.created_ms,
             used_ms: after.used_ms,
+            used_order: after.used_order,
+            lost_turn: after.lost_turn,
             system_tokens: after.system_tokens as u32,
             keep_turns: keep_turns as u32,
             keep_tokens: keep_tokens as u32,
@@ -69,6 +46,16 @@ impl Put {
                 .collect(),
             tokens: after.tokens[keep_tokens..].to_vec(),
         }
+    }
+
+    /// Whether it says all of a session, and needs nothing before it.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.keep_turns == 0 && self.keep_tokens == 0
+    }
+
+    /// Turns of the session after the change.
+    pub(super) const fn turns_after(&self) -> u32 {
+        self.keep_turns + self.turns.len() as u32
     }
 
     /// Whether the difference can follow a state of so many tokens and these turns.
@@ -102,140 +89,91 @@ impl Put {
             });
         }
     }
-}
 
-impl Record {
-    /// Appends the record with its length and checksum.
+    /// Appends the record's body.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let frame = out.len();
-        out.extend_from_slice(&[0; FRAME_BYTES]);
-        match self {
-            Self::Header { fingerprint, model } => {
-                out.push(HEADER);
-                out.extend_from_slice(fingerprint);
-                out.extend_from_slice(model.as_bytes());
-            }
-            Self::Tenant(name) => {
-                out.push(TENANT);
-                out.extend_from_slice(name);
-            }
-            Self::Put { tenant, id, put } => {
-                out.push(PUT);
-                out.extend_from_slice(&tenant.to_le_bytes());
-                out.extend_from_slice(&id.to_le_bytes());
-                for number in [put.seed, put.created_ms, put.used_ms] {
-                    out.extend_from_slice(&number.to_le_bytes());
-                }
-                let counts = [
-                    put.system_tokens,
-                    put.keep_turns,
-                    put.keep_tokens,
-                    put.turns.len() as u32,
-                ];
-                for count in counts {
-                    out.extend_from_slice(&count.to_le_bytes());
-                }
-                for &(input, output, tail) in &put.turns {
-                    out.extend_from_slice(&input.to_le_bytes());
-                    out.extend_from_slice(&output.to_le_bytes());
-                    out.push(u8::from(tail == Tail::OpenAssistant));
-                }
-                for token in &put.tokens {
-                    out.extend_from_slice(&token.to_le_bytes());
-                }
-            }
-            Self::Drop {
-                tenant,
-                id,
-                expired,
-            } => {
-                out.push(DROP);
-                out.extend_from_slice(&tenant.to_le_bytes());
-                out.extend_from_slice(&id.to_le_bytes());
-                out.push(u8::from(*expired));
-            }
+        for number in [self.seed, self.created_ms, self.used_ms, self.used_order] {
+            out.extend_from_slice(&number.to_le_bytes());
         }
-        let payload = frame + FRAME_BYTES;
-        let length = (out.len() - payload) as u32;
-        let checksum = crc32(&out[payload..]);
-        out[frame..frame + 4].copy_from_slice(&length.to_le_bytes());
-        out[frame + 4..payload].copy_from_slice(&checksum.to_le_bytes());
+        let counts = [
+            self.lost_turn,
+            self.system_tokens,
+            self.keep_turns,
+            self.keep_tokens,
+            self.turns.len() as u32,
+            self.tokens.len() as u32,
+        ];
+        for count in counts {
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        for &(input, output, tail) in &self.turns {
+            out.extend_from_slice(&input.to_le_bytes());
+            out.extend_from_slice(&output.to_le_bytes());
+            out.push(u8::from(tail == Tail::OpenAssistant));
+        }
+        for token in &self.tokens {
+            out.extend_from_slice(&token.to_le_bytes());
+        }
     }
 
-    /// The record of a payload whose checksum is right; None where it is none of this format.
-    pub(super) fn parse(payload: &[u8]) -> Option<Self> {
-        let mut rest = Bytes(payload);
-        let record = match rest.array::<1>()?[0] {
-            HEADER => Self::Header {
-                fingerprint: rest.array()?,
-                model: String::from_utf8(rest.take_all().to_vec()).ok()?,
-            },
-            TENANT => Self::Tenant(rest.array()?),
-            PUT => Self::Put {
-                tenant: rest.u32()?,
-                id: i64::from_le_bytes(rest.array()?),
-                put: parse_put(&mut rest)?,
-            },
-            DROP => Self::Drop {
-                tenant: rest.u32()?,
-                id: i64::from_le_bytes(rest.array()?),
-                expired: rest.flag()?,
-            },
-            _ => return None,
+    /// The body of a record; None where it is none of this format. What a later version adds at its end is skipped.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+        let mut rest = Bytes(body);
+        let [seed, created_ms, used_ms, used_order] =
+            [rest.u64()?, rest.u64()?, rest.u64()?, rest.u64()?];
+        let [lost_turn, system_tokens, keep_turns, keep_tokens] =
+            [rest.u32()?, rest.u32()?, rest.u32()?, rest.u32()?];
+        let (turns, tokens) = (rest.u32()? as usize, rest.u32()? as usize);
+        let put = Self {
+            seed,
+            created_ms,
+            used_ms,
+            used_order,
+            lost_turn,
+            system_tokens,
+            keep_turns,
+            keep_tokens,
+            turns: rest.turns(turns)?,
+            tokens: rest.tokens(tokens)?,
         };
-        rest.0.is_empty().then_some(record)
+        rest.sections(|_, _| {})?;
+        Some(put)
     }
 }
 
-fn parse_put(rest: &mut Bytes<'_>) -> Option<Put> {
-    let [seed, created_ms, used_ms] = [rest.u64()?, rest.u64()?, rest.u64()?];
-    let [system_tokens, keep_turns, keep_tokens] = [rest.u32()?, rest.u32()?, rest.u32()?];
-    let count = rest.u32()? as usize;
-    // No allocation that the bytes do not pay for.
-    let mut turns = Vec::with_capacity(count.min(rest.0.len() / 9));
-    for _ in 0..count {
-        let (input, output) = (rest.u32()?, rest.u32()?);
-        let tail = if rest.flag()? {
-            Tail::OpenAssistant
-        } else {
-            Tail::Closed
-        };
-        turns.push((input, output, tail));
-    }
-    let (tokens, odd) = rest.take_all().as_chunks::<4>();
-    odd.is_empty().then(|| Put {
-        seed,
-        created_ms,
-        used_ms,
-        system_tokens,
-        keep_turns,
-        keep_tokens,
-        turns,
-        tokens: tokens
-            .iter()
-            .map(|&token| u32::from_le_bytes(token))
-            .collect(),
-    })
+/// The body of a log's header: whose tokens it holds.
+pub(super) fn parse_header(body: &[u8]) -> Option<(Fingerprint, String)> {
+    let mut rest = Bytes(body);
+    let fingerprint = rest.array()?;
+    let model = String::from_utf8(rest.take_all().to_vec()).ok()?;
+    Some((fingerprint, model))
 }
 
-struct Bytes<'a>(&'a [u8]);
+/// Bytes that are read from their beginning.
+pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Bytes<'a> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*array)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn slice(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (slice, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(slice)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn flag(&mut self) -> Option<bool> {
+    pub(super) fn flag(&mut self) -> Option<bool> {
         match self.array::<1>()? {
             [0] => Some(false),
             [1] => Some(true),
@@ -243,7 +181,37 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    fn take_all(&mut self) -> &'a [u8] {
+    pub(super) fn turns(&mut self, count: usize) -> Option<Vec<(u32, u32, Tail)>> {
+        // No allocation that the bytes do not pay for.
+        let mut turns = Vec::with_capacity(count.min(self.0.len() / 9));
+        for _ in 0..count {
+            let (input, output) = (self.u32()?, self.u32()?);
+            let tail = if self.flag()? {
+                Tail::OpenAssistant
+            } else {
+                Tail::Closed
+            };
+            turns.push((input, output, tail));
+        }
+        Some(turns)
+    }
+
+    pub(super) fn tokens(&mut self, count: usize) -> Option<Vec<u32>> {
+        let (tokens, _) = self.slice(count.checked_mul(4)?)?.as_chunks::<4>();
+        Some(tokens.iter().map(|&t| u32::from_le_bytes(t)).collect())
+    }
+
+    /// What follows: parts with a tag (u8) and a length (u32) each.
+    pub(super) fn sections(&mut self, mut take: impl FnMut(u8, &'a [u8])) -> Option<()> {
+        while !self.0.is_empty() {
+            let [tag] = self.array()?;
+            let length = self.u32()? as usize;
+            take(tag, self.slice(length)?);
+        }
+        Some(())
+    }
+
+    pub(super) fn take_all(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 }

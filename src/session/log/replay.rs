@@ -1,12 +1,24 @@
-//! Reads a log back: every record up to the first one that is not whole.
+//! What the records of a log come to, one after the other, whatever is missing among them.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use super::crc::crc32;
-use super::record::{FRAME_BYTES, MAGIC, MAX_RECORD_BYTES, Put, Record};
-use super::{Fingerprint, TenantName};
-use crate::session::state::{SessionState, Turn};
+use super::frame::{DROP, HEADER, Head, Marker, PADDING, PUT};
+use super::record::Put;
+use super::{Fingerprint, TenantTag};
+use crate::session::state::{Gone, SessionState, Turn};
+
+/// A session as the log names it.
+pub(super) type Name = (TenantTag, i64);
+
+/// What a log says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) fingerprint: Fingerprint,
+    pub(super) model: String,
+    /// Absent in the first version of the format.
+    pub(super) marker: Option<Marker>,
+}
 
 /// A session while its log is read.
 #[derive(Debug, Default)]
@@ -17,156 +29,199 @@ struct Growing {
     system_tokens: usize,
     created_ms: u64,
     used_ms: u64,
+    used_order: u64,
+    /// The record that made it what it is.
+    seq: u64,
+    /// Turns up to this one are lost, those behind `turns`; 0: none.
+    lost_turn: u32,
 }
 
-/// What a log holds. Tenants and sessions are named as the log names them.
+/// What a whole record says.
+pub(super) enum Said {
+    Nothing,
+    /// What a session has become, as a difference from what the record `prev` made of it.
+    Put {
+        name: Name,
+        prev: u64,
+        put: Put,
+    },
+    Drop(Name, Gone),
+}
+
+impl Said {
+    /// None where the record is none of this format.
+    pub(super) fn parse(head: &Head, body: &[u8]) -> Option<Self> {
+        let name = || Some((head.tenant, head.id.parse().ok()?));
+        match head.kind {
+            // Of the header there are two.
+            HEADER | PADDING => Some(Self::Nothing),
+            PUT => Some(Self::Put {
+                name: name()?,
+                prev: head.prev,
+                put: Put::parse(body).filter(|put| put.turns_after() == head.turns)?,
+            }),
+            DROP => Some(Self::Drop(name()?, Gone::parse(body)?)),
+            _ => None,
+        }
+    }
+}
+
+/// What a damaged record took from a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub(super) name: Name,
+    /// Turns that the session still has; 0: it is gone.
+    pub(super) kept_turns: u32,
+    /// Turns that it had in the last record that is lost or cannot follow.
+    pub(super) last_turn: u32,
+}
+
+/// What a log holds.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    /// Absent where the log ends before its header does.
-    pub(super) header: Option<(Fingerprint, String)>,
-    pub(super) tenants: Vec<TenantName>,
-    sessions: BTreeMap<(u32, i64), Growing>,
-    /// Evicted sessions, and how many records came before each one's eviction.
-    expired: BTreeMap<(u32, i64), u64>,
+    pub(super) header: Option<Header>,
+    sessions: BTreeMap<Name, Growing>,
+    /// Sessions that are gone but not by their clients, and how many records came before each one's end.
+    gone: BTreeMap<Name, (u64, Gone)>,
+    /// What is missing of which session.
+    losses: BTreeMap<Name, u32>,
     records: u64,
-    /// Bytes of the magic and of whole records.
+    /// The last record's number.
+    pub(super) seq: u64,
+    /// Records that are missing, by their numbers, and those of them that could be named.
+    missing: u64,
+    named: u64,
+    /// Bytes of whole records, the magic and the header among them.
     pub(super) good: u64,
-    /// Bytes behind them.
-    pub(super) torn: u64,
-}
-
-/// Why no more records are read.
-enum Stop {
-    End,
-    /// What follows is no whole record, and so many bytes of it were read.
-    Torn(u64),
-}
-
-/// Reads up to `limit` bytes, fewer at the end.
-fn read_up_to(reader: &mut impl Read, limit: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
-    buffer.clear();
-    reader.take(limit as u64).read_to_end(buffer)?;
-    Ok(())
+    /// Bytes of the file.
+    pub(super) end: u64,
+    /// Where there are no whole records, in the middle.
+    pub(super) damaged: Vec<Range<u64>>,
+    /// An end that was written in part.
+    pub(super) torn: Range<u64>,
 }
 
 impl Replay {
-    /// Reads everything.
-    ///
-    /// # Errors
-    /// Those of `reader`; `InvalidData` where this is not the beginning of a log.
-    pub(super) fn read(reader: &mut impl Read) -> io::Result<Self> {
-        let mut replay = Self::default();
-        let mut buffer = Vec::new();
-        read_up_to(reader, MAGIC.len(), &mut buffer)?;
-        if !MAGIC.starts_with(&buffer) {
-            let message = "it does not begin as a session log does";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        if buffer.len() < MAGIC.len() {
-            replay.torn = buffer.len() as u64;
-            return Ok(replay);
-        }
-        replay.good = MAGIC.len() as u64;
-        let read = loop {
-            match replay.read_record(reader, &mut buffer)? {
-                None => {}
-                Some(Stop::End) => return Ok(replay),
-                Some(Stop::Torn(read)) => break read,
+    /// Takes a whole record in.
+    pub(super) fn take(&mut self, seq: u64, said: &Said) {
+        self.missing += seq.saturating_sub(self.seq + 1);
+        self.seq = self.seq.max(seq);
+        match said {
+            Said::Nothing => {}
+            Said::Put { name, prev, put } => {
+                let before = self.sessions.get(name);
+                let follows = put.is_whole() || before.is_some_and(|s| s.seq == *prev);
+                self.put(*name, put, follows, seq);
             }
-        };
-        replay.torn = read + io::copy(reader, &mut io::sink())?;
-        Ok(replay)
+            Said::Drop(name, gone) => self.drop(*name, *gone),
+        }
     }
 
-    fn read_record(
-        &mut self,
-        reader: &mut impl Read,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Option<Stop>> {
-        read_up_to(reader, FRAME_BYTES, buffer)?;
-        if buffer.is_empty() {
-            return Ok(Some(Stop::End));
-        }
-        let read = buffer.len();
-        let Some((length, rest)) = buffer.split_first_chunk::<4>() else {
-            return Ok(Some(Stop::Torn(read as u64)));
-        };
-        let Ok(checksum) = <[u8; 4]>::try_from(rest) else {
-            return Ok(Some(Stop::Torn(read as u64)));
-        };
-        let length = u32::from_le_bytes(*length) as usize;
-        if length > MAX_RECORD_BYTES {
-            return Ok(Some(Stop::Torn(read as u64)));
-        }
-        read_up_to(reader, length, buffer)?;
-        let whole = buffer.len() == length && crc32(buffer) == u32::from_le_bytes(checksum);
-        let taken = whole && Record::parse(buffer).is_some_and(|record| self.take(record));
-        let read = (FRAME_BYTES + buffer.len()) as u64;
-        if !taken {
-            return Ok(Some(Stop::Torn(read)));
-        }
-        self.good += read;
-        Ok(None)
-    }
-
-    /// Applies one record; false where it cannot follow those before it.
-    fn take(&mut self, record: Record) -> bool {
+    /// A session became something; `follows`: of what it is now.
+    pub(super) fn put(&mut self, name: Name, put: &Put, follows: bool, seq: u64) {
         self.records += 1;
-        let known = |tenant: u32| (tenant as usize) < self.tenants.len();
-        match record {
-            Record::Header { fingerprint, model } => {
-                let first = self.header.is_none();
-                self.header.get_or_insert((fingerprint, model));
-                first
-            }
-            _ if self.header.is_none() => false,
-            Record::Tenant(name) => {
-                let new = !self.tenants.contains(&name);
-                self.tenants.push(name);
-                new
-            }
-            Record::Put { tenant, id, put } if known(tenant) => self.put((tenant, id), &put),
-            Record::Drop {
-                tenant,
-                id,
-                expired,
-            } if known(tenant) => {
-                self.sessions.remove(&(tenant, id));
-                self.expired.remove(&(tenant, id));
-                if expired {
-                    self.expired.insert((tenant, id), self.records);
-                }
-                true
-            }
-            Record::Put { .. } | Record::Drop { .. } => false,
-        }
-    }
-
-    fn put(&mut self, key: (u32, i64), put: &Put) -> bool {
-        let before = self.sessions.get(&key);
+        let before = self.sessions.get(&name);
         let (tokens, turns) = before.map_or((0, &[][..]), |s| (s.tokens.len(), &s.turns));
-        if !put.fits(tokens, turns) {
-            return false;
+        if !follows || !put.fits(tokens, turns) {
+            self.lose(name, put.turns_after());
+            return;
         }
-        self.expired.remove(&key);
-        let session = self.sessions.entry(key).or_default();
+        self.gone.remove(&name);
+        self.losses.remove(&name);
+        let session = self.sessions.entry(name).or_default();
         put.apply(&mut session.tokens, &mut session.turns);
         session.seed = put.seed;
         session.system_tokens = put.system_tokens as usize;
         session.created_ms = put.created_ms;
         session.used_ms = put.used_ms;
-        true
+        session.used_order = put.used_order;
+        session.seq = seq;
+        session.lost_turn = put.lost_turn;
     }
 
-    /// The sessions, and the evicted ones in order of their eviction.
+    pub(super) fn drop(&mut self, name: Name, gone: Gone) {
+        self.records += 1;
+        self.sessions.remove(&name);
+        self.gone.remove(&name);
+        self.losses.remove(&name);
+        if gone != Gone::Ended {
+            self.gone.insert(name, (self.records, gone));
+        }
+    }
+
+    /// Whether a change of the session is missing: what follows a state that is not known is not to be believed.
+    pub(super) fn has_lost(&self, name: Name) -> bool {
+        self.losses.contains_key(&name)
+    }
+
+    /// A damaged record that could be named: the session had so many turns behind it.
+    pub(super) fn lose_named(&mut self, name: Name, turns: u32) {
+        self.named += 1;
+        self.lose(name, turns);
+    }
+
+    /// So many records are damaged whose numbers no later record can miss.
+    pub(super) const fn lose_numbers(&mut self, records: u64) {
+        self.missing += records;
+    }
+
+    fn lose(&mut self, name: Name, turns: u32) {
+        let last = self.losses.entry(name).or_default();
+        *last = turns.max(*last);
+    }
+
+    /// What is missing of the sessions that were not begun anew since.
+    pub(super) fn losses(&self) -> Vec<Missing> {
+        let missing = self.losses.iter().map(|(&name, &last_turn)| Missing {
+            name,
+            last_turn,
+            kept_turns: (self.sessions.get(&name)).map_or(0, |s| s.turns.len() as u32),
+        });
+        missing.collect()
+    }
+
+    /// The tenants of all sessions, of those that are gone, and of those that are lost.
+    pub(super) fn tenants(&self) -> BTreeSet<TenantTag> {
+        let names = self.sessions.keys().chain(self.gone.keys());
+        names.chain(self.losses.keys()).map(|name| name.0).collect()
+    }
+
+    /// Turns of all sessions.
+    pub(super) fn turns(&self) -> usize {
+        self.sessions
+            .values()
+            .map(|session| session.turns.len())
+            .sum()
+    }
+
+    /// Missing records of which nobody can say whose they were.
+    pub(super) const fn unnamed(&self) -> u64 {
+        self.missing.saturating_sub(self.named)
+    }
+
+    /// Whether something in the middle is not as it was written.
+    pub(super) fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty() || self.missing > 0 || !self.losses.is_empty()
+    }
+
+    /// The sessions with their records' numbers, and those that are gone in order of their ends.
     #[allow(clippy::type_complexity)]
-    pub(super) fn take_sessions(&mut self) -> (Vec<((u32, i64), SessionState)>, Vec<(u32, i64)>) {
+    pub(super) fn take_sessions(&mut self) -> (Vec<(Name, u64, SessionState)>, Vec<(Name, Gone)>) {
+        let mut lost = Vec::new();
+        for missing in self.losses() {
+            match self.sessions.get_mut(&missing.name) {
+                Some(session) => {
+                    session.lost_turn = missing.last_turn.max(missing.kept_turns + 1);
+                }
+                None => lost.push((missing.name, Gone::Lost)),
+            }
+        }
         let sessions = std::mem::take(&mut self.sessions).into_iter();
-        let states = sessions.map(|(key, session)| (key, session.into_state()));
-        let mut expired: Vec<_> = std::mem::take(&mut self.expired).into_iter().collect();
-        expired.sort_unstable_by_key(|&(_, order)| order);
-        let expired = expired.into_iter().map(|(key, _)| key).collect();
-        (states.collect(), expired)
+        let states = sessions.map(|(name, session)| (name, session.seq, session.into_state()));
+        let mut gone: Vec<_> = std::mem::take(&mut self.gone).into_iter().collect();
+        gone.sort_unstable_by_key(|&(_, (order, _))| order);
+        let gone = gone.into_iter().map(|(name, (_, gone))| (name, gone));
+        (states.collect(), gone.chain(lost).collect())
     }
 }
 
@@ -179,6 +234,8 @@ impl Growing {
             system_tokens: self.system_tokens,
             created_ms: self.created_ms,
             used_ms: self.used_ms,
+            used_order: self.used_order,
+            lost_turn: self.lost_turn,
         }
     }
 }

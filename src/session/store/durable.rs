@@ -1,8 +1,9 @@
 //! What a log needs of the store: its states in order, its evictions, and the way back.
 
+use std::collections::VecDeque;
 use std::ops::Bound;
 
-use super::super::state::{SessionKey, SessionState};
+use super::super::state::{Gone, SessionKey, SessionState};
 use super::{Session, SessionStore};
 
 impl SessionStore {
@@ -16,16 +17,21 @@ impl SessionStore {
         self.totals.log_bytes
     }
 
-    /// Takes the keys that were evicted since the last call.
-    pub fn take_evicted(&mut self) -> Vec<SessionKey> {
-        self.evicted
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+    /// The keys that were evicted and are not written down yet, the oldest first. They stay here until
+    /// [`Self::evictions_written`].
+    pub fn evicted(&self) -> Vec<SessionKey> {
+        self.evicted.iter().flatten().copied().collect()
     }
 
-    /// The evictions that are remembered, the latest ones last.
-    pub fn tombstones(&self) -> Vec<SessionKey> {
+    /// The first `count` of the evictions are written down.
+    pub fn evictions_written(&mut self, count: usize) {
+        if let Some(evicted) = &mut self.evicted {
+            evicted.drain(..count.min(evicted.len()));
+        }
+    }
+
+    /// The sessions that are remembered as gone, the latest ones last.
+    pub fn tombstones(&self) -> Vec<(SessionKey, Gone)> {
         self.tombstones.all()
     }
 
@@ -44,23 +50,34 @@ impl SessionStore {
 
     /// From now on evictions are noted for a log.
     pub(in crate::session) fn note_evictions(&mut self) {
-        self.evicted = Some(Vec::new());
+        self.evicted = Some(VecDeque::new());
     }
 
-    /// Takes a session in as a log has it. It may be one too many: [`Self::enforce`] follows.
-    pub(in crate::session) fn restore(&mut self, key: SessionKey, state: SessionState) {
+    /// Takes a session in as a log has it; from a log that knows no order of uses, the least recently used first. It may be one
+    /// too many: [`Self::enforce`] follows.
+    pub(in crate::session) fn restore(
+        &mut self,
+        key: SessionKey,
+        mut state: SessionState,
+        now_ms: u64,
+    ) {
+        if state.used_order == 0 {
+            state.used_order = self.uses + 1;
+        }
+        self.uses = self.uses.max(state.used_order);
+        // A clock that was ahead must not keep a session for ever.
+        state.used_ms = state.used_ms.min(now_ms);
+        self.idle.insert(state.used_order, key);
         let session = Session {
             state,
-            used_order: 0,
             running: None,
         };
-        self.idle.insert(session.used(), key);
         self.insert(key, session);
     }
 
-    /// Remembers an eviction as a log has it.
-    pub(in crate::session) fn restore_evicted(&mut self, key: SessionKey) {
-        self.tombstones.insert(key);
+    /// Remembers a session as a log has it that is gone.
+    pub(in crate::session) fn restore_gone(&mut self, key: SessionKey, gone: Gone) {
+        self.tombstones.insert(key, gone);
     }
 
     /// Evicts what is too old or too much.

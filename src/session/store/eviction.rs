@@ -1,6 +1,6 @@
 //! Which sessions the store lets go: the ones unused for too long, and the least recently used where there are too many.
 
-use super::super::state::SessionKey;
+use super::super::state::{Gone, SessionKey};
 use super::SessionStore;
 
 impl SessionStore {
@@ -15,8 +15,9 @@ impl SessionStore {
         if self.limits.ttl_ms == 0 {
             return;
         }
-        while let Some((used, key)) = self.idle.oldest() {
-            if used.ms.saturating_add(self.limits.ttl_ms) > now_ms {
+        while let Some(key) = self.idle.oldest() {
+            let used_ms = self.sessions.get(&key).map_or(0, |s| s.state.used_ms);
+            if used_ms.saturating_add(self.limits.ttl_ms) > now_ms {
                 break;
             }
             self.evict(key);
@@ -33,7 +34,7 @@ impl SessionStore {
             }
         }
         while self.sessions.len() > self.limits.max_sessions {
-            let Some((_, key)) = self.idle.oldest() else {
+            let Some(key) = self.idle.oldest() else {
                 break;
             };
             self.evict(key);
@@ -42,10 +43,10 @@ impl SessionStore {
 
     fn evict(&mut self, key: SessionKey) {
         if let Some(session) = self.take(key) {
-            self.idle.remove(session.used(), key);
-            self.tombstones.insert(key);
+            self.idle.remove(session.state.used_order, key);
+            self.tombstones.insert(key, Gone::Evicted);
             if let Some(evicted) = &mut self.evicted {
-                evicted.push(key);
+                evicted.push_back(key);
             }
         }
     }

@@ -74,6 +74,7 @@ SESSION: Final = {
     "turns": 1,
     "tokens": 31,
     "busy": False,
+    "read_only": False,
     "created": CREATED,
     "age": 12.5,
     "idle": 4.25,
@@ -460,6 +461,12 @@ FAILURES: Final[Mapping[int, LmserveError]] = {
         retry_after=1,
     ),
     503: LmserveError.new(503, "loading", f"the model {MODEL} is being loaded", retry_after=2),
+    507: LmserveError.new(
+        507,
+        "storage_full",
+        "the session log has no room on its disk: No space left on device; the session is as it was before",
+        retry_after=5,
+    ),
 }
 
 

@@ -37,7 +37,8 @@ ERRORS: Final = {
     409: "The session's turn is running; see Retry-After.",
     413: "The body is too large.",
     429: "The queue is full or a quota is spent; see Retry-After.",
-    503: "The model is being loaded, or the server is stopping.",
+    503: "The model is being loaded, the server is stopping, or the disk of the session log fails.",
+    507: "The disk of the session log is full.",
 }
 
 

@@ -41,7 +41,7 @@ NO_TURN: Final = (
     ),
     tags=["sessions"],
     operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),
-    responses=responses(GenerateReply, 400, 401, 404, 408, 409, 413, 429, 503, error=GenerateErrorReply),
+    responses=responses(GenerateReply, 400, 401, 404, 408, 409, 413, 429, 503, 507, error=GenerateErrorReply),
 )
 async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """One turn, or a verb on a session."""

@@ -105,7 +105,7 @@ async def get_transcript(
     summary="Begin a second conversation where this one is, or was",
     description="The new session shares the cache of what both have in common, and takes no memory until it runs.",
     tags=TAGS,
-    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503),
+    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
 async def fork_session(
     data: JSONBody[ForkRequest], session_id: SessionId, request: Request[Any, Any, Any]
@@ -124,7 +124,7 @@ async def fork_session(
     operation_id="rewind_session",
     summary="Go back to an earlier turn",
     tags=TAGS,
-    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503),
+    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
 async def rewind_session(
     data: JSONBody[RewindRequest], session_id: SessionId, request: Request[Any, Any, Any]
@@ -144,7 +144,7 @@ async def rewind_session(
     summary="Put messages behind a session's history",
     description="The model reads them now, so that the next turn begins at once. No token is generated.",
     tags=TAGS,
-    responses=responses(Appended, 400, 401, 404, 408, 409, 413, 429, 503),
+    responses=responses(Appended, 400, 401, 404, 408, 409, 413, 429, 503, 507),
 )
 async def append_to_session(
     data: JSONBody[AppendRequest], session_id: SessionId, request: Request[Any, Any, Any]
@@ -184,7 +184,7 @@ async def cancel_session(session_id: SessionId, request: Request[Any, Any, Any])
     operation_id="delete_session",
     summary="End a session",
     tags=TAGS,
-    responses=responses(Deleted, 400, 401, 404, 408, 409, 413, 503),
+    responses=responses(Deleted, 400, 401, 404, 408, 409, 413, 503, 507),
 )
 async def delete_session(session_id: SessionId, request: Request[Any, Any, Any]) -> Deleted:
     """The session is gone, and its KV may be evicted. 409 while a turn runs: cancel it first."""
@@ -222,6 +222,7 @@ def _card(info: SessionInfo) -> SessionCard:
         tokens=info.tokens,
         cached_tokens=msgspec.UNSET if info.cached_tokens is None else info.cached_tokens,
         busy=info.busy,
+        read_only=info.lost_turn > 0,
         created=info.created_ms // 1000,
         age=_seconds(now_ms - info.created_ms),
         idle=_seconds(now_ms - info.used_ms),

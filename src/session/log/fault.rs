@@ -1,0 +1,54 @@
+//! Why a log cannot be written.
+
+use std::io;
+
+use crate::error::{Error, Kind};
+
+/// A disk that takes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFault {
+    /// It is full; else it failed.
+    pub full: bool,
+    /// The system's words.
+    pub why: String,
+}
+
+impl LogFault {
+    pub(super) fn of(error: &io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        Self {
+            full: matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+            why: error.to_string(),
+        }
+    }
+
+    /// `storage_full` or `storage_failed`.
+    pub const fn code(&self) -> &'static str {
+        if self.full {
+            "storage_full"
+        } else {
+            "storage_failed"
+        }
+    }
+
+    /// One sentence for whoever runs the server.
+    pub fn message(&self) -> String {
+        let what = if self.full {
+            "has no room on its disk"
+        } else {
+            "cannot be written"
+        };
+        format!("the session log {what}: {}", self.why)
+    }
+
+    /// 507 `storage_full` or 503 `storage_failed`.
+    pub fn error(&self) -> Error {
+        let kind = if self.full {
+            Kind::StorageFull
+        } else {
+            Kind::Unavailable
+        };
+        let message = format!("{}; the session is as it was before", self.message());
+        Error::new(kind, self.code(), message).with_detail("retry_after", 5)
+    }
+}
