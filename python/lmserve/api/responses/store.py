@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from lmserve.api.responses.log import ResponseLog
-from lmserve.engine.sessions import Fsync
+from lmserve.api.responses.log import Remembered, ResponseLog
+from lmserve.engine.sessions import Fsync, StorageFault
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import StoredItem
 
@@ -28,6 +28,7 @@ ID_BITS: Final = 62
 RESPONSE_ID: Final = re.compile("resp_([0-3][0-9a-f]{15})")
 FIRST_SESSION: Final = -2
 SYNC_INTERVAL: Final = 1.0  # seconds
+HEAL_INTERVAL: Final = 1.0  # seconds between two tries of a disk that fails
 
 
 def new_response_id() -> str:
@@ -83,6 +84,7 @@ class ResponseStore:
         self._writer: ThreadPoolExecutor | None = None
         self._written: Future[None] | None = None
         self._sync_due: asyncio.TimerHandle | None = None
+        self._heal_due: asyncio.TimerHandle | None = None
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._responses: OrderedDict[tuple[int, str], StoredResponse] = OrderedDict()
@@ -92,7 +94,7 @@ class ResponseStore:
         """Take what the log has. Blocks; before the first request. Raises LmserveError if it cannot be read."""
         if self._log is None:
             return 0
-        for tenant, kept in self._log.open():
+        for tenant, kept in self._log.open(self._remembered):
             response = StoredResponse(instructions=kept.instructions, items=kept.items, body=bytes(kept.body))
             response.ended.set()
             self.begin(tenant, kept.id, response)
@@ -109,8 +111,9 @@ class ResponseStore:
         """Nothing is written down any more."""
         writer, log, self._writer = self._writer, self._log, None
         if writer is not None and log is not None:
-            if self._sync_due is not None:
-                self._sync_due.cancel()
+            for due in (self._sync_due, self._heal_due):
+                if due is not None:
+                    due.cancel()
             await asyncio.wrap_future(writer.submit(log.close))
             writer.shutdown()
 
@@ -130,6 +133,7 @@ class ResponseStore:
         else:
             self._bytes += len(body) - len(response.body)
             response.body = body
+            response.ended.set()
             if self._log is not None:
                 self._write(self._log.append, tenant, response_id, response.instructions, list(response.items), body)
             self._make_room()
@@ -153,6 +157,15 @@ class ResponseStore:
             self._write(self._log.drop, tenant, response_id)
         return True
 
+    @property
+    def storage_fault(self) -> StorageFault | None:
+        """Why responses cannot be written down now; None: nothing is wrong, or they are kept in memory alone."""
+        return None if self._log is None else self._log.fault
+
+    def _remembered(self) -> list[Remembered]:
+        ended = [(key, response) for key, response in list(self._responses.items()) if response.ended.is_set()]
+        return [(*key, kept.instructions, list(kept.items), kept.body) for key, kept in ended]
+
     def _write(self, write: Callable[..., None], *args: Any) -> None:
         log, always = self._log, self._fsync == "always"
         if self._writer is None or log is None:
@@ -162,15 +175,34 @@ class ResponseStore:
             write(*args)
             if always:
                 log.sync()
+            if log.fault is not None:
+                loop.call_soon_threadsafe(self._heal_later)
 
+        loop = asyncio.get_running_loop()
         self._written = self._writer.submit(work)
         if self._fsync == "interval" and self._sync_due is None:
-            self._sync_due = asyncio.get_running_loop().call_later(SYNC_INTERVAL, self._sync)
+            self._sync_due = loop.call_later(SYNC_INTERVAL, self._sync)
 
     def _sync(self) -> None:
         self._sync_due = None
         if self._writer is not None and self._log is not None:
             self._writer.submit(self._log.sync)
+
+    def _heal_later(self) -> None:
+        """Try a disk that failed again, until it is well."""
+        if self._heal_due is None and self._writer is not None:
+            self._heal_due = asyncio.get_running_loop().call_later(HEAL_INTERVAL, self._heal)
+
+    def _heal(self) -> None:
+        self._heal_due = None
+        loop = asyncio.get_running_loop()
+
+        def work(log: ResponseLog) -> None:
+            if not log.heal():
+                loop.call_soon_threadsafe(self._heal_later)
+
+        if self._writer is not None and self._log is not None:
+            self._writer.submit(work, self._log)
 
     def _make_room(self) -> None:
         while len(self._responses) > self._max_responses or (
