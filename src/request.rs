@@ -233,7 +233,8 @@ pub struct Submission {
     /// The reply's `created`, in seconds since 1970.
     #[serde(default)]
     pub created: i64,
-    /// Further members of the reply's object, which say what was asked for (`/v1/responses`).
+    /// Further members of the reply's object: what was asked for (`/v1/responses`), or the server's fingerprint (OpenAI's
+    /// older routes).
     #[serde(default)]
     pub envelope: Map<String, Value>,
     /// Stream, or answer whole.

@@ -29,6 +29,11 @@ pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
         ),
     );
     push_string(out, &head.model);
+    for (name, value) in &head.envelope {
+        out.push(b',');
+        push_string(out, name);
+        write_bytes(out, format_args!(":{value}"));
+    }
     out.extend_from_slice(b",\"choices\":[");
 }
 

@@ -121,6 +121,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
     request = scripted.core.submitted[-1]
     assert request.pop("reply_id").startswith("chatcmpl-")
     assert request.pop("created") > 0
+    assert request.pop("envelope")["system_fingerprint"].startswith("fp_")
     assert request == {
         "route": "chat",
         "model": MODEL,
@@ -196,7 +197,7 @@ def test_null_is_absent(scripted: Running, scripted_client: httpx.Client) -> Non
     body = ask(**dict.fromkeys(nullable))
     assert scripted_client.post("/v1/chat/completions", json=body).status_code == 200
     request = scripted.core.submitted[-1]
-    assert request.keys() - {"sampling", "stopping"} == {"route", "reply_id", "model", "created", "input"}
+    assert request.keys() - {"sampling", "stopping"} == {"route", "reply_id", "model", "created", "input", "envelope"}
     neutral = {"temperature": 1, "top_p": 1, "repetition_penalty": 1}
     assert all(value == neutral.get(name, 0) for name, value in request.get("sampling", {}).items())
     assert not any(request.get("stopping", {}).values())

@@ -59,6 +59,7 @@ def test_whole_reply(client: httpx.Client) -> None:
     usage = reply.pop("usage")
     assert usage.pop("prompt_tokens_details").keys() == {"cached_tokens"}
     assert usage == {"prompt_tokens": 16, "completion_tokens": 8, "total_tokens": 24}
+    assert reply.pop("system_fingerprint", "fp_").startswith("fp_")
     assert reply == {"object": "text_completion", "model": MODEL}
 
 
@@ -82,7 +83,7 @@ def test_chunks(client: httpx.Client) -> None:
     *chunks, last = events_of(response.content)
     whole = complete(client, max_tokens=30)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
-    head = {name: chunks[0][name] for name in ("id", "created")}
+    head = {name: chunks[0][name] for name in ("id", "created", "system_fingerprint") if name in chunks[0]}
     assert head["id"].startswith("cmpl-")
     for at, chunk in enumerate(chunks):
         text = chunk["choices"][0]["text"]
@@ -350,6 +351,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
     request = scripted.core.submitted[-1]
     assert request.pop("reply_id").startswith("cmpl-")
     assert request.pop("created") > 0
+    assert request.pop("envelope")["system_fingerprint"].startswith("fp_")
     assert request == {
         "route": "completions",
         "model": MODEL,

@@ -12,7 +12,7 @@ from lmserve.app import API, PAGES
 from lmserve.keys import Keyring
 from scripted_core import ScriptedCore
 
-from wire import error_of, frames_of
+from wire import error_of, events_of, frames_of
 
 EVIL = "https://evil.example"
 CHAT = {"messages": "x", "max_tokens": 2}
@@ -171,3 +171,18 @@ def test_a_page_of_another_site_has_no_key(guarded: Running) -> None:
 def test_names_of_this_machine() -> None:
     assert all(map(is_loopback, ("localhost", "x.localhost", "127.0.0.1", "127.9.9.9", "::1")))
     assert not any(map(is_loopback, ("", "localhost.example", "128.0.0.1", "0.0.0.0", "::")))
+
+
+def test_replies_carry_the_servers_fingerprint(real: Running) -> None:
+    prints = set()
+    for path, body in (
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"prompt": ["x", "y"], "max_tokens": 2, "best_of": 2}),
+    ):
+        reply = httpx.post(real.url + path, json=body).json()
+        prints.add(reply["system_fingerprint"])
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "x", "max_tokens": 2})):
+        events = events_of(httpx.post(real.url + path, json=body | {"stream": True}).content)
+        prints |= {event["system_fingerprint"] for event in events}
+    (only,) = prints
+    assert only.startswith("fp_")

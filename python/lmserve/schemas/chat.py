@@ -280,6 +280,11 @@ class ChatChoice(Struct, frozen=True):
     logprobs: ChoiceLogprobs | None = None
 
 
+SystemFingerprint = Annotated[
+    str | UnsetType, Meta(description="Equal seeds give equal texts while it is the same: version, model and template.")
+]
+
+
 class ChatReply(Struct, frozen=True, kw_only=True):
     """A chat completion; `created` is in seconds since 1970."""
 
@@ -287,6 +292,7 @@ class ChatReply(Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: SystemFingerprint = UNSET
     choices: list[ChatChoice]
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     usage: ChatUsage
@@ -317,5 +323,6 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: SystemFingerprint = UNSET
     choices: list[ChunkChoice]
     usage: ChatUsage | UnsetType | None = UNSET

@@ -31,6 +31,7 @@ from lmserve.schemas.chat import (
     NoEffect,
     PromptLogprobs,
     StreamOptions,
+    SystemFingerprint,
     Unsupported,
 )
 from lmserve.schemas.guided import GuidedRequest
@@ -144,6 +145,7 @@ class CompletionReply(Struct, frozen=True, kw_only=True):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: SystemFingerprint = UNSET
     choices: list[CompletionChoice]
     usage: ChatUsage
 
@@ -164,5 +166,6 @@ class CompletionChunk(Struct, frozen=True, kw_only=True):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: SystemFingerprint = UNSET
     choices: list[CompletionChunkChoice]
     usage: ChatUsage | UnsetType | None = UNSET

@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
 
+from lmserve import __version__
 from lmserve.api.responses.store import ResponseStore
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.errors import LmserveError
@@ -67,6 +69,7 @@ class Serving:
         self.responses = responses or ResponseStore()
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
+        self._fingerprint: str | None = None
         self._load = None if isinstance(engine, AsyncEngine) else engine
         self._engine = engine if isinstance(engine, AsyncEngine) else None
 
@@ -81,6 +84,17 @@ class Serving:
             message = f"the model {self.names[0]} is being loaded"
             raise LmserveError.new(503, "loading", message, retry_after=RETRY_LOADING)
         return self._engine
+
+    @property
+    def fingerprint(self) -> str:
+        """The same as long as equal seeds give equal texts: over version, model, context and chat template."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        engine = self.engine
+        template = None if engine.text is None else engine.text.template_source
+        told = repr((__version__, self.names[0], engine.max_model_len, template))
+        self._fingerprint = f"fp_{sha256(told.encode()).hexdigest()[:12]}"
+        return self._fingerprint
 
     def quota(self, tenant: int) -> dict[str, int]:
         """What a tenant may still do, of what is limited; nothing once the server stops."""

@@ -48,13 +48,13 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     serving = serving_of(request)
     engine = serving.engine
     data = serving.with_model(data)
-    stream = engine.submit(submission(data, tenant=tenant_of(request)))
+    stream = engine.submit(submission(data, tenant=tenant_of(request), fingerprint=serving.fingerprint))
     if data.stream:
         return sse_reply(stream)
     return EngineReply(stream)
 
 
-def submission(data: ChatRequest, *, tenant: int) -> Submission:
+def submission(data: ChatRequest, *, tenant: int, fingerprint: str) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
     check_prompt_logprobs(data)
@@ -65,6 +65,7 @@ def submission(data: ChatRequest, *, tenant: int) -> Submission:
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=data.model,
         created=int(time.time()),
+        envelope={"system_fingerprint": fingerprint},
         input=_input(data, tools),
         stream=bool(data.stream),
         usage_chunks=usage_chunks(data),

@@ -51,7 +51,7 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     serving = serving_of(request)
     engine = serving.engine
     data = serving.with_model(data)
-    requests = submissions(data, tenant=tenant_of(request))
+    requests = submissions(data, tenant=tenant_of(request), fingerprint=serving.fingerprint)
     if data.stream:
         return sse_reply(
             engine.submit(requests[0]) if len(requests) == 1 else SharedStream(submit_all(engine, requests))
@@ -63,7 +63,7 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     return EngineReply(GatheredCompletion(streams, kept, with_logprobs=data.logprobs is not None))
 
 
-def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
+def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> list[Submission]:
     """The request as the core takes it, one for each prompt. Raises LmserveError (400) for what cannot be honoured."""
     refuse_unsupported(data)
     inputs = _inputs(data)
@@ -79,6 +79,7 @@ def submissions(data: CompletionRequest, *, tenant: int) -> list[Submission]:
         reply_id=f"cmpl-{uuid.uuid4().hex}",
         model=data.model,
         created=int(time.time()),
+        envelope={"system_fingerprint": fingerprint},
         input=inputs[0],
         stream=bool(data.stream),
         usage_chunks=usage_chunks(data),
