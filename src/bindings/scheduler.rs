@@ -193,7 +193,7 @@ impl Scheduler {
         max_batch: usize,
         max_batch_tokens: usize,
         max_queue: usize,
-        eos_token_ids: Vec<u32>,
+        mut eos_token_ids: Vec<u32>,
         max_sessions: usize,
         session_ttl_ms: u64,
         prefix_cache: bool,
@@ -226,6 +226,7 @@ impl Scheduler {
             context_length: scheduler.max_tokens(),
             vocab_size: vocab_size as usize,
         };
+        eos_token_ids.retain(|&id| id < vocab_size);
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0));
         let store = SessionStore::new(StoreLimits {
             max_sessions,

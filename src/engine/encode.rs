@@ -178,6 +178,32 @@ fn render(
     })
 }
 
+/// Refuses a text with tokens that the model has no embedding for: the tokenizer of a fine-tune may know more tokens than its
+/// checkpoint has rows.
+pub(super) fn check_embedded(
+    submission: &Submission,
+    ids: &[u32],
+    tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
+) -> Result<()> {
+    let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) else {
+        return Ok(());
+    };
+    let param = match &submission.input {
+        Input::Messages { .. } => "messages",
+        Input::Text { .. } | Input::Turn { .. } | Input::Tokens { .. } => "prompt",
+    };
+    let bytes = tokenizer.and_then(|tokenizer| tokenizer.token_bytes(id));
+    let text = String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    Err(Error::invalid(
+        param,
+        format!(
+            "the model has embeddings for the token ids in [0, {vocab_size}), but the text has the token {text:?} with \
+             the id {id}"
+        ),
+    ))
+}
+
 /// Refuses ids that are no token's.
 pub(super) fn check_vocabulary(
     param: &str,

@@ -81,11 +81,14 @@ impl Engine {
 
     fn start_with(
         config: &EngineConfig,
-        model: Model,
+        mut model: Model,
         executor: Box<dyn Executor + Send>,
         mut sessions: SessionStore,
         log: Option<(SessionLog<LogFile>, Fsync)>,
     ) -> Result<Self> {
+        // The sampler holds end tokens off by their rows of the logits, and one without a row is never sampled.
+        let rows = model.vocab_size;
+        model.eos_tokens.retain(|&id| (id as usize) < rows);
         let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache);
         if config.share_prefix_cache {
             pool = pool.shared_by_tenants();

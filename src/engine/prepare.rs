@@ -2,7 +2,7 @@
 //! an event loop.
 
 use super::answer::{answer_format, answer_grammar};
-use super::encode::{check_vocabulary, encode};
+use super::encode::{check_embedded, check_vocabulary, encode};
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
 use crate::request::{Input, OnOverflow, Submission};
@@ -85,6 +85,7 @@ pub fn prepare(
             encoded = encode(submission, &base, first, tokenizer, template, limits)?;
         }
     }
+    check_embedded(submission, &encoded.input, tokenizer, limits.vocab_size)?;
     let echo = echo(submission, &encoded.input, tokenizer)?;
     let Base {
         history: mut prompt,

@@ -46,8 +46,8 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def byte_tokenizer(*, repeat: int = 1, begins: bool = False) -> _core.Tokenizer:
-    """One token a byte, and the special ones.
+def byte_tokenizer(*, repeat: int = 1, begins: bool = False, added: tuple[str, ...] = ()) -> _core.Tokenizer:
+    """One token a byte, the special ones, and those `added` after them, for which the model has no row.
 
     `repeat`: how often a token says its byte; `begins`: with one before each text.
     """
@@ -61,7 +61,7 @@ def byte_tokenizer(*, repeat: int = 1, begins: bool = False) -> _core.Tokenizer:
             "normalized": False,
             "special": True,
         }
-        for index, text in enumerate(SPECIAL)
+        for index, text in enumerate([*SPECIAL, *added])
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     description = {
