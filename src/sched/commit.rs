@@ -48,26 +48,21 @@ impl Scheduler {
         }
         let (mut row, mut at) = (0, 0);
         let mut ended = false;
-        for scheduled in &self.step.scheduled {
+        for (scheduled, grant) in self.step.scheduled.iter().zip(&self.grants) {
             let first_row = row;
             let token_row = row + scheduled.prompt_rows;
             row = token_row + usize::from(scheduled.samples) + scheduled.drafts;
-            while at < self.running.len() && self.running[at].granted == 0 {
-                at += 1;
-            }
-            let Some(sequence) = self
-                .running
-                .get_mut(at)
-                .filter(|sequence| sequence.id() == scheduled.id)
-            else {
+            // Both are in order of rank.
+            let mut rest = self.running[at..].iter();
+            let Some(skipped) = rest.position(|sequence| sequence.id() == scheduled.id) else {
                 continue;
             };
-            at += 1;
+            let sequence = &mut self.running[at + skipped];
+            at += skipped + 1;
             // A generated token is charged once, when it is sampled.
             let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
             let prompt_tokens = prompt_left.min(scheduled.new_tokens);
             sequence.computed += scheduled.new_tokens;
-            sequence.granted = 0;
             for row in first_row..token_row {
                 let token = sequence.new.prompt[sequence.scored];
                 events.on_prompt_token(scheduled.id, row, token);
@@ -81,7 +76,7 @@ impl Scheduler {
                     let told = events.on_token(scheduled.id, token_row + at, token, own);
                     reason = told.or(own);
                     output += 1;
-                    if reason.is_some() || sequence.drafts.get(at) != Some(&token) {
+                    if reason.is_some() || grant.drafts.get(at) != Some(&token) {
                         break;
                     }
                     sequence.computed += 1;

@@ -6,6 +6,7 @@
 mod commit;
 mod cost;
 mod draft;
+mod plan;
 mod queue;
 mod sampling;
 mod scheduler;

@@ -1,8 +1,9 @@
-//! Plans steps and books their outcome.
+//! The scheduler's state, and what may be done to it between steps: sequences come, leave and are looked at.
 
 use std::sync::Arc;
 
 use super::cost::StepCost;
+use super::plan::{ENTRY_TOKENS, Grant};
 use super::queue::Queue;
 use super::sequence::{NewSequence, Sequence};
 use super::speculation::Speculation;
@@ -10,9 +11,6 @@ use super::step::Step;
 use crate::error::{Error, Kind, Result};
 use crate::guided::StepMasks;
 use crate::kv::BlockPool;
-
-/// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
-const ENTRY_TOKENS: usize = 16;
 
 /// Sizes of the scheduler.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +45,8 @@ pub struct Stats {
 /// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    pool: Arc<BlockPool>,
+    pub(super) config: SchedulerConfig,
+    pub(super) pool: Arc<BlockPool>,
     pub(super) queue: Queue,
     /// In order of rank, so that the last one is the one to preempt. Boxed: sequences move between here and the queue.
     #[allow(clippy::vec_box)]
@@ -56,8 +54,10 @@ pub struct Scheduler {
     pub(super) speculation: Option<Speculation>,
     pub(super) step_cost: StepCost,
     pub(super) step: Step,
+    /// What the step planned last grants to each of its sequences, in the step's order.
+    pub(super) grants: Vec<Grant>,
     /// Sequences that the step planned last computes for the first time.
-    started: Vec<u64>,
+    pub(super) started: Vec<u64>,
     next_order: u64,
     pub(super) stats: Stats,
 }
@@ -85,6 +85,7 @@ impl Scheduler {
             speculation: None,
             step_cost: StepCost::new(0.0),
             step: Step::default(),
+            grants: Vec::new(),
             started: Vec::new(),
             next_order: 0,
             stats: Stats::default(),
@@ -197,184 +198,6 @@ impl Scheduler {
         self.step.masks = Some(masks);
     }
 
-    /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
-    /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
-    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that. Drafts get
-    /// what nobody else wants.
-    pub fn plan(&mut self) -> &Step {
-        for sequence in &mut self.running {
-            sequence.granted = 0;
-            sequence.drafts.clear();
-            if sequence.remaining() > 1 {
-                let adopted = sequence.adopt_prefix();
-                if sequence.preemptions == 0 {
-                    self.stats.cached_tokens += adopted as u64;
-                }
-            }
-        }
-        self.started.clear();
-        let mut budget = self.config.max_batch_tokens;
-        self.grant_decodes(&mut budget);
-        self.grant_oldest_prompt(&mut budget);
-        self.admit(&mut budget);
-        self.grant_shortest_prompts(&mut budget);
-        let rows = self.grant_scoring(&mut budget);
-        self.grant_drafts(rows, budget);
-        self.step.clear();
-        for sequence in self.running.iter().filter(|sequence| sequence.granted > 0) {
-            self.step.add(sequence, sequence.granted);
-        }
-        if !self.step.is_empty() {
-            self.stats.steps += 1;
-            self.stats.computed_tokens += self.step.num_tokens() as u64;
-        }
-        &self.step
-    }
-
-    fn grant_decodes(&mut self, budget: &mut usize) {
-        let mut at = 0;
-        while at < self.running.len() {
-            if self.running[at].remaining() == 1 {
-                self.grant(at, 1, budget);
-            }
-            at += 1;
-        }
-    }
-
-    fn grant_oldest_prompt(&mut self, budget: &mut usize) {
-        let mut prompts = (0..self.running.len()).filter(|&at| self.running[at].remaining() > 1);
-        let Some(oldest) = prompts.next() else { return };
-        let alone = prompts.next().is_none()
-            && (self.queue.len() == 0 || self.running.len() == self.config.max_batch);
-        let share = if alone {
-            *budget
-        } else {
-            *budget - *budget / 4
-        };
-        self.grant(oldest, share, budget);
-    }
-
-    fn admit(&mut self, budget: &mut usize) {
-        while *budget > 0 && self.running.len() < self.config.max_batch {
-            // A block for each running sequence is left, or a newcomer would soon be preempted again.
-            let headroom = self.running.len();
-            let Some(next) = self.queue.peek_mut() else {
-                return;
-            };
-            next.attach_prefix(&self.pool);
-            if next.table.missing(next.tokens.len()) + headroom > self.pool.available() {
-                next.detach(&self.pool);
-                return;
-            }
-            let Some(mut sequence) = self.queue.pop() else {
-                return;
-            };
-            sequence.attach_tail();
-            if !sequence.has_run {
-                sequence.has_run = true;
-                self.started.push(sequence.id());
-                sequence.cached = sequence.computed;
-                self.stats.cached_tokens += sequence.computed as u64;
-            }
-            sequence.granted = 0;
-            let at = self
-                .running
-                .partition_point(|other| other.rank() < sequence.rank());
-            self.running.insert(at, sequence);
-            self.grant(at, ENTRY_TOKENS, budget);
-        }
-    }
-
-    fn grant_shortest_prompts(&mut self, budget: &mut usize) {
-        while *budget > 0 {
-            let unfinished = |sequence: &Sequence| {
-                (sequence.remaining() - sequence.granted).min(free_tokens(sequence))
-            };
-            let open =
-                self.running.iter().enumerate().filter(|&(at, sequence)| {
-                    unfinished(sequence) > 0 && !self.waits_for_prefix(at)
-                });
-            let Some((at, left)) = open
-                .map(|(at, s)| (at, unfinished(s)))
-                .min_by_key(|&(_, left)| left)
-            else {
-                return;
-            };
-            if self.grant(at, left, budget) == 0 {
-                return;
-            }
-        }
-    }
-
-    /// Shares out the rows that are left once each running sequence has one: a prompt that is scored needs a row for each token.
-    /// Returns the rows that nobody took.
-    fn grant_scoring(&mut self, budget: &mut usize) -> usize {
-        let most = self
-            .speculation
-            .map_or(0, |speculation| speculation.max_rows);
-        let mut rows = self.config.max_batch.max(most) - self.running.len();
-        let mut at = 0;
-        while at < self.running.len() && rows > 0 {
-            if self.running[at].is_scoring() {
-                rows -= self.grant_any(at, rows, budget);
-            }
-            at += 1;
-        }
-        rows
-    }
-
-    /// Gives the sequence at `at` up to `tokens` more tokens of this step, as far as they need no row beside its own.
-    /// Returns how many it got.
-    fn grant(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
-        if self.waits_for_prefix(at) {
-            return 0;
-        }
-        let free = free_tokens(&self.running[at]);
-        self.grant_any(at, tokens.min(free), budget)
-    }
-
-    /// Whether this step computes, for another sequence, the block that comes next in the prompt of the one at `at`.
-    fn waits_for_prefix(&self, at: usize) -> bool {
-        let sequence = &self.running[at];
-        sequence.remaining() > 1
-            && sequence.granted == 0
-            && self.running.iter().any(|other| sequence.waits_for(other))
-    }
-
-    /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.
-    fn grant_any(&mut self, at: usize, tokens: usize, budget: &mut usize) -> usize {
-        let sequence = &self.running[at];
-        let tokens = tokens
-            .min(sequence.remaining() - sequence.granted)
-            .min(*budget);
-        if tokens == 0 {
-            return 0;
-        }
-        let needed = sequence.computed + sequence.granted + tokens;
-        while !self.running[at].table.grow(needed) {
-            let last = self.running.len() - 1;
-            self.preempt_last(budget);
-            if last == at {
-                return 0;
-            }
-        }
-        self.running[at].granted += tokens;
-        *budget -= tokens;
-        tokens
-    }
-
-    fn preempt_last(&mut self, budget: &mut usize) {
-        let Some(mut victim) = self.running.pop() else {
-            return;
-        };
-        *budget += victim.granted;
-        victim.granted = 0;
-        victim.detach(&self.pool);
-        victim.preemptions += 1;
-        self.stats.preemptions += 1;
-        self.queue.push_preempted(victim);
-    }
-
     /// Gives up the step planned last, whose computation failed: its sequences leave, without a token.
     pub fn fail_step(&mut self) -> Vec<Box<Sequence>> {
         let failed: Vec<u64> = self
@@ -397,13 +220,4 @@ impl Scheduler {
         }
         self.queue.remove(id)
     }
-}
-
-/// Tokens that a sequence may still be granted in this step with one row: those before the prompt's scored part, and one more.
-fn free_tokens(sequence: &Sequence) -> usize {
-    if !sequence.is_scoring() {
-        return usize::MAX;
-    }
-    let reached = sequence.computed + sequence.granted;
-    (sequence.next_scoring_position() + 1).saturating_sub(reached)
 }

@@ -71,10 +71,6 @@ pub struct Sequence {
     pub(super) seen: Option<SeenTokens>,
     pub(super) order: u64,
     pub(super) preemptions: u32,
-    /// Tokens that the step being planned computes.
-    pub(super) granted: usize,
-    /// Tokens after the known ones that it computes too, because they may come.
-    pub(super) drafts: Vec<u32>,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
@@ -104,8 +100,6 @@ impl Sequence {
             seen,
             order,
             preemptions: 0,
-            granted: 0,
-            drafts: Vec::new(),
             drafter: None,
             finish: None,
             ended_by_token: false,
@@ -160,9 +154,9 @@ impl Sequence {
         self.new.max_tokens > 0
     }
 
-    /// Whether the step being planned samples its next token.
-    pub(super) fn is_sampled(&self) -> bool {
-        self.wants_sample() && self.granted > 0 && self.granted == self.remaining()
+    /// Whether a step that computes that many of its tokens samples its next one.
+    pub(super) fn is_sampled(&self, granted: usize) -> bool {
+        self.wants_sample() && granted > 0 && granted == self.remaining()
     }
 
     pub(super) const fn is_scoring(&self) -> bool {
@@ -211,11 +205,20 @@ impl Sequence {
         adopted
     }
 
-    /// Whether `other` is about to compute the block that comes next here, so that it can be adopted soon.
-    pub(super) fn waits_for(&self, other: &Self) -> bool {
+    /// Whether the block that comes next here is the one that comes next for `other`, and can be adopted once that has computed it.
+    pub(super) fn shares_next_block(&self, other: &Self) -> bool {
         let attachable = &self.tokens[..self.attachable()];
-        let table = &self.table;
-        other.granted > 0 && table.shares_next_block(attachable, &other.table, &other.tokens)
+        self.table
+            .shares_next_block(attachable, &other.table, &other.tokens)
+    }
+
+    /// Tokens of a step, which has granted it `granted` already, that need no row beside its own: those before the prompt's scored
+    /// part, and one more.
+    pub(super) fn free_tokens(&self, granted: usize) -> usize {
+        if !self.is_scoring() {
+            return usize::MAX;
+        }
+        (self.next_scoring_position() + 1).saturating_sub(self.computed + granted)
     }
 
     pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {
@@ -223,26 +226,26 @@ impl Sequence {
         self.computed = 0;
     }
 
-    /// Whether it decodes in the step being planned, and in such a way that what comes after a draft can be sampled as it would be
-    /// without: a grammar's masks follow from the tokens before.
-    pub(super) fn may_draft(&self) -> bool {
-        self.is_sampled() && self.granted == 1 && !self.new.guided
+    /// Whether a step that computes that many of its tokens decodes it, and in such a way that what comes after a draft can be
+    /// sampled as it would be without: a grammar's masks follow from the tokens before.
+    pub(super) fn may_draft(&self, granted: usize) -> bool {
+        granted == 1 && self.is_sampled(granted) && !self.new.guided
     }
 
-    /// Drafts up to `most` tokens, as long as they pay, for which there are blocks that nobody holds. Returns how many.
-    pub(super) fn draft(&mut self, most: usize, pays: impl FnMut(f32) -> bool) -> usize {
+    /// Up to `most` tokens that may come next, as long as they pay, for which there are blocks that nobody holds.
+    pub(super) fn draft(&mut self, most: usize, pays: impl FnMut(f32) -> bool) -> Vec<u32> {
+        let mut drafts = Vec::new();
         let generated = self.tokens.len() - self.new.prompt.len();
         // One more token is sampled than drafts are right.
         let most = most.min(self.new.max_tokens - generated - 1);
         let drafter = self
             .drafter
             .get_or_insert_with(|| Box::new(Drafter::new(&self.tokens)));
-        drafter.draft(&self.tokens, most, pays, &mut self.drafts);
-        if !self.table.grow(self.tokens.len() + self.drafts.len()) {
-            let room = self.table.capacity() - self.tokens.len();
-            self.drafts.truncate(room);
+        drafter.draft(&self.tokens, most, pays, &mut drafts);
+        if !self.table.grow(self.tokens.len() + drafts.len()) {
+            drafts.truncate(self.table.capacity() - self.tokens.len());
         }
-        self.drafts.len()
+        drafts
     }
 
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {

@@ -2,6 +2,7 @@
 //! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
 
 use super::cost::Size;
+use super::plan::Plan;
 use super::scheduler::Scheduler;
 
 /// How much is speculated.
@@ -18,7 +19,7 @@ pub struct Speculation {
 
 /// Weighs tokens against time: a draft pays where it makes the step's tokens cheaper.
 #[derive(Debug)]
-struct Worth {
+struct DraftBudget {
     /// Tokens that the step should give.
     tokens: f64,
     /// Its time.
@@ -27,7 +28,7 @@ struct Worth {
     row: f64,
 }
 
-impl Worth {
+impl DraftBudget {
     /// Adds a token that comes with that probability, if it pays.
     fn add(&mut self, probability: f32) -> bool {
         let probability = f64::from(probability);
@@ -54,28 +55,30 @@ impl Scheduler {
         }
     }
 
-    /// Lets decoding sequences use what everyone else has left of the budget and of the `rows`. No block is taken from anybody.
-    pub(super) fn grant_drafts(&mut self, mut rows: usize, mut budget: usize) {
+    /// Drafts for decoding sequences from what everyone else has left of the budget and of the `rows`. No block is taken from anybody.
+    pub(super) fn grant_drafts(&mut self, plan: &mut Plan, mut rows: usize) {
         let Some(speculation) = self.speculation else {
             return;
         };
         let mut size = Size::default();
-        for sequence in self.running.iter().filter(|s| s.is_sampled()) {
-            size.rows += 1.0;
-            size.context += sequence.tokens.len() as f64;
+        for (sequence, grant) in self.running.iter().zip(&plan.grants) {
+            if sequence.is_sampled(grant.tokens) {
+                size.rows += 1.0;
+                size.context += sequence.tokens.len() as f64;
+            }
         }
         let (time, row) = self.step_cost.of(size);
-        let mut worth = Worth {
+        let mut draft_budget = DraftBudget {
             tokens: size.rows,
             time,
             row,
         };
-        for sequence in &mut self.running {
-            let most = speculation.max_draft.min(rows).min(budget);
-            if most > 0 && sequence.may_draft() {
-                let drafted = sequence.draft(most, |probability| worth.add(probability));
-                rows -= drafted;
-                budget -= drafted;
+        for (sequence, grant) in self.running.iter_mut().zip(&mut plan.grants) {
+            let most = speculation.max_draft.min(rows).min(plan.budget);
+            if most > 0 && sequence.may_draft(grant.tokens) {
+                grant.drafts = sequence.draft(most, |probability| draft_budget.add(probability));
+                rows -= grant.drafts.len();
+                plan.budget -= grant.drafts.len();
             }
         }
     }
@@ -85,9 +88,9 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    fn worth(sampled: usize, row_cost: f64) -> Worth {
+    fn budget(sampled: usize, row_cost: f64) -> DraftBudget {
         let tokens = sampled as f64;
-        Worth {
+        DraftBudget {
             tokens,
             time: row_cost.mul_add(tokens, 1.0),
             row: row_cost,
@@ -95,7 +98,7 @@ mod tests {
     }
 
     fn least(sampled: usize, row_cost: f64) -> f32 {
-        let pays = |percent: &i32| worth(sampled, row_cost).add(*percent as f32 / 100.0);
+        let pays = |percent: &i32| budget(sampled, row_cost).add(*percent as f32 / 100.0);
         (0..=100)
             .find(pays)
             .map_or(f32::INFINITY, |p| p as f32 / 100.0)
@@ -118,8 +121,10 @@ mod tests {
         // The best of (1 + 0.8 + 0.8^2 + ...) / (1 + 0.2 n).
         let ratio = |n: i32| (0..n).map(|i| 0.8_f32.powi(i)).sum::<f32>() / (1.0 + 0.2 * n as f32);
         let best = (1..100).max_by(|&a, &b| ratio(a).total_cmp(&ratio(b)));
-        let mut worth = worth(1, 0.2);
-        let added = (1..100).take_while(|&i| worth.add(0.8_f32.powi(i))).count();
+        let mut budget = budget(1, 0.2);
+        let added = (1..100)
+            .take_while(|&i| budget.add(0.8_f32.powi(i)))
+            .count();
         assert_eq!(Some(1 + added as i32), best);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::plan::Grant;
 use super::sampling::{SeenTokens, uniform};
 use super::sequence::Sequence;
 use crate::guided::StepMasks;
@@ -125,8 +126,9 @@ impl Step {
         self.seen_start.push(0);
     }
 
-    /// Adds the next `new_tokens` tokens of `sequence` and its drafts, for which its table has room.
-    pub(super) fn add(&mut self, sequence: &Sequence, new_tokens: usize) {
+    /// Adds what `sequence` is granted, for which its table has room.
+    pub(super) fn add(&mut self, sequence: &Sequence, grant: &Grant) {
+        let (new_tokens, drafts) = (grant.tokens, &grant.drafts);
         let end = sequence.computed + new_tokens;
         for position in sequence.computed..end {
             self.token_ids.push(sequence.tokens[position] as i32);
@@ -134,7 +136,6 @@ impl Step {
             self.slots.push(sequence.table.slot(position) as i32);
         }
         let prompt_rows = self.add_prompt_rows(sequence, end);
-        let drafts = &sequence.drafts;
         for (position, &token) in (end..).zip(drafts) {
             self.token_ids.push(token as i32);
             self.positions.push(position as i32);
@@ -146,7 +147,7 @@ impl Step {
         let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
             for known in 0..=drafts.len() {
-                self.add_row(sequence, known);
+                self.add_row(sequence, drafts, known);
             }
         }
         self.scheduled.push(Scheduled {
@@ -184,10 +185,10 @@ impl Step {
     }
 
     /// A row that is sampled as if the first `known` drafts were tokens of the sequence.
-    fn add_row(&mut self, sequence: &Sequence, known: usize) {
+    fn add_row(&mut self, sequence: &Sequence, drafts: &[u32], known: usize) {
         let s = &sequence.new.sampling;
         let uniform = uniform(sequence.new.seed, (sequence.tokens.len() + known) as u64);
-        let token_row = self.token_ids.len() - 1 - (sequence.drafts.len() - known);
+        let token_row = self.token_ids.len() - 1 - (drafts.len() - known);
         self.push_row(token_row, s, uniform);
         for &(token, bias) in &s.logit_bias {
             self.bias_token.push(token as i32);
@@ -201,7 +202,7 @@ impl Step {
                 self.bias_value.push(f32::NEG_INFINITY);
             }
         }
-        self.close_row(sequence.seen.as_ref(), &sequence.drafts[..known]);
+        self.close_row(sequence.seen.as_ref(), &drafts[..known]);
     }
 
     fn push_row(&mut self, token_row: usize, s: &SamplingParams, uniform: f32) {

@@ -1,0 +1,216 @@
+//! What the next step computes. Each pass says who gets how many tokens; [`Scheduler::grant`] alone finds the blocks for them.
+
+use super::scheduler::Scheduler;
+use super::sequence::Sequence;
+use super::step::Step;
+
+/// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
+pub(super) const ENTRY_TOKENS: usize = 16;
+
+/// What one running sequence computes in a step.
+#[derive(Debug, Default)]
+pub(super) struct Grant {
+    /// Its next known tokens.
+    pub(super) tokens: usize,
+    /// Tokens that may come after all known ones.
+    pub(super) drafts: Vec<u32>,
+}
+
+/// A step while it is planned.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Tokens that nobody has been granted.
+    pub(super) budget: usize,
+    /// One for each running sequence, in their order.
+    pub(super) grants: Vec<Grant>,
+}
+
+/// A running sequence, by its place, and the tokens that it should get.
+type Share = (usize, usize);
+
+impl Scheduler {
+    /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
+    /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
+    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that. Drafts get
+    /// what nobody else wants.
+    pub fn plan(&mut self) -> &Step {
+        self.adopt_prefixes();
+        self.started.clear();
+        let mut plan = Plan {
+            budget: self.config.max_batch_tokens,
+            grants: Vec::with_capacity(self.config.max_batch),
+        };
+        plan.grants.resize_with(self.running.len(), Grant::default);
+        self.grant_decodes(&mut plan);
+        if let Some((oldest, tokens)) = self.oldest_prompt(&plan) {
+            self.grant(&mut plan, oldest, tokens);
+        }
+        while let Some(newcomer) = self.admit_next(&mut plan) {
+            self.grant(&mut plan, newcomer, ENTRY_TOKENS);
+        }
+        while let Some((shortest, tokens)) = self.shortest_prompt(&plan) {
+            if self.grant(&mut plan, shortest, tokens) == 0 {
+                break;
+            }
+        }
+        let rows = self.grant_scoring(&mut plan);
+        self.grant_drafts(&mut plan, rows);
+        self.fill_step(plan)
+    }
+
+    /// Takes over what others have computed of the prompts that are being computed.
+    fn adopt_prefixes(&mut self) {
+        for sequence in &mut self.running {
+            if sequence.remaining() > 1 {
+                let adopted = sequence.adopt_prefix();
+                if sequence.preemptions == 0 {
+                    self.stats.cached_tokens += adopted as u64;
+                }
+            }
+        }
+    }
+
+    fn grant_decodes(&mut self, plan: &mut Plan) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].remaining() == 1 {
+                self.grant(plan, at, 1);
+            }
+            at += 1;
+        }
+    }
+
+    fn oldest_prompt(&self, plan: &Plan) -> Option<Share> {
+        let mut prompts = (0..self.running.len()).filter(|&at| self.running[at].remaining() > 1);
+        let oldest = prompts.next()?;
+        let alone = prompts.next().is_none()
+            && (self.queue.len() == 0 || self.running.len() == self.config.max_batch);
+        let others = if alone { 0 } else { plan.budget / 4 };
+        Some((oldest, plan.budget - others))
+    }
+
+    /// Takes the sequence that is next into the batch, if there is room for it; its place.
+    fn admit_next(&mut self, plan: &mut Plan) -> Option<usize> {
+        if plan.budget == 0 || self.running.len() == self.config.max_batch {
+            return None;
+        }
+        // A block for each running sequence is left, or a newcomer would soon be preempted again.
+        let headroom = self.running.len();
+        let next = self.queue.peek_mut()?;
+        next.attach_prefix(&self.pool);
+        if next.table.missing(next.tokens.len()) + headroom > self.pool.available() {
+            next.detach(&self.pool);
+            return None;
+        }
+        let mut sequence = self.queue.pop()?;
+        sequence.attach_tail();
+        if !sequence.has_run {
+            sequence.has_run = true;
+            self.started.push(sequence.id());
+            sequence.cached = sequence.computed;
+            self.stats.cached_tokens += sequence.computed as u64;
+        }
+        let rank = sequence.rank();
+        let at = self.running.partition_point(|other| other.rank() < rank);
+        self.running.insert(at, sequence);
+        plan.grants.insert(at, Grant::default());
+        Some(at)
+    }
+
+    fn shortest_prompt(&self, plan: &Plan) -> Option<Share> {
+        let unfinished = |(at, sequence): (usize, &Sequence)| {
+            let granted = plan.grants[at].tokens;
+            let left = (sequence.remaining() - granted).min(sequence.free_tokens(granted));
+            (left > 0 && !self.waits_for_prefix(plan, at)).then_some((at, left))
+        };
+        if plan.budget == 0 {
+            return None;
+        }
+        let running = self.running().enumerate();
+        running.filter_map(unfinished).min_by_key(|&(_, left)| left)
+    }
+
+    /// Shares out the rows that are left once each running sequence has one: a prompt that is scored needs a row for each token.
+    /// Returns the rows that nobody took.
+    fn grant_scoring(&mut self, plan: &mut Plan) -> usize {
+        let most = self
+            .speculation
+            .map_or(0, |speculation| speculation.max_rows);
+        let mut rows = self.config.max_batch.max(most) - self.running.len();
+        let mut at = 0;
+        while at < self.running.len() && rows > 0 {
+            if self.running[at].is_scoring() {
+                rows -= self.grant_rows(plan, at, rows);
+            }
+            at += 1;
+        }
+        rows
+    }
+
+    /// Gives the sequence at `at` up to `tokens` more tokens of the step, as far as they need no row beside its own.
+    /// Returns how many it got.
+    fn grant(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
+        if self.waits_for_prefix(plan, at) {
+            return 0;
+        }
+        let free = self.running[at].free_tokens(plan.grants[at].tokens);
+        self.grant_rows(plan, at, tokens.min(free))
+    }
+
+    /// Whether the step computes, for another sequence, the block that comes next in the prompt of the one at `at`.
+    fn waits_for_prefix(&self, plan: &Plan, at: usize) -> bool {
+        let sequence = &self.running[at];
+        let mut others = self.running.iter().zip(&plan.grants);
+        sequence.remaining() > 1
+            && plan.grants[at].tokens == 0
+            && others.any(|(other, grant)| grant.tokens > 0 && sequence.shares_next_block(other))
+    }
+
+    /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.
+    fn grant_rows(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
+        let (sequence, granted) = (&self.running[at], plan.grants[at].tokens);
+        let tokens = tokens.min(sequence.remaining() - granted).min(plan.budget);
+        if tokens == 0 {
+            return 0;
+        }
+        let needed = sequence.computed + granted + tokens;
+        while !self.running[at].table.grow(needed) {
+            let last = self.running.len() - 1;
+            self.preempt_last(plan);
+            if last == at {
+                return 0;
+            }
+        }
+        plan.grants[at].tokens += tokens;
+        plan.budget -= tokens;
+        tokens
+    }
+
+    fn preempt_last(&mut self, plan: &mut Plan) {
+        let (Some(mut victim), Some(grant)) = (self.running.pop(), plan.grants.pop()) else {
+            return;
+        };
+        plan.budget += grant.tokens;
+        victim.detach(&self.pool);
+        victim.preemptions += 1;
+        self.stats.preemptions += 1;
+        self.queue.push_preempted(victim);
+    }
+
+    /// Writes the plan down as the step's arrays.
+    fn fill_step(&mut self, plan: Plan) -> &Step {
+        self.step.clear();
+        self.grants.clear();
+        for (sequence, grant) in self.running.iter().zip(plan.grants) {
+            if grant.tokens > 0 {
+                self.step.add(sequence, &grant);
+                self.grants.push(grant);
+            }
+        }
+        if !self.step.is_empty() {
+            self.stats.steps += 1;
+            self.stats.computed_tokens += self.step.num_tokens() as u64;
+        }
+        &self.step
+    }
+}
