@@ -208,6 +208,7 @@ class Engine:
         max_sessions: int = 100_000,
         session_ttl: float = 0.0,
         speculate: int = 0,
+        policy: str = "fair",
         prefix_cache: bool = True,
         share_prefix_cache: bool = False,
         session_log: OpenSessionLog | None = None,
@@ -216,6 +217,8 @@ class Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
         without one they end with the engine.
         `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
+        `policy`: who goes first; "fair": by priority, then the tenant that was served least for its weight, then arrival;
+        "fcfs": by arrival alone.
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 

@@ -16,6 +16,7 @@ Quantize = Literal["auto", "none", "q8", "q4"]
 KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 RequestLog = Literal["text", "json", "off"]
+Policy = Literal["fair", "fcfs"]
 SessionFsync = Literal["always", "interval", "never"]
 ToolParser = Literal["auto", "hermes", "llama3", "mistral"]
 ReasoningParser = Literal["auto", "none", "think"]
@@ -27,6 +28,7 @@ QUANTIZE: Final[tuple[str, ...]] = get_args(Quantize)
 KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
+POLICIES: Final[tuple[str, ...]] = get_args(Policy)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
@@ -99,6 +101,7 @@ class ServeConfig:
     max_batch: int = 64
     max_batch_tokens: int | None = None
     speculate: int = 0  # most tokens drafted for a sequence in one step; 0: none
+    policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None
     gpu_memory_fraction: float = 0.9  # of the memory that is free on the GPU
     max_queue: int = 1024
@@ -142,6 +145,7 @@ class ServeConfig:
         self._check_choice("ops", OPS)
         self._check_choice("quantize", QUANTIZE)
         self._check_choice("kv_dtype", KV_DTYPES)
+        self._check_choice("policy", POLICIES)
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("request_log", REQUEST_LOGS)
         self._check_choice("session_fsync", SESSION_FSYNCS)

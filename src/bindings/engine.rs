@@ -69,7 +69,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -80,6 +80,7 @@ impl Engine {
         max_sessions: usize,
         session_ttl: f64,
         speculate: usize,
+        policy: &str,
         prefix_cache: bool,
         share_prefix_cache: bool,
         session_log: Option<&OpenSessionLog>,
@@ -102,6 +103,7 @@ impl Engine {
                 max_model_len: size("max_model_len")?,
                 max_queue,
             },
+            policy: policy.parse()?,
             speculation,
             num_blocks: size("num_blocks")?,
             block_size: size("block_size")?,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sched::{self, SchedulerConfig, Speculation};
+use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
 use crate::session::StoreLimits;
 use crate::tenant::Tenant;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -12,6 +12,8 @@ use crate::text::{ChatTemplate, Tokenizer};
 pub struct EngineConfig {
     /// Sizes of the scheduler.
     pub scheduler: SchedulerConfig,
+    /// Who goes first.
+    pub policy: PolicyKind,
     /// Absent: every step gives a sequence one token.
     pub speculation: Option<Speculation>,
     /// KV blocks.

@@ -100,8 +100,9 @@ impl Engine {
             max_queue: max_open,
             ..config.scheduler
         };
-        let mut scheduler =
-            Scheduler::new(sizes, Arc::clone(&pool))?.with_speculation(config.speculation);
+        let mut scheduler = Scheduler::new(sizes, Arc::clone(&pool))?
+            .with_policy(config.policy.policy())
+            .with_speculation(config.speculation);
         for tenant in &config.tenants {
             scheduler.set_weight(tenant.number, tenant.limits.weight)?;
         }

@@ -91,7 +91,7 @@ impl Scheduler {
                 reason = Some(FinishReason::Length);
             }
             sequence.table.register(&sequence.tokens, sequence.computed);
-            self.queue.charge(tenant, prompt_tokens, output);
+            self.policy.charge(tenant, prompt_tokens, output);
             sequence.finish = reason;
             ended |= reason.is_some();
         }
@@ -108,7 +108,7 @@ impl Scheduler {
             if let Some(reason) = self.running[at].finish {
                 let sequence = self.running.remove(at);
                 sequence.leave_tail();
-                self.queue.tenant_stopped(sequence.new.tenant);
+                self.policy.left(sequence.new.tenant);
                 finished.push(Finished { sequence, reason });
             } else {
                 at += 1;

@@ -7,6 +7,7 @@ mod commit;
 mod cost;
 mod draft;
 mod plan;
+mod policy;
 mod queue;
 mod sampling;
 mod scheduler;
@@ -15,6 +16,7 @@ mod speculation;
 mod step;
 
 pub use commit::{Finished, StepTokens};
+pub use policy::{Policy, PolicyKind};
 pub use sampling::{SeenTokens, mix_seed, uniform};
 pub use scheduler::{Scheduler, SchedulerConfig, Stats};
 pub use sequence::{FinishReason, NewSequence, Sequence};

@@ -96,13 +96,13 @@ impl Scheduler {
         }
         // A block for each running sequence is left, or a newcomer would soon be preempted again.
         let headroom = self.running.len();
-        let next = self.queue.peek_mut()?;
+        let next = self.queue.peek_mut(&*self.policy)?;
         next.attach_prefix(&self.pool);
         if next.table.missing(next.tokens.len()) + headroom > self.pool.available() {
             next.detach(&self.pool);
             return None;
         }
-        let mut sequence = self.queue.pop()?;
+        let mut sequence = self.queue.pop(&*self.policy)?;
         sequence.attach_tail();
         if !sequence.has_run {
             sequence.has_run = true;

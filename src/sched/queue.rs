@@ -1,44 +1,27 @@
-//! Sequences that wait for a place in the batch: by priority, then the tenant that was served least for its weight, then
-//! arrival.
+//! Sequences that wait for a place in the batch, in the order of a [`Policy`].
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::policy::Policy;
 use super::sequence::Sequence;
 
-/// What a generated token costs in a tenant's account, in prompt tokens (Sheng et al. 2024, "Fairness in Serving LLMs").
-const OUTPUT_WEIGHT: u64 = 2;
-
-/// Unit of `Tenant::served`: divides by weights without a loss worth a name.
-const TOKEN: u128 = 1 << 32;
-
-#[derive(Debug)]
-struct Tenant {
-    weight: u32,
-    waiting: usize,
-    running: usize,
-    /// Service received for its weight: prompt tokens * `TOKEN` / weight.
-    served: u128,
-}
-
-impl Default for Tenant {
-    fn default() -> Self {
-        Self {
-            weight: 1,
-            waiting: 0,
-            running: 0,
-            served: 0,
-        }
-    }
-}
+/// The sequences of one level that have not run, by line.
+type Lines = BTreeMap<u32, VecDeque<Box<Sequence>>>;
 
 /// The waiting sequences.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Sequences that had run and lost their blocks; by priority and arrival, before all others of their priority.
+    /// Sequences that had run and lost their blocks, by rank; before all others of their level.
     preempted: VecDeque<Box<Sequence>>,
-    levels: BTreeMap<i32, BTreeMap<u32, VecDeque<Box<Sequence>>>>,
-    tenants: BTreeMap<u32, Tenant>,
+    levels: BTreeMap<i32, Lines>,
     len: usize,
+}
+
+/// Where a sequence waits.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Preempted(usize),
+    InLine(i32, u32, usize),
 }
 
 impl Queue {
@@ -46,149 +29,43 @@ impl Queue {
         self.len
     }
 
-    /// Sets a tenant's share relative to the others'. `weight` > 0.
-    pub(super) fn set_weight(&mut self, tenant: u32, weight: u32) {
-        self.tenants.entry(tenant).or_default().weight = weight;
-    }
-
-    pub(super) fn push(&mut self, sequence: Box<Sequence>) {
-        let id = sequence.new.tenant;
-        let idle = self
-            .tenants
-            .get(&id)
-            .is_none_or(|t| t.waiting + t.running == 0);
-        if idle {
-            // A tenant that comes back has saved nothing up: it starts level with the least served active one.
-            let floor = self.active().map(|t| t.served).min().unwrap_or(0);
-            let tenant = self.tenants.entry(id).or_default();
-            tenant.served = tenant.served.max(floor);
-        }
-        self.tenants.entry(id).or_default().waiting += 1;
-        self.levels
-            .entry(sequence.new.priority)
-            .or_default()
-            .entry(id)
-            .or_default()
-            .push_back(sequence);
+    /// Puts a sequence at the end of a line of its level.
+    pub(super) fn push(&mut self, sequence: Box<Sequence>, line: u32) {
+        let lines = self.levels.entry(sequence.level).or_default();
+        lines.entry(line).or_default().push_back(sequence);
         self.len += 1;
-    }
-
-    fn active(&self) -> impl Iterator<Item = &Tenant> {
-        self.tenants
-            .values()
-            .filter(|tenant| tenant.waiting + tenant.running > 0)
     }
 
     /// Puts back a sequence that lost its blocks; it keeps its place among its like.
     pub(super) fn push_preempted(&mut self, sequence: Box<Sequence>) {
-        let at = self
-            .preempted
-            .partition_point(|other| other.rank() < sequence.rank());
-        self.tenant_stopped(sequence.new.tenant);
-        if let Some(tenant) = self.tenants.get_mut(&sequence.new.tenant) {
-            tenant.waiting += 1;
-        }
+        let rank = sequence.rank();
+        let at = self.preempted.partition_point(|other| other.rank() < rank);
         self.preempted.insert(at, sequence);
         self.len += 1;
     }
 
-    fn next_place(&self) -> Option<(i32, u32)> {
-        let (&priority, level) = self.levels.iter().next()?;
-        let served = |id: u32| self.tenants.get(&id).map_or(0, |tenant| tenant.served);
-        let id = level.keys().copied().min_by_key(|&id| (served(id), id))?;
-        Some((priority, id))
-    }
-
-    fn preempted_is_next(&self) -> bool {
-        let best = self.levels.keys().next();
-        self.preempted
-            .front()
-            .is_some_and(|sequence| best.is_none_or(|&priority| sequence.new.priority <= priority))
-    }
-
     /// The sequence that is next.
-    pub(super) fn peek_mut(&mut self) -> Option<&mut Sequence> {
-        if self.preempted_is_next() {
-            return self.preempted.front_mut().map(|sequence| &mut **sequence);
-        }
-        let (priority, id) = self.next_place()?;
-        self.levels
-            .get_mut(&priority)?
-            .get_mut(&id)?
-            .front_mut()
-            .map(|sequence| &mut **sequence)
-    }
-
-    /// Takes the sequence that is next; its tenant now runs one more.
-    pub(super) fn pop(&mut self) -> Option<Box<Sequence>> {
-        let sequence = if self.preempted_is_next() {
-            self.preempted.pop_front()?
-        } else {
-            let (priority, id) = self.next_place()?;
-            self.take_at(priority, id, 0)?
+    pub(super) fn peek_mut(&mut self, policy: &dyn Policy) -> Option<&mut Sequence> {
+        let sequence = match self.next_place(policy)? {
+            Place::Preempted(at) => self.preempted.get_mut(at)?,
+            Place::InLine(level, line, at) => {
+                let lines = self.levels.get_mut(&level)?;
+                lines.get_mut(&line)?.get_mut(at)?
+            }
         };
-        self.len -= 1;
-        if let Some(tenant) = self.tenants.get_mut(&sequence.new.tenant) {
-            tenant.waiting -= 1;
-            tenant.running += 1;
-        }
-        Some(sequence)
+        Some(&mut **sequence)
     }
 
-    fn take_at(&mut self, priority: i32, id: u32, index: usize) -> Option<Box<Sequence>> {
-        let level = self.levels.get_mut(&priority)?;
-        let queue = level.get_mut(&id)?;
-        let sequence = queue.remove(index);
-        if queue.is_empty() {
-            level.remove(&id);
-        }
-        if level.is_empty() {
-            self.levels.remove(&priority);
-        }
-        sequence
+    /// Takes the sequence that is next.
+    pub(super) fn pop(&mut self, policy: &dyn Policy) -> Option<Box<Sequence>> {
+        let place = self.next_place(policy)?;
+        self.take(place)
     }
 
     /// Takes the sequence of that id out, wherever it waits.
     pub(super) fn remove(&mut self, id: u64) -> Option<Box<Sequence>> {
-        let sequence = if let Some(at) = self
-            .preempted
-            .iter()
-            .position(|sequence| sequence.id() == id)
-        {
-            self.preempted.remove(at)
-        } else {
-            let place = self.levels.iter().find_map(|(&priority, level)| {
-                level.iter().find_map(|(&tenant, queue)| {
-                    queue
-                        .iter()
-                        .position(|sequence| sequence.id() == id)
-                        .map(|at| (priority, tenant, at))
-                })
-            });
-            place.and_then(|(priority, tenant, at)| self.take_at(priority, tenant, at))
-        };
-        if let Some(sequence) = &sequence {
-            self.len -= 1;
-            if let Some(tenant) = self.tenants.get_mut(&sequence.new.tenant) {
-                tenant.waiting -= 1;
-            }
-        }
-        sequence
-    }
-
-    /// Notes that a tenant's sequence left the batch.
-    pub(super) fn tenant_stopped(&mut self, tenant: u32) {
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            tenant.running -= 1;
-        }
-    }
-
-    /// Puts computed prompt tokens and generated tokens on a tenant's account.
-    pub(super) fn charge(&mut self, tenant: u32, prompt_tokens: usize, output_tokens: usize) {
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            let tokens = prompt_tokens as u64 + OUTPUT_WEIGHT * output_tokens as u64;
-            tenant.served += u128::from(tokens) * TOKEN / u128::from(tenant.weight);
-        }
+        let place = self.place_of(id)?;
+        self.take(place)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Sequence> {
@@ -197,5 +74,47 @@ impl Queue {
             .iter()
             .chain(waiting)
             .map(|sequence| &**sequence)
+    }
+
+    fn next_place(&self, policy: &dyn Policy) -> Option<Place> {
+        let first = self.levels.iter().next();
+        let resumed = self.preempted.front();
+        if resumed.is_some_and(|resumed| first.is_none_or(|(&level, _)| resumed.level <= level)) {
+            return Some(Place::Preempted(0));
+        }
+        let (&level, lines) = first?;
+        let line = policy.next_line(&mut lines.keys().copied())?;
+        Some(Place::InLine(level, line, 0))
+    }
+
+    fn place_of(&self, id: u64) -> Option<Place> {
+        let find = |line: &VecDeque<Box<Sequence>>| line.iter().position(|s| s.id() == id);
+        if let Some(at) = find(&self.preempted) {
+            return Some(Place::Preempted(at));
+        }
+        self.levels.iter().find_map(|(&level, lines)| {
+            let mut lines = lines.iter();
+            lines.find_map(|(&line, waiting)| Some(Place::InLine(level, line, find(waiting)?)))
+        })
+    }
+
+    fn take(&mut self, place: Place) -> Option<Box<Sequence>> {
+        let sequence = match place {
+            Place::Preempted(at) => self.preempted.remove(at)?,
+            Place::InLine(level, line, at) => {
+                let lines = self.levels.get_mut(&level)?;
+                let waiting = lines.get_mut(&line)?;
+                let sequence = waiting.remove(at)?;
+                if waiting.is_empty() {
+                    lines.remove(&line);
+                }
+                if lines.is_empty() {
+                    self.levels.remove(&level);
+                }
+                sequence
+            }
+        };
+        self.len -= 1;
+        Some(sequence)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::cost::StepCost;
 use super::plan::{ENTRY_TOKENS, Grant};
+use super::policy::{Policy, PolicyKind};
 use super::queue::Queue;
 use super::sequence::{NewSequence, Sequence};
 use super::speculation::Speculation;
@@ -47,6 +48,7 @@ pub struct Stats {
 pub struct Scheduler {
     pub(super) config: SchedulerConfig,
     pub(super) pool: Arc<BlockPool>,
+    pub(super) policy: Box<dyn Policy>,
     pub(super) queue: Queue,
     /// In order of rank, so that the last one is the one to preempt. Boxed: sequences move between here and the queue.
     #[allow(clippy::vec_box)]
@@ -80,6 +82,7 @@ impl Scheduler {
         Ok(Self {
             config,
             pool,
+            policy: PolicyKind::default().policy(),
             queue,
             running,
             speculation: None,
@@ -98,6 +101,13 @@ impl Scheduler {
         let assumed = speculation.map_or(0.0, |speculation| speculation.row_cost);
         self.step_cost = StepCost::new(assumed);
         self.speculation = speculation;
+        self
+    }
+
+    /// The same with another order of sequences, before the first one comes.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Box<dyn Policy>) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -123,7 +133,7 @@ impl Scheduler {
                 format!("a weight must be at least 1, but 0 was given for tenant {tenant}");
             return Err(Error::invalid("weight", message));
         }
-        self.queue.set_weight(tenant, weight);
+        self.policy.set_weight(tenant, weight);
         Ok(())
     }
 
@@ -154,8 +164,10 @@ impl Scheduler {
         }
         let order = self.next_order;
         self.next_order += 1;
-        self.queue
-            .push(Box::new(Sequence::new(new, &self.pool, order)));
+        let (level, line) = (self.policy.level(&new), self.policy.line(&new));
+        self.policy.arrived(new.tenant);
+        let sequence = Sequence::new(new, &self.pool, (level, order));
+        self.queue.push(Box::new(sequence), line);
         Ok(())
     }
 
@@ -212,12 +224,16 @@ impl Scheduler {
 
     /// Takes a sequence out, wherever it is; its blocks are free once it is dropped.
     pub fn abort(&mut self, id: u64) -> Option<Box<Sequence>> {
-        if let Some(at) = self.running.iter().position(|sequence| sequence.id() == id) {
-            let sequence = self.running.remove(at);
-            sequence.leave_tail();
-            self.queue.tenant_stopped(sequence.new.tenant);
-            return Some(sequence);
-        }
-        self.queue.remove(id)
+        let running = self.running.iter().position(|sequence| sequence.id() == id);
+        let sequence = match running {
+            Some(at) => {
+                let sequence = self.running.remove(at);
+                sequence.leave_tail();
+                sequence
+            }
+            None => self.queue.remove(id)?,
+        };
+        self.policy.left(sequence.new.tenant);
+        Some(sequence)
     }
 }

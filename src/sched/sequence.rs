@@ -36,7 +36,7 @@ pub struct NewSequence {
     pub id: u64,
     /// Whose prefix cache it may use.
     pub tenant: u32,
-    /// Smaller runs first.
+    /// Smaller runs first, where the policy asks for it.
     pub priority: i32,
     /// History and input. Not empty.
     pub prompt: Vec<u32>,
@@ -69,7 +69,9 @@ pub struct Sequence {
     /// Leading tokens of the prompt whose log-probability is known or not asked for; the first has none.
     pub(super) scored: usize,
     pub(super) seen: Option<SeenTokens>,
-    pub(super) order: u64,
+    /// Of its policy.
+    pub(super) level: i32,
+    order: u64,
     pub(super) preemptions: u32,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
@@ -81,7 +83,7 @@ pub struct Sequence {
 impl Sequence {
     // Exactly these values mean that a penalty is off.
     #[allow(clippy::float_cmp)]
-    pub(super) fn new(new: NewSequence, pool: &Arc<BlockPool>, order: u64) -> Self {
+    pub(super) fn new(new: NewSequence, pool: &Arc<BlockPool>, rank: (i32, u64)) -> Self {
         let s = &new.sampling;
         let penalized =
             s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0;
@@ -98,7 +100,8 @@ impl Sequence {
             cached: 0,
             has_run: false,
             seen,
-            order,
+            level: rank.0,
+            order: rank.1,
             preemptions: 0,
             drafter: None,
             finish: None,
@@ -141,9 +144,9 @@ impl Sequence {
         &self.table
     }
 
-    /// Its place among others: by priority, then arrival.
+    /// Its place among others: by level, then arrival.
     pub(super) const fn rank(&self) -> (i32, u64) {
-        (self.new.priority, self.order)
+        (self.level, self.order)
     }
 
     pub(super) fn remaining(&self) -> usize {

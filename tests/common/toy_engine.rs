@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lmserve::engine::{EngineConfig, Model, Stream};
 use lmserve::error::Result;
-use lmserve::sched::SchedulerConfig;
+use lmserve::sched::{PolicyKind, SchedulerConfig};
 use lmserve::session::StoreLimits;
 use lmserve::wire::Poll;
 use serde_json::Value;
@@ -21,6 +21,7 @@ pub fn config() -> EngineConfig {
             max_model_len: 256,
             max_queue: 8,
         },
+        policy: PolicyKind::default(),
         speculation: None,
         num_blocks: BLOCKS,
         block_size: BLOCK_SIZE,

@@ -17,6 +17,7 @@ from lmserve.config import (
     KV_DTYPES,
     LOG_LEVELS,
     OPS,
+    POLICIES,
     QUANTIZE,
     REQUEST_LOGS,
     SESSION_FSYNCS,
@@ -201,6 +202,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="REQUESTS",
         type=_integer,
         help=f"most requests that wait; the next one is answered 429 (default: {default.max_queue})",
+    )
+    group.add_argument(
+        "--policy",
+        metavar="POLICY",
+        choices=POLICIES,
+        help="who goes first: fair (by priority, then the key that was served least for its weight, then arrival) or fcfs "
+        "(by arrival alone) (default: fair)",
     )
     group.add_argument(
         "--speculate",

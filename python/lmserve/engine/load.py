@@ -89,6 +89,7 @@ class ModelPlan:
             max_sessions=config.max_sessions,
             session_ttl=config.session_ttl,
             speculate=config.speculate,
+            policy=config.policy,
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,
             session_log=session_log,
