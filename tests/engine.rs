@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use common::toy_engine::{BLOCK_SIZE, BLOCKS, VOCAB, config, model, reply};
-use lmserve::engine::{Engine, Executor, StepOutput, Stream};
+use lmserve::engine::{Engine, Executor, StepOutput, Stream, sequence_id};
 use lmserve::error::{Kind, Result};
 use lmserve::sched::Step;
 use lmserve::session::SessionKey;
@@ -49,8 +49,12 @@ struct Server {
 
 impl Server {
     fn start(failing_steps: Vec<u64>) -> Self {
+        Self::start_with(|toy| toy.failing_steps = failing_steps)
+    }
+
+    fn start_with(prepare: impl FnOnce(&mut ToyModel)) -> Self {
         let mut toy = ToyModel::new(BLOCKS, BLOCK_SIZE, VOCAB);
-        toy.failing_steps = failing_steps;
+        prepare(&mut toy);
         let gate = Arc::new((Mutex::new(u64::MAX), Condvar::new()));
         let executor = Box::new(Gated {
             model: toy,
@@ -220,6 +224,64 @@ fn a_first_turn_that_fails_leaves_no_session_and_a_restart_that_fails_leaves_the
     assert_eq!(server.tokens(), committed);
     server.assert_baseline();
     assert_eq!(server.engine.stats().failed_steps, 2);
+}
+
+/// Of five requests that run together one is at fault; the others' tokens are those they give alone.
+fn one_of_five_fails(server: &Server, faulty: usize, code: &str) {
+    server.permit(0);
+    let keys = [1, 2, 3, 4, 5];
+    let streams = keys.map(|id| {
+        let session = json!({"id": id, "start": true});
+        server.submit(&[id; 6], 12, session).unwrap()
+    });
+    server.permit(u64::MAX);
+    for (at, stream) in streams.iter().enumerate() {
+        let key = SessionKey {
+            tenant: 0,
+            id: i64::from(keys[at]),
+        };
+        if at == faulty {
+            let error = reply(stream).unwrap_err();
+            assert_eq!((error.kind, error.code), (Kind::Internal, code));
+            assert!(server.engine.session_info(key).is_err());
+        } else {
+            assert_eq!(reply(stream).unwrap()["tokens"], 12);
+            let mut history = vec![keys[at]; 6];
+            generate(&mut history, 12);
+            assert_eq!(*server.engine.session_state(key).unwrap().tokens, history);
+        }
+    }
+    server.assert_baseline();
+}
+
+#[test]
+fn a_request_whose_steps_fail_ends_alone() {
+    let server = Server::start_with(|toy| toy.failing.extend([(sequence_id(3, 0), 10)]));
+    one_of_five_fails(&server, 2, "internal_error");
+    assert!(server.engine.stats().failed_steps >= 2);
+    let usage = server.engine.stats().scheduler;
+    assert_eq!(usage.running + usage.waiting, 0);
+}
+
+#[test]
+fn a_request_whose_logits_are_not_finite_ends_alone() {
+    let server = Server::start_with(|toy| toy.not_finite.extend([(sequence_id(5, 0), 10)]));
+    one_of_five_fails(&server, 4, "numerical_error");
+    assert_eq!(server.engine.stats().failed_steps, 0);
+}
+
+#[test]
+fn an_embedding_that_is_not_finite_is_an_error_that_names_its_input() {
+    let server = Server::start_with(|toy| toy.not_finite_embedding = Some(9));
+    let inputs: Vec<Value> = (0..12_u32).map(|n| json!({"ids": vec![n; 10]})).collect();
+    let body = json!({"model": "toy", "inputs": inputs}).to_string();
+    let error = reply(&server.engine.embed(body.as_bytes()).unwrap()).unwrap_err();
+    assert_eq!(
+        (error.kind, error.code),
+        (Kind::Internal, "numerical_error")
+    );
+    assert!(error.message.contains("input 9 "), "{}", error.message);
+    server.assert_baseline();
 }
 
 #[test]

@@ -64,25 +64,32 @@ impl Run {
             .collect();
         if !step.is_empty() {
             self.model.launch(step).unwrap();
-            self.model.collect(step, &mut self.output).unwrap();
-            let mut finished = Vec::new();
-            self.scheduler
-                .commit(&self.output.tokens, &mut NoEvents, &mut finished)
-                .unwrap();
-            for end in finished {
-                let value = (
-                    end.sequence.tokens().to_vec(),
-                    end.reason,
-                    end.sequence.cached_tokens(),
-                );
-                assert!(
-                    self.results.insert(end.sequence.id(), value).is_none(),
-                    "ended twice"
-                );
-            }
+            self.step_planned();
         }
         self.check();
         computed
+    }
+
+    /// The outcome of the planned step, which the model has computed.
+    fn step_planned(&mut self) {
+        let step = self.scheduler.step();
+        self.model.collect(step, &mut self.output).unwrap();
+        let mut finished = Vec::new();
+        self.scheduler
+            .commit(&self.output.tokens, &mut NoEvents, &mut finished)
+            .unwrap();
+        for end in finished {
+            let value = (
+                end.sequence.tokens().to_vec(),
+                end.reason,
+                end.sequence.cached_tokens(),
+            );
+            assert!(
+                self.results.insert(end.sequence.id(), value).is_none(),
+                "ended twice"
+            );
+        }
+        self.check();
     }
 
     fn check(&self) {
@@ -351,14 +358,117 @@ fn a_failed_step_frees_its_blocks() {
     run.scheduler.add(sequence(1, vec![3; 10], 4)).unwrap();
     run.step();
     run.scheduler.plan();
-    let failed: Vec<u64> = run
-        .scheduler
-        .fail_step()
-        .iter()
-        .map(|sequence| sequence.id())
-        .collect();
-    assert_eq!(failed, [1]);
+    let failed = run.scheduler.fail_step().map(|sequence| sequence.id());
+    assert_eq!(failed, Some(1));
     assert!(run.scheduler.is_idle());
+    assert_eq!(run.scheduler.pool().counts().owned, 0);
+}
+
+/// Sixteen sequences that decode, with prompts and outputs of several lengths.
+fn sixteen(prefix_cache: bool) -> (Run, HashMap<u64, Vec<u32>>) {
+    let mut run = Run::new(512, 4, config(16, 256), prefix_cache);
+    let speculation = Speculation {
+        max_draft: 3,
+        max_rows: 64,
+        row_cost: 0.01,
+    };
+    run.scheduler = run.scheduler.with_speculation(Some(speculation));
+    let mut expected = HashMap::new();
+    for id in 0..16_u64 {
+        let prompt: Vec<u32> = (0..5 + id as u32)
+            .map(|i| (i * 3 + id as u32) % 50)
+            .collect();
+        let max_tokens = 20 + id as usize;
+        expected.insert(id, alone(&prompt, max_tokens));
+        run.scheduler.add(sequence(id, prompt, max_tokens)).unwrap();
+    }
+    (run, expected)
+}
+
+#[test]
+fn a_sequence_that_makes_its_steps_fail_leaves_alone_and_its_neighbours_go_on() {
+    for faulty in [vec![0_u64], vec![9], vec![3, 15], (0..16).collect()] {
+        let (mut run, mut expected) = sixteen(true);
+        for &id in &faulty {
+            run.model.failing.insert(id, 20 + id as usize);
+            expected.remove(&id);
+        }
+        let (mut left, mut failures) = (Vec::new(), 0);
+        while !run.scheduler.is_idle() {
+            let step = run.scheduler.plan();
+            if run.model.launch(step).is_ok() {
+                run.step_planned();
+                continue;
+            }
+            failures += 1;
+            left.extend(run.scheduler.fail_step().map(|sequence| sequence.id()));
+            run.check();
+        }
+        left.sort_unstable();
+        assert_eq!(left, faulty);
+        // For each of them, at most one failure at each size from 16 down to 1, and that for each length up to which it was drafted.
+        assert!(
+            failures <= 4 * 5 * faulty.len(),
+            "{failures} failures for {faulty:?}"
+        );
+        for (id, tokens) in expected {
+            assert_eq!(run.results[&id].0, tokens);
+        }
+        assert_eq!(run.scheduler.pool().counts().owned, 0);
+    }
+}
+
+#[test]
+fn a_step_of_many_that_fails_once_costs_nobody_anything_but_time() {
+    let (mut run, expected) = sixteen(true);
+    for round in 0.. {
+        if run.scheduler.is_idle() {
+            break;
+        }
+        run.scheduler.plan();
+        if round % 3 == 0 && run.scheduler.step().num_sequences() > 1 {
+            assert!(run.scheduler.fail_step().is_none());
+            run.check();
+        } else {
+            let step = run.scheduler.step();
+            run.model.launch(step).unwrap();
+            run.step_planned();
+        }
+    }
+    for (id, tokens) in expected {
+        assert_eq!(run.results[&id].0, tokens);
+    }
+}
+
+#[test]
+fn the_one_that_remains_of_a_step_that_failed_is_not_blamed_for_another_that_left() {
+    let mut run = Run::new(64, 4, config(4, 64), true);
+    for id in [1, 2] {
+        run.scheduler
+            .add(sequence(id, vec![id as u32; 8], 3))
+            .unwrap();
+    }
+    run.scheduler.plan();
+    drop(run.scheduler.abort(1).unwrap());
+    assert!(run.scheduler.fail_step().is_none());
+    run.finish();
+    assert_eq!(run.results[&2].0, alone(&[2; 8], 3));
+}
+
+#[test]
+fn logits_that_are_not_finite_end_their_sequence_alone_and_nobody_goes_on_from_its_blocks() {
+    let (mut run, mut expected) = sixteen(true);
+    let broken = 7;
+    let prompt = expected.remove(&broken).unwrap()[..5 + 7].to_vec();
+    run.model.not_finite.insert(broken, 25);
+    run.finish();
+    let (tokens, reason, _) = run.results.remove(&broken).unwrap();
+    assert_eq!(reason, FinishReason::Abort);
+    assert_eq!(tokens, alone(&prompt, 25 - prompt.len()));
+    for (id, tokens) in expected {
+        assert_eq!(run.results[&id].0, tokens);
+    }
+    assert_eq!(run.scheduler.pool().cached_prefix(0, &prompt), 0);
     assert_eq!(run.scheduler.pool().counts().owned, 0);
 }
 

@@ -217,8 +217,8 @@ class Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
         without one they end with the engine.
         `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
-        `policy`: who goes first; "fair": by priority, then the tenant that was served least for its weight, then arrival;
-        "fcfs": by arrival alone.
+        `policy`: who goes first; "fair": by priority, then the tenant that was served least for its weight, then
+        arrival; "fcfs": by arrival alone.
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 
@@ -416,7 +416,7 @@ class Scheduler:
         """Book the planned step."""
 
     def fail(self, message: str) -> list[Event]:
-        """Give up the planned step and the requests in it."""
+        """Book that the planned step could not be computed: it is planned again in halves, and who fails alone ends."""
 
     def abort(self, request: int, keep: bool, now_ms: int) -> list[Event]:
         """End a request before its time."""

@@ -192,7 +192,11 @@ class Scheduler:
         return self._core.commit(np.asarray(tokens).ravel().tolist(), self._now())
 
     def fail(self, reason: str) -> list[_core.Event]:
-        """Give up the planned step, which could not be computed, and the requests in it; sessions roll back."""
+        """Book that the planned step could not be computed.
+
+        `plan` gives it again in halves, until one of a single sequence fails: the request at fault ends with `reason`,
+        and its session rolls back.
+        """
         return self._core.fail(reason)
 
     def abort(self, request: int, *, keep: bool = False) -> list[_core.Event]:

@@ -300,7 +300,7 @@ impl Scheduler {
         self.with_state(py, move |state| state.commit(&tokens, vocab_size, now_ms))
     }
 
-    /// Gives up the planned step, whose computation failed, and the requests in it.
+    /// Books that the planned step could not be computed; it is planned again in halves, until the request at fault is found.
     fn fail(&self, py: Python<'_>, message: &str) -> Vec<Event> {
         let error = Error::internal(message);
         self.with_state(py, |state| {

@@ -10,12 +10,14 @@
 use super::isa::Isa;
 use super::memory::Shared;
 use super::pool::Team;
-use super::simd::{Kernel, Simd, dispatch, exp};
+use super::simd::{Kernel, Simd, all_finite, dispatch, exp};
 
 /// Most alternatives that are reported for a token.
 pub const MAX_TOP: usize = 20;
 /// Logits this far below the largest (after the temperature) are looked at first: they hold most of any distribution.
 const FIRST_DEPTH: f32 = 8.0;
+/// The token of a row whose logits are not finite.
+pub const NO_TOKEN: i32 = -1;
 /// Elements whose sum is taken at once where a token is drawn.
 const BLOCK: usize = 256;
 
@@ -103,6 +105,11 @@ impl Sampling<'_> {
     }
 
     fn sample_row(&self, row: usize, logits: &mut [f32], scratch: &mut Vec<u32>) {
+        if !all_finite(self.isa, logits) {
+            // SAFETY: each row is one thread's.
+            unsafe { self.out.tokens.get_mut(row..row + 1)[0] = NO_TOKEN };
+            return;
+        }
         // Log-probabilities are those of the raw logits, which are about to change.
         let raw = (self.rows.logprobs[row] >= 0).then(|| logits.to_vec());
         if let Some(extras) = self.extras {

@@ -59,7 +59,8 @@ pub struct Core {
     finished: Vec<Finished>,
 }
 
-const fn sequence_id(request: u64, choice: usize) -> u64 {
+/// The sequence of a request's choice in the steps.
+pub const fn sequence_id(request: u64, choice: usize) -> u64 {
     request * MAX_CHOICES as u64 + choice as u64
 }
 
@@ -277,15 +278,16 @@ impl Core {
         }
     }
 
-    /// Gives up the planned step, whose computation failed, and every request that was in it.
+    /// Books that the planned step could not be computed: it is tried again in halves, and the request of a sequence that fails alone
+    /// is given up.
     pub fn fail_step(&mut self, error: &Error, events: &mut impl Events) {
-        let failed = self.scheduler.fail_step();
-        for sequence in failed {
-            let request = request_of(sequence.id()).0;
-            if let Some(mut usage) = self.drop_request(request) {
-                usage.cached_tokens = sequence.cached_tokens();
-                events.fail(request, error, usage);
-            }
+        let Some(sequence) = self.scheduler.fail_step() else {
+            return;
+        };
+        let request = request_of(sequence.id()).0;
+        if let Some(mut usage) = self.drop_request(request) {
+            usage.cached_tokens = sequence.cached_tokens();
+            events.fail(request, error, usage);
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::open::OpenRequest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::text::Tokenizer;
 use crate::wire::{Mailbox, Usage};
 
@@ -181,7 +181,8 @@ impl EmbedJob {
     /// Takes the vectors of a batch in; true when all are there.
     ///
     /// # Errors
-    /// `internal_error` if the model returned another number of values.
+    /// `internal_error` if the model returned another number of values; `numerical_error` names an input whose values are not
+    /// finite.
     pub(super) fn accept(&mut self, batch: &Range<usize>, vectors: &[f32]) -> Result<bool> {
         let wanted = batch.len() * self.hidden_size;
         if vectors.len() != wanted {
@@ -189,6 +190,14 @@ impl EmbedJob {
                 "the model gave {} values for {wanted}",
                 vectors.len()
             )));
+        }
+        let mut texts = batch.clone().zip(vectors.chunks_exact(self.hidden_size));
+        if let Some((at, _)) = texts.find(|(_, vector)| vector.iter().any(|x| !x.is_finite())) {
+            let message = format!(
+                "the embedding of input {at} is not finite: the model has a weight that is no number, or its values overflow \
+                 their type"
+            );
+            return Err(Error::new(Kind::Internal, "numerical_error", message));
         }
         self.vectors.extend_from_slice(vectors);
         self.done = batch.end;

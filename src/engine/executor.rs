@@ -6,7 +6,7 @@ use crate::sched::Step;
 /// What one step sampled; row `r` belongs to the step's `sample_rows[r]`.
 #[derive(Debug, Default, Clone)]
 pub struct StepOutput {
-    /// Token ids, one per row.
+    /// Token ids, one per row; [`crate::sched::NO_TOKEN`] where the row's logits are not finite.
     pub tokens: Vec<u32>,
     /// Log-probability of each row's token; 0 where not asked for.
     pub logprobs: Vec<f32>,

@@ -26,7 +26,7 @@ mod stream;
 mod texts;
 mod worker;
 
-pub use self::core::{Abort, Core, Events, request_of};
+pub use self::core::{Abort, Core, Events, request_of, sequence_id};
 pub use config::{EngineConfig, Model, Stats};
 pub use embed::{EmbedSubmission, Encoding};
 pub use executor::{Executor, StepOutput};

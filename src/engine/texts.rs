@@ -7,6 +7,7 @@ use super::choice::Choice;
 use super::core::{Events, request_of};
 use super::executor::StepOutput;
 use super::guide::Failures;
+use crate::error::{Error, Kind};
 use crate::guided::StepMasks;
 use crate::sched::{FinishReason, StepTokens};
 use crate::text::Tokenizer;
@@ -88,6 +89,12 @@ impl<E: Events> StepTokens for Texts<'_, E> {
         None
     }
 
+    fn on_no_token(&mut self, id: u64) {
+        let request = request_of(id).0;
+        let tokens = self.choices.get(&id).map_or(0, |choice| choice.tokens);
+        self.failures.push((request, no_numbers(tokens)));
+    }
+
     fn on_prompt_token(&mut self, id: u64, row: usize, token: u32) {
         let (Some(choice), Some(tokenizer)) = (self.choices.get_mut(&id), self.tokenizer) else {
             return;
@@ -97,6 +104,15 @@ impl<E: Events> StepTokens for Texts<'_, E> {
             choice.scoring.push(&mut choice.delta, scored);
         }
     }
+}
+
+/// The error of an answer whose next logits are not finite.
+fn no_numbers(tokens: usize) -> Error {
+    let message = format!(
+        "the model's logits after {tokens} tokens of the answer are not finite: it has a weight that is no number, or its values \
+         overflow their type"
+    );
+    Error::new(Kind::Internal, "numerical_error", message)
 }
 
 /// The text of a special token, which the detokenizer leaves out.

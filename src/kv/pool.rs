@@ -223,12 +223,11 @@ impl BlockPool {
         self.state().references.clone()
     }
 
-    /// Forgets every cached prefix that no table holds.
-    pub fn clear_cache(&self) {
+    /// Takes blocks that tables hold out of the prefix cache.
+    pub(super) fn forget(&self, blocks: &[u32]) {
         let mut state = self.state();
-        while let Some(block) = state.evictable.pop_front() {
+        for &block in blocks {
             state.forget(block);
-            state.free.push(block);
         }
     }
 

@@ -83,6 +83,11 @@ impl BlockTable {
         }
     }
 
+    /// Takes its blocks out of the prefix cache, for whoever comes; those that share them keep them.
+    pub fn forget(&self) {
+        self.pool.forget(&self.blocks[..self.registered]);
+    }
+
     /// Takes the block that holds what comes next of `tokens` in part, if one is cached. Nothing may have been added to the blocks
     /// of the prefix yet. Returns the tokens that it holds.
     pub fn take_tail(&mut self, tokens: &[u32]) -> usize {

@@ -4,6 +4,9 @@ use super::scheduler::Scheduler;
 use super::sequence::{FinishReason, Sequence};
 use crate::error::{Error, Result};
 
+/// What stands in the place of a token where the row's logits are not finite.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// A sequence that ended; dropping it frees its blocks.
 #[derive(Debug)]
 pub struct Finished {
@@ -24,13 +27,16 @@ pub trait StepTokens {
         reason: Option<FinishReason>,
     ) -> Option<FinishReason>;
 
+    /// Told of a sequence with a row whose logits are not finite; it ends without a further token.
+    fn on_no_token(&mut self, _id: u64) {}
+
     /// Told of each token of a prompt that is scored, in order, the first one left out: `row` has its log-probability.
     fn on_prompt_token(&mut self, id: u64, row: usize, token: u32);
 }
 
 impl Scheduler {
-    /// Books the outcome of the step planned last. `sampled` holds one token per sampled row. Sequences that ended are
-    /// appended to `finished`; those aborted since the plan are passed over.
+    /// Books the outcome of the step planned last. `sampled` holds one token per sampled row, or [`NO_TOKEN`]. Sequences that ended
+    /// are appended to `finished`; those aborted since the plan are passed over.
     ///
     /// # Errors
     /// `internal_error` if the number of tokens is not the number of rows; nothing is booked then.
@@ -63,15 +69,20 @@ impl Scheduler {
             let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
             let prompt_tokens = prompt_left.min(scheduled.new_tokens);
             sequence.computed += scheduled.new_tokens;
-            for row in first_row..token_row {
+            let mut broken = sampled[first_row..token_row].contains(&NO_TOKEN);
+            for row in (first_row..token_row).filter(|_| !broken) {
                 let token = sequence.new.prompt[sequence.scored];
                 events.on_prompt_token(scheduled.id, row, token);
                 sequence.scored += 1;
             }
             let (tenant, mut output) = (sequence.new.tenant, 0);
             let mut reason = None;
-            if scheduled.samples {
+            if scheduled.samples && !broken {
                 for (at, &token) in sampled[token_row..row].iter().enumerate() {
+                    if token == NO_TOKEN {
+                        broken = true;
+                        break;
+                    }
                     let own = sequence.push(token);
                     let told = events.on_token(scheduled.id, token_row + at, token, own);
                     reason = told.or(own);
@@ -83,14 +94,22 @@ impl Scheduler {
                 }
                 self.stats.sampled_tokens += output as u64;
                 self.stats.drafted_tokens += scheduled.drafts as u64;
-                self.stats.accepted_tokens += output as u64 - 1;
+                self.stats.accepted_tokens += (output as u64).saturating_sub(1);
                 if scheduled.drafts > 0 {
                     sequence.table.truncate(sequence.computed);
                 }
             } else if !sequence.wants_sample() && sequence.remaining() == 0 {
                 reason = Some(FinishReason::Length);
             }
-            sequence.table.register(&sequence.tokens, sequence.computed);
+            if broken {
+                events.on_no_token(scheduled.id);
+                // What was computed of it is nothing to go on from, for nobody.
+                sequence.table.forget();
+                sequence.detach(&self.pool);
+                reason = Some(FinishReason::Abort);
+            } else {
+                sequence.table.register(&sequence.tokens, sequence.computed);
+            }
             self.policy.charge(tenant, prompt_tokens, output);
             sequence.finish = reason;
             ended |= reason.is_some();

@@ -9,13 +9,14 @@ mod draft;
 mod plan;
 mod policy;
 mod queue;
+mod retry;
 mod sampling;
 mod scheduler;
 mod sequence;
 mod speculation;
 mod step;
 
-pub use commit::{Finished, StepTokens};
+pub use commit::{Finished, NO_TOKEN, StepTokens};
 pub use policy::{Policy, PolicyKind};
 pub use sampling::{SeenTokens, mix_seed, uniform};
 pub use scheduler::{Scheduler, SchedulerConfig, Stats};

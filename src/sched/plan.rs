@@ -32,8 +32,11 @@ impl Scheduler {
     /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
     /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
     /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that. Drafts get
-    /// what nobody else wants.
+    /// what nobody else wants. A step that failed is tried again first, in parts.
     pub fn plan(&mut self) -> &Step {
+        if self.plan_retry() {
+            return &self.step;
+        }
         self.adopt_prefixes();
         self.started.clear();
         let mut plan = Plan {
@@ -55,7 +58,8 @@ impl Scheduler {
         }
         let rows = self.grant_scoring(&mut plan);
         self.grant_drafts(&mut plan, rows);
-        self.fill_step(plan)
+        self.fill_step(plan.grants);
+        &self.step
     }
 
     /// Takes over what others have computed of the prompts that are being computed.
@@ -197,11 +201,11 @@ impl Scheduler {
         self.queue.push_preempted(victim);
     }
 
-    /// Writes the plan down as the step's arrays.
-    fn fill_step(&mut self, plan: Plan) -> &Step {
+    /// Writes what each running sequence is granted down as the step's arrays.
+    pub(super) fn fill_step(&mut self, grants: Vec<Grant>) {
         self.step.clear();
         self.grants.clear();
-        for (sequence, grant) in self.running.iter().zip(plan.grants) {
+        for (sequence, grant) in self.running.iter().zip(grants) {
             if grant.tokens > 0 {
                 self.step.add(sequence, &grant);
                 self.grants.push(grant);
@@ -211,6 +215,5 @@ impl Scheduler {
             self.stats.steps += 1;
             self.stats.computed_tokens += self.step.num_tokens() as u64;
         }
-        &self.step
     }
 }

@@ -6,6 +6,7 @@ use super::cost::StepCost;
 use super::plan::{ENTRY_TOKENS, Grant};
 use super::policy::{Policy, PolicyKind};
 use super::queue::Queue;
+use super::retry::Part;
 use super::sequence::{NewSequence, Sequence};
 use super::speculation::Speculation;
 use super::step::Step;
@@ -58,7 +59,9 @@ pub struct Scheduler {
     pub(super) step: Step,
     /// What the step planned last grants to each of its sequences, in the step's order.
     pub(super) grants: Vec<Grant>,
-    /// Sequences that the step planned last computes for the first time.
+    /// Parts of a step that failed, to be tried by themselves; the last is next.
+    pub(super) retries: Vec<Part>,
+    /// Sequences that the step planned last computes for the first time, whether it is tried whole or in parts.
     pub(super) started: Vec<u64>,
     next_order: u64,
     pub(super) stats: Stats,
@@ -89,6 +92,7 @@ impl Scheduler {
             step_cost: StepCost::new(0.0),
             step: Step::default(),
             grants: Vec::new(),
+            retries: Vec::new(),
             started: Vec::new(),
             next_order: 0,
             stats: Stats::default(),
@@ -208,18 +212,6 @@ impl Scheduler {
     /// Adds the masks of the step planned last.
     pub fn set_masks(&mut self, masks: Arc<StepMasks>) {
         self.step.masks = Some(masks);
-    }
-
-    /// Gives up the step planned last, whose computation failed: its sequences leave, without a token.
-    pub fn fail_step(&mut self) -> Vec<Box<Sequence>> {
-        let failed: Vec<u64> = self
-            .step
-            .scheduled
-            .iter()
-            .map(|scheduled| scheduled.id)
-            .collect();
-        self.step.clear();
-        failed.into_iter().filter_map(|id| self.abort(id)).collect()
     }
 
     /// Takes a sequence out, wherever it is; its blocks are free once it is dropped.

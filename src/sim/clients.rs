@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use serde_json::{Value, json};
 
-use super::ledger::{Answer, Check, Open, ensure};
+use super::ledger::{Answer, Check, Fault, Open, ensure};
 use super::vocabulary::{STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnLease, prepare};
@@ -205,6 +205,7 @@ impl World {
             answers: (0..submission.n).map(|_| Answer::default()).collect(),
             aborted: None,
             admitted: false,
+            fault: self.draw_fault(),
         };
         let fits = self.fit(&submission, &mut open);
         match (prepared, fits) {
@@ -231,6 +232,12 @@ impl World {
             }
             (prepared, fits) => Err(format!("prepared {prepared:?}, not {fits:?}: {body}")),
         }
+    }
+
+    fn draw_fault(&mut self) -> Option<Fault> {
+        let faults = [Fault::FailsSteps, Fault::NotFinite, Fault::Panics];
+        let faulty = self.random.once_in(self.config.faulty);
+        faulty.then(|| faults[self.random.range(0, 2)])
     }
 
     /// Puts the input behind the history; the code of the refusal where it does not fit.

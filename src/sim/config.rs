@@ -1,7 +1,7 @@
 //! What a simulated server is like.
 
 use super::random::Random;
-use crate::sched::{SchedulerConfig, Speculation};
+use crate::sched::{PolicyKind, SchedulerConfig, Speculation};
 use crate::session::StoreLimits;
 use crate::wire::ReadLimits;
 
@@ -9,6 +9,7 @@ use crate::wire::ReadLimits;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Config {
     pub(super) scheduler: SchedulerConfig,
+    pub(super) policy: PolicyKind,
     pub(super) speculation: Option<Speculation>,
     pub(super) num_blocks: usize,
     pub(super) block_size: usize,
@@ -21,6 +22,8 @@ pub(super) struct Config {
     pub(super) arrivals: usize,
     /// One step in that many fails.
     pub(super) fault: usize,
+    /// One request in that many has something about it that the model cannot compute.
+    pub(super) faulty: usize,
     /// One step in that many is the server's last.
     pub(super) kill: usize,
     /// Turns are written to a log, which outlives the server.
@@ -37,6 +40,7 @@ impl Config {
                 max_model_len: random.range(24, 120),
                 max_queue: random.range(1, 12),
             },
+            policy: [PolicyKind::Fair, PolicyKind::Fair, PolicyKind::FirstCome][random.range(0, 2)],
             speculation: (!random.once_in(3)).then(|| Speculation {
                 max_draft: random.range(1, 9),
                 max_rows: random.range(1, 24),
@@ -56,6 +60,7 @@ impl Config {
             calm: random.range(1, 4),
             arrivals: random.range(1, 3),
             fault: random.range(20, 200),
+            faulty: random.range(10, 100),
             kill: random.range(300, 3000),
             durable: !random.once_in(3),
         }

@@ -29,6 +29,26 @@ pub(super) struct Answer {
     ended: bool,
 }
 
+/// What is wrong with a request that the model cannot compute to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// A step that holds it fails.
+    FailsSteps,
+    /// Its logits are not finite.
+    NotFinite,
+    /// Whoever prepares it panics.
+    Panics,
+}
+
+impl Fault {
+    const fn code(self) -> &'static str {
+        match self {
+            Self::FailsSteps | Self::Panics => "internal_error",
+            Self::NotFinite => "numerical_error",
+        }
+    }
+}
+
 /// A request that was submitted and has not ended.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -41,6 +61,7 @@ pub(super) struct Open {
     pub(super) aborted: Option<Abort>,
     /// The core knows of it.
     pub(super) admitted: bool,
+    pub(super) fault: Option<Fault>,
 }
 
 impl Open {
@@ -167,6 +188,8 @@ pub(super) struct Ledger {
     /// Ids whose session was evicted, and which nobody has begun anew or ended since.
     pub(super) evicted: BTreeSet<SessionKey>,
     pub(super) limits: StoreLimits,
+    /// The only request of a step that failed by no fault of it.
+    pub(super) alone: Option<u64>,
     commits: u64,
 }
 
@@ -177,6 +200,7 @@ impl Ledger {
             sessions: BTreeMap::new(),
             evicted: BTreeSet::new(),
             limits,
+            alone: None,
             commits: 0,
         }
     }
@@ -379,6 +403,16 @@ impl Ledger {
             .flat_map(|open| &open.answers);
         let open = answers.filter(|answer| !answer.ended);
         open.map(|answer| answer.tokens.len()).sum()
+    }
+
+    /// Books that the core gave a request up, which it may do to those alone that have a fault, or were alone in a step that failed.
+    pub(super) fn give_up(&mut self, request: u64, code: &str) -> Check {
+        let fault = self.open.get(&request).and_then(|open| open.fault);
+        let by_chance = self.alone == Some(request) && code == "internal_error";
+        ensure(by_chance || fault.map(Fault::code) == Some(code), || {
+            format!("a request with the fault {fault:?} was given up with {code}")
+        })?;
+        self.fail(request)
     }
 
     /// Books the failure of a request.

@@ -224,6 +224,15 @@ impl Observer<'_> {
         Ok(())
     }
 
+    /// Holds the usage of a request that fails to the tokens of its open answers.
+    fn check_usage(&self, request: u64, usage: Usage) -> Check {
+        let emitted = self.ledger.open_tokens(request);
+        let told = usage.completion_tokens;
+        ensure(told == emitted, || {
+            format!("a failed request used {told} tokens, but {emitted} were emitted")
+        })
+    }
+
     fn book(&mut self, outcome: Check) {
         if self.outcome.is_ok() {
             self.outcome = outcome;
@@ -251,7 +260,10 @@ impl Events for Observer<'_> {
             && let Err(error) = self.settle(turn)
         {
             // The session is as it was, and the client hears of it.
-            self.fail(request, &error, usage);
+            let outcome = self.check_usage(request, usage);
+            let outcome = outcome.and_then(|()| self.ledger.fail(request));
+            self.book(outcome);
+            self.replies.fail(request, error);
             return;
         }
         let outcome = self.add_text(request, choice, &delta).and_then(|()| {
@@ -275,12 +287,8 @@ impl Events for Observer<'_> {
     }
 
     fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
-        let emitted = self.ledger.open_tokens(request);
-        let told = usage.completion_tokens;
-        let outcome = ensure(told == emitted, || {
-            format!("a failed request used {told} tokens, but {emitted} were emitted")
-        });
-        let outcome = outcome.and_then(|()| self.ledger.fail(request));
+        let outcome = self.check_usage(request, usage);
+        let outcome = outcome.and_then(|()| self.ledger.give_up(request, error.code));
         self.book(outcome);
         self.replies.fail(request, error.clone());
     }

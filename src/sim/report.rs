@@ -25,6 +25,12 @@ pub struct Counters {
     pub too_slow: u64,
     /// Steps that failed.
     pub faults: u64,
+    /// Of these, those that were tried again in halves, or ended the one sequence at fault.
+    pub halved: u64,
+    /// Answers whose logits were not finite.
+    pub not_finite: u64,
+    /// Requests whose preparation panicked.
+    pub panics: u64,
     pub kills: u64,
     /// Sessions that a log brought back.
     pub restored: u64,
@@ -36,7 +42,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names and values, in the order in which they are printed.
-    pub fn entries(&self) -> [(&'static str, u64); 18] {
+    pub fn entries(&self) -> [(&'static str, u64); 21] {
         [
             ("steps", self.steps),
             ("submitted", self.submitted),
@@ -52,6 +58,9 @@ impl Counters {
             ("disconnects", self.disconnects),
             ("too_slow", self.too_slow),
             ("faults", self.faults),
+            ("halved", self.halved),
+            ("not_finite", self.not_finite),
+            ("panics", self.panics),
             ("kills", self.kills),
             ("restored", self.restored),
             ("rewrites", self.rewrites),
@@ -76,6 +85,9 @@ impl AddAssign for Counters {
         self.disconnects += other.disconnects;
         self.too_slow += other.too_slow;
         self.faults += other.faults;
+        self.halved += other.halved;
+        self.not_finite += other.not_finite;
+        self.panics += other.panics;
         self.kills += other.kills;
         self.restored += other.restored;
         self.rewrites += other.rewrites;

@@ -1,9 +1,11 @@
 //! A toy model whose next token is a hash of its whole context as read back through the block tables: one wrong block, slot
 //! or position and its output differs.
 
+use std::collections::BTreeMap;
+
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
-use crate::sched::Step;
+use crate::sched::{NO_TOKEN, Step};
 
 /// The token that follows `context`, in [0, `vocab_size`): by turns a new one, and the one that followed the last token where it
 /// last stood, so that drafts are sometimes right.
@@ -31,6 +33,17 @@ pub struct ToyModel {
     pub steps: u64,
     /// The steps (counted from 1) that fail.
     pub failing_steps: Vec<u64>,
+    /// Sequences with the context length from which on no step that holds them can be computed.
+    pub failing: BTreeMap<u64, usize>,
+    /// Sequences with the context length from which on their logits are not finite.
+    pub not_finite: BTreeMap<u64, usize>,
+    /// The first token of texts whose embeddings are not finite.
+    pub not_finite_embedding: Option<i32>,
+}
+
+/// Whether a sequence has reached the length at which its fault begins.
+fn reached(faults: &BTreeMap<u64, usize>, sequence: u64, len: usize) -> bool {
+    faults.get(&sequence).is_some_and(|&from| len >= from)
 }
 
 impl ToyModel {
@@ -43,6 +56,9 @@ impl ToyModel {
             vocab_size,
             steps: 0,
             failing_steps: Vec::new(),
+            failing: BTreeMap::new(),
+            not_finite: BTreeMap::new(),
+            not_finite_embedding: None,
         }
     }
 
@@ -69,6 +85,10 @@ impl Executor for ToyModel {
         if self.failing_steps.contains(&self.steps) {
             return Err(Error::internal("the toy model was told to fail"));
         }
+        let mut sequences = step.scheduled.iter().zip(&step.context_lens);
+        if sequences.any(|(s, &len)| reached(&self.failing, s.id, len as usize)) {
+            return Err(Error::internal("a sequence of the step makes it fail"));
+        }
         for (&slot, &token) in step.slots.iter().zip(&step.token_ids) {
             self.memory[slot as usize] = Some(token);
         }
@@ -90,7 +110,11 @@ impl Executor for ToyModel {
             for end in context.len() - scheduled.drafts..=context.len() {
                 output
                     .tokens
-                    .push(next_token(&context[..end], self.vocab_size));
+                    .push(if reached(&self.not_finite, scheduled.id, end) {
+                        NO_TOKEN
+                    } else {
+                        next_token(&context[..end], self.vocab_size)
+                    });
             }
         }
         Ok(())
@@ -101,10 +125,11 @@ impl Executor for ToyModel {
         Ok(cu_seqlens
             .windows(2)
             .flat_map(|borders| {
-                let sum: i32 = token_ids[borders[0] as usize..borders[1] as usize]
-                    .iter()
-                    .sum();
-                let angle = sum as f32;
+                let text = &token_ids[borders[0] as usize..borders[1] as usize];
+                if self.not_finite_embedding == text.first().copied() {
+                    return [f32::NAN, 0.0];
+                }
+                let angle = text.iter().sum::<i32>() as f32;
                 [angle.cos(), angle.sin()]
             })
             .collect())

@@ -1,21 +1,24 @@
 //! One server with its clients on a virtual clock: the real core over the toy model, and everything that goes wrong.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
 use super::config::Config;
 use super::disk::MemoryFile;
 use super::journal::{Journal, Known, check_store};
-use super::ledger::{Check, Ledger, ensure};
+use super::ledger::{Check, Fault, Ledger, ensure};
 use super::random::Random;
 use super::reader::{Observer, Replies};
 use super::report::Counters;
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
-use crate::engine::{Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLease, request_of};
+use crate::engine::{
+    Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLease, request_of, sequence_id,
+};
 use crate::error::Error;
 use crate::kv::BlockPool;
 use crate::request::Submission;
-use crate::sched::Scheduler;
+use crate::sched::{NO_TOKEN, Scheduler};
 use crate::session::SessionStore;
 use crate::text::Tokenizer;
 
@@ -86,7 +89,9 @@ impl World {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let pool = Arc::new(BlockPool::new(blocks, size, config.prefix_cache));
         let scheduler = text(Scheduler::new(config.scheduler, pool))?;
-        let scheduler = scheduler.with_speculation(config.speculation);
+        let scheduler = scheduler
+            .with_policy(config.policy.policy())
+            .with_speculation(config.speculation);
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
         Ok((core, ToyModel::new(blocks, size, VOCAB_SIZE as usize)))
     }
@@ -161,17 +166,26 @@ impl World {
             lease,
             ..
         } = ready;
-        let aborted = self
-            .ledger
-            .open
-            .get(&request)
-            .is_none_or(|open| open.aborted.is_some());
-        if aborted {
+        let open = self.ledger.open.get(&request);
+        if open.is_none_or(|open| open.aborted.is_some()) {
             drop(lease);
             let gone = Error::internal("its client left before it began");
             self.replies.fail(request, gone);
             return self.ledger.fail(request);
         }
+        let fault = open.and_then(|open| open.fault);
+        if fault == Some(Fault::Panics) {
+            self.counters.panics += 1;
+            let caught = catch_unwind(AssertUnwindSafe(move || {
+                let _held = (prepared, lease);
+                // Without a word from the panic hook.
+                resume_unwind(Box::new("a panic while it was prepared"));
+            }));
+            ensure(caught.is_err(), || "a panic was lost".into())?;
+            self.replies.fail(request, Error::internal("it panicked"));
+            return self.ledger.give_up(request, "internal_error");
+        }
+        self.make_faulty(request, submission.n as usize, prepared.prompt.len(), fault);
         let waiting = self.core.scheduler().stats().waiting;
         let (prompt_tokens, history_tokens) = (prepared.prompt.len(), prepared.history_tokens);
         let fits = waiting + submission.n as usize <= self.config.scheduler.max_queue;
@@ -199,6 +213,17 @@ impl World {
         }
     }
 
+    /// Tells the model from which length on it cannot compute the choices of a request.
+    fn make_faulty(&mut self, request: u64, choices: usize, prompt: usize, fault: Option<Fault>) {
+        let faults = match fault {
+            Some(Fault::FailsSteps) => &mut self.model.failing,
+            Some(Fault::NotFinite) => &mut self.model.not_finite,
+            Some(Fault::Panics) | None => return,
+        };
+        let from = prompt + self.random.range(0, 4);
+        faults.extend((0..choices).map(|choice| (sequence_id(request, choice), from)));
+    }
+
     fn compute(&mut self, unruly: bool) -> Check {
         let idle = self.core.scheduler().is_idle();
         let empty = self.core.plan().is_empty();
@@ -216,19 +241,22 @@ impl World {
         let fault =
             (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
         let step = self.core.scheduler().step();
-        if fault != Some(0) {
-            text(self.model.launch(step))?;
+        let launched = if fault == Some(0) {
+            Err(Error::internal("the model failed"))
+        } else {
+            self.model.launch(step)
+        };
+        if launched.is_ok() {
             text(self.model.collect(step, &mut self.output))?;
         }
-        if fault == Some(2) {
+        if fault == Some(2) && launched.is_ok() {
             self.output.tokens.push(END_TOKEN);
             let refused = self.observe(|core, output, events| core.commit(output, events))?;
             ensure(refused.is_err(), || "a step took too many tokens".into())?;
         }
-        if fault.is_some() {
+        if fault.is_some() || launched.is_err() {
             self.counters.faults += 1;
-            let error = Error::internal("the model failed");
-            return self.observe(|core, _, events| core.fail_step(&error, events));
+            return self.fail_step(fault.is_some());
         }
         self.take_tokens()?;
         let seconds = self.random.range(0, 20) as f64 / 1e3;
@@ -239,6 +267,19 @@ impl World {
             self.abort(request, Abort::Disconnect)?;
         }
         Ok(())
+    }
+
+    /// The step could not be computed; `by_chance`: whatever it held.
+    fn fail_step(&mut self, by_chance: bool) -> Check {
+        if let ([only], true) = (&*self.core.scheduler().step().scheduled, by_chance) {
+            self.ledger.alone = Some(request_of(only.id).0);
+        } else {
+            self.counters.halved += 1;
+        }
+        let error = Error::internal("the model failed");
+        let outcome = self.observe(|core, _, events| core.fail_step(&error, events));
+        self.ledger.alone = None;
+        outcome
     }
 
     /// Holds each sampled token to the one that its context alone gives. Those after a draft that was wrong, and those after an
@@ -258,6 +299,10 @@ impl World {
             let drafts = &step.token_ids[end as usize - scheduled.drafts..end as usize];
             let drafts = drafts.iter().map(|&draft| Some(draft as u32));
             for (token, draft) in sampled.into_iter().zip(drafts.chain([None])) {
+                if token == NO_TOKEN && open.fault == Some(Fault::NotFinite) {
+                    self.counters.not_finite += 1;
+                    break;
+                }
                 let expected = open.expected(choice);
                 ensure(token == expected, || {
                     format!("request {request}: token {token} came, {expected} is right")

@@ -66,5 +66,6 @@ def test_an_end_token_without_a_row_never_reaches_the_sampler(server: Running) -
     with httpx.Client(base_url=server.url, timeout=60) as client:
         body: dict[str, Any] = {"model": MODEL, "prompt": "Hello", "max_tokens": 8, "min_tokens": 4}
         assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 8
-        guided = body | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": 1}}}}
+        schema = {"name": "n", "schema": {"const": 1}}
+        guided = body | {"response_format": {"type": "json_schema", "json_schema": schema}}
         assert client.post("/v1/completions", json=guided).json()["choices"][0]["text"] == "1"

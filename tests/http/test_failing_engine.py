@@ -22,14 +22,17 @@ HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
 class FailingRunner(FormulaRunner):
-    """Fails in the step that `fails_at` counts down to."""
+    """Fails in the step that `fails_at` counts down to, and in the two after it.
 
-    fails_at = 0  # steps from now
+    A step of two sequences is tried again in halves.
+    """
+
+    fails_at = -9  # steps from now
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
         super().launch(n_tokens, n_seqs, n_rows, extras)
         self.fails_at -= 1
-        if self.fails_at == 0:
+        if -3 < self.fails_at <= 0:
             raise RuntimeError("out of luck")
 
 
@@ -107,12 +110,13 @@ def test_responses_streamed(client: httpx.Client) -> None:
 
 
 def test_a_branch_that_fails_leaves_its_parent(client: httpx.Client, server: Running, runner: FailingRunner) -> None:
-    runner.fails_at = 0
+    runner.fails_at = -9
     first = client.post("/v1/responses", json=REQUESTS["/v1/responses"]).json()
     sessions = server.core.stats()["sessions"]
     runner.fails_at = 5
     body = REQUESTS["/v1/responses"] | {"previous_response_id": first["id"]}
     error_of(client.post("/v1/responses", json=body), 500)
+    runner.fails_at = -9
     assert server.core.stats()["sessions"] == sessions
     assert client.post("/v1/responses", json=body).json()["status"] == "incomplete"
 

@@ -207,8 +207,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="POLICY",
         choices=POLICIES,
-        help="who goes first: fair (by priority, then the key that was served least for its weight, then arrival) or fcfs "
-        "(by arrival alone) (default: fair)",
+        help="who goes first: fair (by priority, then the key that was served least for its weight, then arrival) or "
+        "fcfs (by arrival alone) (default: fair)",
     )
     group.add_argument(
         "--speculate",

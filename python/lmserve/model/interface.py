@@ -17,6 +17,7 @@ I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
 MAX_LOGPROBS = 20
+NO_TOKEN = -1  # in `sampled`: the row's logits are not finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class StepBuffers:
     frequency_penalty: F32  # [R] 0: off
     uniform: F32  # [R] in [0, 1), drawn by the engine from (seed, position): the only randomness there is
     logprobs: I32  # [R] -1: none, 0: the sampled token's, k: the k most likely too
-    sampled: I32  # [R] out: token ids
+    sampled: I32  # [R] out: token ids, or NO_TOKEN
     sampled_logprob: F32  # [R] out, rows with logprobs >= 0: log-softmax of the raw logits
     top_ids: I32  # [R, MAX_LOGPROBS] out, rows with logprobs > 0, most likely first
     top_logprobs: F32  # [R, MAX_LOGPROBS] out

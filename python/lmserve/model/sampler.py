@@ -7,7 +7,8 @@ exceeds the row's `uniform`. Each filter is such a threshold, so tokens of equal
 - top_k: the k-th largest logit; top_p: the smallest logit among the most likely tokens that together reach top_p of
 what top_k left; min_p: the logit whose probability is min_p times the largest one.
 
-There is no randomness but `uniform`, and no row sees another.
+A row whose logits are not finite has no token: it gets NO_TOKEN. There is no randomness but `uniform`, and no row sees
+another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, StepBuffers
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, NO_TOKEN, Extras, StepBuffers
 from lmserve.model.torch_upload import on_device
 
 # Most distributions have their top_p mass in this many tokens; where one has not, the row is sorted whole.
@@ -52,6 +53,12 @@ class SamplingRows:
 
 def sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
     """Token ids, int64 [R], of float32 logits [R, vocab], which are not changed."""
+    # 0 times a finite number is 0, and times any other it is none.
+    finite = (logits * 0).sum(-1) == 0
+    return _sample(logits, rows, extras).masked_fill_(~finite, NO_TOKEN)
+
+
+def _sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
     special = (rows.temperature > 0) | _changed_rows(rows, extras)
     if not special.any():
         return logits.argmax(-1)
@@ -69,10 +76,10 @@ def token_logprobs(logits: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Ten
     """Of raw logits [n, vocab]: the sampled tokens' log-probabilities [n], and the most likely tokens with theirs.
 
     The latter are [n, MAX_LOGPROBS], most likely first, lower ids first among equals; a smaller vocabulary is padded
-    with token 0 at -inf.
+    with token 0 at -inf. A row with NO_TOKEN has no log-probabilities: what is returned for it means nothing.
     """
     logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(1, sampled[:, None])[:, 0]
+    own = logprobs.gather(1, sampled[:, None].clamp(min=0))[:, 0]
     width = min(MAX_LOGPROBS, logits.shape[1])
     values, ids = logprobs.topk(width)
     ids, order = ids.sort(dim=-1)

@@ -82,6 +82,7 @@ class TorchOps:
         self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
         self._token_ids = self._sample_rows = torch.empty(0, dtype=torch.int64)
         self._step_cos = self._step_sin = torch.empty(0)
+        self._not_finite = torch.empty(0)  # [T, 1] 0, or NaN for a token with a query, key or value that is none
         self._pass_starts = torch.empty(0, dtype=torch.int64)
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
@@ -144,10 +145,14 @@ class TorchOps:
         if q_norm is not None and k_norm is not None:
             query, key = self.norm(query, q_norm), self.norm(key, k_norm)
         self._attention.write(layer, self._rotate(key), value)
+        if self._device.type == "cpu":
+            # torch's attention for CPUs gives numbers for rows whose scores are none, at some sizes.
+            self._not_finite = (qkv * 0).sum(-1, keepdim=True)
         return self._rotate(query)
 
     def attention(self, q: Tensor, layer: int) -> Tensor:
-        return self._attention.attend(layer, q)
+        attended = self._attention.attend(layer, q)
+        return attended + self._not_finite if self._device.type == "cpu" else attended
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

@@ -350,11 +350,13 @@ fn halves<S: Simd>(s: S, given: &[f32]) -> [u16; PAGE] {
     converted
 }
 
-/// The scale that makes the largest of the numbers 127, and its inverse.
+/// The scale that makes the largest of the numbers 127, and its inverse; no number, where one of them is not finite.
 #[inline(always)]
 fn scales(given: &[f32]) -> (f32, f32) {
     let largest = given.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    if largest == 0.0 {
+    if given.iter().any(|x| !x.is_finite()) {
+        (f32::NAN, 0.0)
+    } else if largest == 0.0 {
         (0.0, 0.0)
     } else {
         (largest / 127.0, 127.0 / largest)

@@ -152,6 +152,19 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Makes every product with the row no number: integers cannot say that an activation was none.
+    ///
+    /// # Safety
+    /// There must be such a record, which nobody else touches.
+    pub(super) unsafe fn spoil(self) {
+        // SAFETY: both lie within the record.
+        unsafe {
+            let tail = self.record.add(GROUP * self.block).cast::<f32>();
+            tail.add(self.row).write(f32::NAN);
+            tail.add(self.block + self.row).write(f32::NAN);
+        }
+    }
+
     /// Writes the integers, their range, and their sum and that of the first 16, and goes on to the next group.
     ///
     /// # Safety

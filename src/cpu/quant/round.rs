@@ -3,12 +3,18 @@
 use super::{GROUP, IntRow};
 use crate::cpu::half::{f16_to_f32, f32_to_f16};
 
+/// Integers cannot say that a weight is no number: the scale of its group does.
+fn is_finite(group: &[f32]) -> bool {
+    group.iter().all(|w| w.is_finite())
+}
+
 /// Makes `out` the weights of `row` (at most the last group is not full; it is filled up with zeros) as 8-bit integers around 128
 /// with half-precision scales.
 pub fn round_int8(row: &[f32], out: &mut IntRow) {
     out.clear();
     for group in row.chunks(GROUP) {
         let largest = group.iter().fold(0.0, |max: f32, w| max.max(w.abs()));
+        let largest = if is_finite(group) { largest } else { f32::NAN };
         let scale = f16_to_f32(f32_to_f16(largest / 127.0));
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         out.scales.push(scale);
@@ -28,7 +34,11 @@ pub fn round_int4(row: &[f32], out: &mut IntRow) {
     for group in row.chunks(GROUP) {
         let mut full = [0.0; GROUP];
         full[..group.len()].copy_from_slice(group);
-        let (scale, min) = fit(&full);
+        let (scale, min) = if is_finite(group) {
+            fit(&full)
+        } else {
+            (f32::NAN, f32::NAN)
+        };
         out.q.extend(nearest(&full, scale, min).map(|q| q as u8));
         out.scales.push(scale);
         out.mins.push(min);

@@ -94,6 +94,37 @@ pub(super) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
+/// Whether all values are finite.
+pub(super) fn all_finite(isa: Isa, values: &[f32]) -> bool {
+    dispatch(isa, AllFinite(values))
+}
+
+struct AllFinite<'a>(&'a [f32]);
+
+impl Kernel for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        // 0 times a finite number is 0, and times any other it is none.
+        let zero = s.splat(0.0);
+        let mut sum = [zero; 4];
+        let mut chunks = self.0.chunks_exact(4 * S::LANES);
+        for chunk in &mut chunks {
+            for (i, sum) in sum.iter_mut().enumerate() {
+                // SAFETY: the chunk is four vectors.
+                *sum = s.mul_add(
+                    unsafe { s.load(chunk.as_ptr().add(i * S::LANES)) },
+                    zero,
+                    *sum,
+                );
+            }
+        }
+        let sum = s.sum(s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3])));
+        sum == 0.0 && chunks.remainder().iter().all(|x| x.is_finite())
+    }
+}
+
 /// e^x, to 2 units in the last place; below -87.7 it is 0, also for -infinity.
 ///
 /// The polynomial is that of Cephes' `expf`.

@@ -17,6 +17,7 @@ use super::activations::Target;
 use super::{BLOCK, Output, TILE, floats, integers};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;
+use crate::cpu::simd::all_finite;
 use std::ops::Range;
 
 /// Tiles of a unit of work with many rows.
@@ -87,7 +88,7 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
 }
 
 /// Quantizes the groups of `rows` rows, which lie `stride` apart in `values` and end with it, and writes them to `target`: the
-/// place of the first row.
+/// place of the first row. A row with a value that is not finite is one whose products are none.
 ///
 /// # Safety
 /// The instruction set must be there, and the records of all groups, which nobody else touches.
@@ -98,6 +99,23 @@ pub(super) unsafe fn quantize(
     stride: usize,
     target: Target,
 ) {
+    let len = values.len() - (rows - 1) * stride;
+    // SAFETY: the caller's promise.
+    unsafe { round(isa, values, rows, stride, target) };
+    for row in 0..rows {
+        if !all_finite(isa, &values[row * stride..row * stride + len]) {
+            let row = target.row + row;
+            // SAFETY: the caller's promise.
+            unsafe { Target { row, ..target }.spoil() };
+        }
+    }
+}
+
+/// What [`quantize`] does with finite values.
+///
+/// # Safety
+/// As for [`quantize`].
+unsafe fn round(isa: Isa, values: &[f32], rows: usize, stride: usize, target: Target) {
     let len = values.len() - (rows - 1) * stride;
     #[cfg(target_arch = "x86_64")]
     if rows == BLOCK && len.is_multiple_of(crate::cpu::quant::GROUP) {
