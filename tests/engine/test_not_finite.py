@@ -1,10 +1,12 @@
-"""A weight that is no number, on every kind of operations."""
+"""Numbers that are none: in a model's weights, on every kind of operations, and in its hyper-parameters."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tiny_models
+from lmserve.errors import LmserveError
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 from lmserve.model.interface import NO_TOKEN
 from model_driver import Driver, greedy
@@ -84,3 +86,29 @@ def test_an_embedding_that_is_no_number_harms_the_rows_that_read_it_alone(folder
     found = first_token(checkpoint, kind, prompts)
     for before, after in zip(expected, found, strict=True):
         assert after == [before[0], NO_TOKEN, before[2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must lie in [0, 1]"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf; it must lie in [0, 1]"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06; it must lie in [0, 1]"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": float("nan")}}, "beta_fast"),
+        ({"num_hidden_layers": 0}, "num_layers is 0; it must be at least 1"),
+        ({"num_attention_heads": -6}, "must be at least 1"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; it must be at most"),
+        ({"hidden_size": float("nan")}, "cannot convert float NaN to integer"),
+    ],
+)
+def test_hyper_parameters_that_no_model_has_are_refused(folder, tmp_path, changes, words):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    raw = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+    with pytest.raises(LmserveError) as refused:
+        open_checkpoint(tmp_path)
+    assert words in str(refused.value), str(refused.value)

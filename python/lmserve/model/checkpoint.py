@@ -32,6 +32,8 @@ from lmserve.model.tensors import TensorSource
 from lmserve.model.wrapped import text_config, text_tensors
 
 GGUF_MAGIC = b"GGUF"
+# Of layers, heads, widths and lengths: beyond it a file is damaged, or made to harm.
+MOST = 1 << 31
 ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")
 
 
@@ -217,6 +219,11 @@ def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:
         value = getattr(config, field.name)
         if type(value) is int and value < 1:
             raise CheckpointError(f"{path}: {field.name} is {value}; it must be at least 1")
+        if type(value) is int and value > MOST:
+            raise CheckpointError(f"{path}: {field.name} is {value}; it must be at most {MOST}")
+        # `not` around the comparison, so that NaN is refused too.
+        if field.name.endswith("_eps") and not 0 <= value <= 1:
+            raise CheckpointError(f"{path}: {field.name} is {value}; it must lie in [0, 1]")
     if isinstance(config, EncoderConfig):
         if config.hidden_size % config.num_heads:
             raise CheckpointError(
