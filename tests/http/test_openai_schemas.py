@@ -24,8 +24,8 @@ COMPLETION = {"model": MODEL, "prompt": "Hello", "max_tokens": 6, "ignore_eos": 
 RESPONSE = {"model": MODEL, "input": "Hello", "max_output_tokens": 6, "ignore_eos": True}
 
 # Keys that the SDK does not declare: in a model's card, LMDeploy's and ours for the model's own sampling; vLLM's for a
-# prompt's log-probabilities; a token's bytes in the Responses API's deltas as everywhere else, and one that OpenAI's API
-# sends.
+# prompt's log-probabilities; a token's bytes in the Responses API's deltas as everywhere else, and one that OpenAI's
+# API sends.
 ADDED = {
     "Model": {"root", "parent", "permission", "max_model_len", "default_sampling_params"},
     "ChatCompletion": {"prompt_logprobs"},
