@@ -4,8 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use lmserve::cpu::attention::{Attention, KvCache, KvShape, KvType, PAGE, Run, Sequence};
-use lmserve::cpu::rows::RopeAndCache;
+use lmserve::cpu::attention::{
+    Attention, AttentionShape, KvCache, KvShape, KvType, LayerAttention, PAGE, SeqSpan, Sequence,
+};
+use lmserve::cpu::row_ops::RopeAndCache;
 use lmserve::cpu::{Isa, Pool, Shared};
 
 const HEADS: usize = 9;
@@ -58,8 +60,9 @@ fn random(len: usize) -> Vec<f32> {
 
 /// Writes all slots of the cache: memory that was never written is one page of zeros, however much of it is read.
 fn fill(pool: &Pool, isa: Isa, cache: &mut KvCache, slots: usize) {
-    let shape = cache.shape();
-    let mut qkv = random(WRITTEN * (HEADS + 2 * shape.kv_heads) * shape.head_dim);
+    let shape = cache.view().layer(0).shape();
+    let width = (HEADS + 2 * shape.kv_heads) * shape.head_dim;
+    let mut qkv = random(WRITTEN * width);
     let qkv = Shared::new(&mut qkv);
     let (cos, sin) = (vec![1.0; shape.head_dim / 2], vec![0.0; shape.head_dim / 2]);
     let cache = cache.view();
@@ -71,16 +74,15 @@ fn fill(pool: &Pool, isa: Isa, cache: &mut KvCache, slots: usize) {
                     .collect();
                 let rope = RopeAndCache {
                     heads: HEADS,
-                    cos: &cos,
-                    sin: &sin,
+                    angles: Some((&cos, &sin)),
+                    query_scales: None,
                     q_norm: None,
                     k_norm: None,
-                    eps: 0.0,
-                    cache,
-                    layer,
+                    v_norm: None,
+                    cache: cache.layer(layer),
                 };
                 // SAFETY: nobody else has the buffers, and the slots differ.
-                unsafe { rope.run(team, isa, qkv, &[0; WRITTEN], &slots) };
+                unsafe { rope.run(team, isa, (qkv, width), &[0; WRITTEN], &slots) };
             }
         }
     });
@@ -96,10 +98,10 @@ fn measure(
     let tables: Vec<Vec<i32>> = (0..sequences)
         .map(|s| (0..pages).map(|p| (p * sequences + s) as i32).collect())
         .collect();
-    let runs: Vec<Run> = tables
+    let spans: Vec<SeqSpan> = tables
         .iter()
         .enumerate()
-        .map(|(s, table)| Run {
+        .map(|(s, table)| SeqSpan {
             sequence: Sequence {
                 table,
                 block_size: PAGE,
@@ -109,13 +111,18 @@ fn measure(
             context,
         })
         .collect();
-    let mut cache = KvCache::new(shape, LAYERS, pages * sequences);
+    let mut cache = KvCache::new(&[shape; LAYERS], pages * sequences);
     let width = HEADS * shape.head_dim;
     fill(pool, isa, &mut cache, pages * sequences * PAGE);
     let mut queries = random(sequences * tokens * width);
     let mut out = vec![0.0; queries.len()];
-    let mut attention = Attention::new(isa, shape, HEADS, pool.size());
-    let step = attention.begin(&runs);
+    let shapes = [AttentionShape {
+        kv: shape,
+        heads: HEADS,
+        window: None,
+    }];
+    let mut attention = Attention::new(isa, &shapes, pool.size());
+    let step = attention.begin(&spans);
     let (view, queries, out) = (
         cache.view(),
         Shared::new(&mut queries),
@@ -126,8 +133,17 @@ fn measure(
         let begin = Instant::now();
         pool.run(&|team| {
             for layer in 0..LAYERS {
+                let layer = LayerAttention {
+                    shape: 0,
+                    cache: view.layer(layer),
+                    scale: (shape.head_dim as f32).sqrt().recip(),
+                    softcap: None,
+                    sinks: None,
+                    queries,
+                    stride: width,
+                };
                 // SAFETY: nobody else has the buffers.
-                unsafe { step.attend(team, layer, view, queries, width, out) };
+                unsafe { step.attend(team, layer, out) };
             }
         });
         best = best.min(begin.elapsed().as_secs_f64() / LAYERS as f64);

@@ -443,8 +443,11 @@ def cpu_linear_bytes(stored: str, quantize: str | None, rows: int, columns: int)
     Raises LmserveError for a type that is not one of these.
     """
 
-def cpu_kv_bytes_per_token(kv_dtype: str, layers: int, kv_heads: int, head_dim: int) -> int:
-    """Bytes that a token takes in the KV cache of all layers. kv_dtype: "fp32", "fp16" or "int8"."""
+def cpu_kv_bytes_per_token(kv_dtype: str, layers: Sequence[tuple[int, int]]) -> int:
+    """Bytes that a token takes in the KV cache of layers, each (kv_heads, head_dim).
+
+    kv_dtype: "fp32", "fp16" or "int8".
+    """
 
 @final
 class CpuProgram:
@@ -469,19 +472,24 @@ class CpuModel:
         cls,
         *,
         vocab_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        layers: int,
-        rms_norm_eps: float,
+        layers: Sequence[Any],
+        positions: int,
+        ropes: Sequence[tuple[Any, Any]],
+        query_scales: Sequence[Any],
+        places: Sequence[tuple[int | None, int | None]],
+        logits_scale: float | None,
+        logits_softcap: float | None,
         kv_dtype: str,
         block_size: int,
         num_blocks: int,
         threads: int,
-        cos: Any,
-        sin: Any,
         isa: str | None,
-    ) -> CpuModel: ...
+    ) -> CpuModel:
+        """Allocate the cache of layers like `lmserve.model.config.AttentionLayer`, for sequences of `positions`.
+
+        ropes: tables of cos and sin, each float32 [positions * head_dim / 2]; query_scales: float32 [positions].
+        places: for each layer which of both it takes, if any.
+        """
     @property
     def isa(self) -> str:
         """The instructions it computes with, such as "avx512"."""
@@ -496,29 +504,50 @@ class CpuModel:
         Without the GIL, on all threads. Raises LmserveError where the bytes are not those of the shape.
         """
 
-    def add_norm(self, weight: Any) -> int:
-        """Take the float32 weight of an RMS norm; gives its number."""
+    def add_norm(self, weight: Any, eps: float, *, bias: Any | None = None, centered: bool = False) -> int:
+        """Take the float32 weight of an RMS norm, or of a layer norm (`centered`); gives its number."""
 
-    def embed(self, program: CpuProgram, weight: int) -> int:
-        """Record the look-up of the step's tokens."""
+    def add_sinks(self, sinks: Any) -> int:
+        """Take the float32 sinks of a layer's attention, one for each query head; gives their number."""
 
-    def rms_norm(self, program: CpuProgram, x: int, weight: int, eps: float) -> int:
-        """Record an RMS norm."""
+    def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
+        """Record the look-up of the step's tokens, times `scale`."""
 
-    def add_rms_norm(self, program: CpuProgram, x: int, residual: int, weight: int, eps: float) -> int:
-        """Record an RMS norm of a sum, which takes the place of `residual`."""
+    def norm(self, program: CpuProgram, x: int, weight: int) -> int:
+        """Record a norm."""
+
+    def add_and_norm(self, program: CpuProgram, x: int, residual: int, weight: int, scale: float) -> tuple[int, int]:
+        """Record the norm of residual + x * scale; gives it and the sum, which consumes `residual`."""
+
+    def add(self, program: CpuProgram, x: int, residual: int, scale: float) -> int:
+        """Record residual + x * scale, which consumes `residual`."""
+
+    def scale(self, program: CpuProgram, x: int, factor: float) -> int:
+        """Record x * factor, which consumes x."""
 
     def linear(self, program: CpuProgram, x: int, weight: int) -> int:
         """Record a linear layer."""
 
-    def rope_and_cache(self, program: CpuProgram, qkv: int, layer: int, norms: tuple[int, int] | None = None) -> int:
-        """Record rotation and KV write, with the weights of the norms of q and k; gives the queries."""
+    def rope_and_cache(
+        self, program: CpuProgram, qkv: int, layer: int, norms: tuple[int | None, int | None, int | None]
+    ) -> int:
+        """Record the norms of q, k and v, rotation and KV write; gives the queries. Consumes `qkv`."""
 
-    def attention(self, program: CpuProgram, queries: int, layer: int) -> int:
+    def attention(self, program: CpuProgram, queries: int, layer: int, sinks: int | None = None) -> int:
         """Record causal attention."""
 
-    def silu_mul(self, program: CpuProgram, x: int) -> int:
-        """Record silu(gate) * up."""
+    def activate(
+        self,
+        program: CpuProgram,
+        x: int,
+        name: str,
+        parameters: Sequence[float],
+        *,
+        gated: bool = False,
+        factor: int | None = None,
+        start: int = 0,
+    ) -> int:
+        """Record an activation: `gated`, of x's first half times the second; or of x, times columns of `factor`."""
 
     def rows(self, program: CpuProgram, x: int) -> int:
         """Record the choice of the sampled rows."""

@@ -8,9 +8,11 @@ use pyo3::types::PyBytes;
 
 use super::cpu_arrays::{CpuArrays, MaskWords, sample_extras, token_masks, values};
 use super::cpu_weights::{GivenPart, StoredPart};
-use crate::cpu::attention::{KvShape, KvType, PAGE};
+use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{SampleExtras, TokenMasks};
-use crate::cpu::{Isa, Model, ModelShape, Program, StepSampling};
+use crate::cpu::{
+    Activation, Isa, LayerShape, Model, ModelShape, PositionTables, Program, StepSampling,
+};
 use crate::error::{Error, Result};
 
 /// A recorded list of operations.
@@ -45,63 +47,125 @@ fn kv_type(name: &str) -> Result<KvType> {
     }
 }
 
-/// Bytes that a token takes in the KV cache of all layers.
+/// Bytes that a token takes in the KV cache of layers with so many heads of this size, `(kv_heads, head_dim)`.
 #[pyfunction]
-pub(super) fn cpu_kv_bytes_per_token(
-    kv_dtype: &str,
-    layers: usize,
-    kv_heads: usize,
-    head_dim: usize,
-) -> Result<usize> {
-    let shape = KvShape {
-        dtype: kv_type(kv_dtype)?,
-        kv_heads,
-        head_dim,
+pub(super) fn cpu_kv_bytes_per_token(kv_dtype: &str, layers: Vec<(usize, usize)>) -> Result<usize> {
+    let dtype = kv_type(kv_dtype)?;
+    let bytes = |(kv_heads, head_dim)| {
+        let shape = KvShape {
+            dtype,
+            kv_heads,
+            head_dim,
+        };
+        shape.page_bytes()
     };
-    Ok(layers * shape.page_bytes() / PAGE)
+    Ok(layers.into_iter().map(bytes).sum::<usize>() / PAGE)
+}
+
+/// A layer's attention, read off `lmserve.model.config.AttentionLayer`.
+#[derive(FromPyObject)]
+struct GivenLayer {
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    shares: Option<usize>,
+}
+
+impl GivenLayer {
+    fn shape(
+        &self,
+        dtype: KvType,
+        (rope, query_scales): (Option<usize>, Option<usize>),
+    ) -> LayerShape {
+        LayerShape {
+            attention: AttentionShape {
+                kv: KvShape {
+                    dtype,
+                    kv_heads: self.num_kv_heads,
+                    head_dim: self.head_dim,
+                },
+                heads: self.num_heads,
+                window: self.window,
+            },
+            scale: self.scale,
+            softcap: self.softcap,
+            rope,
+            query_scales,
+            shares: self.shares,
+        }
+    }
+}
+
+fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
+    match (name, parameters) {
+        ("silu", []) => Ok(Activation::Silu),
+        ("gelu", []) => Ok(Activation::Gelu),
+        ("gelu_tanh", []) => Ok(Activation::GeluTanh),
+        ("relu2", []) => Ok(Activation::ReluSquared),
+        ("xielu", &[positive, negative, beta]) => Ok(Activation::Xielu {
+            positive,
+            negative,
+            beta,
+        }),
+        _ => Err(Error::invalid(
+            "activation",
+            format!(
+                "must be silu, gelu, gelu_tanh, relu2, or xielu with 3 parameters, but {name} with {} was given",
+                parameters.len()
+            ),
+        )),
+    }
 }
 
 #[pymethods]
 impl CpuModel {
     #[new]
-    #[pyo3(signature = (*, vocab_size, heads, kv_heads, head_dim, layers, rms_norm_eps, kv_dtype, block_size, num_blocks, threads, cos, sin, isa))]
-    #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (*, vocab_size, layers, positions, ropes, query_scales, places, logits_scale, logits_softcap, kv_dtype, block_size, num_blocks, threads, isa))]
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         vocab_size: usize,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        layers: usize,
-        rms_norm_eps: f32,
+        layers: Vec<GivenLayer>,
+        positions: usize,
+        ropes: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
+        query_scales: Vec<Bound<'_, PyAny>>,
+        places: Vec<(Option<usize>, Option<usize>)>,
+        logits_scale: Option<f32>,
+        logits_softcap: Option<f32>,
         kv_dtype: &str,
         block_size: usize,
         num_blocks: usize,
         threads: usize,
-        cos: &Bound<'_, PyAny>,
-        sin: &Bound<'_, PyAny>,
         isa: Option<&str>,
     ) -> PyResult<Self> {
-        let kv = KvShape {
-            dtype: kv_type(kv_dtype)?,
-            kv_heads,
-            head_dim,
-        };
+        let dtype = kv_type(kv_dtype)?;
         let shape = ModelShape {
             vocab_size,
-            heads,
-            layers,
-            rms_norm_eps,
-            kv,
+            layers: layers
+                .iter()
+                .zip(places)
+                .map(|(layer, tables)| layer.shape(dtype, tables))
+                .collect(),
             block_size,
             num_blocks,
+            positions,
+            logits_scale,
+            logits_softcap,
         };
-        let (cos, sin) = (values(cos)?, values(sin)?);
+        let tables = PositionTables {
+            ropes: ropes
+                .iter()
+                .map(|(cos, sin)| Ok((values(cos)?, values(sin)?)))
+                .collect::<PyResult<_>>()?,
+            query_scales: query_scales.iter().map(values).collect::<PyResult<_>>()?,
+        };
         Ok(Self(Mutex::new(Model::new(
             Isa::choose(isa)?,
             threads,
             shape,
-            cos,
-            sin,
+            tables,
         )?)))
     }
 
@@ -135,53 +199,93 @@ impl CpuModel {
         Ok(py.detach(|| lock(&self.0).add_linear(&matrices))?)
     }
 
-    /// Takes the weight of an RMS norm; gives its number.
-    fn add_norm(&self, weight: &Bound<'_, PyAny>) -> PyResult<usize> {
-        // Read first: Python may give up the GIL while it hands an array over.
-        let weight = values(weight)?;
-        Ok(lock(&self.0).add_norm(weight))
+    /// Takes the weight of an RMS norm, or of a layer norm (`centered`); gives its number.
+    #[pyo3(signature = (weight, eps, *, bias=None, centered=false))]
+    fn add_norm(
+        &self,
+        weight: &Bound<'_, PyAny>,
+        eps: f32,
+        bias: Option<&Bound<'_, PyAny>>,
+        centered: bool,
+    ) -> PyResult<usize> {
+        let (weight, bias) = (values(weight)?, bias.map(values).transpose()?);
+        Ok(lock(&self.0).add_norm(weight, bias, eps, centered)?)
     }
 
-    fn embed(&self, program: &CpuProgram, weight: usize) -> Result<usize> {
-        lock(&self.0).record_embed(&mut lock(&program.0), weight)
+    /// Takes the sinks of a layer's attention; gives their number.
+    fn add_sinks(&self, sinks: &Bound<'_, PyAny>) -> PyResult<usize> {
+        Ok(lock(&self.0).add_sinks(values(sinks)?))
     }
 
-    fn rms_norm(&self, program: &CpuProgram, x: usize, weight: usize, eps: f32) -> Result<usize> {
-        lock(&self.0).record_rms_norm(&mut lock(&program.0), x, weight, eps)
+    fn embed(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
+        lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
     }
 
-    fn add_rms_norm(
+    fn norm(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
+        lock(&self.0).record_norm(&mut lock(&program.0), x, weight)
+    }
+
+    fn add_and_norm(
         &self,
         program: &CpuProgram,
         x: usize,
         residual: usize,
         weight: usize,
-        eps: f32,
-    ) -> Result<usize> {
-        lock(&self.0).record_add_rms_norm(&mut lock(&program.0), (x, residual), weight, eps)
+        scale: f32,
+    ) -> Result<(usize, usize)> {
+        lock(&self.0).record_add_norm(&mut lock(&program.0), (x, residual), scale, weight)
+    }
+
+    fn add(&self, program: &CpuProgram, x: usize, residual: usize, scale: f32) -> Result<usize> {
+        lock(&self.0).record_add(&mut lock(&program.0), (x, residual), scale)
+    }
+
+    fn scale(&self, program: &CpuProgram, x: usize, factor: f32) -> Result<usize> {
+        lock(&self.0).record_scale(&mut lock(&program.0), x, factor)
     }
 
     fn linear(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
         lock(&self.0).record_linear(&mut lock(&program.0), x, weight)
     }
 
-    #[pyo3(signature = (program, qkv, layer, norms=None))]
     fn rope_and_cache(
         &self,
         program: &CpuProgram,
         qkv: usize,
         layer: usize,
-        norms: Option<(usize, usize)>,
+        norms: (Option<usize>, Option<usize>, Option<usize>),
     ) -> Result<usize> {
+        let norms = [norms.0, norms.1, norms.2];
         lock(&self.0).record_rope_and_cache(&mut lock(&program.0), qkv, layer, norms)
     }
 
-    fn attention(&self, program: &CpuProgram, queries: usize, layer: usize) -> Result<usize> {
-        lock(&self.0).record_attention(&mut lock(&program.0), queries, layer)
+    #[pyo3(signature = (program, queries, layer, sinks=None))]
+    fn attention(
+        &self,
+        program: &CpuProgram,
+        queries: usize,
+        layer: usize,
+        sinks: Option<usize>,
+    ) -> Result<usize> {
+        lock(&self.0).record_attention(&mut lock(&program.0), queries, layer, sinks)
     }
 
-    fn silu_mul(&self, program: &CpuProgram, x: usize) -> Result<usize> {
-        lock(&self.0).record_silu_mul(&mut lock(&program.0), x)
+    /// An activation: `gated`, of x's first half times the second; or of x, times columns of `factor` from `start` on.
+    #[pyo3(signature = (program, x, name, parameters, *, gated=false, factor=None, start=0))]
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
+    fn activate(
+        &self,
+        program: &CpuProgram,
+        x: usize,
+        name: &str,
+        parameters: Vec<f32>,
+        gated: bool,
+        factor: Option<usize>,
+        start: usize,
+    ) -> Result<usize> {
+        let activation = activation(name, &parameters)?;
+        let factor = factor.map(|factor| (factor, start));
+        lock(&self.0).record_activate(&mut lock(&program.0), x, activation, gated, factor)
     }
 
     fn rows(&self, program: &CpuProgram, x: usize) -> Result<usize> {

@@ -5,53 +5,113 @@
 )]
 
 use super::attention::KvView;
-use super::simd::{Kernel, Simd, exp};
+use super::simd::{Kernel, Simd, tanh};
 
-/// `out = x * rsqrt(mean(x^2) + eps) * weight`; all of one length.
-pub(super) struct RmsNorm<'a> {
-    pub(super) x: &'a [f32],
-    pub(super) weight: &'a [f32],
-    pub(super) eps: f32,
-    pub(super) out: &'a mut [f32],
+/// A norm's weights, as wide as what is normed.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// What each element is multiplied by.
+    pub weight: &'a [f32],
+    /// What is then added to it.
+    pub bias: Option<&'a [f32]>,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// The mean is subtracted first: a layer norm. Without, it is an RMS norm.
+    pub centered: bool,
 }
 
-impl Kernel for RmsNorm<'_> {
-    type Output = ();
-
+impl Norm<'_> {
+    /// `out` = the norm of `x`; all of one length.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let scale = inverse_rms(s, self.x, self.eps);
-        let each = self.out.iter_mut().zip(self.x).zip(self.weight);
-        for ((out, x), weight) in each {
-            *out = x * scale * weight;
+    fn apply<S: Simd>(&self, s: S, x: &[f32], out: &mut [f32]) {
+        if self.centered {
+            let mean = sum(s, x) / x.len() as f32;
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = x - mean;
+            }
+            let scale = inverse_rms(s, out, self.eps);
+            for (out, weight) in out.iter_mut().zip(self.weight) {
+                *out = *out * scale * weight;
+            }
+        } else {
+            let scale = inverse_rms(s, x, self.eps);
+            let each = out.iter_mut().zip(x).zip(self.weight);
+            for ((out, x), weight) in each {
+                *out = x * scale * weight;
+            }
+        }
+        if let Some(bias) = self.bias {
+            for (out, bias) in out.iter_mut().zip(bias) {
+                *out += bias;
+            }
+        }
+    }
+
+    /// The same in place.
+    #[inline(always)]
+    fn apply_to<S: Simd>(&self, s: S, x: &mut [f32]) {
+        let scale = inverse_rms(s, x, self.eps);
+        for (x, weight) in x.iter_mut().zip(self.weight) {
+            *x = *x * scale * weight;
         }
     }
 }
 
-/// `residual += x`, and the RMS norm of the sum to `out`.
-pub(super) struct AddRmsNorm<'a> {
+/// `out` = the norm of `x`.
+pub(super) struct NormRow<'a> {
     pub(super) x: &'a [f32],
-    pub(super) residual: &'a mut [f32],
-    pub(super) weight: &'a [f32],
-    pub(super) eps: f32,
+    pub(super) norm: Norm<'a>,
     pub(super) out: &'a mut [f32],
 }
 
-impl Kernel for AddRmsNorm<'_> {
+impl Kernel for NormRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.norm.apply(s, self.x, self.out);
+    }
+}
+
+/// `residual += x * scale`.
+pub(super) struct AddRow<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) scale: f32,
+    pub(super) residual: &'a mut [f32],
+}
+
+impl Kernel for AddRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
         for (residual, x) in self.residual.iter_mut().zip(self.x) {
-            *residual += x;
+            *residual += x * self.scale;
         }
-        let norm = RmsNorm {
-            x: self.residual,
-            weight: self.weight,
-            eps: self.eps,
-            out: self.out,
+    }
+}
+
+/// `residual += x * scale`, and the norm of the sum to `out`.
+pub(super) struct AddNormRow<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) scale: f32,
+    pub(super) residual: &'a mut [f32],
+    pub(super) norm: Norm<'a>,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for AddNormRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let add = AddRow {
+            x: self.x,
+            scale: self.scale,
+            residual: self.residual,
         };
-        norm.run(s);
+        add.run(s);
+        self.norm.apply(s, self.residual, self.out);
     }
 }
 
@@ -69,67 +129,32 @@ fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
     1.0 / (mean + eps).sqrt()
 }
 
-/// `out = silu(gate) * up` of `gate_up`, which is twice as long: gate | up.
-pub(super) struct SiluMul<'a> {
-    pub(super) gate_up: &'a [f32],
-    pub(super) out: &'a mut [f32],
-}
-
-impl Kernel for SiluMul<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (gate, up) = self.gate_up.split_at(self.out.len());
-        assert_eq!(up.len(), self.out.len());
-        let whole = self.out.len() / S::LANES * S::LANES;
-        let mut i = 0;
-        while i < whole {
-            // SAFETY: the vectors lie within the slices, which are of one length.
-            unsafe {
-                let (g, u) = (s.load(gate.as_ptr().add(i)), s.load(up.as_ptr().add(i)));
-                s.store(self.out.as_mut_ptr().add(i), silu_mul(s, g, u));
-            }
-            i += S::LANES;
-        }
-        let mut tail = [[0.0; 16]; 2];
-        let rest = self.out.len() - whole;
-        tail[0][..rest].copy_from_slice(&gate[whole..]);
-        tail[1][..rest].copy_from_slice(&up[whole..]);
-        // SAFETY: a tail has room for a vector.
-        unsafe {
-            let product = silu_mul(s, s.load(tail[0].as_ptr()), s.load(tail[1].as_ptr()));
-            s.store(tail[0].as_mut_ptr(), product);
-        }
-        self.out[whole..].copy_from_slice(&tail[0][..rest]);
-    }
-}
-
 #[inline(always)]
-fn silu_mul<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
-    let one = s.splat(1.0);
-    let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
-    s.mul(s.mul(gate, sigmoid), up)
-}
-
-/// A head's norm before it is rotated (Qwen3).
-#[derive(Clone, Copy)]
-pub(super) struct HeadNorm<'a> {
-    pub(super) weight: &'a [f32],
-    pub(super) eps: f32,
+fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut total = s.splat(0.0);
+    let mut vectors = x.chunks_exact(S::LANES);
+    for vector in &mut vectors {
+        // SAFETY: the chunk is one vector.
+        total = s.add(total, unsafe { s.load(vector.as_ptr()) });
+    }
+    s.sum(total) + vectors.remainder().iter().sum::<f32>()
 }
 
 /// Rotates the queries and keys of one token's `qkv` (q | k | v) in place, and stores key and value in the cache.
+///
+/// A norm is as wide as a head, or as all heads together; it comes before the rotation.
 pub(super) struct RopeAndCache<'a> {
+    /// Without k and v, nothing is stored.
     pub(super) qkv: &'a mut [f32],
     pub(super) heads: usize,
-    /// Of the token's position, `[head_dim / 2]`.
-    pub(super) cos: &'a [f32],
-    pub(super) sin: &'a [f32],
-    pub(super) q_norm: Option<HeadNorm<'a>>,
-    pub(super) k_norm: Option<HeadNorm<'a>>,
+    /// Cos and sin of the token's position, `[head_dim / 2]` each; `None`: nothing is rotated.
+    pub(super) angles: Option<(&'a [f32], &'a [f32])>,
+    /// What queries are multiplied by.
+    pub(super) query_scale: Option<f32>,
+    pub(super) q_norm: Option<Norm<'a>>,
+    pub(super) k_norm: Option<Norm<'a>>,
+    pub(super) v_norm: Option<Norm<'a>>,
     pub(super) cache: KvView<'a>,
-    pub(super) layer: usize,
     pub(super) slot: usize,
     /// The slot of the token that comes next, if one does.
     pub(super) next_slot: Option<usize>,
@@ -140,37 +165,60 @@ impl Kernel for RopeAndCache<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if let Some(slot) = self.next_slot {
-            self.cache.prefetch(s, self.layer, slot);
-        }
         let shape = self.cache.shape();
         let (q, kv) = self.qkv.split_at_mut(self.heads * shape.head_dim);
+        prepare(s, q, shape.head_dim, self.q_norm, self.angles);
+        if let Some(scale) = self.query_scale {
+            for q in q {
+                *q *= scale;
+            }
+        }
+        if kv.is_empty() {
+            return;
+        }
+        if let Some(slot) = self.next_slot {
+            self.cache.prefetch(s, slot);
+        }
         let (k, v) = kv.split_at_mut(shape.kv_heads * shape.head_dim);
-        for head in q.chunks_exact_mut(shape.head_dim) {
-            rotate(s, head, self.q_norm, self.cos, self.sin);
+        prepare(s, k, shape.head_dim, self.k_norm, self.angles);
+        if self.v_norm.is_some() {
+            prepare(s, v, shape.head_dim, self.v_norm, None);
         }
         let each = k
-            .chunks_exact_mut(shape.head_dim)
+            .chunks_exact(shape.head_dim)
             .zip(v.chunks_exact(shape.head_dim));
         for (index, (key, value)) in each.enumerate() {
-            rotate(s, key, self.k_norm, self.cos, self.sin);
             // SAFETY: every token of a step has a slot of its own.
-            unsafe {
-                self.cache
-                    .write(s, self.layer, self.slot, index, key, value);
-            }
+            unsafe { self.cache.write(s, self.slot, index, key, value) };
+        }
+    }
+}
+
+/// Norms and rotates heads.
+#[inline(always)]
+fn prepare<S: Simd>(
+    s: S,
+    heads: &mut [f32],
+    head_dim: usize,
+    norm: Option<Norm>,
+    angles: Option<(&[f32], &[f32])>,
+) {
+    let whole = norm.filter(|norm| norm.weight.len() == heads.len());
+    if let Some(norm) = whole {
+        norm.apply_to(s, heads);
+    }
+    for head in heads.chunks_exact_mut(head_dim) {
+        if let (Some(norm), None) = (norm, whole) {
+            norm.apply_to(s, head);
+        }
+        if let Some((cos, sin)) = angles {
+            rotate(s, head, cos, sin);
         }
     }
 }
 
 #[inline(always)]
-fn rotate<S: Simd>(s: S, head: &mut [f32], norm: Option<HeadNorm>, cos: &[f32], sin: &[f32]) {
-    if let Some(norm) = norm {
-        let scale = inverse_rms(s, head, norm.eps);
-        for (x, weight) in head.iter_mut().zip(norm.weight) {
-            *x = *x * scale * weight;
-        }
-    }
+fn rotate<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
     assert!(head.len() == 2 * half && sin.len() == half);
     let (low, high) = head.split_at_mut(half);
@@ -191,6 +239,38 @@ fn rotate<S: Simd>(s: S, head: &mut [f32], norm: Option<HeadNorm>, cos: &[f32], 
         let (a, b) = (low[i], high[i]);
         low[i] = a * cos[i] - b * sin[i];
         high[i] = b * cos[i] + a * sin[i];
+    }
+}
+
+/// Each number of `x` becomes `cap * tanh(x / cap)`.
+pub(super) struct Cap<'a> {
+    pub(super) x: &'a mut [f32],
+    pub(super) cap: f32,
+}
+
+impl Kernel for Cap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (cap, inverse) = (s.splat(self.cap), s.splat(1.0 / self.cap));
+        let mut vectors = self.x.chunks_exact_mut(S::LANES);
+        for vector in &mut vectors {
+            // SAFETY: the chunk is one vector.
+            unsafe {
+                let x = s.mul(s.load(vector.as_ptr()), inverse);
+                s.store(vector.as_mut_ptr(), s.mul(cap, tanh(s, x)));
+            }
+        }
+        let rest = vectors.into_remainder();
+        let mut tail = [0.0; 16];
+        tail[..rest.len()].copy_from_slice(rest);
+        // SAFETY: a tail has room for a vector.
+        unsafe {
+            let x = s.mul(s.load(tail.as_ptr()), inverse);
+            s.store(tail.as_mut_ptr(), s.mul(cap, tanh(s, x)));
+        }
+        rest.copy_from_slice(&tail[..rest.len()]);
     }
 }
 
@@ -244,50 +324,106 @@ mod tests {
     }
 
     #[test]
-    fn norms_and_silu_of_any_width() {
+    fn norms_of_any_width() {
         for isa in Isa::available() {
             for width in [1, 8, 31, 48, 576] {
                 let (x, weight, mut residual) =
                     (waves(width, 0.1), waves(width, 2.0), waves(width, 5.0));
+                let norm = |eps| Norm {
+                    weight: &weight,
+                    bias: None,
+                    eps,
+                    centered: false,
+                };
                 let mut out = vec![f32::NAN; width];
-                dispatch(
-                    isa,
-                    RmsNorm {
-                        x: &x,
-                        weight: &weight,
-                        eps: 1e-5,
-                        out: &mut out,
-                    },
-                );
+                let row = NormRow {
+                    x: &x,
+                    norm: norm(1e-5),
+                    out: &mut out,
+                };
+                dispatch(isa, row);
                 assert_near(&out, exact_norm(&x, &weight, 1e-5), isa);
-                let sum: Vec<f32> = x.iter().zip(&residual).map(|(a, b)| a + b).collect();
-                dispatch(
-                    isa,
-                    AddRmsNorm {
-                        x: &x,
-                        residual: &mut residual,
-                        weight: &weight,
-                        eps: 0.5,
-                        out: &mut out,
-                    },
-                );
-                assert_eq!(residual, sum);
+                let sum: Vec<f32> = x.iter().zip(&residual).map(|(a, b)| a + b * 0.5).collect();
+                let mut total = x.clone();
+                let row = AddNormRow {
+                    x: &residual,
+                    scale: 0.5,
+                    residual: &mut total,
+                    norm: norm(0.5),
+                    out: &mut out,
+                };
+                dispatch(isa, row);
+                assert_eq!(total, sum);
                 assert_near(&out, exact_norm(&sum, &weight, 0.5), isa);
-                let mut gate_up = waves(2 * width, 1.0);
-                gate_up[0] = -100.0;
-                dispatch(
-                    isa,
-                    SiluMul {
-                        gate_up: &gate_up,
-                        out: &mut out,
+                let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / width as f64;
+                let centered: Vec<f32> = x.iter().map(|&x| (f64::from(x) - mean) as f32).collect();
+                let bias = residual.clone();
+                let row = NormRow {
+                    x: &x,
+                    norm: Norm {
+                        bias: Some(&bias),
+                        centered: true,
+                        ..norm(0.1)
                     },
-                );
-                let expected = (0..width).map(|i| {
-                    let (g, u) = (f64::from(gate_up[i]), f64::from(gate_up[width + i]));
-                    g / (1.0 + (-g).exp()) * u
-                });
-                assert_near(&out, expected, isa);
+                    out: &mut residual,
+                };
+                dispatch(isa, row);
+                let expected = exact_norm(&centered, &weight, 0.1);
+                let expected = expected.iter().zip(&bias).map(|(x, b)| x + f64::from(*b));
+                assert_near(&residual, expected, isa);
             }
+        }
+    }
+
+    #[test]
+    fn a_norm_as_wide_as_all_heads_and_values_and_queries_alone() {
+        const HEAD: usize = 16;
+        let shape = KvShape {
+            dtype: KvType::F32,
+            kv_heads: 2,
+            head_dim: HEAD,
+        };
+        let (q_weight, k_weight, ones) = (waves(4 * HEAD, 1.0), waves(2 * HEAD, 2.0), [1.0; HEAD]);
+        for isa in Isa::available() {
+            let mut cache = KvCache::new(&[shape], 1);
+            let norm = |weight| {
+                Some(Norm {
+                    weight,
+                    bias: None,
+                    eps: 1e-6,
+                    centered: false,
+                })
+            };
+            let given = waves(8 * HEAD, 0.4);
+            let mut qkv = given.clone();
+            let store = |qkv: &mut [f32], cache: &mut KvCache| {
+                let row = RopeAndCache {
+                    qkv,
+                    heads: 4,
+                    angles: None,
+                    query_scale: Some(3.0),
+                    q_norm: norm(&q_weight),
+                    k_norm: norm(&k_weight),
+                    v_norm: norm(&ones),
+                    cache: cache.view().layer(0),
+                    slot: 2,
+                    next_slot: None,
+                };
+                dispatch(isa, row);
+            };
+            store(&mut qkv, &mut cache);
+            let q = exact_norm(&given[..4 * HEAD], &q_weight, 1e-6);
+            assert_near(&qkv, q.iter().map(|x| x * 3.0), isa);
+            let (key, value) = cache.view().layer(0).page_rows(2, 1);
+            let k = exact_norm(&given[4 * HEAD..6 * HEAD], &k_weight, 1e-6);
+            assert_near(&key, k[HEAD..].iter().copied(), isa);
+            assert_near(&value, exact_norm(&given[7 * HEAD..], &ones, 1e-6), isa);
+            let mut alone = given[..4 * HEAD].to_vec();
+            let mut untouched = KvCache::new(&[shape], 1);
+            store(&mut alone, &mut untouched);
+            assert_eq!(alone, qkv[..4 * HEAD]);
+            let stored = untouched.view().layer(0).page_rows(2, 1);
+            assert_eq!(stored, (vec![0.0; HEAD], vec![0.0; HEAD]));
         }
     }
 
@@ -303,12 +439,14 @@ mod tests {
         let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
         let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
         let weight = waves(HEAD, 3.0);
-        let norm = HeadNorm {
+        let norm = Norm {
             weight: &weight,
+            bias: None,
             eps: 1e-6,
+            centered: false,
         };
         for isa in Isa::available() {
-            let mut cache = KvCache::new(shape, 1, 2);
+            let mut cache = KvCache::new(&[shape], 2);
             let given = waves(4 * HEAD, 0.9);
             let mut qkv = given.clone();
             dispatch(
@@ -316,12 +454,12 @@ mod tests {
                 RopeAndCache {
                     qkv: &mut qkv,
                     heads: 2,
-                    cos: &cos,
-                    sin: &sin,
+                    angles: Some((&cos, &sin)),
+                    query_scale: None,
                     q_norm: Some(norm),
                     k_norm: None,
-                    cache: cache.view(),
-                    layer: 0,
+                    v_norm: None,
+                    cache: cache.view().layer(0),
                     slot: 17,
                     next_slot: Some(18),
                 },
@@ -346,7 +484,7 @@ mod tests {
                 assert_near(&qkv[head * HEAD..], expected, isa);
             }
             assert_eq!(qkv[3 * HEAD..], given[3 * HEAD..]);
-            let page = cache.view().page_rows(0, 17, 0);
+            let page = cache.view().layer(0).page_rows(17, 0);
             assert_eq!(
                 page,
                 (qkv[2 * HEAD..3 * HEAD].to_vec(), given[3 * HEAD..].to_vec())

@@ -29,12 +29,10 @@ impl Model {
         while let [first, _, ..] = *texts {
             let fit = texts.partition_point(|&end| end <= first + max_tokens);
             let count = fit.saturating_sub(1).max(1);
-            let batch = Batch::new(&texts[..=count], self.shape.block_size);
-            let mut cache = KvCache::new(
-                self.shape.kv,
-                self.shape.layers,
-                batch.blocks * (self.shape.block_size / PAGE),
-            );
+            let block_size = self.architecture.shape.block_size;
+            let batch = Batch::new(&texts[..=count], block_size);
+            let pages = batch.blocks * (block_size / PAGE);
+            let mut cache = KvCache::new(&self.architecture.cached, pages);
             let (mut states, mut width) = (Vec::new(), 0);
             let tokens = batch.lens.iter().sum();
             for from in (0..tokens).step_by(max_tokens) {

@@ -63,8 +63,14 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 
 impl<T: Plain> Aligned<T> {
     /// `len` zeros.
+    ///
+    /// # Panics
+    /// If they take more bytes than can be counted.
     pub fn zeroed(len: usize) -> Self {
-        let count = (len * size_of::<T>()).div_ceil(LINE_BYTES);
+        let bytes = len.checked_mul(size_of::<T>());
+        let count = bytes
+            .expect("a buffer's size is a usize")
+            .div_ceil(LINE_BYTES);
         let mut lines = vec![Line([0; LINE_BYTES]); count];
         Self {
             // The pointer of a vector is never null.
@@ -76,9 +82,14 @@ impl<T: Plain> Aligned<T> {
     }
 
     /// `len` zeros in memory that huge pages may hold, for what stays as long as a model does.
+    ///
+    /// # Panics
+    /// As [`Self::zeroed`].
     pub fn lasting(len: usize) -> Self {
         #[cfg(target_os = "linux")]
-        if let Some((slab, start)) = slab::piece(len * size_of::<T>()) {
+        if let Some(bytes) = len.checked_mul(size_of::<T>())
+            && let Some((slab, start)) = slab::piece(bytes)
+        {
             return Self {
                 start,
                 len,
@@ -296,6 +307,12 @@ mod tests {
                     .all(|&value| value.to_bits() == f32::to_bits(i as f32))
             );
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "a buffer's size is a usize")]
+    fn a_buffer_of_more_bytes_than_can_be_counted_is_refused() {
+        let _ = Aligned::<f32>::zeroed(usize::MAX / 2);
     }
 
     #[test]

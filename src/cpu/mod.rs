@@ -1,6 +1,7 @@
 //! What the machine without a GPU computes with: a pool of threads that runs one program in lockstep, and the kernels that
 //! such programs are made of. It imports `error` alone.
 
+mod activation;
 pub mod attention;
 mod elementwise;
 mod embed;
@@ -12,17 +13,19 @@ pub mod model;
 pub mod pool;
 pub mod program;
 pub mod quant;
-pub mod rows;
+pub mod row_ops;
 mod run;
-mod running;
 pub mod sample;
 mod simd;
 mod step;
+mod step_context;
 
+pub use activation::Activation;
+pub use elementwise::Norm;
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
 pub use memory::{Aligned, Shared};
-pub use model::{Model, ModelShape};
+pub use model::{LayerShape, Model, ModelShape, PositionTables};
 pub use pool::{Pool, Team};
 pub use program::Program;
 pub use quant::BlockType;

@@ -1,84 +1,206 @@
 //! A decoder on the CPU: its weights and KV cache, and the recording of what a step does with them.
 
-use super::attention::{Attention, KvCache, KvShape, PAGE};
+use super::activation::Activation;
+use super::attention::{Attention, AttentionShape, KvCache, KvShape, PAGE};
+use super::elementwise::Norm;
 use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
-use super::program::{LinearShape, Program};
+use super::program::{LinearShape, Program, QkvShape};
 use super::run::Memory;
 use crate::error::{Error, Result};
 
-/// Sizes of a decoder. Lengths in tokens.
+/// The attention of one layer.
 #[derive(Debug, Clone, Copy)]
+pub struct LayerShape {
+    /// How its work is cut, and what it sees.
+    pub attention: AttentionShape,
+    /// Of the product of a query and a key.
+    pub scale: f32,
+    /// See [`super::attention::LayerAttention`].
+    pub softcap: Option<f32>,
+    /// Which of the model's rotations its queries and keys pass; `None`: none.
+    pub rope: Option<usize>,
+    /// Which of the model's scales its queries are multiplied by.
+    pub query_scales: Option<usize>,
+    /// The layer whose keys and values it reads, if it has none of its own.
+    pub shares: Option<usize>,
+}
+
+/// Sizes of a decoder. Lengths in tokens.
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct ModelShape {
     pub vocab_size: usize,
-    pub heads: usize,
-    pub layers: usize,
-    pub rms_norm_eps: f32,
-    pub kv: KvShape,
+    pub layers: Vec<LayerShape>,
     pub block_size: usize,
     pub num_blocks: usize,
+    /// Positions that sequences may have, for which the tables are.
+    pub positions: usize,
+    /// Of the logits; the cap comes after the scale.
+    pub logits_scale: Option<f32>,
+    pub logits_softcap: Option<f32>,
+}
+
+/// What depends on a token's position.
+#[derive(Debug, Clone, Default)]
+pub struct PositionTables {
+    /// Cos and sin, `[positions, head_dim / 2]` each.
+    pub ropes: Vec<(Vec<f32>, Vec<f32>)>,
+    /// `[positions]`.
+    pub query_scales: Vec<Vec<f32>>,
+}
+
+/// A norm's weights, loaded.
+pub(super) struct NormWeight {
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    eps: f32,
+    centered: bool,
+}
+
+impl NormWeight {
+    pub(super) fn view(&self) -> Norm<'_> {
+        Norm {
+            weight: &self.weight,
+            bias: self.bias.as_deref(),
+            eps: self.eps,
+            centered: self.centered,
+        }
+    }
 }
 
 /// A loaded weight.
 pub(super) enum Weight {
     /// Layers whose outputs lie side by side: one, unless the parts' formats differ.
     Linear(Vec<Linear>),
-    /// Of an RMS norm.
-    Norm(Vec<f32>),
+    Norm(NormWeight),
+    /// Of attention, one for each query head.
+    Sinks(Vec<f32>),
+}
+
+/// What of a model a step reads, and what follows from its shape.
+pub(super) struct Architecture {
+    pub(super) shape: ModelShape,
+    pub(super) tables: PositionTables,
+    /// For each layer, the layer of the cache it reads, and which of the shapes of attention it has.
+    pub(super) places: Vec<(usize, usize)>,
+    /// Of each layer of the cache.
+    pub(super) cached: Vec<KvShape>,
 }
 
 /// A decoder's weights, cache and buffers.
 pub struct Model {
     pub(super) isa: Isa,
     pub(super) pool: Pool,
-    pub(super) shape: ModelShape,
+    pub(super) architecture: Architecture,
     pub(super) weights: Vec<Weight>,
-    /// Of each position, `[head_dim / 2]`.
-    pub(super) cos: Vec<f32>,
-    pub(super) sin: Vec<f32>,
     pub(super) cache: KvCache,
     pub(super) attention: Attention,
     pub(super) memory: Memory,
 }
 
+fn check(holds: bool, field: &str, what: impl FnOnce() -> String) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::invalid(field, what()))
+    }
+}
+
+/// That tables and shared layers fit.
+fn check_layer(shape: &ModelShape, tables: &PositionTables, index: usize) -> Result<()> {
+    let layer = &shape.layers[index];
+    let kv = layer.attention.kv;
+    check(
+        kv.kv_heads > 0 && layer.attention.heads.is_multiple_of(kv.kv_heads),
+        "layers",
+        || format!("the query heads of layer {index} are no multiple of its key-value heads"),
+    )?;
+    check(layer.attention.window != Some(0), "layers", || {
+        format!("the window of layer {index} must be at least 1")
+    })?;
+    let angles = shape.positions * (kv.head_dim / 2);
+    let table = layer.rope.map(|rope| tables.ropes.get(rope));
+    check(
+        table.is_none_or(|table| {
+            table.is_some_and(|(cos, sin)| cos.len() == angles && sin.len() == angles)
+        }),
+        "rope",
+        || format!("the tables of cos and sin do not fit layer {index}"),
+    )?;
+    let scales = layer.query_scales.map(|at| tables.query_scales.get(at));
+    check(
+        scales.is_none_or(|scales| scales.is_some_and(|scales| scales.len() == shape.positions)),
+        "query_scales",
+        || format!("the scales of queries do not fit layer {index}"),
+    )?;
+    let shared = layer.shares.map(|other| (other, shape.layers.get(other)));
+    check(
+        shared.is_none_or(|(other, shared)| {
+            other < index
+                && shared.is_some_and(|shared| shared.shares.is_none() && shared.attention.kv == kv)
+        }),
+        "shares",
+        || format!("layer {index} must share what a layer of the same shape before it has"),
+    )
+}
+
+impl Architecture {
+    fn new(shape: ModelShape, tables: PositionTables) -> Result<(Self, Vec<AttentionShape>)> {
+        let (mut cached, mut attention) = (Vec::new(), Vec::new());
+        let mut places: Vec<(usize, usize)> = Vec::new();
+        for (index, layer) in shape.layers.iter().enumerate() {
+            check_layer(&shape, &tables, index)?;
+            let cache = layer.shares.map_or(cached.len(), |other| places[other].0);
+            if layer.shares.is_none() {
+                cached.push(layer.attention.kv);
+            }
+            let known = attention.iter().position(|known| *known == layer.attention);
+            places.push((cache, known.unwrap_or(attention.len())));
+            if known.is_none() {
+                attention.push(layer.attention);
+            }
+        }
+        let architecture = Self {
+            shape,
+            tables,
+            places,
+            cached,
+        };
+        Ok((architecture, attention))
+    }
+}
+
 impl Model {
-    /// A model without weights, with an empty cache, for positions below `cos.len() / (head_dim / 2)`.
+    /// A model without weights, with an empty cache.
     ///
     /// # Errors
-    /// `invalid_value` for a block size that is no multiple of a page, or tables of different lengths.
+    /// `invalid_value` for a block size that is no multiple of a page, or layers or tables that do not fit.
     pub fn new(
         isa: Isa,
         threads: usize,
         shape: ModelShape,
-        cos: Vec<f32>,
-        sin: Vec<f32>,
+        tables: PositionTables,
     ) -> Result<Self> {
-        if shape.block_size == 0 || !shape.block_size.is_multiple_of(PAGE) {
-            let given = shape.block_size;
-            return Err(Error::invalid(
-                "block_size",
-                format!("must be a multiple of {PAGE} tokens, but {given} was given"),
-            ));
-        }
-        if cos.len() != sin.len() || !cos.len().is_multiple_of(shape.kv.head_dim / 2) {
-            return Err(Error::invalid(
-                "rope",
-                "the tables of cos and sin do not fit",
-            ));
-        }
+        check(
+            shape.block_size > 0 && shape.block_size.is_multiple_of(PAGE),
+            "block_size",
+            || {
+                let given = shape.block_size;
+                format!("must be a multiple of {PAGE} tokens, but {given} was given")
+            },
+        )?;
         let pages = shape.num_blocks * (shape.block_size / PAGE);
+        let (architecture, attention) = Architecture::new(shape, tables)?;
         let pool = Pool::new(threads);
         Ok(Self {
             isa,
-            shape,
             weights: Vec::new(),
-            cos,
-            sin,
-            cache: KvCache::new(shape.kv, shape.layers, pages),
-            attention: Attention::new(isa, shape.kv, shape.heads, pool.size()),
+            cache: KvCache::new(&architecture.cached, pages),
+            attention: Attention::new(isa, &attention, pool.size()),
             memory: Memory::default(),
+            architecture,
             pool,
         })
     }
@@ -90,7 +212,7 @@ impl Model {
 
     /// Columns of the logits.
     pub const fn vocab_size(&self) -> usize {
-        self.shape.vocab_size
+        self.architecture.shape.vocab_size
     }
 
     /// Packs the matrices of a linear layer, whose outputs lie side by side; gives its number.
@@ -103,9 +225,35 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Takes the weight of an RMS norm in; gives its number.
-    pub fn add_norm(&mut self, weight: Vec<f32>) -> usize {
-        self.weights.push(Weight::Norm(weight));
+    /// Takes the weights of a norm in, which is an RMS norm unless it is `centered`; gives its number.
+    ///
+    /// # Errors
+    /// `invalid_value` for no weight, or a bias of another width.
+    pub fn add_norm(
+        &mut self,
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        eps: f32,
+        centered: bool,
+    ) -> Result<usize> {
+        let fits = |bias: &Vec<f32>| bias.len() == weight.len();
+        check(
+            !weight.is_empty() && bias.as_ref().is_none_or(fits),
+            "norm",
+            || "a norm's weight and bias must be of one width".to_owned(),
+        )?;
+        self.weights.push(Weight::Norm(NormWeight {
+            weight,
+            bias,
+            eps,
+            centered,
+        }));
+        Ok(self.weights.len() - 1)
+    }
+
+    /// Takes a layer's attention sinks in; gives their number.
+    pub fn add_sinks(&mut self, sinks: Vec<f32>) -> usize {
+        self.weights.push(Weight::Sinks(sinks));
         self.weights.len() - 1
     }
 
@@ -113,7 +261,10 @@ impl Model {
     pub fn weight_bytes(&self) -> usize {
         let bytes = |weight: &Weight| match weight {
             Weight::Linear(parts) => parts.iter().map(Linear::bytes).sum(),
-            Weight::Norm(weight) => size_of_val(&**weight),
+            Weight::Norm(norm) => {
+                (norm.weight.len() + norm.bias.as_ref().map_or(0, Vec::len)) * size_of::<f32>()
+            }
+            Weight::Sinks(sinks) => size_of_val(&**sinks),
         };
         self.weights.iter().map(bytes).sum()
     }
@@ -128,14 +279,26 @@ impl Model {
         }
     }
 
-    fn norm(&self, weight: usize) -> Result<&[f32]> {
+    /// How wide a norm is.
+    fn norm_width(&self, weight: usize) -> Result<usize> {
         match self.weights.get(weight) {
-            Some(Weight::Norm(weight)) => Ok(weight),
+            Some(Weight::Norm(norm)) => Ok(norm.weight.len()),
             _ => Err(Error::invalid(
                 "program",
                 format!("weight {weight} is no norm"),
             )),
         }
+    }
+
+    fn layer(&self, layer: usize) -> Result<&LayerShape> {
+        let layers = &self.architecture.shape.layers;
+        layers.get(layer).ok_or_else(|| {
+            let layers = layers.len();
+            Error::invalid(
+                "program",
+                format!("layers lie in [0, {layers}), but {layer} was given"),
+            )
+        })
     }
 
     pub(super) fn linear_shape(&self, weight: usize) -> Result<LinearShape> {
@@ -147,41 +310,56 @@ impl Model {
         })
     }
 
-    /// Records [`Op::Embed`].
+    /// Records the look-up of the step's tokens, whose rows are multiplied by `scale`.
     ///
     /// # Errors
     /// `invalid_value`, here and in the other recording methods, for weights, values or widths that do not fit.
-    pub fn record_embed(&self, program: &mut Program, weight: usize) -> Result<usize> {
+    pub fn record_embed(&self, program: &mut Program, weight: usize, scale: f32) -> Result<usize> {
         let shape = self.linear_shape(weight)?;
-        Ok(program.embed(weight, shape.cols))
+        Ok(program.embed(weight, shape.cols, scale))
     }
 
-    /// Records an RMS norm.
+    /// Records a norm.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
-    pub fn record_rms_norm(
+    pub fn record_norm(&self, program: &mut Program, x: usize, weight: usize) -> Result<usize> {
+        program.norm(x, weight, self.norm_width(weight)?)
+    }
+
+    /// Records the norm of `residual + x * scale`, and gives it and the sum, which takes the place of `residual`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_add_norm(
         &self,
         program: &mut Program,
-        x: usize,
+        values: (usize, usize),
+        scale: f32,
         weight: usize,
-        eps: f32,
-    ) -> Result<usize> {
-        program.rms_norm(x, weight, self.norm(weight)?.len(), eps)
+    ) -> Result<(usize, usize)> {
+        program.add_norm(values, scale, weight, self.norm_width(weight)?)
     }
 
-    /// Records an RMS norm of a sum, which takes the place of `residual`.
+    /// Records `residual + x * scale`, which takes the place of `residual`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
-    pub fn record_add_rms_norm(
+    pub fn record_add(
         &self,
         program: &mut Program,
         (x, residual): (usize, usize),
-        weight: usize,
-        eps: f32,
+        scale: f32,
     ) -> Result<usize> {
-        program.add_rms_norm(x, residual, weight, self.norm(weight)?.len(), eps)
+        program.add(x, residual, scale)
+    }
+
+    /// Records `x * factor`, which takes the place of `x`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_scale(&self, program: &mut Program, x: usize, factor: f32) -> Result<usize> {
+        program.scale(x, factor)
     }
 
     /// Records a linear layer.
@@ -192,7 +370,7 @@ impl Model {
         program.linear(x, weight, self.linear_shape(weight)?)
     }
 
-    /// Records rotation and KV write, with the weights of the norms of q and k where there are any.
+    /// Records norms, rotation and KV write; the norms are those of q, k and v, a head wide or as wide as all heads.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -201,33 +379,33 @@ impl Model {
         program: &mut Program,
         qkv: usize,
         layer: usize,
-        norms: Option<(usize, usize)>,
+        norms: [Option<usize>; 3],
     ) -> Result<usize> {
-        let kv = self.shape.kv;
-        if let Some((q, k)) = norms
-            && (self.norm(q)?.len(), self.norm(k)?.len()) != (kv.head_dim, kv.head_dim)
-        {
-            return Err(Error::invalid(
-                "program",
-                "the norms of q and k must be as wide as a head",
-            ));
+        let shape = self.layer(layer)?;
+        let kv = shape.attention.kv;
+        let (q_size, kv_size) = (
+            shape.attention.heads * kv.head_dim,
+            kv.kv_heads * kv.head_dim,
+        );
+        for (norm, all) in norms.into_iter().zip([q_size, kv_size, kv_size]) {
+            let Some(norm) = norm else { continue };
+            let width = self.norm_width(norm)?;
+            if width != kv.head_dim && width != all {
+                let given = format!("the norms of q, k and v must be {} wide", kv.head_dim);
+                return Err(Error::invalid(
+                    "program",
+                    format!("{given} or as wide as all heads, {all}, but {width} was given"),
+                ));
+            }
         }
-        let sizes = (self.shape.heads * kv.head_dim, kv.kv_heads * kv.head_dim);
-        program.rope_and_cache(qkv, self.layer(layer)?, norms, sizes)
+        let sizes = QkvShape {
+            q_size,
+            kv_size: if shape.shares.is_some() { 0 } else { kv_size },
+        };
+        program.rope_and_cache(qkv, layer, norms, sizes)
     }
 
-    fn layer(&self, layer: usize) -> Result<usize> {
-        if layer < self.shape.layers {
-            return Ok(layer);
-        }
-        let layers = self.shape.layers;
-        Err(Error::invalid(
-            "program",
-            format!("layers lie in [0, {layers}), but {layer} was given"),
-        ))
-    }
-
-    /// Records causal attention.
+    /// Records causal attention, with sinks where there are any.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -236,16 +414,36 @@ impl Model {
         program: &mut Program,
         queries: usize,
         layer: usize,
+        sinks: Option<usize>,
     ) -> Result<usize> {
-        program.attention(queries, self.layer(layer)?)
+        let shape = self.layer(layer)?.attention;
+        let known = |weight: usize| match self.weights.get(weight) {
+            Some(Weight::Sinks(sinks)) => sinks.len() == shape.heads,
+            _ => false,
+        };
+        check(sinks.is_none_or(known), "program", || {
+            format!(
+                "layer {layer} needs a sink for each of its {} heads",
+                shape.heads
+            )
+        })?;
+        program.attention(queries, layer, sinks, shape.heads * shape.kv.head_dim)
     }
 
-    /// Records silu(gate) * up.
+    /// Records an activation: of a value's first half, times the second (`gated`); or of all of it, times the columns from
+    /// `factor.1` on of another value, if there is one.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
-    pub fn record_silu_mul(&self, program: &mut Program, x: usize) -> Result<usize> {
-        program.silu_mul(x)
+    pub fn record_activate(
+        &self,
+        program: &mut Program,
+        x: usize,
+        activation: Activation,
+        gated: bool,
+        factor: Option<(usize, usize)>,
+    ) -> Result<usize> {
+        program.activate(x, activation, gated, factor)
     }
 
     /// Records the choice of the sampled rows.

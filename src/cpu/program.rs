@@ -1,5 +1,6 @@
 //! A model's operations, recorded once and run in every step: what each reads and writes, and in which buffer.
 
+use super::activation::Activation;
 use crate::error::{Error, Result};
 
 /// How many rows a value has in a step.
@@ -14,6 +15,7 @@ pub enum Rows {
 /// A value that operations pass on: rows of `width` floats, `stride` apart, in a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
+    /// While recording a number of its own, which values that are changed in place hand on; then a buffer.
     pub(super) buffer: usize,
     pub(super) rows: Rows,
     pub(super) width: usize,
@@ -26,23 +28,36 @@ pub struct Value {
 pub(super) enum Op {
     Embed {
         weight: usize,
+        scale: f32,
         out: Value,
     },
-    RmsNorm {
+    /// Of each of the parts of a row, which are as wide as the weight.
+    Norm {
         x: Value,
+        groups: usize,
         weight: usize,
-        eps: f32,
         out: Value,
         quantize: bool,
     },
     /// The sum stays in `residual`.
-    AddRmsNorm {
+    AddNorm {
         x: Value,
+        scale: f32,
         residual: Value,
         weight: usize,
-        eps: f32,
         out: Value,
         quantize: bool,
+    },
+    /// In place.
+    Add {
+        x: Value,
+        scale: f32,
+        residual: Value,
+    },
+    /// In place.
+    Scale {
+        x: Value,
+        factor: f32,
     },
     Linear {
         x: Value,
@@ -50,19 +65,23 @@ pub(super) enum Op {
         out: Value,
         quantized: bool,
     },
-    /// In place: the queries stay in `qkv`.
+    /// In place: the queries stay in `qkv`. The norms are those of q, k and v.
     RopeAndCache {
         qkv: Value,
         layer: usize,
-        norms: Option<(usize, usize)>,
+        norms: [Option<usize>; 3],
     },
     Attention {
         queries: Value,
         layer: usize,
+        sinks: Option<usize>,
         out: Value,
     },
-    SiluMul {
+    /// The activation of the first columns of `x`, times the columns of the factor from the second number on.
+    Activate {
         x: Value,
+        factor: Option<(Value, usize)>,
+        activation: Activation,
         out: Value,
         quantize: bool,
     },
@@ -72,14 +91,56 @@ pub(super) enum Op {
     },
 }
 
-/// A recorded list of operations. Values are handles; an operation that consumes one gives its buffer back for later ones.
+impl Op {
+    /// Calls `f` for each value that it reads or writes.
+    fn visit(&mut self, mut f: impl FnMut(&mut Value)) {
+        match self {
+            Self::Embed { out, .. } => f(out),
+            Self::Norm { x, out, .. }
+            | Self::Linear { x, out, .. }
+            | Self::GatherRows { x, out } => {
+                f(x);
+                f(out);
+            }
+            Self::AddNorm {
+                x, residual, out, ..
+            } => {
+                f(x);
+                f(residual);
+                f(out);
+            }
+            Self::Add { x, residual, .. } => {
+                f(x);
+                f(residual);
+            }
+            Self::Scale { x, .. } => f(x),
+            Self::RopeAndCache { qkv, .. } => f(qkv),
+            Self::Attention { queries, out, .. } => {
+                f(queries);
+                f(out);
+            }
+            Self::Activate { x, factor, out, .. } => {
+                f(x);
+                if let Some((factor, _)) = factor {
+                    f(factor);
+                }
+                f(out);
+            }
+        }
+    }
+}
+
+/// A recorded list of operations. Values are handles. An operation that changes one in place consumes it; buffers are given out
+/// when the recording ends, and used again once nobody reads their values.
 #[derive(Debug, Default, Clone)]
 pub struct Program {
     pub(super) ops: Vec<Op>,
     /// Floats of each buffer for a row of the step.
     pub(super) buffers: Vec<usize>,
-    values: Vec<Value>,
-    free: Vec<usize>,
+    /// Of each handle, unless it was consumed.
+    values: Vec<Option<Value>>,
+    /// Numbers given to values.
+    numbers: usize,
     /// What the program leaves behind.
     pub(super) result: Option<Value>,
 }
@@ -93,34 +154,42 @@ pub(super) struct LinearShape {
     pub(super) quantized: bool,
 }
 
+/// What a layer's attention takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QkvShape {
+    pub(super) q_size: usize,
+    /// 0 where the layer reads keys and values of another.
+    pub(super) kv_size: usize,
+}
+
 impl Program {
     fn push(&mut self, rows: Rows, width: usize) -> (usize, Value) {
-        let buffer = self.free.pop().unwrap_or_else(|| {
-            self.buffers.push(0);
-            self.buffers.len() - 1
-        });
-        self.buffers[buffer] = self.buffers[buffer].max(width);
         let value = Value {
-            buffer,
+            buffer: self.numbers,
             rows,
             width,
             stride: width,
         };
-        self.values.push(value);
-        (self.values.len() - 1, value)
+        self.numbers += 1;
+        (self.add_value(value), value)
     }
 
-    fn consume(&mut self, value: Value) {
-        self.free.push(value.buffer);
+    fn add_value(&mut self, value: Value) -> usize {
+        self.values.push(Some(value));
+        self.values.len() - 1
     }
 
     /// The value of a handle.
     ///
     /// # Errors
-    /// `invalid_value` for one that no operation gave.
+    /// `invalid_value` for one that no operation gave, or that one has consumed.
     pub(super) fn value(&self, handle: usize) -> Result<Value> {
-        let known = self.values.get(handle).copied();
-        known.ok_or_else(|| Error::invalid("program", format!("there is no value {handle}")))
+        let refused = |what| Err(Error::invalid("program", format!("{what} {handle}")));
+        match self.values.get(handle) {
+            Some(Some(value)) => Ok(*value),
+            Some(None) => refused("an operation has consumed the value"),
+            None => refused("there is no value"),
+        }
     }
 
     fn expect(&self, handle: usize, what: &str, width: usize) -> Result<Value> {
@@ -135,55 +204,86 @@ impl Program {
         ))
     }
 
-    pub(super) fn embed(&mut self, weight: usize, width: usize) -> usize {
+    /// A value and one of the same shape that is to be changed in place.
+    fn pair(&self, x: usize, residual: usize, what: &str) -> Result<(Value, Value)> {
+        let x = self.value(x)?;
+        let residual = self.expect(residual, what, x.width)?;
+        if x.rows == residual.rows && x.buffer != residual.buffer {
+            return Ok((x, residual));
+        }
+        Err(Error::invalid(
+            "program",
+            format!("{what} takes two values with as many rows"),
+        ))
+    }
+
+    pub(super) fn embed(&mut self, weight: usize, width: usize, scale: f32) -> usize {
         let (handle, out) = self.push(Rows::Tokens, width);
-        self.ops.push(Op::Embed { weight, out });
+        self.ops.push(Op::Embed { weight, scale, out });
         handle
     }
 
-    pub(super) fn rms_norm(
-        &mut self,
-        x: usize,
-        weight: usize,
-        width: usize,
-        eps: f32,
-    ) -> Result<usize> {
-        let x = self.expect(x, "rms_norm", width)?;
-        let (handle, out) = self.push(x.rows, width);
-        self.ops.push(Op::RmsNorm {
+    /// A norm of each `width` columns.
+    pub(super) fn norm(&mut self, handle: usize, weight: usize, width: usize) -> Result<usize> {
+        let x = self.value(handle)?;
+        let groups = x.width / width;
+        if groups * width != x.width {
+            self.expect(handle, "norm", width)?;
+        }
+        let (handle, out) = self.push(x.rows, x.width);
+        self.ops.push(Op::Norm {
             x,
+            groups,
             weight,
-            eps,
             out,
             quantize: false,
         });
         Ok(handle)
     }
 
-    /// Gives the norm; the sum keeps the handle of `residual`.
-    pub(super) fn add_rms_norm(
+    /// Gives the norm and the sum.
+    pub(super) fn add_norm(
         &mut self,
-        x: usize,
-        residual: usize,
+        (x, residual): (usize, usize),
+        scale: f32,
         weight: usize,
         width: usize,
-        eps: f32,
-    ) -> Result<usize> {
-        let (x, residual) = (
-            self.expect(x, "add_rms_norm", width)?,
-            self.expect(residual, "add_rms_norm", width)?,
-        );
+    ) -> Result<(usize, usize)> {
+        self.expect(x, "add_norm", width)?;
+        let (x, taken) = self.pair(x, residual, "add_norm")?;
         let (handle, out) = self.push(x.rows, width);
-        self.ops.push(Op::AddRmsNorm {
+        self.ops.push(Op::AddNorm {
             x,
-            residual,
+            scale,
+            residual: taken,
             weight,
-            eps,
             out,
             quantize: false,
         });
-        self.consume(x);
-        Ok(handle)
+        Ok((handle, self.changed(residual, taken)))
+    }
+
+    /// Gives the sum.
+    pub(super) fn add(&mut self, x: usize, residual: usize, scale: f32) -> Result<usize> {
+        let (x, taken) = self.pair(x, residual, "add")?;
+        self.ops.push(Op::Add {
+            x,
+            scale,
+            residual: taken,
+        });
+        Ok(self.changed(residual, taken))
+    }
+
+    pub(super) fn scale(&mut self, handle: usize, factor: f32) -> Result<usize> {
+        let x = self.value(handle)?;
+        self.ops.push(Op::Scale { x, factor });
+        Ok(self.changed(handle, x))
+    }
+
+    /// The handle of what an operation has made of another's value, in its place.
+    fn changed(&mut self, handle: usize, value: Value) -> usize {
+        self.values[handle] = None;
+        self.add_value(value)
     }
 
     pub(super) fn linear(&mut self, x: usize, weight: usize, shape: LinearShape) -> Result<usize> {
@@ -196,7 +296,6 @@ impl Program {
             out,
             quantized,
         });
-        self.consume(x);
         Ok(handle)
     }
 
@@ -204,9 +303,14 @@ impl Program {
     fn quantize_before(&mut self, x: Value) -> bool {
         match self.ops.last_mut() {
             Some(
-                Op::RmsNorm { out, quantize, .. }
-                | Op::AddRmsNorm { out, quantize, .. }
-                | Op::SiluMul { out, quantize, .. },
+                Op::Norm {
+                    out,
+                    quantize,
+                    groups: 1,
+                    ..
+                }
+                | Op::AddNorm { out, quantize, .. }
+                | Op::Activate { out, quantize, .. },
             ) if *out == x => {
                 *quantize = true;
                 true
@@ -218,41 +322,74 @@ impl Program {
     /// Gives the queries, `q_size` of each row.
     pub(super) fn rope_and_cache(
         &mut self,
-        qkv: usize,
+        handle: usize,
         layer: usize,
-        norms: Option<(usize, usize)>,
-        (q_size, kv_size): (usize, usize),
+        norms: [Option<usize>; 3],
+        shape: QkvShape,
     ) -> Result<usize> {
-        let qkv = self.expect(qkv, "rope_and_cache", q_size + 2 * kv_size)?;
+        let width = shape.q_size + 2 * shape.kv_size;
+        let qkv = self.expect(handle, "rope_and_cache", width)?;
         self.ops.push(Op::RopeAndCache { qkv, layer, norms });
-        self.values.push(Value {
-            width: q_size,
+        let queries = Value {
+            width: shape.q_size,
             ..qkv
-        });
-        Ok(self.values.len() - 1)
+        };
+        Ok(self.changed(handle, queries))
     }
 
-    pub(super) fn attention(&mut self, queries: usize, layer: usize) -> Result<usize> {
-        let queries = self.value(queries)?;
+    pub(super) fn attention(
+        &mut self,
+        queries: usize,
+        layer: usize,
+        sinks: Option<usize>,
+        q_size: usize,
+    ) -> Result<usize> {
+        let queries = self.expect(queries, "attention", q_size)?;
         let (handle, out) = self.push(queries.rows, queries.width);
         self.ops.push(Op::Attention {
             queries,
             layer,
+            sinks,
             out,
         });
-        self.consume(queries);
         Ok(handle)
     }
 
-    pub(super) fn silu_mul(&mut self, x: usize) -> Result<usize> {
+    /// The activation of `x`: of its first half times the second (`gated`), or of all of it times columns of another value from
+    /// `factor.1` on.
+    pub(super) fn activate(
+        &mut self,
+        x: usize,
+        activation: Activation,
+        gated: bool,
+        factor: Option<(usize, usize)>,
+    ) -> Result<usize> {
         let x = self.value(x)?;
-        let (handle, out) = self.push(x.rows, x.width / 2);
-        self.ops.push(Op::SiluMul {
+        let width = if gated { x.width / 2 } else { x.width };
+        let factor = match factor {
+            Some((factor, start)) => {
+                let factor = self.value(factor)?;
+                if factor.rows != x.rows || start + width > factor.width {
+                    let given = factor.width;
+                    return Err(Error::invalid(
+                        "program",
+                        format!(
+                            "activate takes {width} columns from {start} on of as many rows, but rows of {given} were given"
+                        ),
+                    ));
+                }
+                Some((factor, start))
+            }
+            None => gated.then_some((x, width)),
+        };
+        let (handle, out) = self.push(x.rows, width);
+        self.ops.push(Op::Activate {
             x,
+            factor,
+            activation,
             out,
             quantize: false,
         });
-        self.consume(x);
         Ok(handle)
     }
 
@@ -260,12 +397,41 @@ impl Program {
         let x = self.value(x)?;
         let (handle, out) = self.push(Rows::Sampled, x.width);
         self.ops.push(Op::GatherRows { x, out });
-        self.consume(x);
         Ok(handle)
     }
 
+    /// Ends the recording: `result` is what the program leaves. Values get their buffers.
     pub(super) fn finish(&mut self, result: usize) -> Result<()> {
-        self.result = Some(self.value(result)?);
+        let mut result = self.value(result)?;
+        let mut last_use = vec![0; self.numbers];
+        for (index, op) in self.ops.iter_mut().enumerate() {
+            op.visit(|value| last_use[value.buffer] = index);
+        }
+        last_use[result.buffer] = usize::MAX;
+        let mut given: Vec<Option<usize>> = vec![None; self.numbers];
+        let (mut buffers, mut free): (Vec<usize>, Vec<usize>) = Default::default();
+        for (index, op) in self.ops.iter_mut().enumerate() {
+            let mut done = Vec::new();
+            op.visit(|value| {
+                let number = value.buffer;
+                let buffer = *given[number].get_or_insert_with(|| {
+                    free.pop().unwrap_or_else(|| {
+                        buffers.push(0);
+                        buffers.len() - 1
+                    })
+                });
+                buffers[buffer] = buffers[buffer].max(value.stride);
+                value.buffer = buffer;
+                if last_use[number] == index && !done.contains(&buffer) {
+                    done.push(buffer);
+                }
+            });
+            free.append(&mut done);
+        }
+        result.buffer = given[result.buffer].unwrap_or(0);
+        self.buffers = buffers;
+        self.result = Some(result);
+        self.values.clear();
         Ok(())
     }
 }
@@ -274,21 +440,31 @@ impl Program {
 mod tests {
     use super::*;
 
-    #[test]
-    fn consumed_buffers_are_used_again_and_norms_before_linear_layers_quantize() {
-        let shape = |out, cols| LinearShape {
+    fn shape(out: usize, cols: usize) -> LinearShape {
+        LinearShape {
             out,
             cols,
             quantized: true,
-        };
+        }
+    }
+
+    const QKV: QkvShape = QkvShape {
+        q_size: 8,
+        kv_size: 8,
+    };
+
+    #[test]
+    fn buffers_are_used_again_and_norms_before_linear_layers_quantize() {
         let mut program = Program::default();
-        let states = program.embed(0, 8);
-        let normed = program.rms_norm(states, 1, 8, 1e-5).unwrap();
-        let qkv = program.linear(normed, 2, shape(24, 8)).unwrap();
-        let queries = program.rope_and_cache(qkv, 0, None, (8, 8)).unwrap();
-        let attended = program.attention(queries, 0).unwrap();
-        let output = program.linear(attended, 3, shape(8, 8)).unwrap();
-        let normed = program.add_rms_norm(output, states, 4, 8, 1e-5).unwrap();
+        let mut states = program.embed(0, 8, 1.0);
+        let mut normed = program.norm(states, 1, 8).unwrap();
+        for layer in 0..3 {
+            let qkv = program.linear(normed, 2, shape(24, 8)).unwrap();
+            let queries = program.rope_and_cache(qkv, layer, [None; 3], QKV).unwrap();
+            let attended = program.attention(queries, layer, None, 8).unwrap();
+            let output = program.linear(attended, 3, shape(8, 8)).unwrap();
+            (normed, states) = program.add_norm((output, states), 1.0, 4, 8).unwrap();
+        }
         program.finish(normed).unwrap();
         // States, qkv and one more at a time: norm, attention and their successors take turns.
         assert_eq!(program.buffers.len(), 3);
@@ -301,24 +477,65 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(quantized, [true, false]);
+        assert_eq!(quantized, [true, false, true, false, true, false]);
     }
 
     #[test]
-    fn wrong_widths_and_unknown_values_are_refused() {
+    fn a_value_that_is_read_twice_keeps_its_buffer() {
         let mut program = Program::default();
-        let states = program.embed(0, 8);
-        let error = program.rms_norm(states, 1, 9, 1e-5).unwrap_err();
+        let states = program.embed(0, 8, 1.0);
+        let normed = program.norm(states, 1, 8).unwrap();
+        let gate_up = program.linear(normed, 2, shape(16, 8)).unwrap();
+        let inner = program
+            .activate(gate_up, Activation::Silu, true, None)
+            .unwrap();
+        let down = program.linear(inner, 3, shape(8, 8)).unwrap();
+        let other = program.linear(normed, 4, shape(8, 8)).unwrap();
+        let sum = program.add(down, other, 1.0).unwrap();
+        let sum = program.add(sum, states, 1.0).unwrap();
+        program.finish(sum).unwrap();
+        let mut normed_in = Vec::new();
+        for op in &program.ops {
+            if let Op::Linear {
+                x, weight: 2 | 4, ..
+            } = op
+            {
+                normed_in.push(x.buffer);
+            }
+            if let Op::Linear {
+                out, weight: 2 | 3, ..
+            } = op
+            {
+                assert_ne!(Some(&out.buffer), normed_in.first());
+            }
+        }
+        assert_eq!(normed_in[0], normed_in[1]);
+    }
+
+    #[test]
+    fn wrong_widths_unknown_values_and_consumed_ones_are_refused() {
+        let mut program = Program::default();
+        let states = program.embed(0, 8, 1.0);
+        let error = program.norm(states, 1, 9).unwrap_err();
         assert!(
             error.message.contains("rows of 9, but rows of 8"),
             "{error}"
         );
+        let error = program.attention(7, 0, None, 8).unwrap_err();
+        assert!(error.message.contains("no value 7"), "{error}");
+        let other = program.embed(0, 8, 1.0);
+        let sum = program.add(other, states, 1.0).unwrap();
+        let error = program.norm(states, 1, 8).unwrap_err();
         assert!(
-            program
-                .attention(7, 0)
-                .unwrap_err()
-                .message
-                .contains("no value 7")
+            error.message.contains("has consumed the value 0"),
+            "{error}"
         );
+        assert!(program.add(sum, sum, 1.0).is_err());
+        let some = program.gather_rows(other).unwrap();
+        let error = program.add(some, sum, 1.0).unwrap_err();
+        assert!(error.message.contains("as many rows"), "{error}");
+        let gelu = Activation::Gelu;
+        let error = program.activate(other, gelu, false, Some((sum, 1)));
+        assert!(error.unwrap_err().message.contains("8 columns from 1 on"));
     }
 }

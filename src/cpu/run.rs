@@ -6,9 +6,10 @@ use super::memory::Aligned;
 use super::model::{Model, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
-use super::running::Running;
+use super::row_ops;
 use super::sample::Sampling;
 use super::step::{StepInput, StepSampling};
+use super::step_context::StepContext;
 use crate::error::{Error, Result};
 
 /// What programs write, kept from step to step.
@@ -46,9 +47,17 @@ impl Model {
             out: sampling.out,
         };
         let states = program.result.filter(|_| !step.sample_rows.is_empty());
+        let (isa, shape) = (self.isa, &self.architecture.shape);
+        let (scale, softcap) = (shape.logits_scale, shape.logits_softcap);
+        let capped = softcap.is_some() || scale.is_some();
         self.go_through(program, Some(head), step, None, &|run, team| {
             if let Some(states) = states {
                 run.linear(team, states, head, run.logits, false);
+                if capped {
+                    let len = run.rows(states) * sampler.vocab;
+                    // SAFETY: the logits are written, and nobody else touches them.
+                    unsafe { row_ops::cap(team, isa, run.logits, len, scale, softcap) };
+                }
                 // SAFETY: the logits are written, and nobody else touches them or the outputs.
                 unsafe { sampler.sample(team, run.logits) };
             }
@@ -79,12 +88,12 @@ impl Model {
         head: Option<usize>,
         step: &StepInput,
         other: Option<&mut KvCache>,
-        then: &(dyn Fn(&Running, &Team) + Sync),
+        then: &(dyn Fn(&StepContext, &Team) + Sync),
     ) -> Result<()> {
         let pages = other
             .as_ref()
             .map_or(self.cache.pages(), |other| other.pages());
-        let runs = step.runs(&self.shape, self.cos.len(), pages)?;
+        let spans = step.spans(&self.architecture.shape, pages)?;
         self.reserve(
             program,
             (step.token_ids.len(), step.sample_rows.len()),
@@ -93,25 +102,15 @@ impl Model {
         let Self {
             isa,
             pool,
-            shape,
+            architecture,
             weights,
-            cos,
-            sin,
             cache,
             attention,
             memory,
         } = self;
-        let attention = attention.begin(&runs);
-        let run = Running::new(
-            *isa,
-            shape,
-            weights,
-            (cos, sin),
-            step,
-            other.unwrap_or(cache),
-            &attention,
-            memory,
-        );
+        let attention = attention.begin(&spans);
+        let cache = other.unwrap_or(cache).view();
+        let run = StepContext::new(*isa, architecture, weights, step, cache, &attention, memory);
         pool.run(&|team| {
             run.program(team, program);
             then(&run, team);

@@ -1,6 +1,6 @@
 //! What a step is given, and that it lies within the model.
 
-use super::attention::{PAGE, Run, Sequence};
+use super::attention::{PAGE, SeqSpan, Sequence};
 use super::model::ModelShape;
 use super::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
 use crate::error::{Error, Result};
@@ -32,14 +32,9 @@ pub struct StepSampling<'a> {
 
 impl StepInput<'_> {
     /// The step's sequences, once everything is known to lie within the model.
-    pub(super) fn runs(
-        &self,
-        shape: &ModelShape,
-        table_len: usize,
-        pages: usize,
-    ) -> Result<Vec<Run<'_>>> {
+    pub(super) fn spans(&self, shape: &ModelShape, pages: usize) -> Result<Vec<SeqSpan<'_>>> {
         let sequences = self.context_lens.len();
-        let positions = table_len / (shape.kv.head_dim / 2).max(1);
+        let positions = shape.positions;
         let tokens = self.token_ids.len();
         let within =
             |values: &[i32], limit: usize| values.iter().all(|&v| v >= 0 && (v as usize) < limit);
@@ -51,7 +46,7 @@ impl StepInput<'_> {
         check(within(self.positions, positions), "a position", positions)?;
         check(within(self.slots, pages * PAGE), "a slot", pages * PAGE)?;
         check(within(self.sample_rows, tokens), "a sampled row", tokens)?;
-        let mut runs = Vec::with_capacity(sequences);
+        let mut spans = Vec::with_capacity(sequences);
         for s in 0..sequences {
             let (first, last) = (
                 self.query_start[s] as usize,
@@ -72,7 +67,7 @@ impl StepInput<'_> {
             let table = &self.block_tables[s * self.stride..s * self.stride + blocks];
             let num_blocks = pages * PAGE / shape.block_size;
             check(within(table, num_blocks), "a block id", num_blocks)?;
-            runs.push(Run {
+            spans.push(SeqSpan {
                 sequence: Sequence {
                     table,
                     block_size: shape.block_size,
@@ -82,7 +77,7 @@ impl StepInput<'_> {
                 context,
             });
         }
-        Ok(runs)
+        Ok(spans)
     }
 }
 

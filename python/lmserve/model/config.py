@@ -62,14 +62,19 @@ class RopeConfig:
 class AttentionLayer:
     """The attention of one layer, as its KV cache and the kernels must know it.
 
-    Query head h reads key-value head h // (num_heads / num_kv_heads). `rope` None: positions are not rotated.
+    Query head h reads key-value head h // (num_heads / num_kv_heads).
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float  # of the product of a query and a key
-    rope: RopeConfig | None
+    rope: RopeConfig | None  # None: positions are not rotated
+    window: int | None = None  # tokens that a token sees, itself included; None: all before it
+    softcap: float | None = None  # scores are softcap * tanh(scaled product / softcap)
+    shares: int | None = None  # the layer whose keys and values it reads, if it has none of its own
+    # (beta, n): queries are multiplied by 1 + beta * ln(1 + floor(position / n)) (Llama 4, Ministral 3).
+    temperature: tuple[float, int] | None = None
 
     @property
     def q_size(self) -> int:
@@ -109,6 +114,8 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     attention: tuple[AttentionLayer, ...] = ()
+    logits_scale: float = 1.0
+    logits_softcap: float | None = None  # logits are softcap * tanh(scaled logit / softcap)
 
     def __post_init__(self) -> None:
         # Before anything is made for each layer.
@@ -127,6 +134,20 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def cached_layers(self) -> tuple[AttentionLayer, ...]:
+        """Of the layers that have keys and values of their own."""
+        return tuple(layer for layer in self.attention if layer.shares is None)
+
+    @property
+    def cache_places(self) -> tuple[int, ...]:
+        """For each layer, which of `cached_layers` it reads."""
+        places: list[int] = []
+        for layer in self.attention:
+            own = sum(other.shares is None for other in self.attention[: len(places)])
+            places.append(own if layer.shares is None else places[layer.shares])
+        return tuple(places)
 
 
 @dataclass(frozen=True, slots=True)

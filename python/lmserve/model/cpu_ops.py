@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
+from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.interface import F32, I32, Extras, StepBuffers
 from lmserve.model.options import head_format
-from lmserve.model.rope import rope_tables
+from lmserve.model.rope import position_tables
 from lmserve.model.tensors import QUANTIZED_TYPES, TensorSource
 
 
@@ -34,26 +35,25 @@ class CpuOps:
         quantize: "q8", "q4" or "none" (fp32) for all matrices; None keeps each as it is stored.
         The environment variable LMSERVE_CPU_ISA, such as "avx2", keeps it to older instructions.
         """
-        cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
+        tables = position_tables(config.attention, cache.max_model_len)
         self.core = CpuModel(
             vocab_size=config.vocab_size,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            layers=config.num_layers,
-            rms_norm_eps=config.rms_norm_eps,
+            layers=config.attention,
+            positions=cache.max_model_len,
+            ropes=[(cos.reshape(-1), sin.reshape(-1)) for cos, sin in tables.ropes],
+            query_scales=tables.query_scales,
+            places=tables.places,
+            logits_scale=None if config.logits_scale == 1 else config.logits_scale,
+            logits_softcap=config.logits_softcap,
             kv_dtype=cache.dtype,
             block_size=cache.block_size,
             num_blocks=cache.num_blocks,
             threads=threads,
-            cos=cos.reshape(-1),
-            sin=sin.reshape(-1),
             isa=os.environ.get("LMSERVE_CPU_ISA"),
         )
         self.arrays = CpuArrays(buffers)
         self.program = CpuProgram()
         self.head = -1  # the weight that the last recorded `sample` takes its logits from
-        self._eps: dict[int, float] = {}  # of the norms, by weight
         self._quantize = quantize
         self._vocab_size = config.vocab_size
 
@@ -72,9 +72,13 @@ class CpuOps:
         return self._add_linear([source], [None], head_format(self._quantize))
 
     def load_rms_norm(self, source: TensorSource, eps: float) -> int:
-        weight = self.core.add_norm(_floats(source))
-        self._eps[weight] = eps
-        return weight
+        return self.core.add_norm(_floats(source), eps)
+
+    def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> int:
+        return self.core.add_norm(_floats(source), eps, bias=None if bias is None else _floats(bias), centered=True)
+
+    def load_sinks(self, source: TensorSource) -> int:
+        return self.core.add_sinks(_floats(source))
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
@@ -86,27 +90,37 @@ class CpuOps:
         del token_ids, cu_seqlens
         self.program = CpuProgram()
 
-    def embed(self, w: int) -> int:
-        return self.core.embed(self.program, w)
+    def embed(self, w: int, scale: float = 1.0) -> int:
+        return self.core.embed(self.program, w, scale)
 
     def norm(self, x: int, w: int) -> int:
-        return self.core.rms_norm(self.program, x, w, self._eps[w])
+        return self.core.norm(self.program, x, w)
 
-    def add_norm(self, x: int, residual: int, w: int) -> tuple[int, int]:
-        return self.core.add_rms_norm(self.program, x, residual, w, self._eps[w]), residual
+    def add_norm(self, x: int, residual: int, w: int, *, scale: float = 1.0) -> tuple[int, int]:
+        return self.core.add_and_norm(self.program, x, residual, w, scale)
+
+    def add(self, x: int, residual: int, *, scale: float = 1.0) -> int:
+        return self.core.add(self.program, x, residual, scale)
+
+    def scale(self, x: int, factor: float) -> int:
+        return self.core.scale(self.program, x, factor)
 
     def linear(self, x: int, w: int) -> int:
         return self.core.linear(self.program, x, w)
 
-    def rope_and_cache(self, qkv: int, layer: int, q_norm: int | None, k_norm: int | None) -> int:
-        norms = None if q_norm is None or k_norm is None else (q_norm, k_norm)
-        return self.core.rope_and_cache(self.program, qkv, layer, norms)
+    def rope_and_cache(
+        self, qkv: int, layer: int, q_norm: int | None = None, k_norm: int | None = None, v_norm: int | None = None
+    ) -> int:
+        return self.core.rope_and_cache(self.program, qkv, layer, (q_norm, k_norm, v_norm))
 
-    def attention(self, q: int, layer: int) -> int:
-        return self.core.attention(self.program, q, layer)
+    def attention(self, q: int, layer: int, sinks: int | None = None) -> int:
+        return self.core.attention(self.program, q, layer, sinks)
 
-    def silu_mul(self, gate_up: int) -> int:
-        return self.core.silu_mul(self.program, gate_up)
+    def gated(self, gate_up: int, activation: Activation) -> int:
+        return self.core.activate(self.program, gate_up, activation.name, activation.parameters, gated=True)
+
+    def activate(self, x: int, activation: Activation, factor: int | None = None, start: int = 0) -> int:
+        return self.core.activate(self.program, x, activation.name, activation.parameters, factor=factor, start=start)
 
     def rows(self, x: int) -> int:
         return self.core.rows(self.program, x)

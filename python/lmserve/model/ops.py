@@ -5,8 +5,8 @@ kernels). It is constructed as `Implementation(config: ModelConfig, cache: Cache
 everything whose layout it decides: the KV cache, rope tables, loaded weights and scratch memory.
 
 A step is `begin`, then the operations in the order of the model file, then `sample`, then `finish`. T, S, R are the
-step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. Every operation but
-`norm` consumes the activations given to it: the caller must not use them again, so that their memory may be reused.
+step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. An operation
+changes none of the activations given to it but those that it says it consumes, which must not be used again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lmserve.model.activation import Activation
 from lmserve.model.interface import Extras
 from lmserve.model.tensors import TensorSource
 
@@ -49,6 +50,12 @@ class Ops(Protocol[A, W]):
     def load_rms_norm(self, source: TensorSource, eps: float) -> W:
         """Weight [width] of an RMS norm: x * rsqrt(mean(x^2) + eps) * weight."""
 
+    def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> W:
+        """Weight and bias [width] of a layer norm: (x - mean(x)) * rsqrt(var(x) + eps) * weight + bias."""
+
+    def load_sinks(self, source: TensorSource) -> W:
+        """The sinks [heads] of a layer's attention."""
+
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
 
@@ -60,34 +67,47 @@ class Ops(Protocol[A, W]):
         touched.
         """
 
-    def embed(self, w: W) -> A:
-        """[T, hidden] embeddings of the step's token ids."""
+    def embed(self, w: W, scale: float = 1.0) -> A:
+        """[T, hidden] embeddings of the step's token ids, times `scale`."""
 
     def norm(self, x: A, w: W) -> A:
-        """The norm of each row of x, of x's shape. Does not consume x."""
+        """The norm of each row of x, of x's shape; of each of its parts as wide as w, where w is narrower."""
 
-    def add_norm(self, x: A, residual: A, w: W) -> tuple[A, A]:
-        """(norm(x + residual), x + residual)."""
+    def add_norm(self, x: A, residual: A, w: W, *, scale: float = 1.0) -> tuple[A, A]:
+        """(the norm of the sum, the sum) of residual + x * scale. Consumes residual."""
+
+    def add(self, x: A, residual: A, *, scale: float = 1.0) -> A:
+        """residual + x * scale. Consumes residual."""
+
+    def scale(self, x: A, factor: float) -> A:
+        """x * factor. Consumes x."""
 
     def linear(self, x: A, w: W) -> A:
         """x [n, in] times the weight transposed, plus its bias: [n, out]."""
 
-    def rope_and_cache(self, qkv: A, layer: int, q_norm: W | None, k_norm: W | None) -> A:
+    def rope_and_cache(
+        self, qkv: A, layer: int, q_norm: W | None = None, k_norm: W | None = None, v_norm: W | None = None
+    ) -> A:
         """Split qkv [T, (heads + 2 * kv_heads) * head_dim] into q | k | v, rotate q and k, write k and v to the cache.
 
-        With q_norm and k_norm (Qwen3; [head_dim]) each head is normed before it is rotated. Rotation
-        pairs element i with i + head_dim / 2. Token t goes to `slots[t]`. Returns q, [T, heads * head_dim].
+        What the layer is, its entry of the configuration's `attention` says; one that shares another's keys and values
+        is given q alone. A norm comes first: of each head where it is head_dim wide, else of all heads of a token
+        together. Rotation pairs element i with i + head_dim / 2. Token t goes to `slots[t]`. Consumes qkv; returns q,
+        [T, heads * head_dim].
         """
 
-    def attention(self, q: A, layer: int) -> A:
+    def attention(self, q: A, layer: int, sinks: W | None = None) -> A:
         """Causal attention of q [T, heads * head_dim] over the layer's cache: [T, heads * head_dim].
 
-        Token t of sequence s sees the cache positions 0 ..= positions[t] of `block_tables[s]`. Scale 1 /
-        sqrt(head_dim); query head h reads kv head h // (heads / kv_heads).
+        Token t of sequence s sees the cache positions 0 ..= positions[t] of `block_tables[s]`, where the layer has a
+        window the last so many of them. A sink is one more score of its head, whose value is zero.
         """
 
-    def silu_mul(self, gate_up: A) -> A:
-        """silu(gate) * up of gate_up [n, 2 * width] = gate | up: [n, width]."""
+    def gated(self, gate_up: A, activation: Activation) -> A:
+        """activation(gate) * up of gate_up [n, 2 * width] = gate | up: [n, width]."""
+
+    def activate(self, x: A, activation: Activation, factor: A | None = None, start: int = 0) -> A:
+        """activation(x) [n, width], times the columns start .. start + width of `factor`, if there is one."""
 
     def rows(self, x: A) -> A:
         """[R, width]: the rows `sample_rows` of x [T, width]."""
@@ -95,7 +115,8 @@ class Ops(Protocol[A, W]):
     def sample(self, x: A, head: W, extras: Extras | None) -> None:
         """Start writing `sampled` (and the logprob arrays) from x [R, hidden], the sampled rows after the final norm.
 
-        Logits are x times head transposed; `lmserve.model.sampler` defines what is sampled from them.
+        Logits are x times head transposed, scaled and capped as the configuration says; `lmserve.model.sampler` defines
+        what is sampled from them.
         """
 
     def finish(self) -> None:

@@ -231,8 +231,10 @@ def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | 
 
 def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:
     if ops == "cpu":
-        return cpu_kv_bytes_per_token(kv_dtype, config.num_layers, config.num_kv_heads, config.head_dim)
-    return 2 * config.num_layers * config.kv_size * ITEM_BYTES[kv_dtype]
+        return cpu_kv_bytes_per_token(
+            kv_dtype, [(layer.num_kv_heads, layer.head_dim) for layer in config.cached_layers]
+        )
+    return 2 * sum(layer.kv_size for layer in config.cached_layers) * ITEM_BYTES[kv_dtype]
 
 
 def head_format(quantize: str | None) -> str | None:
@@ -261,5 +263,6 @@ def _gpu_memory(device: str) -> int:
 
 def _activation_bytes(config: ModelConfig, max_rows: int, max_batch_tokens: int, item_bytes: int) -> int:
     """An upper estimate of what a step allocates: one layer's activations, and the sampler's copies of the logits."""
-    widest = 4 * config.hidden_size + 2 * (config.q_size + 2 * config.kv_size) + 3 * config.intermediate_size
+    attention = max(layer.q_size + 2 * layer.kv_size for layer in config.attention)
+    widest = 4 * config.hidden_size + 2 * attention + 3 * config.intermediate_size
     return max_batch_tokens * widest * item_bytes + 8 * max_rows * config.vocab_size * 4

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve.model.config import RopeConfig
+from lmserve.model.config import AttentionLayer, RopeConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -66,6 +68,33 @@ def head_order(rope: RopeConfig, head_dim: int) -> NDArray[np.int64] | None:
     middle = len(rest) // 2
     order = np.concatenate((first, rest[:middle], second, rest[middle:])).astype(np.int64)
     return None if (order == np.arange(head_dim)).all() else order
+
+
+@dataclass(frozen=True, slots=True)
+class PositionTables:
+    """What depends on a token's position: distinct tables, and for each layer which of them it takes, if any."""
+
+    ropes: list[tuple[F32, F32]]  # cos and sin, [length, head_dim / 2] each
+    query_scales: list[F32]  # [length]
+    places: list[tuple[int | None, int | None]]
+
+
+def position_tables(layers: Sequence[AttentionLayer], length: int) -> PositionTables:
+    """The tables of positions 0 .. length."""
+    ropes: dict[tuple[RopeConfig, int], int] = {}
+    temperatures: dict[tuple[float, int], int] = {}
+    places = []
+    for layer in layers:
+        rope, temperature = layer.rope, layer.temperature
+        places.append(
+            (
+                None if rope is None else ropes.setdefault((rope, layer.head_dim), len(ropes)),
+                None if temperature is None else temperatures.setdefault(temperature, len(temperatures)),
+            )
+        )
+    positions = np.arange(length)
+    scales = [(1 + beta * np.log1p(positions // n)).astype(np.float32) for beta, n in temperatures]
+    return PositionTables([rope_tables(rope, head_dim, length) for rope, head_dim in ropes], scales, places)
 
 
 def _llama3(rope: RopeConfig, plain: F64) -> F64:

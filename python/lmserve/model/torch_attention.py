@@ -1,7 +1,7 @@
 """Paged attention in torch: the KV cache, its layout, and how a step reads it, one class for each way.
 
-K and V are [layers, num_blocks + 1, block_size, kv_heads, head_dim]. The block past the last belongs to no sequence:
-padding writes to it and reads from it.
+K and V of a layer are [num_blocks + 1, block_size, kv_heads, head_dim]. The block past the last belongs to no sequence:
+padding writes to it and reads from it. Layers that share keys and values share them here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
 from lmserve.model.interface import I32
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,14 +38,46 @@ class StepLayout:
     slots: Tensor
 
 
-def allocate_cache(config: ModelConfig, cache: CacheConfig, device: torch.device) -> Tensor:
-    """Zeros for K or for V: [layers, num_blocks + 1, block_size, kv_heads, head_dim]."""
-    shape = (config.num_layers, cache.num_blocks + 1, cache.block_size, config.num_kv_heads, config.head_dim)
+def allocate_cache(config: ModelConfig, cache: CacheConfig, device: torch.device) -> list[Tensor]:
+    """For each layer zeros for K or for V: [num_blocks + 1, block_size, kv_heads, head_dim]."""
     dtype = DTYPES[cache.dtype]
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy's zeros take no memory before they are written, torch's do.
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+    def zeros(layer: AttentionLayer) -> Tensor:
+        shape = (cache.num_blocks + 1, cache.block_size, layer.num_kv_heads, layer.head_dim)
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        # numpy's zeros take no memory before they are written, torch's do.
+        return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+    cached = [zeros(layer) for layer in config.cached_layers]
+    return [cached[place] for place in config.cache_places]
+
+
+def attention(
+    layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, sinks: Tensor | None
+) -> Tensor:
+    """What query [n, heads, rows, head_dim] sees of key and value [n, kv_heads, context, head_dim], of query's shape.
+
+    mask: True where it may be seen, broadcast to [n, heads, rows, context]; None: causal from the first key on.
+    sinks: [heads, rows or 1].
+    """
+    if layer.softcap is None and sinks is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
+        )
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query @ key.transpose(-1, -2)).float() * layer.scale
+    if layer.softcap is not None:
+        scores = layer.softcap * torch.tanh(scores / layer.softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        column = sinks.float()[None, :, :, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, column), dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
+    return weights.to(value.dtype) @ value
 
 
 class Attention(Protocol):
@@ -54,8 +86,8 @@ class Attention(Protocol):
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store the step's key and value [T, kv_heads, head_dim]."""
 
-    def attend(self, layer: int, query: Tensor) -> Tensor:
-        """Attention of query [T, heads, head_dim]: [T, heads * head_dim]."""
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+        """Attention of query [T, heads, head_dim] (sinks: [heads]): [T, heads * head_dim]."""
 
 
 class PagedAttention(Attention, Protocol):
@@ -67,13 +99,17 @@ class PagedAttention(Attention, Protocol):
         """Prepare what all layers of a step share."""
 
 
+# A window, or None for no window.
+Masks = dict[int | None, Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
     """Sequences with one new token each, padded to the blocks of the longest."""
 
     tokens: Tensor  # [n] their rows among the step's tokens
     blocks: Tensor  # [n * blocks] block ids
-    mask: Tensor  # [n, 1, 1, blocks * block_size] True: seen
+    masks: Masks  # [n, 1, 1, blocks * block_size] True: seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +120,7 @@ class _Chunk:
     end: int
     context: int
     blocks: Tensor  # [blocks]
-    mask: Tensor | None  # [new, context] True: seen; None: causal from the start
+    masks: Masks  # [new, context] True: seen; none where it is causal from the start
 
 
 class SdpaAttention:
@@ -96,6 +132,7 @@ class SdpaAttention:
         self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
         self.spare_block = cache.num_blocks
         self.device = device
+        self._windows = {layer.window for layer in config.attention}
         self._slots = torch.empty(0, dtype=torch.int64)
         self._groups: list[_DecodeGroup] = []
         self._chunks: list[_Chunk] = []
@@ -116,13 +153,12 @@ class SdpaAttention:
             order = order[size:]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        width = (-1, self.config.num_kv_heads, self.config.head_dim)
-        self.keys[layer].view(width).index_copy_(0, self._slots, key)
-        self.values[layer].view(width).index_copy_(0, self._slots, value)
+        self.keys[layer].flatten(0, 1).index_copy_(0, self._slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, self._slots, value)
 
-    def attend(self, layer: int, query: Tensor) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
-        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+        shape, keys, values = self.config.attention[layer], self.keys[layer], self.values[layer]
+        heads, kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         out = torch.empty((len(query), heads, head_dim), dtype=query.dtype, device=query.device)
         for group in self._groups:
             n = len(group.tokens)
@@ -130,26 +166,30 @@ class SdpaAttention:
             gathered = (n, -1, kv_heads, head_dim)
             members = query if whole else query[group.tokens]
             # The query heads of a key head are rows of one small matrix, so that each key is read once.
-            attended = scaled_dot_product_attention(
+            attended = attention(
+                shape,
                 members.view(n, kv_heads, heads // kv_heads, head_dim),
                 keys.index_select(0, group.blocks).view(gathered).transpose(1, 2),
                 values.index_select(0, group.blocks).view(gathered).transpose(1, 2),
-                attn_mask=group.mask,
+                mask=group.masks[shape.window],
+                sinks=None if sinks is None else sinks.view(kv_heads, -1),
             )
             attended = attended.reshape(n, heads, head_dim)
             if whole:
                 return attended.view(n, -1)
             out[group.tokens] = attended
         for chunk in self._chunks:
-            attended = scaled_dot_product_attention(
+            key, value = (
+                stored.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.context].transpose(0, 1)[None]
+                for stored in (keys, values)
+            )
+            attended = attention(
+                shape,
                 query[chunk.start : chunk.end].transpose(0, 1)[None],
-                keys.index_select(0, chunk.blocks).view(-1, kv_heads, head_dim)[: chunk.context].transpose(0, 1)[None],
-                values.index_select(0, chunk.blocks)
-                .view(-1, kv_heads, head_dim)[: chunk.context]
-                .transpose(0, 1)[None],
-                attn_mask=chunk.mask,
-                is_causal=chunk.mask is None,
-                enable_gqa=True,
+                key,
+                value,
+                mask=chunk.masks.get(shape.window),
+                sinks=None if sinks is None else sinks[:, None],
             )
             out[chunk.start : chunk.end] = attended[0].transpose(0, 1)
         return out.view(len(query), -1)
@@ -159,11 +199,13 @@ class SdpaAttention:
         blocks = layout.block_tables[sequences, :width].astype(np.int64)
         # Entries past a sequence's context are undefined.
         blocks[np.arange(width)[None, :] * self.block_size >= context[:, None]] = self.spare_block
-        seen = np.arange(width * self.block_size)[None, :] < context[:, None]
+        keys = np.arange(width * self.block_size)[None, :]
+        seen = keys < context[:, None]
+        masks = {w: seen if w is None else seen & (keys >= context[:, None] - w) for w in self._windows}
         return _DecodeGroup(
             tokens=self._upload(layout.query_start[sequences].astype(np.int64)),
             blocks=self._upload(blocks.reshape(-1)),
-            mask=self._upload(seen)[:, None, None, :],
+            masks={window: self._upload(mask)[:, None, None, :] for window, mask in masks.items()},
         )
 
     def _chunk(self, layout: StepLayout, sequence: int) -> _Chunk:
@@ -171,11 +213,20 @@ class SdpaAttention:
         context = int(layout.context_lens[sequence])
         blocks = layout.block_tables[sequence, : -(-context // self.block_size)].astype(np.int64)
         before = context - (end - start)
-        mask = None if not before else np.arange(context)[None, :] <= np.arange(before, context)[:, None]
-        return _Chunk(start, end, context, self._upload(blocks), None if mask is None else self._upload(mask))
+        # Where the first token is the sequence's first and none is out of the window, the mask is causal.
+        masked = {window for window in self._windows if before or (window is not None and window < context)}
+        masks = {window: self._upload(_seen(before, context, window)) for window in masked}
+        return _Chunk(start, end, context, self._upload(blocks), masks)
 
     def _upload(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _seen(first: int, last: int, window: int | None) -> NDArray[np.bool_]:
+    """[last - first, last]: which keys the tokens first .. last of a sequence see."""
+    keys, tokens = np.arange(last)[None, :], np.arange(first, last)[:, None]
+    causal: NDArray[np.bool_] = keys <= tokens
+    return causal if window is None else causal & (keys > tokens - window)
 
 
 class PassAttention:
@@ -184,22 +235,29 @@ class PassAttention:
     def __init__(self, config: ModelConfig, cu_seqlens: I32) -> None:
         self.config = config
         self._bounds = [int(row) for row in cu_seqlens]
-        self._key = self._value = torch.empty(0)
+        # Kept for the layers that share them; else those of the layer alone.
+        self._shared = {layer.shares for layer in config.attention}
+        self._stored: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        del layer
-        self._key, self._value = key, value
+        self._stored = {other: stored for other, stored in self._stored.items() if other in self._shared}
+        self._stored[layer] = (key, value)
 
-    def attend(self, layer: int, query: Tensor) -> Tensor:
-        del layer
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+        shape = self.config.attention[layer]
+        key, value = self._stored[layer if shape.shares is None else shape.shares]
         out = torch.empty_like(query)
         for start, end in zip(self._bounds, self._bounds[1:], strict=False):
-            attended = scaled_dot_product_attention(
+            mask = None
+            if shape.window is not None and shape.window < end - start:
+                mask = torch.from_numpy(_seen(0, end - start, shape.window)).to(query.device)
+            attended = attention(
+                shape,
                 query[start:end].transpose(0, 1)[None],
-                self._key[start:end].transpose(0, 1)[None],
-                self._value[start:end].transpose(0, 1)[None],
-                is_causal=True,
-                enable_gqa=True,
+                key[start:end].transpose(0, 1)[None],
+                value[start:end].transpose(0, 1)[None],
+                mask=mask,
+                sinks=None if sinks is None else sinks[:, None],
             )
             out[start:end] = attended[0].transpose(0, 1)
         return out.reshape(len(query), -1)

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lmserve.model import sampler
-from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.activation import Activation
+from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
 from lmserve.model.interface import F32, I32, Extras, StepBuffers
-from lmserve.model.rope import rope_tables
+from lmserve.model.rope import position_tables
 from lmserve.model.sampler import SamplingRows
 from lmserve.model.tensors import TensorSource
 from lmserve.model.torch_attention import (
@@ -34,11 +35,12 @@ STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens",
 
 @dataclass(frozen=True, slots=True)
 class TorchWeight:
-    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm, its eps."""
+    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, and if it is a layer norm."""
 
     weight: Tensor
     bias: Tensor | None = None
     eps: float = 0.0
+    centered: bool = False
 
 
 class TorchOps:
@@ -71,8 +73,10 @@ class TorchOps:
         self._copied = self._device.type != "cpu" if copy_inputs is None else copy_inputs
         # At fixed addresses: captured graphs read the same memory in every step.
         self._inputs = {name: host.to(self._device, copy=self._copied) for name, host in self._host.items()}
-        cos, sin = rope_tables(config.rope, config.head_dim, cache.max_model_len)
-        self._cos, self._sin = (torch.from_numpy(table).to(self._device) for table in (cos, sin))
+        tables = position_tables(config.attention, cache.max_model_len)
+        self._ropes = [self._on_device(rope) for rope in tables.ropes]
+        self._query_scales = self._on_device(tables.query_scales)
+        self._places = tables.places
         if attention is None:
             attention = VarlenAttention if varlen_fits(config, cache, self._device) else SdpaAttention
         self.cache = attention(config, cache, self._device)
@@ -81,7 +85,9 @@ class TorchOps:
         self._attention: Attention = self.cache
         self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
         self._token_ids = self._sample_rows = torch.empty(0, dtype=torch.int64)
-        self._step_cos = self._step_sin = torch.empty(0)
+        # Of the step's tokens: cos and sin of each rope, and the scales of queries.
+        self._step_ropes: list[tuple[Tensor, Tensor]] = []
+        self._step_scales: list[Tensor] = []
         self._not_finite = torch.empty(0)  # [T, 1] 0, or NaN for a token with a query, key or value that is none
         self._pass_starts = torch.empty(0, dtype=torch.int64)
 
@@ -94,6 +100,12 @@ class TorchOps:
 
     def load_rms_norm(self, source: TensorSource, eps: float) -> TorchWeight:
         return TorchWeight(self._load([source]), eps=eps)
+
+    def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> TorchWeight:
+        return TorchWeight(self._load([source]), None if bias is None else self._load([bias]), eps, centered=True)
+
+    def load_sinks(self, source: TensorSource) -> TorchWeight:
+        return TorchWeight(self._load([source]))
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         self.upload(n_tokens, n_seqs, n_rows)
@@ -125,44 +137,76 @@ class TorchOps:
         self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
         self._attention = PassAttention(self.config, cu_seqlens)
 
-    def embed(self, w: TorchWeight) -> Tensor:
-        return functional.embedding(self._token_ids, w.weight)
+    def embed(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
+        rows = functional.embedding(self._token_ids, w.weight)
+        return rows if scale == 1 else rows * scale
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
-        return functional.rms_norm(x, w.weight.shape, w.weight, w.eps)
+        shape = w.weight.shape
+        parts = x.view(*x.shape[:-1], -1, *shape)
+        if w.centered:
+            return functional.layer_norm(parts, shape, w.weight, w.bias, w.eps).view(x.shape)
+        return functional.rms_norm(parts, shape, w.weight, w.eps).view(x.shape)
 
-    def add_norm(self, x: Tensor, residual: Tensor, w: TorchWeight) -> tuple[Tensor, Tensor]:
-        total = residual.add_(x)
+    def add_norm(self, x: Tensor, residual: Tensor, w: TorchWeight, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        total = residual.add_(x, alpha=scale)
         return self.norm(total, w), total
+
+    def add(self, x: Tensor, residual: Tensor, *, scale: float = 1.0) -> Tensor:
+        return residual.add_(x, alpha=scale)
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x.mul_(factor)
 
     def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
         return functional.linear(x, w.weight, w.bias)
 
-    def rope_and_cache(self, qkv: Tensor, layer: int, q_norm: TorchWeight | None, k_norm: TorchWeight | None) -> Tensor:
-        config = self.config
-        heads = qkv.view(len(qkv), -1, config.head_dim)
-        query, key, value = torch.split(heads, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
-        if q_norm is not None and k_norm is not None:
-            query, key = self.norm(query, q_norm), self.norm(key, k_norm)
-        self._attention.write(layer, self._rotate(key), value)
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        layer: int,
+        q_norm: TorchWeight | None = None,
+        k_norm: TorchWeight | None = None,
+        v_norm: TorchWeight | None = None,
+    ) -> Tensor:
+        shape = self.config.attention[layer]
+        query = self._heads(qkv[:, : shape.q_size], shape, q_norm)
+        if shape.shares is None:
+            key, value = qkv[:, shape.q_size :].chunk(2, dim=-1)
+            key, value = self._heads(key, shape, k_norm), self._heads(value, shape, v_norm)
+            self._attention.write(layer, self._rotate(key, layer), value)
+        query = self._rotate(query, layer)
         if self._device.type == "cpu":
             # torch's attention for CPUs gives numbers for rows whose scores are none, at some sizes.
             self._not_finite = (qkv * 0).sum(-1, keepdim=True)
-        return self._rotate(query)
+        temperature = self._places[layer][1]
+        return query if temperature is None else query * self._step_scales[temperature].to(query.dtype)
 
-    def attention(self, q: Tensor, layer: int) -> Tensor:
-        attended = self._attention.attend(layer, q)
+    def attention(self, q: Tensor, layer: int, sinks: TorchWeight | None = None) -> Tensor:
+        attended = self._attention.attend(layer, q, None if sinks is None else sinks.weight)
         return attended + self._not_finite if self._device.type == "cpu" else attended
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
+        return _activate(gate, activation) * up
+
+    def activate(self, x: Tensor, activation: Activation, factor: Tensor | None = None, start: int = 0) -> Tensor:
+        activated = _activate(x, activation)
+        return activated if factor is None else activated * factor[:, start : start + x.shape[-1]]
 
     def rows(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._sample_rows)
 
     def sample(self, x: Tensor, head: TorchWeight, extras: Extras | None) -> None:
-        self.sample_logits(self.linear(x, head).float(), extras)
+        self.sample_logits(self.raw_logits(x, head), extras)
+
+    def raw_logits(self, x: Tensor, head: TorchWeight) -> Tensor:
+        """Float32 logits [R, vocab] of x [R, hidden]."""
+        logits = self.linear(x, head).float()
+        scale, softcap = self.config.logits_scale, self.config.logits_softcap
+        if scale != 1:
+            logits = logits * scale
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def sample_logits(self, logits: Tensor, extras: Extras | None) -> None:
         """What `sample` does, from float32 logits [R, vocab]."""
@@ -193,7 +237,7 @@ class TorchOps:
         return pooled
 
     def logits(self, x: Tensor, head: TorchWeight) -> F32:
-        values: F32 = self.linear(x, head).float().cpu().numpy()
+        values: F32 = self.raw_logits(x, head).cpu().numpy()
         return values
 
     def _prepare(self, n_tokens: int, n_rows: int, query_start: I32, context_lens: I32) -> None:
@@ -236,17 +280,46 @@ class TorchOps:
         self.weight_bytes += loaded.nbytes
         return loaded
 
-    def _rotate_at(self, positions: Tensor) -> None:
-        self._step_cos = self._cos[positions][:, None, :]
-        self._step_sin = self._sin[positions][:, None, :]
+    def _on_device(self, tables: Any) -> Any:
+        if isinstance(tables, np.ndarray):
+            return torch.from_numpy(tables).to(self._device)
+        return [self._on_device(table) for table in tables]
 
-    def _rotate(self, heads: Tensor) -> Tensor:
+    def _rotate_at(self, positions: Tensor) -> None:
+        self._step_ropes = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._ropes]
+        self._step_scales = [scales[positions][:, None, None] for scales in self._query_scales]
+
+    def _heads(self, rows: Tensor, shape: AttentionLayer, norm: TorchWeight | None) -> Tensor:
+        """[T, heads, head_dim], each head normed, or all of a token together."""
+        return (rows if norm is None else self.norm(rows, norm)).reshape(len(rows), -1, shape.head_dim)
+
+    def _rotate(self, heads: Tensor, layer: int) -> Tensor:
+        rope = self._places[layer][0]
+        if rope is None:
+            return heads
+        cos, sin = self._step_ropes[rope]
         low, high = heads.float().chunk(2, dim=-1)
-        cos, sin = self._step_cos, self._step_sin
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(heads.dtype)
 
     def _send(self, target: NDArray[Any], rows: NDArray[np.intp], values: Tensor) -> None:
         self._outputs.append((target, rows, values.to("cpu", non_blocking=True)))
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    match activation.name:
+        case "silu":
+            return functional.silu(x)
+        case "gelu":
+            return functional.gelu(x)
+        case "gelu_tanh":
+            return functional.gelu(x, approximate="tanh")
+        case "relu2":
+            return functional.relu(x).square()
+        case "xielu":
+            positive, negative, beta = activation.parameters
+            below = x.clamp(max=0)
+            return positive * x.clamp(min=0).square() + negative * (torch.expm1(below) - below) + beta * x
+    raise ValueError(f"there is no activation {activation.name!r}")
 
 
 def _lengths(n_tokens: int, n_seqs: int, n_rows: int) -> dict[str, int]:

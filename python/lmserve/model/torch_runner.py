@@ -76,7 +76,7 @@ class GraphRunner(TorchRunner):
         def step() -> Tensor:
             self.torch_ops.begin_decode(size)
             states = self.model.forward(sampled_rows_only=True)
-            return self.torch_ops.linear(states, self.model.head).float()
+            return self.torch_ops.raw_logits(states, self.model.head)
 
         self.torch_ops.pad(0, size)
         return self._capture(step)

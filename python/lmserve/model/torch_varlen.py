@@ -25,8 +25,9 @@ def varlen_fits(config: ModelConfig, cache: CacheConfig, device: torch.device) -
         and "block_table" in inspect.signature(varlen.varlen_attn).parameters
         and cache.dtype in ("fp16", "bf16")
         and cache.block_size % PAGE_TOKENS == 0
-        and config.head_dim <= 256
-        and config.head_dim % 8 == 0
+        and all(
+            layer.head_dim <= 256 and layer.head_dim % 8 == 0 and layer.softcap is None for layer in config.attention
+        )
     )
 
 
@@ -34,6 +35,7 @@ class VarlenAttention:
     """`PagedAttention` by `varlen_attn` with a block table: it reads what a step is from device memory alone."""
 
     def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
+        self.config = config
         self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
         self.spare_block = cache.num_blocks
         self._layout: StepLayout | None = None
@@ -50,8 +52,10 @@ class VarlenAttention:
         self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
         self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
 
-    def attend(self, layer: int, query: Tensor) -> Tensor:
-        layout = self._step()
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+        if sinks is not None:
+            raise NotImplementedError("attention sinks are not among what the variable-length kernel computes")
+        layout, shape = self._step(), self.config.attention[layer]
         attended = varlen.varlen_attn(
             query,
             self.keys[layer],
@@ -60,7 +64,8 @@ class VarlenAttention:
             None,
             self._most_new,
             self._longest,
-            window_size=(-1, 0),
+            scale=shape.scale,
+            window_size=(-1 if shape.window is None else shape.window - 1, 0),
             enable_gqa=True,
             seqused_k=layout.device_context_lens,
             block_table=layout.device_block_tables,

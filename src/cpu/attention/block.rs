@@ -5,7 +5,7 @@
     reason = "loops over indices are unrolled into registers; those over iterators need not be"
 )]
 
-use super::super::simd::{Kernel, Simd, exp2};
+use super::super::simd::{Kernel, Simd, exp2, tanh};
 use super::cache::{Element, PAGE};
 
 /// Keys of a tile.
@@ -236,6 +236,18 @@ impl Softmax {
     }
 }
 
+impl Softmax {
+    /// What weighted sums are to be multiplied by to be means, where `sink` is one more score, of no value.
+    pub(super) fn inverse(self, sink: Option<f32>) -> f32 {
+        let Some(sink) = sink else {
+            return 1.0 / self.sum;
+        };
+        let base = self.base.max(sink);
+        let scale = (self.base - base).exp2();
+        scale / (self.sum * scale + (sink - base).exp2())
+    }
+}
+
 /// How far above a row's base a score may lie before the base is raised to it: 2 to its power is far from overflowing, also summed.
 const SLACK: f32 = 24.0;
 
@@ -247,8 +259,10 @@ pub(super) struct Weigh<'a, const R: usize> {
     pub(super) sums: *mut f32,
     /// R rows of [`TILE`].
     pub(super) scores: *mut f32,
-    /// Scores that count in each row. The weights of the others are zero.
-    pub(super) seen: [usize; R],
+    /// The scores that count in each row: from the first up to the second, not included. The weights of the others are zero.
+    pub(super) seen: [(usize, usize); R],
+    /// Scores are this times the tangens hyperbolicus of what they are given as.
+    pub(super) softcap: Option<f32>,
     /// What each page's scores, and then its weights, are to be multiplied by: [`PAGE`] scales each.
     pub(super) scales: Option<[(*const f32, *const f32); TILE_PAGES]>,
 }
@@ -276,7 +290,8 @@ impl<const R: usize> Weigh<'_, R> {
         // SAFETY: the caller's promise.
         unsafe {
             let (at, sums) = (self.scores.add(r * TILE), self.sums.add(r * SUM_LANES));
-            if self.seen[r] == 0 {
+            let (from, to) = self.seen[r];
+            if from >= to {
                 let mut i = 0;
                 while i < TILE {
                     s.store(at.add(i), s.splat(0.0));
@@ -287,7 +302,20 @@ impl<const R: usize> Weigh<'_, R> {
             if let Some(pages) = &self.scales {
                 scale(s, at, |page| pages[page].0);
             }
-            let mut i = self.seen[r];
+            if let Some(cap) = self.softcap {
+                let cap = s.splat(cap);
+                let mut i = 0;
+                while i < TILE {
+                    s.store(at.add(i), s.mul(cap, tanh(s, s.load(at.add(i)))));
+                    i += S::LANES;
+                }
+            }
+            let mut i = 0;
+            while i < from {
+                *at.add(i) = f32::NEG_INFINITY;
+                i += 1;
+            }
+            let mut i = to;
             while i < TILE {
                 *at.add(i) = f32::NEG_INFINITY;
                 i += 1;

@@ -75,7 +75,7 @@ impl Element for i8 {
 }
 
 /// Sizes of one head's stretch of a page.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
     /// How numbers are stored.
     pub dtype: KvType,
@@ -158,29 +158,29 @@ impl HeadPage {
     }
 }
 
-/// Keys and values of all layers.
+/// Keys and values of all layers, each of a shape of its own.
 pub struct KvCache {
-    shape: KvShape,
-    layers: usize,
+    /// Each layer's shape, and where its pages begin.
+    layers: Vec<(KvShape, usize)>,
     pages: usize,
     /// With room to begin at a cache line.
     memory: Vec<u8>,
 }
 
 impl KvCache {
-    /// Room for `pages` pages in each of `layers` layers. Memory that is not written yet takes no RAM.
-    pub fn new(shape: KvShape, layers: usize, pages: usize) -> Self {
+    /// Room for `pages` pages in each layer. Memory that is not written yet takes no RAM.
+    pub fn new(shapes: &[KvShape], pages: usize) -> Self {
+        let mut bytes = 0;
+        let mut layers = Vec::with_capacity(shapes.len());
+        for &shape in shapes {
+            layers.push((shape, bytes));
+            bytes += pages * shape.page_bytes();
+        }
         Self {
-            shape,
             layers,
             pages,
-            memory: vec![0; layers * pages * shape.page_bytes() + LINE_BYTES],
+            memory: vec![0; bytes + LINE_BYTES],
         }
-    }
-
-    /// Its shape.
-    pub const fn shape(&self) -> KvShape {
-        self.shape
     }
 
     /// Pages of a layer.
@@ -189,11 +189,10 @@ impl KvCache {
     }
 
     /// What a team's threads write and read of it.
-    pub fn view(&mut self) -> KvView<'_> {
+    pub fn view(&mut self) -> CacheView<'_> {
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
-        KvView {
-            shape: self.shape,
-            layers: self.layers,
+        CacheView {
+            layers: &self.layers,
             pages: self.pages,
             memory: Shared::new(&mut self.memory[skipped..]),
         }
@@ -202,9 +201,34 @@ impl KvCache {
 
 /// A [`KvCache`] shared by a team, whose threads write different tokens of it, and read none that is being written.
 #[derive(Clone, Copy)]
+pub struct CacheView<'a> {
+    layers: &'a [(KvShape, usize)],
+    pages: usize,
+    memory: Shared<'a, u8>,
+}
+
+impl<'a> CacheView<'a> {
+    /// One layer of it.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    #[inline]
+    pub fn layer(&self, layer: usize) -> KvView<'a> {
+        let (shape, start) = self.layers[layer];
+        KvView {
+            shape,
+            pages: self.pages,
+            memory: self
+                .memory
+                .part(start..start + self.pages * shape.page_bytes()),
+        }
+    }
+}
+
+/// One layer of a [`CacheView`].
+#[derive(Clone, Copy)]
 pub struct KvView<'a> {
     shape: KvShape,
-    layers: usize,
     pages: usize,
     memory: Shared<'a, u8>,
 }
@@ -217,12 +241,12 @@ impl KvView<'_> {
     }
 
     /// # Panics
-    /// If there is no such layer, page or head.
+    /// If there is no such page or head.
     #[inline]
-    pub(super) fn head(&self, layer: usize, page: usize, head: usize) -> HeadPage {
+    pub(super) fn head(&self, page: usize, head: usize) -> HeadPage {
         let shape = self.shape;
-        assert!(layer < self.layers && page < self.pages && head < shape.kv_heads);
-        let at = (layer * self.pages + page) * shape.page_bytes() + head * shape.head_bytes();
+        assert!(page < self.pages && head < shape.kv_heads);
+        let at = page * shape.page_bytes() + head * shape.head_bytes();
         HeadPage {
             // SAFETY: the stretch lies within the memory, as was checked.
             start: unsafe { self.memory.as_ptr().add(at) },
@@ -232,10 +256,10 @@ impl KvView<'_> {
 
     /// Fetches what [`Self::write`] will write for the token at `slot`: an element of a key lies in each line or two of its page.
     #[inline(always)]
-    pub(in super::super) fn prefetch<S: Simd>(&self, s: S, layer: usize, slot: usize) {
+    pub(in super::super) fn prefetch<S: Simd>(&self, s: S, slot: usize) {
         let bytes = self.shape.dtype.bytes();
         for head in 0..self.shape.kv_heads {
-            let page = self.head(layer, slot / PAGE, head);
+            let page = self.head(slot / PAGE, head);
             let values = page.values::<u8>();
             let row = values.wrapping_add(slot % PAGE * self.shape.width() * bytes);
             let mut at = page.start.cast_const();
@@ -257,13 +281,12 @@ impl KvView<'_> {
     pub(in super::super) unsafe fn write<S: Simd>(
         &self,
         s: S,
-        layer: usize,
         slot: usize,
         head: usize,
         key: &[f32],
         value: &[f32],
     ) {
-        let page = self.head(layer, slot / PAGE, head);
+        let page = self.head(slot / PAGE, head);
         let (offset, width) = (slot % PAGE, self.shape.width());
         assert!(key.len() == self.shape.head_dim && value.len() == self.shape.head_dim);
         // SAFETY: the token's elements lie within the stretch, and no one else touches them.
@@ -313,13 +336,8 @@ impl KvView<'_> {
 #[cfg(test)]
 impl KvView<'_> {
     /// The key and the value that an f32 cache holds at a slot.
-    pub(in super::super) fn page_rows(
-        &self,
-        layer: usize,
-        slot: usize,
-        head: usize,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let page = self.head(layer, slot / PAGE, head);
+    pub(in super::super) fn page_rows(&self, slot: usize, head: usize) -> (Vec<f32>, Vec<f32>) {
+        let page = self.head(slot / PAGE, head);
         let (offset, shape) = (slot % PAGE, self.shape);
         assert_eq!(shape.dtype, KvType::F32);
         (0..shape.head_dim)

@@ -14,7 +14,7 @@ mod unit;
 
 use std::sync::Mutex;
 
-pub use cache::{KvCache, KvShape, KvType, KvView, PAGE};
+pub use cache::{CacheView, KvCache, KvShape, KvType, KvView, PAGE};
 pub use unit::Sequence;
 
 use super::Isa;
@@ -22,14 +22,15 @@ use super::memory::{Aligned, Shared};
 use super::pool::Team;
 use super::simd::dispatch;
 use block::Softmax;
-use unit::{Attend, Layer, NARROW_ROWS, SPLIT, Unit, UnitScratch, merge_sums, normalize};
+use block::TILE;
+use unit::{Attend, Layer, NARROW_ROWS, SPLIT, Unit, UnitScratch, merge_sums};
 
 /// Rows of a unit of a long run of tokens: enough for the conversion of keys and values not to count.
 const WIDE_ROWS: usize = 96;
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy)]
-pub struct Run<'a> {
+pub struct SeqSpan<'a> {
     /// Its blocks.
     pub sequence: Sequence<'a>,
     /// Its first token among the step's.
@@ -40,12 +41,31 @@ pub struct Run<'a> {
     pub context: usize,
 }
 
-/// How a step's attention is cut; the same in every layer.
+/// What the attention of some layers has in common: it is cut in the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Of keys and values.
+    pub kv: KvShape,
+    /// Query heads.
+    pub heads: usize,
+    /// Tokens that a token sees, itself included; `None`: all before it.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// Query heads that share a key-value head.
+    const fn group(self) -> usize {
+        self.heads / self.kv.kv_heads
+    }
+}
+
+/// How a step's attention is cut; the same in every layer of one shape.
+#[derive(Default)]
 struct Plan {
     units: Vec<Unit>,
     /// Units that a thread takes at once.
     chunk: usize,
-    /// Runs whose splits are to be merged: the first unit of a key-value head, whose further splits follow it.
+    /// Spans whose splits are to be merged: the first unit of a key-value head, whose further splits follow it.
     merges: Vec<Unit>,
     partial_len: usize,
 }
@@ -53,47 +73,47 @@ struct Plan {
 /// The memory of attention, kept from step to step.
 pub struct Attention {
     isa: Isa,
-    group: usize,
-    shape: KvShape,
-    plan: Plan,
+    shapes: Vec<AttentionShape>,
+    plans: Vec<Plan>,
     partials: Aligned<f32>,
     scratch: Vec<Mutex<UnitScratch>>,
 }
 
 impl Attention {
-    /// For `heads` query heads over a cache of this shape, on at most `threads` threads.
-    pub fn new(isa: Isa, shape: KvShape, heads: usize, threads: usize) -> Self {
-        let group = heads / shape.kv_heads;
-        let rows = WIDE_ROWS.max(group);
+    /// For layers of these shapes, on at most `threads` threads.
+    pub fn new(isa: Isa, shapes: &[AttentionShape], threads: usize) -> Self {
+        let largest = |of: fn(&AttentionShape) -> usize| shapes.iter().map(of).max().unwrap_or(1);
+        let rows = WIDE_ROWS.max(largest(|shape| shape.group()));
+        let (head_dim, width) = (
+            largest(|shape| shape.kv.head_dim),
+            largest(|shape| shape.kv.width()),
+        );
         Self {
             isa,
-            group,
-            shape,
-            plan: Plan {
-                units: Vec::new(),
-                chunk: 1,
-                merges: Vec::new(),
-                partial_len: 0,
-            },
+            shapes: shapes.to_vec(),
+            plans: Vec::new(),
             partials: Aligned::zeroed(0),
             scratch: (0..threads)
-                .map(|_| Mutex::new(UnitScratch::new(rows, shape.head_dim, shape.width())))
+                .map(|_| Mutex::new(UnitScratch::new(rows, head_dim, width)))
                 .collect(),
         }
     }
 
     /// Cuts a step's work; every layer's [`AttentionStep::attend`] then does it.
-    pub fn begin<'a>(&'a mut self, runs: &'a [Run<'a>]) -> AttentionStep<'a> {
+    pub fn begin<'a>(&'a mut self, spans: &'a [SeqSpan<'a>]) -> AttentionStep<'a> {
         let threads = self.scratch.len();
-        self.plan = plan(runs, self.shape, self.group, threads);
-        if self.partials.len() < self.plan.partial_len {
-            self.partials = Aligned::zeroed(self.plan.partial_len.next_power_of_two());
+        let cut = |shape: &AttentionShape| plan(spans, *shape, threads);
+        self.plans = self.shapes.iter().map(cut).collect();
+        let partial_len = self.plans.iter().map(|plan| plan.partial_len).max();
+        let partial_len = partial_len.unwrap_or(0);
+        if self.partials.len() < partial_len {
+            self.partials = Aligned::zeroed(partial_len.next_power_of_two());
         }
         AttentionStep {
             isa: self.isa,
-            group: self.group,
-            runs,
-            plan: &self.plan,
+            shapes: &self.shapes,
+            spans,
+            plans: &self.plans,
             partials: Shared::new(&mut self.partials),
             scratch: &self.scratch,
         }
@@ -103,15 +123,34 @@ impl Attention {
 /// A step's attention, cut and ready.
 pub struct AttentionStep<'a> {
     isa: Isa,
-    group: usize,
-    runs: &'a [Run<'a>],
-    plan: &'a Plan,
+    shapes: &'a [AttentionShape],
+    spans: &'a [SeqSpan<'a>],
+    plans: &'a [Plan],
     partials: Shared<'a, f32>,
     scratch: &'a [Mutex<UnitScratch>],
 }
 
+/// One layer's part in a step.
+#[derive(Clone, Copy)]
+pub struct LayerAttention<'a> {
+    /// The index of its shape.
+    pub shape: usize,
+    /// Its keys and values.
+    pub cache: KvView<'a>,
+    /// Of the product of a query and a key.
+    pub scale: f32,
+    /// Scores are this times the tangens hyperbolicus of the scaled product divided by it.
+    pub softcap: Option<f32>,
+    /// For each query head one more score, whose value is zero (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
+    /// Rows of `stride`, each beginning with `heads * head_dim` queries.
+    pub queries: Shared<'a, f32>,
+    /// Elements from a row of queries to the next.
+    pub stride: usize,
+}
+
 impl AttentionStep<'_> {
-    /// `out` `[tokens, heads * head_dim]` of the queries in rows of `stride`, once the step's keys and values are written.
+    /// `out` `[tokens, heads * head_dim]` of a layer's queries, once the step's keys and values are written.
     ///
     /// Every thread of the team calls it with the same arguments; it ends with a barrier.
     ///
@@ -119,27 +158,23 @@ impl AttentionStep<'_> {
     /// Until it returns on all threads, nobody may write the queries or the cache, and nobody else touch `out`.
     ///
     /// # Panics
-    /// If a run does not lie within the cache or the arrays.
-    pub unsafe fn attend(
-        &self,
-        team: &Team,
-        layer: usize,
-        cache: KvView,
-        queries: Shared<f32>,
-        stride: usize,
-        out: Shared<f32>,
-    ) {
+    /// If a span does not lie within the cache or the arrays.
+    pub unsafe fn attend(&self, team: &Team, given: LayerAttention, out: Shared<f32>) {
+        let (shape, plan) = (self.shapes[given.shape], &self.plans[given.shape]);
         let layer = Layer {
-            index: layer,
-            cache,
-            group: self.group,
-            queries,
-            stride,
+            cache: given.cache,
+            group: shape.group(),
+            scale: given.scale,
+            softcap: given.softcap,
+            window: shape.window,
+            sinks: given.sinks,
+            queries: given.queries,
+            stride: given.stride,
             out,
             partials: self.partials,
         };
-        let units = &self.plan.units;
-        team.for_chunks(units.len(), self.plan.chunk, |range| {
+        let units = &plan.units;
+        team.for_chunks(units.len(), plan.chunk, |range| {
             let mut scratch = self.scratch[team.index()]
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -148,9 +183,9 @@ impl AttentionStep<'_> {
                 let next = if at + 1 < range.end {
                     at + 1
                 } else {
-                    range.end + self.plan.chunk * (team.size() - 1)
+                    range.end + plan.chunk * (team.size() - 1)
                 };
-                let with_sequence = |unit: &Unit| (*unit, self.runs[unit.sequence].sequence);
+                let with_sequence = |unit: &Unit| (*unit, self.spans[unit.sequence].sequence);
                 let (unit, sequence) = with_sequence(&units[at]);
                 let attend = Attend {
                     layer,
@@ -162,9 +197,9 @@ impl AttentionStep<'_> {
                 dispatch(self.isa, attend);
             }
         });
-        if !self.plan.merges.is_empty() {
-            team.for_chunks(self.plan.merges.len(), 1, |range| {
-                self.plan.merges[range]
+        if !plan.merges.is_empty() {
+            team.for_chunks(plan.merges.len(), 1, |range| {
+                plan.merges[range]
                     .iter()
                     .for_each(|unit| merge_splits(&layer, unit));
             });
@@ -172,30 +207,42 @@ impl AttentionStep<'_> {
     }
 }
 
-fn plan(runs: &[Run], shape: KvShape, group: usize, threads: usize) -> Plan {
+fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
+    let (kv, group) = (shape.kv, shape.group());
     let mut plan = Plan {
-        units: Vec::new(),
         chunk: 1,
-        merges: Vec::new(),
-        partial_len: 0,
+        ..Plan::default()
+    };
+    // Where the first key that the token at `position` sees lies: the start of its tile.
+    let first_key = |position: usize| {
+        let seen = shape
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
+        seen / TILE * TILE
     };
     let mut short = Vec::new();
-    for (sequence, run) in runs.iter().enumerate() {
-        let rows = run.tokens * group;
-        let position = run.context - run.tokens;
-        let unit = |kv_head| Unit {
-            sequence,
-            kv_head,
-            first_token: run.first_token,
-            first_position: position,
-            tokens: run.tokens,
-            first_split: 0,
-            splits: run.context.div_ceil(SPLIT),
-            partial: None,
+    for (sequence, span) in spans.iter().enumerate() {
+        let rows = span.tokens * group;
+        let start = span.context - span.tokens;
+        // The tokens `first..first + tokens` of the span.
+        let unit = |kv_head, first: usize, tokens: usize| {
+            let position = start + first;
+            let first_split = first_key(position) / SPLIT;
+            Unit {
+                sequence,
+                kv_head,
+                first_token: span.first_token + first,
+                first_position: position,
+                tokens,
+                first_key: first_key(position),
+                first_split,
+                splits: (position + tokens).div_ceil(SPLIT) - first_split,
+                partial: None,
+            }
         };
         if rows <= NARROW_ROWS {
-            for kv_head in 0..shape.kv_heads {
-                let whole = unit(kv_head);
+            for kv_head in 0..kv.kv_heads {
+                let whole = unit(kv_head, 0, span.tokens);
                 if whole.splits == 1 {
                     short.push(whole);
                     continue;
@@ -204,32 +251,27 @@ fn plan(runs: &[Run], shape: KvShape, group: usize, threads: usize) -> Plan {
                     partial: Some(plan.partial_len),
                     ..whole
                 });
-                for split in 0..whole.splits {
+                for split in whole.first_split..whole.first_split + whole.splits {
                     short.push(Unit {
                         first_split: split,
                         splits: 1,
                         partial: Some(plan.partial_len),
                         ..whole
                     });
-                    plan.partial_len += rows * (shape.width() + 2);
+                    plan.partial_len += rows * (kv.width() + 2);
                 }
             }
             continue;
         }
         // Tokens of a unit: what fills its rows, unless that leaves threads without work.
         let most = (WIDE_ROWS / group).max(1);
-        let share = (run.tokens * shape.kv_heads).div_ceil(4 * threads);
+        let share = (span.tokens * kv.kv_heads).div_ceil(4 * threads);
         let tokens = share.clamp(most.min(1 + most / 4), most);
         // The last tokens see most keys: they come first.
-        for first in (0..run.tokens).step_by(tokens).rev() {
-            let count = tokens.min(run.tokens - first);
-            plan.units.extend((0..shape.kv_heads).map(|kv_head| Unit {
-                first_token: run.first_token + first,
-                first_position: position + first,
-                tokens: count,
-                splits: (position + first + count).div_ceil(SPLIT),
-                ..unit(kv_head)
-            }));
+        for first in (0..span.tokens).step_by(tokens).rev() {
+            let count = tokens.min(span.tokens - first);
+            let units = (0..kv.kv_heads).map(|kv_head| unit(kv_head, first, count));
+            plan.units.extend(units);
         }
     }
     if plan.units.is_empty() {
@@ -260,9 +302,7 @@ fn merge_splits(layer: &Layer, first: &Unit) {
             let (ours, theirs) = softmax.merge(Softmax::of(&part[rows * width + 2 * row..]));
             merge_sums(&mut sums[at.clone()], &part[at.clone()], ours, theirs);
         }
-        // SAFETY: every run has rows and heads of its own.
-        let to = unsafe { layer.out.get_mut(layer.at(first, row, layer.out_stride())) };
-        normalize(to, &sums[at], softmax.sum);
+        layer.finish(first, row, &sums[at], softmax);
     }
 }
 

@@ -18,6 +18,37 @@ struct Case {
     table: Vec<i32>,
 }
 
+/// What a layer's attention has beside queries and keys.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kind {
+    window: Option<usize>,
+    softcap: Option<f32>,
+    sinks: Option<[f32; HEADS]>,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind {
+        window: None,
+        softcap: None,
+        sinks: None,
+    },
+    Kind {
+        window: Some(100),
+        softcap: None,
+        sinks: None,
+    },
+    Kind {
+        window: Some(1),
+        softcap: Some(2.0),
+        sinks: None,
+    },
+    Kind {
+        window: Some(300),
+        softcap: Some(5.0),
+        sinks: Some([3.0, -2.0, 0.5, 40.0, -200.0, 1.0]),
+    },
+];
+
 /// Numbers in [-1, 1) that look random.
 fn noise(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
@@ -54,7 +85,7 @@ impl Case {
     }
 
     /// What token `position` gets, straightforwardly.
-    fn expected(&self, position: usize) -> Vec<f64> {
+    fn expected(&self, position: usize, kind: &Kind) -> Vec<f64> {
         let d = self.head_dim;
         let mut out = Vec::new();
         for head in 0..HEADS {
@@ -67,17 +98,25 @@ impl Case {
                     .collect()
             };
             let query = &self.queries[(position * HEADS + head) * d..][..d];
-            let weights: Vec<f64> = (0..=position)
+            let first = kind
+                .window
+                .map_or(0, |window| (position + 1).saturating_sub(window));
+            let weights: Vec<f64> = (first..=position)
                 .map(|at| {
                     let key = row(&self.keys, at);
                     let score: f64 = key.iter().zip(query).map(|(k, &q)| k * f64::from(q)).sum();
-                    (score / (d as f64).sqrt()).exp()
+                    let score = score / (d as f64).sqrt();
+                    let capped = |cap: f64| (score / cap).tanh() * cap;
+                    kind.softcap
+                        .map_or(score, |cap| capped(f64::from(cap)))
+                        .exp()
                 })
                 .collect();
-            let total: f64 = weights.iter().sum();
+            let sink = kind.sinks.map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+            let total = weights.iter().sum::<f64>() + sink;
             let mut mean = vec![0.0; d];
             for (at, weight) in weights.iter().enumerate() {
-                for (mean, v) in mean.iter_mut().zip(row(&self.values, at)) {
+                for (mean, v) in mean.iter_mut().zip(row(&self.values, first + at)) {
                     *mean += weight / total * v;
                 }
             }
@@ -100,7 +139,7 @@ impl Kernel for Write<'_> {
         for head in 0..KV_HEADS {
             let at = (position * KV_HEADS + head) * d..(position * KV_HEADS + head + 1) * d;
             // SAFETY: only this thread runs.
-            unsafe { cache.write(s, 1, slot, head, &case.keys[at.clone()], &case.values[at]) };
+            unsafe { cache.write(s, slot, head, &case.keys[at.clone()], &case.values[at]) };
         }
     }
 }
@@ -121,10 +160,10 @@ fn cases(isa: Isa, dtype: KvType, head_dim: usize) -> (Vec<Case>, KvCache) {
         Case::new(100, head_dim, (0..blocks).map(|b| 2 * b + 1)),
     ];
     let pages = 2 * blocks as usize * BLOCK / PAGE;
-    let mut cache = KvCache::new(shape(dtype, head_dim), 2, pages);
+    let mut cache = KvCache::new(&[shape(dtype, head_dim); 2], pages);
     for case in &cases {
         for position in 0..LONGEST {
-            dispatch(isa, Write(cache.view(), case, position));
+            dispatch(isa, Write(cache.view().layer(1), case, position));
         }
     }
     (cases, cache)
@@ -135,17 +174,19 @@ fn attend(
     isa: Isa,
     threads: usize,
     cache: &mut KvCache,
+    kind: &Kind,
     parts: &[(&Case, Range<usize>)],
 ) -> Vec<Vec<f32>> {
-    let head_dim = cache.shape().head_dim;
+    let shape = cache.view().layer(1).shape();
+    let head_dim = shape.head_dim;
     let width = HEADS * head_dim;
     let stride = width + 5;
     let total: usize = parts.iter().map(|(_, tokens)| tokens.len()).sum();
     let mut queries = vec![f32::NAN; total * stride];
-    let mut runs = Vec::new();
+    let mut spans = Vec::new();
     let mut row = 0;
     for (case, tokens) in parts {
-        runs.push(Run {
+        spans.push(SeqSpan {
             sequence: case.sequence(),
             first_token: row,
             tokens: tokens.len(),
@@ -158,17 +199,25 @@ fn attend(
         }
     }
     let mut out = vec![f32::NAN; total * width];
-    let mut attention = Attention::new(isa, cache.shape(), HEADS, threads);
-    let step = attention.begin(&runs);
-    let (view, queries, shared) = (
-        cache.view(),
-        Shared::new(&mut queries),
-        Shared::new(&mut out),
-    );
+    let shapes = [AttentionShape {
+        kv: shape,
+        heads: HEADS,
+        window: kind.window,
+    }];
+    let mut attention = Attention::new(isa, &shapes, threads);
+    let step = attention.begin(&spans);
+    let layer = LayerAttention {
+        shape: 0,
+        cache: cache.view().layer(1),
+        scale: (head_dim as f32).sqrt().recip(),
+        softcap: kind.softcap,
+        sinks: kind.sinks.as_ref().map(|sinks| sinks.as_slice()),
+        queries: Shared::new(&mut queries),
+        stride,
+    };
+    let shared = Shared::new(&mut out);
     // SAFETY: nobody else has the buffers.
-    Pool::new(threads).run(&|team| unsafe {
-        step.attend(team, 1, view, queries, stride, shared);
-    });
+    Pool::new(threads).run(&|team| unsafe { step.attend(team, layer, shared) });
     let mut found = Vec::new();
     for (_, tokens) in parts {
         let rest = out.split_off(tokens.len() * width);
@@ -187,18 +236,22 @@ fn assert_near(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
 fn every_kernel_gives_what_attention_is() {
     for isa in Isa::available() {
         for (dtype, tolerance) in [(KvType::F32, 2e-5), (KvType::F16, 1e-2), (KvType::I8, 1e-1)] {
-            for head_dim in [8, 64, 80] {
+            for (head_dim, kind) in [8, 64, 80]
+                .into_iter()
+                .zip(KINDS.into_iter().cycle())
+                .chain([(16, KINDS[1]), (16, KINDS[2]), (16, KINDS[3])])
+            {
                 let (cases, mut cache) = cases(isa, dtype, head_dim);
-                let what = format!("{} {dtype:?} {head_dim}", isa.name());
+                let what = format!("{} {dtype:?} {head_dim} {kind:?}", isa.name());
                 for tokens in [0..1, 0..40, 255..256, 256..257, 600..603, 639..700] {
                     let parts = [(&cases[0], tokens.clone()), (&cases[1], 30..31)];
-                    let found = attend(isa, 2, &mut cache, &parts);
+                    let found = attend(isa, 2, &mut cache, &kind, &parts);
                     let width = HEADS * head_dim;
                     for (row, position) in tokens.enumerate() {
-                        let expected = cases[0].expected(position);
+                        let expected = cases[0].expected(position, &kind);
                         assert_near(&found[0][row * width..], &expected, tolerance, &what);
                     }
-                    assert_near(&found[1], &cases[1].expected(30), tolerance, &what);
+                    assert_near(&found[1], &cases[1].expected(30, &kind), tolerance, &what);
                 }
             }
         }
@@ -210,13 +263,16 @@ fn a_row_is_the_same_to_the_bit_however_the_step_is_cut() {
     for isa in Isa::available() {
         for dtype in [KvType::F32, KvType::F16, KvType::I8] {
             let (cases, mut cache) = cases(isa, dtype, 64);
-            let whole = attend(isa, 1, &mut cache, &[(&cases[0], 0..LONGEST)]).remove(0);
-            let width = HEADS * 64;
-            for tokens in [0..1, 5..6, 299..300, 699..700, 520..524, 100..170, 60..700] {
-                let parts = [(&cases[1], 650..653), (&cases[0], tokens.clone())];
-                let found = attend(isa, 3, &mut cache, &parts).remove(1);
-                let same = whole[tokens.start * width..tokens.end * width] == found;
-                assert!(same, "{} {dtype:?} {tokens:?}", isa.name());
+            for kind in &KINDS {
+                let all = [(&cases[0], 0..LONGEST)];
+                let whole = attend(isa, 1, &mut cache, kind, &all).remove(0);
+                let width = HEADS * 64;
+                for tokens in [0..1, 5..6, 299..300, 699..700, 520..524, 100..170, 60..700] {
+                    let parts = [(&cases[1], 650..653), (&cases[0], tokens.clone())];
+                    let found = attend(isa, 3, &mut cache, kind, &parts).remove(1);
+                    let same = whole[tokens.start * width..tokens.end * width] == found;
+                    assert!(same, "{} {dtype:?} {kind:?} {tokens:?}", isa.name());
+                }
             }
         }
     }
@@ -229,16 +285,21 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
         table: &table,
         block_size: BLOCK,
     };
-    let run = |first_token, tokens, context| Run {
+    let span = |first_token, tokens, context| SeqSpan {
         sequence,
         first_token,
         tokens,
         context,
     };
-    let runs = [run(0, 1, 200), run(1, 300, 900), run(301, 2, 1000)];
-    let plan = plan(&runs, shape(KvType::F16, 64), 3, 2);
+    let spans = [span(0, 1, 200), span(1, 300, 900), span(301, 2, 1000)];
+    let shape = |window| AttentionShape {
+        kv: shape(KvType::F16, 64),
+        heads: 3 * KV_HEADS,
+        window,
+    };
+    let whole = plan(&spans, shape(None), 2);
     let mut covered = vec![[0; KV_HEADS]; 303];
-    for unit in &plan.units {
+    for unit in &whole.units {
         for token in &mut covered[unit.first_token..][..unit.tokens] {
             token[unit.kv_head] += unit.splits;
         }
@@ -249,8 +310,14 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
         assert!(splits[0] >= (601 + token).div_ceil(SPLIT), "{token}");
     }
     assert_eq!(covered[302], [4; KV_HEADS]);
-    assert_eq!(plan.merges.len(), KV_HEADS);
-    assert_eq!(plan.partial_len, KV_HEADS * 4 * 6 * (64 + 2));
+    assert_eq!(whole.merges.len(), KV_HEADS);
+    assert_eq!(whole.partial_len, KV_HEADS * 4 * 6 * (64 + 2));
+    // With a window nothing is read that nobody sees.
+    for unit in plan(&spans, shape(Some(100)), 2).units {
+        let seen = (unit.first_position + 1).saturating_sub(100);
+        assert!(unit.first_key <= seen && seen < unit.first_key + TILE);
+        assert!(unit.splits <= 2);
+    }
 }
 
 #[test]
@@ -262,14 +329,14 @@ fn too_large_a_value_is_stored_as_the_largest_half() {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             // SAFETY: only this thread runs.
-            unsafe { self.0.write(s, 0, 3, 1, &[1e6; 16], &[-1e6; 16]) };
+            unsafe { self.0.write(s, 3, 1, &[1e6; 16], &[-1e6; 16]) };
         }
     }
-    let mut cache = KvCache::new(shape(KvType::F16, 16), 1, 1);
+    let mut cache = KvCache::new(&[shape(KvType::F16, 16)], 1);
     for isa in Isa::available() {
-        let view = cache.view();
+        let view = cache.view().layer(0);
         dispatch(isa, One(view));
-        let page = view.head(0, 0, 1);
+        let page = view.head(0, 1);
         // SAFETY: both lie within the page.
         unsafe {
             assert_eq!(page.keys::<u16>().add(5 * PAGE + 3).read(), 0x7bff);

@@ -44,11 +44,20 @@ pub(super) struct Unit {
     /// Its position in the sequence.
     pub(super) first_position: usize,
     pub(super) tokens: usize,
+    /// Where its first tile begins: a multiple of [`TILE`].
+    pub(super) first_key: usize,
     /// The splits to look at.
     pub(super) first_split: usize,
     pub(super) splits: usize,
     /// Where the outcome of these splits goes among the partial results, if they are not all.
     pub(super) partial: Option<usize>,
+}
+
+impl Unit {
+    /// Where the first tile of its split `split` begins.
+    fn start(&self, split: usize) -> usize {
+        self.first_key.max(split * SPLIT)
+    }
 }
 
 /// What a thread computes in.
@@ -74,10 +83,14 @@ impl UnitScratch {
 /// What all units of a layer share.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
-    pub(super) index: usize,
     pub(super) cache: KvView<'a>,
     /// Query heads that share a key-value head.
     pub(super) group: usize,
+    pub(super) scale: f32,
+    pub(super) softcap: Option<f32>,
+    pub(super) window: Option<usize>,
+    /// Of each query head.
+    pub(super) sinks: Option<&'a [f32]>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
     pub(super) queries: Shared<'a, f32>,
     pub(super) stride: usize,
@@ -99,6 +112,17 @@ impl Layer<'_> {
         let start =
             (unit.first_token + token) * stride + (unit.kv_head * self.group + head) * head_dim;
         start..start + head_dim
+    }
+
+    /// Writes the means of row `row` of a unit.
+    pub(super) fn finish(&self, unit: &Unit, row: usize, sums: &[f32], softmax: Softmax) {
+        // SAFETY: every unit has rows and heads of its own.
+        let to = unsafe { self.out.get_mut(self.at(unit, row, self.out_stride())) };
+        let head = unit.kv_head * self.group + row % self.group;
+        let inverse = softmax.inverse(self.sinks.map(|sinks| sinks[head] * LOG2_E));
+        for (to, sum) in to.iter_mut().zip(sums) {
+            *to = sum * inverse;
+        }
     }
 
     /// Elements of a row of `out`.
@@ -143,6 +167,9 @@ struct Rows<'a> {
     /// Keys that row 0 sees; `group` rows on, one more is seen.
     seen: usize,
     group: usize,
+    /// Of these, the last so many.
+    window: usize,
+    softcap: Option<f32>,
 }
 
 /// The pages of one tile, as stored.
@@ -155,7 +182,7 @@ struct Tile {
 impl Tile {
     /// The first that `unit` reads.
     fn first(layer: &Layer, unit: &Unit, sequence: &Sequence) -> Self {
-        Self::new(layer, unit, sequence, unit.first_split * SPLIT)
+        Self::new(layer, unit, sequence, unit.start(unit.first_split))
     }
 
     /// That of `unit` which begins at position `start`.
@@ -165,9 +192,7 @@ impl Tile {
         let page = |p: usize| {
             // Beyond the context any page will do: what it gives is not seen.
             let position = last.min(start + p * PAGE);
-            layer
-                .cache
-                .head(layer.index, sequence.page(position), unit.kv_head)
+            layer.cache.head(sequence.page(position), unit.kv_head)
         };
         Self {
             pages: [page(0), page(1), page(2), page(3)],
@@ -198,7 +223,10 @@ impl Attend<'_> {
         let (score_rows, rest) = rest.split_at_mut(MAX_ROWS * TILE);
         let (key_tile, value_tile) = rest.split_at_mut(TILE * head_dim);
         // Weights are powers of 2.
-        let scale = LOG2_E / (head_dim as f32).sqrt();
+        let (scale, softcap) = match layer.softcap {
+            Some(cap) => (layer.scale / cap, Some(cap * LOG2_E)),
+            None => (layer.scale * LOG2_E, None),
+        };
         for (row, packed) in queries.chunks_exact_mut(head_dim).enumerate() {
             // SAFETY: queries are only read in this phase.
             let query = unsafe { layer.queries.get(layer.at(&unit, row, layer.stride)) };
@@ -216,6 +244,8 @@ impl Attend<'_> {
             width,
             seen: unit.first_position + 1,
             group: layer.group,
+            window: layer.window.unwrap_or(usize::MAX),
+            softcap,
         };
         let total_softmax = &mut scratch.totals[..count];
         if unit.splits > 1 {
@@ -230,7 +260,7 @@ impl Attend<'_> {
             rows.weights.fill(0.0);
             rows.softmax.fill(Softmax::EMPTY);
             let end = context.min((split + 1) * SPLIT);
-            for start in (split * SPLIT..end).step_by(TILE) {
+            for start in (unit.start(split)..end).step_by(TILE) {
                 let ahead = if start + TILE < last {
                     Some(Tile::new(&layer, &unit, &sequence, start + TILE))
                 } else {
@@ -277,9 +307,7 @@ impl Attend<'_> {
             return;
         }
         for (row, softmax) in softmax.iter().enumerate() {
-            // SAFETY: every unit has rows and heads of its own.
-            let to = unsafe { layer.out.get_mut(layer.at(&unit, row, layer.out_stride())) };
-            normalize(to, &sums[row * width..], softmax.sum);
+            layer.finish(&unit, row, &sums[row * width..], *softmax);
         }
     }
 }
@@ -288,14 +316,6 @@ impl Attend<'_> {
 pub(super) fn merge_sums(total: &mut [f32], further: &[f32], ours: f32, theirs: f32) {
     for (total, further) in total.iter_mut().zip(further) {
         *total = *total * ours + further * theirs;
-    }
-}
-
-/// Weighted sums to weighted means.
-pub(super) fn normalize(to: &mut [f32], sums: &[f32], weight: f32) {
-    let inverse = 1.0 / weight;
-    for (to, sum) in to.iter_mut().zip(sums) {
-        *to = sum * inverse;
     }
 }
 
@@ -369,7 +389,8 @@ impl Rows<'_> {
             // Blocks of nearly equal size: the last would otherwise be a small, slow one.
             let rows = block * count / blocks..(block + 1) * count / blocks;
             let ahead = ahead.filter(|_| block == 0);
-            if self.seen(rows.end - 1) <= tile.start {
+            let unseen = self.seen(rows.start).saturating_sub(self.window);
+            if self.seen(rows.end - 1) <= tile.start || unseen >= tile.start + TILE {
                 continue;
             }
             match rows.len() {
@@ -411,9 +432,11 @@ impl Rows<'_> {
         });
         let scales = |page: HeadPage| (page.key_scales(), page.value_scales());
         let scales = (dtype == KvType::I8).then(|| tile.pages.map(scales));
-        let mut seen = [0; R];
+        let mut seen = [(0, 0); R];
         for (r, seen) in seen.iter_mut().enumerate() {
-            *seen = self.seen(first + r).saturating_sub(tile.start).min(TILE);
+            let end = self.seen(first + r);
+            let within = |key: usize| key.saturating_sub(tile.start).min(TILE);
+            *seen = (within(end.saturating_sub(self.window)), within(end));
         }
         let softmax = &mut self.softmax[first..].as_chunks_mut::<R>().0[0];
         let rescale = s.vectorize(Weigh::<R> {
@@ -421,12 +444,13 @@ impl Rows<'_> {
             sums: self.weights[first * SUM_LANES..(first + R) * SUM_LANES].as_mut_ptr(),
             scores: self.scores.as_mut_ptr(),
             seen,
+            softcap: self.softcap,
             scales,
         });
         s.vectorize(Mix::<E, R> {
             weights: self.scores.as_ptr(),
             values,
-            count: seen[R - 1],
+            count: seen[R - 1].1,
             rescale,
             sums: self.sums[first * width..(first + R) * width].as_mut_ptr(),
             width,

@@ -159,6 +159,14 @@ pub(super) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     s.mul(s.mul_add(sum, rest, s.splat(1.0)), s.pow2(power))
 }
 
+/// The tangens hyperbolicus, to 2e-7.
+#[inline(always)]
+pub(super) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    let one = s.splat(1.0);
+    let rest = s.div(s.splat(2.0), s.add(one, exp(s, s.add(x, x))));
+    s.sub(one, rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

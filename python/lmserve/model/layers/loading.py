@@ -46,6 +46,11 @@ class Loader(Generic[A, W]):
         """The weight of an RMS norm."""
         return self.ops.load_rms_norm(self._tensor(f"{name}.weight", (width,)), eps)
 
+    def layer_norm(self, name: str, width: int, eps: float, *, bias: bool) -> W:
+        """The weight and bias of a layer norm."""
+        own = self._tensor(f"{name}.bias", (width,)) if bias else None
+        return self.ops.load_layer_norm(self._tensor(f"{name}.weight", (width,)), own, eps)
+
     def _tensor(self, name: str, shape: Shape) -> TensorSource:
         return self.find(self.prefix + name, shape)
 
@@ -60,6 +65,9 @@ class _Nowhere:
         """Nothing."""
 
     def load_rms_norm(self, source: TensorSource, eps: float) -> None:
+        """Nothing."""
+
+    def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> None:
         """Nothing."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from lmserve.model.activation import SILU, Activation
 from lmserve.model.layers.loading import Loader
 from lmserve.model.ops import Ops
 
@@ -28,6 +29,6 @@ def load_gated_mlp(load: Loader[A, W], hidden_size: int, inner: int, *, bias: bo
     )
 
 
-def gated_mlp(ops: Ops[A, W], x: A, weights: GatedMlp[W]) -> A:
-    """down(silu(gate(x)) * up(x))."""
-    return ops.linear(ops.silu_mul(ops.linear(x, weights.gate_up)), weights.down)
+def gated_mlp(ops: Ops[A, W], x: A, weights: GatedMlp[W], activation: Activation = SILU) -> A:
+    """down(activation(gate(x)) * up(x))."""
+    return ops.linear(ops.gated(ops.linear(x, weights.gate_up), activation), weights.down)

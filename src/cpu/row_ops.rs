@@ -3,9 +3,10 @@
 //!
 //! Where an operation takes `quantized`, it also writes the rows there, for the linear layer that comes next.
 
+use super::activation::{Activate, Activation};
 use super::attention::KvView;
 use super::elementwise::{
-    AddRmsNorm, HeadNorm, RmsNorm, RopeAndCache as RotateRow, SiluMul, pool_mean,
+    AddNormRow, AddRow, Cap, Norm, NormRow, RopeAndCache as RotateRow, pool_mean,
 };
 use super::linear::Linear;
 use super::simd::dispatch;
@@ -23,55 +24,55 @@ fn quantized_chunk(team: &Team, rows: usize, quantized: Option<&QuantizedRows>) 
     quantized.map_or(chunk, |rows| chunk.next_multiple_of(rows.block()))
 }
 
-/// `out` [rows, width]: the rows `ids` of the table [vocab, width] that a linear layer's weights are.
+/// `out` [rows, width]: the rows `ids` of the table [vocab, width] that a linear layer's weights are, times `scale`.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody else may touch `out`.
 ///
 /// # Panics
 /// If an id is not in the table, or `out` is too small.
-pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], out: Shared<f32>) {
+pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: Shared<f32>) {
     let width = table.in_features();
     team.for_chunks(ids.len(), chunk(team, ids.len()), |rows| {
         for row in rows {
             // SAFETY: each row is written by one thread.
             let to = unsafe { out.get_mut(row * width..(row + 1) * width) };
             table.dequantize_row(ids[row] as usize, to);
+            for x in to {
+                *x *= scale;
+            }
         }
     });
 }
 
-/// `out = x * rsqrt(mean(x^2) + eps) * weight`, row by row; all as wide as `weight`.
+/// `out` = the norm of each row of `x`, all as wide as its weight.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x`, and nobody else touch `out` or `quantized`.
 ///
 /// # Panics
 /// If a buffer is too small.
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn rms_norm(
+pub unsafe fn norm(
     team: &Team,
     isa: Isa,
     x: Shared<f32>,
     rows: usize,
-    weight: &[f32],
-    eps: f32,
+    norm: Norm,
     out: Shared<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
-    let width = weight.len();
+    let width = norm.weight.len();
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         let each = |row: usize| {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
             unsafe {
-                let norm = RmsNorm {
+                let row = NormRow {
                     x: x.get(at.clone()),
-                    weight,
-                    eps,
+                    norm,
                     out: out.get_mut(at),
                 };
-                dispatch(isa, norm);
+                dispatch(isa, row);
             }
         };
         // SAFETY: each block is written by one thread.
@@ -79,7 +80,7 @@ pub unsafe fn rms_norm(
     });
 }
 
-/// `residual += x`, then `out` is the RMS norm of the sum, as in [`rms_norm`].
+/// `residual += x * scale`, then `out` is the norm of the sum, as in [`norm`].
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x`, and nobody else touch `residual`, `out` or `quantized`.
@@ -87,31 +88,30 @@ pub unsafe fn rms_norm(
 /// # Panics
 /// If a buffer is too small.
 #[allow(clippy::too_many_arguments)]
-pub unsafe fn add_rms_norm(
+pub unsafe fn add_norm(
     team: &Team,
     isa: Isa,
-    x: Shared<f32>,
+    (x, scale): (Shared<f32>, f32),
     residual: Shared<f32>,
     rows: usize,
-    weight: &[f32],
-    eps: f32,
+    norm: Norm,
     out: Shared<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
-    let width = weight.len();
+    let width = norm.weight.len();
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         let each = |row: usize| {
             let at = row * width..(row + 1) * width;
             // SAFETY: each row is written by one thread.
             unsafe {
-                let norm = AddRmsNorm {
+                let row = AddNormRow {
                     x: x.get(at.clone()),
+                    scale,
                     residual: residual.get_mut(at.clone()),
-                    weight,
-                    eps,
+                    norm,
                     out: out.get_mut(at),
                 };
-                dispatch(isa, norm);
+                dispatch(isa, row);
             }
         };
         // SAFETY: each block is written by one thread.
@@ -119,19 +119,118 @@ pub unsafe fn add_rms_norm(
     });
 }
 
-/// `out` [rows, width] `= silu(gate) * up` of `gate_up` [rows, 2 * width] = gate | up.
+/// `residual += x * scale`, of `rows` rows of `width`.
 ///
 /// # Safety
-/// Until it returns on all threads, nobody may write `gate_up`, and nobody else touch `out` or `quantized`.
+/// Until it returns on all threads, nobody may write `x`, and nobody else touch `residual`.
 ///
 /// # Panics
 /// If a buffer is too small.
-pub unsafe fn silu_mul(
+pub unsafe fn add(
     team: &Team,
     isa: Isa,
-    gate_up: Shared<f32>,
+    (x, scale): (Shared<f32>, f32),
+    residual: Shared<f32>,
     rows: usize,
     width: usize,
+) {
+    team.for_chunks(rows, chunk(team, rows), |range| {
+        let at = range.start * width..range.end * width;
+        // SAFETY: each row is written by one thread.
+        unsafe {
+            let row = AddRow {
+                x: x.get(at.clone()),
+                scale,
+                residual: residual.get_mut(at),
+            };
+            dispatch(isa, row);
+        }
+    });
+}
+
+/// `x *= factor`, of `rows` rows of `width`.
+///
+/// # Safety
+/// Until it returns on all threads, nobody else may touch `x`.
+///
+/// # Panics
+/// If the buffer is too small.
+pub unsafe fn scale(team: &Team, x: Shared<f32>, rows: usize, width: usize, factor: f32) {
+    team.for_chunks(rows, chunk(team, rows), |range| {
+        // SAFETY: each row is written by one thread.
+        let rows = unsafe { x.get_mut(range.start * width..range.end * width) };
+        for x in rows {
+            *x *= factor;
+        }
+    });
+}
+
+/// Every number of `x` times `scale`, if there is one, then `cap * tanh(x / cap)` where there is a cap.
+///
+/// # Safety
+/// Until it returns on all threads, nobody else may touch the first `len` numbers of `x`.
+///
+/// # Panics
+/// If the buffer is too small.
+pub unsafe fn cap(
+    team: &Team,
+    isa: Isa,
+    x: Shared<f32>,
+    len: usize,
+    scale: Option<f32>,
+    cap: Option<f32>,
+) {
+    let part = (len / (4 * team.size())).next_multiple_of(64);
+    team.for_chunks(len, part.max(64), |range| {
+        // SAFETY: each range is written by one thread.
+        let x = unsafe { x.get_mut(range) };
+        if let Some(scale) = scale {
+            for x in &mut *x {
+                *x *= scale;
+            }
+        }
+        if let Some(cap) = cap {
+            dispatch(isa, Cap { x, cap });
+        }
+    });
+}
+
+/// Rows in a buffer: `width` numbers from `start` on, `stride` from one to the next.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// Where they lie.
+    pub buffer: Shared<'a, f32>,
+    /// Of the first row.
+    pub start: usize,
+    /// From a row to the next.
+    pub stride: usize,
+}
+
+impl Columns<'_> {
+    /// # Safety
+    /// Nobody may write the row while the result is in use.
+    unsafe fn row(&self, row: usize, width: usize) -> &[f32] {
+        let start = self.start + row * self.stride;
+        // SAFETY: the caller's promise.
+        unsafe { self.buffer.get(start..start + width) }
+    }
+}
+
+/// `out` [rows, width] = the activation of `x`, times `factor` where there is one.
+///
+/// # Safety
+/// Until it returns on all threads, nobody may write `x` and `factor`, and nobody else touch `out` or `quantized`.
+///
+/// # Panics
+/// If a buffer is too small.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn activate(
+    team: &Team,
+    isa: Isa,
+    activation: Activation,
+    x: Columns,
+    factor: Option<Columns>,
+    (rows, width): (usize, usize),
     out: Shared<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
@@ -139,11 +238,13 @@ pub unsafe fn silu_mul(
         let each = |row: usize| {
             // SAFETY: each row is written by one thread.
             unsafe {
-                let gated = SiluMul {
-                    gate_up: gate_up.get(2 * row * width..2 * (row + 1) * width),
+                let activate = Activate {
+                    activation,
+                    x: x.row(row, width),
+                    factor: factor.as_ref().map(|factor| factor.row(row, width)),
                     out: out.get_mut(row * width..(row + 1) * width),
                 };
-                dispatch(isa, gated);
+                dispatch(isa, activate);
             }
         };
         // SAFETY: each block is written by one thread.
@@ -156,24 +257,24 @@ pub unsafe fn silu_mul(
 pub struct RopeAndCache<'a> {
     /// Query heads.
     pub heads: usize,
-    /// Tables `[positions, head_dim / 2]`.
-    pub cos: &'a [f32],
-    /// As `cos`.
-    pub sin: &'a [f32],
-    /// Weight `[head_dim]` of the norm that each query head passes before.
-    pub q_norm: Option<&'a [f32]>,
+    /// Tables of cos and sin, `[positions, head_dim / 2]` each; `None`: nothing is rotated.
+    pub angles: Option<(&'a [f32], &'a [f32])>,
+    /// What the queries of each position are multiplied by.
+    pub query_scales: Option<&'a [f32]>,
+    /// The norm that queries pass before: a head wide, or as wide as all heads.
+    pub q_norm: Option<Norm<'a>>,
     /// The same for keys.
-    pub k_norm: Option<&'a [f32]>,
-    /// Of these norms.
-    pub eps: f32,
+    pub k_norm: Option<Norm<'a>>,
+    /// The same for values.
+    pub v_norm: Option<Norm<'a>>,
     /// Where keys and values go.
     pub cache: KvView<'a>,
-    /// In this layer.
-    pub layer: usize,
 }
 
 impl RopeAndCache<'_> {
     /// Rotates q and k of `qkv` [tokens, q | k | v] in place, each token by its position, and stores k and v at its slot.
+    ///
+    /// Where a row of `width` holds queries alone, nothing is stored.
     ///
     /// # Safety
     /// Slots must differ. Until it returns on all threads, nobody else may touch `qkv`, nor these slots of the cache.
@@ -184,31 +285,25 @@ impl RopeAndCache<'_> {
         &self,
         team: &Team,
         isa: Isa,
-        qkv: Shared<f32>,
+        (qkv, width): (Shared<f32>, usize),
         positions: &[i32],
         slots: &[i32],
     ) {
-        let shape = self.cache.shape();
-        let width = (self.heads + 2 * shape.kv_heads) * shape.head_dim;
-        let half = shape.head_dim / 2;
-        let norm = |weight| HeadNorm {
-            weight,
-            eps: self.eps,
-        };
+        let half = self.cache.shape().head_dim / 2;
         team.for_chunks(slots.len(), chunk(team, slots.len()), |range| {
             for row in range {
                 let position = positions[row] as usize;
-                let angles = position * half..(position + 1) * half;
+                let at = position * half..(position + 1) * half;
                 let rotated = RotateRow {
                     // SAFETY: each row is written by one thread.
                     qkv: unsafe { qkv.get_mut(row * width..(row + 1) * width) },
                     heads: self.heads,
-                    cos: &self.cos[angles.clone()],
-                    sin: &self.sin[angles],
-                    q_norm: self.q_norm.map(norm),
-                    k_norm: self.k_norm.map(norm),
+                    angles: self.angles.map(|(cos, sin)| (&cos[at.clone()], &sin[at])),
+                    query_scale: self.query_scales.map(|scales| scales[position]),
+                    q_norm: self.q_norm,
+                    k_norm: self.k_norm,
+                    v_norm: self.v_norm,
                     cache: self.cache,
-                    layer: self.layer,
                     slot: slots[row] as usize,
                     next_slot: slots.get(row + 1).map(|&slot| slot as usize),
                 };
@@ -323,6 +418,15 @@ mod tests {
         layers.remove(0)
     }
 
+    fn rms(weight: &[f32]) -> Norm<'_> {
+        Norm {
+            weight,
+            bias: None,
+            eps: 1e-5,
+            centered: false,
+        }
+    }
+
     #[test]
     fn every_row_is_computed_once_whoever_computes_it() {
         let isa = Isa::detect();
@@ -330,17 +434,16 @@ mod tests {
         let given = Shared::read_only(&x);
         // SAFETY: nobody else has the buffers.
         let normed = run(50 * WIDTH, |team, out| unsafe {
-            rms_norm(team, isa, given, 50, &weight, 1e-5, out, None);
+            norm(team, isa, given, 50, rms(&weight), out, None);
         });
         let mut one = vec![0.0; WIDTH];
         for (row, found) in x.chunks(WIDTH).zip(normed.chunks(WIDTH)) {
-            let norm = RmsNorm {
+            let row = NormRow {
                 x: row,
-                weight: &weight,
-                eps: 1e-5,
+                norm: rms(&weight),
                 out: &mut one,
             };
-            dispatch(isa, norm);
+            dispatch(isa, row);
             assert_eq!(found, one);
         }
         let chosen: Vec<i32> = (0..20).map(|i| (i * 7) % 50).collect();
@@ -360,7 +463,7 @@ mod tests {
         let table = layer(50, WIDTH, Format::F32);
         // SAFETY: as above.
         let embedded = run(20 * WIDTH, |team, out| unsafe {
-            embed(team, &table, &chosen, out);
+            embed(team, &table, &chosen, 1.0, out);
         });
         assert_eq!(embedded, gathered);
     }
@@ -384,15 +487,37 @@ mod tests {
             let (first, second) = (Shared::new(first), Shared::new(second));
             let (a, b) = (Shared::new(&mut a), Shared::new(&mut b));
             let (x, gate_up) = (Shared::read_only(&x), Shared::read_only(&gate_up));
+            let columns = |start| Columns {
+                buffer: gate_up,
+                start,
+                stride: 2 * WIDTH,
+            };
+            let (gate, up) = (columns(0), columns(WIDTH));
             let write = |team: &Team, residual, out, quantized: Option<&QuantizedRows>| {
                 // SAFETY: nobody else has the buffers.
                 unsafe {
                     match way {
-                        0 => rms_norm(team, isa, x, rows, &weight, 1e-5, out, quantized),
-                        1 => add_rms_norm(
-                            team, isa, x, residual, rows, &weight, 1e-5, out, quantized,
+                        0 => norm(team, isa, x, rows, rms(&weight), out, quantized),
+                        1 => add_norm(
+                            team,
+                            isa,
+                            (x, 1.0),
+                            residual,
+                            rows,
+                            rms(&weight),
+                            out,
+                            quantized,
                         ),
-                        _ => silu_mul(team, isa, gate_up, rows, WIDTH, out, quantized),
+                        _ => activate(
+                            team,
+                            isa,
+                            Activation::Silu,
+                            gate,
+                            Some(up),
+                            (rows, WIDTH),
+                            out,
+                            quantized,
+                        ),
                     }
                 }
             };
@@ -413,26 +538,44 @@ mod tests {
     }
 
     #[test]
+    fn sums_scales_and_caps_of_any_length() {
+        let isa = Isa::detect();
+        let x = waves(7 * 13);
+        let given = Shared::read_only(&x);
+        let found = run(x.len(), |team, out| {
+            // SAFETY: nobody else has the buffers.
+            unsafe {
+                add(team, isa, (given, 0.5), out, 7, 13);
+                add(team, isa, (given, 1.0), out, 7, 13);
+                scale(team, out, 7, 13, 4.0);
+                cap(team, isa, out, x.len(), Some(0.5), Some(3.0));
+            }
+        });
+        for (found, x) in found.iter().zip(&x) {
+            assert!((found - 3.0 * x.tanh()).abs() < 1e-6, "{found} for {x}");
+        }
+    }
+
+    #[test]
     fn tokens_are_rotated_by_their_position_and_stored_at_their_slot() {
         let shape = KvShape {
             dtype: KvType::F32,
             kv_heads: 2,
             head_dim: 8,
         };
-        let mut cache = KvCache::new(shape, 2, 3);
+        let mut cache = KvCache::new(&[shape; 2], 3);
         let tables = waves(20 * 4);
         let (positions, slots) = ([3, 19, 0, 7], [40, 1, 17, 5]);
         let width = (4 + 2 * 2) * 8;
         let given = waves(4 * width);
         let rope = RopeAndCache {
             heads: 4,
-            cos: &tables,
-            sin: &tables,
+            angles: Some((&tables, &tables)),
+            query_scales: None,
             q_norm: None,
             k_norm: None,
-            eps: 1e-5,
-            cache: cache.view(),
-            layer: 1,
+            v_norm: None,
+            cache: cache.view().layer(1),
         };
         let rotated = run(4 * width, |team, qkv| {
             if team.index() == 0 {
@@ -441,13 +584,13 @@ mod tests {
             }
             team.barrier();
             // SAFETY: nobody else has the buffers, and the slots differ.
-            unsafe { rope.run(team, Isa::detect(), qkv, &positions, &slots) };
+            unsafe { rope.run(team, Isa::detect(), (qkv, width), &positions, &slots) };
         });
         for token in 0..4 {
             let (row, raw) = (&rotated[token * width..], &given[token * width..]);
             let angle = tables[positions[token] as usize * 4];
             assert!((row[0] - (raw[0] - raw[4]) * angle).abs() < 1e-6);
-            let stored = rope.cache.page_rows(1, slots[token] as usize, 1);
+            let stored = rope.cache.page_rows(slots[token] as usize, 1);
             assert_eq!(stored.0, row[5 * 8..6 * 8]);
             assert_eq!(stored.1, raw[7 * 8..8 * 8]);
         }

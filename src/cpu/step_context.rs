@@ -1,25 +1,24 @@
 //! A step while it runs: every thread of the pool goes through the same operations.
 
-use super::attention::{AttentionStep, KvCache, KvView};
+use super::attention::{AttentionStep, CacheView, KvView, LayerAttention};
+use super::elementwise::Norm;
 use super::isa::Isa;
 use super::linear::{Linear, QuantizedRows};
 use super::memory::Shared;
-use super::model::{ModelShape, Weight};
+use super::model::{Architecture, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
-use super::rows;
+use super::row_ops::{self, Columns};
 use super::run::Memory;
 use super::step::StepInput;
 
 /// A step while it runs, as all threads see it.
-pub(super) struct Running<'a> {
+pub(super) struct StepContext<'a> {
     isa: Isa,
-    shape: &'a ModelShape,
+    architecture: &'a Architecture,
     weights: &'a [Weight],
-    cos: &'a [f32],
-    sin: &'a [f32],
     step: &'a StepInput<'a>,
-    cache: KvView<'a>,
+    cache: CacheView<'a>,
     attention: &'a AttentionStep<'a>,
     buffers: Vec<Shared<'a, f32>>,
     quantized: Shared<'a, u8>,
@@ -27,29 +26,22 @@ pub(super) struct Running<'a> {
     pub(super) logits: Shared<'a, f32>,
 }
 
-impl<'a> Running<'a> {
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the fields of one model, borrowed one by one"
-    )]
+impl<'a> StepContext<'a> {
     pub(super) fn new(
         isa: Isa,
-        shape: &'a ModelShape,
+        architecture: &'a Architecture,
         weights: &'a [Weight],
-        (cos, sin): (&'a [f32], &'a [f32]),
         step: &'a StepInput<'a>,
-        cache: &'a mut KvCache,
+        cache: CacheView<'a>,
         attention: &'a AttentionStep<'a>,
         memory: &'a mut Memory,
     ) -> Self {
         Self {
             isa,
-            shape,
+            architecture,
             weights,
-            cos,
-            sin,
             step,
-            cache: cache.view(),
+            cache,
             attention,
             buffers: memory
                 .buffers
@@ -68,25 +60,37 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn rows(&self, value: Value) -> usize {
+    pub(super) fn rows(&self, value: Value) -> usize {
         match value.rows {
             Rows::Tokens => self.step.token_ids.len(),
             Rows::Sampled => self.step.sample_rows.len(),
         }
     }
 
-    fn norm(&self, weight: usize) -> &'a [f32] {
+    fn norm(&self, weight: usize) -> Norm<'a> {
         match &self.weights[weight] {
-            Weight::Norm(weight) => weight,
-            Weight::Linear(_) => unreachable!("the recorder has looked at the weight"),
+            Weight::Norm(weight) => weight.view(),
+            _ => unreachable!("the recorder has looked at the weight"),
         }
     }
 
     fn parts(&self, weight: usize) -> &'a [Linear] {
         match &self.weights[weight] {
             Weight::Linear(parts) => parts,
-            Weight::Norm(_) => unreachable!("the recorder has looked at the weight"),
+            _ => unreachable!("the recorder has looked at the weight"),
         }
+    }
+
+    fn sinks(&self, weight: usize) -> &'a [f32] {
+        match &self.weights[weight] {
+            Weight::Sinks(sinks) => sinks,
+            _ => unreachable!("the recorder has looked at the weight"),
+        }
+    }
+
+    /// The keys and values that a layer reads.
+    fn kv(&self, layer: usize) -> KvView<'a> {
+        self.cache.layer(self.architecture.places[layer].0)
     }
 
     fn buffer(&self, value: Value) -> Shared<'a, f32> {
@@ -108,56 +112,41 @@ impl<'a> Running<'a> {
         // operation ends with a barrier. Slots differ: each is one token's.
         unsafe {
             match *op {
-                Op::Embed { weight, out } => {
-                    rows::embed(
-                        team,
-                        &self.parts(weight)[0],
-                        self.step.token_ids,
-                        self.buffer(out),
-                    );
+                Op::Embed { weight, scale, out } => {
+                    let (table, ids) = (&self.parts(weight)[0], self.step.token_ids);
+                    row_ops::embed(team, table, ids, scale, self.buffer(out));
                 }
-                Op::RmsNorm {
+                Op::Norm {
                     x,
+                    groups,
                     weight,
-                    eps,
                     out,
                     quantize,
                 } => {
-                    let (x, n, to) = (self.buffer(x), self.rows(out), self.buffer(out));
+                    let (x, n, to) = (self.buffer(x), self.rows(out) * groups, self.buffer(out));
                     let quantized = self.quantized_rows(out, quantize);
-                    rows::rms_norm(
-                        team,
-                        isa,
-                        x,
-                        n,
-                        self.norm(weight),
-                        eps,
-                        to,
-                        quantized.as_ref(),
-                    );
+                    row_ops::norm(team, isa, x, n, self.norm(weight), to, quantized.as_ref());
                 }
-                Op::AddRmsNorm {
+                Op::AddNorm {
                     x,
+                    scale,
                     residual,
                     weight,
-                    eps,
                     out,
                     quantize,
                 } => {
-                    let (x, residual) = (self.buffer(x), self.buffer(residual));
-                    let (n, to) = (self.rows(out), self.buffer(out));
+                    let (x, residual) = ((self.buffer(x), scale), self.buffer(residual));
+                    let (n, norm, to) = (self.rows(out), self.norm(weight), self.buffer(out));
                     let quantized = self.quantized_rows(out, quantize);
-                    rows::add_rms_norm(
-                        team,
-                        isa,
-                        x,
-                        residual,
-                        n,
-                        self.norm(weight),
-                        eps,
-                        to,
-                        quantized.as_ref(),
-                    );
+                    row_ops::add_norm(team, isa, x, residual, n, norm, to, quantized.as_ref());
+                }
+                Op::Add { x, scale, residual } => {
+                    let (n, width) = (self.rows(x), x.width);
+                    let (x, residual) = ((self.buffer(x), scale), self.buffer(residual));
+                    row_ops::add(team, isa, x, residual, n, width);
+                }
+                Op::Scale { x, factor } => {
+                    row_ops::scale(team, self.buffer(x), self.rows(x), x.width, factor);
                 }
                 Op::Linear {
                     x,
@@ -168,54 +157,75 @@ impl<'a> Running<'a> {
                     self.linear(team, x, weight, self.buffer(out), quantized);
                 }
                 Op::RopeAndCache { qkv, layer, norms } => {
-                    let rotation = rows::RopeAndCache {
-                        heads: self.shape.heads,
-                        cos: self.cos,
-                        sin: self.sin,
-                        q_norm: norms.map(|(q, _)| self.norm(q)),
-                        k_norm: norms.map(|(_, k)| self.norm(k)),
-                        eps: self.shape.rms_norm_eps,
-                        cache: self.cache,
-                        layer,
-                    };
-                    rotation.run(
-                        team,
-                        isa,
-                        self.buffer(qkv),
-                        self.step.positions,
-                        self.step.slots,
+                    let (shape, tables) = (
+                        &self.architecture.shape.layers[layer],
+                        &self.architecture.tables,
                     );
+                    let [q_norm, k_norm, v_norm] =
+                        norms.map(|norm| norm.map(|norm| self.norm(norm)));
+                    let rotation = row_ops::RopeAndCache {
+                        heads: shape.attention.heads,
+                        angles: shape.rope.map(|rope| {
+                            let (cos, sin) = &tables.ropes[rope];
+                            (cos.as_slice(), sin.as_slice())
+                        }),
+                        query_scales: shape
+                            .query_scales
+                            .map(|scales| tables.query_scales[scales].as_slice()),
+                        q_norm,
+                        k_norm,
+                        v_norm,
+                        cache: self.kv(layer),
+                    };
+                    let rows = (self.buffer(qkv), qkv.width);
+                    rotation.run(team, isa, rows, self.step.positions, self.step.slots);
                 }
                 Op::Attention {
                     queries,
                     layer,
+                    sinks,
                     out,
                 } => {
-                    let from = self.buffer(queries);
-                    self.attention.attend(
-                        team,
-                        layer,
-                        self.cache,
-                        from,
-                        queries.stride,
-                        self.buffer(out),
-                    );
+                    let shape = &self.architecture.shape.layers[layer];
+                    let given = LayerAttention {
+                        shape: self.architecture.places[layer].1,
+                        cache: self.kv(layer),
+                        scale: shape.scale,
+                        softcap: shape.softcap,
+                        sinks: sinks.map(|sinks| self.sinks(sinks)),
+                        queries: self.buffer(queries),
+                        stride: queries.stride,
+                    };
+                    self.attention.attend(team, given, self.buffer(out));
                 }
-                Op::SiluMul { x, out, quantize } => {
-                    let (n, to) = (self.rows(out), self.buffer(out));
+                Op::Activate {
+                    x,
+                    factor,
+                    activation,
+                    out,
+                    quantize,
+                } => {
+                    let columns = |value: Value, start| Columns {
+                        buffer: self.buffer(value),
+                        start,
+                        stride: value.stride,
+                    };
+                    let factor = factor.map(|(value, start)| columns(value, start));
+                    let size = (self.rows(out), out.width);
                     let quantized = self.quantized_rows(out, quantize);
-                    rows::silu_mul(
+                    row_ops::activate(
                         team,
                         isa,
-                        self.buffer(x),
-                        n,
-                        out.width,
-                        to,
+                        activation,
+                        columns(x, 0),
+                        factor,
+                        size,
+                        self.buffer(out),
                         quantized.as_ref(),
                     );
                 }
                 Op::GatherRows { x, out } => {
-                    rows::gather(
+                    row_ops::gather(
                         team,
                         self.buffer(x),
                         out.width,

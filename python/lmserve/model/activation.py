@@ -1,0 +1,43 @@
+"""The functions between the linear layers of feed-forward networks, by the names that config.json gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from lmserve.model.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """silu; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu2: max(x, 0)^2; or xielu (Huang and Schlag, 2024).
+
+    xielu has parameters p, n and b: b * x, plus p * x^2 above 0 and n * (e^x - 1 - x) below.
+    """
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+
+SILU: Final = Activation("silu")
+GELU: Final = Activation("gelu")
+GELU_TANH: Final = Activation("gelu_tanh")
+RELU_SQUARED: Final = Activation("relu2")
+
+NAMES: Final = {
+    "silu": SILU,
+    "swish": SILU,
+    "gelu": GELU,
+    "gelu_tanh": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "gelu_new": GELU_TANH,
+    "relu2": RELU_SQUARED,
+}
+
+
+def named_activation(name: object) -> Activation:
+    """The activation that config.json's hidden_act names. Raises CheckpointError for one that there is not."""
+    found = NAMES.get(str(name))
+    if found is None:
+        raise CheckpointError(f"config.json: activation {name!r} is not supported ({', '.join(NAMES)} are)")
+    return found
