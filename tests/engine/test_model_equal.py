@@ -9,7 +9,7 @@ from model_driver import Driver, greedy
 STEPS = 64
 OPTIONS = {
     "torch": RunnerOptions(device="cpu", ops="torch", max_batch=16, max_batch_tokens=128, threads=1),
-    "cpu": RunnerOptions(device="cpu", ops="cpu", quantize="none", max_batch=16, max_batch_tokens=128, threads=3),
+    "cpu": RunnerOptions(device="cpu", ops="cpu", quantize="none", max_batch=16, max_batch_tokens=128, threads=2),
 }
 
 
@@ -44,7 +44,7 @@ def assert_equal(reference, sequence, prompt_length: int) -> None:
 
 def test_alone(models):
     reference, runner = models
-    for prompt in prompts(2) + prompts(4):
+    for prompt in prompts(2):
         driver = Driver(runner)
         sequence = driver.start(prompt)
         driver.generate([sequence], STEPS)
@@ -101,6 +101,26 @@ def test_preempted_and_resumed(models):
     driver.generate([sequences[0], sequences[4]], 30)
     for prompt, sequence in zip(given, sequences, strict=True):
         assert_equal(reference, sequence, len(prompt))
+
+
+def test_continued_forked_and_rewound(models):
+    """What a session does: a turn more; another way from a turn on; and a turn taken back, its slots written again."""
+    reference, runner = models
+    driver = Driver(runner)
+    prompt, turn, other = prompts(3, seed=9)
+    sequence = driver.start(prompt)
+    driver.generate([sequence], 20, logits=False)
+    first = list(sequence.tokens)
+    fork = driver.start(first + other, share=sequence)
+    sequence.tokens += turn
+    driver.generate([sequence, fork], STEPS)
+    assert_equal(reference, sequence, len(first) + len(turn))
+    assert_equal(reference, fork, len(first) + len(other))
+    sequence.tokens[len(first) :] = other
+    sequence.computed, sequence.logits = len(first) - 1, []
+    driver.generate([sequence], STEPS)
+    assert sequence.tokens == fork.tokens
+    assert_equal(reference, sequence, len(first) + len(other))
 
 
 def test_embeddings_are_pooled_causal_states(models):

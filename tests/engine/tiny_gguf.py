@@ -25,6 +25,26 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+OLMO_NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+OTHER_NAMES = {
+    "gemma2": GEMMA_NAMES,
+    "gemma3": GEMMA_NAMES,
+    "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+    "olmo2": OLMO_NAMES,
+    "exaone4": OLMO_NAMES,
+    "seed_oss": {"post_attention_layernorm": "post_attention_norm"},
+    "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
+}
+# Architectures whose q and k are stored with the rotated pairs in adjacent rows.
+PERMUTED = ("llama", "internlm2", "mistral3", "granite", "smollm3")
+# Architectures whose norms are stored as what is multiplied by, not as what is added to 1.
+SHIFTED = ("gemma2", "gemma3")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
@@ -38,27 +58,38 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if getattr(config, "rms_norm_eps", None):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
+    KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
     _write_vocabulary(writer, config.vocab_size)
     _write_rope(writer, config)
+    if architecture == "apertus":
+        activations = [layer.mlp.act_fn for layer in model.model.layers]
+        for part in ("alpha_p", "alpha_n", "beta", "eps"):
+            add = getattr(writer, f"add_xielu_{part}")
+            add([getattr(activation, part).item() for activation in activations])
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = NAMES | OTHER_NAMES.get(architecture, {})
     tensors = dict(model.named_parameters())
     for name, parameter in tensors.items():
+        if "act_fn" in name:
+            continue
         stem, kind = name.rsplit(".", 1)
         prefix, _, rest = stem.removeprefix("model.layers.").partition(".")
-        target = f"blk.{prefix}.{NAMES[rest]}" if stem not in NAMES else NAMES[stem]
+        target = f"blk.{prefix}.{names[rest]}" if stem not in names else names[stem]
         values = parameter.detach().numpy()
         rows = np.arange(len(values))
-        if architecture in ("llama", "internlm2") and stem.rsplit(".", 1)[-1] in heads:
+        if architecture in PERMUTED and stem.rsplit(".", 1)[-1] in heads:
             rows = rows.reshape(heads[stem.rsplit(".", 1)[-1]], 2, -1).swapaxes(1, 2).reshape(-1)
         storage = Type[dtype] if values.ndim == 2 else Type.F32
         stored = quantize(values, storage)
         restored = gguf.dequantize(stored, storage).reshape(values.shape)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(restored))
+        if architecture in SHIFTED and name.endswith("norm.weight"):
+            stored = stored + np.float32(1)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -94,6 +125,21 @@ def _write_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 def _write_rope(writer: gguf.GGUFWriter, config) -> None:
     rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    heads = config.hidden_size // config.num_attention_heads
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        writer.add_rope_dimension_count(int(heads * rope["partial_rotary_factor"]))
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        factor = config.max_position_embeddings / config.original_max_position_embeddings
+        attention = np.sqrt(1 + np.log(factor) / np.log(config.original_max_position_embeddings))
+        writer.add_rope_scaling_attn_factors(float(attention))
+        for kind in ("short", "long"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
@@ -105,3 +151,62 @@ def _write_rope(writer: gguf.GGUFWriter, config) -> None:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         plain = 1.0 / rope["rope_theta"] ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
         writer.add_tensor("rope_freqs.weight", (plain / scaled.numpy()).astype(np.float32))
+
+
+def _windows(writer: gguf.GGUFWriter, config) -> None:
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "layer_types", None):
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+
+
+def _gemma2(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _mistral3(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_rope_scaling_yarn_log_mul(config.rope_parameters["mscale_all_dim"])
+    writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
+
+
+def _granite(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def _cohere(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_logit_scale(config.logit_scale)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    _windows(writer, config)
+
+
+def _stablelm(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_parallel_residual(config.use_parallel_residual)
+
+
+def _starcoder2(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_layer_norm_eps(config.norm_epsilon)
+    _windows(writer, config)
+
+
+# What the converter writes for an architecture beside the keys of all.
+KEYS = {
+    "llama": _windows,
+    "gemma2": _gemma2,
+    "gemma3": _windows,
+    "mistral3": _mistral3,
+    "phi3": _windows,
+    "granite": _granite,
+    "olmo2": _windows,
+    "exaone4": _windows,
+    "command-r": _cohere,
+    "cohere2": _cohere,
+    "stablelm": _stablelm,
+    "starcoder2": _starcoder2,
+}

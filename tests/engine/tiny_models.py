@@ -29,15 +29,83 @@ LLAMA3_ROPE = {
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOW = 24
+
+# One row for each family, and one more for each form of it that computes something else.
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SHAPE, rms_norm_eps=1e-5),
     "llama3": lambda: transformers.LlamaConfig(
         **SHAPE, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
     ),
-    "mistral": lambda: transformers.MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
+    "mistral": lambda: transformers.MistralConfig(**SHAPE, head_dim=16, sliding_window=WINDOW),
     "qwen2": lambda: transformers.Qwen2Config(**SHAPE, rope_parameters=YARN_ROPE),
     "qwen3": lambda: transformers.Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),
     "internlm2": lambda: transformers.LlamaConfig(**SHAPE),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SHAPE,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=6.0,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SHAPE,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, FULL, SLIDING],
+        rope_parameters={
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+    ),
+    "ministral3": lambda: transformers.Ministral3Config(
+        **SHAPE,
+        head_dim=16,
+        rope_parameters=YARN_ROPE | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        **SHAPE, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=0.4
+    ),
+    "phi3": lambda: transformers.Phi3Config(
+        **SHAPE,
+        pad_token_id=0,
+        sliding_window=WINDOW,
+        original_max_position_embeddings=8,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [1.25, 4.0],
+        },
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(**SHAPE | {"num_hidden_layers": 4}, pad_token_id=0),
+    "olmo2": lambda: transformers.Olmo2Config(**SHAPE, pad_token_id=0),
+    "olmo3": lambda: transformers.Olmo3Config(
+        **SHAPE,
+        pad_token_id=0,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, FULL, SLIDING],
+        rope_parameters={SLIDING: {"rope_type": "default", "rope_theta": 5e5}, FULL: YARN_ROPE | {"rope_theta": 5e5}},
+    ),
+    "exaone4": lambda: transformers.Exaone4Config(
+        **SHAPE, sliding_window=WINDOW, layer_types=[SLIDING, SLIDING, FULL], rope_parameters=LLAMA3_ROPE
+    ),
+    "cohere": lambda: transformers.CohereConfig(**SHAPE, logit_scale=0.3),
+    "cohere2": lambda: transformers.Cohere2Config(
+        **SHAPE, sliding_window=WINDOW, layer_types=[SLIDING, FULL, SLIDING], logit_scale=0.3
+    ),
+    "seed_oss": lambda: transformers.SeedOssConfig(**SHAPE, head_dim=16),
+    "stablelm": lambda: transformers.StableLmConfig(
+        **SHAPE,
+        use_qkv_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    ),
+    "starcoder2": lambda: transformers.Starcoder2Config(**SHAPE, sliding_window=WINDOW),
+    "apertus": lambda: transformers.ApertusConfig(**SHAPE, rope_parameters=LLAMA3_ROPE),
 }
 
 
@@ -53,6 +121,8 @@ def make(family: str, folder: Path, **changes):
             # transformers starts norms at one and biases at zero, which would hide one that is left out.
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
+            elif "act_fn" in name:
+                parameter.uniform_(-0.5, 0.5)
             elif name.endswith(".bias"):
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)

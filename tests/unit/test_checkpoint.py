@@ -79,7 +79,7 @@ def test_folder(folder):
         num_heads=4,
         num_kv_heads=2,
         head_dim=2,
-        rms_norm_eps=1e-5,
+        norm_eps=1e-5,
         rope=RopeConfig(theta=500000.0),
         tie_word_embeddings=False,
         context_length=64,
@@ -150,7 +150,11 @@ def test_tied_embeddings_need_no_head(folder):
     ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, r"architecture GPT2LMHeadModel is not supported \(LlamaForCausalLM, "),
-        ({"hidden_act": "gelu"}, r"hidden_act 'gelu' is not supported \(silu is\)"),
+        ({"hidden_act": "mish"}, r"activation 'mish' is not supported \(silu, "),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 24, "layer_types": ["chunked_attention"] * 2},
+            r"each of 2 layer_types must be sliding_attention or full_attention, but 'chunked_attention' is among them",
+        ),
         ({"hidden_size": None}, r"config.json has no hidden_size"),
         ({"hidden_size": "wide"}, r"it holds a value of the wrong kind"),
         ({"num_attention_heads": 0}, r"it holds a value of the wrong kind"),
@@ -172,19 +176,28 @@ def test_configurations_that_are_refused(folder, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "context"),
+    ("changes", "windows"),
     [
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 24}, 24),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, 64),
-        ({"sliding_window": 24, "use_sliding_window": False}, 64),
-        ({"sliding_window": 24, "layer_types": ["full_attention"] * 2}, 64),
-        ({"sliding_window": 24, "layer_types": ["full_attention", "sliding_attention"]}, 24),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 64),
+        ({"sliding_window": 24}, [24, 24]),
+        ({}, [4096, 4096]),
+        ({"sliding_window": 24, "use_sliding_window": False}, [None, None]),
+        ({"sliding_window": 24, "layer_types": ["full_attention"] * 2}, [None, None]),
+        ({"sliding_window": 24, "layer_types": ["full_attention", "sliding_attention"]}, [None, 24]),
     ],
 )
-def test_context_is_capped_to_where_the_model_is_exact(folder, changes, context):
-    write_config(folder, **changes)
-    assert open_checkpoint(folder).max_model_len == context
+def test_windows_of_layers_leave_the_context_whole(folder, changes, windows):
+    write_config(folder, architectures=["MistralForCausalLM"], **changes)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.max_model_len == 64
+    assert isinstance(checkpoint.config, ModelConfig)
+    assert [layer.window for layer in checkpoint.config.attention] == windows
+
+
+def test_a_window_that_the_reference_does_not_read_is_none(folder):
+    write_config(folder, sliding_window=24)
+    config = open_checkpoint(folder).config
+    assert isinstance(config, ModelConfig)
+    assert [layer.window for layer in config.attention] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -151,13 +151,15 @@ def _open_gguf(path: Path) -> Checkpoint:
         # The first has the metadata.
         return _open_gguf(first)
     with _reading(path):
-        family = families.gguf_family(str(header.get("general.architecture")))
+        architecture = str(header.get("general.architecture"))
+        family = families.gguf_family(architecture)
         stored = gguf_source.read_tensors(path, header)
-        config = gguf_source.decoder_config(path, family.name, header, stored, interleaved=family.gguf_interleaved_rope)
-        generation = from_gguf(header.metadata())
-        tensors = gguf_source.canonical_names(stored)
+        metadata, interleaved = header.metadata(), family.gguf_interleaved_rope
+        config = family.read_gguf(gguf_source.GgufModel(path, architecture, metadata, header.get, stored, interleaved))
+        generation = from_gguf(metadata)
+        tensors = family.gguf_tensors(dict(gguf_source.canonical_names(stored, family.gguf_names)), config)
         text = gguf_source.text_settings(header)
-    return _checked(path, family, config, dict(tensors), text, generation)
+    return _checked(path, family, config, tensors, text, generation)
 
 
 def _checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lmserve.model.activation import SILU, Activation
 from lmserve.model.errors import CheckpointError
 
 # Several times what the largest model that is known has.
@@ -105,7 +106,7 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    norm_eps: float
     rope: RopeConfig
     tie_word_embeddings: bool
     context_length: int
@@ -113,6 +114,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    activation: Activation = SILU
     attention: tuple[AttentionLayer, ...] = ()
     logits_scale: float = 1.0
     logits_softcap: float | None = None  # logits are softcap * tanh(scaled logit / softcap)

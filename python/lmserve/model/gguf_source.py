@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from lmserve._core import END_OF_TURN, GgufFile
 from lmserve.errors import LmserveError
-from lmserve.model.config import ModelConfig
+from lmserve.model.config import RopeConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.hf_source import TextSettings, check_template, without_ends_of_messages
 from lmserve.model.rope_config import gguf_rope
@@ -101,66 +103,53 @@ def _read_file(path: Path, header: GgufFile) -> dict[str, StoredTensor]:
     return tensors
 
 
-def canonical_names(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors under Hugging Face Llama names; rope tables, which the configuration holds, are left out."""
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """What a family reads its configuration from. `tensors` have their GGUF names."""
+
+    path: Path
+    architecture: str
+    metadata: Mapping[str, Any]  # without long arrays
+    lookup: Callable[[str], Any]  # of any key, None where there is none
+    tensors: Mapping[str, StoredTensor]
+    interleaved: bool  # each rotated pair lies in adjacent rows of q and k
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a key of the architecture. Raises CheckpointError where there is neither it nor a default."""
+        found = self.lookup(f"{self.architecture}.{key}")
+        if found is None:
+            found = default
+        if found is None:
+            raise CheckpointError(f"{self.path}: the key {self.architecture}.{key} is missing")
+        return found
+
+    def rope(self, head_dim: int) -> RopeConfig:
+        """The rotation, scaled as the file says."""
+        return gguf_rope(
+            self.metadata,
+            self.architecture,
+            head_dim=head_dim,
+            context_length=int(self.value("context_length")),
+            factors=_rope_factors(self.tensors),
+            interleaved=self.interleaved,
+        )
+
+    def plain_rope(self, theta_key: str, default_theta: float) -> RopeConfig:
+        """A rotation that is not scaled, with the theta of this key."""
+        theta = float(self.value(f"rope.{theta_key}", default_theta))
+        return RopeConfig(theta=theta, interleaved=self.interleaved)
+
+
+def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """The tensors under Hugging Face's names; rope tables, which the configuration holds, are left out.
+
+    `names`: what the family calls otherwise than Llama.
+    """
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name.removesuffix(".weight") not in ROPE_FACTORS:
-            renamed[_canonical(name)] = tensor
+            renamed[_canonical(name, GLOBAL_NAMES | LAYER_NAMES | dict(names))] = tensor
     return renamed
-
-
-def decoder_config(
-    path: Path, family: str, header: GgufFile, tensors: dict[str, StoredTensor], *, interleaved: bool
-) -> ModelConfig:
-    """The configuration of a decoder; which biases there are is read off the tensors, as GGUF has no key for it.
-
-    `interleaved`: each rotated pair lies in adjacent rows of q and k.
-    """
-    metadata = header.metadata()
-    prefix = metadata["general.architecture"]
-
-    def value(key: str, default: Any = None) -> Any:
-        found = metadata.get(f"{prefix}.{key}", default)
-        if found is None:
-            raise CheckpointError(f"{path}: the key {prefix}.{key} is missing")
-        return found
-
-    if value("expert_count", 0):
-        raise CheckpointError(f"{path}: mixture-of-experts models are not supported ({prefix} with experts)")
-    hidden_size, num_heads = int(value("embedding_length")), int(value("attention.head_count"))
-    head_dim = int(value("attention.key_length", hidden_size // num_heads))
-    embedding = tensors.get("token_embd.weight")
-    if embedding is None:
-        raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
-    context_length = int(value("context_length"))
-    window = int(value("attention.sliding_window", 0))
-    return ModelConfig(
-        architecture=family,
-        vocab_size=embedding.shape[0],
-        hidden_size=hidden_size,
-        intermediate_size=int(value("feed_forward_length")),
-        num_layers=int(value("block_count")),
-        num_heads=num_heads,
-        num_kv_heads=int(value("attention.head_count_kv", num_heads)),
-        head_dim=head_dim,
-        rms_norm_eps=float(value("attention.layer_norm_rms_epsilon")),
-        rope=gguf_rope(
-            metadata,
-            prefix,
-            head_dim=head_dim,
-            context_length=context_length,
-            factors=_rope_factors(tensors),
-            interleaved=interleaved,
-        ),
-        tie_word_embeddings="output.weight" not in tensors,
-        # Within the window, sliding attention is full attention: a shorter context keeps the model exact.
-        context_length=min(context_length, window) if window else context_length,
-        attention_bias="blk.0.attn_q.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
-    )
 
 
 def text_settings(header: GgufFile) -> TextSettings:
@@ -193,19 +182,19 @@ def text_settings(header: GgufFile) -> TextSettings:
     )
 
 
-def _rope_factors(tensors: dict[str, StoredTensor]) -> dict[str, list[float]]:
+def _rope_factors(tensors: Mapping[str, StoredTensor]) -> dict[str, list[float]]:
     return {
         name: tensors[f"{name}.weight"].dequantize().tolist() for name in ROPE_FACTORS if f"{name}.weight" in tensors
     }
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, names: Mapping[str, str]) -> str:
     stem, _, kind = name.rpartition(".")
-    if stem in GLOBAL_NAMES:
-        return f"{GLOBAL_NAMES[stem]}.{kind}"
+    if stem in names:
+        return f"{names[stem]}.{kind}"
     parts = stem.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{kind}"
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in names:
+        return f"model.layers.{parts[1]}.{names[parts[2]]}.{kind}"
     return name
 
 

@@ -85,3 +85,46 @@ class StoredTensor:
     def select_rows(self, rows: NDArray[np.int64]) -> StoredTensor:
         order = rows if self.order is None else self.order[rows]
         return replace(self, shape=(len(rows), *self.shape[1:]), order=order)
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftedTensor:
+    """A `TensorSource` of another's values plus `shift`."""
+
+    source: TensorSource
+    shift: float
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> str:
+        return "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.nbytes
+
+    @property
+    def data(self) -> NDArray[Any]:
+        return self.source.data
+
+    def raw(self) -> F32:
+        return self.dequantize()
+
+    def dequantize(self) -> F32:
+        shifted: F32 = self.source.dequantize() + np.float32(self.shift)
+        return shifted
+
+    def select_rows(self, rows: NDArray[np.int64]) -> ShiftedTensor:
+        return replace(self, source=self.source.select_rows(rows))
+
+
+def constant(name: str, values: list[float]) -> StoredTensor:
+    """A source of numbers that lie elsewhere than among a file's tensors."""
+    return StoredTensor(name, (len(values),), "F32", np.array(values, np.float32))

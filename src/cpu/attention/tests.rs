@@ -211,7 +211,7 @@ fn attend(
         cache: cache.view().layer(1),
         scale: (head_dim as f32).sqrt().recip(),
         softcap: kind.softcap,
-        sinks: kind.sinks.as_ref().map(|sinks| sinks.as_slice()),
+        sinks: kind.sinks.as_ref().map(<[f32; HEADS]>::as_slice),
         queries: Shared::new(&mut queries),
         stride,
     };

@@ -7,11 +7,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmserve.model.errors import CheckpointError
-from lmserve.model.families import bert, internlm2, llama, qwen2, qwen3
+from lmserve.model.families import (
+    apertus,
+    bert,
+    cohere2,
+    exaone4,
+    gemma2,
+    gemma3,
+    granite,
+    internlm2,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from lmserve.model.families.family import Family
 from lmserve.model.wrapped import MODEL_TYPES
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, internlm2.FAMILY, bert.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    ministral3.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    granite.FAMILY,
+    phi3.FAMILY,
+    smollm3.FAMILY,
+    olmo2.FAMILY,
+    exaone4.FAMILY,
+    cohere2.FAMILY,
+    cohere2.COHERE,
+    seed_oss.FAMILY,
+    stablelm.FAMILY,
+    starcoder2.FAMILY,
+    apertus.FAMILY,
+    internlm2.FAMILY,
+    bert.FAMILY,
+)
 
 
 def hf_family(raw: Mapping[str, Any]) -> Family:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.loading import Loader, Shape, expected_tensors
 from lmserve.model.ops import Ops
 from lmserve.model.tensors import TensorSource
@@ -46,8 +47,17 @@ class Family:
     decoder: Callable[[Any, Loader[Any, Any]], Decoder[Any, Any]] | None = None  # of kind "generate"
     hf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     gguf_architecture: str | None = None
+    gguf_config: Callable[[GgufModel], ModelConfig] | None = None
+    gguf_names: Mapping[str, str] = field(default_factory=dict)  # of tensors, where they are not those of Llama
+    gguf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     # GGUF stores q and k of these families with each rotated pair in adjacent rows.
     gguf_interleaved_rope: bool = False
+
+    def read_gguf(self, file: GgufModel) -> ModelConfig:
+        """The configuration of a GGUF file of this family's architecture."""
+        if self.gguf_config is None:
+            raise TypeError(f"{self.name} has no GGUF files")
+        return self.gguf_config(file)
 
     def expected_tensors(self, config: ModelConfig | EncoderConfig) -> dict[str, Shape]:
         """Canonical name and shape of every tensor of a decoder with this configuration."""

@@ -10,8 +10,8 @@ import numpy as np
 from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Family, Tensors
-from lmserve.model.families.llama import Llama
-from lmserve.model.hf_config import decoder_config
+from lmserve.model.families.fields import hf_fields
+from lmserve.model.families.llama import Llama, gguf_config
 
 GLOBAL_NAMES = {"model.tok_embeddings": "model.embed_tokens", "model.norm": "model.norm", "output": "lm_head"}
 LAYER_NAMES = {
@@ -27,7 +27,7 @@ LAYER = re.compile(r"(model\.layers\.\d+)\.(.+)")
 
 def _hf_config(raw: dict[str, Any]) -> ModelConfig:
     bias = bool(raw.get("bias", False))
-    return decoder_config("internlm2", raw, attention_bias=bias, output_bias=bias)
+    return ModelConfig(**hf_fields("internlm2", raw), attention_bias=bias, output_bias=bias)
 
 
 def _hf_tensors(tensors: Tensors, config: ModelConfig) -> Tensors:
@@ -69,5 +69,6 @@ FAMILY = Family(
     decoder=Llama,
     hf_tensors=_hf_tensors,
     gguf_architecture="internlm2",
+    gguf_config=gguf_config,
     gguf_interleaved_rope=True,
 )

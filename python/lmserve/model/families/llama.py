@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2, and Mistral."""
+"""Llama 2 and 3, SmolLM2, and the many that are like them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Generic, TypeVar
 
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
-from lmserve.model.hf_config import decoder_config
+from lmserve.model.families.fields import attention_layers, gguf_fields, gguf_windows, hf_fields
+from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, gated_mlp, load_gated_mlp
@@ -18,8 +19,24 @@ W = TypeVar("W")
 
 def _hf_config(raw: dict[str, Any]) -> ModelConfig:
     bias = bool(raw.get("attention_bias", False))
-    return decoder_config(
-        "llama", raw, attention_bias=bias, output_bias=bias, mlp_bias=bool(raw.get("mlp_bias", False))
+    return ModelConfig(
+        **hf_fields("llama", raw),
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+    )
+
+
+def gguf_config(file: GgufModel) -> ModelConfig:
+    """Of Llama and its like; which biases and norms there are is read off the tensors, as GGUF has no key for it."""
+    fields = gguf_fields(file.architecture, file)
+    return ModelConfig(
+        **fields,
+        attention=attention_layers(fields, windows=gguf_windows(file, period=0)),
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
     )
 
 
@@ -38,12 +55,12 @@ class Llama(Generic[A, W]):
 
     def __init__(self, config: ModelConfig, load: Loader[A, W]) -> None:
         hidden, tied = config.hidden_size, config.tie_word_embeddings
-        self.ops = load.ops
+        self.ops, self.config = load.ops, config
         self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
         self.layers = [
             _layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)
         ]
-        self.norm = load.rms_norm("model.norm", hidden, config.rms_norm_eps)
+        self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
         self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
 
     def forward(self, *, sampled_rows_only: bool) -> A:
@@ -58,12 +75,12 @@ class Llama(Generic[A, W]):
             attended = ops.linear(attended, layer.attention.output)
             normed, states = ops.add_norm(attended, states, layer.mlp_norm)
             following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(gated_mlp(ops, normed, layer.mlp), states, following)
+            normed, states = ops.add_norm(gated_mlp(ops, normed, layer.mlp, self.config.activation), states, following)
         return normed
 
 
 def _layer(config: ModelConfig, index: int, load: Loader[A, W]) -> LlamaLayer[W]:
-    hidden, eps = config.hidden_size, config.rms_norm_eps
+    hidden, eps = config.hidden_size, config.norm_eps
     return LlamaLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
@@ -82,9 +99,10 @@ def _layer(config: ModelConfig, index: int, load: Loader[A, W]) -> LlamaLayer[W]
 FAMILY = Family(
     name="llama",
     kind="generate",
-    hf_architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+    hf_architectures=("LlamaForCausalLM",),
     hf_config=_hf_config,
     decoder=Llama,
     gguf_architecture="llama",
+    gguf_config=gguf_config,
     gguf_interleaved_rope=True,
 )

@@ -6,13 +6,21 @@ from typing import Any
 
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
-from lmserve.model.families.llama import Llama
-from lmserve.model.hf_config import decoder_config
+from lmserve.model.families.fields import attention_layers, hf_fields
+from lmserve.model.families.llama import Llama, gguf_config
+from lmserve.model.families.qwen2 import qwen_windows
 
 
 def _hf_config(raw: dict[str, Any]) -> ModelConfig:
     bias = bool(raw.get("attention_bias", False))
-    return decoder_config("qwen3", raw, attention_bias=bias, output_bias=bias, qk_norm=True, default_head_dim=128)
+    fields = hf_fields("qwen3", {"head_dim": 128} | raw)
+    return ModelConfig(
+        **fields,
+        attention=attention_layers(fields, windows=qwen_windows(raw)),
+        attention_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+    )
 
 
 FAMILY = Family(
@@ -22,4 +30,5 @@ FAMILY = Family(
     hf_config=_hf_config,
     decoder=Llama,
     gguf_architecture="qwen3",
+    gguf_config=gguf_config,
 )

@@ -15,7 +15,7 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True)
 class SelfAttention(Generic[W]):
-    """Loaded weights; the norms of q and k, where there are any, are a head wide."""
+    """Loaded weights; the norms of q and k, where there are any, are a head wide, or as wide as all heads."""
 
     qkv: W
     output: W
@@ -31,14 +31,16 @@ def load_self_attention(
     bias: bool = False,
     output_bias: bool = False,
     qk_norm_eps: float | None = None,
+    qk_norm_per_head: bool = True,
 ) -> SelfAttention[W]:
-    """q_proj, k_proj, v_proj and o_proj, and with `qk_norm_eps` an RMS norm of each head's q and k."""
+    """q_proj, k_proj, v_proj and o_proj; with `qk_norm_eps` an RMS norm of each head's q and k, or one of all heads."""
+    q_norm, k_norm = (layer.head_dim,) * 2 if qk_norm_per_head else (layer.q_size, layer.kv_size)
     sizes = {"q_proj": layer.q_size, "k_proj": layer.kv_size, "v_proj": layer.kv_size}
     return SelfAttention(
         qkv=load.linear(sizes, hidden_size, bias=bias),
         output=load.linear({"o_proj": hidden_size}, layer.q_size, bias=output_bias),
-        q_norm=None if qk_norm_eps is None else load.rms_norm("q_norm", layer.head_dim, qk_norm_eps),
-        k_norm=None if qk_norm_eps is None else load.rms_norm("k_norm", layer.head_dim, qk_norm_eps),
+        q_norm=None if qk_norm_eps is None else load.rms_norm("q_norm", q_norm, qk_norm_eps),
+        k_norm=None if qk_norm_eps is None else load.rms_norm("k_norm", k_norm, qk_norm_eps),
     )
 
 

@@ -51,6 +51,11 @@ class Loader(Generic[A, W]):
         own = self._tensor(f"{name}.bias", (width,)) if bias else None
         return self.ops.load_layer_norm(self._tensor(f"{name}.weight", (width,)), own, eps)
 
+    def number(self, name: str) -> float:
+        """A tensor of one number; 1 where nothing is loaded."""
+        values = self._tensor(name, (1,)).dequantize().reshape(-1)
+        return float(values[0]) if len(values) else 1.0
+
     def _tensor(self, name: str, shape: Shape) -> TensorSource:
         return self.find(self.prefix + name, shape)
 

@@ -21,6 +21,14 @@ class GatedMlp(Generic[W]):
     down: W
 
 
+@dataclass(frozen=True, slots=True)
+class PlainMlp(Generic[W]):
+    """Loaded weights of one without a gate."""
+
+    up: W
+    down: W
+
+
 def load_gated_mlp(load: Loader[A, W], hidden_size: int, inner: int, *, bias: bool = False) -> GatedMlp[W]:
     """gate_proj, up_proj and down_proj."""
     return GatedMlp(
@@ -32,3 +40,18 @@ def load_gated_mlp(load: Loader[A, W], hidden_size: int, inner: int, *, bias: bo
 def gated_mlp(ops: Ops[A, W], x: A, weights: GatedMlp[W], activation: Activation = SILU) -> A:
     """down(activation(gate(x)) * up(x))."""
     return ops.linear(ops.gated(ops.linear(x, weights.gate_up), activation), weights.down)
+
+
+def load_plain_mlp(
+    load: Loader[A, W], names: tuple[str, str], hidden_size: int, inner: int, *, bias: bool
+) -> PlainMlp[W]:
+    """The two linear layers, which each family names otherwise."""
+    up, down = names
+    return PlainMlp(
+        up=load.linear({up: inner}, hidden_size, bias=bias), down=load.linear({down: hidden_size}, inner, bias=bias)
+    )
+
+
+def plain_mlp(ops: Ops[A, W], x: A, weights: PlainMlp[W], activation: Activation) -> A:
+    """down(activation(up(x)))."""
+    return ops.linear(ops.activate(ops.linear(x, weights.up), activation), weights.down)
