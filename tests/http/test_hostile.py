@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from conftest import BODY_TIMEOUT, MAX_BODY, MODEL, Running
+from lmserve.api.http.body import decode_json
+from lmserve.errors import LmserveError
 
 from wire import error_of, wait_until
 
@@ -301,6 +304,40 @@ def test_body_too_large(client: httpx.Client, route: str, size: int, chunked: bo
     assert str(MAX_BODY) in error["message"]
     assert error["max_bytes"] == MAX_BODY
     assert client.post(route, json=GOOD[route]).status_code == 200
+
+
+MANY = {
+    "lists": b'{"prompt": "x", "z": [' + b"[]," * 260_000 + b"1]}",
+    "objects": b'{"prompt": "x", "z": [' + b"{}," * 260_000 + b"1]}",
+    "numbers": b'{"prompt": "x", "z": [' + b"1," * 2_000_001 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(kind: str) -> None:
+    class NoDecoder:
+        def decode(self, _: bytes) -> Any:
+            raise AssertionError("it was parsed")
+
+    with pytest.raises(LmserveError) as caught:
+        decode_json(MANY[kind], cast("Any", NoDecoder()))
+    assert (caught.value.status, caught.value.code) == (400, "too_many_values")
+    assert ("2000000 values" if kind == "numbers" else "250000 lists and objects") in str(caught.value)
+
+
+def test_a_large_body_is_parsed_without_the_garbage_collector() -> None:
+    seen: list[bool] = []
+
+    class Decoder:
+        def decode(self, body: bytes) -> bytes:
+            seen.append(gc.isenabled())
+            return body
+
+    body = b'{"prompt": "' + b"[x], " * 49_000 + b'"}'
+    assert decode_json(body, cast("Any", Decoder())) == body
+    assert decode_json(b"{}", cast("Any", Decoder())) == b"{}"
+    assert seen == [False, True]
+    assert gc.isenabled()
 
 
 def talk(running: Running, request: bytes, *, seconds: float = 10) -> bytes:

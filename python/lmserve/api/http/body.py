@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +22,12 @@ T = TypeVar("T")
 # Longest quotation of what was given, in characters.
 MAX_QUOTE = 80
 # A larger body is not parsed a second time, neither to quote from it nor to find its integers.
-MAX_QUOTED_BODY = 1_048_576
+MAX_QUOTED_BODY = 262_144
+# What a body holds besides text costs the event loop up to a hundred times what its bytes cost. It is counted where the
+# body is larger than COUNTED, by brackets and commas, those within texts included: to tell them apart costs as much.
+COUNTED = 65_536
+MAX_BRACKETS = 250_000
+MAX_COMMAS = 2_000_000
 # From here on a float may stand for several integers.
 EXACT = 2.0**53
 
@@ -88,6 +95,9 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         if not body.isascii():
             # The decoder does not look into strings that it skips.
             body.decode()
+        if len(body) > COUNTED:
+            _check_parts(body)
+            return _without_collection(lambda: decoder.decode(body))
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         if (exact := _with_integers(body)) is not None:
@@ -103,6 +113,28 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except RecursionError as error:
         message = f"the body is nested too deeply; the limit is about {sys.getrecursionlimit()} levels"
         raise LmserveError.invalid(None, message, "invalid_json") from error
+
+
+def _check_parts(body: bytes) -> None:
+    for what, limit, count in (
+        ("lists and objects", MAX_BRACKETS, body.count(b"[") + body.count(b"{")),
+        ("values", MAX_COMMAS, body.count(b",")),
+    ):
+        if count > limit:
+            signs = "opening brackets" if limit == MAX_BRACKETS else "commas"
+            message = f"the body may have {limit} {what}, counted by its {signs}, but {count} were given"
+            raise LmserveError.invalid(None, message, "too_many_values")
+
+
+def _without_collection(work: Callable[[], T]) -> T:
+    """What `work` returns: the garbage collector would look again and again at all that it has made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return work()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _with_integers(body: bytes) -> bytes | None:
