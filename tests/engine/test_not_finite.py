@@ -91,16 +91,16 @@ def test_an_embedding_that_is_no_number_harms_the_rows_that_read_it_alone(folder
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must lie in [0, 1]"),
-        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf; it must lie in [0, 1]"),
-        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06; it must lie in [0, 1]"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps is nan; it must lie in [0, 1]"),
+        ({"rms_norm_eps": float("inf")}, "norm_eps is inf; it must lie in [0, 1]"),
+        ({"rms_norm_eps": -1e-6}, "norm_eps is -1e-06; it must lie in [0, 1]"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta"),
         ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": -2.0}}, "factor"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": float("nan")}}, "beta_fast"),
         ({"num_hidden_layers": 0}, "num_layers is 0; it must be at least 1"),
         ({"num_attention_heads": -6}, "must be at least 1"),
-        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; it must be at most"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; it must be at least 1 and at most"),
         ({"hidden_size": float("nan")}, "cannot convert float NaN to integer"),
     ],
 )
