@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, check_bytes};
+pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
 pub use tools::{MAX_TOOLS, ToolChoice, functions};
 
 /// Longest list of stop strings of one request.
@@ -272,6 +272,9 @@ pub struct Submission {
     /// The client's field that `guide` comes from, for messages.
     #[serde(default = "guide_param")]
     pub guide_param: String,
+    /// White space between the tokens of JSON that `guide` asks for.
+    #[serde(default)]
+    pub guided_whitespace: Whitespace,
     /// Whether the answer calls functions; absent: it does not, and nothing in it is taken for a call.
     #[serde(default)]
     pub tool_choice: Option<ToolChoice>,

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use lmserve::guided::{AnswerGrammar, Calls, Compiler};
+use lmserve::guided::{AnswerGrammar, Calls, Compiler, Spacing};
 use lmserve::text::{Thinking, Tokenizer, ToolFormat};
 use lmserve::wire::answer::{AnswerFormat, AnswerParser, Piece};
 use proptest::prelude::*;
@@ -58,6 +58,7 @@ fn grammar(format: ToolFormat, names: &[&'static str], several: bool) -> AnswerG
     AnswerGrammar {
         thinking: Some(Thinking::Maybe),
         guide: None,
+        spacing: Spacing::Compact,
         calls: Some(Calls {
             format,
             functions: names

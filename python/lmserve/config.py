@@ -21,6 +21,7 @@ SessionFsync = Literal["always", "interval", "never"]
 ToolParser = Literal["auto", "hermes", "llama3", "mistral"]
 ReasoningParser = Literal["auto", "none", "think"]
 GenerationConfig = Literal["model", "none"]
+GuidedWhitespace = Literal["compact", "free"]
 
 DTYPES: Final[tuple[str, ...]] = get_args(Dtype)
 OPS: Final[tuple[str, ...]] = get_args(Ops)
@@ -33,6 +34,7 @@ SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
 GENERATION_CONFIGS: Final[tuple[str, ...]] = get_args(GenerationConfig)
+GUIDED_WHITESPACES: Final[tuple[str, ...]] = get_args(GuidedWhitespace)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 # What a browser sends as Origin: a scheme, a host in lower case, and a port; RFC 6454, section 6.2.
@@ -114,6 +116,7 @@ class ServeConfig:
     tool_parser: ToolParser = "auto"
     reasoning_parser: ReasoningParser = "auto"
     generation_config: GenerationConfig = "model"  # whose sampling holds for what a request leaves out
+    guided_whitespace: GuidedWhitespace = "compact"
     max_body: int = 32 * MIB
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()  # besides localhost; none: any, but localhost alone where nobody else is served
@@ -152,6 +155,7 @@ class ServeConfig:
         self._check_choice("tool_parser", TOOL_PARSERS)
         self._check_choice("reasoning_parser", REASONING_PARSERS)
         self._check_choice("generation_config", GENERATION_CONFIGS)
+        self._check_choice("guided_whitespace", GUIDED_WHITESPACES)
         for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
             if len(set(words)) != len(words):
                 raise ConfigError(setting, "holds the same entry twice")

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from lmserve import _core
 from lmserve.engine.submission import (
     Guide,
+    GuidedWhitespace,
     Messages,
     OnOverflow,
     SamplingParams,
@@ -143,6 +144,7 @@ class Scheduler:
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
         guide: Guide | None = None,
+        guided_whitespace: GuidedWhitespace = "compact",
         on_overflow: OnOverflow = "error",
         n: int = 1,
         tenant: int = 0,
@@ -152,7 +154,8 @@ class Scheduler:
 
         With a `session` the prompt is only what is new. Tenants share neither sessions nor cached prefixes, and get
         shares by weight; of two priorities the smaller runs first. A `guide` (`lmserve.engine.submission`) is a grammar
-        for the text: the step's `masks` then say which tokens are allowed.
+        for the text: the step's `masks` then say which tokens are allowed; its JSON has no white space between its
+        tokens, unless `guided_whitespace` is free.
 
         Raises LmserveError: 400 for what can never run, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full`.
         """
@@ -163,6 +166,7 @@ class Scheduler:
             sampling=sampling or SamplingParams(),
             stopping=stopping or StopParams(),
             guide=guide,
+            guided_whitespace=guided_whitespace,
             on_overflow=on_overflow,
             n=n,
             tenant=tenant,

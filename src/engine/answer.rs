@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
-use crate::guided::{AnswerGrammar, Calls};
-use crate::request::{Input, Route, Submission, ToolChoice, functions};
+use crate::guided::{AnswerGrammar, Calls, Spacing};
+use crate::request::{Input, Route, Submission, ToolChoice, Whitespace, functions};
 use crate::text::{ChatTemplate, Thinking, Tokenizer};
 use crate::wire::answer::AnswerFormat;
 
@@ -104,6 +104,10 @@ pub(super) fn answer_grammar<'a>(
     AnswerGrammar {
         thinking: thinking.filter(|_| guide.is_some() || calls.is_some()),
         guide: guide.map(|guide| (guide, submission.guide_param.as_str())),
+        spacing: match submission.guided_whitespace {
+            Whitespace::Compact => Spacing::Compact,
+            Whitespace::Free => Spacing::Free,
+        },
         calls,
         words,
     }

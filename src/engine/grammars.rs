@@ -146,6 +146,7 @@ mod tests {
     use std::thread::yield_now;
 
     use super::*;
+    use crate::guided::Spacing;
     use crate::request::Guide;
 
     fn grammars(time_limit: Duration) -> Grammars {
@@ -160,7 +161,7 @@ mod tests {
 
     fn regex(pattern: &str) -> Grammar {
         let pattern = pattern.to_owned();
-        Grammar::of(&Guide::Regex { pattern }, "guided_regex")
+        Grammar::of(&Guide::Regex { pattern }, "guided_regex", Spacing::Compact)
     }
 
     #[test]
@@ -184,7 +185,11 @@ mod tests {
             let next = at + 1;
             grammar + &format!("\nA{at}: A{next} A{next}")
         });
-        let slow = Grammar::of(&Guide::Lark { grammar: doubling }, "guided_grammar");
+        let slow = Grammar::of(
+            &Guide::Lark { grammar: doubling },
+            "guided_grammar",
+            Spacing::Compact,
+        );
         let error = grammars.matchers(&slow, 1).unwrap_err();
         assert!(error.message.contains("longer than 0 s"), "{error}");
         assert_eq!((error.kind, error.code), (Kind::Invalid, "invalid_grammar"));

@@ -4,6 +4,7 @@ use llguidance::api::GrammarWithLexer;
 use serde_json::{Value, json};
 
 use super::grammar::{Grammar, escape, schema_grammar};
+use super::schema::Spacing;
 use crate::request::Guide;
 use crate::text::{Thinking, Tokenizer, ToolFormat};
 
@@ -25,6 +26,8 @@ pub struct AnswerGrammar<'a> {
     pub thinking: Option<Thinking>,
     /// What the answer must be, and the client's field that asks for it.
     pub guide: Option<(&'a Guide, &'a str)>,
+    /// White space in the JSON that `guide` asks for.
+    pub spacing: Spacing,
     /// Calls in the place of an answer.
     pub calls: Option<Calls<'a>>,
     /// Whether there may be words instead of calls, or beside them.
@@ -35,7 +38,9 @@ impl AnswerGrammar<'_> {
     /// The grammar; none where nothing is asked for. `tokenizer` says which markers are tokens of their own.
     pub fn grammar(&self, tokenizer: Option<&Tokenizer>) -> Option<Grammar> {
         if self.calls.is_none() && self.thinking.is_none() {
-            return self.guide.map(|(guide, param)| Grammar::of(guide, param));
+            return self
+                .guide
+                .map(|(guide, param)| Grammar::of(guide, param, self.spacing));
         }
         let marker = |text: &str| {
             let special = tokenizer.and_then(|tokenizer| {
@@ -48,7 +53,7 @@ impl AnswerGrammar<'_> {
         let mut rules = Vec::new();
         let mut answers = Vec::new();
         if let Some((guide, _)) = self.guide {
-            grammars.push(named("answer", Grammar::single(guide)));
+            grammars.push(named("answer", Grammar::single(guide, self.spacing)));
             answers.push("@answer");
         }
         if let Some(calls) = &self.calls {
@@ -138,7 +143,7 @@ impl Calls<'_> {
             }
             grammars.push(named(
                 &format!("args_{at}"),
-                schema_grammar(&schema, *strict),
+                schema_grammar(&schema, *strict, Spacing::Spaced),
             ));
         }
     }

@@ -1,13 +1,13 @@
 //! From what a client asks for to a grammar of `llguidance`.
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
-use serde_json::{Map, Value, json};
+use llguidance::regex_to_lark;
+use serde_json::{Value, json};
 
+use super::lookahead::LookAhead;
+use super::schema::{Spacing, prepared};
 use crate::request::Guide;
 
-/// Between the tokens of JSON: nothing, a space, or a new line with its indentation. Without a limit, a model that has
-/// nothing more to say writes white space for ever.
-const WHITESPACE: &str = r" |\n[ \t]{0,32}";
 /// Characters that mean something in a regular expression.
 const META: &str = r"\.+*?()|[]{}^$#&-~/";
 
@@ -19,9 +19,9 @@ pub struct Grammar {
 }
 
 impl Grammar {
-    /// The grammar of `guide`, which the client's field `param` asks for.
-    pub fn of(guide: &Guide, param: &str) -> Self {
-        Self::from_parts(vec![Self::single(guide)], param)
+    /// The grammar of `guide`, which the client's field `param` asks for. `spacing` is that of JSON.
+    pub fn of(guide: &Guide, param: &str, spacing: Spacing) -> Self {
+        Self::from_parts(vec![Self::single(guide, spacing)], param)
     }
 
     /// The first of `grammars` begins, and names the others.
@@ -35,11 +35,11 @@ impl Grammar {
         }
     }
 
-    pub(super) fn single(guide: &Guide) -> GrammarWithLexer {
+    pub(super) fn single(guide: &Guide, spacing: Spacing) -> GrammarWithLexer {
         match guide {
-            Guide::JsonObject => schema_grammar(&json!({"type": "object"}), true),
-            Guide::JsonSchema { schema, strict } => schema_grammar(schema, *strict),
-            Guide::Regex { pattern } => GrammarWithLexer::from_regex(pattern),
+            Guide::JsonObject => schema_grammar(&json!({"type": "object"}), true, spacing),
+            Guide::JsonSchema { schema, strict } => schema_grammar(schema, *strict, spacing),
+            Guide::Regex { pattern } => regex_grammar(pattern),
             Guide::Choice { choices } => {
                 let choices: Vec<String> = choices.iter().map(|text| escape(text)).collect();
                 GrammarWithLexer::from_regex(&choices.join("|"))
@@ -65,18 +65,33 @@ impl Grammar {
 }
 
 /// The grammar of JSON that `schema` allows. `strict`: a keyword that cannot be enforced is an error.
-pub(super) fn schema_grammar(schema: &Value, strict: bool) -> GrammarWithLexer {
-    let mut schema = match schema {
-        Value::Object(object) => object.clone(),
-        _ => Map::new(),
+pub(super) fn schema_grammar(schema: &Value, strict: bool, spacing: Spacing) -> GrammarWithLexer {
+    GrammarWithLexer::from_json_schema(prepared(schema, strict, spacing))
+}
+
+/// The texts that `pattern` matches as a whole; what it looks ahead for at its beginning holds beside the rest.
+fn regex_grammar(pattern: &str) -> GrammarWithLexer {
+    let Some(LookAhead {
+        with,
+        without,
+        rest,
+    }) = LookAhead::split(pattern)
+    else {
+        return GrammarWithLexer::from_regex(pattern);
     };
-    let options = json!({
-        "whitespace_flexible": true,
-        "whitespace_pattern": WHITESPACE,
-        "lenient": !strict,
-    });
-    schema.insert("x-guidance".to_owned(), options);
-    GrammarWithLexer::from_json_schema(Value::Object(schema))
+    let begins = |ahead: &String| {
+        let ahead = regex_to_lark(ahead, "");
+        match ahead.strip_suffix('$') {
+            Some(whole) => format!("/{whole}/"),
+            None => format!("/({ahead})(?s:.*)/"),
+        }
+    };
+    let with = with.iter().map(|ahead| format!(" & {}", begins(ahead)));
+    let without = without.iter().map(|ahead| format!(" & ~{}", begins(ahead)));
+    let also: String = with.chain(without).collect();
+    let rest = rest.trim_start_matches('^');
+    let rest = regex_to_lark(rest.strip_suffix('$').unwrap_or(rest), "");
+    GrammarWithLexer::from_lark(format!("start: TEXT\nTEXT: /{rest}/{also}\n"))
 }
 
 /// A regular expression that matches `text` alone.

@@ -25,10 +25,17 @@ fn too_complex(error: &impl std::fmt::Display) -> Error {
     Error::new(Kind::Invalid, "grammar_too_complex", message)
 }
 
+/// Said where no token can come next, which the library has no sentence for.
+const DEAD_END: &str = "no text can go on from here; a schema that needs itself again without end, or whose parts \
+                        contradict each other, allows no text at all";
+
 /// The library's words without the state that it appends to them.
 pub(super) fn reason(error: &str) -> &str {
     let end = error.find("\n<").unwrap_or(error.len());
-    error[..end].trim()
+    match error[..end].trim() {
+        "NoExtensionBias" => DEAD_END,
+        words => words,
+    }
 }
 
 impl Matcher {

@@ -6,8 +6,10 @@ mod answer;
 mod cache;
 mod compiler;
 mod grammar;
+mod lookahead;
 mod masks;
 mod matcher;
+mod schema;
 
 pub use answer::{AnswerGrammar, Calls};
 pub use cache::GrammarCache;
@@ -15,3 +17,4 @@ pub use compiler::Compiler;
 pub use grammar::Grammar;
 pub use masks::{MaskRow, StepMasks};
 pub use matcher::Matcher;
+pub use schema::Spacing;

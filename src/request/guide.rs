@@ -6,10 +6,11 @@ use serde_json::Value;
 use super::check_count;
 use crate::error::{Error, Result};
 
-/// Longest grammar, schema or regular expression, in bytes (of JSON, for a schema); the choices of a request together too.
-pub const MAX_GUIDE_BYTES: usize = 64 * 1024;
+/// Longest grammar, schema or regular expression, in bytes (of JSON, for a schema); the choices of a request together too. It
+/// bounds memory alone: what compiling may cost has limits of its own.
+pub const MAX_GUIDE_BYTES: usize = 4 << 20;
 /// Most texts of a choice.
-pub const MAX_GUIDE_CHOICES: usize = 1024;
+pub const MAX_GUIDE_CHOICES: usize = 65_536;
 
 /// What the text of an answer must be.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -42,14 +43,24 @@ pub enum Guide {
     },
 }
 
+/// White space between the tokens of an answer's JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Whitespace {
+    /// None.
+    #[default]
+    Compact,
+    /// As the model likes, within a limit.
+    Free,
+}
+
 impl Guide {
     pub(super) fn check(&self, param: &str) -> Result<()> {
         let bytes = match self {
             Self::JsonObject => 0,
             Self::JsonSchema { schema, .. } => {
                 if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
-                    let message =
-                        "the JSON schema must be an object, or true, but another value was given";
+                    let message = "the JSON schema must be an object, or true; false allows no text, and another value is no schema";
                     return Err(Error::invalid(param, message));
                 }
                 schema.to_string().len()

@@ -171,6 +171,7 @@ PROBES: dict[str, Probe] = {
     "guided_regex": probe("[a-z]+"),
     "guided_choice": probe(["red", "blue"]),
     "guided_grammar": probe('start: "red"'),
+    "guided_whitespace": probe("free", response_format={"type": "json_object"}),
     "reasoning_effort": probe("high"),
     "reasoning": probe({"effort": "high"}),
     "text": probe({"format": {"type": "json_object"}}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ import httpx
 import openai
 import pytest
 from conftest import MODEL, Running
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.submission import GuidedWhitespace, JsonSchema, SamplingParams, StopParams, Submission, Text
 from pydantic import BaseModel
+from tiny_engine import formula_engine
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
@@ -119,3 +123,58 @@ def test_a_guided_turn_of_a_session_goes_on(real_client: httpx.Client) -> None:
     second = real_client.post("/v1/chat/completions", json=body).json()
     spoken = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
     assert second["usage"]["prompt_tokens"] > spoken
+
+
+def test_schemas_need_no_name_and_json_objects_may_have_one(real_client: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 7}}, "required": ["a"], "additionalProperties": False}
+    for form in (
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "json_schema": {"schema": schema}},
+    ):
+        body = {"model": MODEL, "messages": MESSAGES, "response_format": form, "max_tokens": 400}
+        reply = real_client.post("/v1/chat/completions", json=body).json()
+        assert reply["choices"][0]["message"]["content"] == '{"a":7}'
+    for form in (
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "schema": schema},
+    ):
+        body = {"model": MODEL, "input": "Hello", "text": {"format": form}, "max_output_tokens": 400}
+        reply = real_client.post("/v1/responses", json=body)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["output"][0]["content"][0]["text"] == '{"a":7}'
+
+
+def test_a_request_may_ask_for_white_space(real_client: httpx.Client) -> None:
+    body = {"model": MODEL, "prompt": "Hello", "max_tokens": 400, "n": 20, "seed": 1}
+    body |= {"guided_json": {"type": "array", "items": {"type": "null"}, "minItems": 5, "maxItems": 5}}
+    compact = real_client.post("/v1/completions", json=body).json()["choices"]
+    assert {choice["text"] for choice in compact} == {"[null,null,null,null,null]"}
+    free = real_client.post("/v1/completions", json=body | {"guided_whitespace": "free"}).json()["choices"]
+    assert any(c.isspace() for choice in free for c in choice["text"])
+
+
+def test_a_server_may_leave_white_space_free() -> None:
+    core = formula_engine()
+    guide = JsonSchema({"type": "array", "items": {"type": "null"}, "minItems": 5, "maxItems": 5})
+
+    async def said(given: GuidedWhitespace | None) -> set[str]:
+        face = AsyncEngine(core, max_model_len=core.context_length, guided_whitespace="free")
+        sampling, stopping = SamplingParams(seed=1), StopParams(max_tokens=400)
+        submission = Submission(
+            route="completions",
+            input=Text("Hi"),
+            guide=guide,
+            guided_whitespace=given,
+            n=20,
+            sampling=sampling,
+            stopping=stopping,
+        )
+        body = json.loads(await face.submit(submission).body())
+        face.close()
+        return {choice["text"] for choice in body["choices"]}
+
+    try:
+        assert any(c.isspace() for text in asyncio.run(said(None)) for c in text)
+        assert asyncio.run(said("compact")) == {"[null,null,null,null,null]"}
+    finally:
+        core.shutdown(5)

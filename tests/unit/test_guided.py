@@ -96,11 +96,51 @@ def test_each_kind_of_guide_is_kept_to(scheduler: Scheduler) -> None:
     assert answers(scheduler)[request].text.lstrip().startswith("{")
 
 
-def test_white_space_has_a_limit(scheduler: Scheduler) -> None:
-    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}
-    texts = said(scheduler, JsonSchema(schema), 50)
-    assert max(map(len, texts)) < 400
-    assert any(" " in text for text in texts)
+FLAGS = {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}
+TEXTS = {"type": "object", "properties": {"a": {"enum": ["b c", "d:e, f"]}}, "required": ["a"]}
+TEXTS |= {"additionalProperties": False}
+
+
+def test_json_has_no_white_space_between_its_tokens(scheduler: Scheduler) -> None:
+    assert not any(c.isspace() for text in said(scheduler, JsonSchema(FLAGS), 50) for c in text)
+    assert set(said(scheduler, JsonSchema(TEXTS), 50)) == {'{"a":"b c"}', '{"a":"d:e, f"}'}
+
+
+def test_white_space_that_is_free_has_a_limit(scheduler: Scheduler) -> None:
+    for _ in range(50):
+        scheduler.add("x", guide=JsonSchema(FLAGS), stopping=StopParams(max_tokens=600), guided_whitespace="free")
+    found = list(answers(scheduler).values())
+    assert {(answer.reason, answer.error) for answer in found} == {("stop", None)}
+    assert max(len(answer.text) for answer in found) < 400
+    assert any(" " in answer.text for answer in found)
+
+
+def test_a_schema_is_limited_by_what_it_costs_and_not_by_its_length(scheduler: Scheduler) -> None:
+    words = [f"word {i} of a long list of words" for i in range(5000)]
+    assert set(said(scheduler, JsonSchema({"enum": words}, strict=True), 5)) <= {json.dumps(word) for word in words}
+    assert set(said(scheduler, Choice(words), 5)) <= set(words)
+
+
+def test_boolean_schemas_and_anchors(scheduler: Scheduler) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#word"}, "b": False}, "required": ["a"]}
+    schema |= {"additionalProperties": False, "$defs": {"w": {"$anchor": "word", "enum": ["x", "y"]}}}
+    assert set(said(scheduler, JsonSchema(schema, strict=True), 50)) == {'{"a":"x"}', '{"a":"y"}'}
+    item = {"type": "array", "prefixItems": [True, {"const": 1}], "items": False, "minItems": 2}
+    request = add(scheduler, JsonSchema(item, strict=True), 2)
+    assert answers(scheduler)[request].text.startswith("[")
+    request = add(scheduler, JsonSchema(True, strict=True), 1)
+    assert answers(scheduler)[request].text != ""
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^(?=.*[0-9])(?=.*[a-c])[0-9a-c]{3,5}$", "^(?=[a-c])[a-c0-9]{2}$", "(?=.b)[ab]{2,3}", "(?!a|.b)[ab]{2,3}"],
+)
+def test_look_ahead_at_the_beginning_is_kept_to(scheduler: Scheduler, pattern: str) -> None:
+    assert all(re.fullmatch(pattern, text) for text in said(scheduler, Regex(pattern), 30))
+    if "(?!" not in pattern and pattern.startswith("^"):
+        texts = said(scheduler, JsonSchema({"type": "string", "pattern": pattern}, strict=True), 30)
+        assert all(re.fullmatch(pattern, json.loads(text)) for text in texts)
 
 
 def test_an_answer_ends_with_its_grammar_and_not_with_a_token_of_its_own(scheduler: Scheduler) -> None:
@@ -135,7 +175,7 @@ def test_a_stop_string_ends_a_guided_text_too(scheduler: Scheduler) -> None:
 
 
 def test_preempted_answers_go_on_in_their_grammar() -> None:
-    schema = {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 12, "maxItems": 14}
+    schema = {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 30, "maxItems": 32}
     tight = Scheduler(num_blocks=40, tokenizer=byte_tokenizer(), **SIZES)
     texts = said(tight, JsonSchema(schema), 8)
     assert tight.stats()["preemptions"] > 0
@@ -178,13 +218,15 @@ REFUSED = [
     (Regex("(" * 5000 + "a" + ")" * 5000), "invalid regex"),
     (Lark("start: NOWHERE"), "NOWHERE"),
     (Lark("start: " + "(" * 9000 + '"a"' + ")" * 9000), "nested"),
-    (Lark("x" * 70_000), "65536"),
+    (Lark("x" * 4_200_000), "4194304"),
     (JsonSchema({"$ref": "#/nowhere"}), "nowhere"),
     (JsonSchema({"not": {}}, strict=True), "not"),
     (JsonSchema({"type": "striing"}), "striing"),
     (JsonSchema({"allOf": [{"anyOf": [{"required": [f"{i}{c}"]} for c in "ab"]} for i in range(20)]}), "too large"),
     (JsonSchema({"enum": [], "type": "string"}), ""),
-    (Choice(["a"] * 2000), "1024"),
+    (JsonSchema(False), "false allows no text"),
+    (JsonSchema({"$ref": "#"}), "needs itself again without end"),
+    (Choice(["a"] * 70_000), "65536"),
     (Choice([]), "at least one"),
 ]
 

@@ -14,6 +14,7 @@ from lmserve.cli.settings import fill
 from lmserve.config import (
     DTYPES,
     GENERATION_CONFIGS,
+    GUIDED_WHITESPACES,
     KV_DTYPES,
     LOG_LEVELS,
     OPS,
@@ -181,6 +182,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--reasoning-parser",
         metavar="FORMAT",
         help="how the model writes thoughts: auto, none, think (default: auto, by the chat template)",
+    )
+    group.add_argument(
+        "--guided-whitespace",
+        metavar="KIND",
+        choices=GUIDED_WHITESPACES,
+        help="white space between the tokens of JSON in answers that follow a schema: compact (none), or free "
+        f"(default: {default.guided_whitespace})",
     )
 
     group.add_argument(

@@ -11,9 +11,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self
 
+from msgspec import structs
+
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
 from lmserve.engine.sessions import SessionInfo, StorageFault, TranscriptTurn, session_info_of
-from lmserve.engine.submission import EmbedSubmission, Submission, encode, with_defaults
+from lmserve.engine.submission import EmbedSubmission, GuidedWhitespace, Submission, encode, with_defaults
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
@@ -50,15 +52,18 @@ class AsyncEngine:
         max_model_len: int,
         text: TextLayer | None = None,
         defaults: GenerationDefaults = NONE,
+        guided_whitespace: GuidedWhitespace = "compact",
     ) -> None:
         """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
 
-        `defaults`: what holds for a request that leaves it out.
+        `defaults`: what holds for a request that leaves it out. `guided_whitespace`: that of JSON in guided answers,
+        where a submission does not say.
         """
         self.max_model_len = max_model_len
         self.text = text
         self.defaults = defaults
         self._core = core
+        self._guided_whitespace = guided_whitespace
         self._streams: dict[int, AsyncStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fault_told: str | None = None
@@ -69,6 +74,8 @@ class AsyncEngine:
         Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
         """
         self._attach()
+        if submission.guide is not None and submission.guided_whitespace is None:
+            submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
         return self._follow(self._core.submit(encode(with_defaults(submission, self.defaults))))
 
     def embed(self, submission: EmbedSubmission) -> AsyncStream:

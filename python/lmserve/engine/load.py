@@ -129,4 +129,10 @@ class ModelPlan:
     def load_async_engine(self) -> AsyncEngine:
         """`load_engine`, with its asyncio face."""
         core = self.load_engine()
-        return AsyncEngine(core, max_model_len=core.context_length, text=self.text, defaults=self.defaults)
+        return AsyncEngine(
+            core,
+            max_model_len=core.context_length,
+            text=self.text,
+            defaults=self.defaults,
+            guided_whitespace=self._config.guided_whitespace,
+        )

@@ -14,6 +14,7 @@ Route = Literal["generate", "chat", "completions", "responses", "messages", "int
 UsageChunks = Literal["none", "last", "every"]
 OnDisconnect = Literal["rollback", "keep"]
 OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns"]
+GuidedWhitespace = Literal["compact", "free"]
 
 
 class Turn(Struct, tag_field="type", tag="turn", frozen=True):
@@ -167,6 +168,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     stopping: StopParams = StopParams()
     guide: Guide | None = None
     guide_param: str = "guide"
+    guided_whitespace: GuidedWhitespace | None = None  # None: the engine's
     tool_choice: AutoTools | RequiredTools | NamedTool | None = None
     parallel_tool_calls: bool = True
     n: int = 1

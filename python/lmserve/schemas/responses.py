@@ -67,8 +67,8 @@ class InputItem(Struct, frozen=True, kw_only=True):
 class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_only=True, forbid_unknown_fields=True):
     """JSON that a schema allows."""
 
-    name: Annotated[Tag, Meta(description="Of no effect.")]
-    schema: JsonSchema
+    schema: JsonSchema | bool
+    name: Annotated[Tag | None, Meta(description="Of no effect.")] = None
     description: Annotated[Text | None, Meta(description="Of no effect.")] = None
     strict: Annotated[
         bool | None,

@@ -27,8 +27,8 @@ def guide_of(data: GuidedRequest) -> tuple[Guide | None, str]:
 
 def _guides(data: GuidedRequest) -> Iterator[tuple[str, Guide]]:
     match data.response_format:
-        case JsonObjectFormat():
-            yield "response_format", JsonObject()
+        case JsonObjectFormat(schema=schema):
+            yield "response_format", JsonObject() if schema is None else JsonSchema({"type": "object"} | schema)
         case JsonSchemaFormat(json_schema=named):
             guide = JsonObject() if named.schema is None else JsonSchema(named.schema, bool(named.strict))
             yield "response_format", guide
@@ -47,11 +47,11 @@ def _guides(data: GuidedRequest) -> Iterator[tuple[str, Guide]]:
             yield f"{prefix}grammar", Lark(grammar)
 
 
-def _schema(given: dict[str, Any] | str, param: str) -> dict[str, Any]:
+def _schema(given: dict[str, Any] | bool | str, param: str) -> dict[str, Any] | bool:
     if not isinstance(given, str):
         return given
     try:
-        return msgspec.json.decode(given, type=dict[str, Any])
+        return msgspec.json.decode(given, type=dict[str, Any] | bool)
     except (msgspec.MsgspecError, RecursionError) as error:
         message = f"{param} must be a JSON schema, an object, but its text is none: {error}"
         raise LmserveError.invalid(param, message) from error

@@ -291,8 +291,8 @@ def _format(data: ResponsesRequest) -> TextFormat | JsonObjectFormat | SchemaFor
 
 def _guide(data: ResponsesRequest) -> Guide | None:
     match _format(data):
-        case JsonObjectFormat():
-            return JsonObject()
+        case JsonObjectFormat(schema=schema):
+            return JsonObject() if schema is None else JsonSchema({"type": "object"} | schema)
         case SchemaFormat(schema=schema, strict=strict):
             return JsonSchema(schema, bool(strict))
         case _:

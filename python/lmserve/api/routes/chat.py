@@ -79,6 +79,7 @@ def submission(data: ChatRequest, *, tenant: int, fingerprint: str) -> Submissio
         stopping=stop_params(data, max_tokens=_max_tokens(data)),
         guide=guide,
         guide_param=guide_param,
+        guided_whitespace=data.guided_whitespace,
         tool_choice=choice,
         parallel_tool_calls=given_or(data.parallel_tool_calls, True),
     )

@@ -92,6 +92,7 @@ def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> li
         stopping=stop_params(data, max_tokens=given_or(data.max_tokens, DEFAULT_MAX_TOKENS)),
         guide=guide,
         guide_param=guide_param,
+        guided_whitespace=data.guided_whitespace,
     )
     others = enumerate(inputs[1:], start=1)
     return [first, *(msgspec.structs.replace(first, input=prompt, first_choice=at * n) for at, prompt in others)]
