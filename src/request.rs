@@ -3,6 +3,7 @@
 
 mod guide;
 mod tools;
+mod types;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
 pub use tools::{MAX_TOOLS, ToolChoice, functions};
+pub use types::{Function, Types, types_of};
 
 /// Longest list of stop strings of one request.
 pub const MAX_STOPS: usize = 64;

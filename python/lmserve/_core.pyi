@@ -108,9 +108,17 @@ class ChatTemplate:
     ) -> Self:
         """`special_tokens`: a JSON object of variables for the template, such as `bos_token`.
 
-        `tool_parser`: how answers call functions, `auto` (by the template), `hermes`, `llama3` or `mistral`;
-        `reasoning_parser`: whether they begin with thoughts, `auto`, `none` or `think`.
+        `tool_parser`: how answers call functions, `auto` (by the template) or the name of a format;
+        `reasoning_parser`: how they write thoughts, `auto`, `none` or the name of a format.
         """
+
+    @property
+    def tool_format(self) -> str:
+        """The format in which its model calls functions."""
+
+    @property
+    def thought_format(self) -> str | None:
+        """The format in which its model writes thoughts; None: it does not think."""
 
     def render(
         self,
@@ -139,6 +147,7 @@ class ChatTemplate:
         messages: bytes,
         *,
         open_assistant: bool,
+        called: list[str] | None = None,
         tools: bytes | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -146,7 +155,8 @@ class ChatTemplate:
     ) -> str:
         """Text that `messages` append to a live conversation.
 
-        `open_assistant`: its last message was generated, and what closes it comes first.
+        `open_assistant`: its last message was generated, and what closes it comes first. `called`: the functions that
+        it calls, where `messages` begin with their results.
         """
 
     def system_prefix(self, messages: bytes, *, tools: bytes | None = None, kwargs: bytes | None = None) -> str | None:

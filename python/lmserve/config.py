@@ -18,8 +18,32 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 RequestLog = Literal["text", "json", "off"]
 Policy = Literal["fair", "fcfs"]
 SessionFsync = Literal["always", "interval", "never"]
-ToolParser = Literal["auto", "hermes", "llama3", "mistral"]
-ReasoningParser = Literal["auto", "none", "think"]
+# The formats of src/text/formats/.
+ToolParser = Literal[
+    "auto",
+    "deepseek_v3",
+    "deepseek_v31",
+    "deepseek_v32",
+    "functionary_v31",
+    "functionary_v32",
+    "gemma4",
+    "glm",
+    "glm47",
+    "granite",
+    "harmony",
+    "hermes",
+    "kimi_k2",
+    "lfm2",
+    "llama3",
+    "minimax_m1",
+    "minimax_m2",
+    "mistral",
+    "mistral_args",
+    "phi4",
+    "pythonic",
+    "qwen3_coder",
+]
+ReasoningParser = Literal["auto", "none", "gemma4", "harmony", "mistral", "seed", "think"]
 GenerationConfig = Literal["model", "none"]
 GuidedWhitespace = Literal["compact", "free"]
 

@@ -219,7 +219,7 @@ impl ChatTemplate {
         })
     }
 
-    #[pyo3(signature = (messages, *, open_assistant, tools = None, add_generation_prompt = true, continue_final_message = false, kwargs = None))]
+    #[pyo3(signature = (messages, *, open_assistant, called = None, tools = None, add_generation_prompt = true, continue_final_message = false, kwargs = None))]
     #[expect(
         clippy::too_many_arguments,
         reason = "keyword arguments of the Python method"
@@ -229,6 +229,7 @@ impl ChatTemplate {
         py: Python<'_>,
         messages: &[u8],
         open_assistant: bool,
+        called: Option<Vec<String>>,
         tools: Option<&[u8]>,
         add_generation_prompt: bool,
         continue_final_message: bool,
@@ -245,11 +246,22 @@ impl ChatTemplate {
             self.0.render_continued(
                 tail,
                 &messages,
+                &called.unwrap_or_default(),
                 tools.as_deref(),
                 ending,
                 &object("kwargs", kwargs)?,
             )
         })
+    }
+
+    #[getter]
+    fn tool_format(&self) -> &'static str {
+        self.0.tool_format().name
+    }
+
+    #[getter]
+    fn thought_format(&self) -> Option<&'static str> {
+        self.0.thought_format().map(|format| format.name)
     }
 
     #[pyo3(signature = (messages, *, tools = None, kwargs = None))]

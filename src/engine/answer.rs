@@ -5,20 +5,10 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::guided::{AnswerGrammar, Calls, Spacing};
-use crate::request::{Input, Route, Submission, ToolChoice, Whitespace, functions};
-use crate::text::{ChatTemplate, Thinking, Tokenizer};
+use crate::request::{Function, Input, Route, Submission, ToolChoice, Whitespace, functions};
+use crate::text::formats::Thoughts;
+use crate::text::{ChatTemplate, Tokenizer};
 use crate::wire::answer::AnswerFormat;
-
-/// Markers of thoughts and calls that are special tokens in some vocabularies.
-const MARKERS: [&str; 7] = [
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "[TOOL_CALLS]",
-    "[ARGS]",
-    "<|python_tag|>",
-];
 
 static ANY_OBJECT: LazyLock<Value> = LazyLock::new(|| json!({"type": "object"}));
 
@@ -34,7 +24,7 @@ fn tools_of(submission: &Submission) -> &[Value] {
 /// What to look for in the answer, and the special tokens that are part of it.
 pub(super) fn answer_format(
     submission: &Submission,
-    thinking: Option<Thinking>,
+    thinking: Option<Thoughts>,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
 ) -> (AnswerFormat, Vec<u32>) {
@@ -49,30 +39,35 @@ pub(super) fn answer_format(
         .as_ref()
         .zip(template)
         .map(|(_, template)| {
-            let names = functions(tools_of(submission)).map(|(name, _, _)| name.to_owned());
-            (template.tool_format(), names.collect())
+            let functions = functions(tools_of(submission));
+            let functions = functions.map(|(name, schema, _)| Function::new(name, schema));
+            (template.tool_format(), functions.collect())
         });
     let answer = AnswerFormat {
         thinking,
         tools,
         one_call: !submission.parallel_tool_calls,
     };
-    let special = |marker: &&str| {
+    let special = |marker: &str| {
         let id = tokenizer?.token_to_id(marker)?;
         tokenizer?.is_special(id).then_some(id)
     };
-    let markers = if answer.thinking.is_some() || answer.tools.is_some() {
-        MARKERS.iter().filter_map(special).collect()
-    } else {
-        Vec::new()
-    };
+    let of_thoughts = answer
+        .thinking
+        .map_or(&[][..], |thoughts| thoughts.format.tokens);
+    let of_calls = answer
+        .tools
+        .as_ref()
+        .map_or(&[][..], |(format, _)| format.tokens);
+    let tokens = of_thoughts.iter().chain(of_calls);
+    let markers = tokens.filter_map(|marker| special(marker)).collect();
     (answer, markers)
 }
 
 /// The grammar that the answer must follow.
 pub(super) fn answer_grammar<'a>(
     submission: &'a Submission,
-    thinking: Option<Thinking>,
+    thinking: Option<Thoughts>,
     template: Option<&ChatTemplate>,
 ) -> AnswerGrammar<'a> {
     let guide = submission.guide.as_ref();
@@ -89,8 +84,10 @@ pub(super) fn answer_grammar<'a>(
         let any = (words && !strict).then_some(&*ANY_OBJECT);
         (name, any.or(schema), strict)
     };
+    // Words in a format of messages are parted from calls by their headers, which no grammar holds a model to.
+    let parted = |(_, template): &(_, &ChatTemplate)| template.tool_format().messages.is_some();
     let calls = choice
-        .filter(|_| !words || strict)
+        .filter(|choice| !words || (strict && !parted(choice)))
         .map(|(choice, template)| Calls {
             format: template.tool_format(),
             functions: functions(tools_of(submission))

@@ -4,16 +4,18 @@ use serde_json::{Map, Value, json};
 
 use super::prepare::Limits;
 use crate::error::{Error, Result};
-use crate::request::{Input, Submission};
+use crate::request::{Function, Input, Submission, functions};
 use crate::session::Base;
-use crate::text::{ChatTemplate, Ending, Tail, Thinking, Tokenizer, without_tools};
+use crate::text::formats::Thoughts;
+use crate::text::{ChatTemplate, Ending, Tail, Tokenizer, without_tools};
+use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
 
 /// The input of a request in tokens, and what its template says of it.
 pub(super) struct Encoded {
     pub(super) input: Vec<u32>,
     pub(super) tail: Tail,
     pub(super) system_tokens: usize,
-    pub(super) thinking: Option<Thinking>,
+    pub(super) thinking: Option<Thoughts>,
 }
 
 /// Renders and tokenizes the input of `submission`, which goes on after `base`, or begins it (`first`).
@@ -152,7 +154,9 @@ fn render(
         Tail::OpenAssistant
     };
     if !first {
-        let text = template.render_continued(base.tail, messages, tools, ending, kwargs)?;
+        let called = called(base, messages, tools, tokenizer, template);
+        let text =
+            template.render_continued(base.tail, messages, &called, tools, ending, kwargs)?;
         return Ok(Encoded {
             input: tokenizer.encode_continued(&text)?,
             tail,
@@ -202,6 +206,44 @@ pub(super) fn check_embedded(
              the id {id}"
         ),
     ))
+}
+
+/// The functions that the last answer of a session calls, where `messages` begin with what they gave.
+fn called(
+    base: &Base,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+) -> Vec<String> {
+    let answered = messages
+        .first()
+        .is_some_and(|message| message["role"] == "tool");
+    let Some(turn) = base.turns.last().filter(|_| answered) else {
+        return Vec::new();
+    };
+    let begin = turn.start + turn.input_tokens;
+    let answer = base.history.get(begin..turn.end()).unwrap_or_default();
+    let functions = functions(tools.unwrap_or_default());
+    let format = AnswerFormat {
+        // How the answer began is not known any more; thoughts that were opened in the prompt end all the same.
+        thinking: None,
+        tools: Some((
+            template.tool_format(),
+            functions
+                .map(|(name, schema, _)| Function::new(name, schema))
+                .collect(),
+        )),
+        one_call: false,
+    };
+    let pieces = AnswerParser::new(&format)
+        .map(|mut parser| parser.push(&tokenizer.decode(answer, false), true))
+        .unwrap_or_default();
+    let names = pieces.into_iter().filter_map(|piece| match piece {
+        Piece::Call { name, .. } => Some(name),
+        _ => None,
+    });
+    names.collect()
 }
 
 /// Refuses ids that are no token's.

@@ -128,7 +128,7 @@ pub fn prepare(
         }
     };
     let (answer, markers) = answer_format(submission, encoded.thinking, tokenizer, template);
-    let grammar = answer_grammar(submission, encoded.thinking, template).grammar(tokenizer);
+    let grammar = answer_grammar(submission, encoded.thinking, template).grammar(tokenizer)?;
     Ok(Prepared {
         prompt,
         history_tokens,

@@ -4,15 +4,19 @@
 
 mod answer;
 mod cache;
+mod calls;
 mod compiler;
 mod grammar;
 mod lookahead;
+mod loose;
+mod marks;
 mod masks;
 mod matcher;
 mod schema;
 
-pub use answer::{AnswerGrammar, Calls};
+pub use answer::AnswerGrammar;
 pub use cache::GrammarCache;
+pub use calls::Calls;
 pub use compiler::Compiler;
 pub use grammar::Grammar;
 pub use masks::{MaskRow, StepMasks};

@@ -5,6 +5,7 @@
 mod detokenizer;
 #[cfg(test)]
 mod fixtures;
+pub mod formats;
 mod from_gguf;
 mod markers;
 mod pre_tokenizers;
@@ -17,5 +18,5 @@ mod tokenizer;
 pub use detokenizer::Detokenizer;
 pub use markers::END_OF_TURN;
 pub use stop::{Matched, StopMatcher};
-pub use template::{ChatTemplate, Ending, Tail, Thinking, ToolFormat, without_tools};
+pub use template::{ChatTemplate, Ending, Tail, without_tools};
 pub use tokenizer::Tokenizer;

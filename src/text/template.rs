@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
 use traits::Traits;
-pub use traits::{Thinking, ToolFormat, without_tools};
+pub use traits::without_tools;
 
 /// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
 /// about a second of work.

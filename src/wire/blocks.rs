@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
 use super::reply::{Head, TokenLogprob};
-use crate::text::ToolFormat;
 
 /// A part of an answer.
 #[derive(Debug)]
@@ -81,7 +80,7 @@ impl Blocks {
     pub(super) fn new(format: &AnswerFormat) -> Self {
         Self {
             parser: AnswerParser::new(format),
-            short_ids: matches!(format.tools, Some((ToolFormat::Mistral, _))),
+            short_ids: format.short_ids(),
             ..Self::default()
         }
     }
@@ -219,23 +218,24 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::Thinking;
+    use crate::request::Function;
+    use crate::text::formats::{HERMES, Thinking, Thoughts, ToolFormat};
 
     fn logprob(token: u32) -> TokenLogprob {
         TokenLogprob::new(token, b"x".to_vec(), Some(-1.0), Vec::new())
     }
 
-    fn blocks(thinking: Option<Thinking>, tools: Option<ToolFormat>) -> Blocks {
+    fn blocks(thinking: Option<Thoughts>, tools: Option<&'static ToolFormat>) -> Blocks {
         Blocks::new(&AnswerFormat {
             thinking,
-            tools: tools.map(|format| (format, vec!["f".to_owned()])),
+            tools: tools.map(|format| (format, vec![Function::new("f", None)])),
             one_call: false,
         })
     }
 
     #[test]
     fn each_part_opens_when_it_begins_and_closes_when_another_does() {
-        let mut blocks = blocks(Some(Thinking::Maybe), Some(ToolFormat::Hermes));
+        let mut blocks = blocks(Some(Thoughts::think(Thinking::Maybe)), Some(&HERMES));
         let mut changes = Vec::new();
         let text =
             "<think>Hm.</think>Yes.<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_nothing_is_an_empty_text() {
-        for tools in [None, Some(ToolFormat::Hermes)] {
+        for tools in [None, Some(&HERMES)] {
             let mut blocks = blocks(None, tools);
             assert_eq!(blocks.finish("", &mut Vec::new(), 1), [Change::Opened(0)]);
             assert_eq!(blocks.list()[0].text(), "");

@@ -4,7 +4,6 @@ use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
 use super::chat::{close_chunk, open_chunk, push_logprobs};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head};
-use crate::text::ToolFormat;
 
 /// One choice's answer while it is taken apart.
 #[derive(Debug)]
@@ -22,10 +21,9 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(format: &AnswerFormat) -> Option<Self> {
-        let short_ids = matches!(format.tools, Some((ToolFormat::Mistral, _)));
         Some(Self {
             parser: AnswerParser::new(format)?,
-            short_ids,
+            short_ids: format.short_ids(),
             may_think: format.thinking.is_some(),
             reasoning_tokens: 0,
             reasoning: String::new(),

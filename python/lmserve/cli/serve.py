@@ -20,8 +20,10 @@ from lmserve.config import (
     OPS,
     POLICIES,
     QUANTIZE,
+    REASONING_PARSERS,
     REQUEST_LOGS,
     SESSION_FSYNCS,
+    TOOL_PARSERS,
     ConfigError,
     ServeConfig,
     format_size,
@@ -176,12 +178,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tool-parser",
         metavar="FORMAT",
-        help="how the model calls functions: auto, hermes, llama3, mistral (default: auto, by the chat template)",
+        help=f"how the model calls functions: {', '.join(TOOL_PARSERS)} (default: auto, by the chat template)",
     )
     group.add_argument(
         "--reasoning-parser",
         metavar="FORMAT",
-        help="how the model writes thoughts: auto, none, think (default: auto, by the chat template)",
+        help=f"how the model writes thoughts: {', '.join(REASONING_PARSERS)} (default: auto, by the chat template)",
     )
     group.add_argument(
         "--guided-whitespace",

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ChatTemplate, Ending};
 use crate::error::{Error, Kind, Result};
+use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};
 
 /// Where the tokens of a live conversation end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,9 @@ impl ChatTemplate {
     /// Renders what `messages` append to a conversation that is live already.
     ///
     /// The text is taken from a render of a short stand-in conversation that ends with an assistant's message, followed
-    /// by `messages`: whatever the template writes after the former.
+    /// by `messages`: whatever the template writes after the former. Where `messages` begin with what tools gave, that message
+    /// calls them: `called` are the names of the functions that the live conversation's last answer calls, as far as they are
+    /// known.
     ///
     /// # Errors
     /// `invalid_messages` (400) says what the template refuses about the messages.
@@ -26,11 +29,17 @@ impl ChatTemplate {
         &self,
         tail: Tail,
         messages: &[Value],
+        called: &[String],
         tools: Option<&[Value]>,
         ending: Ending,
         kwargs: &Map<String, Value>,
     ) -> Result<String> {
         let mark = mark_for(messages, tools, kwargs);
+        if tail == Tail::OpenAssistant
+            && let Some(appended) = self.after_calls(&mark, messages, called, tools, ending, kwargs)
+        {
+            return Ok(appended);
+        }
         let mut whole = stand_in(&mark);
         whole.extend_from_slice(messages);
         let text = self.render(&whole, tools, ending, kwargs)?;
@@ -39,6 +48,72 @@ impl ChatTemplate {
             return Ok(appended.to_owned());
         }
         Ok(self.strip_closing(appended, tools, kwargs)?.to_owned())
+    }
+
+    /// What the template writes behind the calls of an answer whose results `messages` begin with. `None` where they do not,
+    /// or where the template does not show calls in its format.
+    fn after_calls(
+        &self,
+        mark: &str,
+        messages: &[Value],
+        called: &[String],
+        tools: Option<&[Value]>,
+        ending: Ending,
+        kwargs: &Map<String, Value>,
+    ) -> Option<String> {
+        let results = messages
+            .iter()
+            .take_while(|message| message["role"] == "tool")
+            .count();
+        if results == 0 || !self.knows_tools() {
+            return None;
+        }
+        let given = |message: &Value, key: &str| {
+            message.get(key).and_then(Value::as_str).map(str::to_owned)
+        };
+        // As many calls as there are: some templates wait for all of their results.
+        let count = called.len().max(results);
+        let mut calls = Vec::with_capacity(count);
+        let mut messages = messages.to_vec();
+        for at in 0..count {
+            let message = messages.get(at).filter(|_| at < results);
+            let id = message.and_then(|message| given(message, "tool_call_id"));
+            let id = id.unwrap_or_else(|| format!("call{at:05}"));
+            let name = called.get(at).cloned();
+            let name = name.or_else(|| message.and_then(|message| given(message, "name")));
+            let name = name.unwrap_or_else(|| "function".to_owned());
+            if let Some(Value::Object(message)) = messages.get_mut(at).filter(|_| at < results) {
+                message
+                    .entry("name")
+                    .or_insert_with(|| name.as_str().into());
+                message
+                    .entry("tool_call_id")
+                    .or_insert_with(|| id.as_str().into());
+            }
+            let arguments = if at + 1 == count {
+                json!({"x": mark})
+            } else {
+                json!({})
+            };
+            calls.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}));
+        }
+        // Some templates write arguments that are an object, others only their JSON.
+        let as_texts: Vec<Value> = calls
+            .iter()
+            .map(|call| {
+                let mut call = call.clone();
+                call["function"]["arguments"] = call["function"]["arguments"].to_string().into();
+                call
+            })
+            .collect();
+        [calls, as_texts].into_iter().find_map(|calls| {
+            let mut whole = vec![json!({"role": "user", "content": "X"})];
+            whole.push(json!({"role": "assistant", "content": "", "tool_calls": calls}));
+            whole.extend_from_slice(&messages);
+            let text = self.render(&whole, tools, ending, kwargs).ok()?;
+            let (_, behind) = text.split_once(mark)?;
+            Some(behind[calls_end(self.tool_format(), behind)?..].to_owned())
+        })
     }
 
     /// The text before the first user turn: what stays when the oldest turns of a conversation are dropped. `None` if
@@ -138,6 +213,30 @@ impl ChatTemplate {
     }
 }
 
+/// Where, behind an argument of the last call, the calls end that a model itself writes.
+fn calls_end(format: &ToolFormat, behind: &str) -> Option<usize> {
+    let last = pieces(format.call_close, format.tokens)
+        .chain(pieces(format.close, format.tokens))
+        .last();
+    if let Some(last) = last {
+        return behind.find(last).map(|at| at + last.len());
+    }
+    if format.list {
+        return behind.find(']').map(|at| at + 1);
+    }
+    let close = match format.shapes.first()? {
+        Shape::Named {
+            arguments: Arguments::Loose(loose),
+            ..
+        } => loose.close,
+        _ => '}',
+    };
+    // All brackets that are open within the call.
+    let first = behind.find(close)?;
+    let rest = behind[first..].trim_start_matches(close);
+    Some(behind.len() - rest.len())
+}
+
 /// A conversation that ends with an assistant's message.
 fn stand_in(answer: &str) -> Vec<Value> {
     vec![
@@ -213,7 +312,7 @@ mod tests {
         ending: Ending,
     ) -> String {
         template
-            .render_continued(tail, messages, None, ending, &Map::new())
+            .render_continued(tail, messages, &[], None, ending, &Map::new())
             .unwrap()
     }
 

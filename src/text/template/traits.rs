@@ -4,96 +4,63 @@ use serde_json::{Map, Value, json};
 
 use super::{ChatTemplate, Ending};
 use crate::error::{Error, Result};
-
-/// How a model writes calls of functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ToolFormat {
-    /// Hermes, Qwen: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
-    Hermes,
-    /// Llama 3: a bare `{"name": ..., "parameters": ...}`, or one after `<|python_tag|>`.
-    Llama3,
-    /// Mistral: `[TOOL_CALLS]` and a list of such objects, or names with `[ARGS]`.
-    Mistral,
-}
-
-/// Whether an answer begins with thoughts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Thinking {
-    /// The prompt has opened them.
-    Open,
-    /// The answer may open them.
-    Maybe,
-}
+use crate::text::formats::{
+    HERMES, THOUGHT_FORMATS, TOOL_FORMATS, Thinking, ThoughtFormat, Thoughts, ToolFormat,
+};
 
 /// What is found out once, when the template is compiled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Traits {
     knows_tools: bool,
-    tool_format: ToolFormat,
-    thinks: bool,
+    tools: &'static ToolFormat,
+    thoughts: Option<&'static ThoughtFormat>,
 }
 
 impl Traits {
     pub(super) const UNKNOWN: Self = Self {
         knows_tools: false,
-        tool_format: ToolFormat::Hermes,
-        thinks: false,
+        tools: &HERMES,
+        thoughts: None,
     };
 }
 
 impl ChatTemplate {
     pub(super) fn find_traits(&self, source: &str) -> Traits {
-        let has = |word| source.contains(word);
-        let tool_format = if has("<tool_call>") {
-            ToolFormat::Hermes
-        } else if has("[TOOL_CALLS]") {
-            ToolFormat::Mistral
-        } else if has("<|python_tag|>") || has("ipython") {
-            ToolFormat::Llama3
-        } else {
-            ToolFormat::Hermes
-        };
         let mark = "XTOOLX";
         let function = json!({"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}});
         let tools = [json!({"type": "function", "function": function})];
         let messages = [json!({"role": "user", "content": "X"})];
         let shown = self.render(&messages, Some(&tools), Ending::Answer, &Map::new());
+        let knows_tools = shown.is_ok_and(|text| text.contains(mark));
+        // Where the template does not show tools they are described in Hermes' words, whatever its model was trained on.
+        let tools = ToolFormat::of_template(source).filter(|_| knows_tools);
         Traits {
-            knows_tools: shown.is_ok_and(|text| text.contains(mark)),
-            tool_format,
-            thinks: has("<think>") || has("</think>"),
+            knows_tools,
+            tools: tools.unwrap_or(&HERMES),
+            thoughts: ThoughtFormat::of_template(source),
         }
     }
 
-    /// The same template with another way to read answers. `tools`: `auto`, `hermes`, `llama3` or `mistral`; `reasoning`:
-    /// `auto`, `none` or `think`.
+    /// The same template with another way to read answers. `tools`: `auto` or the name of a format of calls; `reasoning`:
+    /// `auto`, `none` or the name of a format of thoughts.
     ///
     /// # Errors
     /// `invalid_value` names the words that are allowed.
     pub fn with_parsers(mut self, tools: &str, reasoning: &str) -> Result<Self> {
-        match tools {
-            "auto" => {}
-            "hermes" => self.traits.tool_format = ToolFormat::Hermes,
-            "llama3" => self.traits.tool_format = ToolFormat::Llama3,
-            "mistral" => self.traits.tool_format = ToolFormat::Mistral,
-            _ => {
-                let message = format!(
-                    "tool_parser must be auto, hermes, llama3 or mistral, but {tools:?} was given"
-                );
-                return Err(Error::invalid("tool_parser", message));
-            }
+        if tools != "auto" {
+            self.traits.tools = ToolFormat::named(tools).ok_or_else(|| {
+                let names = TOOL_FORMATS.iter().map(|format| format.name);
+                unknown("tool_parser", &["auto"], names, tools)
+            })?;
         }
-        match reasoning {
-            "auto" => {}
-            "none" => self.traits.thinks = false,
-            "think" => self.traits.thinks = true,
-            _ => {
-                let message = format!(
-                    "reasoning_parser must be auto, none or think, but {reasoning:?} was given"
-                );
-                return Err(Error::invalid("reasoning_parser", message));
-            }
-        }
+        self.traits.thoughts = match reasoning {
+            "auto" => self.traits.thoughts,
+            "none" => None,
+            name => Some(ThoughtFormat::named(name).ok_or_else(|| {
+                let names = THOUGHT_FORMATS.iter().map(|format| format.name);
+                unknown("reasoning_parser", &["auto", "none"], names, name)
+            })?),
+        };
         Ok(self)
     }
 
@@ -103,23 +70,49 @@ impl ChatTemplate {
     }
 
     /// How its model writes calls.
-    pub const fn tool_format(&self) -> ToolFormat {
-        self.traits.tool_format
+    pub const fn tool_format(&self) -> &'static ToolFormat {
+        self.traits.tools
+    }
+
+    /// How its model writes thoughts.
+    pub const fn thought_format(&self) -> Option<&'static ThoughtFormat> {
+        self.traits.thoughts
     }
 
     /// Whether the answer to a rendered `prompt` begins with thoughts.
-    pub fn thinking(&self, prompt: &str, ending: Ending) -> Option<Thinking> {
+    pub fn thinking(&self, prompt: &str, ending: Ending) -> Option<Thoughts> {
         let prompt = prompt.trim_end();
-        if !self.traits.thinks || ending == Ending::Closed {
-            None
-        } else if prompt.ends_with("<think>") {
-            Some(Thinking::Open)
-        } else if ending == Ending::OpenMessage || prompt.ends_with("</think>") {
+        let format = self.traits.thoughts.filter(|_| ending != Ending::Closed)?;
+        if prompt.ends_with(format.open.trim()) {
+            Some(Thoughts {
+                format,
+                begin: Thinking::Open,
+            })
+        } else if ending == Ending::OpenMessage || prompt.ends_with(format.close.trim()) {
             None
         } else {
-            Some(Thinking::Maybe)
+            Some(Thoughts {
+                format,
+                begin: Thinking::Maybe,
+            })
         }
     }
+}
+
+fn unknown(
+    param: &str,
+    others: &[&str],
+    names: impl Iterator<Item = &'static str>,
+    given: &str,
+) -> Error {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    let words: Vec<&str> = others.iter().copied().chain(names).collect();
+    let message = format!(
+        "{param} must be one of {}, but {given:?} was given",
+        words.join(", ")
+    );
+    Error::invalid(param, message)
 }
 
 /// Messages for a template that knows nothing of tools: these are described in the system's words where `described`, calls

@@ -1,10 +1,7 @@
-//! Tells what a model thinks from what it answers, as it comes: `<think>...</think>` before the answer.
+//! Tells what a model thinks from what it answers, as it comes: thoughts between two marks, before the answer.
 
 use super::partial_suffix;
-use crate::text::Thinking;
-
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+use crate::text::formats::{Thinking, Thoughts};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -20,17 +17,21 @@ enum Mode {
 /// The state within one answer.
 #[derive(Debug)]
 pub(super) struct ThoughtParser {
+    open: &'static str,
+    close: &'static str,
     mode: Mode,
     held: String,
 }
 
 impl ThoughtParser {
-    pub(super) fn new(thinking: Thinking) -> Self {
-        let mode = match thinking {
+    pub(super) fn new(thoughts: Thoughts) -> Self {
+        let mode = match thoughts.begin {
             Thinking::Open => Mode::BeforeThoughts,
             Thinking::Maybe => Mode::Begin,
         };
         Self {
+            open: thoughts.format.open.trim(),
+            close: thoughts.format.close.trim(),
             mode,
             held: String::new(),
         }
@@ -66,10 +67,10 @@ impl ThoughtParser {
             Mode::Begin => {
                 self.held.push(c);
                 let begun = self.held.trim_start();
-                if begun == OPEN {
+                if begun == self.open {
                     self.held.clear();
                     self.mode = Mode::BeforeThoughts;
-                } else if !OPEN.starts_with(begun) {
+                } else if !self.open.starts_with(begun) {
                     answer.push_str(&self.held);
                     self.held.clear();
                     self.mode = Mode::Answer;
@@ -78,14 +79,14 @@ impl ThoughtParser {
             Mode::BeforeThoughts | Mode::Thoughts => {
                 self.mode = Mode::Thoughts;
                 self.held.push(c);
-                if let Some(last) = self.held.strip_suffix(CLOSE) {
+                if let Some(last) = self.held.strip_suffix(self.close) {
                     thoughts.push_str(last.trim_end());
                     self.held.clear();
                     self.mode = Mode::BeforeAnswer;
                     return;
                 }
                 // White space before the marker belongs to it.
-                let kept = partial_suffix(&self.held, CLOSE);
+                let kept = partial_suffix(&self.held, self.close);
                 let sure = self.held[..self.held.len() - kept].trim_end().len();
                 let rest = self.held.split_off(sure);
                 thoughts.push_str(&self.held);

@@ -1,52 +1,116 @@
-//! Finds function calls in the text of an answer, as it comes.
+//! Finds function calls in the text of an answer, as it comes, by the description of its format.
 
+use super::arguments::{Fate, Reader};
 use super::call::{Call, Progress, Said};
-use super::value::{Step, Value};
 use super::{Piece, partial_suffix};
-use crate::text::ToolFormat;
+use crate::request::Function;
+use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};
 
-const HERMES_OPEN: &str = "<tool_call>";
-const HERMES_CLOSE: &str = "</tool_call>";
-const PYTHON_TAG: &str = "<|python_tag|>";
-const TOOL_CALLS: &str = "[TOOL_CALLS]";
-const ARGS: &str = "[ARGS]";
-const CALL_ID: &str = "[CALL_ID]";
+/// Longest name of a function, in bytes; what is longer is no name.
+const MAX_NAME: usize = 200;
 
 #[derive(Debug)]
 enum Mode {
-    /// Nothing but white space has come yet.
-    Begin,
-    /// Words, up to the marker of a call.
+    /// Words, up to what begins calls.
     Words,
-    /// A call's object; `close`: characters of the format's closing marker come after it.
+    /// What stands around calls: before a name, or (`behind`) after a call.
+    Between {
+        behind: bool,
+    },
+    /// A call as a JSON object.
     Object(Box<Call>),
-    /// Behind a call: white space, and what stands between calls.
-    Behind,
-    /// Mistral: `name[ARGS]{...}`.
-    Name(String),
-    Arguments(Value),
+    /// A name, and what follows it.
+    Name(&'static Shape),
+    Arguments(Box<Reader>),
 }
 
 /// The state within one answer.
 #[derive(Debug)]
 pub(super) struct ToolParser {
-    format: ToolFormat,
-    names: Vec<String>,
+    format: &'static ToolFormat,
+    functions: Vec<Function>,
+    /// Nothing but white space has come yet.
+    at_beginning: bool,
     mode: Mode,
-    /// Read, and not yet known to be words or a marker.
+    openings: Vec<&'static str>,
+    marks: Vec<Mark>,
+    /// Read, and not yet known to be words or a mark.
     held: String,
     /// What the call that is read began with, should it turn out to be none.
     opening: String,
     calls: usize,
 }
 
+/// A text that may stand before or after a call.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    text: &'static str,
+    leads: Leads,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Leads {
+    /// To another mark, or a call.
+    ToCall,
+    /// To the name of a function.
+    ToName(&'static Shape),
+    /// Out of a call.
+    Behind,
+}
+
+/// All marks of a format.
+fn marks(format: &'static ToolFormat) -> Vec<Mark> {
+    let mut marks: Vec<Mark> = Vec::new();
+    let mut add = |text: &'static str, leads| {
+        if !marks.iter().any(|mark| mark.text == text) {
+            marks.push(Mark { text, leads });
+        }
+    };
+    for shape in format.shapes {
+        if let Shape::Named { before, .. } = shape
+            && !before.is_empty()
+        {
+            add(before.trim(), Leads::ToName(shape));
+        }
+    }
+    for opens in [format.open, format.call_open, format.between] {
+        for text in pieces(opens, format.tokens) {
+            add(text, Leads::ToCall);
+        }
+    }
+    let commas: &[&str] = if format.list || format.bare {
+        &[",", ";"]
+    } else {
+        &[]
+    };
+    for text in format.also.iter().chain(commas) {
+        add(text, Leads::ToCall);
+    }
+    if format.list {
+        add("[", Leads::ToCall);
+        add("]", Leads::Behind);
+    }
+    for closes in [format.call_close, format.close] {
+        for text in pieces(closes, format.tokens) {
+            add(text, Leads::Behind);
+        }
+    }
+    for text in format.tokens {
+        add(text, Leads::Behind);
+    }
+    marks
+}
+
 impl ToolParser {
-    /// `names`: the functions that there are.
-    pub(super) fn new(format: ToolFormat, names: Vec<String>) -> Self {
+    /// `functions`: those that there are.
+    pub(super) fn new(format: &'static ToolFormat, functions: Vec<Function>) -> Self {
         Self {
             format,
-            names,
-            mode: Mode::Begin,
+            functions,
+            at_beginning: true,
+            mode: Mode::Words,
+            openings: format.openings(),
+            marks: marks(format),
             held: String::new(),
             opening: String::new(),
             calls: 0,
@@ -64,115 +128,191 @@ impl ToolParser {
         let held = std::mem::take(&mut self.held);
         let opening = std::mem::take(&mut self.opening);
         match std::mem::replace(&mut self.mode, Mode::Words) {
-            Mode::Begin | Mode::Words => say(held, out),
-            Mode::Behind => say(held.trim().to_owned(), out),
-            Mode::Object(call) if !call.named() => say(held + &opening + &call.into_raw(), out),
-            Mode::Name(name) => say(opening + &name, out),
-            Mode::Object(_) | Mode::Arguments(_) => {}
-        }
-    }
-
-    const fn marker(&self) -> &'static str {
-        match self.format {
-            ToolFormat::Hermes => HERMES_OPEN,
-            ToolFormat::Mistral => TOOL_CALLS,
-            ToolFormat::Llama3 => PYTHON_TAG,
+            Mode::Words => say(held, out),
+            Mode::Between { behind: true } => say(held.trim().to_owned(), out),
+            Mode::Between { behind: false } | Mode::Name(_) => say(opening + &held, out),
+            Mode::Object(call) if !call.named() => say(opening + &call.into_raw(), out),
+            Mode::Object(_) => {}
+            Mode::Arguments(mut reader) => {
+                let mut text = String::new();
+                reader.flush(&mut text);
+                argue(self.calls - 1, text, out);
+            }
         }
     }
 
     fn push_char(&mut self, c: char, out: &mut Vec<Piece>) {
         match &mut self.mode {
-            Mode::Begin => self.begin(c, out),
             Mode::Words => self.word(c, out),
-            Mode::Object(_) => self.object(c, out),
-            Mode::Behind => self.behind(c, out),
-            Mode::Name(name) => {
-                name.push(c);
-                self.name(out);
+            Mode::Between { behind } => {
+                let behind = *behind;
+                self.between(c, behind, out);
             }
-            Mode::Arguments(value) => match value.step(c) {
-                Step::Behind => self.mode = Mode::Behind,
-                step => {
-                    if step == Step::Last {
-                        self.mode = Mode::Behind;
+            Mode::Object(_) => self.object(c, out),
+            Mode::Name(shape) => {
+                let shape = *shape;
+                self.held.push(c);
+                self.name(shape, out);
+            }
+            Mode::Arguments(reader) => {
+                let mut text = String::new();
+                let fate = reader.push(c, &mut text);
+                argue(self.calls - 1, text, out);
+                match fate {
+                    Fate::Open => {}
+                    Fate::Ended => self.mode = Mode::Between { behind: true },
+                    Fate::Left(rest) => {
+                        self.mode = Mode::Between { behind: true };
+                        self.push(&rest, out);
                     }
-                    self.argue(c.to_string(), out);
                 }
-            },
+            }
         }
     }
 
-    fn begin(&mut self, c: char, out: &mut Vec<Piece>) {
-        if c.is_whitespace() {
-            self.held.push(c);
-        } else if c == '{' && self.format == ToolFormat::Llama3 {
-            // Only an answer that begins with an object may be a bare call.
-            self.open(c, out);
-        } else {
-            self.mode = Mode::Words;
-            self.word(c, out);
-        }
+    fn has_object(&self) -> bool {
+        let is_object = |shape: &Shape| matches!(shape, Shape::Object { .. });
+        self.format.shapes.iter().any(is_object)
     }
 
     fn word(&mut self, c: char, out: &mut Vec<Piece>) {
-        let marker = self.marker();
         self.held.push(c);
-        if self.held.ends_with(marker) {
-            // White space before a call belongs to it.
-            let words = self.held.len() - marker.len();
-            self.held.truncate(words);
-            let words = std::mem::take(&mut self.held);
-            say(words.trim_end().to_owned(), out);
-            marker.clone_into(&mut self.opening);
-            self.mode = match self.format {
-                ToolFormat::Mistral => Mode::Name(String::new()),
-                _ => Mode::Object(Box::new(Call::new())),
+        if self.at_beginning && !c.is_whitespace() {
+            self.at_beginning = false;
+            let begins = match c {
+                '{' => self.has_object(),
+                '[' => self.format.list,
+                _ => false,
             };
+            // Only an answer that begins with one may be a bare call.
+            if self.format.bare && begins {
+                self.held.pop();
+                self.opening = std::mem::take(&mut self.held);
+                self.mode = Mode::Between { behind: false };
+                return self.push_char(c, out);
+            }
+        }
+        if let Some(&mark) = self
+            .openings
+            .iter()
+            .find(|mark| self.held.ends_with(**mark))
+        {
+            // White space before a call belongs to it.
+            self.held.truncate(self.held.len() - mark.len());
+            let words = std::mem::take(&mut self.held);
+            let trimmed = words.trim_end();
+            say(trimmed.to_owned(), out);
+            words[trimmed.len()..].clone_into(&mut self.opening);
+            self.pass(mark, mark);
             return;
         }
-        let kept = partial_suffix(&self.held, marker);
+        let kept = self
+            .openings
+            .iter()
+            .map(|mark| partial_suffix(&self.held, mark))
+            .max()
+            .unwrap_or(0);
         let sure = self.held[..self.held.len() - kept].trim_end().len();
         let rest = self.held.split_off(sure);
         say(std::mem::replace(&mut self.held, rest), out);
     }
 
-    /// Mistral's marker is followed by a list of objects, an object, or a name and its arguments.
-    fn name(&mut self, out: &mut Vec<Piece>) {
-        let Mode::Name(text) = &self.mode else {
-            return;
-        };
-        let name = text.trim_start().to_owned();
-        let begun = match name.as_str() {
-            "[" => {
-                self.opening.push_str(text);
-                self.mode = Mode::Behind;
-                return;
-            }
-            "{" => return self.open('{', out),
-            name if name.ends_with('{') => "{",
-            name if name.ends_with(ARGS) => "",
-            _ => return,
-        };
-        let name = name.trim_end_matches(['{']).trim_end_matches(ARGS);
-        let name = name.split(CALL_ID).next().unwrap_or_default().trim();
-        self.announce(name.to_owned(), out);
-        let mut value = Value::default();
-        if begun == "{" {
-            value.step('{');
-            self.argue("{".to_owned(), out);
-        }
-        self.mode = Mode::Arguments(value);
+    fn ends_calls(&self, mark: &str) -> bool {
+        let known = self.marks.iter().find(|known| known.text == mark);
+        known.is_some_and(|mark| matches!(mark.leads, Leads::Behind))
     }
 
-    fn open(&mut self, c: char, out: &mut Vec<Piece>) {
-        self.mode = Mode::Object(Box::new(Call::new()));
-        self.object(c, out);
+    /// Goes on behind a mark, which was read as `raw`.
+    fn pass(&mut self, mark: &str, raw: &str) {
+        self.held.clear();
+        let leads = self.marks.iter().find(|known| known.text == mark);
+        match leads.map(|mark| mark.leads) {
+            Some(Leads::Behind) => self.mode = Mode::Between { behind: true },
+            Some(Leads::ToName(shape)) => {
+                self.opening.push_str(raw);
+                self.mode = Mode::Name(shape);
+            }
+            Some(Leads::ToCall) | None => {
+                self.opening.push_str(raw);
+                self.mode = Mode::Between { behind: false };
+            }
+        }
+    }
+
+    fn between(&mut self, c: char, behind: bool, out: &mut Vec<Piece>) {
+        self.held.push(c);
+        let held = self.held.trim_start();
+        if held.is_empty() {
+            return;
+        }
+        let longer = |mark: &Mark| mark.text.len() > held.len() && mark.text.starts_with(held);
+        if self.marks.iter().any(longer) {
+            return;
+        }
+        let leading = self.held.len() - held.len();
+        let found = self.marks.iter().map(|mark| mark.text);
+        let longest = found
+            .filter(|text| held.starts_with(text))
+            .max_by_key(|text| text.len());
+        if let Some(mark) = longest {
+            let raw = self.held[..leading + mark.len()].to_owned();
+            let rest = held[mark.len()..].to_owned();
+            if !behind && self.ends_calls(mark) {
+                // What was opened ends without a call.
+                self.no_call(&raw, out);
+            } else {
+                self.pass(mark, &raw);
+            }
+            return self.push(&rest, out);
+        }
+        let opens_object = self.has_object() && held.starts_with('{');
+        if behind {
+            // Some models leave out what stands between two calls.
+            let in_a_row = self.format.list || self.format.bare || !self.format.open.is_empty();
+            let rest = held.to_owned();
+            self.held.clear();
+            if opens_object && in_a_row {
+                self.mode = Mode::Object(Box::new(Call::new()));
+            } else {
+                self.mode = Mode::Words;
+            }
+            return self.push(&rest, out);
+        }
+        let bare_name = self
+            .format
+            .shapes
+            .iter()
+            .find(|shape| matches!(shape, Shape::Named { before, .. } if before.is_empty()));
+        if opens_object {
+            let rest = held.to_owned();
+            let white = self.held[..leading].to_owned();
+            self.opening.push_str(&white);
+            self.held.clear();
+            self.mode = Mode::Object(Box::new(Call::new()));
+            self.push(&rest, out);
+        } else if let Some(shape) = bare_name {
+            let held = std::mem::take(&mut self.held);
+            self.mode = Mode::Name(shape);
+            self.push(&held, out);
+        } else {
+            let held = std::mem::take(&mut self.held);
+            self.no_call(&held, out);
+        }
+    }
+
+    /// What was read is no call, but words: what it began with, and `text`.
+    fn no_call(&mut self, text: &str, out: &mut Vec<Piece>) {
+        let whole = std::mem::take(&mut self.opening) + text;
+        self.held.clear();
+        self.mode = Mode::Words;
+        // Its last character may begin a mark.
+        let last = whole.char_indices().next_back().map_or(0, |(at, _)| at);
+        say(whole[..last].to_owned(), out);
+        self.push(&whole[last..], out);
     }
 
     fn object(&mut self, c: char, out: &mut Vec<Piece>) {
-        let bare = self.format == ToolFormat::Llama3;
-        let names = &self.names;
-        let known = |name: &str| !bare || names.iter().any(|known| known == name);
+        let known = |name: &str| is_callable(self.format, &self.functions, name);
         let Mode::Object(call) = &mut self.mode else {
             return;
         };
@@ -181,57 +321,74 @@ impl ToolParser {
         for said in said {
             match said {
                 Said::Name(name) => self.announce(name, out),
-                Said::Arguments(text) => self.argue(text, out),
+                Said::Arguments(text) => argue(self.calls - 1, text, out),
             }
         }
         match progress {
             Progress::Open => {}
-            Progress::Ended => self.mode = Mode::Behind,
+            Progress::Ended => self.mode = Mode::Between { behind: true },
             Progress::Left => {
-                self.mode = Mode::Behind;
-                self.behind(c, out);
+                self.mode = Mode::Between { behind: true };
+                self.push_char(c, out);
             }
             Progress::NoCall => {
                 let Mode::Object(call) = std::mem::replace(&mut self.mode, Mode::Words) else {
                     return;
                 };
-                let text = std::mem::take(&mut self.held)
-                    + &std::mem::take(&mut self.opening)
-                    + &call.into_raw();
-                // Its last character may begin a marker.
-                let last = text.char_indices().next_back().map_or(0, |(at, _)| at);
-                say(text[..last].to_owned(), out);
-                self.push(&text[last..], out);
+                self.no_call(&call.into_raw(), out);
             }
         }
     }
 
-    fn behind(&mut self, c: char, out: &mut Vec<Piece>) {
-        self.held.push(c);
-        let held = self.held.trim_start();
-        let between: &[&str] = match self.format {
-            ToolFormat::Hermes => &[HERMES_CLOSE, HERMES_OPEN],
-            ToolFormat::Llama3 => &[";", ",", "{"],
-            ToolFormat::Mistral => &[",", "]", "{", TOOL_CALLS],
+    /// Looks for the end of the name that is held.
+    fn name(&mut self, shape: &'static Shape, out: &mut Vec<Piece>) {
+        let Shape::Named {
+            number,
+            remark,
+            after,
+            arguments,
+            ..
+        } = shape
+        else {
+            return;
         };
-        if let Some(&found) = between.iter().find(|&&text| text == held) {
-            if found == "{" {
-                self.held.clear();
-                return self.open(c, out);
+        // What ends a name, and whether it belongs to the arguments.
+        let own = Some((after.trim(), false)).filter(|(mark, _)| !mark.is_empty());
+        let brace = match arguments {
+            Arguments::Pairs { key_open, .. } => Some(key_open.trim()),
+            Arguments::Loose(loose) if loose.open == '(' => Some("("),
+            Arguments::Json | Arguments::Loose(_) => Some("{"),
+        };
+        let pairs = matches!(arguments, Arguments::Pairs { .. });
+        let close = pieces(self.format.call_close, self.format.tokens).next();
+        let close = close.filter(|_| pairs);
+        let mut ends = own
+            .into_iter()
+            .chain(brace.into_iter().chain(close).map(|mark| (mark, true)));
+        let Some((end, argues)) = ends.find(|(mark, _)| self.held.ends_with(mark)) else {
+            let begun = self.held.trim_start();
+            let callable = |function: &Function| function.name.starts_with(begun.trim_end());
+            if begun.len() > MAX_NAME || (self.format.bare && !self.functions.iter().any(callable))
+            {
+                let held = std::mem::take(&mut self.held);
+                self.no_call(&held, out);
             }
-            if found == self.marker() {
-                self.opening = std::mem::take(&mut self.held);
-                self.mode = match self.format {
-                    ToolFormat::Mistral => Mode::Name(String::new()),
-                    _ => Mode::Object(Box::new(Call::new())),
-                };
-            }
-            self.held.clear();
-        } else if !between.iter().any(|text| text.starts_with(held)) {
-            let words = held.to_owned();
-            self.held.clear();
-            self.mode = Mode::Words;
-            self.push(&words, out);
+            return;
+        };
+        let held = std::mem::take(&mut self.held);
+        let name = clean(&held[..held.len() - end.len()], *number, *remark);
+        if !is_name(name) || !is_callable(self.format, &self.functions, name) {
+            return self.no_call(&held, out);
+        }
+        let parameters = self
+            .functions
+            .iter()
+            .find(|function| function.name == name)
+            .map_or_else(Vec::new, |function| function.parameters.clone());
+        self.announce(name.to_owned(), out);
+        self.mode = Mode::Arguments(Box::new(Reader::new(arguments, parameters)));
+        if argues {
+            self.push(end, out);
         }
     }
 
@@ -244,15 +401,31 @@ impl ToolParser {
         });
         self.calls += 1;
     }
+}
 
-    fn argue(&self, text: String, out: &mut Vec<Piece>) {
-        let index = self.calls - 1;
-        if let Some(Piece::Arguments { text: said, .. }) = out.last_mut() {
-            said.push_str(&text);
-        } else {
-            out.push(Piece::Arguments { index, text });
-        }
+/// Where calls need no mark, only names of functions that there are make one.
+fn is_callable(format: &ToolFormat, functions: &[Function], name: &str) -> bool {
+    !format.bare || functions.iter().any(|function| function.name == name)
+}
+
+/// A name without what models write around it.
+fn clean<'a>(text: &'a str, number: Option<&str>, remark: Option<&str>) -> &'a str {
+    let mut name = text;
+    if let Some((before, _)) = remark.and_then(|remark| name.split_once(remark)) {
+        name = before;
     }
+    if let Some((before, digits)) = number.and_then(|number| name.rsplit_once(number))
+        && !digits.trim().is_empty()
+        && digits.trim().bytes().all(|byte| byte.is_ascii_digit())
+    {
+        name = before;
+    }
+    name.trim()
+}
+
+fn is_name(name: &str) -> bool {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || "<>{}[]()\"',;".contains(c);
+    !name.is_empty() && !name.contains(odd)
 }
 
 /// Adds words to the last piece, or as a new one.
@@ -264,5 +437,17 @@ pub(super) fn say(text: String, out: &mut Vec<Piece>) {
         said.push_str(&text);
     } else {
         out.push(Piece::Content(text));
+    }
+}
+
+/// Adds arguments of the call in that place.
+pub(super) fn argue(index: usize, text: String, out: &mut Vec<Piece>) {
+    if text.is_empty() {
+        return;
+    }
+    if let Some(Piece::Arguments { text: said, .. }) = out.last_mut() {
+        said.push_str(&text);
+    } else {
+        out.push(Piece::Arguments { index, text });
     }
 }

@@ -1,0 +1,68 @@
+//! The formats of thoughts.
+
+use super::ThoughtFormat;
+use super::tools::HARMONY_MESSAGES;
+
+/// All formats of thoughts; of several that a template shows, the first is taken.
+pub const THOUGHT_FORMATS: [&ThoughtFormat; 5] = [
+    &HARMONY_THOUGHTS,
+    &GEMMA4_THOUGHTS,
+    &MISTRAL_THOUGHTS,
+    &SEED_THOUGHTS,
+    &THINK,
+];
+
+/// `DeepSeek` R1, Qwen 3, GLM, `MiniMax`, Kimi, Granite 3, LFM 2.5 and most others (their chat templates).
+pub const THINK: ThoughtFormat = ThoughtFormat {
+    name: "think",
+    templates: &[&["<think>"], &["</think>"]],
+    open: "<think>",
+    close: "</think>",
+    answer: "",
+    messages: None,
+    tokens: &["<think>", "</think>"],
+};
+
+/// Magistral and Ministral 3 (template of `Ministral-3-14B-Reasoning-2512`).
+pub const MISTRAL_THOUGHTS: ThoughtFormat = ThoughtFormat {
+    name: "mistral",
+    templates: &[&["[THINK]", "[/THINK]"]],
+    open: "[THINK]",
+    close: "[/THINK]",
+    answer: "",
+    messages: None,
+    tokens: &["[THINK]", "[/THINK]"],
+};
+
+/// Gemma 4 (template of `gemma-4-31B-it`).
+pub const GEMMA4_THOUGHTS: ThoughtFormat = ThoughtFormat {
+    name: "gemma4",
+    templates: &[&["<|channel>thought", "<channel|>"]],
+    open: "<|channel>thought\n",
+    close: "<channel|>",
+    answer: "",
+    messages: None,
+    tokens: &["<|channel>", "<channel|>"],
+};
+
+/// gpt-oss (`OpenAI`'s harmony response format, "Message format").
+pub const HARMONY_THOUGHTS: ThoughtFormat = ThoughtFormat {
+    name: "harmony",
+    templates: &[&["<|channel|>analysis<|message|>"]],
+    open: "<|channel|>analysis<|message|>",
+    close: "<|end|><|start|>assistant",
+    answer: "<|channel|>final<|message|>",
+    messages: Some(&HARMONY_MESSAGES),
+    tokens: &["<|channel|>", "<|message|>", "<|end|>", "<|start|>"],
+};
+
+/// Seed-OSS (template of `Seed-OSS-36B-Instruct`).
+pub const SEED_THOUGHTS: ThoughtFormat = ThoughtFormat {
+    name: "seed",
+    templates: &[&["<seed:think>"]],
+    open: "<seed:think>",
+    close: "</seed:think>",
+    answer: "",
+    messages: None,
+    tokens: &["<seed:think>", "</seed:think>"],
+};

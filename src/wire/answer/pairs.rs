@@ -1,0 +1,193 @@
+//! Arguments that are written one by one between marks, as `<parameter=key>value</parameter>`, read as they come and told as a
+//! JSON object.
+
+use super::arguments::Fate;
+use super::escape::{push_escaped, push_escaped_text};
+use super::partial_suffix;
+use crate::request::{Types, types_of};
+use crate::text::formats::lines;
+
+/// What stands around keys and values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Marks {
+    pub(super) key_open: &'static str,
+    pub(super) key_close: &'static str,
+    pub(super) value_close: &'static str,
+    pub(super) typed: Option<&'static str>,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Before a key, or the end.
+    Between,
+    Key,
+    /// Behind a key, up to what opens its value.
+    BeforeValue,
+    /// A text, told as it comes.
+    Text,
+    /// Anything else, read as a whole.
+    Whole(Types),
+}
+
+/// The state within one call's arguments.
+#[derive(Debug)]
+pub(super) struct Pairs {
+    marks: Marks,
+    parameters: Vec<(String, Types)>,
+    mode: Mode,
+    held: String,
+    key: String,
+    /// Any pair was told.
+    any: bool,
+    /// The line break before a value was passed over.
+    begun: bool,
+}
+
+impl Pairs {
+    pub(super) const fn new(marks: Marks, parameters: Vec<(String, Types)>) -> Self {
+        Self {
+            marks,
+            parameters,
+            mode: Mode::Between,
+            held: String::new(),
+            key: String::new(),
+            any: false,
+            begun: false,
+        }
+    }
+
+    pub(super) fn push(&mut self, c: char, out: &mut String) -> Fate {
+        self.held.push(c);
+        match self.mode {
+            Mode::Between => return self.between(out),
+            Mode::Key => {
+                let Some(end) = lines(self.marks.key_close).next() else {
+                    return Fate::Open;
+                };
+                if let Some(key) = self.held.strip_suffix(end) {
+                    self.key = key.to_owned();
+                    self.held.clear();
+                    self.before_value(out);
+                }
+            }
+            Mode::BeforeValue => {
+                let opens = lines(self.marks.key_close).nth(1).unwrap_or_default();
+                let held = self.held.trim_start();
+                if held == opens {
+                    self.held.clear();
+                    self.begin_value(out);
+                } else if !opens.starts_with(held) {
+                    // Its value is not opened: taken for a value all the same.
+                    let text = std::mem::take(&mut self.held);
+                    self.begin_value(out);
+                    for c in text.chars() {
+                        if let fate @ (Fate::Ended | Fate::Left(_)) = self.push(c, out) {
+                            return fate;
+                        }
+                    }
+                }
+            }
+            Mode::Text | Mode::Whole(_) => self.value(out),
+        }
+        Fate::Open
+    }
+
+    fn between(&mut self, out: &mut String) -> Fate {
+        let opens = self.marks.key_open.trim();
+        let held = self.held.trim_start();
+        if held.is_empty() {
+            self.held.clear();
+        } else if held == opens {
+            self.held.clear();
+            self.mode = Mode::Key;
+        } else if !opens.starts_with(held) {
+            self.close(out);
+            return Fate::Left(std::mem::take(&mut self.held));
+        }
+        Fate::Open
+    }
+
+    fn before_value(&mut self, out: &mut String) {
+        if lines(self.marks.key_close).nth(1).is_some() {
+            self.mode = Mode::BeforeValue;
+        } else {
+            self.begin_value(out);
+        }
+    }
+
+    fn begin_value(&mut self, out: &mut String) {
+        let mut key = self.key.trim();
+        let mut text = None;
+        if let Some((name, kind)) = self.marks.typed.and_then(|typed| key.split_once(typed)) {
+            key = name;
+            text = Some(kind.trim() == "true");
+        }
+        let known = types_of(&self.parameters, key);
+        self.mode = match text {
+            Some(true) => Mode::Text,
+            None if known.only_text() => Mode::Text,
+            Some(false) | None => Mode::Whole(known),
+        };
+        out.push_str(if self.any { ", \"" } else { "{\"" });
+        push_escaped_text(out, key);
+        out.push_str("\": ");
+        if matches!(self.mode, Mode::Text) {
+            out.push('"');
+        }
+        self.any = true;
+        self.begun = false;
+    }
+
+    fn value(&mut self, out: &mut String) {
+        if !self.begun {
+            self.begun = true;
+            // The line break behind the key is the format's.
+            if self.marks.key_close.ends_with('\n') && self.held == "\n" {
+                self.held.clear();
+                return;
+            }
+        }
+        let own_line = self.marks.value_close.starts_with('\n');
+        let end = self.marks.value_close.trim();
+        if let Some(value) = self.held.strip_suffix(end) {
+            let value = if own_line {
+                value.strip_suffix('\n').unwrap_or(value)
+            } else {
+                value
+            };
+            if let Mode::Whole(types) = self.mode {
+                out.push_str(&types.json(value));
+            } else {
+                push_escaped_text(out, value);
+                out.push('"');
+            }
+            self.held.clear();
+            self.mode = Mode::Between;
+        } else if matches!(self.mode, Mode::Text) {
+            let kept = partial_suffix(&self.held, end);
+            let mut sure = self.held.len() - kept;
+            if own_line && self.held[..sure].ends_with('\n') {
+                sure -= 1;
+            }
+            let rest = self.held.split_off(sure);
+            for c in self.held.chars() {
+                push_escaped(out, c);
+            }
+            self.held = rest;
+        }
+    }
+
+    fn close(&self, out: &mut String) {
+        out.push_str(if self.any { "}" } else { "{}" });
+    }
+
+    /// The answer has ended within them: what is known is told, and a value that was cut off stays open.
+    pub(super) fn flush(&mut self, out: &mut String) {
+        match self.mode {
+            Mode::Between | Mode::Key | Mode::BeforeValue => self.close(out),
+            Mode::Text => push_escaped_text(out, &self.held),
+            Mode::Whole(_) => out.push_str(&self.held),
+        }
+        self.held.clear();
+    }
+}
