@@ -28,6 +28,7 @@ def assert_equals(reference, path) -> None:
 # The architecture's name, where it is not the family's.
 ARCHITECTURES = {
     "llama3": "llama",
+    "gemma4_31b": "gemma4",
     "mistral": "llama",
     "ministral3": "mistral3",
     "olmo3": "olmo2",

@@ -31,7 +31,17 @@ GEMMA_NAMES = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 OLMO_NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+GEMMA4_NAMES = GEMMA_NAMES | {
+    "layer_scalar": "layer_output_scale",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+}
 OTHER_NAMES = {
+    "gemma4": GEMMA4_NAMES,
     "gemma2": GEMMA_NAMES,
     "gemma3": GEMMA_NAMES,
     "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
@@ -55,13 +65,22 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    if architecture == "gemma4":
+        # Layers differ in these.
+        layers = list(model.model.layers)
+        writer.add_feed_forward_length([layer.mlp.gate_proj.out_features for layer in layers])
+        writer.add_head_count_kv(
+            [config.num_attention_heads // layer.self_attn.num_key_value_groups for layer in layers]
+        )
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if getattr(config, "head_dim", None):
-        writer.add_key_length(config.head_dim)
+    head_dim = max(layer.self_attn.head_dim for layer in model.model.layers)
+    if head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(head_dim)
     KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
     _write_vocabulary(writer, config.vocab_size)
     _write_rope(writer, config)
@@ -70,9 +89,13 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
         for part in ("alpha_p", "alpha_n", "beta", "eps"):
             add = getattr(writer, f"add_xielu_{part}")
             add([getattr(activation, part).item() for activation in activations])
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = {}
+    if architecture in PERMUTED:
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     names = NAMES | OTHER_NAMES.get(architecture, {})
     tensors = dict(model.named_parameters())
+    scalars = {f"{name}.weight": buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")}
+    tensors |= scalars
     for name, parameter in tensors.items():
         if "act_fn" in name:
             continue
@@ -81,7 +104,7 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
         target = f"blk.{prefix}.{names[rest]}" if stem not in names else names[stem]
         values = parameter.detach().numpy()
         rows = np.arange(len(values))
-        if architecture in PERMUTED and stem.rsplit(".", 1)[-1] in heads:
+        if stem.rsplit(".", 1)[-1] in heads:
             rows = rows.reshape(heads[stem.rsplit(".", 1)[-1]], 2, -1).swapaxes(1, 2).reshape(-1)
         storage = Type[dtype] if values.ndim == 2 else Type.F32
         stored = quantize(values, storage)
@@ -127,9 +150,9 @@ def _write_rope(writer: gguf.GGUFWriter, config) -> None:
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
-    heads = config.hidden_size // config.num_attention_heads
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        writer.add_rope_dimension_count(int(heads * rope["partial_rotary_factor"]))
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and rope["rope_type"] != "proportional":
+        head_dim = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if rope["rope_type"] == "longrope":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         factor = config.max_position_embeddings / config.original_max_position_embeddings
@@ -195,11 +218,29 @@ def _starcoder2(writer: gguf.GGUFWriter, config) -> None:
     _windows(writer, config)
 
 
+def _gemma4(writer: gguf.GGUFWriter, config) -> None:
+    layers, shared = config.num_hidden_layers, config.num_kv_shared_layers
+    full = config.per_layer_config[layers - 1]
+    _windows(writer, config)
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    sliding = config.per_layer_config[0]
+    writer.add_key_length_swa(sliding.head_dim)
+    writer.add_rope_dimension_count(full.head_dim)
+    writer.add_rope_dimension_count_swa(sliding.head_dim)
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    rotated = full.head_dim // 8
+    factors = [1.0] * rotated + [1e30] * (full.head_dim // 2 - rotated)
+    writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+
+
 # What the converter writes for an architecture beside the keys of all.
 KEYS = {
     "llama": _windows,
     "gemma2": _gemma2,
     "gemma3": _windows,
+    "gemma4": _gemma4,
     "mistral3": _mistral3,
     "phi3": _windows,
     "granite": _granite,

@@ -61,6 +61,31 @@ CONFIGS = {
             FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
         },
     ),
+    # As E2B: embeddings of each layer's own, shared keys and values, and wider networks in the layers that share.
+    "gemma4": lambda: transformers.Gemma4TextConfig(
+        **SHAPE | {"num_hidden_layers": 5},
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, SLIDING, FULL, SLIDING, FULL],
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=12,
+        vocab_size_per_layer_input=199,
+        final_logit_softcapping=8.0,
+    ),
+    # As 31B: keys that are values, and fewer of their heads, where there is no window.
+    "gemma4_31b": lambda: transformers.Gemma4TextConfig(
+        **SHAPE,
+        head_dim=16,
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, SLIDING, FULL],
+        hidden_size_per_layer_input=0,
+        final_logit_softcapping=8.0,
+    ),
     "ministral3": lambda: transformers.Ministral3Config(
         **SHAPE,
         head_dim=16,
@@ -125,6 +150,9 @@ def make(family: str, folder: Path, **changes):
                 parameter.uniform_(-0.5, 0.5)
             elif name.endswith(".bias"):
                 parameter.normal_(std=0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     if family == "internlm2":
         _repack_as_internlm2(folder, config)

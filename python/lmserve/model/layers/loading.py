@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from lmserve.model.ops import Ops
-from lmserve.model.tensors import StoredTensor, TensorSource
+from lmserve.model.tensors import StoredTensor, TensorSource, constant
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -32,10 +32,11 @@ class Loader(Generic[A, W]):
         """The loader of the names that begin with this prefix and a dot."""
         return replace(self, prefix=f"{self.prefix}{prefix}.")
 
-    def linear(self, outputs: Mapping[str, int], inputs: int, *, bias: bool = False) -> W:
-        """Layers of `inputs` columns as one, their outputs (rows, by name) side by side in the order given."""
-        weights = [self._tensor(f"{name}.weight", (rows, inputs)) for name, rows in outputs.items()]
-        biases = [self._tensor(f"{name}.bias", (rows,)) for name, rows in outputs.items()] if bias else None
+    def linear(self, outputs: Mapping[str, int] | Sequence[tuple[str, int]], inputs: int, *, bias: bool = False) -> W:
+        """Layers of `inputs` columns as one, their outputs (name and rows) side by side in the order given."""
+        parts = list(outputs.items()) if isinstance(outputs, Mapping) else outputs
+        weights = [self._tensor(f"{name}.weight", (rows, inputs)) for name, rows in parts]
+        biases = [self._tensor(f"{name}.bias", (rows,)) for name, rows in parts] if bias else None
         return self.ops.load_linear(weights, biases)
 
     def embedding(self, name: str, rows: int, width: int, *, head: bool) -> W:
@@ -45,6 +46,10 @@ class Loader(Generic[A, W]):
     def rms_norm(self, name: str, width: int, eps: float) -> W:
         """The weight of an RMS norm."""
         return self.ops.load_rms_norm(self._tensor(f"{name}.weight", (width,)), eps)
+
+    def unweighted_rms_norm(self, width: int, eps: float) -> W:
+        """An RMS norm whose weights are all 1, which no file stores."""
+        return self.ops.load_rms_norm(constant("1", [1.0] * width), eps)
 
     def layer_norm(self, name: str, width: int, eps: float, *, bias: bool) -> W:
         """The weight and bias of a layer norm."""
