@@ -97,6 +97,9 @@ def test_openai_without_v1(client: httpx.Client) -> None:
     assert client.post("/embeddings", json={"input": "x"}).status_code == 200
     assert client.post("/responses", json={"input": "x"}).status_code == 200
     error_of(client.post("/chat/completions", json={}), 400)
+    refused = client.post("/messages", json={})
+    assert refused.json()["type"] == "error"
+    assert refused.headers["request-id"] == refused.headers["x-request-id"]
     error_of(client.get("/chats"), 404)
 
 

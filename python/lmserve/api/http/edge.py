@@ -75,7 +75,7 @@ class Edge:
         if scope["path"].partition("/")[2].partition("/")[0] in self._unversioned:
             inner["path"] = VERSION + scope["path"]
             inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
-        sender = _Sender(send, request_id, scope["path"], head=method == "HEAD")
+        sender = _Sender(send, request_id, inner["path"], head=method == "HEAD")
         started, streams = time.monotonic(), list[AsyncStream]()
         token = begun.set(streams)
         try:
@@ -83,7 +83,7 @@ class Edge:
             if refusal is None:
                 await self._app(inner, receive, sender.send)
             else:
-                await _reply(refusal, scope["path"], sender.send)
+                await _reply(refusal, inner["path"], sender.send)
         finally:
             begun.reset(token)
             status = CLIENT_CLOSED_REQUEST if inner["state"].get(CLIENT_LEFT) else sender.status
