@@ -1,10 +1,14 @@
 """Models from GGUF files: every architecture and storage type equals transformers with the stored values."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_gguf
 import tiny_models
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
+from lmserve.model.cpu_ops import _stored
+from lmserve.model.tensors import StoredTensor
 from model_driver import Driver, greedy
 
 OPTIONS = RunnerOptions(device="cpu", ops="torch", max_batch=4, max_batch_tokens=64, threads=1)
@@ -44,10 +48,58 @@ def test_architectures(family, tmp_path):
     assert_equals(reference, tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+TYPES = (
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "Q2_K",
+    "Q3_K",
+    "IQ4_NL",
+    "IQ4_XS",
+)
+TYPES += ("MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S")
+SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8}
+
+
+@pytest.mark.parametrize(
+    "dtype", ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "IQ2_XS", "IQ1_S"]
+)
+def test_the_kernels_of_the_cpu_compute_with_what_is_stored(dtype, tmp_path):
+    reference = tiny_models.make("llama", tmp_path / "hf", **SHAPE, head_dim=32)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "llama", dtype)
+    runner = load_runner(open_checkpoint(tmp_path / "model.gguf"), dataclasses.replace(OPTIONS, ops="cpu"))
+    driver = Driver(runner)
+    sequence = driver.start(np.random.default_rng(0).integers(0, 199, 20))
+    driver.generate([sequence], STEPS)
+    logits = tiny_models.reference_logits(reference, sequence.tokens)[-STEPS - 1 : -1]
+    likeliest = logits[np.arange(STEPS), sequence.tokens[-STEPS:]]
+    # Activations have 8 bits, so a token may be chosen that is likeliest but for that.
+    assert (logits.max(-1) - likeliest).max() < 0.1 * logits.std()
+
+
+@pytest.mark.parametrize(("exponent", "kept"), [(104, True), (143, True), (103, False), (144, False), (0, False)])
+def test_scales_beyond_half_precision_are_kept_as_floats(exponent, kept):
+    blocks = np.full((4, 2 * 17), 0x11, np.uint8)
+    blocks[:, ::17] = 120
+    blocks[2, 17] = exponent
+    stored, values = _stored(StoredTensor("x", (4, 64), "MXFP4", blocks), None)
+    assert stored == ("MXFP4" if kept else "F32")
+    if not kept:
+        assert np.array_equal(values.view(np.float32).reshape(4, 64)[2, 32:], np.full(32, 2.0 ** (exponent - 128)))
+    blocks[2, 18:] = 0x80
+    assert _stored(StoredTensor("x", (4, 64), "MXFP4", blocks), None)[0] == "MXFP4"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_storage_types(dtype, tmp_path):
-    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8}
-    reference = tiny_models.make("llama", tmp_path / "hf", **shape, head_dim=32)
+    reference = tiny_models.make("llama", tmp_path / "hf", **SHAPE, head_dim=32)
     tiny_gguf.write(tmp_path / "model.gguf", reference, "llama", dtype)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     query = checkpoint.tensors["model.layers.1.self_attn.q_proj.weight"]

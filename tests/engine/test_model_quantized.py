@@ -7,7 +7,9 @@ import pytest
 import tiny_models
 import torch
 from lmserve.model import CheckpointError, RunnerOptions, load_runner, open_checkpoint
-from lmserve.model.quantized_source import E4M3
+from lmserve.model.quantization import read_quantization
+from lmserve.model.quantized_source import E4M3, restore
+from lmserve.model.safetensors_source import read_safetensors
 from model_driver import Driver
 from safetensors.torch import load_file, save_file
 
@@ -194,7 +196,10 @@ def test_every_fp8_number():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "quant_method is one of gptq, awq, fp8, compressed-tensors, but 'bitsandb"),
+        (
+            {"quant_method": "bitsandbytes"},
+            "quant_method is one of gptq, awq, fp8, compressed-tensors, modelopt, mxfp4, but 'bitsandb",
+        ),
         ({"bits": 4}, "but 'unknown' was given"),
         ([1], "quantization_config must be an object"),
         ({**GPTQ, "bits": 3}, "gptq may have bits 4, 8, but 3 was given"),
@@ -207,7 +212,10 @@ def test_every_fp8_number():
         ({"quant_method": "awq", "zero_point": False}, "awq may have zero_point True, but False"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "fp8 may have fmt e4m3, but 'e5m2'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "a block of scales is two positive numbers"),
-        ({**compressed("tensor"), "format": "pack-quantized"}, "format float-quantized, but 'pack-quantized'"),
+        (
+            {**compressed("tensor"), "format": "pack-quantized"},
+            "format float-quantized, nvfp4-pack-quantized, .*, but 'pack-quantized'",
+        ),
         (compressed("token"), "strategy tensor, channel, block, but 'token'"),
         (compressed("tensor", type="int"), "type float, but 'int'"),
         ({**compressed("tensor"), "kv_cache_scheme": {"num_bits": 8}}, "a quantized KV cache"),
@@ -219,6 +227,55 @@ def test_other_schemes_are_refused(config, message, tmp_path):
     set_config(tmp_path, config)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+PACKED = {"quant_method": "compressed-tensors", "config_groups": {}}
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, ("weight", "weight_scale", "weight_scale_2")),
+        ({**PACKED, "format": "nvfp4-pack-quantized"}, ("weight_packed", "weight_scale", "weight_global_scale")),
+        ({"quant_method": "mxfp4"}, ("weight", "weight_scale", None)),
+        ({**PACKED, "format": "mxfp4-pack-quantized"}, ("weight_packed", "weight_scale", None)),
+        ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, ("weight", "weight_scale", None)),
+        ({**PACKED, "format": "mxfp8-quantized"}, ("weight", "weight_scale", None)),
+    ],
+    ids=lambda value: value.get("format", value.get("quant_algo", "mxfp4")) if isinstance(value, dict) else "",
+)
+def test_small_floats(config, names, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    scheme = read_quantization({"quantization_config": config})
+    rows, columns, group = 3, 64, scheme.group_size
+    if scheme.bits == 8:
+        stored = torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn)
+        values = stored.float()
+    else:
+        codes = torch.randint(0, 16, (rows, columns), generator=generator, dtype=torch.uint8)
+        signs = 1.0 - 2.0 * (codes >> 3)
+        values = torch.tensor(E2M1)[(codes & 7).long()] * signs
+        stored = codes[:, ::2] | codes[:, 1::2] << 4
+    if scheme.method == "nvfp4":
+        scale = (torch.rand(rows, columns // group, generator=generator) + 0.5).to(torch.float8_e4m3fn)
+        whole = torch.tensor([0.25])
+        scales = scale.float() * (4.0 if "global" in names[2] else 0.25)
+    else:
+        scale = torch.randint(120, 130, (rows, columns // group), generator=generator, dtype=torch.uint8)
+        whole, scales = None, 2.0 ** (scale.float() - 127)
+    parts = {names[0]: stored, names[1]: scale} | ({} if whole is None else {names[2]: whole})
+    save_file({f"x.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
+    tensors = restore(read_safetensors(tmp_path), scheme)
+    expected = values * scales.repeat_interleave(group, 1)
+    assert list(tensors) == ["x.weight"]
+    assert tensors["x.weight"].shape == (rows, columns)
+    assert np.array_equal(tensors["x.weight"].dequantize(), expected.numpy())
+    if whole is not None:
+        del parts[names[2]]
+        save_file({f"x.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="has 0 scales of the whole tensor"):
+            restore(read_safetensors(tmp_path), scheme)
 
 
 def change(folder, changed):

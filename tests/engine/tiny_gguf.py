@@ -120,19 +120,37 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     writer.close()
 
 
+# Of types that gguf only reads: where a block has its half-precision scales, and some for weights of like magnitude.
+SCALES = {
+    "Q4_K": (0, [2e-4, 1e-4]),
+    "Q5_K": (0, [2e-4, 1e-4]),
+    "Q6_K": (208, [4e-5]),
+    "Q2_K": (80, [2e-3, 2e-3]),
+    "Q3_K": (108, [4e-4]),
+    "IQ4_NL": (0, [5e-4]),
+    "IQ4_XS": (0, [3e-5]),
+    "IQ2_XXS": (0, [1e-3]),
+    "IQ2_XS": (0, [1e-3]),
+    "IQ2_S": (0, [1e-3]),
+    "IQ3_XXS": (0, [5e-4]),
+    "IQ3_S": (0, [3e-4]),
+    "IQ1_S": (0, [5e-3]),
+}
+
+
 def quantize(values: np.ndarray, storage: Type) -> np.ndarray:
-    """Blocks of the values; of a K type, for which gguf only reads, random blocks of like magnitude."""
-    if storage not in (Type.Q4_K, Type.Q5_K, Type.Q6_K):
+    """Blocks of the values; of a type which gguf only reads, random blocks of like magnitude."""
+    if storage.name not in SCALES and storage != Type.NVFP4:
         return gguf.quantize(values, storage)
     elements, size = gguf.GGML_QUANT_SIZES[storage]
     generator = np.random.default_rng(values.shape[1])
     blocks = generator.integers(0, 256, (values.size // elements, size), np.uint8)
-    # The two block scales: first in Q4_K and Q5_K, the last two bytes in Q6_K (which has one).
-    scale = np.array([2e-4, 1e-4] if storage != Type.Q6_K else [4e-5], np.float16).view(np.uint8)
-    if storage == Type.Q6_K:
-        blocks[:, -2:] = scale
+    if storage == Type.NVFP4:
+        blocks[:, :4] = blocks[:, :4] % 8 + 8
     else:
-        blocks[:, :4] = scale
+        at, scales = SCALES[storage.name]
+        scale = np.array(scales, np.float16).view(np.uint8)
+        blocks[:, at : at + len(scale)] = scale
     return blocks.reshape(len(values), -1)
 
 

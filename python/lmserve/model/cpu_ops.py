@@ -18,7 +18,7 @@ from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.interface import F32, I32, Extras, StepBuffers
 from lmserve.model.options import head_format
 from lmserve.model.rope import position_tables
-from lmserve.model.tensors import QUANTIZED_TYPES, TensorSource
+from lmserve.model.tensors import QUANTIZED_TYPES, UNPACKED_TYPES, TensorSource
 
 
 class CpuOps:
@@ -159,9 +159,20 @@ class CpuOps:
 
 def _stored(source: TensorSource, quantize: str | None) -> tuple[str, NDArray[np.uint8]]:
     """A weight's type and bytes as the core packs them: as stored, or as floats to be rounded."""
-    if quantize is not None and source.dtype in QUANTIZED_TYPES:
+    if source.dtype in UNPACKED_TYPES or (quantize is not None and source.dtype in QUANTIZED_TYPES):
         return "F32", _bytes(source.dequantize())
-    return source.dtype, _bytes(source.raw())
+    raw = source.raw()
+    if source.dtype == "MXFP4" and not _fits_half_precision(raw):
+        return "F32", _bytes(source.dequantize())
+    return source.dtype, _bytes(raw)
+
+
+def _fits_half_precision(blocks: NDArray[np.uint8]) -> bool:
+    """Whether half precision has the scales of all blocks of MXFP4 but zeros: powers of two from 2^-24 to 2^15."""
+    each = blocks.reshape(-1, 17)
+    exponents = each[:, 0]
+    odd = (exponents < 128 - 24) | (exponents > 128 + 15)
+    return not odd.any() or not (each[odd, 1:] & 0x77).any()
 
 
 def _bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:

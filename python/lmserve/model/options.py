@@ -9,6 +9,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
+from lmserve.model.tensors import UNPACKED_TYPES
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 OPS = ("auto", "torch", "cpu")
@@ -224,7 +225,7 @@ def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | 
             total += _elements(tensor.shape) * ITEM_BYTES["fp32"]
             continue
         kept = head_format(quantize) if name in HEADS else quantize
-        stored = "F32" if kept is not None else tensor.dtype
+        stored = "F32" if kept is not None or tensor.dtype in UNPACKED_TYPES else tensor.dtype
         total += cpu_linear_bytes(stored, kept, *tensor.shape)
     return total
 

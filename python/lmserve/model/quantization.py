@@ -1,4 +1,4 @@
-"""What `quantization_config` of config.json says, in the forms of AutoGPTQ, AutoAWQ, fp8 and compressed-tensors."""
+"""What `quantization_config` of config.json says: AutoGPTQ, AutoAWQ, fp8, compressed-tensors, ModelOpt, mxfp4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lmserve.model.errors import CheckpointError
 
-Method = Literal["gptq", "awq", "fp8"]
+Method = Literal["gptq", "awq", "fp8", "nvfp4", "mxfp4", "mxfp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Quantization:
     """How the linear layers of a checkpoint are stored.
 
     `group_size`: inputs that share a scale (gptq, awq); -1: all. `zero_offset`: added to every stored zero point.
-    `block`: rows and columns that share a scale (fp8); None: rows alone, or the whole tensor.
+    `block`: rows and columns that share a scale (fp8); None: rows alone, or the whole tensor. `inverse`: the scale of a
+    whole tensor (nvfp4) is divided by and not multiplied with.
     """
 
     method: Method
@@ -23,6 +24,7 @@ class Quantization:
     group_size: int = -1
     zero_offset: int = 0
     block: tuple[int, int] | None = None
+    inverse: bool = False
 
 
 def read_quantization(raw: dict[str, Any]) -> Quantization | None:
@@ -33,7 +35,14 @@ def read_quantization(raw: dict[str, Any]) -> Quantization | None:
     if not isinstance(given, dict):
         raise CheckpointError(f"config.json: quantization_config must be an object, but {given!r} was given")
     method = str(given.get("quant_method", "unknown"))
-    readers = {"gptq": _gptq, "awq": _awq, "fp8": _fp8, "compressed-tensors": _compressed_tensors}
+    readers = {
+        "gptq": _gptq,
+        "awq": _awq,
+        "fp8": _fp8,
+        "compressed-tensors": _compressed_tensors,
+        "modelopt": _modelopt,
+        "mxfp4": _mxfp4,
+    }
     if method not in readers:
         known = ", ".join(readers)
         raise CheckpointError(f"config.json: quant_method is one of {known}, but {method!r} was given")
@@ -78,10 +87,15 @@ def _fp8(given: dict[str, Any]) -> Quantization:
 
 def _compressed_tensors(given: dict[str, Any]) -> Quantization:
     where = "compressed-tensors"
-    _choice(given, "format", "float-quantized", ("float-quantized",), where)
+    formats = ("float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
+    form = _choice(given, "format", "float-quantized", formats, where)
     for key, name in (("kv_cache_scheme", "a quantized KV cache"), ("sparsity_config", "sparsity")):
         if given.get(key) and given[key].get("format") != "dense":
             raise CheckpointError(f"config.json: {where} with {name} ({key}) is not supported")
+    if form == "nvfp4-pack-quantized":
+        return Quantization("nvfp4", 4, group_size=16, inverse=True)
+    if form != "float-quantized":
+        return Quantization("mxfp4", 4, group_size=32) if "mxfp4" in form else Quantization("mxfp8", 8, group_size=32)
     blocks = set()
     for group in (given.get("config_groups") or {}).values():
         weights = group.get("weights") or {}
@@ -92,6 +106,22 @@ def _compressed_tensors(given: dict[str, Any]) -> Quantization:
     if len(blocks) != 1:
         raise CheckpointError(f"config.json: {where} must have one kind of scales, but {len(blocks)} were given")
     return Quantization("fp8", 8, block=blocks.pop())
+
+
+def _mxfp4(_given: dict[str, Any]) -> Quantization:
+    return Quantization("mxfp4", 4, group_size=32)
+
+
+def _modelopt(given: dict[str, Any]) -> Quantization:
+    algorithm = _choice(given, "quant_algo", None, ("FP8", "NVFP4", "MXFP8"), "modelopt")
+    if algorithm == "FP8":
+        return Quantization("fp8", 8)
+    if algorithm == "MXFP8":
+        return Quantization("mxfp8", 8, group_size=32)
+    size = int(given.get("group_size") or 16)
+    if size != 16:
+        raise CheckpointError(f"config.json: group_size of nvfp4 is 16, but {size} was given")
+    return Quantization("nvfp4", 4, group_size=16)
 
 
 def _block(given: Any) -> tuple[int, int] | None:

@@ -2,7 +2,9 @@
 
 GPTQ packs along the inputs, lowest bits first, with zero points packed along the outputs (AutoGPTQ's QuantLinear). AWQ
 packs both along the outputs, eight to a word in the order of its kernel (AutoAWQ's WQLinear_GEMM). fp8 is OCP's E4M3
-without infinities, with a scale for a tensor, a row or a block (DeepSeek-V3, compressed-tensors).
+without infinities, with a scale for a tensor, a row or a block (DeepSeek-V3, compressed-tensors). Of OCP's microscaling
+formats, mxfp4 has two E2M1 to a byte, the lower half first, and mxfp8 E4M3, with a power of two for each 32 inputs;
+nvfp4 has an E4M3 for each 16, and a float for the tensor (ModelOpt multiplies by it, compressed-tensors divides).
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ I32 = NDArray[np.int32]
 AWQ_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 SCALES: Final = ("weight_scale", "weight_scale_inv")
 # What the format adds for activations, which are not quantized here.
-UNUSED: Final = ("input_scale",)
+UNUSED: Final = ("input_scale", "input_global_scale", "k_scale", "v_scale")
+# The name of the packed weight and of the scale of a whole tensor, in ModelOpt's files and in compressed-tensors'.
+PACKED: Final = ("weight", "weight_packed")
+GLOBAL: Final = ("weight_scale_2", "weight_global_scale")
+SMALL_FLOATS: Final = ("nvfp4", "mxfp4", "mxfp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,14 @@ class QuantizedTensor:
 
     @property
     def data(self) -> NDArray[Any]:
-        return self.parts["weight" if self.scheme.method == "fp8" else "qweight"].data
+        return max(self.parts.values(), key=lambda part: part.nbytes).data
 
     def raw(self) -> F32:
         return self.dequantize()
 
     def dequantize(self) -> F32:
-        values = {"gptq": _gptq, "awq": _awq, "fp8": _fp8}[self.scheme.method](self.parts, self.scheme)
+        read = {"gptq": _gptq, "awq": _awq, "fp8": _fp8}.get(self.scheme.method, _small_floats)
+        values = read(self.parts, self.scheme)
         return values if self.order is None else values[self.order]
 
     def select_rows(self, rows: NDArray[np.int64]) -> QuantizedTensor:
@@ -72,13 +79,16 @@ def restore(stored: Mapping[str, StoredTensor], scheme: Quantization | None) -> 
         layer, _, kind = name.rpartition(".")
         if scheme is not None and kind in _kinds(scheme, tensor):
             parts.setdefault(layer, {})[kind] = tensor
-        elif scheme is not None and scheme.method == "fp8" and kind in UNUSED:
+        elif scheme is not None and scheme.method in ("fp8", *SMALL_FLOATS) and kind in UNUSED:
             continue
         elif tensor.dtype in PLAIN_TYPES:
             tensors[name] = tensor
     for layer, found in parts.items():
         assert scheme is not None
-        shape = _fp8_shape(layer, found, scheme) if scheme.method == "fp8" else _int_shape(layer, found, scheme)
+        if scheme.method in SMALL_FLOATS:
+            shape = _small_shape(layer, found, scheme)
+        else:
+            shape = _fp8_shape(layer, found, scheme) if scheme.method == "fp8" else _int_shape(layer, found, scheme)
         tensors[f"{layer}.weight"] = QuantizedTensor(f"{layer}.weight", shape, found, scheme)
     return tensors
 
@@ -91,6 +101,10 @@ def _kinds(scheme: Quantization, tensor: StoredTensor) -> tuple[str, ...]:
             return ("qweight", "qzeros", "scales")
         case "fp8":
             return ("weight", *SCALES) if tensor.dtype == "F8_E4M3" else SCALES
+        case "nvfp4" | "mxfp4":
+            return (*PACKED, "weight_scale", *GLOBAL) if tensor.dtype == "U8" else ("weight_scale", *GLOBAL)
+        case "mxfp8":
+            return ("weight", *SCALES) if tensor.dtype in ("F8_E4M3", "U8") else SCALES
 
 
 def _need(layer: str, parts: Mapping[str, StoredTensor], kind: str, dtypes: tuple[str, ...]) -> StoredTensor:
@@ -150,6 +164,26 @@ def _fp8_shape(layer: str, parts: Mapping[str, StoredTensor], scheme: Quantizati
     return weight.shape
 
 
+def _small_shape(layer: str, parts: Mapping[str, StoredTensor], scheme: Quantization) -> tuple[int, ...]:
+    kind = next((name for name in PACKED if name in parts), "weight")
+    weight = _need(layer, parts, kind, ("F8_E4M3",) if scheme.method == "mxfp8" else ("U8",))
+    name = next((name for name in SCALES if name in parts), "weight_scale")
+    scale = _need(layer, parts, name, ("F8_E4M3",) if scheme.method == "nvfp4" else ("U8", "F8_E8M0"))
+    if len(weight.shape) != 2:
+        raise CheckpointError(f"tensor {layer}.{kind} has shape {list(weight.shape)}, quantization_config needs two")
+    rows, columns = weight.shape[0], weight.shape[1] * (8 // scheme.bits)
+    _expect(layer, name, scale, (rows, columns // scheme.group_size))
+    if columns % scheme.group_size:
+        needed = f"a multiple of {scheme.group_size}"
+        raise CheckpointError(f"tensor {layer}.{kind} has {columns} columns, quantization_config needs {needed}")
+    whole = [part for part in GLOBAL if part in parts]
+    if len(whole) != (scheme.method == "nvfp4"):
+        raise CheckpointError(f"tensor {layer}.{kind} of {scheme.method} has {len(whole)} scales of the whole tensor")
+    if whole and _need(layer, parts, whole[0], tuple(PLAIN_TYPES)).shape not in ((), (1,)):
+        raise CheckpointError(f"tensor {layer}.{whole[0]} must have one number, but has {list(parts[whole[0]].shape)}")
+    return rows, columns
+
+
 def _unpacked(packed: I32, bits: int) -> NDArray[np.uint8]:
     """Each word's numbers, lowest bits first, in a new last axis: [..., 32 / bits]."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
@@ -200,6 +234,26 @@ def _fp8(parts: Mapping[str, StoredTensor], scheme: Quantization) -> F32:
     expanded = scale.repeat(rows, axis=0)[: len(weight)].repeat(columns, axis=1)[:, : weight.shape[1]]
     result: F32 = weight * expanded
     return result
+
+
+def _small_floats(parts: Mapping[str, StoredTensor], scheme: Quantization) -> F32:
+    stored = next(parts[kind] for kind in PACKED if kind in parts).raw()
+    if scheme.bits == 8:
+        values = E4M3[stored]
+    else:
+        values = E2M1[np.stack((stored & 0xF, stored >> 4), axis=-1).reshape(len(stored), -1)]
+    scale = next(parts[kind] for kind in SCALES if kind in parts).raw()
+    # Exponents of two, of which 255 is no number.
+    scales = E4M3[scale] if scheme.method == "nvfp4" else np.where(scale == 255, np.nan, np.exp2(scale - 127.0))
+    if scheme.method == "nvfp4":
+        whole = next(parts[kind] for kind in GLOBAL if kind in parts).dequantize().reshape(())
+        scales = scales / whole if scheme.inverse else scales * whole
+    grouped = values.reshape(len(values), -1, scheme.group_size) * scales.astype(np.float32)[:, :, None]
+    result: F32 = np.ascontiguousarray(grouped.reshape(values.shape), dtype=np.float32)
+    return result
+
+
+E2M1: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 def _e4m3() -> F32:

@@ -14,7 +14,15 @@ from lmserve.model.errors import CheckpointError
 from lmserve.model.tensors import PLAIN_TYPES, StoredTensor
 
 # Of quantized weights, their parts too.
-KNOWN_TYPES = PLAIN_TYPES | {"I32": np.dtype("<i4"), "F8_E4M3": np.dtype("u1")}
+KNOWN_TYPES = (
+    PLAIN_TYPES
+    | {"I32": np.dtype("<i4"), "F8_E4M3": np.dtype("u1")}
+    | {
+        # Floats of four bits, and powers of two, as bytes.
+        "U8": np.dtype("u1"),
+        "F8_E8M0": np.dtype("u1"),
+    }
+)
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # A real header is a few MB at most; this bounds what a broken length field can make us read.

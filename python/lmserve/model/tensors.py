@@ -11,7 +11,27 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 PLAIN_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-QUANTIZED_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+# Blocks of GGUF files that the kernels of the CPU keep as they are.
+PACKED_TYPES = (
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+    "NVFP4",
+    "TQ1_0",
+    "TQ2_0",
+)
+# Those that become floats first, which is exact, and takes their memory.
+UNPACKED_TYPES = ("Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
+QUANTIZED_TYPES = PACKED_TYPES + UNPACKED_TYPES
 
 
 class TensorSource(Protocol):

@@ -2,12 +2,14 @@
 //!
 //! Layouts: `ggml-common.h` and `ggml-quants.c` of <https://github.com/ggml-org/ggml>.
 
+use super::gguf_small;
 use super::{Code, IntRow};
 use crate::cpu::half::f16_to_f32;
 
 /// A block type whose weights become integers as they are.
 ///
-/// All are exact. Integers of 5 bits take 6. Scales of the `K` types stay nested: 6 or 8 bits for each group, and half-precision
+/// All are exact, where scales of `MXFP4` are such as half precision has. Integers of 3 and 5 bits take 6, ternary ones 4, and
+/// indices into a table of 8-bit integers 8. Scales of the `K` types stay nested: 6 or 8 bits for each group, and half-precision
 /// factors for 256 weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, non_camel_case_types)]
@@ -20,6 +22,13 @@ pub enum BlockType {
     Q4_K,
     Q5_K,
     Q6_K,
+    Q3_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    NVFP4,
+    TQ1_0,
+    TQ2_0,
 }
 
 impl BlockType {
@@ -34,6 +43,13 @@ impl BlockType {
             "Q4_K" => Self::Q4_K,
             "Q5_K" => Self::Q5_K,
             "Q6_K" => Self::Q6_K,
+            "Q3_K" => Self::Q3_K,
+            "IQ4_NL" => Self::IQ4_NL,
+            "IQ4_XS" => Self::IQ4_XS,
+            "MXFP4" => Self::MXFP4,
+            "NVFP4" => Self::NVFP4,
+            "TQ1_0" => Self::TQ1_0,
+            "TQ2_0" => Self::TQ2_0,
             _ => return None,
         })
     }
@@ -41,7 +57,14 @@ impl BlockType {
     /// Weights in a block.
     pub const fn elements(self) -> usize {
         match self {
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            Self::Q4_K
+            | Self::Q5_K
+            | Self::Q6_K
+            | Self::Q3_K
+            | Self::IQ4_XS
+            | Self::TQ1_0
+            | Self::TQ2_0 => 256,
+            Self::NVFP4 => 64,
             _ => 32,
         }
     }
@@ -49,7 +72,7 @@ impl BlockType {
     /// Bytes of a block.
     pub const fn bytes(self) -> usize {
         match self {
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
@@ -57,20 +80,28 @@ impl BlockType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::Q3_K => 110,
+            Self::IQ4_XS => 136,
+            Self::MXFP4 => 17,
+            Self::NVFP4 => 36,
+            Self::TQ1_0 => 54,
+            Self::TQ2_0 => 66,
         }
     }
 
     /// How its integers stand for weights.
     pub const fn code(self) -> Code {
         let (bits, group, nested, min) = match self {
-            Self::Q4_0 => (4, 32, false, false),
+            Self::Q4_0 | Self::TQ1_0 | Self::TQ2_0 => (4, 32, false, false),
             Self::Q4_1 => (4, 32, false, true),
-            Self::Q5_0 => (6, 32, false, false),
+            Self::Q5_0 | Self::MXFP4 => (6, 32, false, false),
             Self::Q5_1 => (6, 32, false, true),
-            Self::Q8_0 => (8, 32, false, false),
+            Self::Q8_0 | Self::IQ4_NL => (8, 32, false, false),
+            Self::IQ4_XS => (8, 32, true, false),
             Self::Q4_K => (4, 32, true, true),
             Self::Q5_K => (6, 32, true, true),
-            Self::Q6_K => (6, 16, true, false),
+            Self::Q6_K | Self::Q3_K => (6, 16, true, false),
+            Self::NVFP4 => (6, 16, false, false),
         };
         Code {
             bits,
@@ -123,17 +154,24 @@ impl BlockType {
                     }
                 }
                 Self::Q6_K => six_bits(block, row),
+                Self::Q3_K => gguf_small::three_bits(block, row),
+                Self::IQ4_NL => gguf_small::table(block, row),
+                Self::IQ4_XS => gguf_small::nested_table(block, row),
+                Self::MXFP4 => gguf_small::exponents(block, row),
+                Self::NVFP4 => gguf_small::small_floats(block, row),
+                Self::TQ1_0 => gguf_small::powers_of_three(block, row),
+                Self::TQ2_0 => gguf_small::ternary(block, row),
             }
         }
     }
 }
 
-fn half(block: &[u8], at: usize) -> f32 {
+pub(super) fn half(block: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 /// The low halves of all bytes, then the high ones.
-fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
+pub(super) fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     let low = bytes.iter().map(|b| b & 0x0f);
     low.chain(bytes.iter().map(|b| b >> 4))
 }
@@ -201,7 +239,7 @@ mod tests {
     }
 
     /// What the `gguf` package 0.17 makes of such blocks: the sum of the weights times 1 to 17 in turn, and three of them.
-    const KNOWN: [(BlockType, f64, [f32; 3]); 8] = [
+    const KNOWN: [(BlockType, f64, [f32; 3]); 15] = [
         (
             BlockType::Q4_0,
             -6.481_353_759_765_625,
@@ -242,6 +280,37 @@ mod tests {
             -498.092_651_367_187_5,
             [20.858_398, -0.737_915_04, 24.597_168],
         ),
+        (
+            BlockType::Q3_K,
+            38.703_643_798_828_125,
+            [-1.328_247_1, 0.516_540_5, 0.073_791_504],
+        ),
+        (
+            BlockType::IQ4_NL,
+            -83.408_996_582_031_25,
+            [0.307_464_6, 0.012_298_584, 1.389_74],
+        ),
+        (
+            BlockType::IQ4_XS,
+            -3_329.903_106_689_453,
+            [-0.012_298_584, -0.196_777_34, 26.860_107],
+        ),
+        (
+            BlockType::MXFP4,
+            0.398_437_5,
+            [0.023_437_5, 0.023_437_5, -0.007_812_5],
+        ),
+        (BlockType::NVFP4, -67.723_632_812_5, [0.5, 1.125, 2.25]),
+        (
+            BlockType::TQ1_0,
+            -0.565_734_863_281_25,
+            [-0.012_298_584, -0.012_298_584, -0.012_298_584],
+        ),
+        (
+            BlockType::TQ2_0,
+            28.729_492_187_5,
+            [-0.012_298_584, -0.012_298_584, 0.012_298_584],
+        ),
     ];
 
     #[test]
@@ -251,10 +320,22 @@ mod tests {
                 BlockType::Q4_1 | BlockType::Q5_1 => &[(0, 0.0123), (2, -0.0987)],
                 BlockType::Q4_K | BlockType::Q5_K => &[(0, 0.0123), (2, 0.0987)],
                 BlockType::Q6_K => &[(208, 0.0123)],
+                BlockType::Q3_K => &[(108, 0.0123)],
+                BlockType::TQ1_0 => &[(52, 0.0123)],
+                BlockType::TQ2_0 => &[(64, 0.0123)],
+                BlockType::MXFP4 | BlockType::NVFP4 => &[],
                 _ => &[(0, 0.0123)],
             };
             let mut row = IntRow::default();
-            block.decode(&blocks(block, halves), &mut row);
+            let mut bytes = blocks(block, halves);
+            for one in bytes.chunks_exact_mut(block.bytes()) {
+                match block {
+                    BlockType::MXFP4 => one[0] = 120,
+                    BlockType::NVFP4 => one[..4].copy_from_slice(&[0x28, 0x05, 0x7f, 0x41]),
+                    _ => {}
+                }
+            }
+            block.decode(&bytes, &mut row);
             let values = row.dequantize(block.code());
             let n = values.len();
             assert_eq!(n, 2 * block.elements());

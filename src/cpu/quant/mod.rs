@@ -1,6 +1,7 @@
 //! Quantized weights as they come: blocks of GGUF files taken apart exactly, and floats rounded to groups of integers.
 
 mod gguf;
+mod gguf_small;
 mod round;
 
 pub use gguf::BlockType;

@@ -186,10 +186,12 @@ macro_rules! by_code {
             (4, _, false, false) => $kernel::<4, 1, false, false>($($argument),*),
             (4, _, false, true) => $kernel::<4, 1, false, true>($($argument),*),
             (4, _, true, _) => $kernel::<4, 1, true, true>($($argument),*),
-            (6, 16, _, _) => $kernel::<6, 2, true, false>($($argument),*),
+            (6, 16, true, _) => $kernel::<6, 2, true, false>($($argument),*),
+            (6, 16, false, _) => $kernel::<6, 2, false, false>($($argument),*),
             (6, _, false, false) => $kernel::<6, 1, false, false>($($argument),*),
             (6, _, false, true) => $kernel::<6, 1, false, true>($($argument),*),
             (6, _, true, _) => $kernel::<6, 1, true, true>($($argument),*),
+            (_, _, true, _) => $kernel::<8, 1, true, false>($($argument),*),
             _ => $kernel::<8, 1, false, false>($($argument),*),
         }
     }};
