@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-aarch64 build lint fmt openapi conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-aarch64 build lint fmt openapi models conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ fmt: $(DEV) ## format Rust and Python, and apply ruff's safe fixes
 
 openapi: build ## write docs/openapi.json anew, after a change of the API
 	$(BIN)/python tools/openapi.py docs/openapi.json
+
+models: build ## write docs/models.md anew, after a change of the families or of the types of weights
+	$(BIN)/python tools/models.py docs/models.md
 
 conformance: build $(DEV) ## write docs/conformance.md anew, after a change of what becomes of a parameter
 	WRITE_CONFORMANCE=1 $(BIN)/python -m pytest tests/http/test_conformance.py

@@ -78,6 +78,24 @@ def test_a_request_has_the_same_logits_alone_and_in_a_batch_to_the_bit(checkpoin
             assert np.array_equal(np.array(alone.logits), np.array(sequence.logits)), quantize
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma4", "cohere2", "ministral3", "apertus"])
+def test_whatever_a_layer_computes_it_does_so_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, tmp_path):
+    tiny_models.make(family, tmp_path)
+    runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(OPTIONS, quantize="q8", kv_dtype="fp16"))
+    greedy(runner)
+    generator = np.random.default_rng(4)
+    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
+    together = Driver(runner)
+    sequences = [together.start(prompt) for prompt in prompts]
+    together.generate(sequences, 8)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        for chunk in (7, 10**9):
+            driver = Driver(runner, seed=9)
+            alone = driver.start(prompt)
+            driver.generate([alone], 8, chunk=chunk)
+            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))
+
+
 def test_embeddings_of_long_texts_are_computed_in_pieces(checkpoint):
     tokens = np.random.default_rng(8).integers(0, 199, 300).astype(np.int32)
     bounds = np.array([0, 5, 205, 300], np.int32)

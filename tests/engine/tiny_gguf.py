@@ -173,9 +173,7 @@ def _write_rope(writer: gguf.GGUFWriter, config) -> None:
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if rope["rope_type"] == "longrope":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
-        factor = config.max_position_embeddings / config.original_max_position_embeddings
-        attention = np.sqrt(1 + np.log(factor) / np.log(config.original_max_position_embeddings))
-        writer.add_rope_scaling_attn_factors(float(attention))
+        writer.add_rope_scaling_attn_factors(rope["attention_factor"])
         for kind in ("short", "long"):
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
     if rope["rope_type"] == "linear":

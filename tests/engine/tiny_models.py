@@ -98,11 +98,13 @@ CONFIGS = {
         **SHAPE,
         pad_token_id=0,
         sliding_window=WINDOW,
-        original_max_position_embeddings=8,
+        # The reference takes the short factors for whole sequences that are shorter; here all are longer.
+        original_max_position_embeddings=1,
         rope_parameters={
             "rope_type": "longrope",
             "rope_theta": 1e4,
             "partial_rotary_factor": 0.5,
+            "attention_factor": 1.2,
             "short_factor": [1.0, 1.5],
             "long_factor": [1.25, 4.0],
         },

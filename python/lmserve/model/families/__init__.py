@@ -30,6 +30,7 @@ from lmserve.model.families import (
     starcoder2,
 )
 from lmserve.model.families.family import Family
+from lmserve.model.families.missing import missing_part
 from lmserve.model.wrapped import MODEL_TYPES
 
 FAMILIES: tuple[Family, ...] = (
@@ -74,7 +75,9 @@ def hf_family(raw: Mapping[str, Any]) -> Family:
                 return family
     supported = ", ".join(name for family in FAMILIES for name in family.hf_architectures)
     what = ", ".join(names) or f"of model_type {kind!r}"
-    raise CheckpointError(f"config.json: architecture {what} is not supported ({supported} are)")
+    part = missing_part(raw)
+    needs = "" if part is None else f"; it has {part}, which is not computed here"
+    raise CheckpointError(f"config.json: architecture {what} is not supported ({supported} are){needs}")
 
 
 def _stem(name: str) -> str:

@@ -125,6 +125,7 @@ COHERE = Family(
     hf_architectures=("CohereForCausalLM",),
     hf_config=_hf_config,
     decoder=Cohere,
+    limits="Command R+: norms of q and k",
     gguf_architecture="command-r",
     gguf_config=_gguf_config,
     gguf_interleaved_rope=True,

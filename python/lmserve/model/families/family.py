@@ -46,6 +46,7 @@ class Family:
     hf_config: Callable[[dict[str, Any]], ModelConfig | EncoderConfig]
     decoder: Callable[[Any, Loader[Any, Any]], Decoder[Any, Any]] | None = None  # of kind "generate"
     hf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
+    limits: str = ""  # which of its models, or what of them, is refused
     gguf_architecture: str | None = None
     gguf_config: Callable[[GgufModel], ModelConfig] | None = None
     gguf_names: Mapping[str, str] = field(default_factory=dict)  # of tensors, where they are not those of Llama

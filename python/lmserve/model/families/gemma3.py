@@ -99,6 +99,7 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=shifted_norms,
     decoder=Gemma2,
+    limits="images",
     gguf_architecture="gemma3",
     gguf_config=_gguf_config,
     gguf_names=GGUF_NAMES,

@@ -303,6 +303,7 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_loaded,
     decoder=Gemma4,
+    limits="26B-A4B, which has experts; images and sound",
     gguf_architecture="gemma4",
     gguf_config=_gguf_config,
     gguf_names={

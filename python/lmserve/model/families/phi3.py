@@ -61,6 +61,7 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_parts,
     decoder=Llama,
+    limits="short factors of longrope in a server whose context is longer than the original one",
     gguf_architecture="phi3",
     gguf_config=_gguf_config,
     gguf_names={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},

@@ -97,6 +97,7 @@ FAMILY = Family(
     hf_architectures=("StableLmForCausalLM",),
     hf_config=_hf_config,
     decoder=StableLm,
+    limits="StableLM 2 12B: norms of each head of its own, attention beside the feed-forward network",
     gguf_architecture="stablelm",
     gguf_config=_gguf_config,
 )
