@@ -69,14 +69,26 @@ class Tokenizer:
     def from_gguf(file: GgufFile) -> Tokenizer:
         """Build what `tokenizer.ggml.*` describes. Raises LmserveError (400)."""
 
-    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = False, piece_bytes: int = 32768) -> list[int]:
         """Tokens of `text`; special tokens written out in it are recognised.
 
-        `add_special` adds those that belong around a text; a chat template has written them already.
+        `add_special` adds those that belong around a text; a chat template has written them already. A text of more
+        than `piece_bytes` is tokenized in pieces where that gives the same tokens, which takes less memory. Raises
+        LmserveError `draining` (503) after `abandon`.
         """
 
-    def encode_continued(self, text: str) -> list[int]:
+    def encode_continued(self, text: str, *, piece_bytes: int = 32768) -> list[int]:
         """Tokens of `text` that goes on after tokens that are there already: no space is put before its first word."""
+
+    def least_tokens(self, text: str) -> int:
+        """Fewest tokens that `text` can have, by its bytes and the longest token; 0 where that sets no bound."""
+
+    @property
+    def works_in_pieces(self) -> bool:
+        """Whether long texts are tokenized in pieces."""
+
+    def abandon(self) -> None:
+        """End what is being tokenized, and refuse what comes: the server stops."""
 
     def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
         """Text of `tokens`. Bytes that are no UTF-8 become U+FFFD; unknown ids add nothing."""

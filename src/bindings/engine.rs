@@ -113,7 +113,7 @@ impl Engine {
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
         };
         let model = Model {
-            tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0)),
+            tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner)),
             template: template.map(|template| Arc::clone(&template.0)),
             eos_tokens: eos_token_ids,
             vocab_size: size("vocab_size")?,

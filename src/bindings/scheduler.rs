@@ -227,7 +227,7 @@ impl Scheduler {
             vocab_size: vocab_size as usize,
         };
         eos_token_ids.retain(|&id| id < vocab_size);
-        let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.0));
+        let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));
         let store = SessionStore::new(StoreLimits {
             max_sessions,
             ttl_ms: session_ttl_ms,

@@ -1,13 +1,14 @@
 //! `_core.GgufFile`, `_core.Tokenizer`, `_core.ChatTemplate` and `_core.StreamDecoder`.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::gguf;
 use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_tools};
 
@@ -102,51 +103,100 @@ fn array_object<'py>(py: Python<'py>, array: &gguf::Array) -> PyResult<Bound<'py
 }
 
 #[pyclass(frozen, module = "lmserve._core")]
-pub(crate) struct Tokenizer(pub(crate) Arc<text::Tokenizer>);
+pub(crate) struct Tokenizer {
+    pub(crate) inner: Arc<text::Tokenizer>,
+    /// What is tokenized through this object is not waited for any more.
+    abandoned: AtomicBool,
+}
+
+impl Tokenizer {
+    fn new(inner: text::Tokenizer) -> Self {
+        Self {
+            inner: Arc::new(inner),
+            abandoned: AtomicBool::new(false),
+        }
+    }
+
+    fn still_wanted(&self) -> Result<()> {
+        if self.abandoned.load(Ordering::Relaxed) {
+            let message = "the server is shutting down and tokenizes no more";
+            return Err(Error::new(Kind::Unavailable, "draining", message));
+        }
+        Ok(())
+    }
+}
 
 #[pymethods]
 impl Tokenizer {
     #[staticmethod]
     fn from_json(py: Python<'_>, json: &[u8]) -> Result<Self> {
         py.detach(|| text::Tokenizer::from_json(json))
-            .map(|inner| Self(Arc::new(inner)))
+            .map(Self::new)
     }
 
     #[staticmethod]
     fn from_gguf(py: Python<'_>, file: &GgufFile) -> Result<Self> {
         py.detach(|| text::Tokenizer::from_gguf(&file.0))
-            .map(|inner| Self(Arc::new(inner)))
+            .map(Self::new)
     }
 
-    #[pyo3(signature = (text, *, add_special = false))]
-    fn encode(&self, py: Python<'_>, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        py.detach(|| self.0.encode(text, add_special))
+    #[pyo3(signature = (text, *, add_special = false, piece_bytes = text::PIECE_BYTES))]
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        add_special: bool,
+        piece_bytes: usize,
+    ) -> Result<Vec<u32>> {
+        let watch = |_| self.still_wanted();
+        py.detach(|| {
+            self.inner
+                .encode_watched(text, add_special, piece_bytes, &watch)
+        })
     }
 
-    fn encode_continued(&self, py: Python<'_>, text: &str) -> Result<Vec<u32>> {
-        py.detach(|| self.0.encode_continued(text))
+    #[pyo3(signature = (text, *, piece_bytes = text::PIECE_BYTES))]
+    fn encode_continued(&self, py: Python<'_>, text: &str, piece_bytes: usize) -> Result<Vec<u32>> {
+        let watch = |_| self.still_wanted();
+        py.detach(|| {
+            self.inner
+                .encode_continued_watched(text, piece_bytes, &watch)
+        })
+    }
+
+    fn least_tokens(&self, text: &str) -> usize {
+        self.inner.least_tokens(text)
+    }
+
+    #[getter]
+    fn works_in_pieces(&self) -> bool {
+        self.inner.works_in_pieces()
+    }
+
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 
     #[pyo3(signature = (tokens, *, skip_special = true))]
     fn decode(&self, py: Python<'_>, tokens: Vec<u32>, skip_special: bool) -> String {
-        py.detach(move || self.0.decode(&tokens, skip_special))
+        py.detach(move || self.inner.decode(&tokens, skip_special))
     }
 
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.0.vocab_size()
+        self.inner.vocab_size()
     }
 
     fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     fn is_special(&self, token: u32) -> bool {
-        self.0.is_special(token)
+        self.inner.is_special(token)
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>, token: u32) -> Option<Bound<'py, PyBytes>> {
-        self.0
+        self.inner
             .token_bytes(token)
             .map(|bytes| PyBytes::new(py, bytes))
     }
@@ -335,14 +385,14 @@ impl StreamDecoder {
     fn push(&self, token: u32) -> (String, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (detokenizer, matcher) = &mut *state;
-        let matched = matcher.push(detokenizer.push(&self.tokenizer.get().0, token));
+        let matched = matcher.push(detokenizer.push(&self.tokenizer.get().inner, token));
         (matched.emit, matched.stopped)
     }
 
     fn flush(&self) -> (String, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (detokenizer, matcher) = &mut *state;
-        let matched = matcher.push(&detokenizer.flush(&self.tokenizer.get().0));
+        let matched = matcher.push(&detokenizer.flush(&self.tokenizer.get().inner));
         (matched.emit + &matcher.flush(), matched.stopped)
     }
 }

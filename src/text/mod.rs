@@ -2,21 +2,26 @@
 //!
 //! Nothing here knows pyo3, and nothing keeps a clock, a thread or a random number.
 
+mod bound;
 mod detokenizer;
 #[cfg(test)]
 mod fixtures;
 pub mod formats;
 mod from_gguf;
+mod kinds;
+mod long_word;
 mod markers;
+mod pieces;
 mod pre_tokenizers;
 mod prefix;
 mod stop;
 mod table;
 mod template;
 mod tokenizer;
+mod unjoined;
 
 pub use detokenizer::Detokenizer;
 pub use markers::END_OF_TURN;
 pub use stop::{Matched, StopMatcher};
 pub use template::{ChatTemplate, Ending, Tail, without_tools};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{PIECE_BYTES, Tokenizer, Watch};

@@ -5,7 +5,9 @@ use tokenizers::normalizers::{NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
-use tokenizers::tokenizer::{Model, OffsetReferential, OffsetType, PreTokenizer};
+use tokenizers::tokenizer::{
+    Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 /// A tokenizer's preparation of text, less the steps that put a space before it.
 #[derive(Debug)]
@@ -30,12 +32,12 @@ impl WithoutPrefix {
         })
     }
 
-    /// The tokens of `text` up to the first special (or other added) token in it, and the text from there.
-    pub(super) fn encode_first<'t>(
+    /// The words of `text` up to the first special (or other added) token in it, and where that stands.
+    pub(super) fn words_of_first(
         &self,
         inner: &tokenizers::Tokenizer,
-        text: &'t str,
-    ) -> Result<(Vec<u32>, &'t str)> {
+        text: &str,
+    ) -> Result<(PreTokenizedString, usize)> {
         let added = inner.get_added_vocabulary();
         let whole = added.extract_and_normalize(self.normalizer.as_ref(), text);
         let cut = whole
@@ -43,14 +45,23 @@ impl WithoutPrefix {
             .into_iter()
             .find(|(_, _, tokens)| tokens.is_some())
             .map_or(text.len(), |(_, (start, _), _)| start);
-        let (first, rest) = text.split_at(cut);
-        let mut words = added.extract_and_normalize(self.normalizer.as_ref(), first);
+        let mut words = added.extract_and_normalize(self.normalizer.as_ref(), &text[..cut]);
         if let Some(pre_tokenizer) = &self.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut words)?;
         }
+        Ok((words, cut))
+    }
+
+    /// The tokens of `text` up to the first special (or other added) token in it, and the text from there.
+    pub(super) fn encode_first<'t>(
+        &self,
+        inner: &tokenizers::Tokenizer,
+        text: &'t str,
+    ) -> Result<(Vec<u32>, &'t str)> {
+        let (mut words, cut) = self.words_of_first(inner, text)?;
         words.tokenize(|word| inner.get_model().tokenize(word.get()))?;
         let encoding = words.into_encoding(None, 0, OffsetType::None)?;
-        Ok((encoding.get_ids().to_vec(), rest))
+        Ok((encoding.get_ids().to_vec(), &text[cut..]))
     }
 }
 

@@ -141,6 +141,13 @@ impl TokenTable {
         self.entries.len()
     }
 
+    /// Bytes that a token adds to a text.
+    pub(super) fn byte_len(&self, id: u32) -> usize {
+        self.entries
+            .get(id as usize)
+            .map_or(0, |entry| entry.len as usize)
+    }
+
     pub(super) fn is_special(&self, id: u32) -> bool {
         self.entries
             .get(id as usize)

@@ -4,12 +4,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokenizers::tokenizer::Decoder;
 
+use super::bound::ByteBound;
 use super::detokenizer::Detokenizer;
 use super::from_gguf;
+use super::pieces::Pieces;
 use super::prefix::WithoutPrefix;
 use super::table::{Piece, Scheme, TokenTable};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+
+/// Is told how many tokens a text has at least, before each piece of it is tokenized; an error ends the work.
+pub type Watch<'a> = dyn Fn(usize) -> Result<()> + 'a;
+
+/// Bytes of a text that are tokenized at a time.
+pub const PIECE_BYTES: usize = 32 << 10;
 
 /// A vocabulary and the rules that split text into its tokens.
 #[derive(Debug)]
@@ -18,6 +26,10 @@ pub struct Tokenizer {
     table: TokenTable,
     /// How text is prepared without a space before its first word, where the vocabulary wants one.
     without_prefix: Option<WithoutPrefix>,
+    /// Absent: a token can stand for any number of bytes.
+    bound: Option<ByteBound>,
+    /// Absent: every text is tokenized whole.
+    pieces: Option<Pieces>,
 }
 
 impl Tokenizer {
@@ -52,12 +64,16 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|e| Error::internal(e.to_string()))?;
         let table = TokenTable::new(&inner)?;
-        let without_prefix = WithoutPrefix::of(&inner);
-        Ok(Self {
+        let whole = Self {
+            without_prefix: WithoutPrefix::of(&inner),
+            bound: ByteBound::of(&inner, &table),
+            pieces: None,
             inner,
             table,
-            without_prefix,
-        })
+        };
+        let pieces = guarded(|| Ok(Pieces::of(&whole.inner, whole.without_prefix.is_some())))
+            .unwrap_or_default();
+        Ok(Self { pieces, ..whole })
     }
 
     /// The tokens of `text`; special tokens written out in it are recognised. `add_special` adds those that the model
@@ -66,9 +82,44 @@ impl Tokenizer {
     /// # Errors
     /// `invalid_value` if the vocabulary has no way to express the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding =
-            guarded(|| self.inner.encode_fast(text, add_special)).map_err(not_tokenized)?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_watched(text, add_special, PIECE_BYTES, &|_| Ok(()))
+    }
+
+    /// As [`encode`](Self::encode). A text of more than `piece` bytes is tokenized in pieces, where that gives the same tokens, so
+    /// that it takes the memory of one. `watch` is called before each with a number of tokens that the text has at least, and may
+    /// end the work.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), and those of `watch`.
+    pub fn encode_watched(
+        &self,
+        text: &str,
+        add_special: bool,
+        piece: usize,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<u32>> {
+        let whole = |text: &str| {
+            let encoding =
+                guarded(|| self.inner.encode_fast(text, add_special)).map_err(not_tokenized)?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        if text.len() <= piece {
+            watch(0)?;
+            return whole(text);
+        }
+        let Some(pieces) = &self.pieces else {
+            watch(self.least_tokens(text))?;
+            return whole(text);
+        };
+        let mut ids = Vec::new();
+        if add_special {
+            ids.extend_from_slice(pieces.prefix());
+        }
+        self.encode_pieces(pieces, text, false, piece, watch, &mut ids)?;
+        if add_special {
+            ids.extend_from_slice(pieces.suffix());
+        }
+        Ok(ids)
     }
 
     /// The tokens of `text` that goes on after tokens that are there already: without a beginning-of-text token, and without
@@ -77,15 +128,97 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_continued_watched(text, PIECE_BYTES, &|_| Ok(()))
+    }
+
+    /// As [`encode_continued`](Self::encode_continued), in pieces and watched as [`encode_watched`](Self::encode_watched) is.
+    ///
+    /// # Errors
+    /// As [`encode_watched`](Self::encode_watched).
+    pub fn encode_continued_watched(
+        &self,
+        text: &str,
+        piece: usize,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<u32>> {
         let Some(bare) = &self.without_prefix else {
-            return self.encode(text, false);
+            return self.encode_watched(text, false, piece, watch);
         };
+        if text.len() > piece
+            && let Some(pieces) = &self.pieces
+        {
+            let mut ids = Vec::new();
+            self.encode_pieces(pieces, text, true, piece, watch, &mut ids)?;
+            return Ok(ids);
+        }
+        watch(if text.len() <= piece {
+            0
+        } else {
+            self.least_tokens(text)
+        })?;
         let (mut tokens, rest) =
             guarded(|| bare.encode_first(&self.inner, text)).map_err(not_tokenized)?;
         if !rest.is_empty() {
-            tokens.extend(self.encode(rest, false)?);
+            tokens.extend(self.encode_watched(rest, false, piece, watch)?);
         }
         Ok(tokens)
+    }
+
+    fn encode_pieces(
+        &self,
+        pieces: &Pieces,
+        text: &str,
+        continued: bool,
+        piece: usize,
+        watch: &Watch<'_>,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        let mut left = self.weight(text);
+        let (mut at, mut size) = (0, piece);
+        while at < text.len() {
+            let least = ids.len() + self.least_of(left);
+            watch(least)?;
+            let mut end = text.len().min(at + size);
+            while !text.is_char_boundary(end) {
+                end += 1;
+            }
+            let bare = self.without_prefix.as_ref();
+            let bare = bare.filter(|_| continued || at > 0);
+            let (part, last) = (&text[at..end], end == text.len());
+            let before = ids.len();
+            let look = |more: usize| watch(least.max(before + more));
+            let encode = || pieces.encode(&self.inner, bare, part, last, look);
+            let Some(encoded) = guarded(encode).map_err(not_tokenized)?? else {
+                // No cut in so much text: look at more of it.
+                size *= 2;
+                continue;
+            };
+            ids.extend(encoded.ids);
+            left = left.saturating_sub(self.weight(&part[..encoded.bytes]));
+            at += encoded.bytes;
+            size = piece;
+        }
+        Ok(())
+    }
+
+    /// Whether long texts are tokenized in pieces.
+    pub const fn works_in_pieces(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// The fewest tokens that `text` can have, by its bytes; 0 where the vocabulary sets no bound.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.least_of(self.weight(text))
+    }
+
+    fn weight(&self, text: &str) -> usize {
+        self.bound.as_ref().map_or(0, |bound| bound.weight(text))
+    }
+
+    fn least_of(&self, weight: usize) -> usize {
+        self.bound
+            .as_ref()
+            .map_or(0, |bound| bound.least_tokens(weight))
     }
 
     /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.

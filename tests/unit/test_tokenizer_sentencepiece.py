@@ -22,6 +22,10 @@ ADDED = {"<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<think>": USER_DEFINED
 
 @pytest.fixture(scope="module")
 def processor() -> sentencepiece.SentencePieceProcessor:
+    return trained()
+
+
+def trained() -> sentencepiece.SentencePieceProcessor:
     """A BPE model with byte fallback, as Llama's: no normalization, a space before the text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

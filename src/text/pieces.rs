@@ -1,0 +1,380 @@
+//! A long text's tokens, piece by piece: exactly those of the whole text, in memory for a piece.
+//!
+//! A piece ends between two words of the whole text, at a place where what follows begins a word whatever stands before it. The
+//! words of a piece are those of the whole text as far as they do not depend on what comes after the piece: the patterns below
+//! look past a run of one kind of character, and no further than the next few characters. So a piece ends where enough changes of
+//! kind follow in what was looked at.
+
+use std::result::Result as Outcome;
+
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::{Model, PreTokenizer, SplitDelimiterBehavior};
+use tokenizers::{
+    ModelWrapper, OffsetReferential, OffsetType, PreTokenizedString, Result, Tokenizer,
+};
+
+use super::bound::replaced;
+use super::kinds::{Kind, begins_anew};
+use super::long_word::{is_joinable, tokenize_long};
+use super::prefix::WithoutPrefix;
+use super::unjoined::Unjoined;
+
+/// Changes of kind that must follow the end of a piece: a pattern looks at one character, a run, and three characters more.
+const CHANGES: usize = 8;
+/// Words longer than this many bytes are tokenized in windows.
+const LONG_WORD: usize = 8192;
+
+/// Patterns whose words depend on no more than is said above: those of GPT-2, Llama 3, Qwen 2, Tekken and GPT-4o, and of digits.
+const PATTERNS: [&str; 8] = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"\p{N}",
+    r"\p{N}{1,3}",
+    r"\d",
+];
+
+/// How a tokenizer's texts may be cut.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    /// Tokens that a text gets around it.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    /// Bytes of the longest added token, which may begin anywhere.
+    longest_added: usize,
+    /// Bytes that two windows of a long word share: more than any token has, for one that is a whole word may be taken without its
+    /// merges.
+    overlap: usize,
+    /// A token that is no part of a word looks at the character before it.
+    single_words: bool,
+    /// A digit ends the run of another.
+    short_numbers: bool,
+    /// Where words are cut further, for want of a pre-tokenizer.
+    unjoined: Option<Unjoined>,
+}
+
+/// What the words of one piece are.
+#[derive(Debug)]
+struct Word {
+    /// Bytes of the piece.
+    start: usize,
+    end: usize,
+    kind: WordKind,
+}
+
+#[derive(Debug)]
+enum WordKind {
+    /// For the model, as it was normalized.
+    Text(String),
+    /// A token that was found in the text as it stands.
+    Added(Vec<u32>),
+}
+
+/// The tokens of a piece's beginning, and its bytes that they stand for.
+pub(super) struct Piece {
+    pub(super) ids: Vec<u32>,
+    pub(super) bytes: usize,
+}
+
+impl Pieces {
+    /// `None` where no cut is known to change nothing. `has_prefix`: a space is put before a text.
+    pub(super) fn of(inner: &Tokenizer, has_prefix: bool) -> Option<Self> {
+        if !inner.get_normalizer().is_none_or(is_local) {
+            return None;
+        }
+        let unjoined = match inner.get_pre_tokenizer() {
+            Some(step) if !is_restartable(step) => return None,
+            // Nothing in it cuts a text into words.
+            Some(step) if splits_nothing(step) => Some(Unjoined::of(inner)?),
+            Some(_) => None,
+            None => Some(Unjoined::of(inner)?),
+        };
+        if matches!(inner.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some()) {
+            return None;
+        }
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let single_words = added.values().any(|token| token.single_word);
+        let spaced = |content: &str| content.starts_with(char::is_whitespace);
+        if single_words && (has_prefix || added.values().any(|token| spaced(&token.content))) {
+            return None;
+        }
+        let (prefix, suffix) = around(inner)?;
+        let vocabulary = inner.get_vocab(false);
+        let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(0);
+        Some(Self {
+            prefix,
+            suffix,
+            longest_added: added
+                .values()
+                .map(|token| token.content.len())
+                .max()
+                .unwrap_or(0),
+            overlap: longest_token.max(512) + 1,
+            single_words,
+            short_numbers: inner.get_pre_tokenizer().is_some_and(has_short_numbers),
+            unjoined,
+        })
+    }
+
+    pub(super) fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    pub(super) fn suffix(&self) -> &[u32] {
+        &self.suffix
+    }
+
+    /// The tokens of `text` up to the last place where it may be cut, or of all of it where it is the `last` piece. `bare`: without
+    /// the space that some vocabularies put before a text. `None` where it cannot be cut. `look` is told of the tokens so far
+    /// within very long words.
+    ///
+    /// # Errors
+    /// Those of the tokenizer and of `look`.
+    pub(super) fn encode<E>(
+        &self,
+        inner: &Tokenizer,
+        bare: Option<&WithoutPrefix>,
+        text: &str,
+        last: bool,
+        mut look: impl FnMut(usize) -> Outcome<(), E>,
+    ) -> Result<Outcome<Option<Piece>, E>> {
+        let words = self.words(inner, bare, text)?;
+        let (count, bytes) = if last {
+            (words.len(), text.len())
+        } else {
+            match self.last_cut(text, &words) {
+                None => return Ok(Ok(None)),
+                Some(count) => (count, words[count - 1].end),
+            }
+        };
+        let mut ids = Vec::new();
+        for word in &words[..count] {
+            let text = match &word.kind {
+                WordKind::Added(tokens) => {
+                    ids.extend_from_slice(tokens);
+                    continue;
+                }
+                WordKind::Text(text) => text,
+            };
+            if let ModelWrapper::BPE(model) = inner.get_model()
+                && text.len() > LONG_WORD
+                && is_joinable(model)
+            {
+                let so_far = ids.len();
+                let more = tokenize_long(model, text, LONG_WORD, self.overlap, |count| {
+                    look(so_far + count)
+                })?;
+                match more {
+                    Ok(more) => ids.extend(more),
+                    Err(error) => return Ok(Err(error)),
+                }
+            } else {
+                let tokens = inner.get_model().tokenize(text)?;
+                ids.extend(tokens.iter().map(|token| token.id));
+            }
+        }
+        Ok(Ok(Some(Piece { ids, bytes })))
+    }
+
+    /// The words before the last place where the text may be cut.
+    fn last_cut(&self, text: &str, words: &[Word]) -> Option<usize> {
+        let limit = self.settled(text)?;
+        let mut starts = usize::MAX;
+        let mut cut = None;
+        for count in (1..words.len()).rev() {
+            starts = starts.min(words[count].start);
+            let before = &words[count - 1];
+            if before.end > limit || before.end > starts {
+                continue;
+            }
+            let ends_before = words[..count]
+                .iter()
+                .rev()
+                .take(8)
+                .all(|word| word.end <= before.end);
+            let next = text[before.end..].chars().next()?;
+            let fits = matches!(before.kind, WordKind::Text(_))
+                && ends_before
+                && before.end > 0
+                && begins_anew(next)
+                && (!self.single_words || next.is_whitespace());
+            if fits {
+                cut = Some(count);
+                break;
+            }
+        }
+        cut
+    }
+
+    /// The last place of a text whose words do not depend on what may follow the text.
+    fn settled(&self, text: &str) -> Option<usize> {
+        let end = text.len().checked_sub(self.longest_added)?;
+        if self.unjoined.is_some() {
+            // Two neighbours decide.
+            return Some(end);
+        }
+        let mut changes = 0;
+        let mut following: Option<Kind> = None;
+        for (at, character) in text.char_indices().rev() {
+            if at > end {
+                continue;
+            }
+            let Some(kind) = Kind::of(character) else {
+                continue;
+            };
+            let apart = kind == Kind::Number && self.short_numbers;
+            if following.is_some_and(|other| apart || kind != other) {
+                changes += 1;
+                if changes == CHANGES {
+                    return Some(at);
+                }
+            }
+            following = Some(kind);
+        }
+        None
+    }
+
+    fn words(
+        &self,
+        inner: &Tokenizer,
+        bare: Option<&WithoutPrefix>,
+        text: &str,
+    ) -> Result<Vec<Word>> {
+        let mut words = Vec::new();
+        let mut rest = 0;
+        if let Some(bare) = bare {
+            let (first, cut) = bare.words_of_first(inner, text)?;
+            self.collect(first, 0, &mut words)?;
+            rest = cut;
+        }
+        if rest < text.len() || bare.is_none() {
+            let added = inner.get_added_vocabulary();
+            let mut split = added.extract_and_normalize(inner.get_normalizer(), &text[rest..]);
+            if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut split)?;
+            }
+            self.collect(split, rest, &mut words)?;
+        }
+        Ok(words)
+    }
+
+    fn collect(
+        &self,
+        mut split: PreTokenizedString,
+        offset: usize,
+        words: &mut Vec<Word>,
+    ) -> Result<()> {
+        if let Some(unjoined) = &self.unjoined {
+            split.split(|_, text| text.split(unjoined, SplitDelimiterBehavior::Isolated))?;
+        }
+        let splits = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        words.extend(splits.into_iter().map(|(text, (start, end), tokens)| Word {
+            start: offset + start,
+            end: offset + end,
+            kind: match tokens {
+                Some(tokens) => WordKind::Added(tokens.iter().map(|token| token.id).collect()),
+                None => WordKind::Text(text.to_owned()),
+            },
+        }));
+        Ok(())
+    }
+}
+
+/// The tokens that a text gets before and after its own; `None` where that is not all that happens to it.
+fn around(inner: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
+    let ids = |special| {
+        let encoding = inner.encode_fast("a", special).ok()?;
+        Some(encoding.get_ids().to_vec())
+    };
+    if inner.get_post_processor().is_none() {
+        return Some((Vec::new(), Vec::new()));
+    }
+    let (own, all) = (ids(false)?, ids(true)?);
+    if own.is_empty() {
+        return None;
+    }
+    let mut places =
+        (0..=all.len().checked_sub(own.len())?).filter(|&at| all[at..].starts_with(&own));
+    let at = places.next()?;
+    let (prefix, rest) = all.split_at(at);
+    places
+        .next()
+        .is_none()
+        .then(|| (prefix.to_vec(), rest[own.len()..].to_vec()))
+}
+
+/// Whether a normalizer's work on a character depends on no other but those that join it.
+fn is_local(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::NFC(_)
+        | NormalizerWrapper::NFD(_)
+        | NormalizerWrapper::NFKC(_)
+        | NormalizerWrapper::NFKD(_)
+        | NormalizerWrapper::Lowercase(_)
+        | NormalizerWrapper::StripAccents(_)
+        | NormalizerWrapper::BertNormalizer(_)
+        | NormalizerWrapper::ByteLevel(_)
+        // Left out before all pieces but the first.
+        | NormalizerWrapper::Prepend(_) => true,
+        NormalizerWrapper::Replace(step) => {
+            replaced(step).is_some_and(|pattern| pattern.chars().count() == 1)
+        }
+        NormalizerWrapper::Sequence(steps) => steps.as_ref().iter().all(is_local),
+        _ => false,
+    }
+}
+
+/// Whether a text's words from one of its words on are those of the text that begins there.
+fn is_restartable(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+    match pre_tokenizer {
+        PreTokenizerWrapper::ByteLevel(_)
+        | PreTokenizerWrapper::BertPreTokenizer(_)
+        | PreTokenizerWrapper::Metaspace(_)
+        | PreTokenizerWrapper::Whitespace(_)
+        | PreTokenizerWrapper::WhitespaceSplit(_)
+        | PreTokenizerWrapper::Digits(_) => true,
+        PreTokenizerWrapper::Punctuation(step) => is_plain(step.behavior),
+        PreTokenizerWrapper::Split(Split {
+            pattern: SplitPattern::Regex(pattern),
+            behavior,
+            invert: false,
+            ..
+        }) => PATTERNS.contains(&pattern.as_str()) && is_plain(*behavior),
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().all(is_restartable),
+        _ => false,
+    }
+}
+
+const fn is_plain(behavior: SplitDelimiterBehavior) -> bool {
+    matches!(
+        behavior,
+        SplitDelimiterBehavior::Isolated | SplitDelimiterBehavior::Removed
+    )
+}
+
+fn splits_nothing(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+    match pre_tokenizer {
+        PreTokenizerWrapper::ByteLevel(step) => !step.use_regex,
+        PreTokenizerWrapper::Metaspace(step) => !step.split,
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().all(splits_nothing),
+        _ => false,
+    }
+}
+
+/// Whether a number is cut after at most three digits.
+fn has_short_numbers(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+    match pre_tokenizer {
+        PreTokenizerWrapper::Digits(step) => step.individual_digits,
+        PreTokenizerWrapper::Split(Split {
+            pattern: SplitPattern::Regex(pattern),
+            ..
+        }) => !pattern.contains(r"\p{N}+"),
+        // The first cuts what the others see.
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().any(has_short_numbers),
+        _ => false,
+    }
+}
