@@ -98,7 +98,8 @@ impl Load {
         };
         let (lease, base) =
             TurnLease::begin(&self.store, key, id, Start::Fresh, self.now_ms).unwrap();
-        let prepared: Prepared = prepare(&submission, base, None, None, self.limits).unwrap();
+        let prepared: Prepared =
+            prepare(&submission, base, None, None, self.limits, &|| Ok(())).unwrap();
         self.core
             .add(id, &submission, prepared, Some(lease), id)
             .unwrap();

@@ -301,6 +301,7 @@ impl Engine {
             ("session_log_failures", stats.log_failures),
             ("session_log_rewrites", stats.log_rewrites),
             ("session_log_faulty", u64::from(stats.log_faulty)),
+            ("panics", stats.panics),
         ] {
             dict.set_item(name, value)?;
         }

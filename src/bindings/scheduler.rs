@@ -150,6 +150,7 @@ impl Scheduler {
             self.tokenizer.as_deref(),
             self.template.as_deref(),
             self.limits,
+            &|| Ok(()),
         )?;
         if let Some(grammar) = prepared.grammar.take() {
             prepared.matchers = self.grammars.matchers(&grammar, submission.n as usize)?;

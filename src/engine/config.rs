@@ -70,4 +70,6 @@ pub struct Stats {
     pub log_rewrites: u64,
     /// Nothing can be written to it now.
     pub log_faulty: bool,
+    /// Panics that were caught in this process.
+    pub panics: u64,
 }

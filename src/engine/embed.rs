@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::open::OpenRequest;
 use crate::error::{Error, Kind, Result};
-use crate::text::Tokenizer;
+use crate::text::{PIECE_BYTES, Tokenizer};
 use crate::wire::{Mailbox, Usage};
 
 /// Most inputs of one request.
@@ -80,16 +80,27 @@ impl EmbedSubmission {
         Ok(submission)
     }
 
-    /// Token ids of each input.
+    /// Token ids of each input. A text that is too long is refused before it is tokenized, or once as much of it is as may be;
+    /// `wanted` is asked before each text, and each piece of a long one, and its error ends the work.
     ///
     /// # Errors
-    /// `invalid_value` or `context_length_exceeded` (400) names the input at fault.
+    /// `invalid_value` or `context_length_exceeded` (400) names the input at fault. Those of `wanted`.
     pub fn tokenize(
         &self,
         tokenizer: Option<&Tokenizer>,
         max_len: usize,
         vocab_size: usize,
+        wanted: &dyn Fn() -> Result<()>,
     ) -> Result<Vec<Vec<u32>>> {
+        let too_long = |at: usize, tokens: String| {
+            let message =
+                format!("an input has at most {max_len} tokens, but input {at} has {tokens}");
+            let error = Error::invalid("input", message).with_detail("context_length", max_len);
+            Error {
+                code: "context_length_exceeded",
+                ..error
+            }
+        };
         let tokenize_one = |(at, input): (usize, &EmbedInput)| {
             let ids = match input {
                 EmbedInput::Ids(ids) => ids.clone(),
@@ -97,7 +108,13 @@ impl EmbedSubmission {
                     .ok_or_else(|| {
                         Error::invalid("input", "this model has no tokenizer; send token ids")
                     })?
-                    .encode(text, true)?,
+                    .encode_watched(text, true, PIECE_BYTES, &|tokens| {
+                        wanted()?;
+                        if tokens > max_len {
+                            return Err(too_long(at, format!("at least {tokens}")));
+                        }
+                        Ok(())
+                    })?,
             };
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
                 let message =
@@ -111,19 +128,40 @@ impl EmbedSubmission {
                 ));
             }
             if ids.len() > max_len {
-                let message = format!(
-                    "an input has at most {max_len} tokens, but input {at} has {}",
-                    ids.len()
-                );
-                let error = Error::invalid("input", message).with_detail("context_length", max_len);
-                return Err(Error {
-                    code: "context_length_exceeded",
-                    ..error
-                });
+                return Err(too_long(at, ids.len().to_string()));
             }
             Ok(ids)
         };
         self.inputs.iter().enumerate().map(tokenize_one).collect()
+    }
+}
+
+/// The one reply of an embedding request. Dropped before its end, by a panic, it ends with an error.
+#[derive(Debug)]
+pub(super) struct EmbedReply(Arc<Mailbox>);
+
+impl EmbedReply {
+    pub(super) const fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self(mailbox)
+    }
+
+    fn end(self, body: &[u8]) {
+        self.0.end(|out| out.extend_from_slice(body));
+    }
+
+    pub(super) fn fail(self, error: Error) {
+        self.0.fail(error, true, |_, _| {});
+    }
+}
+
+impl Drop for EmbedReply {
+    fn drop(&mut self) {
+        if self.0.is_ended() {
+            return;
+        }
+        let message = "the request was given up before its end by a fault of the server";
+        self.0.fail(Error::internal(message), true, |_, _| {});
+        self.0.signal();
     }
 }
 
@@ -135,8 +173,9 @@ pub(super) struct EmbedJob {
     hidden_size: usize,
     vectors: Vec<f32>,
     done: usize,
-    mailbox: Arc<Mailbox>,
+    // Dropped in this order: all is free again before the client hears of an error.
     open: OpenRequest,
+    reply: EmbedReply,
 }
 
 impl EmbedJob {
@@ -144,8 +183,8 @@ impl EmbedJob {
         submission: EmbedSubmission,
         sequences: Vec<Vec<u32>>,
         hidden_size: usize,
-        mailbox: Arc<Mailbox>,
         open: OpenRequest,
+        reply: EmbedReply,
     ) -> Self {
         Self {
             submission,
@@ -153,8 +192,8 @@ impl EmbedJob {
             hidden_size,
             vectors: Vec::new(),
             done: 0,
-            mailbox,
             open,
+            reply,
         }
     }
 
@@ -246,14 +285,13 @@ impl EmbedJob {
         let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
         let reply =
             json!({"object": "list", "data": data, "model": self.submission.model, "usage": usage});
-        self.mailbox
-            .end(|out| out.extend_from_slice(reply.to_string().as_bytes()));
+        self.reply.end(reply.to_string().as_bytes());
     }
 
     /// Ends the request with an error.
     pub(super) fn fail(self, error: Error) {
         drop(self.open);
-        self.mailbox.fail(error, true, |_, _| {});
+        self.reply.fail(error);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::request::{Function, Input, Submission, functions};
 use crate::session::Base;
 use crate::text::formats::Thoughts;
-use crate::text::{ChatTemplate, Ending, Tail, Tokenizer, without_tools};
+use crate::text::{ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_tools};
 use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
 
 /// The input of a request in tokens, and what its template says of it.
@@ -18,10 +18,11 @@ pub(super) struct Encoded {
     pub(super) thinking: Option<Thoughts>,
 }
 
-/// Renders and tokenizes the input of `submission`, which goes on after `base`, or begins it (`first`).
+/// Renders and tokenizes the input of `submission`, which goes on after `base`, or begins it (`first`). `watch` is told of the
+/// tokens as they come.
 ///
 /// # Errors
-/// 400: a template's refusal, a token outside the vocabulary, what this model has no tokenizer or template for.
+/// 400: a template's refusal, a token outside the vocabulary, what this model has no tokenizer or template for. Those of `watch`.
 pub(super) fn encode(
     submission: &Submission,
     base: &Base,
@@ -29,6 +30,7 @@ pub(super) fn encode(
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     limits: Limits,
+    watch: &Watch<'_>,
 ) -> Result<Encoded> {
     let plain = |input| Encoded {
         input,
@@ -47,10 +49,10 @@ pub(super) fn encode(
             check_vocabulary("prompt", ids.iter().copied(), limits.vocab_size)?;
             Ok(plain(ids.clone()))
         }
-        Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first)?)),
+        Input::Text { text } => Ok(plain(encode_raw(text_tokenizer()?, text, first, watch)?)),
         Input::Turn { text } => {
             let Some(template) = template else {
-                return Ok(plain(encode_raw(text_tokenizer()?, text, first)?));
+                return Ok(plain(encode_raw(text_tokenizer()?, text, first, watch)?));
             };
             let nothing_new = text.is_empty() && !first;
             if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
@@ -82,6 +84,7 @@ pub(super) fn encode(
                 None,
                 ending,
                 &Map::new(),
+                watch,
             )
         }
         Input::Messages {
@@ -122,17 +125,23 @@ pub(super) fn encode(
                 tools,
                 ending,
                 template_kwargs,
+                watch,
             )
         }
     }
 }
 
 /// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.
-fn encode_raw(tokenizer: &Tokenizer, text: &str, first: bool) -> Result<Vec<u32>> {
+fn encode_raw(
+    tokenizer: &Tokenizer,
+    text: &str,
+    first: bool,
+    watch: &Watch<'_>,
+) -> Result<Vec<u32>> {
     if first {
-        tokenizer.encode(text, true)
+        tokenizer.encode_watched(text, true, PIECE_BYTES, watch)
     } else {
-        tokenizer.encode_continued(text)
+        tokenizer.encode_continued_watched(text, PIECE_BYTES, watch)
     }
 }
 
@@ -147,6 +156,7 @@ fn render(
     tools: Option<&[Value]>,
     ending: Ending,
     kwargs: &Map<String, Value>,
+    watch: &Watch<'_>,
 ) -> Result<Encoded> {
     let tail = if ending == Ending::Closed {
         Tail::Closed
@@ -158,17 +168,17 @@ fn render(
         let text =
             template.render_continued(base.tail, messages, &called, tools, ending, kwargs)?;
         return Ok(Encoded {
-            input: tokenizer.encode_continued(&text)?,
+            input: tokenizer.encode_continued_watched(&text, PIECE_BYTES, watch)?,
             tail,
             system_tokens: 0,
             thinking: template.thinking(&text, ending),
         });
     }
     let text = template.render(messages, tools, ending, kwargs)?;
-    let input = tokenizer.encode(&text, false)?;
+    let input = tokenizer.encode_watched(&text, false, PIECE_BYTES, watch)?;
     let mut system_tokens = 0;
     if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
-        let prefix = tokenizer.encode(&prefix, false)?;
+        let prefix = tokenizer.encode_watched(&prefix, false, PIECE_BYTES, watch)?;
         // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
         if input.starts_with(&prefix) {
             system_tokens = prefix.len();

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::guided::{MaskRow, Matcher, StepMasks};
+use crate::panics::contain;
 
 /// What keeps one choice to its grammar.
 #[derive(Debug)]
@@ -37,10 +38,14 @@ impl Guide {
         if let Some(error) = masks.and_then(|masks| masks.error(row)) {
             return Err(error);
         }
-        self.matcher
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .consume(token)
+        let follow = || {
+            let matcher = self.matcher.lock();
+            matcher
+                .unwrap_or_else(PoisonError::into_inner)
+                .consume(token)
+        };
+        // The engine's thread serves all others, too.
+        contain("a grammar", follow).flatten()
     }
 }
 

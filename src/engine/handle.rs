@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::config::{EngineConfig, Model, Stats};
 use super::core::{Core, engine_down};
-use super::embed::{EmbedJob, EmbedSubmission};
+use super::embed::{EmbedJob, EmbedReply, EmbedSubmission};
 use super::executor::Executor;
 use super::grammars::Grammars;
 use super::lease::{TurnLease, lock};
@@ -16,18 +16,20 @@ use super::log_writer::{Fsync, LogSender, LogWriter, OpenLog};
 use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
 use super::prepare::{Limits, prepare};
-use super::shared::{Command, ReadyRequest, Shared, guard, now_ms};
+use super::shared::{Command, ReadyRequest, Request, Shared, guard, now_ms};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
-use crate::request::Submission;
+use crate::panics::caught;
+use crate::request::{Input, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{Base, LogFault, SessionKey, SessionLog, SessionStore};
 use crate::tenant::{Accounts, Quota, TenantUsage};
+use crate::text::PIECE_BYTES;
 use crate::wire::{Mailbox, Reply};
 
-/// Threads that render and tokenize.
+/// Threads that render and tokenize; as many again do nothing but long texts.
 const PREPARING_THREADS: usize = 2;
 /// Grammars that are compiled at the same time.
 const COMPILING_THREADS: usize = 2;
@@ -40,6 +42,7 @@ pub struct Engine {
     limits: Limits,
     log: Mutex<Option<LogSender>>,
     preparing: Pool,
+    preparing_long: Pool,
     grammars: Arc<Grammars>,
     compiling: Arc<Pool>,
     /// The engine's, and behind it the session log's.
@@ -147,6 +150,7 @@ impl Engine {
             limits,
             log: Mutex::new(log),
             preparing: Pool::start("lmserve-prepare", PREPARING_THREADS)?,
+            preparing_long: Pool::start("lmserve-prepare-long", PREPARING_THREADS)?,
             grammars: Arc::new(grammars),
             compiling: Arc::new(Pool::start("lmserve-grammar", COMPILING_THREADS)?),
             threads: Mutex::new(threads),
@@ -168,10 +172,14 @@ impl Engine {
         self.shared.log_counters.fault()
     }
 
-    fn prepare_later(&self, job: Job) -> Result<()> {
-        self.preparing
-            .run(job)
-            .map_err(|_| engine_down("it was stopped"))
+    /// `long`: it may take its time, and so waits only for others that may.
+    fn prepare_later(&self, long: bool, job: Job) -> Result<()> {
+        let lane = if long {
+            &self.preparing_long
+        } else {
+            &self.preparing
+        };
+        lane.run(job).map_err(|_| engine_down("it was stopped"))
     }
 
     /// Takes a request in. `random` seeds its sampling where neither it nor its session has a seed.
@@ -193,7 +201,7 @@ impl Engine {
                 "this model makes embeddings; it generates no text",
             ));
         }
-        let mut open = self.shared.open(tenant, submission.n as usize)?;
+        let open = self.shared.open(tenant, submission.n as usize)?;
         let (id, record) = (open.id(), open.record());
         let (lease, base) = match &submission.session {
             None => (None, Base::empty()),
@@ -212,54 +220,54 @@ impl Engine {
         };
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
-        let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
+        let reply = Reply::new(&submission, Arc::clone(&mailbox));
+        let long = json.len() > PIECE_BYTES && !matches!(submission.input, Input::Tokens { .. });
+        let mut request = Request {
+            submission,
+            seed,
+            lease,
+            open,
+            reply,
+        };
         let (model, limits, shared) = (self.model.clone(), self.limits, Arc::clone(&self.shared));
         let (grammars, compiling) = (Arc::clone(&self.grammars), Arc::clone(&self.compiling));
         let job = move || {
-            let prepared = prepare(
-                &submission,
-                base,
-                model.tokenizer.as_deref(),
-                model.template.as_deref(),
-                limits,
-            );
+            let (submission, open) = (&request.submission, &request.open);
+            let prepared = shared.wanted(open).and_then(|()| {
+                prepare(
+                    submission,
+                    base,
+                    model.tokenizer.as_deref(),
+                    model.template.as_deref(),
+                    limits,
+                    &|| shared.wanted(open),
+                )
+            });
+            // Without a limit of its own it may end soon: what it generates is then charged at its end.
+            let limited = submission.stopping.max_tokens.is_some();
+            let choices = submission.n as usize;
             let reserved = prepared.and_then(|prepared| {
-                // Without a limit of its own it may end soon: what it generates is then charged at its end.
-                let asked = submission
-                    .stopping
-                    .max_tokens
-                    .map_or(0, |_| prepared.max_tokens);
-                let output = asked * submission.n as usize;
-                open.reserve(prepared.input_tokens, output)
+                let output = if limited { prepared.max_tokens } else { 0 };
+                let open = &mut request.open;
+                open.reserve(prepared.input_tokens, output * choices)
                     .map(|()| prepared)
             });
             match reserved {
                 Ok(prepared) => {
-                    let ready = Box::new(ReadyRequest {
-                        submission,
-                        prepared,
-                        lease,
-                        seed,
-                        reply,
-                        open,
-                    });
-                    guide_and_send(ready, grammars, &compiling, shared);
+                    let ready = Box::new(ReadyRequest { request, prepared });
+                    return guide_and_send(ready, grammars, &compiling, shared);
                 }
-                Err(error) => {
-                    // All is free again before the client hears of the error.
-                    drop(lease);
-                    drop(open);
-                    reply.fail(error);
-                    shared.wake.signal();
-                }
+                Err(_) if request.open.aborted().is_some() => request.abort(),
+                Err(error) => request.fail(error),
             }
+            shared.wake.signal();
         };
         let stream = Stream {
             mailbox,
             shared: Arc::clone(&self.shared),
             record,
         };
-        self.prepare_later(Box::new(job))?;
+        self.prepare_later(long, Box::new(job))?;
         Ok(stream)
     }
 
@@ -273,7 +281,7 @@ impl Engine {
         if !self.model.can_embed {
             return Err(Error::invalid("model", "this model makes no embeddings"));
         }
-        let mut open = self.shared.open(submission.tenant, 1)?;
+        let open = self.shared.open(submission.tenant, 1)?;
         let mailbox = Mailbox::new(open.id(), Arc::clone(&self.shared.wake));
         let stream = Stream {
             mailbox: Arc::clone(&mailbox),
@@ -281,26 +289,32 @@ impl Engine {
             record: open.record(),
         };
         let (model, shared) = (self.model.clone(), Arc::clone(&self.shared));
+        let long = json.len() > PIECE_BYTES;
+        let reply = EmbedReply::new(mailbox);
         let job = move || {
+            // Whole, so that a panic drops them in the order of the job's own fields.
+            let (mut open, reply) = (open, reply);
             let tokenizer = model.tokenizer.as_deref();
-            let tokenized = submission.tokenize(tokenizer, model.max_embed_len, model.vocab_size);
+            let wanted = || shared.wanted(&open);
+            let tokenized =
+                submission.tokenize(tokenizer, model.max_embed_len, model.vocab_size, &wanted);
             let reserved = tokenized.and_then(|sequences| {
                 let tokens = sequences.iter().map(Vec::len).sum();
                 open.reserve(tokens, 0).map(|()| sequences)
             });
             match reserved {
                 Ok(sequences) => {
-                    let job = EmbedJob::new(submission, sequences, hidden_size, mailbox, open);
+                    let job = EmbedJob::new(submission, sequences, hidden_size, open, reply);
                     shared.send(Command::Embed(Box::new(job)));
                 }
                 Err(error) => {
                     drop(open);
-                    mailbox.fail(error, true, |_, _| {});
+                    reply.fail(error);
                     shared.wake.signal();
                 }
             }
         };
-        self.prepare_later(Box::new(job))?;
+        self.prepare_later(long, Box::new(job))?;
         Ok(stream)
     }
 
@@ -341,6 +355,7 @@ impl Engine {
             log_failures: log.failures.load(Ordering::Relaxed),
             log_rewrites: log.rewrites.load(Ordering::Relaxed),
             log_faulty: self.session_log_fault().is_some(),
+            panics: caught(),
             ..*guard(&self.shared.stats)
         }
     }
@@ -348,9 +363,11 @@ impl Engine {
     /// Refuses new requests, waits up to `grace` for open ones, gives up the rest and stops the threads. May be called again.
     pub fn shutdown(&self, grace: Duration) {
         self.shared.drain(grace);
+        self.shared.stop_preparing();
         self.shared.send(Command::Stop);
         guard(&self.log).take();
-        let well = [self.preparing.stop(), self.compiling.stop()];
+        let pools = [&self.preparing, &self.preparing_long, &*self.compiling];
+        let well = pools.map(Pool::stop);
         let threads = std::mem::take(&mut *guard(&self.threads));
         let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
         if well.contains(&false) || ends.iter().any(Result::is_err) {
@@ -367,11 +384,12 @@ fn guide_and_send(
     compiling: &Pool,
     shared: Arc<Shared>,
 ) {
-    ready.reply.expect(&ready.prepared.answer);
+    let answer = &ready.prepared.answer;
+    ready.request.reply.expect(answer);
     let Some(grammar) = ready.prepared.grammar.take() else {
         return shared.send(Command::Run(ready));
     };
-    let choices = ready.submission.n as usize;
+    let choices = ready.request.submission.n as usize;
     if let Some(matchers) = grammars.cached(&grammar, choices) {
         ready.prepared.matchers = matchers;
         return shared.send(Command::Run(ready));

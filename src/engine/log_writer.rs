@@ -12,6 +12,7 @@ use super::lease::{FinishedTurn, lock};
 use super::log_file::LogFile;
 use super::shared::{guard, now_ms};
 use crate::error::{Error, Result};
+use crate::panics::contain;
 use crate::session::{
     Change, LogFault, LogOptions, LogStorage, Restored, SessionLog, SessionStore, StoreLimits,
 };
@@ -201,12 +202,17 @@ impl<S: LogStorage> LogWriter<S> {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let jobs: Vec<WriteJob> = first.into_iter().chain(self.receiver.try_iter()).collect();
-            if !jobs.is_empty() {
-                self.write(jobs);
-            }
-            self.sync_in_time();
-            self.heal();
-            self.rewrite();
+            // A turn whose writing panics is told that it failed, for its job is dropped.
+            let done = contain("the session log", || {
+                if !jobs.is_empty() {
+                    self.write(jobs);
+                }
+                self.sync_in_time();
+                self.heal();
+                self.rewrite();
+            });
+            self.count(done.map_err(drop));
+            self.wake.signal();
             self.publish();
         }
         // What was evicted since the last turn.

@@ -243,6 +243,11 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
         ),
         ("session_log_failures", log_failures, stats.log_failures),
         ("session_log_rewrites", log_rewrites, stats.log_rewrites),
+        (
+            "panics",
+            "Panics of the core that were caught; each failed one request.",
+            stats.panics,
+        ),
     ] {
         out.value(&format!("lmserve_{name}_total"), "counter", help, value);
     }

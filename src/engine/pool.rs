@@ -6,6 +6,7 @@ use std::thread::{Builder, JoinHandle};
 
 use super::shared::guard;
 use crate::error::{Error, Result};
+use crate::panics::contain;
 
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
@@ -22,7 +23,8 @@ impl Pool {
         let receiver = Arc::new(Mutex::new(receiver));
         let spawn = |at| {
             let receiver = Arc::clone(&receiver);
-            spawn(&format!("{name}-{at}"), move || run_jobs(&receiver))
+            let name = format!("{name}-{at}");
+            spawn(&name.clone(), move || run_jobs(&name, &receiver))
         };
         let threads = (0..threads).map(spawn).collect::<Result<_>>()?;
         Ok(Self {
@@ -55,10 +57,43 @@ pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
         .map_err(|e| Error::internal(format!("no thread for {name}: {e}")))
 }
 
-fn run_jobs(receiver: &Mutex<Receiver<Job>>) {
+fn run_jobs(name: &str, receiver: &Mutex<Receiver<Job>>) {
     loop {
         let job = guard(receiver).recv();
         let Ok(job) = job else { return };
-        job();
+        // Whoever waits for the job hears of a panic when what the job owned is dropped.
+        drop(contain(name, job));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::panics::caught;
+
+    #[test]
+    fn a_job_that_panics_takes_no_thread_with_it() {
+        let pool = Pool::start("test", 2).unwrap();
+        let before = caught();
+        for _ in 0..10 {
+            assert!(pool.run(Box::new(|| panic!("out of luck"))).is_ok());
+        }
+        // Both threads are needed to meet.
+        let (meet, (met, wait)) = (Arc::new(Barrier::new(2)), channel());
+        for _ in 0..2 {
+            let (meet, met) = (Arc::clone(&meet), met.clone());
+            let job = move || {
+                meet.wait();
+                met.send(()).unwrap();
+            };
+            assert!(pool.run(Box::new(job)).is_ok());
+        }
+        assert_eq!((wait.recv(), wait.recv()), (Ok(()), Ok(())));
+        assert!(caught() >= before + 10);
+        assert!(pool.stop());
+        assert!(pool.run(Box::new(|| ())).is_err());
     }
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
 use crate::request::{Input, OnOverflow, Submission};
 use crate::session::{Base, Turn};
-use crate::text::{ChatTemplate, Tail, Tokenizer};
+use crate::text::{ChatTemplate, PIECE_BYTES, Tail, Tokenizer, Watch};
 use crate::wire::answer::AnswerFormat;
 
 /// What bounds a request's length.
@@ -57,22 +57,44 @@ pub struct Echo {
     pub added: usize,
 }
 
-/// Renders, tokenizes and fits a submission onto the history it builds on.
+/// Renders, tokenizes and fits a submission onto the history it builds on. A text that cannot fit is refused before it is
+/// tokenized, or once as much of it is as cannot; `wanted` is asked before each piece of a long text, and its error ends the work.
 ///
 /// # Errors
-/// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`.
+/// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`. Those of `wanted`.
 pub fn prepare(
     submission: &Submission,
     base: Base,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     limits: Limits,
+    wanted: &dyn Fn() -> Result<()>,
 ) -> Result<Prepared> {
     check_token_ids(submission, limits.vocab_size)?;
     let mut base = base;
     let first = base.turns.is_empty();
-    let mut encoded = encode(submission, &base, first, tokenizer, template, limits)?;
     let requested = submission.stopping.max_tokens.map(|n| n as usize);
+    // Older turns may make room for the input, but never more than all of it.
+    let kept = match submission.on_overflow {
+        OnOverflow::DropOldestTurns => 0,
+        OnOverflow::Error | OnOverflow::TruncateOutput => base.history.len(),
+    };
+    let room = limits.context_length.saturating_sub(kept);
+    let watch = |tokens| {
+        wanted()?;
+        if tokens > room {
+            return Err(overflow(
+                limits.context_length,
+                kept,
+                tokens,
+                true,
+                requested,
+            ));
+        }
+        Ok(())
+    };
+    let encode = |base: &Base| encode(submission, base, first, tokenizer, template, limits, &watch);
+    let mut encoded = encode(&base)?;
     if submission.on_overflow == OnOverflow::DropOldestTurns && !first {
         // A request without a limit of its own must at least have room for one token.
         let limit = limits
@@ -82,11 +104,11 @@ pub fn prepare(
         if base.turns.is_empty() && base.tail == Tail::OpenAssistant {
             // The answer that the input would have closed is gone.
             base.tail = Tail::Closed;
-            encoded = encode(submission, &base, first, tokenizer, template, limits)?;
+            encoded = encode(&base)?;
         }
     }
     check_embedded(submission, &encoded.input, tokenizer, limits.vocab_size)?;
-    let echo = echo(submission, &encoded.input, tokenizer)?;
+    let echo = echo(submission, &encoded.input, tokenizer, &watch)?;
     let Base {
         history: mut prompt,
         turns,
@@ -123,6 +145,7 @@ pub fn prepare(
                 limits.context_length,
                 history_tokens,
                 input_tokens,
+                false,
                 requested,
             ));
         }
@@ -149,13 +172,14 @@ fn echo(
     submission: &Submission,
     prompt: &[u32],
     tokenizer: Option<&Tokenizer>,
+    watch: &Watch<'_>,
 ) -> Result<Option<Echo>> {
     let Some(tokenizer) = tokenizer.filter(|_| submission.echo) else {
         return Ok(None);
     };
     Ok(match &submission.input {
         Input::Text { text } => {
-            let bare = tokenizer.encode(text, false)?;
+            let bare = tokenizer.encode_watched(text, false, PIECE_BYTES, watch)?;
             Some(Echo {
                 text: text.clone(),
                 added: if prompt.ends_with(&bare) {
@@ -181,18 +205,21 @@ fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
     check_vocabulary("stop_token_ids", stops, vocab_size)
 }
 
+/// `cut_short`: no more of the input was tokenized, or none of it where its bytes say enough.
 fn overflow(
     context_length: usize,
     history_tokens: usize,
     input_tokens: usize,
+    cut_short: bool,
     requested: Option<usize>,
 ) -> Error {
     let output = requested.map_or_else(
         || "at least 1 of output".to_owned(),
         |n| format!("{n} of output"),
     );
+    let at_least = if cut_short { "at least " } else { "" };
     let message = format!(
-        "the context holds {context_length} tokens, but {history_tokens} of history + {input_tokens} of input + {output} \
+        "the context holds {context_length} tokens, but {history_tokens} of history + {at_least}{input_tokens} of input + {output} \
          were given"
     );
     Error::new(Kind::Invalid, "context_length_exceeded", message)

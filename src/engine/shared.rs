@@ -14,9 +14,10 @@ use super::open::{OpenRequest, OpenRequests};
 use super::prepare::Prepared;
 use crate::error::{Error, Kind, Result};
 use crate::request::Submission;
+use crate::sched::FinishReason;
 use crate::session::SessionStore;
 use crate::tenant::Accounts;
-use crate::wire::{Reply, Wake};
+use crate::wire::{Delta, Reply, Usage, Wake};
 
 pub(super) enum Command {
     Run(Box<ReadyRequest>),
@@ -25,13 +26,56 @@ pub(super) enum Command {
     Stop,
 }
 
-pub(super) struct ReadyRequest {
+/// A request on its way to the engine's thread.
+pub(super) struct Request {
     pub(super) submission: Submission,
-    pub(super) prepared: Prepared,
-    pub(super) lease: Option<TurnLease>,
     pub(super) seed: u64,
-    pub(super) reply: Reply,
+    // Dropped in this order: all is free again before the client hears of an error.
+    pub(super) lease: Option<TurnLease>,
     pub(super) open: OpenRequest,
+    pub(super) reply: Reply,
+}
+
+pub(super) struct ReadyRequest {
+    pub(super) request: Request,
+    pub(super) prepared: Prepared,
+}
+
+impl Request {
+    /// Ends it with an error.
+    pub(super) fn fail(self, error: Error) {
+        let Self {
+            lease,
+            open,
+            mut reply,
+            ..
+        } = self;
+        // All is free again before the client hears of the error.
+        drop(lease);
+        drop(open);
+        reply.fail(error);
+    }
+
+    /// Ends it before it began, as its client wishes.
+    pub(super) fn abort(self) {
+        let Self {
+            submission,
+            lease,
+            open,
+            mut reply,
+            ..
+        } = self;
+        drop(lease);
+        drop(open);
+        for choice in 0..submission.n as usize {
+            reply.finish(
+                choice,
+                Delta::default(),
+                FinishReason::Abort,
+                Usage::default(),
+            );
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +102,8 @@ pub(super) struct Shared {
     started: Instant,
     /// Refuses new requests.
     draining: AtomicBool,
+    /// Gives up what is not ready yet.
+    stopping: AtomicBool,
     down: Mutex<Option<String>>,
     pub(super) stats: Mutex<Stats>,
     next_id: AtomicU64,
@@ -67,18 +113,7 @@ impl Command {
     /// Fails the request that the command brings.
     pub(super) fn reject(self, error: &Error) {
         match self {
-            Self::Run(ready) => {
-                let ReadyRequest {
-                    lease,
-                    mut reply,
-                    open,
-                    ..
-                } = *ready;
-                // All is free again before the client hears of the error.
-                drop(lease);
-                drop(open);
-                reply.fail(error.clone());
-            }
+            Self::Run(ready) => ready.request.fail(error.clone()),
             Self::Embed(job) => job.fail(error.clone()),
             Self::Abort(_) | Self::Stop => {}
         }
@@ -128,6 +163,7 @@ impl Shared {
             latencies: Mutex::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             down: Mutex::default(),
             stats: Mutex::default(),
             next_id: AtomicU64::new(1),
@@ -184,6 +220,26 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// Gives up the requests that are being prepared.
+    pub(super) fn stop_preparing(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether to go on with a request that is being prepared.
+    ///
+    /// # Errors
+    /// `engine_unavailable` (503) once the engine stops; `request_aborted` (503), which nobody reads, once it is aborted.
+    pub(super) fn wanted(&self, open: &OpenRequest) -> Result<()> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(engine_down("it was stopped"));
+        }
+        if open.aborted().is_some() {
+            let message = "the request was aborted";
+            return Err(Error::new(Kind::Unavailable, "request_aborted", message));
+        }
+        Ok(())
     }
 
     /// Waits until a request has ended, its session's turn before it.

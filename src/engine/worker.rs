@@ -14,8 +14,9 @@ use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
 use super::metrics::Outcome;
 use super::open::OpenRequest;
-use super::shared::{Command, ReadyRequest, Shared, abort, now_ms};
+use super::shared::{Command, ReadyRequest, Request, Shared, abort, now_ms};
 use crate::error::{Error, Result};
+use crate::panics::contain;
 use crate::sched::FinishReason;
 use crate::wire::{Delta, Reply, Usage};
 
@@ -195,28 +196,18 @@ impl Worker {
     }
 
     fn start(&mut self, ready: ReadyRequest) {
-        let ReadyRequest {
-            submission,
-            prepared,
-            lease,
-            seed,
-            mut reply,
-            open,
-        } = ready;
-        let request = open.id();
-        if open.aborted().is_some() {
-            drop(lease);
-            drop(open);
-            for choice in 0..submission.n as usize {
-                reply.finish(
-                    choice,
-                    Delta::default(),
-                    FinishReason::Abort,
-                    Usage::default(),
-                );
-            }
-            return;
+        let ReadyRequest { request, prepared } = ready;
+        if request.open.aborted().is_some() {
+            return request.abort();
         }
+        let Request {
+            submission,
+            seed,
+            lease,
+            open,
+            mut reply,
+        } = request;
+        let request = open.id();
         let (prompt_tokens, history_tokens) = (prepared.prompt.len(), prepared.history_tokens);
         match self.core.add(request, &submission, prepared, lease, seed) {
             Ok(()) => {
@@ -273,18 +264,22 @@ impl Worker {
         if job.is_aborted() {
             return;
         }
-        job.start();
-        let (batch, ids, borders) = job.next_batch(self.max_batch_tokens);
-        let outcome = self
-            .executor
-            .embed(&ids, &borders)
-            .and_then(|vectors| job.accept(&batch, &vectors));
-        match outcome {
-            Ok(true) => job.finish(),
-            // Behind the others, so that a long list does not hold up a short one.
-            Ok(false) => self.embeds.push_back(job),
-            Err(error) => job.fail(error),
-        }
+        let (executor, embeds, tokens) =
+            (&mut self.executor, &mut self.embeds, self.max_batch_tokens);
+        // A job that panics is dropped, and so tells its client.
+        drop(contain("an embedding", move || {
+            job.start();
+            let (batch, ids, borders) = job.next_batch(tokens);
+            let outcome = executor
+                .embed(&ids, &borders)
+                .and_then(|vectors| job.accept(&batch, &vectors));
+            match outcome {
+                Ok(true) => job.finish(),
+                // Behind the others, so that a long list does not hold up a short one.
+                Ok(false) => embeds.push_back(job),
+                Err(error) => job.fail(error),
+            }
+        }));
     }
 
     fn publish_stats(&self) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::matcher::Matcher;
 use crate::error::{Error, Result};
+use crate::panics::contain;
 
 /// A sampled row of a step whose tokens follow a grammar.
 #[derive(Debug)]
@@ -65,15 +66,24 @@ impl StepMasks {
 
     /// Computes masks that nobody has begun with, until there is none.
     pub fn work(&self) {
-        while let Some((row, result)) = self.rows.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let mask =
-                guard(&row.matcher).mask(&self.end_tokens, &row.stop_tokens, row.hold_off_stop);
-            *guard(result) = Some(mask);
-            let mut done = guard(&self.done);
-            *done += 1;
-            if *done == self.rows.len() {
-                self.all_done.notify_all();
-            }
+        loop {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some((row, _)) = self.rows.get(at) else {
+                return;
+            };
+            self.fill(at, || {
+                guard(&row.matcher).mask(&self.end_tokens, &row.stop_tokens, row.hold_off_stop)
+            });
+        }
+    }
+
+    /// Takes a row's mask. Whatever becomes of it: whoever waits for all masks waits for this one, too.
+    fn fill(&self, at: usize, compute: impl FnOnce() -> Result<Vec<u32>>) {
+        *guard(&self.rows[at].1) = Some(contain("a mask", compute).flatten());
+        let mut done = guard(&self.done);
+        *done += 1;
+        if *done == self.rows.len() {
+            self.all_done.notify_all();
         }
     }
 
@@ -107,5 +117,31 @@ impl StepMasks {
     pub fn error(&self, row: usize) -> Option<Error> {
         let (_, result) = self.rows.iter().find(|(other, _)| other.row == row)?;
         guard(result).as_ref()?.as_ref().err().cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_that_panics_is_an_error_of_its_row_and_nobody_waits_for_ever() {
+        let row = |row| {
+            let broken = std::io::Error::other("no grammar");
+            let matcher = Matcher::new(llguidance::Matcher::new(Err(broken.into())), 64);
+            MaskRow {
+                row,
+                matcher: Arc::new(Mutex::new(matcher)),
+                stop_tokens: Arc::default(),
+                hold_off_stop: false,
+            }
+        };
+        let masks = StepMasks::new(vec![row(3), row(5)], Arc::default());
+        let first = masks.next.fetch_add(1, Ordering::Relaxed);
+        masks.fill(first, || panic!("out of luck"));
+        masks.wait();
+        assert_eq!(masks.error(3).unwrap().code, "internal_error");
+        assert_eq!(masks.error(5).unwrap().code, "grammar_too_complex");
+        assert_eq!(masks.to_bytes(), [0xff; 16]);
     }
 }

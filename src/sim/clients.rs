@@ -195,7 +195,14 @@ impl World {
                 return Err(format!("begin of {session:?}: {begun:?}, not {expected:?}"));
             }
         };
-        let prepared = prepare(&submission, base, Some(&self.tokenizer), None, self.limits);
+        let prepared = prepare(
+            &submission,
+            base,
+            Some(&self.tokenizer),
+            None,
+            self.limits,
+            &|| Ok(()),
+        );
         let mut open = Open {
             history_tokens: history.len(),
             prompt: history,

@@ -18,6 +18,7 @@ use tokenizers::{
 use super::bound::replaced;
 use super::kinds::{Kind, begins_anew};
 use super::long_word::{is_joinable, tokenize_long};
+use super::pre_tokenizers::RUNS;
 use super::prefix::WithoutPrefix;
 use super::unjoined::Unjoined;
 
@@ -26,17 +27,8 @@ const CHANGES: usize = 8;
 /// Words longer than this many bytes are tokenized in windows.
 const LONG_WORD: usize = 8192;
 
-/// Patterns whose words depend on no more than is said above: those of GPT-2, Llama 3, Qwen 2, Tekken and GPT-4o, and of digits.
-const PATTERNS: [&str; 8] = [
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"\p{N}",
-    r"\p{N}{1,3}",
-    r"\d",
-];
+/// GPT-2's pattern as `tokenizer.json` files write it.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// How a tokenizer's texts may be cut.
 #[derive(Debug)]
@@ -343,7 +335,7 @@ fn is_restartable(pre_tokenizer: &PreTokenizerWrapper) -> bool {
             behavior,
             invert: false,
             ..
-        }) => PATTERNS.contains(&pattern.as_str()) && is_plain(*behavior),
+        }) => is_plain(*behavior) && (pattern == GPT2 || RUNS.contains(&pattern.as_str())),
         PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().all(is_restartable),
         _ => false,
     }

@@ -52,6 +52,24 @@ const NOT_PUNCTUATION: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DIGITS_FROM_THE_END: &str = r"\p{Nd}{1,3}(?=(?:\p{Nd}{3})*(?!\p{Nd}))";
 const LINES: &str = r"[^\n]+|[\n]+";
 
+/// Expressions whose match at a place depends on one character, a run of letters, digits, marks or white space, and the next three
+/// characters.
+pub(super) const RUNS: [&str; 13] = [
+    GPT2,
+    DIGIT,
+    THREE_DIGITS,
+    LLAMA3,
+    QWEN2,
+    QWEN35,
+    WITHOUT_CONTRACTIONS,
+    MINICPM5,
+    SEED_CODER,
+    BAILING,
+    TEKKEN,
+    GPT4O,
+    YOUTU,
+];
+
 impl Rules {
     const fn of(splits: &'static [&'static str]) -> Self {
         Self {

@@ -167,6 +167,16 @@ impl Mailbox {
         self.state().bytes.len()
     }
 
+    /// Whether the stream has ended.
+    pub fn is_ended(&self) -> bool {
+        self.state().phase == Phase::Ended
+    }
+
+    /// Wakes the reader, if some stream has news.
+    pub fn signal(&self) {
+        self.wake.signal();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -397,6 +397,18 @@ impl Reply {
     }
 }
 
+impl Drop for Reply {
+    /// A reply that is dropped before its end, by a panic, ends with an error: nobody waits for what will never come.
+    fn drop(&mut self) {
+        if self.mailbox.is_ended() {
+            return;
+        }
+        let message = "the request was given up before its end by a fault of the server";
+        self.fail(Error::internal(message));
+        self.mailbox.signal();
+    }
+}
+
 /// The frame of a stream that ends with an error.
 fn write_error(
     out: &mut Vec<u8>,

@@ -20,6 +20,7 @@ CRATE = ROOT / "src"
 # Each Rust module may use those before it, and the kernels (`cpu`) only the error type.
 RUST_LAYERS = (
     "error",
+    "panics",
     "cpu",
     "gguf",
     "request",

@@ -18,7 +18,19 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 WHOLE = 1 << 40
 MARKERS = ("<|begin|>", "<|end|>", "<think>", "</s>", "[SEP]", "<|endoftext|>", "naïve", "été ", "<s>", "<0x41>")
-FAMILIES = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"]
+FAMILIES = [
+    "gpt-2",
+    "smollm",
+    "llama-bpe",
+    "qwen2",
+    "qwen35",
+    "minicpm5",
+    "seed-coder",
+    "bailingmoe",
+    "tekken",
+    "gpt-4o",
+    "youtu",
+]
 
 
 def family(pre: str, folder: Path) -> Tokenizer:
@@ -66,7 +78,7 @@ JSON: list[Callable[[], tokenizers.Tokenizer]] = [
 ]
 NAMES = [*FAMILIES, "sentencepiece", *(train.__name__ for train in JSON)]
 # What their normalizer, pattern or added tokens do is not known to leave the words of a piece alone.
-UNCUT = {"unigram", "own_pattern", "byte_level"}
+UNCUT = {"unigram", "own_pattern", "byte_level", "youtu"}
 
 
 @pytest.fixture(scope="module", params=NAMES)

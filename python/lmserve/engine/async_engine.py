@@ -141,6 +141,8 @@ class AsyncEngine:
 
     async def shutdown(self, grace: float) -> None:
         """Refuse new requests, give running turns `grace` seconds, abort the rest, stop the engine thread."""
+        if self.text is not None:
+            self.text.close()
         # The core blocks until its thread has ended, and the streams' last bytes must be sent meanwhile.
         await asyncio.to_thread(self._core.shutdown, grace)
         if self._loop is not None:

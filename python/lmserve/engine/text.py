@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Characters or tokens up to which work is done on the event loop: a thread would take longer.
 INLINE: Final = 2048
+# Up to this, work has threads that do no longer work.
+LONG: Final = 32768
 MAX_THREADS: Final = 2
 MAX_WAITING: Final = 64
 
@@ -36,8 +38,30 @@ class TextLayer:
         self.template = template
         self.template_source = template_source
         self.special_tokens = special_tokens
-        self._threads = asyncio.Semaphore(MAX_THREADS)
-        self._open = 0
+        self._short = _Lane()
+        self._long = _Lane()
+
+    def encode(self, text: str, *, context_length: int, param: str, add_special: bool = False) -> list[int]:
+        """Token ids. A text whose bytes are more than those of `context_length` of the longest tokens is not tokenized.
+
+        Raises LmserveError: 400 `context_length_exceeded`, 503 `draining` after `close`.
+        """
+        least = self.tokenizer.least_tokens(text)
+        if least > context_length:
+            message = f"the context holds {context_length} tokens, but {param} has at least {least}"
+            raise LmserveError.new(
+                400,
+                "context_length_exceeded",
+                message,
+                param=param,
+                context_length=context_length,
+                input_tokens=least,
+            )
+        return self.tokenizer.encode(text, add_special=add_special)
+
+    def close(self) -> None:
+        """End what is being tokenized: the server stops."""
+        self.tokenizer.abandon()
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
         """What `work` returns; on a thread, if `size`, in characters or tokens, is not small.
@@ -46,12 +70,21 @@ class TextLayer:
         """
         if size <= INLINE:
             return work()
-        if self._open >= MAX_WAITING:
+        lane = self._long if size > LONG else self._short
+        if lane.open >= MAX_WAITING:
             message = f"{MAX_WAITING} long texts are being tokenized, which is the limit, and one more was given"
             raise LmserveError.new(429, "queue_full", message, retry_after=1)
-        self._open += 1
+        lane.open += 1
         try:
-            async with self._threads:
+            async with lane.threads:
                 return await asyncio.to_thread(work)
         finally:
-            self._open -= 1
+            lane.open -= 1
+
+
+class _Lane:
+    """Work that waits only for work of its kind."""
+
+    def __init__(self) -> None:
+        self.threads = asyncio.Semaphore(MAX_THREADS)
+        self.open = 0

@@ -13,6 +13,8 @@ struct Disk {
     log: Vec<u8>,
     new: Vec<u8>,
     full: bool,
+    /// Its next append panics.
+    panics: bool,
     /// So many fsyncs fail.
     failing_syncs: usize,
     calls: Vec<&'static str>,
@@ -23,7 +25,7 @@ struct Handle(Arc<Mutex<Disk>>);
 
 impl Handle {
     fn disk(&self) -> std::sync::MutexGuard<'_, Disk> {
-        self.0.lock().unwrap()
+        guard(&self.0)
     }
 
     fn sync_disk(&self, call: &'static str) -> io::Result<()> {
@@ -54,6 +56,7 @@ impl LogStorage for Handle {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
+        assert!(!std::mem::take(&mut disk.panics), "out of luck");
         disk.take("append")?;
         disk.log.extend_from_slice(bytes);
         Ok(())
@@ -199,6 +202,20 @@ fn a_full_disk_leaves_the_session_as_it_was_and_is_tried_again() {
     running.disk.disk().full = false;
     // Without a turn.
     running.wait_until_well();
+    running.turn(1).unwrap();
+    let store = running.stop();
+    assert_eq!(store.state(key(1)).unwrap().turns.len(), 2);
+}
+
+#[test]
+fn a_panic_fails_the_turn_and_the_thread_lives_on() {
+    let mut running = Running::start(Fsync::Always, StoreLimits::default(), SOON);
+    running.turn(1).unwrap();
+    running.disk.disk().panics = true;
+    let error = running.turn(1).unwrap_err();
+    assert!(error.kind.status() >= 500, "{error}");
+    let idle = lock(&running.store).running_request(key(1)).is_none();
+    assert_eq!((running.turns(1), idle), (1, true));
     running.turn(1).unwrap();
     let store = running.stop();
     assert_eq!(store.state(key(1)).unwrap().turns.len(), 2);

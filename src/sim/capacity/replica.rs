@@ -210,7 +210,7 @@ impl<'a> Replica<'a> {
             let (held, history) = TurnLease::begin(&self.sessions, key, id, Start::Create, now_ms)?;
             (lease, base) = (Some(held), history);
         }
-        let prepared = prepare(&submission, base, None, None, self.limits)?;
+        let prepared = prepare(&submission, base, None, None, self.limits, &|| Ok(()))?;
         self.core.add(id, &submission, prepared, lease, id)
     }
 

@@ -66,12 +66,12 @@ async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, 
 )
 async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any, Any, Any]) -> Response[bytes]:
     """How many tokens the model would see."""
-    _, text = text_of(request, data.model)
+    engine, text = text_of(request, data.model)
     refuse_unsupported(data)
     messages = conversation(data)
 
     def work() -> bytes:
-        ids = text.tokenizer.encode(render_messages(text, messages), add_special=False)
+        ids = text.encode(render_messages(text, messages), context_length=engine.max_model_len, param="messages")
         return msgspec.json.encode(CountTokensReply(len(ids)))
 
     return Response(await text.run(size_of(messages), work), media_type="application/json")

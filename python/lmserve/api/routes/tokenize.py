@@ -56,14 +56,18 @@ async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, A
         _refuse_template_fields(data)
         prompt, special = data.prompt, given_or(data.add_special_tokens, True)
         return await _reply(
-            text, len(prompt), lambda: _tokens(engine, text, prompt, special=special, with_strings=with_strings)
+            text,
+            len(prompt),
+            lambda: _tokens(engine, text, prompt, "prompt", special=special, with_strings=with_strings),
         )
     messages = conversation(data.messages or [], data)
     special = bool(data.add_special_tokens)
     return await _reply(
         text,
         size_of(messages),
-        lambda: _tokens(engine, text, render_messages(text, messages), special=special, with_strings=with_strings),
+        lambda: _tokens(
+            engine, text, render_messages(text, messages), "messages", special=special, with_strings=with_strings
+        ),
     )
 
 
@@ -126,16 +130,17 @@ async def tokenizer_info(request: Request[Any, Any, Any]) -> TokenizerInfoReply:
 )
 async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any]) -> Response[bytes]:
     """Token ids of each text."""
-    _, text = text_of(request, data.model)
+    engine, text = text_of(request, data.model)
     if data.do_preprocess and not data.add_bos:
         message = "add_bos false cannot be honoured with do_preprocess: the chat template writes its own tokens"
         raise LmserveError.invalid("add_bos", message, "unsupported_parameter")
 
     def ids_of(given: str) -> list[int]:
+        most = engine.max_model_len
         if not data.do_preprocess:
-            return text.tokenizer.encode(given, add_special=data.add_bos)
+            return text.encode(given, context_length=most, param="input", add_special=data.add_bos)
         rendered = render_messages(text, Messages([{"role": "user", "content": given}]))
-        return text.tokenizer.encode(rendered, add_special=False)
+        return text.encode(rendered, context_length=most, param="input")
 
     def work() -> EncodeReply:
         if isinstance(data.input, str):
@@ -191,8 +196,10 @@ def render_messages(text: TextLayer, messages: Messages) -> str:
     )
 
 
-def _tokens(engine: AsyncEngine, text: TextLayer, prompt: str, *, special: bool, with_strings: bool) -> TokenizeReply:
-    ids = text.tokenizer.encode(prompt, add_special=special)
+def _tokens(
+    engine: AsyncEngine, text: TextLayer, prompt: str, param: str, *, special: bool, with_strings: bool
+) -> TokenizeReply:
+    ids = text.encode(prompt, context_length=engine.max_model_len, param=param, add_special=special)
     strings = None
     if with_strings:
         strings = [(text.tokenizer.token_bytes(token) or b"").decode(errors="replace") for token in ids]
