@@ -15,13 +15,14 @@ use lmserve::sim::ToyModel;
 use lmserve::wire::{Mailbox, Poll, Reply, Wake};
 use serde_json::json;
 
-/// A toy model that panics where it is to embed this token.
+/// A toy model that panics where it is given this token.
 struct Panicking(ToyModel);
 
 const UNLUCKY: i32 = 13;
 
 impl Executor for Panicking {
     fn launch(&mut self, step: &Step) -> Result<()> {
+        assert!(!step.token_ids.contains(&UNLUCKY), "an unlucky token");
         self.0.launch(step)
     }
 
@@ -85,4 +86,24 @@ fn a_reply_that_is_dropped_tells_its_client() {
     };
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.contains(r#""finish_reason": "error""#), "{text}");
+}
+
+#[test]
+fn an_engine_whose_thread_panics_is_down_and_says_so() {
+    let executor = Panicking(ToyModel::new(BLOCKS, BLOCK_SIZE, VOCAB));
+    let engine = Engine::start(&config(), model(), Box::new(executor)).unwrap();
+    assert_eq!(engine.check_health(), Ok(()));
+    let request = json!({
+        "route": "generate", "input": {"type": "tokens", "ids": [UNLUCKY]}, "stopping": {"max_tokens": 3},
+    });
+    let stream = engine.submit(request.to_string().as_bytes(), 0).unwrap();
+    assert!(reply(&stream).is_err());
+    let error = engine.check_health().unwrap_err();
+    assert_eq!(error.code, "engine_unavailable");
+    assert_eq!(error.message, "the engine is down: its thread panicked");
+    assert!(engine.metrics().contains("lmserve_healthy 0"));
+    let refused = engine
+        .submit(request.to_string().as_bytes(), 0)
+        .unwrap_err();
+    assert_eq!(refused.message, error.message);
 }

@@ -235,6 +235,7 @@ class Engine:
         share_prefix_cache: bool = False,
         session_log: OpenSessionLog | None = None,
         tenants: bytes | None = None,
+        stall_seconds: float = 5.0,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
         without one they end with the engine.
@@ -312,6 +313,9 @@ class Engine:
 
         `limit_requests`, `remaining_requests`, `limit_tokens`, `remaining_tokens`, `reset_tokens_ms`.
         """
+
+    def check_health(self) -> None:
+        """Raises LmserveError (503) while the engine does not do its work: `engine_unavailable`, `engine_stalled`."""
 
     def metrics(self) -> str:
         """Counters, gauges and latencies in Prometheus' text format."""

@@ -29,7 +29,7 @@ from lmserve.api.routes.chat import chat_completions
 from lmserve.api.routes.completions import completions
 from lmserve.api.routes.embeddings import embeddings
 from lmserve.api.routes.generate import generate
-from lmserve.api.routes.health import health
+from lmserve.api.routes.health import health, live
 from lmserve.api.routes.interactive import chat_interactive
 from lmserve.api.routes.messages import count_tokens, create_message
 from lmserve.api.routes.metrics import metrics
@@ -94,6 +94,7 @@ API: Final = (
     usage,
     metrics,
     health,
+    live,
     ping,
     version,
     props,

@@ -138,8 +138,8 @@ class Server(uvicorn.Server):
         self._on_listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop: on a signal, or without a model."""
-        return await super().on_tick(counter) or self._serving.failure is not None
+        """Whether to stop: on a signal, without a model, or with an engine that is dead."""
+        return await super().on_tick(counter) or self._serving.has_failed()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer 503 while running turns end, then close."""

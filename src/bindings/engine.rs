@@ -69,7 +69,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -85,6 +85,7 @@ impl Engine {
         share_prefix_cache: bool,
         session_log: Option<&OpenSessionLog>,
         tenants: Option<&[u8]>,
+        stall_seconds: f64,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
@@ -111,6 +112,7 @@ impl Engine {
             share_prefix_cache,
             sessions: store_limits(max_sessions, session_ttl)?,
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
+            stall: Duration::from_secs_f64(stall_seconds.clamp(0.0, 86_400.0)),
         };
         let model = Model {
             tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner)),
@@ -332,6 +334,11 @@ impl Engine {
     /// What a tenant may still do now, of what is limited, by the names that errors have for these numbers.
     fn quota<'py>(&self, py: Python<'py>, tenant: u32) -> PyResult<Bound<'py, PyDict>> {
         quota(py, self.inner.quota(tenant))
+    }
+
+    /// Raises `LmserveError` (503) while the engine does not do its work.
+    fn check_health(&self) -> PyResult<()> {
+        Ok(self.inner.check_health()?)
     }
 
     /// Counters, gauges and latencies in Prometheus' text format.

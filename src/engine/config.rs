@@ -1,6 +1,7 @@
 //! Sizes of an engine, what it must know of its model, and what it says of itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
 use crate::session::StoreLimits;
@@ -28,6 +29,8 @@ pub struct EngineConfig {
     pub sessions: StoreLimits,
     /// Who may do what; others may do everything.
     pub tenants: Vec<Tenant>,
+    /// Without a step for so long, while work waits, the engine counts as stalled.
+    pub stall: Duration,
 }
 
 /// What the engine must know of the model.
@@ -72,4 +75,8 @@ pub struct Stats {
     pub log_faulty: bool,
     /// Panics that were caught in this process.
     pub panics: u64,
+    /// It does its work; see [`super::Engine::check_health`].
+    pub healthy: bool,
+    /// How long work has waited for a step.
+    pub stalled_ms: u64,
 }

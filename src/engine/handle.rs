@@ -121,7 +121,7 @@ impl Engine {
             }
         }
         let accounts = Accounts::new(&config.tenants, 0);
-        let shared = Arc::new(Shared::new(sessions, max_open, accounts)?);
+        let shared = Arc::new(Shared::new(sessions, max_open, accounts, config.stall)?);
         let written = log.map(|(log, fsync)| {
             let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
             LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
@@ -330,6 +330,21 @@ impl Engine {
         self.shared.accounts().quota(tenant, now_ms)
     }
 
+    /// Whether the engine does its work.
+    ///
+    /// # Errors
+    /// 503: `engine_unavailable` once one of its threads has ended, at the latest when it is stopped; `engine_stalled` after too
+    /// long without a step while work waits.
+    pub fn check_health(&self) -> Result<()> {
+        self.shared.health.check_up()?;
+        let pools = [&self.preparing, &self.preparing_long, &*self.compiling];
+        let threads = guard(&self.threads);
+        if threads.iter().any(JoinHandle::is_finished) || !pools.into_iter().all(Pool::is_whole) {
+            return Err(engine_down("one of its threads has ended"));
+        }
+        self.shared.health.check()
+    }
+
     /// Counters, gauges and latencies in Prometheus' text format.
     pub fn metrics(&self) -> String {
         render(&self.stats(), &self.shared.latencies())
@@ -356,6 +371,8 @@ impl Engine {
             log_rewrites: log.rewrites.load(Ordering::Relaxed),
             log_faulty: self.session_log_fault().is_some(),
             panics: caught(),
+            healthy: self.check_health().is_ok(),
+            stalled_ms: self.shared.health.waited().as_millis() as u64,
             ..*guard(&self.shared.stats)
         }
     }
@@ -371,7 +388,7 @@ impl Engine {
         let threads = std::mem::take(&mut *guard(&self.threads));
         let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
         if well.contains(&false) || ends.iter().any(Result::is_err) {
-            self.shared.set_down("a thread panicked");
+            self.shared.health.set_down("a thread panicked");
         }
     }
 }

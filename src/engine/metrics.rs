@@ -199,6 +199,16 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             log_faulty,
             u64::from(stats.log_faulty),
         ),
+        (
+            "healthy",
+            "1 while the engine does its work, as /health says.",
+            u64::from(stats.healthy),
+        ),
+        (
+            "step_wait_milliseconds",
+            "How long work has waited for a step.",
+            stats.stalled_ms,
+        ),
     ] {
         out.value(&format!("lmserve_{name}"), "gauge", help, value);
     }

@@ -11,6 +11,7 @@ mod executor;
 mod grammars;
 mod guide;
 mod handle;
+mod health;
 mod lease;
 mod log_check;
 mod log_file;

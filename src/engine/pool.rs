@@ -41,6 +41,11 @@ impl Pool {
         }
     }
 
+    /// Whether all threads live; true of a pool that was stopped.
+    pub(super) fn is_whole(&self) -> bool {
+        !guard(&self.threads).iter().any(JoinHandle::is_finished)
+    }
+
     /// Takes no more jobs, and waits for those that it has. False if one panicked. May be called again.
     pub(super) fn stop(&self) -> bool {
         guard(&self.sender).take();
@@ -93,6 +98,7 @@ mod tests {
         }
         assert_eq!((wait.recv(), wait.recv()), (Ok(()), Ok(())));
         assert!(caught() >= before + 10);
+        assert!(pool.is_whole());
         assert!(pool.stop());
         assert!(pool.run(Box::new(|| ())).is_err());
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::config::Stats;
 use super::core::{Abort, engine_down};
 use super::embed::EmbedJob;
+use super::health::Health;
 use super::lease::TurnLease;
 use super::log_writer::LogCounters;
 use super::metrics::Latencies;
@@ -104,7 +105,7 @@ pub(super) struct Shared {
     draining: AtomicBool,
     /// Gives up what is not ready yet.
     stopping: AtomicBool,
-    down: Mutex<Option<String>>,
+    pub(super) health: Health,
     pub(super) stats: Mutex<Stats>,
     next_id: AtomicU64,
 }
@@ -149,7 +150,12 @@ pub(super) fn now_ms() -> u64 {
 }
 
 impl Shared {
-    pub(super) fn new(sessions: SessionStore, max_open: usize, accounts: Accounts) -> Result<Self> {
+    pub(super) fn new(
+        sessions: SessionStore,
+        max_open: usize,
+        accounts: Accounts,
+        stall: Duration,
+    ) -> Result<Self> {
         Ok(Self {
             inbox: Mutex::default(),
             arrived: Condvar::new(),
@@ -164,7 +170,7 @@ impl Shared {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            down: Mutex::default(),
+            health: Health::new(stall),
             stats: Mutex::default(),
             next_id: AtomicU64::new(1),
         })
@@ -175,9 +181,7 @@ impl Shared {
     /// # Errors
     /// 429 `queue_full` or `rate_limit_exceeded`, 503 `draining` or `engine_unavailable`.
     pub(super) fn open(self: &Arc<Self>, tenant: u32, choices: usize) -> Result<OpenRequest> {
-        if let Some(why) = &*guard(&self.down) {
-            return Err(engine_down(why));
-        }
+        self.health.check_up()?;
         if self.draining.load(Ordering::Acquire) {
             let message = "the server is shutting down and takes no new requests";
             return Err(
@@ -279,11 +283,13 @@ impl Shared {
     pub(super) fn receive(&self, idle: bool) -> Vec<Command> {
         let mut inbox = guard(&self.inbox);
         while idle && inbox.commands.is_empty() {
+            self.health.idle();
             inbox = self
                 .arrived
                 .wait(inbox)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        self.health.begin_round();
         std::mem::take(&mut inbox.commands)
     }
 
@@ -292,10 +298,6 @@ impl Shared {
         let mut inbox = guard(&self.inbox);
         inbox.closed = true;
         std::mem::take(&mut inbox.commands)
-    }
-
-    pub(super) fn set_down(&self, why: &str) {
-        *guard(&self.down) = Some(why.to_owned());
     }
 }
 

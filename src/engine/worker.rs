@@ -151,11 +151,12 @@ impl Worker {
     /// Runs until told to stop. A panic takes the engine down, and every open request is told so.
     pub(super) fn run(mut self) {
         let outcome = catch_unwind(AssertUnwindSafe(|| while self.turn() {}));
-        let error = match outcome {
-            Ok(()) => engine_down("the server is shutting down"),
-            Err(_) => engine_down("its thread panicked"),
+        let why = match outcome {
+            Ok(()) => "the server is shutting down",
+            Err(_) => "its thread panicked",
         };
-        self.shared.set_down(&error.message);
+        let error = engine_down(why);
+        self.shared.health.set_down(why);
         self.core.fail_all(&error, &mut self.replies);
         for job in self.embeds.drain(..) {
             job.fail(error.clone());

@@ -29,6 +29,7 @@ pub fn config() -> EngineConfig {
         share_prefix_cache: false,
         sessions: StoreLimits::default(),
         tenants: Vec::new(),
+        stall: Duration::from_secs(5),
     }
 }
 

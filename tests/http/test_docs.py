@@ -94,7 +94,7 @@ def test_the_key_is_described() -> None:
     assert document["security"] == [{"key": []}]
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     needs = {path: operation.get("security") for path, item in document["paths"].items() for operation in item.values()}
-    for path in ("/health", "/ping", "/version"):
+    for path in ("/health", "/health/ready", "/health/live", "/ping", "/version"):
         assert needs.pop(path) in ([], [{}])
     assert all(security in (None, [{"key": []}]) for security in needs.values())
 

@@ -130,6 +130,10 @@ class AsyncEngine:
         """What a tenant may still do, of what is limited."""
         return self._core.quota(tenant)
 
+    def check_health(self) -> None:
+        """Raises LmserveError (503): `engine_unavailable` for good, `engine_stalled` while work waits for a step."""
+        self._core.check_health()
+
     def metrics(self) -> str:
         """Counters, gauges and latencies in Prometheus' text format."""
         return self._core.metrics()

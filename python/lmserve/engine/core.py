@@ -81,6 +81,9 @@ class CoreEngine(Protocol):
     def quota(self, tenant: int, /) -> dict[str, int]:
         """What a tenant may still do, of what is limited."""
 
+    def check_health(self) -> None:
+        """Raises LmserveError (503): `engine_unavailable` for good, `engine_stalled` while work waits for a step."""
+
     def metrics(self) -> str:
         """Prometheus' text format."""
 

@@ -30,6 +30,8 @@ logger = logging.getLogger("lmserve.http")
 
 # Seconds after which a client may ask a server that is still loading again.
 RETRY_LOADING = 2
+# Seconds without a step, while work waits, after which an orchestrator had better start the server again.
+STALLED_FOR_GOOD = 60
 
 
 RequestT = TypeVar(
@@ -95,6 +97,31 @@ class Serving:
         told = repr((__version__, self.names[0], engine.max_model_len, template))
         self._fingerprint = f"fp_{sha256(told.encode()).hexdigest()[:12]}"
         return self._fingerprint
+
+    def check_ready(self) -> None:
+        """Raises LmserveError (503) while no request would be served: loading, draining, a dead or stalled engine."""
+        self.engine.check_health()
+
+    def check_alive(self) -> None:
+        """Raises LmserveError (503) where only a new process helps: the engine is dead, or stands still for long."""
+        if self._engine is None or self.draining:
+            return
+        try:
+            self._engine.check_health()
+        except LmserveError as error:
+            if error.error["code"] != "engine_stalled" or error.error["stalled_seconds"] >= STALLED_FOR_GOOD:
+                raise
+
+    def has_failed(self) -> bool:
+        """Whether nothing can be served any more; `failure` says why."""
+        if self.failure is None and self._engine is not None and not self.draining:
+            try:
+                self._engine.check_health()
+            except LmserveError as error:
+                if error.error["code"] == "engine_unavailable":
+                    logger.error("the server ends: %s", error)  # noqa: TRY400 - it says all there is to say
+                    self.failure = error
+        return self.failure is not None
 
     def quota(self, tenant: int) -> dict[str, int]:
         """What a tenant may still do, of what is limited; nothing once the server stops."""

@@ -1,7 +1,8 @@
-"""`GET /health`."""
+"""`GET /health`, `/health/ready` and `/health/live`: what load balancers and orchestrators ask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Request, get
@@ -12,17 +13,39 @@ from lmserve.api.http.serving import serving_of
 from lmserve.schemas.health import HealthReply
 
 
+def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> str:
+    return "_".join(map(str, path))
+
+
 @get(
-    "/health",
+    ["/health", "/health/ready"],
     opt={PUBLIC: True},
-    operation_id="health",
-    summary="Whether requests are taken",
-    description="200 once the model is loaded, 503 before that and while the server stops. Needs no API key.",
+    operation_id=_operation_id,
+    summary="Whether requests are served",
+    description="200 once the model is loaded. 503 with the reason before that, while the server stops, when the "
+    "engine is dead, and when it has made no step for 5 s while work waits. Needs no API key.",
     tags=["server"],
     security=[{}],
     responses=responses(HealthReply, 503),
 )
 async def health(request: Request[Any, Any, Any]) -> HealthReply:
-    """Raises LmserveError (503) while there is no engine to serve with."""
-    _ = serving_of(request).engine
+    """Raises LmserveError (503) while no request would be served."""
+    serving_of(request).check_ready()
+    return HealthReply()
+
+
+@get(
+    "/health/live",
+    opt={PUBLIC: True},
+    operation_id="health_live",
+    summary="Whether the process is of use",
+    description="503 where only a new process helps: the engine is dead, or has made no step for 60 s while work "
+    "waits. 200 otherwise, while the model is loaded and while the server stops, too. Needs no API key.",
+    tags=["server"],
+    security=[{}],
+    responses=responses(HealthReply, 503),
+)
+async def live(request: Request[Any, Any, Any]) -> HealthReply:
+    """Raises LmserveError (503) where the server must be started again."""
+    serving_of(request).check_alive()
     return HealthReply()

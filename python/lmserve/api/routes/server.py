@@ -40,8 +40,8 @@ async def version() -> VersionReply:
     responses=responses(HealthReply, 503),
 )
 async def ping(request: Request[Any, Any, Any]) -> HealthReply:
-    """Raises LmserveError (503) while there is no engine to serve with."""
-    _ = serving_of(request).engine
+    """Raises LmserveError (503) while no request would be served."""
+    serving_of(request).check_ready()
     return HealthReply()
 
 
