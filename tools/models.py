@@ -17,7 +17,7 @@ Written by `make models` from the registry of families, `lmserve.model.families`
 
 The tests hold each family that generates to transformers: a tiny random model in fp32 has logits that differ by less
 than 0.001, and the same greedy tokens over 64 steps. That holds alone, in a batch of 16, in pieces of 7 tokens, with a
-shared prefix, preempted, continued, forked and rewound; on torch and on the CPU kernels; GGUF files on torch.
+shared prefix, preempted, continued, forked and rewound; on torch and on the CPU kernels. From GGUF it holds in a batch.
 
 On the CPU kernels a request's logits are the same to the bit alone, in any batch and in any pieces.
 Layers with a window compute what the reference does; their KV cache is as long as that of the others.

@@ -12,11 +12,12 @@ from lmserve.model.tensors import StoredTensor
 from model_driver import Driver, greedy
 
 OPTIONS = RunnerOptions(device="cpu", ops="torch", max_batch=4, max_batch_tokens=64, threads=1)
+CPU = RunnerOptions(device="cpu", ops="cpu", quantize="none", max_batch=4, max_batch_tokens=64, threads=2)
 STEPS = 16
 
 
-def assert_equals(reference, path) -> None:
-    runner = load_runner(open_checkpoint(path), OPTIONS)
+def assert_equals(reference, path, options=OPTIONS) -> None:
+    runner = load_runner(open_checkpoint(path), options)
     greedy(runner)
     driver = Driver(runner)
     generator = np.random.default_rng(0)
@@ -46,6 +47,7 @@ def test_architectures(family, tmp_path):
     reference = tiny_models.make(family, tmp_path / "hf")
     tiny_gguf.write(tmp_path / "model.gguf", reference, architecture)
     assert_equals(reference, tmp_path / "model.gguf")
+    assert_equals(reference, tmp_path / "model.gguf", CPU)
 
 
 TYPES = (
