@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,14 @@ def sessions_command(action: str, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
+def faulty(server: ServerProcess) -> int:
+    """What /metrics says of the session log."""
+    (value,) = re.findall(
+        r"^lmserve_session_log_faulty\{.*\} (\d)$", httpx.get(f"{server.url}/metrics").text, re.MULTILINE
+    )
+    return int(value)
+
+
 def test_a_folder_that_is_deleted_is_made_again_with_all_that_was_said(tmp_path: Path, smollm2_gguf: Path) -> None:
     assert smollm2_gguf.is_file()
     folder = tmp_path / "sessions"
@@ -141,9 +150,11 @@ def test_a_folder_that_is_deleted_is_made_again_with_all_that_was_said(tmp_path:
         body = {"prompt": "Go on.", "instance_id": 2, "sequence_start": False, "request_output_len": 4}
         refused = httpx.post(f"{server.url}/generate", json=body, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_failed")
-        assert "lmserve_session_log_faulty 1" in httpx.get(f"{server.url}/metrics").text
+        assert faulty(server) == 1
         (folder / "sessions.log").unlink()
-        while "lmserve_session_log_faulty 0" not in httpx.get(f"{server.url}/metrics").text:
+        deadline = time.monotonic() + 60
+        while faulty(server):
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         turn(server, 2, "What is my name?")
         assert server.output().count("are refused (storage_failed)") == 1

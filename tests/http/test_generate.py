@@ -204,7 +204,14 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         "input": {"type": "turn", "text": "x"},
         "session": {"id": 2**63 - 1, "end": True, "on_disconnect": "keep"},
         "on_overflow": "truncate_output",
-        "sampling": {"temperature": 0.0, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.2, "seed": 2**64 - 1},
+        "sampling": {
+            "temperature": 0.0,
+            "top_k": 0,
+            "top_p": 0.5,
+            "min_p": 0.25,
+            "repetition_penalty": 1.2,
+            "seed": 2**64 - 1,
+        },
         "stopping": {"max_tokens": 3, "stop": ["a", "\n"], "ignore_eos": True},
     }
 
