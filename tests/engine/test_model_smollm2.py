@@ -32,7 +32,7 @@ def reference(checkpoint):
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_kv_heads,
             max_position_embeddings=config.context_length,
-            rms_norm_eps=config.rms_norm_eps,
+            rms_norm_eps=config.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
             tie_word_embeddings=True,
         ),

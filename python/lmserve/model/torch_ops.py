@@ -143,7 +143,7 @@ class TorchOps:
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
         shape = w.weight.shape
-        parts = x.view(*x.shape[:-1], -1, *shape)
+        parts = x.view(*x.shape[:-1], x.shape[-1] // shape[0], *shape)
         if w.centered:
             return functional.layer_norm(parts, shape, w.weight, w.bias, w.eps).view(x.shape)
         return functional.rms_norm(parts, shape, w.weight, w.eps).view(x.shape)
