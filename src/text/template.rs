@@ -5,6 +5,7 @@
 mod continuation;
 mod functions;
 mod json;
+mod methods;
 mod python;
 mod traits;
 mod value;
@@ -60,8 +61,7 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        methods::install(&mut environment);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.set_debug(true);
