@@ -73,7 +73,7 @@ impl Health {
     pub(super) fn check(&self) -> Result<()> {
         self.check_up()?;
         let waited = self.waited();
-        if waited < self.stall {
+        if waited.is_zero() || waited < self.stall {
             return Ok(());
         }
         let message = format!(
