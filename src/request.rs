@@ -24,24 +24,6 @@ pub const MAX_LOGPROBS: u32 = 20;
 /// Most choices of one request.
 pub const MAX_CHOICES: u32 = 64;
 
-/// Which reply a stream carries: the core writes its finished wire bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Route {
-    /// `POST /generate`: NUL-terminated frames, or one object.
-    Generate,
-    /// `POST /v1/chat/completions`: SSE chunks, or one object.
-    Chat,
-    /// `POST /v1/completions`: SSE chunks, or one object.
-    Completions,
-    /// `POST /v1/responses`: SSE events, or one object.
-    Responses,
-    /// `POST /v1/messages`: SSE events, or one object.
-    Messages,
-    /// `POST /v1/chat/interactive`: a JSON object a line, or one object.
-    Interactive,
-}
-
 /// What goes to the model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -224,8 +206,8 @@ impl Default for StopParams {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
-    /// The reply's form.
-    pub route: Route,
+    /// Whose wire form the reply has: a name of `crate::wire`.
+    pub route: String,
     /// The reply's `id` (OpenAI routes).
     #[serde(default)]
     pub reply_id: String,

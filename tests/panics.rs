@@ -68,7 +68,7 @@ fn submission(stream: bool) -> Submission {
 fn a_reply_that_is_dropped_tells_its_client() {
     let wake = Arc::new(Wake::new().unwrap());
     let mailbox = Mailbox::new(1, Arc::clone(&wake));
-    drop(Reply::new(&submission(true), Arc::clone(&mailbox)));
+    drop(Reply::new(&submission(true), Arc::clone(&mailbox)).unwrap());
     assert_eq!(wake.drain(), [1]);
     let Poll::Failed(error) = mailbox.poll() else {
         panic!("nobody was told");
@@ -77,7 +77,7 @@ fn a_reply_that_is_dropped_tells_its_client() {
 
     // After its first byte the error is the stream's last frame.
     let mailbox = Mailbox::new(2, Arc::clone(&wake));
-    let mut reply = Reply::new(&submission(true), Arc::clone(&mailbox));
+    let mut reply = Reply::new(&submission(true), Arc::clone(&mailbox)).unwrap();
     reply.accept(1, 0);
     mailbox.write(|out| out.extend_from_slice(b"{}\0"));
     drop(reply);

@@ -40,7 +40,7 @@ fn stream(route: &str, n: usize, logprobs: bool) -> Stream {
     }
     let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
     let mailbox = Mailbox::with_limits(1, Arc::new(Wake::new().unwrap()), LIMITS);
-    let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
+    let mut reply = Reply::new(&submission, Arc::clone(&mailbox)).unwrap();
     reply.accept(1, 0);
     Stream {
         mailbox,
@@ -223,7 +223,7 @@ fn a_whole_reply_has_no_reader_to_wait_for() {
     let submission = json!({"route": "generate", "input": {"type": "text", "text": "x"}});
     let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
     let mailbox = Mailbox::with_limits(1, Arc::new(Wake::new().unwrap()), LIMITS);
-    let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
+    let mut reply = Reply::new(&submission, Arc::clone(&mailbox)).unwrap();
     reply.accept(1, 0);
     let text = "x".repeat(2 * LIMITS.most);
     let delta = Delta {

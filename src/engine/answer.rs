@@ -5,10 +5,11 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::guided::{AnswerGrammar, Calls, Spacing};
-use crate::request::{Function, Input, Route, Submission, ToolChoice, Whitespace, functions};
+use crate::request::{Function, Input, Submission, ToolChoice, Whitespace, functions};
 use crate::text::formats::Thoughts;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::wire::answer::AnswerFormat;
+use crate::wire::{Reads, reads};
 
 static ANY_OBJECT: LazyLock<Value> = LazyLock::new(|| json!({"type": "object"}));
 
@@ -28,10 +29,7 @@ pub(super) fn answer_format(
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
 ) -> (AnswerFormat, Vec<u32>) {
-    if !matches!(
-        submission.route,
-        Route::Chat | Route::Responses | Route::Messages
-    ) {
+    if reads(&submission.route) == Reads::Text {
         return (AnswerFormat::default(), Vec::new());
     }
     let tools = submission

@@ -220,7 +220,7 @@ impl Engine {
         };
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
-        let reply = Reply::new(&submission, Arc::clone(&mailbox));
+        let reply = Reply::new(&submission, Arc::clone(&mailbox))?;
         let long = json.len() > PIECE_BYTES && !matches!(submission.input, Input::Tokens { .. });
         let mut request = Request {
             submission,

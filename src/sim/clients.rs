@@ -220,7 +220,7 @@ impl World {
                 let same = prepared.prompt == open.prompt && prepared.max_tokens == open.max_tokens;
                 ensure(same, || format!("{prepared:?}, not {open:?}"))?;
                 let pace = [1, 1, 3, 20][self.random.range(0, 3)];
-                self.replies.open(request, &submission, pace);
+                self.replies.open(request, &submission, pace)?;
                 self.ledger.open.insert(request, open);
                 self.preparing.push(Preparing {
                     due: self.tick + self.random.range(0, 3) as u64,

@@ -96,9 +96,14 @@ impl Replies {
         })
     }
 
-    pub(super) fn open(&mut self, request: u64, submission: &Submission, pace: usize) {
+    pub(super) fn open(
+        &mut self,
+        request: u64,
+        submission: &Submission,
+        pace: usize,
+    ) -> Result<(), String> {
         let mailbox = Mailbox::with_limits(request, Arc::clone(&self.wake), self.limits);
-        let reply = Reply::new(submission, Arc::clone(&mailbox));
+        let reply = Reply::new(submission, Arc::clone(&mailbox)).map_err(|e| e.message)?;
         self.open.insert(request, reply);
         let reader = Reader {
             mailbox,
@@ -109,6 +114,7 @@ impl Replies {
             outcome: None,
         };
         self.readers.insert(request, reader);
+        Ok(())
     }
 
     pub(super) fn accept(&mut self, request: u64, prompt_tokens: usize, history_tokens: usize) {

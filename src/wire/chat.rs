@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::chat_answer::{Answer, push_message};
+use super::chat_answer::{Answer, chunks, push_message};
+use super::format::{Reads, Said, WireFormat};
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
@@ -125,7 +126,7 @@ pub(super) fn open_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
     write_bytes(out, format_args!("{{\"index\":{index},\"delta\":{{"));
 }
 
-pub(super) fn opening_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
+fn opening_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
     open_chunk(out, head, index);
     out.extend_from_slice(
         b"\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}",
@@ -133,7 +134,7 @@ pub(super) fn opening_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
     close_chunk(out, head);
 }
 
-pub(super) fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choice) {
+fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choice) {
     open_chunk(out, head, index);
     out.extend_from_slice(b"\"content\":");
     push_string(out, text);
@@ -149,36 +150,6 @@ fn chat_word(choice: &Choice, reason: FinishReason) -> &'static str {
         (Some(answer), FinishReason::Stop) if answer.has_calls() => "tool_calls",
         _ => reason_word(reason),
     }
-}
-
-pub(super) fn last_chunk(
-    out: &mut Vec<u8>,
-    head: &Head,
-    index: usize,
-    text: &str,
-    choice: &Choice,
-    reason: FinishReason,
-) {
-    if !text.is_empty() || !choice.logprobs.is_empty() {
-        chunk(out, head, index, text, choice);
-    }
-    open_chunk(out, head, index);
-    let word = chat_word(choice, reason);
-    write_bytes(
-        out,
-        format_args!("}},\"logprobs\":null,\"finish_reason\":\"{word}\"}}"),
-    );
-    close_chunk(out, head);
-}
-
-/// The usage chunk, where asked for, and the end of the stream.
-pub(super) fn end(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
-    end_stream(
-        out,
-        head,
-        "chat.completion.chunk",
-        reasoning_tokens(choices),
-    );
 }
 
 fn reasoning_tokens(choices: &[Choice]) -> Option<usize> {
@@ -197,36 +168,97 @@ pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str, reasoning
     out.extend_from_slice(b"data: [DONE]\n\n");
 }
 
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
-    push_head(out, head, "chat.completion");
-    for (index, choice) in choices.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write_bytes(
-            out,
-            format_args!("{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":"),
-        );
-        match &choice.answer {
-            None => push_string(out, &choice.text),
-            Some(answer) => push_message(out, head, index, answer),
-        }
-        out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
-        push_logprobs(out, head, &choice.logprobs);
-        let word = chat_word(choice, choice.finish.unwrap_or(FinishReason::Stop));
-        write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
-    }
-    out.push(b']');
-    push_prompt_logprobs(out, head, &choices[0]);
-    out.push(b',');
-    push_usage(out, &head.usage, reasoning_tokens(choices));
-    out.push(b'}');
-}
-
 pub(super) fn error_chunk(out: &mut Vec<u8>, error: &Error) {
     let object = Value::Object(error.to_json());
     write_bytes(
         out,
         format_args!("data: {{\"error\":{object}}}\n\ndata: [DONE]\n\n"),
     );
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug)]
+pub(super) struct Chat;
+
+impl WireFormat for Chat {
+    fn name(&self) -> &'static str {
+        "chat"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Pieces
+    }
+
+    fn opening(&self, out: &mut Vec<u8>, head: &mut Head, choices: usize) {
+        for index in 0..choices {
+            opening_chunk(out, head, index);
+        }
+    }
+
+    fn more(&self, out: &mut Vec<u8>, head: &mut Head, index: usize, choice: &Choice, said: &Said) {
+        match said {
+            Said::Pieces(pieces) => chunks(out, head, index, pieces, choice),
+            _ => chunk(out, head, index, said.text(), choice),
+        }
+    }
+
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        index: usize,
+        choice: &Choice,
+        said: &Said,
+        reason: FinishReason,
+    ) {
+        if !said.pieces().is_empty() {
+            chunks(out, head, index, said.pieces(), choice);
+        } else if !said.text().is_empty() || !choice.logprobs.is_empty() {
+            chunk(out, head, index, said.text(), choice);
+        }
+        open_chunk(out, head, index);
+        let word = chat_word(choice, reason);
+        write_bytes(
+            out,
+            format_args!("}},\"logprobs\":null,\"finish_reason\":\"{word}\"}}"),
+        );
+        close_chunk(out, head);
+    }
+
+    fn end(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        let reasoning = reasoning_tokens(choices);
+        end_stream(out, head, "chat.completion.chunk", reasoning);
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        push_head(out, head, "chat.completion");
+        for (index, choice) in choices.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            write_bytes(
+                out,
+                format_args!(
+                    "{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":"
+                ),
+            );
+            match &choice.answer {
+                None => push_string(out, &choice.text),
+                Some(answer) => push_message(out, head, index, answer),
+            }
+            out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
+            push_logprobs(out, head, &choice.logprobs);
+            let word = chat_word(choice, choice.finish.unwrap_or(FinishReason::Stop));
+            write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
+        }
+        out.push(b']');
+        push_prompt_logprobs(out, head, &choices[0]);
+        out.push(b',');
+        push_usage(out, &head.usage, reasoning_tokens(choices));
+        out.push(b'}');
+    }
+
+    fn error(&self, out: &mut Vec<u8>, _: &mut Head, _: &[Choice], error: &Error) {
+        error_chunk(out, error);
+    }
 }

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::chat::{close_chunk, end_stream, push_head, push_usage, reason_word};
+use super::chat::{close_chunk, end_stream, error_chunk, push_head, push_usage, reason_word};
+use super::format::{Said, WireFormat};
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head};
+use crate::error::Error;
 use crate::sched::FinishReason;
 
 const OBJECT: &str = "text_completion";
@@ -111,36 +113,51 @@ fn push_chunk(
     close_chunk(out, head);
 }
 
-pub(super) fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choice) {
-    push_chunk(out, head, index, text, choice, None);
-}
+/// `POST /v1/completions`.
+#[derive(Debug)]
+pub(super) struct Completions;
 
-pub(super) fn last_chunk(
-    out: &mut Vec<u8>,
-    head: &Head,
-    index: usize,
-    text: &str,
-    choice: &Choice,
-    reason: FinishReason,
-) {
-    push_chunk(out, head, index, text, choice, Some(reason));
-}
-
-pub(super) fn end(out: &mut Vec<u8>, head: &Head) {
-    end_stream(out, head, OBJECT, None);
-}
-
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
-    push_head(out, head, OBJECT);
-    for (index, choice) in choices.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        push_choice(out, head, index, &choice.text, choice, choice.finish);
+impl WireFormat for Completions {
+    fn name(&self) -> &'static str {
+        "completions"
     }
-    out.extend_from_slice(b"],");
-    push_usage(out, &head.usage, None);
-    out.push(b'}');
+
+    fn more(&self, out: &mut Vec<u8>, head: &mut Head, index: usize, choice: &Choice, said: &Said) {
+        push_chunk(out, head, index, said.text(), choice, None);
+    }
+
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        index: usize,
+        choice: &Choice,
+        said: &Said,
+        reason: FinishReason,
+    ) {
+        push_chunk(out, head, index, said.text(), choice, Some(reason));
+    }
+
+    fn end(&self, out: &mut Vec<u8>, head: &Head, _: &[Choice]) {
+        end_stream(out, head, OBJECT, None);
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        push_head(out, head, OBJECT);
+        for (index, choice) in choices.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            push_choice(out, head, index, &choice.text, choice, choice.finish);
+        }
+        out.extend_from_slice(b"],");
+        push_usage(out, &head.usage, None);
+        out.push(b'}');
+    }
+
+    fn error(&self, out: &mut Vec<u8>, _: &mut Head, _: &[Choice], error: &Error) {
+        error_chunk(out, error);
+    }
 }
 
 #[cfg(test)]
@@ -174,7 +191,7 @@ mod tests {
         });
         let submission = Submission::parse(submission.to_string().as_bytes()).unwrap();
         let mailbox = Mailbox::new(1, Arc::new(Wake::new().unwrap()));
-        let mut reply = Reply::new(&submission, Arc::clone(&mailbox));
+        let mut reply = Reply::new(&submission, Arc::clone(&mailbox)).unwrap();
         reply.accept(1, 0);
         reply.push(0, delta("ab", &[b"ab"]));
         // Two tokens make one character; what the first of them is has to wait for the second.

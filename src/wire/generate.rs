@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::format::{Said, WireFormat};
 use super::json::{push_ascii, write_bytes};
-use super::reply::{Choice, Usage};
+use super::reply::{Choice, Head, Usage};
 use crate::error::Error;
 use crate::sched::FinishReason;
 
@@ -32,11 +33,6 @@ fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
     );
 }
 
-pub(super) fn frame(out: &mut Vec<u8>, text: &str, tokens: usize) {
-    open(out, text, tokens);
-    out.extend_from_slice(b"null}\0");
-}
-
 fn last(out: &mut Vec<u8>, text: &str, tokens: usize, reason: &str, usage: &Usage) {
     open(out, text, tokens);
     write_bytes(out, format_args!("\"{reason}\""));
@@ -44,29 +40,53 @@ fn last(out: &mut Vec<u8>, text: &str, tokens: usize, reason: &str, usage: &Usag
     out.push(b'}');
 }
 
-pub(super) fn last_frame(
-    out: &mut Vec<u8>,
-    text: &str,
-    tokens: usize,
-    reason: FinishReason,
-    usage: &Usage,
-) {
-    last(out, text, tokens, reason.as_str(), usage);
-    out.push(0);
-}
+/// `POST /generate`.
+#[derive(Debug)]
+pub(super) struct Generate;
 
-pub(super) fn whole(out: &mut Vec<u8>, choice: &Choice, usage: &Usage) {
-    let reason = choice.finish.map_or("abort", FinishReason::as_str);
-    last(out, &choice.text, choice.tokens, reason, usage);
-}
+impl WireFormat for Generate {
+    fn name(&self) -> &'static str {
+        "generate"
+    }
 
-pub(super) fn error_frame(out: &mut Vec<u8>, tokens: usize, error: &Error, usage: &Usage) {
-    open(out, "", tokens);
-    out.extend_from_slice(b"\"error\"");
-    push_usage(out, usage);
-    out.extend_from_slice(b", \"error\": ");
-    push_value(out, &Value::Object(error.to_json()));
-    out.extend_from_slice(b"}\0");
+    fn more(&self, out: &mut Vec<u8>, _: &mut Head, _: usize, choice: &Choice, said: &Said) {
+        open(out, said.text(), choice.tokens);
+        out.extend_from_slice(b"null}\0");
+    }
+
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        _: usize,
+        choice: &Choice,
+        said: &Said,
+        reason: FinishReason,
+    ) {
+        last(
+            out,
+            said.text(),
+            choice.tokens,
+            reason.as_str(),
+            &head.usage,
+        );
+        out.push(0);
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        let choice = &choices[0];
+        let reason = choice.finish.map_or("abort", FinishReason::as_str);
+        last(out, &choice.text, choice.tokens, reason, &head.usage);
+    }
+
+    fn error(&self, out: &mut Vec<u8>, head: &mut Head, choices: &[Choice], error: &Error) {
+        open(out, "", choices[0].tokens);
+        out.extend_from_slice(b"\"error\"");
+        push_usage(out, &head.usage);
+        out.extend_from_slice(b", \"error\": ");
+        push_value(out, &Value::Object(error.to_json()));
+        out.extend_from_slice(b"}\0");
+    }
 }
 
 fn push_value(out: &mut Vec<u8>, value: &Value) {

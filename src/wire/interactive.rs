@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::format::{Said, WireFormat};
 use super::json::{push_string, write_bytes};
-use super::reply::{Choice, Usage};
+use super::reply::{Choice, Head, Usage};
 use crate::error::Error;
 use crate::sched::FinishReason;
 
@@ -41,22 +42,41 @@ fn push_object(
     out.push(b'}');
 }
 
-pub(super) fn line(out: &mut Vec<u8>, text: &str, usage: &Usage) {
-    push_object(out, text, usage, None, None);
-    out.push(b'\n');
-}
+/// `POST /v1/chat/interactive`.
+#[derive(Debug)]
+pub(super) struct Interactive;
 
-pub(super) fn last_line(out: &mut Vec<u8>, text: &str, usage: &Usage, reason: FinishReason) {
-    push_object(out, text, usage, Some(reason.as_str()), None);
-    out.push(b'\n');
-}
+impl WireFormat for Interactive {
+    fn name(&self) -> &'static str {
+        "interactive"
+    }
 
-pub(super) fn whole(out: &mut Vec<u8>, choice: &Choice, usage: &Usage) {
-    let reason = choice.finish.map_or("abort", FinishReason::as_str);
-    push_object(out, &choice.text, usage, Some(reason), None);
-}
+    fn more(&self, out: &mut Vec<u8>, head: &mut Head, _: usize, _: &Choice, said: &Said) {
+        push_object(out, said.text(), &head.usage, None, None);
+        out.push(b'\n');
+    }
 
-pub(super) fn error_line(out: &mut Vec<u8>, error: &Error, usage: &Usage) {
-    push_object(out, "", usage, Some("error"), Some(error));
-    out.push(b'\n');
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        _: usize,
+        _: &Choice,
+        said: &Said,
+        reason: FinishReason,
+    ) {
+        push_object(out, said.text(), &head.usage, Some(reason.as_str()), None);
+        out.push(b'\n');
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        let choice = &choices[0];
+        let reason = choice.finish.map_or("abort", FinishReason::as_str);
+        push_object(out, &choice.text, &head.usage, Some(reason), None);
+    }
+
+    fn error(&self, out: &mut Vec<u8>, head: &mut Head, _: &[Choice], error: &Error) {
+        push_object(out, "", &head.usage, Some("error"), Some(error));
+        out.push(b'\n');
+    }
 }

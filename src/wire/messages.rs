@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::blocks::{Block, Blocks, Change};
+use super::format::{Reads, Said, WireFormat};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head, Usage};
 use crate::error::{Error, Kind};
@@ -120,20 +121,13 @@ fn push_message(out: &mut Vec<u8>, head: &Head, choice: Option<&Choice>) {
     out.push(b'}');
 }
 
-pub(super) fn opening(out: &mut Vec<u8>, head: &Head) {
-    open(out, "message_start");
-    out.extend_from_slice(b",\"message\":");
-    push_message(out, head, None);
-    out.extend_from_slice(CLOSE);
-}
-
 fn close_block(out: &mut Vec<u8>, place: usize) {
     open(out, "content_block_stop");
     write_bytes(out, format_args!(",\"index\":{place}"));
     out.extend_from_slice(CLOSE);
 }
 
-pub(super) fn changes(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, changes: &[Change]) {
+fn changes(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, changes: &[Change]) {
     for change in changes {
         match change {
             Change::Opened(place) => {
@@ -162,36 +156,73 @@ pub(super) fn changes(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, changes: 
     }
 }
 
-pub(super) fn last(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
-    if let Some(place) = choice.blocks.list().len().checked_sub(1) {
-        close_block(out, place);
+/// `POST /v1/messages`.
+#[derive(Debug)]
+pub(super) struct Messages;
+
+impl WireFormat for Messages {
+    fn name(&self) -> &'static str {
+        "messages"
     }
-    open(out, "message_delta");
-    out.extend_from_slice(b",\"delta\":{");
-    push_stop(out, Some(choice));
-    out.extend_from_slice(b"},");
-    push_usage(out, &head.usage);
-    out.extend_from_slice(CLOSE);
-    open(out, "message_stop");
-    out.extend_from_slice(CLOSE);
+
+    fn reads(&self) -> Reads {
+        Reads::Blocks
+    }
+
+    fn opening(&self, out: &mut Vec<u8>, head: &mut Head, _: usize) {
+        open(out, "message_start");
+        out.extend_from_slice(b",\"message\":");
+        push_message(out, head, None);
+        out.extend_from_slice(CLOSE);
+    }
+
+    fn more(&self, out: &mut Vec<u8>, head: &mut Head, _: usize, choice: &Choice, said: &Said) {
+        changes(out, head, &choice.blocks, said.changes());
+    }
+
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        _: usize,
+        choice: &Choice,
+        said: &Said,
+        _: FinishReason,
+    ) {
+        changes(out, head, &choice.blocks, said.changes());
+        if let Some(place) = choice.blocks.list().len().checked_sub(1) {
+            close_block(out, place);
+        }
+        open(out, "message_delta");
+        out.extend_from_slice(b",\"delta\":{");
+        push_stop(out, Some(choice));
+        out.extend_from_slice(b"},");
+        push_usage(out, &head.usage);
+        out.extend_from_slice(CLOSE);
+        open(out, "message_stop");
+        out.extend_from_slice(CLOSE);
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        push_message(out, head, choices.first());
+    }
+
+    fn error(&self, out: &mut Vec<u8>, _: &mut Head, _: &[Choice], error: &Error) {
+        let mut object = error.to_json();
+        object.insert("type".into(), json!(error_type(error)));
+        open(out, "error");
+        let object = Value::Object(object);
+        write_bytes(out, format_args!(",\"error\":{object}"));
+        out.extend_from_slice(CLOSE);
+    }
 }
 
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
-    push_message(out, head, Some(choice));
-}
-
-pub(super) fn error_event(out: &mut Vec<u8>, error: &Error) {
-    let mut object = error.to_json();
-    let kind = match error.kind {
+const fn error_type(error: &Error) -> &'static str {
+    match error.kind {
         Kind::Internal | Kind::StorageFull => "api_error",
         Kind::Unavailable => "overloaded_error",
         Kind::Busy => "rate_limit_error",
         Kind::NotFound => "not_found_error",
         Kind::Invalid | Kind::Conflict => "invalid_request_error",
-    };
-    object.insert("type".into(), json!(kind));
-    open(out, "error");
-    let object = Value::Object(object);
-    write_bytes(out, format_args!(",\"error\":{object}"));
-    out.extend_from_slice(CLOSE);
+    }
 }

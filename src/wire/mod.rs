@@ -5,6 +5,7 @@ mod blocks;
 mod chat;
 mod chat_answer;
 mod completions;
+mod format;
 mod generate;
 mod interactive;
 mod json;
@@ -14,5 +15,6 @@ mod prompt;
 mod reply;
 mod responses;
 
+pub use format::{Reads, reads};
 pub use mailbox::{Mailbox, Poll, ReadLimits, Wake};
 pub use reply::{Alternative, Delta, Reply, TokenLogprob, Usage};

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::answer::AnswerFormat;
-use super::blocks::{Blocks, Change};
-use super::chat_answer::{self, Answer};
+use super::blocks::Blocks;
+use super::chat_answer::Answer;
+use super::format::{Reads, Said, WireFormat, format_of};
 use super::mailbox::Mailbox;
-use super::{chat, completions, generate, interactive, messages, responses};
-use crate::error::{Error, Kind};
-use crate::request::{Route, Submission, UsageChunks};
+use crate::error::{Error, Kind, Result};
+use crate::request::{Submission, UsageChunks};
 use crate::sched::FinishReason;
 
 /// Tokens of one request.
@@ -116,6 +116,25 @@ pub(super) struct Choice {
     pub(super) blocks: Blocks,
 }
 
+impl Choice {
+    /// What the waiting text says; `last`: no more will come.
+    fn read(&mut self, reads: Reads, last: bool) -> Said {
+        let text = std::mem::take(&mut self.waiting);
+        if reads == Reads::Blocks {
+            let (blocks, tokens) = (&mut self.blocks, self.tokens);
+            return Said::Changes(if last {
+                blocks.finish(&text, &mut self.logprobs, tokens)
+            } else {
+                blocks.push(&text, &mut self.logprobs, tokens)
+            });
+        }
+        match &mut self.answer {
+            Some(answer) => Said::Pieces(answer.push(&text, self.tokens, last)),
+            None => Said::Text(text),
+        }
+    }
+}
+
 /// What the frames of a reply share.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -136,7 +155,7 @@ pub(super) struct Head {
 /// The reply of one request.
 #[derive(Debug)]
 pub struct Reply {
-    route: Route,
+    format: &'static dyn WireFormat,
     stream: bool,
     head: Head,
     choices: Vec<Choice>,
@@ -147,9 +166,12 @@ pub struct Reply {
 
 impl Reply {
     /// The reply to `submission`, into `mailbox`.
-    pub fn new(submission: &Submission, mailbox: Arc<Mailbox>) -> Self {
-        Self {
-            route: submission.route,
+    ///
+    /// # Errors
+    /// `invalid_value` (400) for a route without a wire form.
+    pub fn new(submission: &Submission, mailbox: Arc<Mailbox>) -> Result<Self> {
+        Ok(Self {
+            format: format_of(&submission.route)?,
             stream: submission.stream,
             head: Head {
                 id: submission.reply_id.clone(),
@@ -166,7 +188,7 @@ impl Reply {
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
             waiting_bytes: 0,
             mailbox,
-        }
+        })
     }
 
     /// The stream's mailbox.
@@ -177,10 +199,10 @@ impl Reply {
     /// The answers are to be taken apart.
     pub fn expect(&mut self, format: &AnswerFormat) {
         for choice in &mut self.choices {
-            match self.route {
-                Route::Chat => choice.answer = Answer::new(format),
-                Route::Responses | Route::Messages => choice.blocks = Blocks::new(format),
-                Route::Generate | Route::Completions | Route::Interactive => {}
+            match self.format.reads() {
+                Reads::Text => {}
+                Reads::Pieces => choice.answer = Answer::new(format),
+                Reads::Blocks => choice.blocks = Blocks::new(format),
             }
         }
     }
@@ -189,20 +211,15 @@ impl Reply {
     pub fn accept(&mut self, prompt_tokens: usize, history_tokens: usize) {
         self.head.usage.prompt_tokens = prompt_tokens;
         self.head.usage.history_tokens = history_tokens;
-        let head = &mut self.head;
-        match self.route {
-            Route::Chat if self.stream => self.mailbox.write(|out| {
-                for index in 0..self.choices.len() {
-                    chat::opening_chunk(out, head, index);
-                }
-            }),
-            Route::Responses if self.stream => {
-                self.mailbox.write(|out| responses::opening(out, head));
-            }
-            Route::Messages if self.stream => {
-                self.mailbox.write(|out| messages::opening(out, head));
-            }
-            _ => self.mailbox.accept(),
+        let mut opening = Vec::new();
+        if self.stream {
+            let choices = self.choices.len();
+            self.format.opening(&mut opening, &mut self.head, choices);
+        }
+        if opening.is_empty() {
+            self.mailbox.accept();
+        } else {
+            self.mailbox.write(|out| out.append(&mut opening));
         }
     }
 
@@ -227,36 +244,14 @@ impl Reply {
 
     /// Takes the waiting text apart, and writes what a stream shows of it.
     fn advance(&mut self, index: usize) {
-        let (head, choice) = (&mut self.head, &mut self.choices[index]);
-        let text = std::mem::take(&mut choice.waiting);
-        if in_blocks(self.route) {
-            let (blocks, tokens) = (&mut choice.blocks, choice.tokens);
-            let changes = blocks.push(&text, &mut choice.logprobs, tokens);
-            if self.stream && !changes.is_empty() {
-                self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
-                let out = |out: &mut Vec<u8>| write_blocks(out, self.route, head, choice, &changes);
-                self.mailbox.write(out);
-            }
-            return;
-        }
-        let pieces = match &mut choice.answer {
-            Some(answer) => answer.push(&text, choice.tokens, false),
-            None => Vec::new(),
-        };
-        if !self.stream || text.is_empty() || (choice.answer.is_some() && pieces.is_empty()) {
+        let (format, head, choice) = (self.format, &mut self.head, &mut self.choices[index]);
+        let said = choice.read(format.reads(), false);
+        if !self.stream || said.is_empty() {
             return;
         }
         self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
-        self.mailbox.write(|out| match self.route {
-            Route::Chat if choice.answer.is_some() => {
-                chat_answer::chunks(out, head, index, &pieces, choice);
-            }
-            Route::Generate => generate::frame(out, &text, choice.tokens),
-            Route::Chat => chat::chunk(out, head, index, &text, choice),
-            Route::Completions => completions::chunk(out, head, index, &text, choice),
-            Route::Responses | Route::Messages => {}
-            Route::Interactive => interactive::line(out, &text, &head.usage),
-        });
+        self.mailbox
+            .write(|out| format.more(out, head, index, choice, &said));
         let written = choice.logprobs.drain(..);
         choice.text_offset += written.map(|token| token.chars).sum::<usize>();
     }
@@ -269,7 +264,7 @@ impl Reply {
             let bytes = delta.text.len() + logprobs.sum::<usize>();
             choice.waiting_bytes += bytes;
             self.waiting_bytes += bytes;
-        } else if !in_blocks(self.route) {
+        } else if self.format.reads() != Reads::Blocks {
             choice.text.push_str(&delta.text);
         }
         choice.waiting.push_str(&delta.text);
@@ -294,9 +289,9 @@ impl Reply {
             };
         }
         self.waiting_bytes = 0;
-        let (route, head, choices) = (self.route, &mut self.head, &self.choices);
+        let (format, head, choices) = (self.format, &mut self.head, &self.choices);
         self.mailbox
-            .cut(|out| write_error(out, route, head, choices, &error));
+            .cut(|out| format.error(out, head, choices, &error));
     }
 
     /// Whether the reply ends with the end of choice `index`: all others have ended.
@@ -325,46 +320,14 @@ impl Reply {
                 ..usage
             };
         }
-        let (head, choice) = (&mut self.head, &mut self.choices[index]);
+        let (format, head, choice) = (self.format, &mut self.head, &mut self.choices[index]);
         choice.finish = Some(reason);
         choice.stop_string = delta.stop_string;
-        let mut text = std::mem::take(&mut choice.waiting);
         self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
-        let mut pieces = Vec::new();
-        if let Some(answer) = &mut choice.answer {
-            pieces = answer.push(&text, choice.tokens, true);
-            text.clear();
-        }
-        let text = text.as_str();
-        let mut changes = Vec::new();
-        if in_blocks(self.route) {
-            let (blocks, tokens) = (&mut choice.blocks, choice.tokens);
-            changes = blocks.finish(text, &mut choice.logprobs, tokens);
-        }
+        let said = choice.read(format.reads(), true);
         if self.stream {
-            if !pieces.is_empty() {
-                self.mailbox
-                    .write(|out| chat_answer::chunks(out, head, index, &pieces, choice));
-                choice.logprobs.clear();
-            }
-            self.mailbox.write(|out| match self.route {
-                Route::Generate => {
-                    generate::last_frame(out, text, choice.tokens, reason, &head.usage);
-                }
-                Route::Chat => chat::last_chunk(out, head, index, text, choice, reason),
-                Route::Completions => {
-                    completions::last_chunk(out, head, index, text, choice, reason);
-                }
-                Route::Responses | Route::Messages => {
-                    write_blocks(out, self.route, head, choice, &changes);
-                    if self.route == Route::Responses {
-                        responses::last(out, head, &choice.blocks, reason);
-                    } else {
-                        messages::last(out, head, choice);
-                    }
-                }
-                Route::Interactive => interactive::last_line(out, text, &head.usage, reason),
-            });
+            self.mailbox
+                .write(|out| format.last(out, head, index, choice, &said, reason));
         }
         let ended = self.choices.iter().all(|choice| choice.finish.is_some());
         if ended {
@@ -374,25 +337,21 @@ impl Reply {
     }
 
     fn end(&self) {
-        let (head, choices) = (&self.head, &self.choices);
-        self.mailbox.end(|out| match (self.stream, self.route) {
-            (true, Route::Chat) => chat::end(out, head, choices),
-            (true, Route::Completions) => completions::end(out, head),
-            (true, _) => {}
-            (false, Route::Generate) => generate::whole(out, &choices[0], &head.usage),
-            (false, Route::Chat) => chat::whole(out, head, choices),
-            (false, Route::Completions) => completions::whole(out, head, choices),
-            (false, Route::Responses) => responses::whole(out, head, &choices[0]),
-            (false, Route::Messages) => messages::whole(out, head, &choices[0]),
-            (false, Route::Interactive) => interactive::whole(out, &choices[0], &head.usage),
+        let (format, head, choices) = (self.format, &self.head, &self.choices);
+        self.mailbox.end(|out| {
+            if self.stream {
+                format.end(out, head, choices);
+            } else {
+                format.whole(out, head, choices);
+            }
         });
     }
 
     /// Ends the reply with an error: the HTTP status where nothing was sent yet, else a last frame.
     pub fn fail(&mut self, error: Error) {
-        let (head, choices, route) = (&mut self.head, &self.choices, self.route);
+        let (format, head, choices) = (self.format, &mut self.head, &self.choices);
         self.mailbox.fail(error, !self.stream, |error, out| {
-            write_error(out, route, head, choices, error);
+            format.error(out, head, choices, error);
         });
     }
 }
@@ -406,41 +365,5 @@ impl Drop for Reply {
         let message = "the request was given up before its end by a fault of the server";
         self.fail(Error::internal(message));
         self.mailbox.signal();
-    }
-}
-
-/// The frame of a stream that ends with an error.
-fn write_error(
-    out: &mut Vec<u8>,
-    route: Route,
-    head: &mut Head,
-    choices: &[Choice],
-    error: &Error,
-) {
-    match route {
-        Route::Generate => generate::error_frame(out, choices[0].tokens, error, &head.usage),
-        Route::Chat | Route::Completions => chat::error_chunk(out, error),
-        Route::Responses => responses::failed(out, head, &choices[0], error),
-        Route::Messages => messages::error_event(out, error),
-        Route::Interactive => interactive::error_line(out, error, &head.usage),
-    }
-}
-
-/// Whether replies are lists of parts.
-const fn in_blocks(route: Route) -> bool {
-    matches!(route, Route::Responses | Route::Messages)
-}
-
-fn write_blocks(
-    out: &mut Vec<u8>,
-    route: Route,
-    head: &mut Head,
-    choice: &Choice,
-    changes: &[Change],
-) {
-    if route == Route::Responses {
-        responses::changes(out, head, &choice.blocks, changes);
-    } else {
-        messages::changes(out, head, &choice.blocks, changes);
     }
 }

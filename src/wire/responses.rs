@@ -2,6 +2,7 @@
 
 use super::blocks::{Block, Blocks, Change};
 use super::chat::push_tokens;
+use super::format::{Reads, Said, WireFormat};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head, TokenLogprob, Usage};
 use crate::error::Error;
@@ -311,13 +312,7 @@ fn close(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize, stat
     push_item_event(out, head, event, (blocks, place), status);
 }
 
-pub(super) fn opening(out: &mut Vec<u8>, head: &mut Head) {
-    for event in ["response.created", "response.in_progress"] {
-        push_response_event(out, head, event, None, Status::Running);
-    }
-}
-
-pub(super) fn changes(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, changes: &[Change]) {
+fn changes(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, changes: &[Change]) {
     for change in changes {
         match change {
             Change::Opened(place) => open(out, head, blocks, *place),
@@ -339,20 +334,54 @@ pub(super) fn changes(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, chang
     }
 }
 
-pub(super) fn last(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, reason: FinishReason) {
-    let status = Status::Ended(reason);
-    if let Some(place) = blocks.list().len().checked_sub(1) {
-        close(out, head, blocks, place, status);
+/// `POST /v1/responses`.
+#[derive(Debug)]
+pub(super) struct Responses;
+
+impl WireFormat for Responses {
+    fn name(&self) -> &'static str {
+        "responses"
     }
-    push_response_event(out, head, status.event(), Some(blocks), status);
-}
 
-pub(super) fn whole(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
-    let reason = choice.finish.unwrap_or(FinishReason::Abort);
-    push_response(out, head, Some(&choice.blocks), Status::Ended(reason));
-}
+    fn reads(&self) -> Reads {
+        Reads::Blocks
+    }
 
-pub(super) fn failed(out: &mut Vec<u8>, head: &mut Head, choice: &Choice, error: &Error) {
-    let status = Status::Failed(error);
-    push_response_event(out, head, status.event(), Some(&choice.blocks), status);
+    fn opening(&self, out: &mut Vec<u8>, head: &mut Head, _: usize) {
+        for event in ["response.created", "response.in_progress"] {
+            push_response_event(out, head, event, None, Status::Running);
+        }
+    }
+
+    fn more(&self, out: &mut Vec<u8>, head: &mut Head, _: usize, choice: &Choice, said: &Said) {
+        changes(out, head, &choice.blocks, said.changes());
+    }
+
+    fn last(
+        &self,
+        out: &mut Vec<u8>,
+        head: &mut Head,
+        _: usize,
+        choice: &Choice,
+        said: &Said,
+        reason: FinishReason,
+    ) {
+        let (blocks, status) = (&choice.blocks, Status::Ended(reason));
+        changes(out, head, blocks, said.changes());
+        if let Some(place) = blocks.list().len().checked_sub(1) {
+            close(out, head, blocks, place, status);
+        }
+        push_response_event(out, head, status.event(), Some(blocks), status);
+    }
+
+    fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
+        let choice = &choices[0];
+        let reason = choice.finish.unwrap_or(FinishReason::Abort);
+        push_response(out, head, Some(&choice.blocks), Status::Ended(reason));
+    }
+
+    fn error(&self, out: &mut Vec<u8>, head: &mut Head, choices: &[Choice], error: &Error) {
+        let status = Status::Failed(error);
+        push_response_event(out, head, status.event(), Some(&choices[0].blocks), status);
+    }
 }
