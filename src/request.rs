@@ -5,12 +5,14 @@ mod guide;
 mod tools;
 mod types;
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
-pub use tools::{MAX_TOOLS, ToolChoice, functions};
+pub use tools::{CallForm, CallMember, MAX_TOOLS, ToolChoice, functions};
 pub use types::{Function, Types, types_of};
 
 /// Longest list of stop strings of one request.
@@ -97,6 +99,20 @@ pub enum OnOverflow {
     TruncateOutput,
     /// Drop the oldest turns after the system prompt.
     DropOldestTurns,
+    /// Drop the oldest turns until the input fits, and generate only what fits then.
+    DropOldestThenTruncate,
+}
+
+impl OnOverflow {
+    /// Whether turns may be dropped.
+    pub const fn drops_turns(self) -> bool {
+        matches!(self, Self::DropOldestTurns | Self::DropOldestThenTruncate)
+    }
+
+    /// Whether output may be cut to what fits.
+    pub const fn truncates(self) -> bool {
+        matches!(self, Self::TruncateOutput | Self::DropOldestThenTruncate)
+    }
 }
 
 /// The session a turn belongs to.
@@ -265,6 +281,15 @@ pub struct Submission {
     /// An answer may have more than one call.
     #[serde(default = "yes")]
     pub parallel_tool_calls: bool,
+    /// How calls of some functions are told, by the names that the model sees (`/v1/responses`).
+    #[serde(default)]
+    pub call_forms: HashMap<String, CallForm>,
+    /// In which member of a chat completion calls are told.
+    #[serde(default)]
+    pub call_member: CallMember,
+    /// Most tokens of thoughts, after which their end is forced; absent: no limit.
+    #[serde(default)]
+    pub thinking_budget: Option<u32>,
     /// Independent answers to the one prompt.
     #[serde(default = "one")]
     pub n: u32,

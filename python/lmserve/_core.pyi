@@ -132,6 +132,18 @@ class ChatTemplate:
     def thought_format(self) -> str | None:
         """The format in which its model writes thoughts; None: it does not think."""
 
+    @property
+    def source(self) -> str:
+        """The template's text."""
+
+    @property
+    def variables(self) -> list[str]:
+        """The variables that it reads, such as `enable_thinking`."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its model may think before it answers."""
+
     def render(
         self,
         messages: bytes,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::gguf;
-use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_tools};
+use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_notes, without_tools};
 
 /// Arrays longer than this are left out of `GgufFile.metadata()`.
 const MAX_LISTED: usize = 64;
@@ -226,6 +226,21 @@ impl ChatTemplate {
             .map(|inner| Self(Arc::new(inner)))
     }
 
+    #[getter]
+    fn source(&self) -> String {
+        self.0.source()
+    }
+
+    #[getter]
+    fn variables(&self) -> Vec<String> {
+        self.0.variables()
+    }
+
+    #[getter]
+    fn thinks(&self) -> bool {
+        self.0.thinks()
+    }
+
     #[pyo3(signature = (messages, *, tools = None, add_generation_prompt = true, continue_final_message = false, kwargs = None))]
     fn render(
         &self,
@@ -263,6 +278,9 @@ impl ChatTemplate {
             let (mut messages, mut tools) = (list("messages", messages)?, tools_list(tools)?);
             if !self.0.knows_tools() {
                 messages = without_tools(&messages, &tools.take().unwrap_or_default(), true);
+            }
+            if !self.0.knows_notes() {
+                messages = without_notes(&messages, true);
             }
             let kwargs = object("kwargs", kwargs)?;
             self.0.render(&messages, tools.as_deref(), ending, &kwargs)

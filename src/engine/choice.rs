@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::guide::Guide;
 use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::Echo;
+use super::thoughts::ThoughtBudget;
+use crate::guided::MaskRow;
 use crate::request::{OnDisconnect, Submission};
 use crate::sched::{FinishReason, Sequence};
 use crate::session::{Commit, Turn};
@@ -72,9 +74,20 @@ pub(super) struct Choice {
     pub(super) wants_logprobs: bool,
     pub(super) scoring: Scoring,
     pub(super) guide: Option<Guide>,
+    pub(super) thoughts: Option<ThoughtBudget>,
     /// Special tokens that are text here.
     pub(super) markers: Arc<[u32]>,
     pub(super) turn: Option<OpenTurn>,
+}
+
+impl Choice {
+    /// The mask of its row in a step, where the next token is not free.
+    pub(super) fn mask_row(&self, row: usize) -> Option<MaskRow> {
+        let thoughts = self.thoughts.as_ref();
+        let forced = thoughts.and_then(|thoughts| thoughts.mask_row(row));
+        // Any grammar allows the end of thoughts where there are some.
+        forced.or_else(|| Some(self.guide.as_ref()?.mask_row(row, self.tokens)))
+    }
 }
 
 pub(super) fn finished_turn(

@@ -10,6 +10,7 @@ use super::guide::{Failures, Guide};
 use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::Prepared;
 use super::texts::{Texts, token_logprob};
+use super::thoughts::ThoughtLimit;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{MaskRow, StepMasks};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
@@ -151,7 +152,7 @@ impl Core {
                 sampling: submission.sampling.clone(),
                 seed,
                 prompt_logprobs: submission.scored_alternatives(),
-                guided,
+                guided: guided || prepared.thoughts.is_some(),
             });
             if let Err(error) = added {
                 self.drop_request(request);
@@ -182,6 +183,7 @@ impl Core {
                     let min_tokens = stopping.min_tokens as usize;
                     Guide::new(matcher, Arc::clone(&stop_tokens), min_tokens)
                 }),
+                thoughts: prepared.thoughts.as_ref().map(ThoughtLimit::begin),
                 turn: turn.take(),
             };
             self.choices.insert(id, choice);
@@ -192,10 +194,9 @@ impl Core {
     /// Plans the next step; empty if there is nothing to do.
     pub fn plan(&mut self) -> &Step {
         let guided = &self.scheduler.plan().guided;
-        let rows = guided.iter().filter_map(|&(row, id)| {
-            let choice = self.choices.get(&id)?;
-            Some(choice.guide.as_ref()?.mask_row(row, choice.tokens))
-        });
+        let rows = guided
+            .iter()
+            .filter_map(|&(row, id)| self.choices.get(&id)?.mask_row(row));
         let rows: Vec<MaskRow> = rows.collect();
         if !rows.is_empty() {
             let masks = StepMasks::new(rows, Arc::clone(&self.eos_tokens));

@@ -1,5 +1,7 @@
 //! From a submission's input to tokens: token ids as they are, text by the tokenizer, messages by the chat template.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use super::prepare::Limits;
@@ -7,7 +9,9 @@ use crate::error::{Error, Result};
 use crate::request::{Function, Input, Submission, functions};
 use crate::session::Base;
 use crate::text::formats::Thoughts;
-use crate::text::{ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_tools};
+use crate::text::{
+    ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_notes, without_tools,
+};
 use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
 
 /// The input of a request in tokens, and what its template says of it.
@@ -108,20 +112,14 @@ pub(super) fn encode(
                 (false, answer) if answer.unwrap_or(generates) => Ending::Answer,
                 _ => Ending::Closed,
             };
-            let mut tools = tools.as_deref();
-            let plain;
-            let mut messages = messages.as_slice();
-            if !template.knows_tools() {
-                plain = without_tools(messages, tools.unwrap_or_default(), first);
-                (messages, tools) = (&plain, None);
-            }
+            let (messages, tools) = for_template(template, messages, tools.as_deref(), first);
             render(
                 base,
                 first,
                 in_session,
                 text_tokenizer()?,
                 template,
-                messages,
+                &messages,
                 tools,
                 ending,
                 template_kwargs,
@@ -129,6 +127,25 @@ pub(super) fn encode(
             )
         }
     }
+}
+
+/// The messages as `template` knows them, and the tools where it shows these. `first`: they begin the conversation.
+fn for_template<'a>(
+    template: &ChatTemplate,
+    messages: &'a [Value],
+    mut tools: Option<&'a [Value]>,
+    first: bool,
+) -> (Cow<'a, [Value]>, Option<&'a [Value]>) {
+    let mut messages = Cow::Borrowed(messages);
+    if !template.knows_tools() {
+        messages = without_tools(&messages, tools.take().unwrap_or_default(), first).into();
+    }
+    let is_note =
+        |(at, message): (usize, &Value)| message["role"] == "system" && !(first && at == 0);
+    if !template.knows_notes() && messages.iter().enumerate().any(is_note) {
+        messages = without_notes(&messages, first).into();
+    }
+    (messages, tools)
 }
 
 /// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.

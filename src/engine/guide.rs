@@ -25,12 +25,12 @@ impl Guide {
 
     /// What the mask of a step's row needs; `tokens`: generated so far.
     pub(super) fn mask_row(&self, row: usize, tokens: usize) -> MaskRow {
-        MaskRow {
+        MaskRow::by_grammar(
             row,
-            matcher: Arc::clone(&self.matcher),
-            stop_tokens: Arc::clone(&self.stop_tokens),
-            hold_off_stop: tokens < self.min_tokens,
-        }
+            Arc::clone(&self.matcher),
+            Arc::clone(&self.stop_tokens),
+            tokens < self.min_tokens,
+        )
     }
 
     /// Follows the token that a step chose for `row`. True: the text is complete.

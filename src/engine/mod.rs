@@ -25,6 +25,7 @@ mod sessions;
 mod shared;
 mod stream;
 mod texts;
+mod thoughts;
 mod worker;
 
 pub use self::core::{Abort, Core, Events, request_of, sequence_id};

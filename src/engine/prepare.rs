@@ -3,9 +3,10 @@
 
 use super::answer::{answer_format, answer_grammar};
 use super::encode::{check_embedded, check_vocabulary, encode};
+use super::thoughts::ThoughtLimit;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
-use crate::request::{Input, OnOverflow, Submission};
+use crate::request::{Input, Submission};
 use crate::session::{Base, Turn};
 use crate::text::{ChatTemplate, PIECE_BYTES, Tail, Tokenizer, Watch};
 use crate::wire::answer::AnswerFormat;
@@ -46,6 +47,8 @@ pub struct Prepared {
     pub answer: AnswerFormat,
     /// Special tokens that are markers in the answer, and so part of its text.
     pub markers: Vec<u32>,
+    /// How long it may think.
+    pub thoughts: Option<ThoughtLimit>,
 }
 
 /// A prompt that is written before its output.
@@ -74,10 +77,12 @@ pub fn prepare(
     let mut base = base;
     let first = base.turns.is_empty();
     let requested = submission.stopping.max_tokens.map(|n| n as usize);
+    let on_overflow = submission.on_overflow;
     // Older turns may make room for the input, but never more than all of it.
-    let kept = match submission.on_overflow {
-        OnOverflow::DropOldestTurns => 0,
-        OnOverflow::Error | OnOverflow::TruncateOutput => base.history.len(),
+    let kept = if on_overflow.drops_turns() {
+        0
+    } else {
+        base.history.len()
     };
     let room = limits.context_length.saturating_sub(kept);
     let watch = |tokens| {
@@ -95,11 +100,12 @@ pub fn prepare(
     };
     let encode = |base: &Base| encode(submission, base, first, tokenizer, template, limits, &watch);
     let mut encoded = encode(&base)?;
-    if submission.on_overflow == OnOverflow::DropOldestTurns && !first {
-        // A request without a limit of its own must at least have room for one token.
+    if on_overflow.drops_turns() && !first {
+        // A request without a limit of its own, or with one that gives way, must at least have room for one token.
+        let output = requested.filter(|_| !on_overflow.truncates()).unwrap_or(1);
         let limit = limits
             .context_length
-            .saturating_sub(encoded.input.len() + requested.unwrap_or(1));
+            .saturating_sub(encoded.input.len() + output);
         drop_oldest_turns(&mut base, limit);
         if base.turns.is_empty() && base.tail == Tail::OpenAssistant {
             // The answer that the input would have closed is gone.
@@ -135,11 +141,7 @@ pub fn prepare(
             .stopping
             .default_max_tokens
             .map_or(room, |n| room.min(n as usize)),
-        (Some(_), Some(room))
-            if submission.on_overflow == OnOverflow::TruncateOutput && room > 0 =>
-        {
-            room
-        }
+        (Some(_), Some(room)) if on_overflow.truncates() && room > 0 => room,
         _ => {
             return Err(overflow(
                 limits.context_length,
@@ -150,6 +152,7 @@ pub fn prepare(
             ));
         }
     };
+    let thoughts = ThoughtLimit::of(submission, encoded.thinking, tokenizer, limits.vocab_size)?;
     let (answer, markers) = answer_format(submission, encoded.thinking, tokenizer, template);
     let grammar = answer_grammar(submission, encoded.thinking, template).grammar(tokenizer)?;
     Ok(Prepared {
@@ -165,6 +168,7 @@ pub fn prepare(
         grammar,
         answer,
         markers,
+        thoughts,
     })
 }
 

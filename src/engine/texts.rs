@@ -66,14 +66,17 @@ impl<E: Events> StepTokens for Texts<'_, E> {
         }
         let mut stopped = false;
         if reason != Some(FinishReason::Stop) {
-            let matched = if choice.markers.contains(&token) {
-                let text = choice.detokenizer.flush(tokenizer) + marker(tokenizer, token);
-                choice.matcher.push(&text)
+            let flushed;
+            let text = if choice.markers.contains(&token) {
+                flushed = choice.detokenizer.flush(tokenizer) + marker(tokenizer, token);
+                flushed.as_str()
             } else {
-                choice
-                    .matcher
-                    .push(choice.detokenizer.push(tokenizer, token))
+                choice.detokenizer.push(tokenizer, token)
             };
+            if let Some(thoughts) = &mut choice.thoughts {
+                thoughts.follow(text);
+            }
+            let matched = choice.matcher.push(text);
             choice.delta.text.push_str(&matched.emit);
             stopped = matched.stopped;
         }

@@ -3,21 +3,88 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::matcher::Matcher;
+use super::matcher::{Matcher, set};
 use crate::error::{Error, Result};
 use crate::panics::contain;
 
-/// A sampled row of a step whose tokens follow a grammar.
+/// A sampled row of a step whose next token is not free.
 #[derive(Debug)]
 pub struct MaskRow {
     /// Its place among the step's sampled rows.
-    pub row: usize,
-    /// Its sequence's state.
-    pub matcher: Arc<Mutex<Matcher>>,
-    /// Tokens that end the sequence, beside the model's.
-    pub stop_tokens: Arc<[u32]>,
-    /// The sequence must not end yet.
-    pub hold_off_stop: bool,
+    row: usize,
+    allowed: Allowed,
+}
+
+/// What may come next.
+#[derive(Debug)]
+enum Allowed {
+    ByGrammar {
+        /// Its sequence's state.
+        matcher: Arc<Mutex<Matcher>>,
+        /// Tokens that end the sequence, beside the model's.
+        stop_tokens: Arc<[u32]>,
+        /// The sequence must not end yet.
+        hold_off_stop: bool,
+    },
+    Only {
+        token: u32,
+        vocab_size: usize,
+    },
+}
+
+impl MaskRow {
+    /// What a grammar allows. `stop_tokens`: those that end the sequence, beside the model's; `hold_off_stop`: it must not
+    /// end yet.
+    pub const fn by_grammar(
+        row: usize,
+        matcher: Arc<Mutex<Matcher>>,
+        stop_tokens: Arc<[u32]>,
+        hold_off_stop: bool,
+    ) -> Self {
+        let allowed = Allowed::ByGrammar {
+            matcher,
+            stop_tokens,
+            hold_off_stop,
+        };
+        Self { row, allowed }
+    }
+
+    /// One token, of a vocabulary of `vocab_size`.
+    pub const fn only(row: usize, token: u32, vocab_size: usize) -> Self {
+        let allowed = Allowed::Only { token, vocab_size };
+        Self { row, allowed }
+    }
+
+    /// The one token that is allowed, where only one is.
+    pub const fn forced(&self) -> Option<u32> {
+        match self.allowed {
+            Allowed::Only { token, .. } => Some(token),
+            Allowed::ByGrammar { .. } => None,
+        }
+    }
+
+    /// 32-bit words of its mask.
+    fn words(&self) -> usize {
+        match &self.allowed {
+            Allowed::ByGrammar { matcher, .. } => guard(matcher).mask_words(),
+            Allowed::Only { vocab_size, .. } => vocab_size.div_ceil(32),
+        }
+    }
+
+    fn mask(&self, end_tokens: &[u32]) -> Result<Vec<u32>> {
+        match &self.allowed {
+            Allowed::ByGrammar {
+                matcher,
+                stop_tokens,
+                hold_off_stop,
+            } => guard(matcher).mask(end_tokens, stop_tokens, *hold_off_stop),
+            Allowed::Only { token, .. } => {
+                let mut bits = vec![0; self.words()];
+                set(&mut bits, *token, true);
+                Ok(bits)
+            }
+        }
+    }
 }
 
 /// A row's mask, once it is computed.
@@ -42,9 +109,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl StepMasks {
     /// Masks to compute for `rows`, which are not empty and ascending. `end_tokens` are the model's.
     pub fn new(rows: Vec<MaskRow>, end_tokens: Arc<[u32]>) -> Self {
-        let words = rows
-            .first()
-            .map_or(0, |row| guard(&row.matcher).mask_words());
+        let words = rows.first().map_or(0, MaskRow::words);
         let rows = rows
             .into_iter()
             .map(|row| (row, Mutex::default()))
@@ -71,9 +136,7 @@ impl StepMasks {
             let Some((row, _)) = self.rows.get(at) else {
                 return;
             };
-            self.fill(at, || {
-                guard(&row.matcher).mask(&self.end_tokens, &row.stop_tokens, row.hold_off_stop)
-            });
+            self.fill(at, || row.mask(&self.end_tokens));
         }
     }
 
@@ -129,12 +192,7 @@ mod tests {
         let row = |row| {
             let broken = std::io::Error::other("no grammar");
             let matcher = Matcher::new(llguidance::Matcher::new(Err(broken.into())), 64);
-            MaskRow {
-                row,
-                matcher: Arc::new(Mutex::new(matcher)),
-                stop_tokens: Arc::default(),
-                hold_off_stop: false,
-            }
+            MaskRow::by_grammar(row, Arc::new(Mutex::new(matcher)), Arc::default(), false)
         };
         let masks = StepMasks::new(vec![row(3), row(5)], Arc::default());
         let first = masks.next.fetch_add(1, Ordering::Relaxed);

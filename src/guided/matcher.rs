@@ -101,7 +101,7 @@ fn get(bits: &[u32], token: u32) -> bool {
         .is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
-fn set(bits: &mut [u32], token: u32, allowed: bool) {
+pub(super) fn set(bits: &mut [u32], token: u32, allowed: bool) {
     if let Some(word) = bits.get_mut(token as usize / 32) {
         let bit = 1 << (token % 32);
         *word = if allowed { *word | bit } else { *word & !bit };

@@ -25,6 +25,31 @@ pub enum ToolChoice {
     },
 }
 
+/// The member of a chat completion's message that calls are told in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallMember {
+    /// All of them.
+    #[default]
+    ToolCalls,
+    /// One, as before there were tools.
+    FunctionCall,
+}
+
+/// How calls of a function are told to the client.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallForm {
+    /// The client's name for it.
+    pub name: String,
+    /// The namespace that it belongs to.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// It is a custom tool: its one argument, `input`, is told as a text.
+    #[serde(default)]
+    pub custom: bool,
+}
+
 /// The functions that `tools` describe: name, schema of the parameters, and whether that is strict.
 pub fn functions(tools: &[Value]) -> impl Iterator<Item = (&str, Option<&Value>, bool)> {
     tools.iter().map(|tool| {

@@ -23,5 +23,5 @@ mod unjoined;
 pub use detokenizer::Detokenizer;
 pub use markers::END_OF_TURN;
 pub use stop::{Matched, StopMatcher};
-pub use template::{ChatTemplate, Ending, Tail, without_tools};
+pub use template::{ChatTemplate, Ending, Tail, without_notes, without_tools};
 pub use tokenizer::{PIECE_BYTES, Tokenizer, Watch};

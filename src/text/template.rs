@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
 use traits::Traits;
-pub use traits::without_tools;
+pub use traits::{without_notes, without_tools};
 
 /// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
 /// about a second of work.
@@ -84,13 +84,26 @@ impl ChatTemplate {
     /// `invalid_template` says where the syntax is at fault.
     pub fn with_tool_template(mut self, source: &str) -> Result<Self> {
         add_template(&mut self.environment, TOOLS, source)?;
-        let both = self
-            .environment
-            .templates()
-            .map(|(_, template)| template.source().to_owned())
-            .collect::<String>();
-        self.traits = self.find_traits(&both);
+        self.traits = self.find_traits(&self.source());
         Ok(self)
+    }
+
+    /// The variables that it reads, those that it sets itself left out, in alphabetical order.
+    pub fn variables(&self) -> Vec<String> {
+        let templates = self.environment.templates();
+        let names = templates.flat_map(|(_, template)| template.undeclared_variables(false));
+        let mut names: Vec<String> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Its text, with that of the one for tools, in which tags that only mark are made neutral.
+    pub fn source(&self) -> String {
+        let templates = self.environment.templates();
+        templates
+            .map(|(_, template)| template.source().to_owned())
+            .collect()
     }
 
     /// Renders a whole conversation. `messages` are `{role, content, ...}` objects, `tools` the tool descriptions for

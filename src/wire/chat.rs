@@ -8,7 +8,7 @@ use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::reply::{Choice, Head, TokenLogprob, Usage};
 use crate::error::Error;
-use crate::request::UsageChunks;
+use crate::request::{CallMember, UsageChunks};
 use crate::sched::FinishReason;
 
 /// `OpenAI`'s word for a reason; a turn that was cancelled stopped.
@@ -145,9 +145,12 @@ fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choi
 }
 
 /// An answer that ends with calls waits for what they give.
-fn chat_word(choice: &Choice, reason: FinishReason) -> &'static str {
+fn chat_word(head: &Head, choice: &Choice, reason: FinishReason) -> &'static str {
     match (&choice.answer, reason) {
-        (Some(answer), FinishReason::Stop) if answer.has_calls() => "tool_calls",
+        (Some(answer), FinishReason::Stop) if answer.has_calls() => match head.call_member {
+            CallMember::ToolCalls => "tool_calls",
+            CallMember::FunctionCall => "function_call",
+        },
         _ => reason_word(reason),
     }
 }
@@ -217,7 +220,7 @@ impl WireFormat for Chat {
             chunk(out, head, index, said.text(), choice);
         }
         open_chunk(out, head, index);
-        let word = chat_word(choice, reason);
+        let word = chat_word(head, choice, reason);
         write_bytes(
             out,
             format_args!("}},\"logprobs\":null,\"finish_reason\":\"{word}\"}}"),
@@ -248,7 +251,7 @@ impl WireFormat for Chat {
             }
             out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
             push_logprobs(out, head, &choice.logprobs);
-            let word = chat_word(choice, choice.finish.unwrap_or(FinishReason::Stop));
+            let word = chat_word(head, choice, choice.finish.unwrap_or(FinishReason::Stop));
             write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
         }
         out.push(b']');

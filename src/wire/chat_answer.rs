@@ -4,6 +4,7 @@ use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
 use super::chat::{close_chunk, open_chunk, push_logprobs};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head};
+use crate::request::CallMember;
 
 /// One choice's answer while it is taken apart.
 #[derive(Debug)]
@@ -83,6 +84,16 @@ pub(super) fn chunks(
                 out.extend_from_slice(b"\"content\":");
                 push_string(out, text);
             }
+            Piece::Call { name, .. } if head.call_member == CallMember::FunctionCall => {
+                out.extend_from_slice(b"\"function_call\":{\"name\":");
+                push_string(out, name);
+                out.extend_from_slice(b",\"arguments\":\"\"}");
+            }
+            Piece::Arguments { text, .. } if head.call_member == CallMember::FunctionCall => {
+                out.extend_from_slice(b"\"function_call\":{\"arguments\":");
+                push_string(out, text);
+                out.push(b'}');
+            }
             Piece::Call { index: call, name } => {
                 write_bytes(
                     out,
@@ -127,7 +138,17 @@ pub(super) fn push_message(out: &mut Vec<u8>, head: &Head, index: usize, answer:
         out.extend_from_slice(b",\"reasoning_content\":");
         push_string(out, &answer.reasoning);
     }
-    if answer.has_calls() {
+    if let Some((name, arguments)) = answer
+        .calls
+        .first()
+        .filter(|_| head.call_member == CallMember::FunctionCall)
+    {
+        out.extend_from_slice(b",\"function_call\":{\"name\":");
+        push_string(out, name);
+        out.extend_from_slice(b",\"arguments\":");
+        push_string(out, arguments);
+        out.push(b'}');
+    } else if answer.has_calls() {
         out.extend_from_slice(b",\"tool_calls\":[");
         for (call, (name, arguments)) in answer.calls.iter().enumerate() {
             if call > 0 {

@@ -13,6 +13,7 @@ mod mailbox;
 mod messages;
 mod prompt;
 mod reply;
+mod response_calls;
 mod responses;
 
 pub use format::{Reads, reads};

@@ -1,5 +1,6 @@
 //! One request's reply: collects the choices' events and writes the route's wire form into the stream's mailbox.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -10,7 +11,7 @@ use super::chat_answer::Answer;
 use super::format::{Reads, Said, WireFormat, format_of};
 use super::mailbox::Mailbox;
 use crate::error::{Error, Kind, Result};
-use crate::request::{Submission, UsageChunks};
+use crate::request::{CallForm, CallMember, Submission, UsageChunks};
 use crate::sched::FinishReason;
 
 /// Tokens of one request.
@@ -150,6 +151,8 @@ pub(super) struct Head {
     /// Events written so far.
     pub(super) events: usize,
     pub(super) envelope: Map<String, Value>,
+    pub(super) call_forms: HashMap<String, CallForm>,
+    pub(super) call_member: CallMember,
 }
 
 /// The reply of one request.
@@ -184,6 +187,8 @@ impl Reply {
                 usage: Usage::default(),
                 events: 0,
                 envelope: submission.envelope.clone(),
+                call_forms: submission.call_forms.clone(),
+                call_member: submission.call_member,
             },
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
             waiting_bytes: 0,

@@ -5,6 +5,7 @@ use super::chat::push_tokens;
 use super::format::{Reads, Said, WireFormat};
 use super::json::{push_string, write_bytes};
 use super::reply::{Choice, Head, TokenLogprob, Usage};
+use super::response_calls::{custom_input, is_custom, push_call};
 use crate::error::Error;
 use crate::sched::FinishReason;
 
@@ -73,6 +74,7 @@ fn push_item_id(out: &mut Vec<u8>, head: &Head, place: usize, block: &Block) {
     let kind = match block {
         Block::Reasoning(_) => "rs",
         Block::Text { .. } => "msg",
+        Block::Call { name, .. } if is_custom(head, name) => "ctc",
         Block::Call { .. } => "fc",
     };
     write_bytes(out, format_args!("\"{kind}_{unique}_out{place}\""));
@@ -111,16 +113,9 @@ fn push_item(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, stat
         arguments,
     } = block
     {
-        write_bytes(
-            out,
-            format_args!(",\"type\":\"function_call\",\"status\":\"{word}\",\"call_id\":"),
-        );
-        push_string(out, &blocks.call_id("call_", head, *call));
-        out.extend_from_slice(b",\"name\":");
-        push_string(out, name);
-        out.extend_from_slice(b",\"arguments\":");
-        push_string(out, if empty { "" } else { arguments });
-        out.push(b'}');
+        let id = blocks.call_id("call_", head, *call);
+        let arguments = if empty { "" } else { arguments };
+        push_call(out, head, &id, (name, arguments), word);
         return;
     }
     let kind = if matches!(block, Block::Reasoning(_)) {
@@ -289,8 +284,25 @@ fn open(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize) {
     }
 }
 
+/// The text of a custom tool's call, in one piece: it is known once its arguments are complete.
+fn push_custom_input(out: &mut Vec<u8>, head: &mut Head, (place, block): (usize, &Block)) {
+    for (event, key) in [("delta", "delta"), ("done", "input")] {
+        let event = format!("response.custom_tool_call_input.{event}");
+        push_text_event(out, head, &event, (place, block), |out| {
+            write_bytes(out, format_args!("\"{key}\":"));
+            push_string(out, &custom_input(block.text()));
+        });
+    }
+}
+
 fn close(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize, status: Status<'_>) {
     let block = &blocks.list()[place];
+    if matches!(block, Block::Call { name, .. } if is_custom(head, name)) {
+        push_custom_input(out, head, (place, block));
+        let event = "response.output_item.done";
+        push_item_event(out, head, event, (blocks, place), status);
+        return;
+    }
     let what: &[u8] = if matches!(block, Block::Call { .. }) {
         b"\"arguments\":"
     } else {
@@ -323,6 +335,9 @@ fn changes(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, changes: &[Chang
                 logprobs,
             } => {
                 let block = &blocks.list()[*place];
+                if matches!(block, Block::Call { name, .. } if is_custom(head, name)) {
+                    continue;
+                }
                 let event = text_event(block, false);
                 push_text_event(out, head, event, (*place, block), |out| {
                     out.extend_from_slice(b"\"delta\":");

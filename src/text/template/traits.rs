@@ -14,6 +14,8 @@ pub(super) struct Traits {
     knows_tools: bool,
     tools: &'static ToolFormat,
     thoughts: Option<&'static ThoughtFormat>,
+    /// A system message may come after others.
+    notes: bool,
 }
 
 impl Traits {
@@ -21,6 +23,7 @@ impl Traits {
         knows_tools: false,
         tools: &HERMES,
         thoughts: None,
+        notes: false,
     };
 }
 
@@ -38,7 +41,30 @@ impl ChatTemplate {
             knows_tools,
             tools: tools.unwrap_or(&HERMES),
             thoughts: ThoughtFormat::of_template(source),
+            notes: self.shows_notes(),
         }
+    }
+
+    /// Whether a system message between others is rendered where it stands, wherever that is.
+    fn shows_notes(&self) -> bool {
+        let (user, note) = (("user", "XUSERX"), ("system", "XNOTEX"));
+        let shown = |said: &[(&str, &str)]| {
+            let messages: Vec<Value> = said
+                .iter()
+                .map(|(role, content)| json!({"role": role, "content": content}))
+                .collect();
+            let text = self.render(&messages, None, Ending::Answer, &Map::new());
+            let Ok(mut rest) = text.as_deref() else {
+                return false;
+            };
+            said.iter().all(|(_, content)| {
+                rest.split_once(content)
+                    .inspect(|(_, after)| rest = after)
+                    .is_some()
+            })
+        };
+        // Templates that want roles in turn tell the user's from all others.
+        shown(&[user, note, user]) && shown(&[user, ("assistant", "XANSWERX"), note, user])
     }
 
     /// The same template with another way to read answers. `tools`: `auto` or the name of a format of calls; `reasoning`:
@@ -67,6 +93,16 @@ impl ChatTemplate {
     /// Whether it writes descriptions of tools into the prompt.
     pub const fn knows_tools(&self) -> bool {
         self.traits.knows_tools
+    }
+
+    /// Whether a system message may come after others.
+    pub const fn knows_notes(&self) -> bool {
+        self.traits.notes
+    }
+
+    /// Whether its model may think before it answers.
+    pub const fn thinks(&self) -> bool {
+        self.traits.thoughts.is_some()
     }
 
     /// How its model writes calls.
@@ -155,6 +191,32 @@ pub fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Ve
     }
     if described && !tools.is_empty() {
         describe(&mut plain, tools);
+    }
+    plain
+}
+
+/// Messages for a template that takes a system message only at the beginning: those after others are the user's notes, each
+/// of them joined to a user's message that stands before or after it. `first`: the list begins the conversation.
+pub fn without_notes(messages: &[Value], first: bool) -> Vec<Value> {
+    let mut plain: Vec<Value> = Vec::with_capacity(messages.len());
+    for (at, message) in messages.iter().enumerate() {
+        let mut message = message.clone();
+        let note = message["role"] == "system" && !(first && at == 0);
+        if note {
+            message["role"] = "user".into();
+        }
+        match plain.last_mut() {
+            Some(last)
+                if last["role"] == "user"
+                    && message["role"] == "user"
+                    && (note || messages[at - 1]["role"] == "system") =>
+            {
+                let text =
+                    |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
+                last["content"] = format!("{}\n\n{}", text(last), text(&message)).into();
+            }
+            _ => plain.push(message),
+        }
     }
     plain
 }

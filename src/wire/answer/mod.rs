@@ -19,7 +19,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::request::Function;
 use crate::text::formats::{Thoughts, ToolFormat};
 use messages::MessageParser;
-use reasoning::ThoughtParser;
+pub use reasoning::ThoughtParser;
 use tools::{ToolParser, say};
 
 /// A piece of an answer.

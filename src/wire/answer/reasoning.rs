@@ -16,7 +16,7 @@ enum Mode {
 
 /// The state within one answer.
 #[derive(Debug)]
-pub(super) struct ThoughtParser {
+pub struct ThoughtParser {
     open: &'static str,
     close: &'static str,
     mode: Mode,
@@ -24,7 +24,8 @@ pub(super) struct ThoughtParser {
 }
 
 impl ThoughtParser {
-    pub(super) fn new(thoughts: Thoughts) -> Self {
+    /// At the answer's beginning.
+    pub fn new(thoughts: Thoughts) -> Self {
         let mode = match thoughts.begin {
             Thinking::Open => Mode::BeforeThoughts,
             Thinking::Maybe => Mode::Begin,
@@ -37,6 +38,11 @@ impl ThoughtParser {
         }
     }
 
+    /// Whether what comes next is thoughts, or the mark that ends them.
+    pub const fn within(&self) -> bool {
+        matches!(self.mode, Mode::BeforeThoughts | Mode::Thoughts)
+    }
+
     /// Whether the thoughts have begun, and the answer has not.
     pub(super) const fn is_open(&self) -> bool {
         matches!(
@@ -46,7 +52,7 @@ impl ThoughtParser {
     }
 
     /// Appends what `text` adds to thoughts and answer.
-    pub(super) fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
+    pub fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
         if self.mode == Mode::Answer {
             answer.push_str(text);
             return;
