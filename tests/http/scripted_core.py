@@ -311,6 +311,8 @@ class ScriptedCore:
                 raise LmserveError.new(404, "session_not_found", f"there is no session {key[1]}", param="instance_id")
             stream.history_tokens = self.sessions.get(key, 0)
         wanted = stream.request.get("stopping", {}).get("max_tokens", 1)
+        if stream.request.get("on_overflow") == "truncate_output":
+            wanted = 1
         if stream.history_tokens + stream.prompt_tokens + wanted > limit:
             raise LmserveError.invalid(
                 "prompt", f"the context holds {limit} tokens, but more were asked for", "context_length_exceeded"

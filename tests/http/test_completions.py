@@ -354,6 +354,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
     assert request.pop("envelope")["system_fingerprint"].startswith("fp_")
     assert request == {
         "route": "completions",
+        "on_overflow": "truncate_output",
         "model": MODEL,
         "input": {"type": "text", "text": PROMPTS[0]},
         "stream": True,
@@ -397,7 +398,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         ({"prompt": [258]}, "prompt"),
         ({"prompt": [[1], [2**31 - 1]]}, "prompt"),
         ({"prompt": ["a"] * 200, "n": 6}, "n"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"n": 65}, "n"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 65}, "best_of"),

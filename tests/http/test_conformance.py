@@ -64,6 +64,9 @@ def probe(value: Any, **beside: Any) -> Probe:
     return Probe(value, beside)
 
 
+# What may be sent for a parameter that is said to have no effect.
+ANYTHING = probe("x")
+
 # By parameter, or by route and parameter.
 PROBES: dict[str, Probe] = {
     "model": probe("nobody"),
@@ -130,6 +133,7 @@ PROBES: dict[str, Probe] = {
     "on_disconnect": probe("keep", session_id=7),
     "/generate on_disconnect": probe("keep", instance_id=7),
     "on_overflow": probe("truncate_output"),
+    "/v1/chat/completions on_overflow": probe("truncate_output", session_id=7),
     "previous_response_id": probe("resp_0123456789abcdef"),
     "instructions": probe("Be brief."),
     "store": probe(False),
@@ -164,7 +168,7 @@ PROBES: dict[str, Probe] = {
     "/v1/messages tool_choice": probe({"type": "any"}, tools=[CUSTOM_TOOL]),
     "/v1/messages/count_tokens tool_choice": probe({"type": "none"}, tools=[CUSTOM_TOOL]),
     "functions": probe([TOOL["function"]]),
-    "function_call": probe({"name": "f"}),
+    "function_call": probe({"name": "f"}, functions=[TOOL["function"]]),
     "response_format": probe({"type": "json_object"}),
     "structured_outputs": probe({"regex": "[a-z]+"}),
     "guided_json": probe({"type": "object"}),
@@ -174,27 +178,25 @@ PROBES: dict[str, Probe] = {
     "guided_whitespace": probe("free", response_format={"type": "json_object"}),
     "reasoning_effort": probe("high"),
     "reasoning": probe({"effort": "high"}),
+    "thinking_budget": probe(5),
+    "enable_thinking": probe(False),
+    "/v1/messages/count_tokens output_config": probe({"effort": "high"}),
     "text": probe({"format": {"type": "json_object"}}),
     "modalities": probe(["text", "audio"]),
     "audio": probe({"voice": "alloy", "format": "wav"}),
-    "web_search_options": probe({}),
-    "verbosity": probe("high"),
     "moderation": probe({"model": "omni"}),
     "suffix": probe("x"),
     "thinking": probe({"type": "disabled"}),
-    "container": probe("c"),
-    "context_management": probe({"edits": [{"type": "x"}]}),
     "mcp_servers": probe([{"url": "x"}]),
     "output_config": probe({"format": {"type": "json_schema", "schema": {"type": "object"}}}),
-    "output_format": probe({"type": "json_schema"}),
+    "output_format": probe({"type": "json_schema", "schema": {"type": "object"}}),
+    "/v1/messages/count_tokens output_format": ANYTHING,
     "conversation": probe("conv_1"),
     "image": probe({}),
     "kwargs": probe({"a": 1}),
     "adapter_name": probe("x"),
     "image_url": probe("http://127.0.0.1/x.png"),
 }
-# What may be sent for a parameter that is said to have no effect.
-ANYTHING = probe("x")
 
 
 class RecordingCore:
@@ -320,6 +322,9 @@ HEAD = """\
 - **honoured**: it changes what the model is asked or what the client gets.
 - **refused**: a 400 that names it, for it would change the output and is not supported; null, and a value that asks for
   nothing, is taken.
-- **no effect**: taken, for clients send it, and the output does not depend on it.
-- **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did. All other routes refuse them.
+- **no effect**: taken, for clients send it, and the output does not depend on it. A hint that cannot be followed is
+  named in the reply's header `x-lmserve-ignored`, and once in the log.
+- **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did, but for those that look like sampling
+  (`max_new_tokens`). All other routes refuse unknown keys, and name the nearest one that is supported; within messages,
+  parts and tools they ignore them.
 """

@@ -150,7 +150,7 @@ def test_the_limits_of_session_ids_are_exact(document: dict[str, Any]) -> None:
 def test_what_is_not_supported_may_be_null(document: dict[str, Any]) -> None:
     chat = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert chat["audio"]["enum"] == [None]
-    assert chat["functions"]["enum"] == [None, []]
+    assert chat["modalities"]["enum"] == [None, ["text"]]
 
 
 def test_options_tells_every_method_of_a_path(client: httpx.Client, document: dict[str, Any]) -> None:

@@ -171,7 +171,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
     ({"tools": TOOLS * 80}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
-    ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
     (
         {

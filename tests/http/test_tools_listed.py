@@ -331,7 +331,7 @@ def chat_chunks(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
         ("/v1/responses", {"tools": [{"type": "function"}]}, "tools[0].name"),
         ("/v1/responses", {"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
         ("/v1/responses", {"tools": TOOLS, "tool_choice": NAMED | {"name": "nobody"}}, "tool_choice"),
-        ("/v1/responses", {"input": [{"type": "reasoning", "content": [{"type": "text", "text": "x"}]}]}, None),
+        ("/v1/responses", {"input": [{"type": "reasoning", "content": [{"type": "image", "text": "x"}]}]}, None),
         ("/v1/messages", {"tools": [CUSTOM_TOOLS[0], CUSTOM_TOOLS[0]]}, "tools"),
         ("/v1/messages", {"tools": CUSTOM_TOOLS, "tool_choice": {"type": "tool", "name": "nobody"}}, "tool_choice"),
         (
@@ -344,7 +344,6 @@ def chat_chunks(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
             {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
             "messages[0].content[0].tool_use_id",
         ),
-        ("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, None),
     ],
 )
 def test_what_cannot_be_called_is_a_400(

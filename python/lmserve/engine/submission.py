@@ -13,8 +13,9 @@ from msgspec import Struct
 Route = Literal["generate", "chat", "completions", "responses", "messages", "interactive"]
 UsageChunks = Literal["none", "last", "every"]
 OnDisconnect = Literal["rollback", "keep"]
-OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns"]
+OnOverflow = Literal["error", "truncate_output", "drop_oldest_turns", "drop_oldest_then_truncate"]
 GuidedWhitespace = Literal["compact", "free"]
+CallMember = Literal["tool_calls", "function_call"]
 
 
 class Turn(Struct, tag_field="type", tag="turn", frozen=True):
@@ -148,6 +149,14 @@ class Defaults(Protocol):
         """Length of a reply, cut to what the context has room for."""
 
 
+class CallForm(Struct, frozen=True, omit_defaults=True):
+    """How calls of a function are told to the client, where that is not by the name that the model sees."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
 class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request."""
 
@@ -171,6 +180,9 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     guided_whitespace: GuidedWhitespace | None = None  # None: the engine's
     tool_choice: AutoTools | RequiredTools | NamedTool | None = None
     parallel_tool_calls: bool = True
+    call_forms: dict[str, CallForm] = {}
+    call_member: CallMember = "tool_calls"
+    thinking_budget: int | None = None
     n: int = 1
     tenant: int = 0
     priority: int = 0

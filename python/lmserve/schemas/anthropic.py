@@ -8,19 +8,22 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, RequestedModel, StopString, Tag, Text, TopK, TopP
 from lmserve.schemas.guided import JsonSchema
-from lmserve.schemas.tools import MAX_TOOLS, FunctionName
+from lmserve.schemas.hints import NoEffect, Unsupported
+from lmserve.schemas.thinking import Effort, ThinkingSwitch
+from lmserve.schemas.tools import MAX_TOOLS, Arguments, FunctionName
 
 MAX_BLOCKS: Final = 1024
-
-Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
-NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
+# Blocks that are left out: what a server's own tools asked, and thoughts that only their maker can read. What such
+# tools gave is left out too: its types end alike.
+LEFT_OUT: Final = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "compaction", "fallback")
 
 
 class TextPart(Struct, frozen=True):
-    """A part of a text. The models are text-only: any other type is an error. Further keys are ignored."""
+    """A part of a text. The models are text-only: images and files are an error. Further keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["text"])]
-    text: Text | None = None
+    type: Annotated[Tag, Meta(examples=["text"], description="text; of a tool's result, tool_reference too.")]
+    text: Annotated[Text | None, Meta(description="Of text.")] = None
+    tool_name: Annotated[FunctionName | None, Meta(description="Of tool_reference: the tool that was found.")] = None
 
 
 Parts = Text | Annotated[list[TextPart], Meta(max_length=MAX_BLOCKS)]
@@ -33,28 +36,33 @@ class ContentBlock(Struct, frozen=True, kw_only=True):
         Tag,
         Meta(
             examples=["text"],
-            description="text; the user's tool_result; the assistant's tool_use and thinking, as they were received.",
+            description="text; the user's tool_result; the assistant's tool_use and thinking, as they were received. "
+            "What a server's tools gave, and redacted_thinking, is left out.",
         ),
     ]
     text: Annotated[Text | None, Meta(description="Of text.")] = None
     thinking: Annotated[Text | None, Meta(description="Of thinking, for templates that know it.")] = None
     id: Annotated[Tag | None, Meta(description="Of tool_use.")] = None
     name: Annotated[FunctionName | None, Meta(description="Of tool_use.")] = None
-    input: Annotated[
-        Annotated[dict[str, Any], Meta(max_length=MAX_BLOCKS)] | None, Meta(description="Of tool_use.")
-    ] = None
+    input: Annotated[Arguments | None, Meta(description="Of tool_use.")] = None
     tool_use_id: Annotated[Tag | None, Meta(description="Of tool_result: the call that it answers.")] = None
-    content: Annotated[Parts | None, Meta(description="Of tool_result; null: nothing.")] = None
+    content: Annotated[Parts | Arguments | None, Meta(description="Of tool_result; null: nothing.")] = None
     is_error: Annotated[bool | None, Meta(description='Of tool_result: "Error: " is put before it.')] = None
 
 
 Content = Text | Annotated[list[ContentBlock], Meta(max_length=MAX_BLOCKS)]
 
 
-class InputMessage(Struct, frozen=True, forbid_unknown_fields=True):
-    """One message. Those of one role that follow each other are one turn; an assistant's at the end is continued."""
+class InputMessage(Struct, frozen=True):
+    """One message. Those of one role that follow each other are one turn; an assistant's at the end is continued.
 
-    role: Literal["user", "assistant"]
+    Further keys are ignored.
+    """
+
+    role: Annotated[
+        Literal["user", "assistant", "system"],
+        Meta(description="system: a note on the way; a template without such notes shows it as the user's."),
+    ]
     content: Content
 
 
@@ -72,25 +80,32 @@ class OutputFormat(Struct, frozen=True, forbid_unknown_fields=True):
     schema: Annotated[JsonSchema, Meta(description="A keyword that cannot be enforced is a 400.")]
 
 
-class OutputConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The form of the text."""
+class OutputConfig(Struct, frozen=True, kw_only=True):
+    """The form of the text, and how hard to think before it. Further keys are ignored."""
 
     format: Annotated[OutputFormat | None, Meta(description="A JSON schema; null: any text.")] = None
-    effort: Unsupported = UNSET
+    effort: Annotated[Effort | None, Meta(description="How hard to think, for templates with a switch.")] = None
+    task_budget: NoEffect = UNSET
 
 
-class CustomTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A function and the JSON schema of its arguments."""
+class CustomTool(Struct, frozen=True, kw_only=True):
+    """A function and the JSON schema of its arguments. Further keys are ignored."""
 
-    name: FunctionName
+    name: Annotated[FunctionName | None, Meta(description="Of a function.")] = None
     description: Text | None = None
-    input_schema: JsonSchema
+    input_schema: Annotated[JsonSchema | None, Meta(description="Of a function.")] = None
     strict: Annotated[
         bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
     ] = None
-    type: Literal["custom"] | None = None
-    cache_control: NoEffect = UNSET
+    type: Annotated[
+        Tag | None,
+        Meta(description="custom or null: a function. Any other is a tool that the server would run: it is left out."),
+    ] = None
+    allowed_callers: NoEffect = UNSET
+    cache_control: Annotated[Raw | UnsetType, Meta(description="Of no effect: all is cached.")] = UNSET
+    defer_loading: NoEffect = UNSET
     eager_input_streaming: NoEffect = UNSET
+    input_examples: NoEffect = UNSET
 
 
 Parallel = Annotated[bool | None, Meta(description="true: an answer calls once at most.")]
@@ -128,21 +143,11 @@ ToolChoice = Annotated[
 ]
 
 
-class Adaptive(Struct, tag_field="type", tag="adaptive", frozen=True, forbid_unknown_fields=True):
-    """The model thinks as much as it likes."""
-
-    display: NoEffect = UNSET
-
-
-class Disabled(Struct, tag_field="type", tag="disabled", frozen=True, forbid_unknown_fields=True):
-    """The model is told not to think."""
-
-
 ThinkingConfig = Annotated[
-    Adaptive | Disabled | None,
+    ThinkingSwitch | None,
     Meta(
         description="Whether the model thinks, for templates with the variable enable_thinking or thinking; null: as "
-        "they like. A budget of tokens (enabled) is not supported."
+        "they like."
     ),
 ]
 
@@ -152,7 +157,15 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     model: RequestedModel = ""
     messages: Messages
-    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS, description="Most tokens to generate.", examples=[64])]
+    max_tokens: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MAX_TOKENS,
+            description="Most tokens to generate; too many: what the context has left.",
+            examples=[64],
+        ),
+    ]
     system: System = None
     stop_sequences: Annotated[
         Annotated[list[StopString], Meta(max_length=64)] | None,
@@ -174,12 +187,15 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tool_choice: ToolChoice = None
     thinking: ThinkingConfig = None
 
-    container: Unsupported = UNSET
-    context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
-    output_format: Unsupported = UNSET
+    output_format: Annotated[
+        OutputFormat | None, Meta(description="The older name of output_config.format; not both.")
+    ] = None
 
+    betas: NoEffect = UNSET
     cache_control: NoEffect = UNSET
+    container: NoEffect = UNSET
+    context_management: NoEffect = UNSET
     diagnostics: NoEffect = UNSET
     inference_geo: NoEffect = UNSET
     metadata: NoEffect = UNSET
@@ -199,12 +215,15 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     tool_choice: ToolChoice = None
     thinking: ThinkingConfig = None
 
-    context_management: Unsupported = UNSET
     mcp_servers: Unsupported = UNSET
-    output_config: NoEffect = UNSET
-    output_format: Unsupported = UNSET
+    output_config: Annotated[
+        OutputConfig | None, Meta(description="Its effort, for templates with a switch; its format has no tokens.")
+    ] = None
+    output_format: NoEffect = UNSET
 
+    betas: NoEffect = UNSET
     cache_control: NoEffect = UNSET
+    context_management: NoEffect = UNSET
     speed: NoEffect = UNSET
     user_profile_id: NoEffect = UNSET
     workspace_id: NoEffect = UNSET

@@ -4,61 +4,53 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import (
-    ANONYMOUS,
-    MAX_MESSAGES,
-    MAX_TOKENS,
-    LogitBias,
-    MinP,
-    MinTokens,
-    Penalty,
-    Priority,
-    RepetitionPenalty,
-    RequestedModel,
-    Role,
-    Seed,
-    SessionId,
-    StopStrings,
-    StopTokenIds,
-    Tag,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
+from lmserve.schemas.bounds import ANONYMOUS, MAX_MESSAGES, MAX_TOKENS, RequestedModel, Role, SessionId, Tag, Text
+from lmserve.schemas.completion_sampling import CompletionSampling
+from lmserve.schemas.hints import NoEffect, Unsupported
+from lmserve.schemas.sampling import OutputLimit, ThinkingBudget
+from lmserve.schemas.thinking import Effort, Reasoning, ThinkingSwitch
+from lmserve.schemas.tools import (
+    MAX_CALLS,
+    MAX_TOOLS,
+    CalledFunction,
+    FunctionDefinition,
+    FunctionDelta,
+    NamedFunction,
+    ReplayedCall,
+    ReplayedFunction,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
 )
-from lmserve.schemas.guided import GuidedRequest
-from lmserve.schemas.tools import MAX_CALLS, MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice
-
-Unsupported = Annotated[Raw | UnsetType, Meta(description="Not supported: a 400, unless null or without effect.")]
-NoEffect = Annotated[Raw | UnsetType, Meta(description="Taken, and of no effect.")]
-OptionalTokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None
 
 
 class ContentPart(Struct, frozen=True):
-    """A part of a message's content. The models are text-only: any other type is an error."""
+    """A part of a message's content. The models are text-only: images and files are errors. Other keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["text"])]
+    type: Annotated[Tag, Meta(examples=["text"], description="text, input_text, output_text; an assistant's refusal.")]
     text: Text | None = None
+    refusal: Text | None = None
 
 
-class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message. An assistant's message may be sent back as it was received."""
+class ChatMessage(Struct, frozen=True, kw_only=True):
+    """One message. An assistant's message may be sent back as it was received. Other keys are ignored."""
 
-    role: Role | Literal["tool"]
+    role: Annotated[Role | Literal["tool", "function"], Meta(description="function: the older name of tool.")]
     content: Annotated[
-        Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None,
-        Meta(description="Null only in an assistant's message with tool_calls."),
+        Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None, Meta(description="Null: nothing.")
     ] = None
-    name: Annotated[Tag | None, Meta(description="The participant's name, for templates that know it.")] = None
+    name: Annotated[
+        Tag | None, Meta(description="The participant's name, for templates that know it; of role function, its name.")
+    ] = None
     reasoning_content: Annotated[Text | None, Meta(description="For templates that know it.")] = None
-    refusal: Unsupported = UNSET
-    annotations: Unsupported = UNSET
-    audio: Unsupported = UNSET
-    function_call: Unsupported = UNSET
+    reasoning: Annotated[Text | None, Meta(description="Another name of reasoning_content.")] = None
+    refusal: Annotated[Text | None, Meta(description="The assistant's words, where there is no content.")] = None
+    function_call: Annotated[ReplayedFunction | None, Meta(description="The older form of tool_calls.")] = None
     tool_calls: Annotated[
-        Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | None, Meta(description="Calls of an assistant.")
+        Annotated[list[ReplayedCall], Meta(max_length=MAX_CALLS)] | None, Meta(description="Calls of an assistant.")
     ] = None
     tool_call_id: Annotated[Tag | None, Meta(description="The call that a tool's message answers.")] = None
 
@@ -76,17 +68,7 @@ class TemplateVariables(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     date_string: Annotated[Tag | UnsetType, Meta(description="Llama 3: today's date.")] = UNSET
 
 
-class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a streamed reply."""
-
-    include_usage: Annotated[bool | None, Meta(description="A chunk with the usage before the end.")] = None
-    continuous_usage_stats: Annotated[
-        bool | None, Meta(description="The usage so far in every chunk; needs include_usage.")
-    ] = None
-    include_obfuscation: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
-
-
-class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chat completion. Null is the same as absent; an unknown key is an error."""
 
     model: RequestedModel = ""
@@ -97,54 +79,20 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
             examples=[[{"role": "user", "content": "Hello!"}]],
         ),
     ]
-    stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
-    stream_options: StreamOptions | None = None
     max_completion_tokens: Annotated[
-        OptionalTokens, Meta(description="Most tokens to generate; null: what the context holds.")
+        OutputLimit, Meta(description="Most tokens to generate; null, -1, or too many: what the context has left.")
     ] = None
-    max_tokens: Annotated[OptionalTokens, Meta(description="The older name of max_completion_tokens.")] = None
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
-    top_p: Annotated[
-        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
-    ] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=64)] | None, Meta(description="Independent answers; null: 1.")] = None
-    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
-    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
-    presence_penalty: Annotated[Penalty | None, Meta(description="Off logits of tokens in the output; null: 0.")] = None
-    frequency_penalty: Annotated[Penalty | None, Meta(description="The same, once per occurrence; null: 0.")] = None
-    logit_bias: Annotated[LogitBias | None, Meta(description="Token id: what is added to its logit.")] = None
+    max_tokens: Annotated[OutputLimit, Meta(description="The older name of max_completion_tokens.")] = None
     logprobs: Annotated[bool | None, Meta(description="Report the log-probability of each token.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="And of so many alternatives; needs logprobs.")
     ] = None
 
-    prompt_logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=20)] | None,
-        Meta(description="Report the log-probability of each token of the prompt, and of so many alternatives."),
-    ] = None
     session_id: Annotated[
         SessionId | None,
         Meta(description="A session, as instance_id of /generate; messages are what is new. -1 or null: none."),
     ] = ANONYMOUS
     renew_session: Annotated[bool | None, Meta(description="Drop the session first.")] = None
-    top_k: Annotated[
-        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
-    ] = None
-    min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
-    repetition_penalty: Annotated[
-        RepetitionPenalty | None,
-        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
-    ] = None
-    ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
-    min_tokens: Annotated[MinTokens | None, Meta(description="No end or stop token before so many; null: 0.")] = None
-    stop_token_ids: Annotated[
-        StopTokenIds | None, Meta(description="Tokens that end the text, beside the model's own.")
-    ] = None
-    include_stop_str_in_output: Annotated[bool | None, Meta(description="Keep the stop string in the text.")] = None
-    skip_special_tokens: Annotated[
-        bool | None, Meta(description="Leave special tokens out of the text; null: true.")
-    ] = None
-    priority: Annotated[Priority | None, Meta(description="Smaller runs first; null: 0.")] = None
     add_generation_prompt: Annotated[
         bool | None,
         Meta(description="Whether the template opens the answer; null: yes, unless a message is continued."),
@@ -159,38 +107,62 @@ class ChatRequest(GuidedRequest, frozen=True, kw_only=True, forbid_unknown_field
         Literal["rollback", "keep"] | None, Meta(description="As in /generate; for turns of a session.")
     ] = None
     on_overflow: Annotated[
-        Literal["error", "truncate_output", "drop_oldest_turns"] | None, Meta(description="As in /generate.")
+        Literal["error", "truncate_output", "drop_oldest_turns"] | None,
+        Meta(description="As in /generate. Null: without a session, as truncate_output; in one, as error."),
+    ] = None
+
+    reasoning_effort: Annotated[
+        Effort | None, Meta(description="How hard to think, for templates with a switch; none: no thoughts.")
+    ] = None
+    thinking_budget: Annotated[
+        ThinkingBudget | None, Meta(description="Most tokens of thoughts; then their end is forced. Null: no limit.")
+    ] = None
+    reasoning: Annotated[
+        Reasoning | None, Meta(description="reasoning_effort and thinking_budget as OpenRouter has them.")
+    ] = None
+    enable_thinking: Annotated[bool | None, Meta(description="Whether to think, for templates with a switch.")] = None
+    thinking: Annotated[
+        ThinkingSwitch | None, Meta(description="Whether to think, and for how many tokens, as in /v1/messages.")
     ] = None
 
     tools: Annotated[
-        Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+        Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Functions that may be called. Tools that the server would have to run are left out."),
     ] = None
     tool_choice: Annotated[
-        ToolChoice | None, Meta(description="none, auto, required, or one function; null: auto, where there are tools.")
+        ToolChoice | None,
+        Meta(description="none, auto, required, one function, or allowed_tools; null: auto, where there are tools."),
     ] = None
     parallel_tool_calls: Annotated[
         bool | None, Meta(description="false: an answer calls once at most; null: true.")
     ] = None
+    functions: Annotated[
+        Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="The older form of tools. The answer has a function_call then."),
+    ] = None
+    function_call: Annotated[
+        Literal["none", "auto"] | NamedFunction | None, Meta(description="The older form of tool_choice.")
+    ] = None
 
     audio: Unsupported = UNSET
-    function_call: Unsupported = UNSET
-    functions: Unsupported = UNSET
     kwargs: Unsupported = UNSET
     modalities: Unsupported = UNSET
     moderation: Unsupported = UNSET
-    reasoning_effort: Unsupported = UNSET
-    verbosity: Unsupported = UNSET
-    web_search_options: Unsupported = UNSET
 
     metadata: NoEffect = UNSET
     prediction: NoEffect = UNSET
     prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET
     prompt_cache_retention: NoEffect = UNSET
+    provider: NoEffect = UNSET
+    reasoning_summary: NoEffect = UNSET
     safety_identifier: NoEffect = UNSET
     service_tier: NoEffect = UNSET
     store: NoEffect = UNSET
+    usage: NoEffect = UNSET
     user: NoEffect = UNSET
+    verbosity: NoEffect = UNSET
+    web_search_options: NoEffect = UNSET
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -264,11 +236,16 @@ class AssistantMessage(Struct, frozen=True):
     content: str | None
     reasoning_content: Annotated[str | UnsetType, Meta(description="What the model thought first.")] = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: Annotated[
+        CalledFunction | UnsetType, Meta(description="In the place of tool_calls, where functions were given.")
+    ] = UNSET
     refusal: str | None = None
 
 
 FinishReason = Annotated[Literal["stop", "length"], Meta(description="A cancelled turn stopped.")]
-ChatFinishReason = Annotated[Literal["stop", "length", "tool_calls"], Meta(description="A cancelled turn stopped.")]
+ChatFinishReason = Annotated[
+    Literal["stop", "length", "tool_calls", "function_call"], Meta(description="A cancelled turn stopped.")
+]
 
 
 class ChatChoice(Struct, frozen=True):
@@ -305,6 +282,7 @@ class ChatDelta(Struct, frozen=True):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):

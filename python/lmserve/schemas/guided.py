@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from lmserve.schemas.bounds import Tag, Text
+from lmserve.schemas.sampling import SamplingRequest
 
 # Bounds of memory: what compiling may cost has limits of its own, in the core.
 MAX_GUIDE_CHARS = 4_194_304
@@ -68,7 +69,7 @@ class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     grammar: Annotated[GuideText | None, Meta(description="A grammar in Lark's syntax.")] = None
 
 
-class GuidedRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuidedRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields of requests whose text may have to follow a grammar; at most one of them, and how its JSON is written."""
 
     response_format: Annotated[ResponseFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")] = None

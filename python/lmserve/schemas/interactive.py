@@ -39,7 +39,10 @@ class InteractiveRequest(Struct, frozen=True, kw_only=True):
         bool, Meta(description="Keep the session. False: it ends with this turn, and its history with it.")
     ] = False
     stream: Annotated[bool, Meta(description="Reply in lines, each a JSON object.")] = False
-    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
+    stop: Annotated[
+        bool | StopStrings | None,
+        Meta(description="Strings that end the text and are not part of it; true: as cancel; false: nothing."),
+    ] = None
     request_output_len: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
         Meta(description="Most tokens to generate; null: what the context holds."),

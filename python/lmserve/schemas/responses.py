@@ -6,24 +6,13 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import (
-    MAX_MESSAGES,
-    MAX_TOKENS,
-    MinP,
-    RepetitionPenalty,
-    RequestedModel,
-    Role,
-    Seed,
-    StopStrings,
-    Tag,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-)
-from lmserve.schemas.chat import NoEffect, TokenLogprob, Unsupported
+from lmserve.schemas.bounds import MAX_MESSAGES, RequestedModel, Role, Tag, Text
+from lmserve.schemas.chat import TokenLogprob
 from lmserve.schemas.guided import JsonObjectFormat, JsonSchema, TextFormat
-from lmserve.schemas.tools import MAX_TOOLS, FlatTool, FlatToolChoice, FunctionName
+from lmserve.schemas.hints import NoEffect, Unsupported
+from lmserve.schemas.sampling import OutputLimit, SamplingRequest
+from lmserve.schemas.thinking import Reasoning
+from lmserve.schemas.tools import MAX_TOOLS, Arguments, FlatToolChoice, FunctionName, ResponseTool
 
 MAX_PARTS: Final = 1024
 MAX_PAGE: Final = 100
@@ -37,8 +26,11 @@ Metadata = Annotated[
 class InputPart(Struct, frozen=True):
     """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["input_text"], description="input_text, output_text, text; reasoning_text.")]
+    type: Annotated[
+        Tag, Meta(examples=["input_text"], description="input_text, output_text, text; reasoning_text; refusal.")
+    ]
     text: Text | None = None
+    refusal: Text | None = None
 
 
 Parts = Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
@@ -51,7 +43,11 @@ class InputItem(Struct, frozen=True, kw_only=True):
     """
 
     type: Annotated[
-        Tag | None, Meta(description="message, function_call, function_call_output, reasoning; null: message.")
+        Tag | None,
+        Meta(
+            description="message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, "
+            "reasoning; null: message. Items of other types are left out."
+        ),
     ] = None
     role: Annotated[Role | None, Meta(description="Of a message.")] = None
     content: Annotated[
@@ -60,7 +56,9 @@ class InputItem(Struct, frozen=True, kw_only=True):
     ] = None
     call_id: Annotated[Tag | None, Meta(description="Of a call, and of its output.")] = None
     name: Annotated[FunctionName | None, Meta(description="Of a call: the function.")] = None
-    arguments: Annotated[Text | None, Meta(description="Of a call: JSON.")] = None
+    namespace: Annotated[FunctionName | None, Meta(description="Of a call: the function's namespace.")] = None
+    arguments: Annotated[Text | Arguments | None, Meta(description="Of a call: JSON, as a text or an object.")] = None
+    input: Annotated[Text | None, Meta(description="Of a custom tool's call: its text.")] = None
     output: Annotated[Parts | None, Meta(description="Of a call's output.")] = None
 
 
@@ -76,28 +74,16 @@ class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_
     ] = None
 
 
-class TextConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The form of the text."""
+class TextConfig(Struct, frozen=True, kw_only=True):
+    """The form of the text. Further keys are ignored."""
 
     format: Annotated[
         TextFormat | JsonObjectFormat | SchemaFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")
     ] = None
-    verbosity: Unsupported = UNSET
+    verbosity: NoEffect = UNSET
 
 
-Include = Literal[
-    "message.output_text.logprobs",
-    "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
-    "file_search_call.results",
-    "message.input_image.image_url",
-    "reasoning.encrypted_content",
-    "web_search_call.action.sources",
-    "web_search_call.results",
-]
-
-
-class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to answer. Null is the same as absent; an unknown key is an error."""
 
     model: RequestedModel = ""
@@ -119,16 +105,14 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool | None, Meta(description="Reply at once; GET shows how far it is. Not with stream, or store false.")
     ] = None
     max_output_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None,
-        Meta(description="Most tokens to generate; null: what the context holds."),
-    ] = None
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
-    top_p: Annotated[
-        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+        OutputLimit, Meta(description="Most tokens to generate; null, -1, or too many: what the context has left.")
     ] = None
     include: Annotated[
-        Annotated[list[Include], Meta(max_length=16)] | None,
-        Meta(description="What else to report; of the text, its logprobs."),
+        Annotated[list[Tag], Meta(max_length=16)] | None,
+        Meta(
+            description="What else to report: message.output_text.logprobs. There is none of the other things.",
+            examples=[["message.output_text.logprobs"]],
+        ),
     ] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None,
@@ -141,38 +125,32 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metadata: Annotated[Metadata | None, Meta(description="Kept with the response.")] = None
     user: Annotated[Tag | None, Meta(description="Kept with the response.")] = None
     tools: Annotated[
-        Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+        Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(
+            description="Functions that may be called, custom tools, and namespaces of these. Tools that the server "
+            "would have to run are left out."
+        ),
     ] = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | FlatToolChoice | None,
-        Meta(description="none, auto, required, or one function; null: auto, where there are tools."),
+        Meta(description="none, auto, required, one tool, or allowed_tools; null: auto, where there are tools."),
     ] = None
     parallel_tool_calls: Annotated[
         bool | None, Meta(description="false: an answer calls once at most; null: true.")
     ] = None
     text: Annotated[TextConfig | None, Meta(description="What the text must be: any, or JSON.")] = None
 
-    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
-    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
-    top_k: Annotated[
-        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
-    ] = None
-    min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
-    repetition_penalty: Annotated[
-        RepetitionPenalty | None,
-        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
-    ] = None
-    ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
+    reasoning: Annotated[Reasoning | None, Meta(description="How hard to think.")] = None
 
-    context_management: Unsupported = UNSET
     conversation: Unsupported = UNSET
     image: Unsupported = UNSET
     moderation: Unsupported = UNSET
     prompt: Unsupported = UNSET
-    reasoning: Unsupported = UNSET
 
     access_programs: NoEffect = UNSET
     background_options: NoEffect = UNSET
+    client_metadata: NoEffect = UNSET
+    context_management: NoEffect = UNSET
     max_tool_calls: NoEffect = UNSET
     prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET
@@ -209,7 +187,18 @@ class OutputCall(Struct, frozen=True, kw_only=True, tag_field="type", tag="funct
     status: ItemStatus
     call_id: str
     name: str
+    namespace: Annotated[str | UnsetType, Meta(description="Of a function in one.")] = UNSET
     arguments: Annotated[str, Meta(description="JSON.")]
+
+
+class OutputCustomCall(Struct, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call"):
+    """A call of a custom tool."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    input: str
 
 
 class ReasoningText(Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning_text"):
@@ -227,7 +216,7 @@ class OutputReasoning(Struct, frozen=True, kw_only=True, tag_field="type", tag="
     content: list[ReasoningText]
 
 
-OutputItem = OutputMessage | OutputCall | OutputReasoning
+OutputItem = OutputMessage | OutputCall | OutputCustomCall | OutputReasoning
 
 
 class InputTokensDetails(Struct, frozen=True):
@@ -275,13 +264,13 @@ class Asked(Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     parallel_tool_calls: bool
     previous_response_id: str | None
-    reasoning: dict[str, None]
+    reasoning: dict[str, str | None]
     service_tier: Literal["default"]
     store: bool
     temperature: float
     text: dict[str, Any]
-    tool_choice: Literal["none", "auto", "required"] | FlatToolChoice
-    tools: list[FlatTool]
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any]
+    tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
@@ -317,6 +306,8 @@ class ResponseEvent(Struct, frozen=True, kw_only=True):
         "response.reasoning_text.done",
         "response.function_call_arguments.delta",
         "response.function_call_arguments.done",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
         "response.output_item.done",
         "response.completed",
         "response.incomplete",
@@ -332,6 +323,7 @@ class ResponseEvent(Struct, frozen=True, kw_only=True):
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
 
 
@@ -352,6 +344,15 @@ class StoredMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="me
     content: list[StoredPart]
 
 
+class StoredCustomOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call_output"):
+    """What a call of a custom tool gave."""
+
+    id: str
+    status: Literal["completed"] = "completed"
+    call_id: str
+    output: str
+
+
 class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
     """What a call gave."""
 
@@ -361,7 +362,7 @@ class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="fun
     output: str
 
 
-StoredItem = StoredMessage | OutputCall | StoredOutput | OutputReasoning
+StoredItem = StoredMessage | OutputCall | OutputCustomCall | StoredOutput | StoredCustomOutput | OutputReasoning
 
 
 class ItemList(Struct, frozen=True, kw_only=True):

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from lmserve.schemas.anthropic import ContentBlock, InputMessage, TextPart
+from lmserve.schemas.anthropic import LEFT_OUT, ContentBlock, CustomTool, InputMessage, MessagesRequest, TextPart
 from lmserve.schemas.bounds import MAX_TEXT_CHARS, MAX_TOKENS
-from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart, StreamOptions
+from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
+from lmserve.schemas.completion_sampling import StreamOptions
 from lmserve.schemas.completions import MAX_PROMPT_TOKENS, CompletionRequest
 from lmserve.schemas.embeddings import MAX_INPUT_TOKENS, EmbeddingsRequest
 from lmserve.schemas.generate import GenerateRequest
@@ -19,6 +20,7 @@ from lmserve.schemas.interactive import InteractiveRequest
 from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest
 from lmserve.schemas.scoring import RerankRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
+from lmserve.schemas.tools import FlatTool, FlatToolChoice, NamedToolChoice, ReplayedCall, ResponseTool, Tool
 
 Json = dict[str, Any]
 
@@ -35,10 +37,18 @@ def one_kind(text: Json, most: int) -> Json:
     return {"anyOf": [text, list_of(text), list_of(TOKEN), list_of(list_of(TOKEN))]}
 
 
+NOT_ZERO: Final[Json] = {"not": {"const": 0}}
+NO_CANCEL: Final[Json] = {"not": {"const": True}}
+
 FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
+    ChatRequest: {"max_tokens": NOT_ZERO, "max_completion_tokens": NOT_ZERO},
+    ResponsesRequest: {"max_output_tokens": NOT_ZERO, "stop": NO_CANCEL},
     InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
     RerankRequest: {"max_tokens_per_doc": NULL},
-    CompletionRequest: {"prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS)},
+    CompletionRequest: {
+        "prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS),
+        "stop": NO_CANCEL,
+    },
     EmbeddingsRequest: {
         "input": one_kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}, MAX_INPUT_TOKENS)
     },
@@ -100,6 +110,7 @@ def text_or_list_of(*types: str) -> Json:
 
 WORDS: Final = either(TEXT, {"type": "array", "minItems": 1})
 TEXT_PART: Final = required(type={"const": "text"}, text=TEXT)
+OBJECT: Final[Json] = {"type": "object"}
 # Each rule with alternatives doubles what a reader of the schema has to consider, so that rules on one field are one.
 # Of chat completions it would be too much: that tool_choice needs tools, and which guides go together, is not said.
 STREAMED: Final = either(
@@ -113,14 +124,30 @@ CONTINUED: Final = either(
 
 NOTHING: Final[Json] = {"enum": [None, []]}
 GIVEN: Final[Json] = {"type": ["string", "array"]}
-TEXTS: Final = text_or_list_of("input_text", "output_text", "text")
-THOUGHTS: Final = text_or_list_of("reasoning_text")
+TEXTS: Final = text_or_list_of("input_text", "output_text", "text", "refusal")
+THOUGHTS: Final = text_or_list_of("reasoning_text", "text", "refusal")
+ITEMS: Final = [
+    *("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
+]
+# A tool of any other kind would be the server's to run, and is left out whatever it holds.
+OTHER_TOOL: Final = required(type={"type": "string", "not": {"enum": ["function", "custom"]}})
+NAMED: Final = required(name=TEXT)
 GUIDES: Final = ("json", "regex", "choice", "grammar")
 GUIDED: Final = at_most_one(
     response_format=either(NULL, required(type={"const": "text"})),
     structured_outputs={"type": ["object", "null"], **null(*GUIDES)},
     **{f"guided_{guide}": NULL for guide in GUIDES},
 )
+
+SERVERS: Final = either({"enum": list(LEFT_OUT)}, {"type": "string", "pattern": "._tool_result$"})
+
+
+def blocks(*types: str) -> Json:
+    """A text, or a list of blocks of these types, and of those that are left out."""
+    return {"type": ["string", "array"], "items": required(type=either({"enum": list(types)}, SERVERS))}
+
+
+WORDS_OR_NULL: Final = ["string", "array", "null"]
 
 RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
     GenerateRequest: (
@@ -133,10 +160,11 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         ),
     ),
     InteractiveRequest: (
-        either(off("cancel"), required(session_id=LIVE)),
+        either(both(off("cancel"), optional(stop=NO_CANCEL)), required(session_id=LIVE)),
         either(
             required(prompt=WORDS),
             on("cancel"),
+            on("stop"),
             both(off("interactive_mode"), required(request_output_len={"const": 0})),
         ),
     ),
@@ -150,41 +178,81 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
     InputItem: (
         either(
             both(required(role=TEXT, content=TEXTS), optional(type={"enum": ["message", None]})),
-            required(type={"const": "function_call"}, call_id=TEXT, name=TEXT, arguments=TEXT),
-            required(type={"const": "function_call_output"}, call_id=TEXT, output=TEXTS),
+            required(
+                type={"const": "function_call"}, call_id=TEXT, name=TEXT, arguments={"type": ["string", "object"]}
+            ),
+            required(type={"const": "custom_tool_call"}, call_id=TEXT, name=TEXT, input=TEXT),
+            required(type={"enum": ["function_call_output", "custom_tool_call_output"]}, call_id=TEXT, output=TEXTS),
             both(required(type={"const": "reasoning"}), optional(content=either(NULL, THOUGHTS))),
+            required(type={"type": "string", "not": {"enum": ITEMS}}),
         ),
     ),
-    InputPart: (required(text=TEXT),),
-    ContentPart: (TEXT_PART,),
+    InputPart: (either(required(type={"const": "refusal"}), required(text=TEXT)),),
+    ContentPart: (
+        either(
+            required(type={"enum": ["text", "input_text", "output_text"]}, text=TEXT),
+            required(type={"const": "refusal"}),
+        ),
+    ),
     ChatMessage: (
         either(
-            both(required(role={"const": "tool"}, content=GIVEN), optional(tool_calls=NOTHING)),
+            both(required(role={"const": "tool"}), null("function_call"), optional(tool_calls=NOTHING)),
+            both(required(role={"const": "assistant"}), null("tool_call_id")),
             both(
-                required(role={"const": "assistant"}),
-                null("tool_call_id"),
-                either(required(content=GIVEN), required(tool_calls={"type": "array", "minItems": 1})),
-            ),
-            both(
-                required(role={"enum": ["system", "developer", "user"]}, content=GIVEN),
-                optional(tool_calls=NOTHING, tool_call_id=NULL),
+                required(role={"enum": ["system", "developer", "user", "function"]}),
+                optional(tool_calls=NOTHING, tool_call_id=NULL, function_call=NULL),
             ),
         ),
     ),
+    ReplayedCall: (
+        either(
+            both(optional(type={"const": "function"}), required(function=OBJECT)),
+            required(type={"const": "custom"}, custom=OBJECT),
+        ),
+    ),
+    Tool: (
+        either(
+            required(type={"const": "function"}, function=OBJECT),
+            required(type={"const": "custom"}, custom=OBJECT),
+            OTHER_TOOL,
+        ),
+    ),
+    NamedToolChoice: (
+        either(
+            required(type={"const": "function"}, function=OBJECT),
+            required(type={"const": "custom"}, custom=OBJECT),
+            required(type={"const": "allowed_tools"}, allowed_tools=OBJECT),
+            required(type={"type": "string", "not": {"enum": ["function", "custom", "allowed_tools"]}}),
+        ),
+    ),
+    FlatTool: (either(NAMED, OTHER_TOOL),),
+    ResponseTool: (
+        either(NAMED, required(type={"type": "string", "not": {"enum": ["function", "custom", "namespace"]}})),
+    ),
+    FlatToolChoice: (either(NAMED, OTHER_TOOL),),
+    CustomTool: (
+        either(
+            required(name=TEXT, input_schema=OBJECT),
+            required(type={"type": "string", "not": {"const": "custom"}}),
+        ),
+    ),
+    MessagesRequest: (either(null("output_format"), null("output_config"), optional(output_config=null("format"))),),
     StructuredOutputs: (at_most_one(**dict.fromkeys(GUIDES, NULL)),),
-    TextPart: (TEXT_PART,),
+    TextPart: (either(TEXT_PART, required(type={"const": "tool_reference"})),),
     ContentBlock: (
         either(
             TEXT_PART,
             required(type={"const": "thinking"}, thinking=TEXT),
             required(type={"const": "tool_use"}, id=TEXT, name=TEXT, input={"type": "object"}),
-            required(type={"const": "tool_result"}, tool_use_id=TEXT),
+            both(required(type={"const": "tool_result"}, tool_use_id=TEXT), optional(content={"type": WORDS_OR_NULL})),
+            required(type=SERVERS),
         ),
     ),
     InputMessage: (
         either(
-            required(role={"const": "user"}, content=text_or_list_of("text", "tool_result")),
-            required(role={"const": "assistant"}, content=text_or_list_of("text", "thinking", "tool_use")),
+            required(role={"const": "user"}, content=blocks("text", "tool_result")),
+            required(role={"const": "assistant"}, content=blocks("text", "thinking", "tool_use")),
+            required(role={"const": "system"}, content=blocks("text")),
         ),
     ),
     StreamOptions: (either(off("continuous_usage_stats"), on("include_usage")),),
@@ -192,6 +260,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         STREAMED,
         CONTINUED,
         either(null("top_logprobs"), on("logprobs")),
+        either(optional(stop=NO_CANCEL), required(session_id=LIVE)),
         either(
             both(required(session_id=LIVE), optional(n={"enum": [1, None]}), null("prompt_logprobs")),
             both(optional(session_id={"enum": [-1, None]}), off("renew_session")),

@@ -2,86 +2,159 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from lmserve.schemas.bounds import Tag, Text
 from lmserve.schemas.guided import JsonSchema
+from lmserve.schemas.hints import NoEffect
 
 MAX_TOOLS = 128
 MAX_CALLS = 1024
 
 FunctionName = Annotated[str, Meta(min_length=1, max_length=128)]
+# A call's arguments; what they hold is bounded by the body.
+Arguments = Annotated[dict[str, Any], Meta(max_length=1024)]
+Parameters = Annotated[JsonSchema | None, Meta(description="Null: it has none.")]
+Strict = Annotated[bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")]
+CustomFormat = Annotated[Raw | UnsetType, Meta(description="Of no effect: the text is not held to a grammar.")]
+KIND = "function, custom; any other is a tool that the server would run: it is left out."
 
 
-class FunctionDefinition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A function and the JSON schema of its parameters."""
+class FunctionDefinition(Struct, frozen=True, kw_only=True):
+    """A function and the JSON schema of its parameters. Other keys are ignored."""
 
     name: FunctionName
     description: Text | None = None
-    parameters: Annotated[JsonSchema | None, Meta(description="Null: it has none.")] = None
-    strict: Annotated[
-        bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
-    ] = None
+    parameters: Parameters = None
+    strict: Strict = None
 
 
-class Tool(Struct, frozen=True, forbid_unknown_fields=True):
-    """A tool; the only kind is a function."""
+class CustomDefinition(Struct, frozen=True, kw_only=True):
+    """A function of one text. Other keys are ignored."""
 
-    type: Literal["function"]
-    function: FunctionDefinition
+    name: FunctionName
+    description: Text | None = None
+    format: CustomFormat = UNSET
 
 
-class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
+class Tool(Struct, frozen=True, kw_only=True):
+    """A tool. Other keys are ignored."""
+
+    type: Annotated[Tag, Meta(description=KIND)]
+    function: Annotated[FunctionDefinition | None, Meta(description="Of a function.")] = None
+    custom: Annotated[CustomDefinition | None, Meta(description="Of a custom tool.")] = None
+
+
+class NamedFunction(Struct, frozen=True):
     """The name of a function."""
 
     name: FunctionName
 
 
-class NamedToolChoice(Struct, frozen=True, forbid_unknown_fields=True):
-    """The function that must be called."""
+class ToolName(Struct, frozen=True, kw_only=True):
+    """A tool by its name. Other keys are ignored."""
 
-    type: Literal["function"]
-    function: NamedFunction
+    type: Annotated[Tag, Meta(description=KIND)]
+    function: NamedFunction | None = None
+    custom: NamedFunction | None = None
+
+
+class AllowedTools(Struct, frozen=True, kw_only=True):
+    """The tools that may be called; the others are not shown to the model."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolName], Meta(max_length=MAX_TOOLS)]
+
+
+class NamedToolChoice(Struct, frozen=True, kw_only=True):
+    """The function that must be called, or those that may be."""
+
+    type: Annotated[Tag, Meta(description="function, custom, allowed_tools; a tool that the server would run: auto.")]
+    function: NamedFunction | None = None
+    custom: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 
 
-class FlatTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A function, as `/v1/responses` describes it."""
+class FlatTool(Struct, frozen=True, kw_only=True):
+    """A function or a custom tool, as `/v1/responses` describes it. Other keys are ignored."""
 
-    type: Literal["function"]
-    name: FunctionName
+    type: Annotated[Tag, Meta(description=KIND)]
+    name: FunctionName | None = None
     description: Text | None = None
-    parameters: Annotated[JsonSchema | None, Meta(description="Null: it has none.")] = None
-    strict: Annotated[
-        bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
+    parameters: Parameters = None
+    strict: Strict = None
+    format: CustomFormat = UNSET
+    defer_loading: NoEffect = UNSET
+
+
+class ResponseTool(FlatTool, frozen=True, kw_only=True):
+    """A function, a custom tool, or a namespace of these. Other keys are ignored."""
+
+    tools: Annotated[
+        Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Of type namespace: its tools. Calls of them name it."),
     ] = None
 
 
-class FlatToolChoice(Struct, frozen=True, forbid_unknown_fields=True):
-    """The function that must be called, as `/v1/responses` names it."""
+class FlatToolName(Struct, frozen=True, kw_only=True):
+    """A tool by its name, as `/v1/responses` names it. Other keys are ignored."""
 
-    type: Literal["function"]
-    name: FunctionName
+    type: Annotated[Tag, Meta(description=KIND)]
+    name: FunctionName | None = None
+    namespace: FunctionName | None = None
 
 
-class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
+class FlatToolChoice(FlatToolName, frozen=True, kw_only=True):
+    """The tool that must be called, or those that may be (`allowed_tools`), as `/v1/responses` names them."""
+
+    mode: Annotated[Literal["auto", "required"] | None, Meta(description="Of allowed_tools; null: auto.")] = None
+    tools: Annotated[
+        Annotated[list[FlatToolName], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Of allowed_tools. The others are not shown to the model."),
+    ] = None
+
+
+class CalledFunction(Struct, frozen=True):
     """What was called. A model may write arguments that are no JSON."""
 
     name: FunctionName
     arguments: Annotated[Text, Meta(description="JSON.")]
 
 
-class ToolCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ToolCall(Struct, frozen=True, kw_only=True):
     """A call of a function."""
 
-    id: Tag
+    id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Annotated[Annotated[int, Meta(ge=0, le=MAX_CALLS)] | None, Meta(description="Of no effect.")] = None
+
+
+class ReplayedFunction(Struct, frozen=True):
+    """What was called. Other keys are ignored."""
+
+    name: FunctionName
+    arguments: Annotated[Text | Arguments | None, Meta(description="JSON, as a text or an object.")] = None
+
+
+class ReplayedCustom(Struct, frozen=True):
+    """A custom tool that was called, and the text that it was given. Other keys are ignored."""
+
+    name: FunctionName
+    input: Text
+
+
+class ReplayedCall(Struct, frozen=True, kw_only=True):
+    """A call of an earlier answer. Other keys are ignored."""
+
+    id: Annotated[Tag | None, Meta(description="Null: there is none.")] = None
+    type: Literal["function", "custom"] = "function"
+    function: ReplayedFunction | None = None
+    custom: ReplayedCustom | None = None
 
 
 class FunctionDelta(Struct, frozen=True):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from lmserve.api.convert.preamble import stable
+from lmserve.api.convert.thinking import Thinking
 from lmserve.api.convert.tools import message_calling
+from lmserve.api.convert.unsupported import Ignored
 from lmserve.engine.submission import Messages
 from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import (
+    LEFT_OUT,
     ContentBlock,
     CountTokensRequest,
-    Disabled,
     InputMessage,
     MessagesRequest,
     TextPart,
@@ -26,45 +29,57 @@ FIELDS: Final = {
     "tool_result": ("tool_use_id",),
 }
 # What a message of each role may hold.
-BLOCKS: Final = {"user": ("text", "tool_result"), "assistant": ("text", "thinking", "tool_use")}
+BLOCKS: Final = {
+    "user": ("text", "tool_result"),
+    "assistant": ("text", "thinking", "tool_use"),
+    "system": ("text",),
+}
+SERVER_RESULT: Final = "_tool_result"
 
 
-def conversation(data: MessagesRequest | CountTokensRequest) -> Messages:
+def conversation(data: MessagesRequest | CountTokensRequest, thinking: Thinking, ignored: Ignored) -> Messages:
     """The system prompt and the turns. Raises LmserveError (400) for what no text template can take."""
     turns: list[dict[str, Any]] = []
     if data.system is not None:
-        turns.append({"role": "system", "content": _text_of(data.system, "system")})
+        turns.append({"role": "system", "content": stable(_system_of(data.system), ignored)})
     for at, message in enumerate(data.messages):
-        for turn in _turns_of(message, f"messages[{at}].content"):
+        for turn in _turns_of(message, f"messages[{at}].content", ignored):
             last = turns[-1] if turns else {}
             if last.get("role") == turn["role"] and last.keys() == turn.keys() == PLAIN:
                 last["content"] += TURN_BREAK + turn["content"]
             else:
                 turns.append(turn)
-    tools, _ = message_calling(data)
+    tools, _ = message_calling(data, ignored)
     return Messages(
         turns,
         tools=tools,
         continue_final_message=turns[-1]["role"] == "assistant" and "tool_calls" not in turns[-1],
-        template_kwargs=_variables(data),
+        template_kwargs=thinking.variables,
     )
 
 
-def _variables(data: MessagesRequest | CountTokensRequest) -> dict[str, Any]:
-    if data.thinking is None:
-        return {}
-    thinks = not isinstance(data.thinking, Disabled)
-    return {"enable_thinking": thinks, "thinking": thinks}
+def _system_of(system: str | Sequence[TextPart]) -> str:
+    if isinstance(system, str):
+        return system
+    # A part that is cut must not stick to the next one: agents send one paragraph a part.
+    first, *rest = system or [TextPart(type="text", text="")]
+    if rest and first.type == "text" and first.text and first.text.startswith("x-anthropic-billing-header:"):
+        return f"{first.text}\n{_text_of(rest, 'system')}"
+    return _text_of(system, "system")
 
 
-def _turns_of(message: InputMessage, param: str) -> list[dict[str, Any]]:
+def _turns_of(message: InputMessage, param: str, ignored: Ignored) -> list[dict[str, Any]]:
     """The user's words come after what the tools gave, as the roles of templates are separate turns."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = [
-        (block, f"{param}[{at}]") for at, block in enumerate(message.content) if _check(block, message.role, param, at)
+        (block, f"{param}[{at}]")
+        for at, block in enumerate(message.content)
+        if _is_taken(block, message.role, f"{param}[{at}]", ignored)
     ]
     text = "".join(block.text or "" for block, _ in blocks)
+    if message.role == "system":
+        return [{"role": "system", "content": text}]
     if message.role == "user":
         results = [_result(block, place) for block, place in blocks if block.type == "tool_result"]
         said = any(block.type == "text" for block, _ in blocks)
@@ -77,15 +92,19 @@ def _turns_of(message: InputMessage, param: str) -> list[dict[str, Any]]:
     return [turn]
 
 
-def _check(block: ContentBlock, role: str, param: str, at: int) -> bool:
+def _is_taken(block: ContentBlock, role: str, place: str, ignored: Ignored) -> bool:
+    """False: it is left out. Raises LmserveError (400) for what a message of `role` cannot hold."""
     if block.type not in BLOCKS[role]:
+        if block.type in LEFT_OUT or block.type.endswith(SERVER_RESULT):
+            ignored.add(f"messages.{block.type}")
+            return False
         allowed = ", ".join(BLOCKS[role])
         message = f"the model is text-only, and {role} messages hold blocks of {allowed}, but {block.type!r} was given"
-        raise LmserveError.invalid(f"{param}[{at}].type", f"{param}[{at}]: {message}", "unsupported_content_type")
+        raise LmserveError.invalid(f"{place}.type", f"{place}: {message}", "unsupported_content_type")
     for field in FIELDS[block.type]:
         if getattr(block, field) is None:
-            message = f"{param}[{at}]: a block of type {block.type} must have {field}"
-            raise LmserveError.invalid(f"{param}[{at}].{field}", message, "missing_field")
+            message = f"{place}: a block of type {block.type} must have {field}"
+            raise LmserveError.invalid(f"{place}.{field}", message, "missing_field")
     return True
 
 
@@ -94,6 +113,9 @@ def _call(block: ContentBlock) -> dict[str, Any]:
 
 
 def _result(block: ContentBlock, param: str) -> dict[str, Any]:
+    if isinstance(block.content, dict):
+        message = f"{param}: the content of a tool_result is a text or a list of parts, but an object was given"
+        raise LmserveError.invalid(f"{param}.content", message)
     text = "" if block.content is None else _text_of(block.content, f"{param}.content")
     return {
         "role": "tool",
@@ -103,10 +125,14 @@ def _result(block: ContentBlock, param: str) -> dict[str, Any]:
 
 
 def _text_of(content: str | Sequence[TextPart], param: str) -> str:
+    """The names of tools that were found stand in lines of their own."""
     if isinstance(content, str):
         return content
     texts = []
     for at, part in enumerate(content):
+        if part.type == "tool_reference":
+            texts.append(f"{part.tool_name or ''}\n")
+            continue
         if part.type != "text":
             message = f"the model is text-only and takes blocks of type text, but {part.type!r} was given"
             raise LmserveError.invalid(f"{param}[{at}].type", f"{param}[{at}]: {message}", "unsupported_content_type")

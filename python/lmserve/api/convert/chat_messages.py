@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 
-from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.convert.preamble import stable
+from lmserve.api.convert.unsupported import Ignored
 from lmserve.engine.submission import Messages
 from lmserve.errors import LmserveError
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
 from lmserve.schemas.generate import Message
 from lmserve.schemas.tokenize import TokenizeRequest
-from lmserve.schemas.tools import ToolCall
+from lmserve.schemas.tools import ReplayedCall, ReplayedCustom, ReplayedFunction
+
+TEXT_PARTS: Final = ("text", "input_text", "output_text")
+# Names of the one argument of custom tools, and of calls that came without an id.
+CUSTOM_ARGUMENT: Final = "input"
+UNNAMED_CALL: Final = "call"
 
 
 def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) -> Messages:
@@ -23,9 +30,16 @@ def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) ->
 
 
 def conversation(
-    messages: Sequence[ChatMessage], data: ChatRequest | TokenizeRequest, tools: list[Any] | None = None
+    messages: Sequence[ChatMessage],
+    data: ChatRequest | TokenizeRequest,
+    tools: list[Any] | None = None,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+    ignored: Ignored | None = None,
 ) -> Messages:
-    """The core's input: `messages`, and how `data` wants them rendered. Raises LmserveError (400)."""
+    """The core's input: `messages`, and how `data` wants them rendered. Raises LmserveError (400).
+
+    `variables`: of the template; those that `data` names itself are before them. `ignored`: of an agent's request.
+    """
     continued = bool(data.continue_final_message)
     if continued and data.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other, but both were given as true"
@@ -33,41 +47,50 @@ def conversation(
     if continued and messages[-1].role != "assistant":
         message = f"continue_final_message needs an assistant's message at the end, but one of {messages[-1].role} is"
         raise LmserveError.invalid("continue_final_message", message)
-    variables = data.chat_template_kwargs
-    return messages_input(
+    named = data.chat_template_kwargs
+    found = messages_input(
         messages,
         tools=tools,
-        template_kwargs={} if variables is None else msgspec.to_builtins(variables),
+        template_kwargs=dict(variables) | ({} if named is None else msgspec.to_builtins(named)),
         continue_final_message=continued,
         add_generation_prompt=data.add_generation_prompt,
     )
+    first = found.messages[0]
+    if ignored is not None and first["role"] == "system":
+        first["content"] = stable(first["content"], ignored)
+    return found
 
 
 def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:
-    # OpenAI renamed the system role; templates know the old name.
-    role = "system" if message.role == "developer" else message.role
+    # OpenAI renamed the system role, and that of functions; templates know one name of each.
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     if isinstance(message, Message):
         return {"role": role, "content": message.content}
-    refuse_unsupported(message, f"messages[{at}].")
     content = message.content
     if content is None:
-        if not message.tool_calls:
-            message_text = f"messages[{at}] must have a content: only an assistant's message with tool_calls has none"
-            raise LmserveError.invalid(f"messages[{at}].content", message_text, "missing_field")
-        content = ""
+        content = message.refusal or ""
     if not isinstance(content, str):
         content = "".join(_text_of(part, f"messages[{at}].content[{place}]") for place, part in enumerate(content))
     rendered: dict[str, Any] = {"role": role, "content": content}
-    if message.tool_calls:
-        _check_role(message, "tool_calls", "assistant", at)
-        rendered["tool_calls"] = [_call_for_template(call) for call in message.tool_calls]
+    calls = [
+        _call_for_template(call, f"messages[{at}].tool_calls[{place}]")
+        for place, call in enumerate(message.tool_calls or ())
+    ]
+    if message.function_call is not None:
+        calls.append(_called(UNNAMED_CALL, message.function_call))
+    if calls:
+        _check_role(message, "tool_calls" if message.tool_calls else "function_call", "assistant", at)
+        rendered["tool_calls"] = calls
     if message.tool_call_id is not None:
         _check_role(message, "tool_call_id", "tool", at)
         rendered["tool_call_id"] = message.tool_call_id
+    if message.role == "function":
+        rendered.setdefault("tool_call_id", UNNAMED_CALL)
     if message.name is not None:
         rendered["name"] = message.name
-    if message.reasoning_content is not None:
-        rendered["reasoning_content"] = message.reasoning_content
+    thoughts = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    if thoughts is not None:
+        rendered["reasoning_content"] = thoughts
     return rendered
 
 
@@ -77,16 +100,36 @@ def _check_role(message: ChatMessage, field: str, role: str, at: int) -> None:
         raise LmserveError.invalid(f"messages[{at}].{field}", text)
 
 
-def _call_for_template(call: ToolCall) -> dict[str, Any]:
-    """Templates write arguments as JSON themselves, and want them as an object."""
-    arguments: Any = call.function.arguments
+def _call_for_template(call: ReplayedCall, param: str) -> dict[str, Any]:
+    called = call.function if call.type == "function" else call.custom
+    if called is None:
+        message = f"{param}: a call of type {call.type} must have {call.type}"
+        raise LmserveError.invalid(f"{param}.{call.type}", message, "missing_field")
+    return _called(call.id or UNNAMED_CALL, called)
+
+
+def _called(call_id: str, called: ReplayedFunction | ReplayedCustom) -> dict[str, Any]:
+    if isinstance(called, ReplayedCustom):
+        arguments: Any = {CUSTOM_ARGUMENT: called.input}
+    else:
+        arguments = arguments_of(called.arguments)
+    return {"id": call_id, "type": "function", "function": {"name": called.name, "arguments": arguments}}
+
+
+def arguments_of(given: str | dict[str, Any] | None) -> Any:
+    """Templates write arguments as JSON themselves, and want them as an object. A text that is none stays one."""
+    if not isinstance(given, str):
+        return given or {}
+    arguments: Any = given
     with suppress(msgspec.MsgspecError, RecursionError):
-        arguments = msgspec.json.decode(arguments, type=dict[str, Any])
-    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+        arguments = msgspec.json.decode(given, type=dict[str, Any])
+    return arguments
 
 
 def _text_of(part: ContentPart, param: str) -> str:
-    if part.type != "text":
+    if part.type == "refusal":
+        return part.refusal or ""
+    if part.type not in TEXT_PARTS:
         message = f"{param}: the model is text-only and takes parts of type text, but {part.type!r} was given"
         raise LmserveError.invalid(f"{param}.type", message, "unsupported_content_type")
     if part.text is None:

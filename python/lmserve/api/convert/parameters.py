@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
+from msgspec import structs
+
 from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams, UsageChunks
 from lmserve.errors import LmserveError
-from lmserve.schemas.bounds import ANONYMOUS
-from lmserve.schemas.chat import ChatRequest
-from lmserve.schemas.completions import CompletionRequest
+from lmserve.schemas.bounds import ANONYMOUS, MAX_TOKENS
+from lmserve.schemas.completion_sampling import CompletionSampling
+from lmserve.schemas.sampling import UNLIMITED, SamplingRequest
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ def session_ref(
     return SessionRef(id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect)
 
 
-def usage_chunks(data: ChatRequest | CompletionRequest) -> UsageChunks:
+def usage_chunks(data: CompletionSampling) -> UsageChunks:
     """Which chunks have the usage.
 
     Raises LmserveError (400) for options without a stream, and for the usage in every chunk but not at the end.
@@ -61,41 +63,71 @@ def usage_chunks(data: ChatRequest | CompletionRequest) -> UsageChunks:
     return "every"
 
 
-def check_prompt_logprobs(data: ChatRequest | CompletionRequest) -> None:
+def check_prompt_logprobs(data: CompletionSampling) -> None:
     """Raises LmserveError (400) where the prompt's log-probabilities would have to be streamed."""
     if data.stream and data.prompt_logprobs is not None:
         message = f"prompt_logprobs, {data.prompt_logprobs}, comes with whole replies only, but stream is true"
         raise LmserveError.invalid("prompt_logprobs", message, "unsupported_parameter")
 
 
-def sampling_params(data: ChatRequest | CompletionRequest, *, logprobs: int | None) -> SamplingParams:
+def output_limit(name: str, given: int | None) -> int | None:
+    """Most tokens to generate; None: the default, or what there is room for. Raises LmserveError (400) for 0."""
+    if given == 0:
+        raise LmserveError.invalid(
+            name, f"{name} is at least 1, or {UNLIMITED} for all there is room for, but 0 was given"
+        )
+    return unlimited(given)
+
+
+def unlimited(given: int | None) -> int | None:
+    """The limit, which is to be clamped: -1 is above what any context has left."""
+    return MAX_TOKENS if given == UNLIMITED else given
+
+
+def sampling_params(data: SamplingRequest, *, logprobs: int | None) -> SamplingParams:
     """How tokens are chosen; `logprobs`: alternatives to report for each, None: not even its own."""
-    return SamplingParams(
+    params = SamplingParams(
         temperature=data.temperature,
         top_k=top_k(data.top_k),
         top_p=data.top_p,
         min_p=data.min_p,
         repetition_penalty=data.repetition_penalty,
-        presence_penalty=given_or(data.presence_penalty, 0.0),
-        frequency_penalty=given_or(data.frequency_penalty, 0.0),
-        logit_bias=list(data.logit_bias.items()) if data.logit_bias else [],
         seed=seed_bits(data.seed),
         logprobs=logprobs,
     )
+    if not isinstance(data, CompletionSampling):
+        return params
+    return structs.replace(
+        params,
+        presence_penalty=given_or(data.presence_penalty, 0.0),
+        frequency_penalty=given_or(data.frequency_penalty, 0.0),
+        logit_bias=list(data.logit_bias.items()) if data.logit_bias else [],
+    )
 
 
-def stop_params(data: ChatRequest | CompletionRequest, *, max_tokens: int | None) -> StopParams:
+def stop_params(data: SamplingRequest, *, max_tokens: int | None) -> StopParams:
     """When generation ends. Raises LmserveError (400) where it could not end before `max_tokens`."""
+    params = StopParams(max_tokens=max_tokens, stop=stop_strings(data.stop), ignore_eos=bool(data.ignore_eos))
+    if not isinstance(data, CompletionSampling):
+        return params
     min_tokens = given_or(data.min_tokens, 0)
     if max_tokens is not None and min_tokens > max_tokens:
         message = f"min_tokens is at most max_tokens, {max_tokens}, but {min_tokens} was given"
         raise LmserveError.invalid("min_tokens", message)
-    return StopParams(
-        max_tokens=max_tokens,
+    return structs.replace(
+        params,
         min_tokens=min_tokens,
-        stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
         stop_token_ids=data.stop_token_ids or [],
         include_stop=bool(data.include_stop_str_in_output),
-        ignore_eos=bool(data.ignore_eos),
         skip_special_tokens=given_or(data.skip_special_tokens, True),
     )
+
+
+def stop_strings(given: bool | str | list[str] | None) -> list[str]:
+    """LMDeploy's false stands for none. Raises LmserveError (400) for its true."""
+    if given is True:
+        message = "stop true cancels the running turn of a session, but this route has none: give strings"
+        raise LmserveError.invalid("stop", message)
+    if isinstance(given, str):
+        return [given]
+    return given if isinstance(given, list) else []

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from lmserve.api.convert.chat_messages import CUSTOM_ARGUMENT, arguments_of
+from lmserve.api.convert.tools import Functions, qualified
+from lmserve.api.convert.unsupported import Ignored
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import (
     InputItem,
     InputPart,
     OutputCall,
+    OutputCustomCall,
     OutputReasoning,
     ReasoningText,
+    StoredCustomOutput,
     StoredItem,
     StoredMessage,
     StoredOutput,
@@ -22,30 +26,38 @@ from lmserve.schemas.responses import (
 )
 
 TEXT_PARTS: Final = ("input_text", "output_text", "text")
-REASONING_PARTS: Final = ("reasoning_text",)
+REASONING_PARTS: Final = ("reasoning_text", "text")
 NEEDED: Final = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "custom_tool_call": ("call_id", "name", "input"),
+    "custom_tool_call_output": ("call_id", "output"),
     "reasoning": (),
 }
 
 
-def check_items(items: Sequence[InputItem]) -> None:
-    """Raises LmserveError (400) for what no text template can take."""
+def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]:
+    """Those that the model can be shown; the others, what a server's own tools did, are added to `ignored`.
+
+    Raises LmserveError (400) for an item that lacks a field.
+    """
+    known = []
     for at, item in enumerate(items):
         kind = item.type or "message"
         if kind not in NEEDED:
-            message = f"input[{at}]: items of type {', '.join(NEEDED)} are taken, but {item.type!r} was given"
-            raise LmserveError.invalid(f"input[{at}].type", message, "unsupported_parameter")
+            ignored.add(f"input.{kind}")
+            continue
         for field in NEEDED[kind]:
             if getattr(item, field) is None:
                 message = f"input[{at}]: a {kind} must have {field}"
                 raise LmserveError.invalid(f"input[{at}].{field}", message, "missing_field")
+        known.append(item)
+    return known
 
 
-def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
-    """What checked `items` stand for in a chat template. Raises LmserveError (400) for parts that are no text."""
+def messages_of(items: Sequence[InputItem], functions: Functions) -> list[dict[str, Any]]:
+    """What known `items` stand for in a chat template. Raises LmserveError (400) for parts that are no text."""
     messages: list[dict[str, Any]] = []
     thoughts = ""
     for at, item in enumerate(items):
@@ -53,14 +65,14 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
             case "reasoning":
                 thoughts += _text_of(item.content or "", f"input[{at}].content", REASONING_PARTS)
                 continue
-            case "function_call_output":
+            case "function_call_output" | "custom_tool_call_output":
                 output = _text_of(item.output or "", f"input[{at}].output")
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
-            case "function_call":
+            case "function_call" | "custom_tool_call":
                 # Calls of one answer are one message with its words.
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": ""})
-                messages[-1].setdefault("tool_calls", []).append(_call(item))
+                messages[-1].setdefault("tool_calls", []).append(_call(item, functions))
             case _:
                 role = "system" if item.role == "developer" else item.role
                 text = _text_of(item.content or "", f"input[{at}].content")
@@ -72,7 +84,7 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
 
 
 def stored_items(items: Sequence[InputItem], unique: str) -> list[StoredItem]:
-    """What is kept of `items`, which were checked; `unique` makes their ids so."""
+    """What is kept of `items`, which are known; `unique` makes their ids so."""
     return [_stored(item, f"{unique}_{at}") for at, item in enumerate(items)]
 
 
@@ -84,13 +96,25 @@ def _stored(item: InputItem, unique: str) -> StoredItem:
             return OutputReasoning(id=f"rs_{unique}", status="completed", content=content)
         case "function_call_output":
             return StoredOutput(id=f"fco_{unique}", call_id=item.call_id or "", output=_text_of(item.output or "", ""))
+        case "custom_tool_call_output":
+            output = _text_of(item.output or "", "")
+            return StoredCustomOutput(id=f"ctco_{unique}", call_id=item.call_id or "", output=output)
         case "function_call":
             return OutputCall(
                 id=f"fc_{unique}",
                 status="completed",
                 call_id=item.call_id or "",
                 name=item.name or "",
-                arguments=item.arguments or "",
+                namespace=msgspec.UNSET if item.namespace is None else item.namespace,
+                arguments=_written(item.arguments),
+            )
+        case "custom_tool_call":
+            return OutputCustomCall(
+                id=f"ctc_{unique}",
+                status="completed",
+                call_id=item.call_id or "",
+                name=item.name or "",
+                input=item.input or "",
             )
         case _:
             text = _text_of(item.content or "", "")
@@ -100,12 +124,17 @@ def _stored(item: InputItem, unique: str) -> StoredItem:
             return StoredMessage(id=f"msg_{unique}", role=item.role or "user", content=[part])
 
 
-def _call(item: InputItem) -> dict[str, Any]:
-    """Templates write arguments as JSON themselves, and want them as an object."""
-    arguments: Any = item.arguments
-    with suppress(msgspec.MsgspecError, RecursionError):
-        arguments = msgspec.json.decode(item.arguments or "", type=dict[str, Any])
-    return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": arguments}}
+def _written(arguments: str | dict[str, Any] | None) -> str:
+    return arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()
+
+
+def _call(item: InputItem, functions: Functions) -> dict[str, Any]:
+    name = item.name or ""
+    if item.namespace is not None and (full := qualified(item.namespace, name)) in functions.shown:
+        name = full
+    custom = item.type == "custom_tool_call"
+    arguments = {CUSTOM_ARGUMENT: item.input} if custom else arguments_of(item.arguments)
+    return {"id": item.call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _text_of(content: str | Sequence[InputPart], param: str, kinds: Sequence[str] = TEXT_PARTS) -> str:
@@ -113,6 +142,9 @@ def _text_of(content: str | Sequence[InputPart], param: str, kinds: Sequence[str
         return content
     texts = []
     for at, part in enumerate(content):
+        if part.type == "refusal":
+            texts.append(part.refusal or "")
+            continue
         if part.type not in kinds:
             message = f"the model is text-only and takes parts of type {kinds[0]} here, but {part.type!r} was given"
             raise LmserveError.invalid(f"{param}[{at}].type", f"{param}[{at}]: {message}", "unsupported_content_type")

@@ -14,6 +14,7 @@ from litestar.dto import AbstractDTO, DTOConfig
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
+from lmserve.api.convert.nearest import advice, looks_like_sampling
 from lmserve.api.http.expected import expected, in_words
 from lmserve.errors import LmserveError
 
@@ -85,6 +86,20 @@ class StrictJson(AbstractDTO[T]):
 def empty_body() -> LmserveError:
     """400 for a request without the body that it needs."""
     return LmserveError.invalid(None, "the body must be a JSON object, but it is empty", "invalid_json")
+
+
+class LenientJson(StrictJson[T]):
+    """As `StrictJson`, for LMDeploy's routes: unknown keys are ignored, but for those that look like sampling."""
+
+    def decode_bytes(self, value: bytes) -> Any:
+        """The body as `model_type`. Raises LmserveError (400)."""
+        decoded = super().decode_bytes(value)
+        fields = type(decoded).__struct_fields__
+        for name in msgspec.json.decode(value, type=dict[str, msgspec.Raw]):
+            if name not in fields and looks_like_sampling(name, fields):
+                message = f"unknown field `{name}` would change the text, and is not supported{advice(name, fields)}"
+                raise LmserveError.invalid(name, message, "unknown_field")
+        return decoded
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -178,7 +193,8 @@ def _invalid_value(message: str, body: bytes, model: object) -> LmserveError:
                 param, f"{param}: expected {allowed or 'a value'}, but it is missing", "missing_field"
             )
         place = f" in {path.removeprefix('.')}" if path else ""
-        return LmserveError.invalid(param, f"{_lower(what)}{place}", "unknown_field")
+        end = "" if path else advice(named[1], getattr(model, "__struct_fields__", ()))
+        return LmserveError.invalid(param, f"{_lower(what)}{place}{end}", "unknown_field")
     if KIND.fullmatch(what) or what.startswith(("Invalid enum value", "Invalid value")):
         allowed = None if unnamed or (match and match["key"]) else expected(model, steps, value)
         what = f"expected {allowed}" if allowed else GOT.sub("", what)

@@ -6,7 +6,7 @@ Litestar's own streaming costs several times as much for each chunk, and never c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from litestar import Request, Response
@@ -60,7 +60,7 @@ class EngineReply(Response[WholeBody]):
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
         """An ASGI callable over the request."""
         del app
-        return _WholeReply(self.content, request)
+        return _WholeReply(self.content, request, self.headers)
 
 
 class StreamedReply(Response[EventStream]):
@@ -72,18 +72,21 @@ class StreamedReply(Response[EventStream]):
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIResponse:
         """An ASGI callable over the stream."""
         del app
-        return _StreamedReply(self.content, request, str(self.media_type))
+        return _StreamedReply(self.content, request, self.headers, str(self.media_type))
 
 
-def sse_reply(stream: EventStream) -> StreamedReply:
-    """Server-sent events."""
-    return StreamedReply(stream, media_type="text/event-stream; charset=utf-8")
+def sse_reply(stream: EventStream, headers: Mapping[str, str] | None = None) -> StreamedReply:
+    """Server-sent events. `headers`: of the reply, beside its own."""
+    return StreamedReply(stream, media_type="text/event-stream; charset=utf-8", headers=headers)
 
 
 class _AbortedByClient(ASGIResponse):
-    def __init__(self, reply: WholeBody | EventStream, request: Request[Any, Any, Any]) -> None:
+    def __init__(
+        self, reply: WholeBody | EventStream, request: Request[Any, Any, Any], headers: Mapping[str, str]
+    ) -> None:
         self._reply = reply
         self._request = request
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = asyncio.create_task(_abort_on_disconnect(receive, self._reply))
@@ -93,31 +96,34 @@ class _AbortedByClient(ASGIResponse):
             watcher.cancel()
             self._reply.abort()
 
-    def _rate_limits(self) -> list[tuple[bytes, bytes]]:
+    def _further_headers(self) -> list[tuple[bytes, bytes]]:
         quota = serving_of(self._request).quota(tenant_of(self._request))
-        return [(name.encode(), value.encode()) for name, value in rate_limit_headers(quota).items()]
+        headers = {**rate_limit_headers(quota), **self._headers}
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def _send(self, scope: Scope, send: Send) -> None:
         raise NotImplementedError
 
 
 class _WholeReply(_AbortedByClient):
-    def __init__(self, whole: WholeBody, request: Request[Any, Any, Any]) -> None:
-        super().__init__(whole, request)
+    def __init__(self, whole: WholeBody, request: Request[Any, Any, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(whole, request, headers)
         self._whole = whole
 
     async def _send(self, scope: Scope, send: Send) -> None:
         del scope
         body = await self._whole.body()
         length = str(len(body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length), *self._rate_limits()]
+        headers = [(b"content-type", b"application/json"), (b"content-length", length), *self._further_headers()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class _StreamedReply(_AbortedByClient):
-    def __init__(self, stream: EventStream, request: Request[Any, Any, Any], media_type: str) -> None:
-        super().__init__(stream, request)
+    def __init__(
+        self, stream: EventStream, request: Request[Any, Any, Any], headers: Mapping[str, str], media_type: str
+    ) -> None:
+        super().__init__(stream, request, headers)
         self._stream = stream
         self._media_type = media_type.encode()
 
@@ -125,7 +131,7 @@ class _StreamedReply(_AbortedByClient):
         await self._stream.opened()
         # Proxies must not collect the frames.
         headers = [(b"content-type", self._media_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        headers += self._rate_limits()
+        headers += self._further_headers()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for chunk in self._stream.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
-from lmserve.api.convert.parameters import given_or, seed_bits, top_k
-from lmserve.api.convert.response_items import check_items, messages_of, stored_items
-from lmserve.api.convert.tools import response_calling
-from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.convert.parameters import given_or, output_limit, sampling_params, stop_params
+from lmserve.api.convert.preamble import stable
+from lmserve.api.convert.response_items import known_items, messages_of, stored_items
+from lmserve.api.convert.thinking import response_thinking
+from lmserve.api.convert.tools import Functions, response_calling
+from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import (
     ResponseStore,
@@ -26,9 +28,7 @@ from lmserve.engine.submission import (
     JsonObject,
     JsonSchema,
     Messages,
-    SamplingParams,
     SessionRef,
-    StopParams,
     Submission,
 )
 from lmserve.errors import LmserveError
@@ -50,11 +50,14 @@ PREVIOUS: Final = "previous_response_id"
 class ResponseTurn:
     """A request on its way to the core, and its place among the stored responses."""
 
-    def __init__(self, data: ResponsesRequest, serving: Serving, tenant: int) -> None:
-        """Raises LmserveError (400, 404) for what cannot be honoured."""
+    def __init__(self, data: ResponsesRequest, ignored: Ignored, serving: Serving, tenant: int) -> None:
+        """Raises LmserveError (400, 404) for what cannot be honoured; hints that are not are added to `ignored`."""
         refuse_unsupported(data)
-        if data.text is not None:
-            refuse_unsupported(data.text, "text.")
+        ignored.hints_of(data)
+        ignored.hints_of(data.text, "text.")
+        for name in data.include or ():
+            if name != LOGPROBS:
+                ignored.add(f"include.{name}")
         self._stores = given_or(data.store, True)
         _check_background(data, stores=self._stores)
         self._serving = serving
@@ -62,12 +65,16 @@ class ResponseTurn:
         self._id = new_response_id()
         self._created = int(time.time())
         self._data = data
-        self._asked = _asked(data, serving.engine.defaults, stores=self._stores)
+        text = serving.engine.text
+        self._thinking = response_thinking(data, None if text is None else text.template, ignored)
+        calling, functions = response_calling(data, ignored)
+        self._tools, self._tool_choice = calling
+        self._call_forms = functions.forms
+        self._asked = _asked(data, functions, serving.engine.defaults, stores=self._stores)
         items = [InputItem(role="user", content=data.input)] if isinstance(data.input, str) else data.input
-        check_items(items)
-        messages = messages_of(items)
+        items = known_items(items, ignored)
+        messages = messages_of(items, functions)
         self._items = stored_items(items, self._id.removeprefix("resp_"))
-        self._tools, self._tool_choice = response_calling(data)
         parent = data.previous_response_id
         self._parent = None if parent is None else session_of(parent, PREVIOUS)
         before = None if parent is None else serving.responses.get(tenant, parent)
@@ -76,6 +83,8 @@ class ResponseTurn:
             self._instructions = before.instructions
         if data.instructions is not None and (before is None or before.instructions != data.instructions):
             messages.insert(0, {"role": "system", "content": data.instructions})
+        if messages and messages[0]["role"] == "system":
+            messages[0]["content"] = stable(messages[0]["content"], ignored)
         self._messages = messages
 
     def start(self) -> RecordedResponse:
@@ -141,32 +150,22 @@ class ResponseTurn:
         return Submission(
             route="responses",
             reply_id=self._id,
-            model=data.model,
+            model=self._data.model,
             created=self._created,
             envelope=msgspec.to_builtins(self._asked),
-            input=Messages(self._messages, tools=self._tools),
+            input=Messages(self._messages, tools=self._tools, template_kwargs=self._thinking.variables),
             stream=stream,
             session=session,
-            on_overflow="drop_oldest_turns" if data.truncation == "auto" else "error",
+            on_overflow="drop_oldest_then_truncate" if data.truncation == "auto" else "truncate_output",
             guide=_guide(data),
             guide_param="text.format",
             tool_choice=self._tool_choice,
             parallel_tool_calls=given_or(data.parallel_tool_calls, True),
+            call_forms=self._call_forms,
+            thinking_budget=self._thinking.budget,
             tenant=self._tenant,
-            sampling=SamplingParams(
-                temperature=data.temperature,
-                top_k=top_k(data.top_k),
-                top_p=data.top_p,
-                min_p=data.min_p,
-                repetition_penalty=data.repetition_penalty,
-                seed=seed_bits(data.seed),
-                logprobs=_logprobs(data),
-            ),
-            stopping=StopParams(
-                max_tokens=data.max_output_tokens,
-                stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
-                ignore_eos=bool(data.ignore_eos),
-            ),
+            sampling=sampling_params(data, logprobs=_logprobs(data)),
+            stopping=stop_params(data, max_tokens=output_limit("max_output_tokens", data.max_output_tokens)),
         )
 
 
@@ -263,7 +262,8 @@ def _logprobs(data: ResponsesRequest) -> int | None:
     return None
 
 
-def _asked(data: ResponsesRequest, defaults: GenerationDefaults, *, stores: bool) -> Asked:
+def _asked(data: ResponsesRequest, functions: Functions, defaults: GenerationDefaults, *, stores: bool) -> Asked:
+    choice = data.tool_choice or "auto"
     return Asked(
         background=bool(data.background),
         instructions=data.instructions,
@@ -271,18 +271,22 @@ def _asked(data: ResponsesRequest, defaults: GenerationDefaults, *, stores: bool
         metadata=data.metadata or {},
         parallel_tool_calls=given_or(data.parallel_tool_calls, True),
         previous_response_id=data.previous_response_id,
-        reasoning={"effort": None, "summary": None},
+        reasoning={"effort": None if data.reasoning is None else data.reasoning.effort, "summary": None},
         service_tier="default",
         store=stores,
         temperature=given_or(data.temperature, given_or(defaults.temperature, 1.0)),
         text={"format": msgspec.to_builtins(_format(data) or TextFormat())},
-        tool_choice=data.tool_choice or "auto",
-        tools=data.tools or [],
+        tool_choice=choice if isinstance(choice, str) else _told(msgspec.to_builtins(choice)),
+        tools=functions.told,
         top_logprobs=given_or(data.top_logprobs, 0),
         top_p=given_or(data.top_p, given_or(defaults.top_p, 1.0)),
         truncation=data.truncation or "disabled",
         user=data.user,
     )
+
+
+def _told(choice: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choice.items() if value is not None}
 
 
 def _format(data: ResponsesRequest) -> TextFormat | JsonObjectFormat | SchemaFormat | None:

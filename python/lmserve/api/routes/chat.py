@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
@@ -14,21 +16,34 @@ from lmserve.api.convert.guided import guide_of
 from lmserve.api.convert.parameters import (
     check_prompt_logprobs,
     given_or,
+    output_limit,
     sampling_params,
     session_ref,
     stop_params,
     usage_chunks,
 )
+from lmserve.api.convert.thinking import chat_thinking
 from lmserve.api.convert.tools import chat_calling
-from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
-from lmserve.api.http.serving import serving_of, tenant_of
-from lmserve.engine.submission import Messages, SessionRef, Submission, Turn
+from lmserve.api.http.serving import Serving, serving_of, tenant_of
+from lmserve.engine.submission import Messages, OnOverflow, SessionRef, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
-from lmserve.schemas.chat import ChatChunk, ChatMessage, ChatReply, ChatRequest
+from lmserve.schemas.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatDelta,
+    ChatMessage,
+    ChatReply,
+    ChatRequest,
+    ChatUsage,
+    ChunkChoice,
+)
+from lmserve.schemas.sampling import UNLIMITED
 
 
 @post(
@@ -47,31 +62,42 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     """One answer, or `n`."""
     serving = serving_of(request)
     engine = serving.engine
-    data = serving.with_model(data)
-    stream = engine.submit(submission(data, tenant=tenant_of(request), fingerprint=serving.fingerprint))
+    data, tenant = serving.with_model(data), tenant_of(request)
+    if data.stop is True:
+        return _cancelled(data, serving, tenant)
+    ignored = Ignored("/v1/chat/completions")
+    stream = engine.submit(submission(data, ignored, serving, tenant=tenant))
     if data.stream:
-        return sse_reply(stream)
-    return EngineReply(stream)
+        return sse_reply(stream, ignored.headers())
+    return EngineReply(stream, headers=ignored.headers())
 
 
-def submission(data: ChatRequest, *, tenant: int, fingerprint: str) -> Submission:
-    """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
+def submission(data: ChatRequest, ignored: Ignored, serving: Serving, *, tenant: int) -> Submission:
+    """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured.
+
+    Hints that cannot be followed are added to `ignored`.
+    """
+    text = serving.engine.text
     refuse_unsupported(data)
     check_prompt_logprobs(data)
+    ignored.hints_of(data)
     guide, guide_param = guide_of(data)
-    tools, choice = chat_calling(data)
+    thinking = chat_thinking(data, None if text is None else text.template, ignored)
+    tools, choice = chat_calling(data, ignored)
+    legacy = data.tools is None and data.functions is not None
+    session = _session(data)
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=data.model,
         created=int(time.time()),
-        envelope={"system_fingerprint": fingerprint},
-        input=_input(data, tools),
+        envelope={"system_fingerprint": serving.fingerprint},
+        input=_input(data, tools, thinking.variables, ignored),
         stream=bool(data.stream),
         usage_chunks=usage_chunks(data),
         prompt_logprobs=data.prompt_logprobs,
-        session=_session(data),
-        on_overflow=data.on_overflow or "error",
+        session=session,
+        on_overflow=data.on_overflow or _on_overflow(data, session),
         n=given_or(data.n, 1),
         tenant=tenant,
         priority=given_or(data.priority, 0),
@@ -81,13 +107,26 @@ def submission(data: ChatRequest, *, tenant: int, fingerprint: str) -> Submissio
         guide_param=guide_param,
         guided_whitespace=data.guided_whitespace,
         tool_choice=choice,
-        parallel_tool_calls=given_or(data.parallel_tool_calls, True),
+        # There is one function_call in an answer.
+        parallel_tool_calls=given_or(data.parallel_tool_calls, True) and not legacy,
+        call_member="function_call" if legacy else "tool_calls",
+        thinking_budget=thinking.budget,
     )
+
+
+def _on_overflow(data: ChatRequest, session: SessionRef | None) -> OnOverflow:
+    # Agents send a fixed number, whatever the context has left; a session would have no room for its next turn.
+    unlimited = UNLIMITED in (data.max_tokens, data.max_completion_tokens)
+    return "truncate_output" if session is None or unlimited else "error"
 
 
 def _max_tokens(data: ChatRequest) -> int | None:
     # Both are upper bounds, so both hold.
-    return min((limit for limit in (data.max_tokens, data.max_completion_tokens) if limit is not None), default=None)
+    given = [
+        output_limit(name, value)
+        for name, value in (("max_tokens", data.max_tokens), ("max_completion_tokens", data.max_completion_tokens))
+    ]
+    return min((limit for limit in given if limit is not None), default=None)
 
 
 def _session(data: ChatRequest) -> SessionRef | None:
@@ -110,10 +149,44 @@ def _logprobs(data: ChatRequest) -> int | None:
     return given_or(data.top_logprobs, 0) if data.logprobs else None
 
 
-def _input(data: ChatRequest, tools: list[Any] | None) -> Turn | Messages:
+def _input(
+    data: ChatRequest, tools: list[Any] | None, variables: Mapping[str, Any], ignored: Ignored
+) -> Turn | Messages:
     if not isinstance(data.messages, str):
-        return conversation(data.messages, data, tools)
+        return conversation(data.messages, data, tools, variables, ignored)
     options = (data.chat_template_kwargs, data.continue_final_message, data.add_generation_prompt)
-    if tools is None and all(option is None for option in options):
+    if tools is None and not variables and all(option is None for option in options):
         return Turn(data.messages)
-    return conversation([ChatMessage(role="user", content=data.messages)], data, tools)
+    return conversation([ChatMessage(role="user", content=data.messages)], data, tools, variables)
+
+
+def _cancelled(data: ChatRequest, serving: Serving, tenant: int) -> Response[bytes]:
+    """LMDeploy's stop: the session's running turn ends, and the reply has no words."""
+    session_id = given_or(data.session_id, ANONYMOUS)
+    if session_id == ANONYMOUS:
+        message = "stop true cancels a session's turn and needs its session_id, but -1 or none was given"
+        raise LmserveError.invalid("session_id", message)
+    serving.engine.cancel_session(tenant, session_id)
+    reply_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    if data.stream:
+        choice = ChunkChoice(0, ChatDelta(role="assistant", content=""), "stop")
+        chunk = ChatChunk(
+            id=reply_id,
+            object="chat.completion.chunk",
+            created=created,
+            model=data.model,
+            system_fingerprint=serving.fingerprint,
+            choices=[choice],
+        )
+        events = b"data: " + msgspec.json.encode(chunk) + b"\n\ndata: [DONE]\n\n"
+        return Response(events, media_type="text/event-stream; charset=utf-8")
+    reply = ChatReply(
+        id=reply_id,
+        object="chat.completion",
+        created=created,
+        model=data.model,
+        system_fingerprint=serving.fingerprint,
+        choices=[ChatChoice(0, AssistantMessage("assistant", ""), "stop")],
+        usage=ChatUsage(0, 0, 0),
+    )
+    return Response(msgspec.json.encode(reply), media_type="application/json")

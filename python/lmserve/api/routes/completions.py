@@ -13,8 +13,15 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.guided import guide_of
-from lmserve.api.convert.parameters import check_prompt_logprobs, given_or, sampling_params, stop_params, usage_chunks
-from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.convert.parameters import (
+    check_prompt_logprobs,
+    given_or,
+    sampling_params,
+    stop_params,
+    unlimited,
+    usage_chunks,
+)
+from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, rewritten, sse_reply
@@ -52,15 +59,18 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     engine = serving.engine
     data = serving.with_model(data)
     requests = submissions(data, tenant=tenant_of(request), fingerprint=serving.fingerprint)
+    ignored = Ignored("/v1/completions")
+    ignored.hints_of(data)
+    headers = ignored.headers()
     if data.stream:
         return sse_reply(
-            engine.submit(requests[0]) if len(requests) == 1 else SharedStream(submit_all(engine, requests))
+            engine.submit(requests[0]) if len(requests) == 1 else SharedStream(submit_all(engine, requests)), headers
         )
     kept = given_or(data.n, 1)
     if len(requests) == 1 and requests[0].n == kept:
-        return EngineReply(engine.submit(requests[0]))
+        return EngineReply(engine.submit(requests[0]), headers=headers)
     streams = submit_all(engine, requests)
-    return EngineReply(GatheredCompletion(streams, kept, with_logprobs=data.logprobs is not None))
+    return EngineReply(GatheredCompletion(streams, kept, with_logprobs=data.logprobs is not None), headers=headers)
 
 
 def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> list[Submission]:
@@ -89,7 +99,8 @@ def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> li
         tenant=tenant,
         priority=given_or(data.priority, 0),
         sampling=sampling_params(data, logprobs=logprobs),
-        stopping=stop_params(data, max_tokens=given_or(data.max_tokens, DEFAULT_MAX_TOKENS)),
+        on_overflow="truncate_output",
+        stopping=stop_params(data, max_tokens=_max_tokens(data)),
         guide=guide,
         guide_param=guide_param,
         guided_whitespace=data.guided_whitespace,
@@ -151,6 +162,10 @@ class GatheredCompletion:
         """Stop all requests. Idempotent."""
         for stream in self._requests:
             stream.abort()
+
+
+def _max_tokens(data: CompletionRequest) -> int | None:
+    return unlimited(given_or(data.max_tokens, DEFAULT_MAX_TOKENS))
 
 
 def _inputs(data: CompletionRequest) -> list[Text] | list[Tokens]:

@@ -9,7 +9,7 @@ from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import messages_input
 from lmserve.api.convert.parameters import seed_bits, session_ref
-from lmserve.api.http.body import StrictJson
+from lmserve.api.http.body import LenientJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
 from lmserve.api.http.serving import serving_of, tenant_of
@@ -29,7 +29,7 @@ NO_TURN: Final = (
 
 @post(
     "/generate",
-    dto=StrictJson[GenerateRequest],
+    dto=LenientJson[GenerateRequest],
     return_dto=None,
     status_code=200,
     operation_id="generate",

@@ -9,8 +9,8 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import messages_input
-from lmserve.api.convert.parameters import given_or, seed_bits, session_ref
-from lmserve.api.http.body import StrictJson
+from lmserve.api.convert.parameters import given_or, seed_bits, session_ref, stop_strings
+from lmserve.api.http.body import LenientJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
 from lmserve.api.http.serving import serving_of, tenant_of
@@ -26,7 +26,7 @@ NO_TURN: Final = InteractiveReply(text="", tokens=0, input_tokens=0, history_tok
 
 @post(
     "/v1/chat/interactive",
-    dto=StrictJson[InteractiveRequest],
+    dto=LenientJson[InteractiveRequest],
     return_dto=None,
     status_code=200,
     operation_id="chat_interactive",
@@ -44,24 +44,26 @@ async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[
     serving = serving_of(request)
     engine, tenant = serving.engine, tenant_of(request)
     ends = not data.interactive_mode and data.request_output_len == 0 and not data.prompt
-    if data.cancel or ends:
-        await _end_or_cancel(engine, tenant, data)
+    # LMDeploy's first clients said stop.
+    cancels = bool(data.cancel) or data.stop is True
+    if cancels or ends:
+        await _end_or_cancel(engine, tenant, data.session_id, cancels=cancels)
         return Response(msgspec.json.encode(NO_TURN), media_type="application/json")
     stream = engine.submit(submission(data, model=serving.names[0], tenant=tenant))
     # LMDeploy called its lines server-sent events, and its clients read them as lines.
     return StreamedReply(stream, media_type="text/event-stream") if data.stream else EngineReply(stream)
 
 
-async def _end_or_cancel(engine: AsyncEngine, tenant: int, data: InteractiveRequest) -> None:
-    if data.session_id == ANONYMOUS:
-        if data.cancel:
+async def _end_or_cancel(engine: AsyncEngine, tenant: int, session_id: int, *, cancels: bool) -> None:
+    if session_id == ANONYMOUS:
+        if cancels:
             message = "cancel needs the session_id of the session whose turn is to end, but -1 was given"
             raise LmserveError.invalid("session_id", message)
         return
-    if data.cancel:
-        engine.cancel_session(tenant, data.session_id)
+    if cancels:
+        engine.cancel_session(tenant, session_id)
     else:
-        await engine.end_session(tenant, data.session_id)
+        await engine.end_session(tenant, session_id)
 
 
 def submission(data: InteractiveRequest, *, model: str, tenant: int) -> Submission:
@@ -99,7 +101,7 @@ def submission(data: InteractiveRequest, *, model: str, tenant: int) -> Submissi
         stopping=StopParams(
             max_tokens=limit,
             min_tokens=least,
-            stop=[data.stop] if isinstance(data.stop, str) else data.stop or [],
+            stop=stop_strings(data.stop),
             ignore_eos=data.ignore_eos,
             skip_special_tokens=given_or(data.skip_special_tokens, True),
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from litestar import Request, Response, post
@@ -11,14 +11,16 @@ from litestar.params import JSONBody
 
 from lmserve.api.convert.anthropic_messages import conversation
 from lmserve.api.convert.parameters import top_k
+from lmserve.api.convert.thinking import message_thinking
 from lmserve.api.convert.tools import message_calling
-from lmserve.api.convert.unsupported import refuse_unsupported
+from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
 from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.api.routes.tokenize import render_messages, size_of, text_of
 from lmserve.engine.submission import JsonSchema, SamplingParams, StopParams, Submission
+from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import (
     CountTokensReply,
     CountTokensRequest,
@@ -28,6 +30,9 @@ from lmserve.schemas.anthropic import (
     MessagesRequest,
     NoTool,
 )
+
+if TYPE_CHECKING:
+    from lmserve._core import ChatTemplate
 
 STATUSES: Final = (400, 401, 404, 408, 413, 429, 503)
 
@@ -48,9 +53,12 @@ async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, 
     """One answer."""
     serving = serving_of(request)
     engine = serving.engine
-    data = serving.with_model(data)
-    stream = engine.submit(submission(data, tenant=tenant_of(request)))
-    return sse_reply(stream) if data.stream else EngineReply(stream)
+    data, tenant = serving.with_model(data), tenant_of(request)
+    ignored = Ignored("/v1/messages")
+    template = None if engine.text is None else engine.text.template
+    stream = engine.submit(submission(data, ignored, tenant=tenant, template=template))
+    headers = ignored.headers()
+    return sse_reply(stream, headers) if data.stream else EngineReply(stream, headers=headers)
 
 
 @post(
@@ -68,34 +76,42 @@ async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any,
     """How many tokens the model would see."""
     engine, text = text_of(request, data.model)
     refuse_unsupported(data)
-    messages = conversation(data)
+    ignored = Ignored("/v1/messages/count_tokens")
+    ignored.hints_of(data)
+    messages = conversation(data, message_thinking(data, text.template, ignored), ignored)
 
     def work() -> bytes:
         ids = text.encode(render_messages(text, messages), context_length=engine.max_model_len, param="messages")
         return msgspec.json.encode(CountTokensReply(len(ids)))
 
-    return Response(await text.run(size_of(messages), work), media_type="application/json")
+    counted = await text.run(size_of(messages), work)
+    return Response(counted, media_type="application/json", headers=ignored.headers())
 
 
-def submission(data: MessagesRequest, *, tenant: int) -> Submission:
-    """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
+def submission(data: MessagesRequest, ignored: Ignored, *, tenant: int, template: ChatTemplate | None) -> Submission:
+    """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured.
+
+    Hints that cannot be followed are added to `ignored`.
+    """
     refuse_unsupported(data)
-    schema = None
-    if data.output_config is not None:
-        refuse_unsupported(data.output_config, "output_config.")
-        schema = None if data.output_config.format is None else data.output_config.format.schema
-    _, choice = message_calling(data)
+    ignored.hints_of(data)
+    ignored.hints_of(data.output_config, "output_config.")
+    guide, guide_param = _guide(data)
+    thinking = message_thinking(data, template, ignored)
+    _, choice = message_calling(data, ignored)
     single = not isinstance(data.tool_choice, NoTool | None) and bool(data.tool_choice.disable_parallel_tool_use)
     return Submission(
         route="messages",
         reply_id=f"msg_{uuid.uuid4().hex}",
         model=data.model,
-        input=conversation(data),
+        input=conversation(data, thinking, ignored),
         stream=bool(data.stream),
-        guide=None if schema is None else JsonSchema(schema, strict=True),
-        guide_param="output_config.format",
+        on_overflow="truncate_output",
+        guide=guide,
+        guide_param=guide_param,
         tool_choice=choice,
         parallel_tool_calls=not single,
+        thinking_budget=thinking.budget,
         tenant=tenant,
         sampling=SamplingParams(
             temperature=data.temperature,
@@ -104,3 +120,13 @@ def submission(data: MessagesRequest, *, tenant: int) -> Submission:
         ),
         stopping=StopParams(max_tokens=data.max_tokens, stop=data.stop_sequences or []),
     )
+
+
+def _guide(data: MessagesRequest) -> tuple[JsonSchema | None, str]:
+    newer = None if data.output_config is None else data.output_config.format
+    if newer is not None and data.output_format is not None:
+        message = "one field may say what the text must be, but output_config.format and output_format were given"
+        raise LmserveError.invalid("output_format", message)
+    given = newer or data.output_format
+    param = "output_format" if data.output_format is not None else "output_config.format"
+    return None if given is None else JsonSchema(given.schema, strict=True), param

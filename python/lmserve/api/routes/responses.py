@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
@@ -52,11 +53,13 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     """One answer."""
     serving = serving_of(request)
     data = serving.with_model(data)
-    turn = ResponseTurn(data, serving, tenant_of(request))
+    ignored = Ignored("/v1/responses")
+    turn = ResponseTurn(data, ignored, serving, tenant_of(request))
+    headers = ignored.headers()
     if data.background:
-        return Response(turn.run_in_background(), media_type="application/json")
+        return Response(turn.run_in_background(), media_type="application/json", headers=headers)
     recorded = turn.start()
-    return sse_reply(recorded) if data.stream else EngineReply(recorded)
+    return sse_reply(recorded, headers) if data.stream else EngineReply(recorded, headers=headers)
 
 
 @get(
