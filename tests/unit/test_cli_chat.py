@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from lmserve.cli import parser
-from lmserve.cli.chat import Chat
+from lmserve.cli.chat import full_url
+from lmserve.cli.conversation import Chat
+from lmserve.cli.markdown import BOLD, CODE, PLAIN, Styler
 
 Answer = Callable[[dict[str, Any]], httpx.Response]
 
@@ -157,5 +161,154 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     chat = Conversation(lambda _: words("yes"), "/help", "/nonsense")
     assert chat.run(monkeypatch) == 0
     output = capsys.readouterr()
-    assert output.out.startswith("/new   start a new conversation")
+    assert output.out.startswith("/new            start a new conversation")
     assert output.err == "There is no command /nonsense; /help says what there is.\n"
+
+
+class Session:
+    """A server that keeps what is said in each session, and loses it on demand."""
+
+    def __init__(self) -> None:
+        self.turns: dict[int, int] = {}
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+
+    def receive(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else {}
+        self.asked.append((request.method, request.url.path, body))
+        if request.url.path != "/generate":
+            session, verb = request.url.path.removeprefix("/v1/sessions/").split("/")
+            if verb == "fork":
+                self.turns[body["session_id"]] = self.turns[int(session)]
+            else:
+                assert body["turns"] < self.turns[int(session)]
+                self.turns[int(session)] = body["turns"]
+            return httpx.Response(200, json={})
+        session = body["instance_id"]
+        if body.get("sequence_end"):
+            self.turns.pop(session, None)
+        elif body["sequence_start"]:
+            self.turns[session] = 1
+        elif session not in self.turns:
+            return refusal(404, "session_not_found")
+        else:
+            self.turns[session] += 1
+        return words("yes")
+
+    def prompts(self) -> list[Any]:
+        return [body["prompt"] for _, path, body in self.asked if path == "/generate" and body["prompt"]]
+
+
+def converse(monkeypatch: pytest.MonkeyPatch, server: Session, *lines: str | Callable[[], str]) -> int:
+    """Type `lines` (or what they return, when their time comes)."""
+    given = iter(lines)
+
+    def typed(_prompt: str) -> str:
+        for line in given:
+            return line() if callable(line) else line
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", typed)
+    with httpx.Client(transport=httpx.MockTransport(server.receive), base_url="http://server") as client:
+        return Chat(client, parser().parse_args(["chat"])).run()
+
+
+def test_rewind_and_fork_leave_no_session_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Session()
+    assert (
+        converse(monkeypatch, server, "one", "two", "three", "/rewind 2", "/fork", "four", "/rewind", "/rewind", "five")
+        == 0
+    )
+    verbs = [(path.rpartition("/")[2], body) for _, path, body in server.asked if path != "/generate"]
+    assert [verb for verb, _ in verbs] == ["rewind", "fork", "rewind"]
+    assert verbs[0][1] == {"turns": 1}
+    # Taking back a first turn ends the session; the next turn begins it.
+    assert server.prompts() == ["one", "two", "three", "four", "five"]
+    assert server.asked[-3][2]["sequence_start"] is True
+    assert server.turns == {}
+
+
+def test_a_conversation_that_the_server_lost_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Session()
+
+    def lose() -> str:
+        server.turns.clear()
+        return "two"
+
+    assert converse(monkeypatch, server, "one", lose, "three", "/rewind", "/rewind", "four") == 0
+    assert "it is told again" in capsys.readouterr().err
+    told = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "yes"}]
+    prompts = server.prompts()
+    assert prompts[2] == [*told, {"role": "user", "content": "two"}]
+    assert prompts[3] == "three"
+    assert prompts[4] == [*told, {"role": "user", "content": "four"}]
+
+
+def test_system_prompt_settings_and_saving(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server = Session()
+    saved = tmp_path / "chat.md"
+    lines = ("/system Be brief.", "/set temperature 0.5", "/set top_k x", "/set nothing 1", "one", f"/save {saved}")
+    assert converse(monkeypatch, server, *lines, "/set temperature -", "two", f"/save {tmp_path}/no/x", "/set") == 0
+    first, second = (body for _, _, body in server.asked if body["prompt"])
+    assert first["prompt"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one"}]
+    assert first["temperature"] == 0.5
+    assert "temperature" not in second
+    assert saved.read_text() == "**System**\n\nBe brief.\n\n**You**\n\none\n\n**Model**\n\nyes\n"
+    output = capsys.readouterr()
+    assert "top_k must be a number, but 'x' was given." in output.err
+    assert "/set takes one of temperature, top_p" in output.err
+    assert "was not written: No such file or directory" in output.err
+    assert "max_tokens 512" in output.out
+
+
+def test_what_is_text_and_what_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    server = Session()
+    lines = (
+        "/usr/bin/env what is this?",
+        '"""first',
+        "second",
+        'third"""',
+        '"""one line"""',
+        "exit now?",
+        "/neu",
+        "exit",
+        "never",
+    )
+    assert converse(monkeypatch, server, *lines) == 0
+    assert server.prompts() == ["/usr/bin/env what is this?", "first\nsecond\nthird", "one line", "exit now?"]
+    assert "There is no command /neu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("8000", "http://127.0.0.1:8000"),
+        (":8000", "http://127.0.0.1:8000"),
+        ("host", "http://host:23333"),
+        ("host:80", "http://host:80"),
+        ("host:80/llm/", "http://host:80/llm"),
+        ("::1", "http://[::1]:23333"),
+        ("[::1]:80", "http://[::1]:80"),
+        ("https://host/v1", "https://host"),
+    ],
+)
+def test_addresses_in_any_form(given: str, url: str) -> None:
+    assert full_url(given) == url
+
+
+def test_markdown_is_styled_and_keeps_its_marks() -> None:
+    text = "# Head\nA **bold** `co**de` 2 * 3\n```py\n# no head **x**\n```\nend **open\nplain"
+    whole = Styler()
+    styled = whole.push(text) + whole.end()
+    assert re.sub(r"\x1b\[\d+m", "", styled) == text
+    assert f"{BOLD}# Head{PLAIN}\n" in styled
+    assert f"{BOLD}**bold**{PLAIN} {CODE}`co**de`{PLAIN}" in styled
+    assert f"{CODE}```py\n# no head **x**\n```{PLAIN}\n" in styled
+    assert styled.endswith(f"{BOLD}**open{PLAIN}\nplain")
+    for size in (1, 2, 3, 7):
+        pieces = Styler()
+        joined = "".join(pieces.push(text[at : at + size]) for at in range(0, len(text), size)) + pieces.end()
+        assert joined == styled

@@ -1,0 +1,108 @@
+"""`lmserve run`: one command to a conversation. It serves the model if no server does, and chats."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from lmserve.cli.chat import DEFAULT_URL, add_chat_options, talk
+from lmserve.cli.conversation import HELP
+from lmserve.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from lmserve.cli.types import Commands
+
+READY: Final = re.compile(r"^Ready after", re.MULTILINE)
+ADDRESS: Final = re.compile(r"^API +(https?://\S+)$", re.MULTILINE)
+
+
+def add_parser(commands: Commands) -> None:
+    description = (
+        "Chat with MODEL. A server at the default address that has this model is used; otherwise one is started on a"
+        " free port, and ends with the conversation. With QUESTION, or with text from a pipe, answers once."
+    )
+    parser = commands.add_parser(
+        "run",
+        help="chat with a model; serve it first if no server does",
+        description=description,
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="as for serve (default: the default model)")
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="answer this, and end")
+    add_chat_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    question = " ".join(arguments.question) or None
+    if not sys.stdin.isatty():
+        # What comes from a pipe is what the question is about.
+        piped = sys.stdin.read().strip()
+        question = "\n\n".join(part for part in (question, piped) if part)
+        if not question:
+            raise CommandError("there is no question: give one, or pipe one in")
+    if _serves(DEFAULT_URL, arguments):
+        return talk(DEFAULT_URL, arguments, question)
+    with _server(arguments.model) as url:
+        return talk(url, arguments, question)
+
+
+def _serves(url: str, arguments: argparse.Namespace) -> bool:
+    """Whether a server answers there and has the model that was asked for."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
+    try:
+        reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=2)
+        names = [card["id"] for card in reply.json()["data"]] if reply.status_code == 200 else None
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return False
+    return names is not None and (arguments.model is None or arguments.model in names)
+
+
+@contextlib.contextmanager
+def _server(model: str | None) -> Iterator[str]:
+    """A server of our own; its address, once its model is loaded."""
+    with tempfile.TemporaryFile() as output:
+        command = [sys.executable, "-m", "lmserve", "serve", *([] if model is None else [model]), "--port", "0"]
+        # A session of its own: Ctrl-C cancels an answer here, and must not reach the server.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield _wait(process, output, model)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], output: IO[bytes], model: str | None) -> str:
+    shown = sys.stderr.isatty()
+    started = time.monotonic()
+    name = Path(model).name if model else "the default model"
+    while process.poll() is None:
+        text = _printed(output)
+        if (address := ADDRESS.search(text)) and READY.search(text):
+            if shown:
+                sys.stderr.write("\r\x1b[K")
+            return address[1]
+        if shown:
+            sys.stderr.write(f"\rLoading {name} … {time.monotonic() - started:.0f} s")
+            sys.stderr.flush()
+        time.sleep(0.1)
+    lines = _printed(output).strip().splitlines() or ["it said nothing"]
+    raise CommandError(lines[-1].removeprefix("lmserve: error: "))
+
+
+def _printed(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode("utf-8", "replace")
