@@ -169,7 +169,7 @@ def session_log() -> Iterator[Round]:
             if isinstance(found, _core.OpenSessionLog):
                 logs.append(found)
             for log in logs[:7]:
-                assert log.restored["sessions"] == 0
+                assert json.loads(log.restored)["sessions"] == 0
 
         yield one
 
