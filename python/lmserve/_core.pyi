@@ -69,7 +69,7 @@ class Tokenizer:
     def from_gguf(file: GgufFile) -> Tokenizer:
         """Build what `tokenizer.ggml.*` describes. Raises LmserveError (400)."""
 
-    def encode(self, text: str, *, add_special: bool = False, piece_bytes: int = 32768) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = False, piece_bytes: int = ...) -> list[int]:
         """Tokens of `text`; special tokens written out in it are recognised.
 
         `add_special` adds those that belong around a text; a chat template has written them already. A text of more
@@ -77,7 +77,7 @@ class Tokenizer:
         LmserveError `draining` (503) after `abandon`.
         """
 
-    def encode_continued(self, text: str, *, piece_bytes: int = 32768) -> list[int]:
+    def encode_continued(self, text: str, *, piece_bytes: int = ...) -> list[int]:
         """Tokens of `text` that goes on after tokens that are there already: no space is put before its first word."""
 
     def least_tokens(self, text: str) -> int:

@@ -115,7 +115,7 @@ def test_a_conversation_of_three_turns_edited_forked_rewound_and_reloaded(person
     mine = next(iter(sessions(person.url).keys() - before.keys()))
     assert sessions(person.url)[mine] == 3
     person.turn(3).get_by_role("button", name="Edit the message of turn 3").click()
-    assert person.page.input_value("#prompt") == "Write a short list of three cities."
+    sync_api.expect(person.page.locator("#prompt")).to_have_value("Write a short list of three cities.")
     assert person.page.locator(".turn").count() == 2
     person.say("Name a river.")
     person.turn(3)

@@ -15,9 +15,9 @@ from lmserve.schemas.completion_sampling import StreamOptions
 from lmserve.schemas.completions import MAX_PROMPT_TOKENS, CompletionRequest
 from lmserve.schemas.embeddings import MAX_INPUT_TOKENS, EmbeddingsRequest
 from lmserve.schemas.generate import GenerateRequest
-from lmserve.schemas.guided import StructuredOutputs
+from lmserve.schemas.guided import NamedSchema, StructuredOutputs
 from lmserve.schemas.interactive import InteractiveRequest
-from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest
+from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest, SchemaFormat
 from lmserve.schemas.scoring import RerankRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
 from lmserve.schemas.tools import FlatTool, FlatToolChoice, NamedToolChoice, ReplayedCall, ResponseTool, Tool
@@ -40,14 +40,21 @@ def one_kind(text: Json, most: int) -> Json:
 NOT_ZERO: Final[Json] = {"not": {"const": 0}}
 NO_CANCEL: Final[Json] = {"not": {"const": True}}
 
+# As a schema, false allows no text at all.
+NOT_FALSE: Final[Json] = {"not": {"const": False}}
+
 FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
-    ChatRequest: {"max_tokens": NOT_ZERO, "max_completion_tokens": NOT_ZERO},
+    NamedSchema: {"schema": NOT_FALSE},
+    StructuredOutputs: {"json": NOT_FALSE},
+    SchemaFormat: {"schema": NOT_FALSE},
+    ChatRequest: {"max_tokens": NOT_ZERO, "max_completion_tokens": NOT_ZERO, "guided_json": NOT_FALSE},
     ResponsesRequest: {"max_output_tokens": NOT_ZERO, "stop": NO_CANCEL},
     InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
     RerankRequest: {"max_tokens_per_doc": NULL},
     CompletionRequest: {
         "prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS),
         "stop": NO_CANCEL,
+        "guided_json": NOT_FALSE,
     },
     EmbeddingsRequest: {
         "input": one_kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}, MAX_INPUT_TOKENS)
