@@ -27,11 +27,14 @@ from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
 EXAMPLES = 100
 SEED = int(os.environ.get("SEED", "20"))
 
-# What no schema can say: the model's and a session's numbers, a comparison of two fields, the last entry of a list.
+# What no schema can say: the model's and a session's numbers, a comparison of two fields, the last entry of a list,
+# names that look like a parameter's, what an item of an unknown type is.
 BEYOND_THE_SCHEMA = re.compile(
     rf"the context holds {MAX_MODEL_LEN} tokens"
     r"|token ids .*lie in \[0, 258\)"
     r"|dimensions must lie in \[1, 8\]"
+    r"|unknown field `\w+` would change the text"
+    r"|a message must have role"
     r"|turns must lie in \[1, \d+\]"
     r"|has no tokens; at least one is needed"
     r"|min_(?:new_)?tokens is at most"

@@ -267,10 +267,9 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         STREAMED,
         CONTINUED,
         either(null("top_logprobs"), on("logprobs")),
-        either(optional(stop=NO_CANCEL), required(session_id=LIVE)),
         either(
             both(required(session_id=LIVE), optional(n={"enum": [1, None]}), null("prompt_logprobs")),
-            both(optional(session_id={"enum": [-1, None]}), off("renew_session")),
+            both(optional(session_id={"enum": [-1, None]}, stop=NO_CANCEL), off("renew_session")),
         ),
     ),
     CompletionRequest: (STREAMED, GUIDED),
