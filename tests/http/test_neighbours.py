@@ -32,7 +32,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"model": MODEL, "prompt": "x", "stop_token_ids": [300], "min_tokens": 5}),
     (COMPLETIONS, {"model": MODEL, "prompt": "x" * (MAX_MODEL_LEN + 1)}),
     (COMPLETIONS, {"model": MODEL, "prompt": ["x", "y", "x" * MAX_MODEL_LEN], "n": 3}),
-    (COMPLETIONS, {"model": MODEL, "prompt": "x", "max_tokens": 2**31 - 1}),
+    (COMPLETIONS, {"model": MODEL, "prompt": "x", "max_tokens": -2}),
     (COMPLETIONS, {"model": MODEL, "prompt": "x", "n": 65}),
     (COMPLETIONS, {"model": MODEL, "prompt": "", "stream": True}),
     (COMPLETIONS, {"model": MODEL, "prompt": "x", "temperature": 1e300}),
