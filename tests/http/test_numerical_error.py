@@ -28,7 +28,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"model": MODEL, "max_output_tokens": 30, "input": TEXT},
     "/v1/messages": {"model": MODEL, "max_tokens": 30, "messages": SAID},
     "/v1/chat/interactive": {"prompt": TEXT, "request_output_len": 30},
-    "/generate": {"prompt": TEXT, "max_tokens": 30},
+    "/generate": {"prompt": TEXT, "request_output_len": 30},
 }
 
 

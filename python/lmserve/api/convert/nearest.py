@@ -38,10 +38,11 @@ GROUPS: Final[Sequence[tuple[Sequence[str], Sequence[str]]]] = (
     (("temperature", "top_p"), ("mirostat", "mirostat_mode", "mirostat_tau", "mirostat_eta", "samplers")),
     (("seed",), ("random_seed", "rng_seed", "sampler_seed")),
     (
-        ("stop", "stop_sequences", "stop_words"),
+        # Where a route has both, as /generate does, its `stop` cancels the turn.
+        ("stop_words", "stop", "stop_sequences"),
         ("stop_strings", "stop_sequence", "stopping_strings", "stopSequences", "antiprompt", "stop_str", "until"),
     ),
-    (("stop_token_ids", "stop", "stop_words"), ("eos_token_id", "stop_tokens", "custom_eos_token_ids")),
+    (("stop_token_ids", "stop_words", "stop"), ("eos_token_id", "stop_tokens", "custom_eos_token_ids")),
     (("ignore_eos",), ("ban_eos_token", "ignore_eos_token")),
     (("min_tokens", "min_new_tokens"), ("min_length", "min_tokens_to_generate", "min_output_tokens")),
     (("logit_bias",), ("logits_bias", "bad_words", "bad_words_ids", "allowed_token_ids", "banned_tokens")),
