@@ -8,7 +8,7 @@ use lmserve::cpu::attention::{
     Attention, AttentionShape, KvCache, KvShape, KvType, LayerAttention, PAGE, SeqSpan, Sequence,
 };
 use lmserve::cpu::row_ops::RopeAndCache;
-use lmserve::cpu::{Isa, Pool, Shared};
+use lmserve::cpu::{Isa, Pool, SharedSlice};
 
 const HEADS: usize = 9;
 const SHAPE: KvShape = KvShape {
@@ -63,7 +63,7 @@ fn fill(pool: &Pool, isa: Isa, cache: &mut KvCache, slots: usize) {
     let shape = cache.view().layer(0).shape();
     let width = (HEADS + 2 * shape.kv_heads) * shape.head_dim;
     let mut qkv = random(WRITTEN * width);
-    let qkv = Shared::new(&mut qkv);
+    let qkv = SharedSlice::new(&mut qkv);
     let (cos, sin) = (vec![1.0; shape.head_dim / 2], vec![0.0; shape.head_dim / 2]);
     let cache = cache.view();
     pool.run(&|team| {
@@ -125,8 +125,8 @@ fn measure(
     let step = attention.begin(&spans);
     let (view, queries, out) = (
         cache.view(),
-        Shared::new(&mut queries),
-        Shared::new(&mut out),
+        SharedSlice::new(&mut queries),
+        SharedSlice::new(&mut out),
     );
     let (start, mut best) = (Instant::now(), f64::INFINITY);
     while start.elapsed() < SPAN || best.is_infinite() {

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lmserve::cpu::{Aligned, FloatType, Format, Isa, Linear, Matrix, Pool, Shared, Stored};
+use lmserve::cpu::{Aligned, FloatType, Format, Isa, Linear, Matrix, Pool, SharedSlice, Stored};
 
 const SHAPES: [(&str, usize, usize); 5] = [
     ("qkv", 960, 576),
@@ -216,8 +216,8 @@ fn main() {
                 let x = random(rows * cols);
                 let mut y = Aligned::<f32>::zeroed(rows * out);
                 let mut scratch = Aligned::<u8>::zeroed(layers[0].scratch_bytes(rows));
-                let (y, scratch) = (Shared::new(&mut y), Shared::new(&mut scratch));
-                let x = Shared::read_only(&x);
+                let (y, scratch) = (SharedSlice::new(&mut y), SharedSlice::new(&mut scratch));
+                let x = SharedSlice::read_only(&x);
                 let time = fastest(|| {
                     pool.run(&|team| {
                         for layer in &layers {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use lmserve::engine::{Core, Events, FinishedTurn, StepOutput, TurnLease, prepare};
+use lmserve::engine::{Core, Events, FinishedTurn, StepOutput, TurnGuard, prepare};
 use lmserve::engine::{Limits, Prepared};
 use lmserve::error::Error;
 use lmserve::kv::BlockPool;
@@ -97,7 +97,7 @@ impl Load {
             id: id as i64,
         };
         let (lease, base) =
-            TurnLease::begin(&self.store, key, id, Start::Fresh, self.now_ms).unwrap();
+            TurnGuard::begin(&self.store, key, id, Start::Fresh, self.now_ms).unwrap();
         let prepared: Prepared =
             prepare(&submission, base, None, None, self.limits, &|| Ok(())).unwrap();
         self.core

@@ -29,7 +29,7 @@ from lmserve.config import GIB, ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
 from lmserve.engine.submission import StopParams, Submission, Tokens, encode
-from lmserve.model.interface import F32, I32, Extras
+from lmserve.model.interface import F32, I32, LogitEdits
 from lmserve.model.runner import allocate_buffers, runner_info
 from lmserve.server import bind, serve, url_of
 
@@ -58,7 +58,7 @@ class InstantRunner:
         words = [plan.text.tokenizer.encode(f" {word}")[0] for word in WORDS]
         self.buffers.sampled[:] = np.resize(words, self.buffers.sampled.shape)
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         pass
 
     def collect(self) -> None:

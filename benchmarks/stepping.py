@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from lmserve.model import Checkpoint, RunnerOptions, load_runner
-from lmserve.model.interface import Extras, Runner
+from lmserve.model.interface import LogitEdits, Runner
 from numpy.typing import NDArray
 
 I32 = NDArray[np.int32]
@@ -50,9 +50,9 @@ class Stepper:
         buffers.sample_rows[: len(rows)] = rows
         return at, len(tokens), len(rows)
 
-    def run(self, sizes: tuple[int, int, int], extras: Extras | None = None) -> None:
+    def run(self, sizes: tuple[int, int, int], edits: LogitEdits | None = None) -> None:
         """Run the step that `fill` wrote."""
-        self.runner.launch(*sizes, extras)
+        self.runner.launch(*sizes, edits)
         self.runner.collect()
 
     def logits(self, sizes: tuple[int, int, int]) -> F32:

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lmserve::kv::{BlockPool, BlockTable};
-use lmserve::session::{Base, Commit, SessionKey, SessionStore, Start, StoreLimits, Turn};
+use lmserve::session::{Commit, SessionKey, SessionStore, Start, StoreLimits, Turn, TurnHistory};
 use lmserve::text::Tail;
 use proptest::prelude::*;
 
@@ -249,7 +249,7 @@ proptest! {
             commits: 0,
         };
         // What each running turn builds on, as the store gave it.
-        let mut bases: BTreeMap<SessionKey, (u64, Base)> = BTreeMap::new();
+        let mut bases: BTreeMap<SessionKey, (u64, TurnHistory)> = BTreeMap::new();
         let mut now = 1;
         for (at, act) in acts.into_iter().enumerate() {
             let request = at as u64;
@@ -271,7 +271,7 @@ proptest! {
                     let Some((request, base)) = bases.remove(&key) else { continue };
                     let (mut tokens, mut turns) = (base.history, base.turns);
                     if count == 0 && turns.is_empty() {
-                        bases.insert(key, (request, Base { history: tokens, turns, ..Base::empty() }));
+                        bases.insert(key, (request, TurnHistory { history: tokens, turns, ..TurnHistory::empty() }));
                         continue;
                     }
                     let start = tokens.len();

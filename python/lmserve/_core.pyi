@@ -601,7 +601,7 @@ class CpuModel:
         n_tokens: int,
         n_seqs: int,
         n_rows: int,
-        extras: Any = None,
+        edits: Any = None,
     ) -> None:
         """Run a step over the arrays, without the GIL, and sample its rows from the logits that `head` gives.
 
@@ -609,7 +609,7 @@ class CpuModel:
         """
 
     def logits(self, n_rows: int) -> bytes:
-        """Float32 logits of the last step's rows; changed where a row had a temperature or extras."""
+        """Float32 logits of the last step's rows; changed where a row had a temperature or edits."""
 
     def embed_texts(self, program: CpuProgram, token_ids: Any, cu_seqlens: Any, max_tokens: int) -> bytes:
         """Float32 embeddings of whole texts, computed without the GIL, at most max_tokens tokens at a time."""

@@ -52,7 +52,7 @@ class Step:
     """What one step computes: T tokens of S sequences, of which R are sampled; a copy, yours to keep.
 
     Sequences lie one after another in the token arrays. Names and meanings are those of
-    `lmserve.model.interface.StepBuffers` and `Extras`.
+    `lmserve.model.interface.StepBuffers` and `LogitEdits`.
     """
 
     sequences: list[tuple[int, int]]  # [S] (request, choice)

@@ -6,10 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::cpu_arrays::{CpuArrays, MaskWords, sample_extras, token_masks, values};
+use super::cpu_arrays::{CpuArrays, MaskWords, logit_edits, token_masks, values};
 use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
-use crate::cpu::sample::{SampleExtras, TokenMasks};
+use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
     Activation, Isa, LayerShape, Model, ModelShape, PositionTables, Program, StepSampling,
 };
@@ -297,7 +297,7 @@ impl CpuModel {
     }
 
     /// Runs a step over the arrays, without the GIL, and samples its rows from the logits that `head` gives.
-    #[pyo3(signature = (program, head, arrays, n_tokens, n_seqs, n_rows, extras=None))]
+    #[pyo3(signature = (program, head, arrays, n_tokens, n_seqs, n_rows, edits=None))]
     #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
@@ -308,25 +308,17 @@ impl CpuModel {
         n_tokens: usize,
         n_seqs: usize,
         n_rows: usize,
-        extras: Option<&Bound<'_, PyAny>>,
+        edits: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let masks = extras.map(token_masks).transpose()?.flatten();
-        let extras = extras.map(sample_extras).transpose()?;
+        let masks = edits.map(token_masks).transpose()?.flatten();
+        let edits = edits.map(logit_edits).transpose()?;
         let sizes = (n_tokens, n_seqs, n_rows);
-        let outcome = py.detach(|| {
-            self.step(
-                program,
-                head,
-                arrays,
-                sizes,
-                extras.as_ref(),
-                masks.as_ref(),
-            )
-        });
+        let outcome =
+            py.detach(|| self.step(program, head, arrays, sizes, edits.as_ref(), masks.as_ref()));
         Ok(outcome?)
     }
 
-    /// The logits of the last step's rows, float32 row after row; changed where a row had a temperature or extras.
+    /// The logits of the last step's rows, float32 row after row; changed where a row had a temperature or edits.
     fn logits<'py>(&self, py: Python<'py>, n_rows: usize) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = py.detach(|| {
             let model = lock(&self.0);
@@ -373,7 +365,7 @@ impl CpuModel {
         head: usize,
         arrays: &CpuArrays,
         (n_tokens, n_seqs, n_rows): (usize, usize, usize),
-        extras: Option<&SampleExtras>,
+        edits: Option<&LogitEdits>,
         masks: Option<&MaskWords>,
     ) -> Result<()> {
         contained(|| {
@@ -383,7 +375,7 @@ impl CpuModel {
             let (step, rows, out) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };
             let sampling = StepSampling {
                 rows,
-                extras,
+                edits,
                 masks: masks.map(|masks| masks as &dyn TokenMasks),
                 out,
             };

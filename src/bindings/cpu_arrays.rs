@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 
 use super::executor::Buffers;
 use super::masks::StepMasks;
-use crate::cpu::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
-use crate::cpu::{Shared, StepInput};
+use crate::cpu::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
+use crate::cpu::{SharedSlice, StepInput};
 use crate::error::{Error, Result};
 use crate::guided;
 
@@ -90,10 +90,10 @@ pub(super) unsafe fn entries<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Re
 ///
 /// # Safety
 /// Nobody else may touch the array while the value is in use.
-unsafe fn results<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<Shared<'_, T>> {
+unsafe fn results<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<SharedSlice<'_, T>> {
     check_len(buffer, len)?;
     // SAFETY: the array is writable and contiguous, has the entries, and the caller keeps everyone else away.
-    Ok(unsafe { Shared::from_raw(buffer.buf_ptr().cast(), len) })
+    Ok(unsafe { SharedSlice::from_raw(buffer.buf_ptr().cast(), len) })
 }
 
 fn check_len<T: Element>(buffer: &PyBuffer<T>, len: usize) -> Result<()> {
@@ -142,18 +142,18 @@ impl TokenMasks for MaskWords {
     }
 }
 
-pub(super) fn token_masks(extras: &Bound<'_, PyAny>) -> PyResult<Option<MaskWords>> {
-    let masks: Option<PyRef<'_, StepMasks>> = extras.getattr("masks")?.extract()?;
+pub(super) fn token_masks(edits: &Bound<'_, PyAny>) -> PyResult<Option<MaskWords>> {
+    let masks: Option<PyRef<'_, StepMasks>> = edits.getattr("masks")?.extract()?;
     Ok(masks.map(|masks| MaskWords::new(&masks.0)))
 }
 
-pub(super) fn sample_extras(extras: &Bound<'_, PyAny>) -> PyResult<SampleExtras> {
-    Ok(SampleExtras {
-        bias_start: values(&extras.getattr("bias_start")?)?,
-        bias_token: values(&extras.getattr("bias_token")?)?,
-        bias_value: values(&extras.getattr("bias_value")?)?,
-        seen_start: values(&extras.getattr("seen_start")?)?,
-        seen_token: values(&extras.getattr("seen_token")?)?,
-        seen_count: values(&extras.getattr("seen_count")?)?,
+pub(super) fn logit_edits(edits: &Bound<'_, PyAny>) -> PyResult<LogitEdits> {
+    Ok(LogitEdits {
+        bias_start: values(&edits.getattr("bias_start")?)?,
+        bias_token: values(&edits.getattr("bias_token")?)?,
+        bias_value: values(&edits.getattr("bias_value")?)?,
+        seen_start: values(&edits.getattr("seen_start")?)?,
+        seen_token: values(&edits.getattr("seen_token")?)?,
+        seen_count: values(&edits.getattr("seen_count")?)?,
     })
 }

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 
 use super::cpu::{CpuModel, CpuProgram};
 use super::cpu_arrays::{CpuArrays, MaskWords};
-use crate::cpu::sample::SampleExtras;
+use crate::cpu::sample::LogitEdits;
 use crate::error::Result;
 use crate::sched::Step;
 
@@ -34,7 +34,7 @@ impl CpuStep {
 
     /// Runs a step that the runner's arrays hold.
     pub(super) fn run(&self, step: &Step) -> Result<()> {
-        let extras = step.has_extras().then(|| SampleExtras {
+        let edits = step.has_logit_edits().then(|| LogitEdits {
             bias_start: step.bias_start.clone(),
             bias_token: step.bias_token.clone(),
             bias_value: step.bias_value.clone(),
@@ -49,7 +49,7 @@ impl CpuStep {
             self.head,
             self.arrays.get(),
             sizes,
-            extras.as_ref(),
+            edits.as_ref(),
             masks.as_ref(),
         )
     }

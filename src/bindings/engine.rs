@@ -11,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict};
 use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{self, EngineConfig, Model};
+use crate::engine::{self, EngineConfig, ModelSpec};
 use crate::sched::{SchedulerConfig, Speculation};
 use crate::session::{SessionInfo, SessionKey};
 use crate::tenant::{Quota, Tenant};
@@ -114,7 +114,7 @@ impl Engine {
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
             stall: Duration::from_secs_f64(stall_seconds.clamp(0.0, 86_400.0)),
         };
-        let model = Model {
+        let model = ModelSpec {
             tokenizer: tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner)),
             template: template.map(|template| Arc::clone(&template.0)),
             eos_tokens: eos_token_ids,

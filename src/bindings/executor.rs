@@ -70,7 +70,7 @@ pub(super) struct PyExecutor {
     launch: Py<PyAny>,
     collect: Py<PyAny>,
     embed: Py<PyAny>,
-    extras: Py<PyAny>,
+    edits: Py<PyAny>,
     frombuffer: Py<PyAny>,
     /// Takes the place of `launch` and `collect` where the runner has it.
     native: Option<CpuStep>,
@@ -139,9 +139,9 @@ impl PyExecutor {
             launch: runner.getattr("launch")?.unbind(),
             collect: runner.getattr("collect")?.unbind(),
             embed: runner.getattr("embed")?.unbind(),
-            extras: py
+            edits: py
                 .import("lmserve.model.interface")?
-                .getattr("Extras")?
+                .getattr("LogitEdits")?
                 .getattr("from_bytes")?
                 .unbind(),
             frombuffer: py.import("numpy")?.getattr("frombuffer")?.unbind(),
@@ -209,13 +209,13 @@ impl PyExecutor {
         Ok(())
     }
 
-    fn make_extras<'py>(&self, py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyAny>> {
-        if !step.has_extras() {
+    fn make_logit_edits<'py>(&self, py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyAny>> {
+        if !step.has_logit_edits() {
             return Ok(py.None().into_bound(py));
         }
         let ints = |values: &[i32]| PyByteArray::new(py, &bytes_of(values, i32::to_ne_bytes));
         let floats = |values: &[f32]| PyByteArray::new(py, &bytes_of(values, f32::to_ne_bytes));
-        self.extras.bind(py).call1((
+        self.edits.bind(py).call1((
             ints(&step.bias_start),
             ints(&step.bias_token),
             floats(&step.bias_value),
@@ -235,11 +235,11 @@ impl Executor for PyExecutor {
         }
         Python::attach(|py| {
             let sizes = (step.num_tokens(), step.num_sequences(), step.num_rows());
-            self.make_extras(py, step)
-                .and_then(|extras| {
+            self.make_logit_edits(py, step)
+                .and_then(|edits| {
                     self.launch
                         .bind(py)
-                        .call1((sizes.0, sizes.1, sizes.2, extras))
+                        .call1((sizes.0, sizes.1, sizes.2, edits))
                 })
                 .map(drop)
                 .map_err(|e| failed(py, &e))

@@ -8,12 +8,12 @@ use pyo3::types::{PyByteArray, PyDict};
 use super::event::{Collector, Event};
 use super::masks::StepMasks;
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnLease, prepare, request_of};
+use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnGuard, prepare, request_of};
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::request::Submission;
 use crate::sched::{SchedulerConfig, Step};
-use crate::session::{Base, SessionKey, SessionStore, StoreLimits};
+use crate::session::{SessionKey, SessionStore, StoreLimits, TurnHistory};
 use crate::text;
 
 struct State {
@@ -165,15 +165,15 @@ impl Scheduler {
         submission: &Submission,
         request: u64,
         now_ms: u64,
-    ) -> Result<(Option<TurnLease>, Base)> {
+    ) -> Result<(Option<TurnGuard>, TurnHistory)> {
         let Some(session) = &submission.session else {
-            return Ok((None, Base::empty()));
+            return Ok((None, TurnHistory::empty()));
         };
         let key = SessionKey {
             tenant: submission.tenant,
             id: session.id,
         };
-        let (lease, base) = TurnLease::begin_turn(&self.sessions, key, session, request, now_ms)?;
+        let (lease, base) = TurnGuard::begin_turn(&self.sessions, key, session, request, now_ms)?;
         Ok((Some(lease), base))
     }
 }
@@ -333,7 +333,7 @@ impl Scheduler {
         };
         let request = self.with_state(py, State::next_request);
         py.detach(|| {
-            let end = TurnLease::begin_end(&self.sessions, key, request, 0)?;
+            let end = TurnGuard::begin_end(&self.sessions, key, request, 0)?;
             Ok(end.map(|end| end.commit(0)).is_some())
         })
     }

@@ -147,26 +147,26 @@ impl<T: Plain> std::ops::DerefMut for Aligned<T> {
 }
 
 /// A slice that the threads of a team read and write, each its own ranges between two barriers.
-pub struct Shared<'a, T> {
+pub struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     slice: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it is only a place; whoever reads or writes it promises that no other thread is in the way.
-unsafe impl<T: Send + Sync> Send for Shared<'_, T> {}
+unsafe impl<T: Send + Sync> Send for SharedSlice<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send + Sync> Sync for Shared<'_, T> {}
+unsafe impl<T: Send + Sync> Sync for SharedSlice<'_, T> {}
 
-impl<T> Clone for Shared<'_, T> {
+impl<T> Clone for SharedSlice<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Shared<'_, T> {}
+impl<T> Copy for SharedSlice<'_, T> {}
 
-impl<'a, T> Shared<'a, T> {
+impl<'a, T> SharedSlice<'a, T> {
     /// Shares `slice` for as long as it is borrowed.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self {
@@ -247,7 +247,7 @@ impl<'a, T> Shared<'a, T> {
     /// Writes the values in `range`.
     ///
     /// # Safety
-    /// It must not be made by [`Shared::read_only`], and nothing else may read or write the range while the result is in use.
+    /// It must not be made by [`SharedSlice::read_only`], and nothing else may read or write the range while the result is in use.
     ///
     /// # Panics
     /// If the range does not lie within it.
@@ -319,7 +319,7 @@ mod tests {
     #[should_panic(expected = "does not lie within the 4 values")]
     fn a_range_outside_is_refused() {
         let mut values = [0u8; 4];
-        let shared = Shared::new(&mut values);
+        let shared = SharedSlice::new(&mut values);
         let _ = shared.part(2..5);
     }
 }

@@ -24,7 +24,7 @@ pub use activation::Activation;
 pub use elementwise::Norm;
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
-pub use memory::{Aligned, Shared};
+pub use memory::{Aligned, SharedSlice};
 pub use model::{LayerShape, Model, ModelShape, PositionTables};
 pub use pool::{Pool, Team};
 pub use program::Program;

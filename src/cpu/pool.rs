@@ -6,11 +6,11 @@
 //! an idle pool uses no CPU.
 //!
 //! ```
-//! use lmserve::cpu::{Pool, Shared};
+//! use lmserve::cpu::{Pool, SharedSlice};
 //!
 //! let pool = Pool::new(2);
 //! let mut squares = vec![0; 1000];
-//! let shared = Shared::new(&mut squares);
+//! let shared = SharedSlice::new(&mut squares);
 //! pool.run(&|team| {
 //!     team.for_chunks(1000, 64, |range| {
 //!         // SAFETY: chunks are disjoint.
@@ -318,7 +318,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::memory::Shared;
+    use crate::cpu::memory::SharedSlice;
 
     fn panic_text(run: impl FnOnce()) -> String {
         let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
@@ -334,7 +334,7 @@ mod tests {
             let pool = Pool::new(size);
             for (n, chunk) in [(0, 1), (1, 1), (7, 3), (100, 0), (1000, 64), (5, 100)] {
                 let mut counts = vec![0u8; n];
-                let shared = Shared::new(&mut counts);
+                let shared = SharedSlice::new(&mut counts);
                 pool.run(&|team| {
                     for _ in 0..3 {
                         team.for_chunks(n, chunk, |range| {
@@ -371,7 +371,7 @@ mod tests {
     fn a_barrier_separates_what_was_written_from_what_is_read() {
         let pool = Pool::new(4);
         let mut slots = vec![0usize; 4];
-        let shared = Shared::new(&mut slots);
+        let shared = SharedSlice::new(&mut slots);
         pool.run(&|team| {
             for round in 1..=2000 {
                 let me = team.index();

@@ -10,7 +10,7 @@ use super::elementwise::{
 };
 use super::linear::Linear;
 use super::simd::dispatch;
-use super::{Isa, QuantizedRows, Shared, Team};
+use super::{Isa, QuantizedRows, SharedSlice, Team};
 use std::ops::Range;
 
 /// Rows that a thread takes at once: enough for taking them not to count, few enough for all threads to get some.
@@ -31,7 +31,7 @@ fn quantized_chunk(team: &Team, rows: usize, quantized: Option<&QuantizedRows>) 
 ///
 /// # Panics
 /// If an id is not in the table, or `out` is too small.
-pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: Shared<f32>) {
+pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: SharedSlice<f32>) {
     let width = table.in_features();
     team.for_chunks(ids.len(), chunk(team, ids.len()), |rows| {
         for row in rows {
@@ -55,10 +55,10 @@ pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: S
 pub unsafe fn norm(
     team: &Team,
     isa: Isa,
-    x: Shared<f32>,
+    x: SharedSlice<f32>,
     rows: usize,
     norm: Norm,
-    out: Shared<f32>,
+    out: SharedSlice<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
     let width = norm.weight.len();
@@ -91,11 +91,11 @@ pub unsafe fn norm(
 pub unsafe fn add_norm(
     team: &Team,
     isa: Isa,
-    (x, scale): (Shared<f32>, f32),
-    residual: Shared<f32>,
+    (x, scale): (SharedSlice<f32>, f32),
+    residual: SharedSlice<f32>,
     rows: usize,
     norm: Norm,
-    out: Shared<f32>,
+    out: SharedSlice<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
     let width = norm.weight.len();
@@ -129,8 +129,8 @@ pub unsafe fn add_norm(
 pub unsafe fn add(
     team: &Team,
     isa: Isa,
-    (x, scale): (Shared<f32>, f32),
-    residual: Shared<f32>,
+    (x, scale): (SharedSlice<f32>, f32),
+    residual: SharedSlice<f32>,
     rows: usize,
     width: usize,
 ) {
@@ -155,7 +155,7 @@ pub unsafe fn add(
 ///
 /// # Panics
 /// If the buffer is too small.
-pub unsafe fn scale(team: &Team, x: Shared<f32>, rows: usize, width: usize, factor: f32) {
+pub unsafe fn scale(team: &Team, x: SharedSlice<f32>, rows: usize, width: usize, factor: f32) {
     team.for_chunks(rows, chunk(team, rows), |range| {
         // SAFETY: each row is written by one thread.
         let rows = unsafe { x.get_mut(range.start * width..range.end * width) };
@@ -175,7 +175,7 @@ pub unsafe fn scale(team: &Team, x: Shared<f32>, rows: usize, width: usize, fact
 pub unsafe fn cap(
     team: &Team,
     isa: Isa,
-    x: Shared<f32>,
+    x: SharedSlice<f32>,
     len: usize,
     scale: Option<f32>,
     cap: Option<f32>,
@@ -199,7 +199,7 @@ pub unsafe fn cap(
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
     /// Where they lie.
-    pub buffer: Shared<'a, f32>,
+    pub buffer: SharedSlice<'a, f32>,
     /// Of the first row.
     pub start: usize,
     /// From a row to the next.
@@ -231,7 +231,7 @@ pub unsafe fn activate(
     x: Columns,
     factor: Option<Columns>,
     (rows, width): (usize, usize),
-    out: Shared<f32>,
+    out: SharedSlice<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
@@ -285,7 +285,7 @@ impl RopeAndCache<'_> {
         &self,
         team: &Team,
         isa: Isa,
-        (qkv, width): (Shared<f32>, usize),
+        (qkv, width): (SharedSlice<f32>, usize),
         positions: &[i32],
         slots: &[i32],
     ) {
@@ -320,7 +320,13 @@ impl RopeAndCache<'_> {
 ///
 /// # Panics
 /// If a row is not there, or `out` is too small.
-pub unsafe fn gather(team: &Team, x: Shared<f32>, width: usize, chosen: &[i32], out: Shared<f32>) {
+pub unsafe fn gather(
+    team: &Team,
+    x: SharedSlice<f32>,
+    width: usize,
+    chosen: &[i32],
+    out: SharedSlice<f32>,
+) {
     team.for_chunks(chosen.len(), chunk(team, chosen.len()), |range| {
         for row in range {
             let from = chosen[row] as usize;
@@ -341,7 +347,13 @@ pub unsafe fn gather(team: &Team, x: Shared<f32>, width: usize, chosen: &[i32], 
 ///
 /// # Panics
 /// If `bounds` is empty or a sequence is, or a buffer is too small.
-pub unsafe fn pool(team: &Team, x: Shared<f32>, width: usize, bounds: &[i32], out: Shared<f32>) {
+pub unsafe fn pool(
+    team: &Team,
+    x: SharedSlice<f32>,
+    width: usize,
+    bounds: &[i32],
+    out: SharedSlice<f32>,
+) {
     team.for_chunks(bounds.len() - 1, 1, |range| {
         for sequence in range {
             let rows = bounds[sequence] as usize..bounds[sequence + 1] as usize;
@@ -366,7 +378,7 @@ unsafe fn by_blocks(
     isa: Isa,
     rows: Range<usize>,
     quantized: Option<&QuantizedRows>,
-    out: Shared<f32>,
+    out: SharedSlice<f32>,
     width: usize,
     mut f: impl FnMut(usize),
 ) {
@@ -397,9 +409,9 @@ mod tests {
     }
 
     /// What `f` writes on a team of 3, into zeros.
-    fn run(len: usize, f: impl Fn(&Team, Shared<f32>) + Sync) -> Vec<f32> {
+    fn run(len: usize, f: impl Fn(&Team, SharedSlice<f32>) + Sync) -> Vec<f32> {
         let mut out = vec![0.0; len];
-        let shared = Shared::new(&mut out);
+        let shared = SharedSlice::new(&mut out);
         Pool::new(3).run(&|team| f(team, shared));
         out
     }
@@ -431,7 +443,7 @@ mod tests {
     fn every_row_is_computed_once_whoever_computes_it() {
         let isa = Isa::detect();
         let (x, weight) = (waves(50 * WIDTH), waves(WIDTH));
-        let given = Shared::read_only(&x);
+        let given = SharedSlice::read_only(&x);
         // SAFETY: nobody else has the buffers.
         let normed = run(50 * WIDTH, |team, out| unsafe {
             norm(team, isa, given, 50, rms(&weight), out, None);
@@ -483,10 +495,13 @@ mod tests {
                 Aligned::<u8>::zeroed(linear.scratch_bytes(rows)),
                 Aligned::<u8>::zeroed(linear.scratch_bytes(rows)),
             );
-            let (inner, inner_again) = (Shared::new(&mut inner), Shared::new(&mut inner_again));
-            let (first, second) = (Shared::new(first), Shared::new(second));
-            let (a, b) = (Shared::new(&mut a), Shared::new(&mut b));
-            let (x, gate_up) = (Shared::read_only(&x), Shared::read_only(&gate_up));
+            let (inner, inner_again) = (
+                SharedSlice::new(&mut inner),
+                SharedSlice::new(&mut inner_again),
+            );
+            let (first, second) = (SharedSlice::new(first), SharedSlice::new(second));
+            let (a, b) = (SharedSlice::new(&mut a), SharedSlice::new(&mut b));
+            let (x, gate_up) = (SharedSlice::read_only(&x), SharedSlice::read_only(&gate_up));
             let columns = |start| Columns {
                 buffer: gate_up,
                 start,
@@ -541,7 +556,7 @@ mod tests {
     fn sums_scales_and_caps_of_any_length() {
         let isa = Isa::detect();
         let x = waves(7 * 13);
-        let given = Shared::read_only(&x);
+        let given = SharedSlice::read_only(&x);
         let found = run(x.len(), |team, out| {
             // SAFETY: nobody else has the buffers.
             unsafe {

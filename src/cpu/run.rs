@@ -42,7 +42,7 @@ impl Model {
             isa: self.isa,
             vocab: self.linear_shape(head)?.out,
             rows: sampling.rows,
-            extras: sampling.extras,
+            edits: sampling.edits,
             masks: sampling.masks,
             out: sampling.out,
         };

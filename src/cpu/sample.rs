@@ -8,7 +8,7 @@
 )]
 
 use super::isa::Isa;
-use super::memory::Shared;
+use super::memory::SharedSlice;
 use super::pool::Team;
 use super::simd::{Kernel, Simd, all_finite, dispatch, exp};
 
@@ -39,7 +39,7 @@ pub struct SampleRows<'a> {
 /// Biases and penalised tokens of rows: row `r` owns the entries `start[r]..start[r + 1]`.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
-pub struct SampleExtras {
+pub struct LogitEdits {
     pub bias_start: Vec<i32>,
     pub bias_token: Vec<i32>,
     pub bias_value: Vec<f32>,
@@ -52,10 +52,10 @@ pub struct SampleExtras {
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Sampled<'a> {
-    pub tokens: Shared<'a, i32>,
-    pub logprobs: Shared<'a, f32>,
-    pub top_ids: Shared<'a, i32>,
-    pub top_logprobs: Shared<'a, f32>,
+    pub tokens: SharedSlice<'a, i32>,
+    pub logprobs: SharedSlice<'a, f32>,
+    pub top_ids: SharedSlice<'a, i32>,
+    pub top_logprobs: SharedSlice<'a, f32>,
 }
 
 /// The tokens that rows may sample, found while the model runs.
@@ -76,7 +76,7 @@ pub struct Sampling<'a> {
     /// Parameters.
     pub rows: SampleRows<'a>,
     /// Biases and penalties, where some row has any.
-    pub extras: Option<&'a SampleExtras>,
+    pub edits: Option<&'a LogitEdits>,
     /// Masks, where some row has one.
     pub masks: Option<&'a dyn TokenMasks>,
     /// Where tokens and log-probabilities go.
@@ -93,7 +93,7 @@ impl Sampling<'_> {
     ///
     /// # Panics
     /// If an array is too small, or an extra names a token outside the vocabulary.
-    pub unsafe fn sample(&self, team: &Team, logits: Shared<f32>) {
+    pub unsafe fn sample(&self, team: &Team, logits: SharedSlice<f32>) {
         let mut scratch = Vec::new();
         team.for_chunks(self.rows.temperature.len(), 1, |range| {
             for row in range {
@@ -112,8 +112,8 @@ impl Sampling<'_> {
         }
         // Log-probabilities are those of the raw logits, which are about to change.
         let raw = (self.rows.logprobs[row] >= 0).then(|| logits.to_vec());
-        if let Some(extras) = self.extras {
-            extras.apply(logits, &self.rows, row);
+        if let Some(edits) = self.edits {
+            edits.apply(logits, &self.rows, row);
         }
         if let Some(masks) = self.masks {
             apply_mask(masks, row, logits);
@@ -168,7 +168,7 @@ impl Sampling<'_> {
     }
 }
 
-impl SampleExtras {
+impl LogitEdits {
     fn apply(&self, logits: &mut [f32], rows: &SampleRows, row: usize) {
         let range = |start: &[i32]| start[row] as usize..start[row + 1] as usize;
         let repetition = rows.repetition_penalty[row];

@@ -2,7 +2,7 @@
 
 use super::attention::{PAGE, SeqSpan, Sequence};
 use super::model::ModelShape;
-use super::sample::{SampleExtras, SampleRows, Sampled, TokenMasks};
+use super::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
 use crate::error::{Error, Result};
 
 /// The input of a step: T tokens of S sequences, and R rows to sample; see `StepBuffers` of `lmserve/model/interface.py`.
@@ -25,7 +25,7 @@ pub struct StepInput<'a> {
 #[allow(missing_docs)]
 pub struct StepSampling<'a> {
     pub rows: SampleRows<'a>,
-    pub extras: Option<&'a SampleExtras>,
+    pub edits: Option<&'a LogitEdits>,
     pub masks: Option<&'a dyn TokenMasks>,
     pub out: Sampled<'a>,
 }

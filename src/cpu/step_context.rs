@@ -4,7 +4,7 @@ use super::attention::{AttentionStep, CacheView, KvView, LayerAttention};
 use super::elementwise::Norm;
 use super::isa::Isa;
 use super::linear::{Linear, QuantizedRows};
-use super::memory::Shared;
+use super::memory::SharedSlice;
 use super::model::{Architecture, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
@@ -20,10 +20,10 @@ pub(super) struct StepContext<'a> {
     step: &'a StepInput<'a>,
     cache: CacheView<'a>,
     attention: &'a AttentionStep<'a>,
-    buffers: Vec<Shared<'a, f32>>,
-    quantized: Shared<'a, u8>,
-    part: Shared<'a, f32>,
-    pub(super) logits: Shared<'a, f32>,
+    buffers: Vec<SharedSlice<'a, f32>>,
+    quantized: SharedSlice<'a, u8>,
+    part: SharedSlice<'a, f32>,
+    pub(super) logits: SharedSlice<'a, f32>,
 }
 
 impl<'a> StepContext<'a> {
@@ -46,11 +46,11 @@ impl<'a> StepContext<'a> {
             buffers: memory
                 .buffers
                 .iter_mut()
-                .map(|buffer| Shared::new(buffer))
+                .map(|buffer| SharedSlice::new(buffer))
                 .collect(),
-            quantized: Shared::new(&mut memory.quantized),
-            part: Shared::new(&mut memory.part),
-            logits: Shared::new(&mut memory.logits),
+            quantized: SharedSlice::new(&mut memory.quantized),
+            part: SharedSlice::new(&mut memory.part),
+            logits: SharedSlice::new(&mut memory.logits),
         }
     }
 
@@ -93,7 +93,7 @@ impl<'a> StepContext<'a> {
         self.cache.layer(self.architecture.places[layer].0)
     }
 
-    fn buffer(&self, value: Value) -> Shared<'a, f32> {
+    fn buffer(&self, value: Value) -> SharedSlice<'a, f32> {
         self.buffers[value.buffer]
     }
 
@@ -243,7 +243,7 @@ impl<'a> StepContext<'a> {
         team: &Team,
         x: Value,
         weight: usize,
-        y: Shared<'a, f32>,
+        y: SharedSlice<'a, f32>,
         quantized: bool,
     ) {
         let (rows, parts) = (self.rows(x), self.parts(weight));
@@ -254,7 +254,7 @@ impl<'a> StepContext<'a> {
             // SAFETY: the rows were written before the last barrier.
             unsafe { quantized_rows.quantize(self.isa, team, given) };
         }
-        let apply = |part: &Linear, to: Shared<f32>| {
+        let apply = |part: &Linear, to: SharedSlice<f32>| {
             // SAFETY: as above, and nobody else touches the outputs.
             unsafe {
                 if part.is_quantized() {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::guide::Guide;
-use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::Echo;
 use super::thoughts::ThoughtBudget;
+use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::guided::MaskRow;
 use crate::request::{OnDisconnect, Submission};
 use crate::sched::{FinishReason, Sequence};
@@ -16,7 +16,7 @@ use crate::wire::{Delta, TokenLogprob};
 /// A session's turn while it runs.
 #[derive(Debug)]
 pub(super) struct OpenTurn {
-    pub(super) lease: TurnLease,
+    pub(super) lease: TurnGuard,
     pub(super) turns: Vec<Turn>,
     pub(super) system_tokens: usize,
     pub(super) end: bool,

@@ -33,9 +33,18 @@ pub struct EngineConfig {
     pub stall: Duration,
 }
 
+/// What bounds a request's length.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most tokens of a sequence, prompt and output.
+    pub context_length: usize,
+    /// Token ids lie below.
+    pub vocab_size: usize,
+}
+
 /// What the engine must know of the model.
 #[derive(Debug, Clone)]
-pub struct Model {
+pub struct ModelSpec {
     /// Absent: only token ids go in, and no text comes out.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Absent: no conversations.

@@ -5,50 +5,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::choice::{Choice, OpenTurn, Scoring, finished_turn};
+use super::events::{Abort, Events, request_of, sequence_id};
 use super::executor::StepOutput;
 use super::guide::{Failures, Guide};
-use super::lease::{FinishedTurn, TurnLease};
 use super::prepare::Prepared;
-use super::texts::{Texts, token_logprob};
 use super::thoughts::ThoughtLimit;
-use crate::error::{Error, Kind, Result};
+use super::token_sink::{TokenSink, token_logprob};
+use super::turn_guard::TurnGuard;
+use crate::error::{Error, Result};
 use crate::guided::{MaskRow, StepMasks};
 use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
 use crate::sched::{FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, mix_seed};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 use crate::wire::{Delta, Usage};
-
-/// What becomes of each request, choice by choice.
-pub trait Events {
-    /// A choice gained text (or log-probabilities).
-    fn delta(&mut self, request: u64, choice: usize, delta: Delta);
-    /// A choice ended, with its last text. Its session's turn, where it has one to keep, is to be committed before anybody
-    /// hears of the end.
-    fn finish(
-        &mut self,
-        request: u64,
-        choice: usize,
-        delta: Delta,
-        reason: FinishReason,
-        usage: Usage,
-        turn: Option<FinishedTurn>,
-    );
-    /// The whole request failed. `usage`: what its choices that had not ended have used.
-    fn fail(&mut self, request: u64, error: &Error, usage: Usage);
-    /// A choice's first token was sampled.
-    fn first_token(&mut self, _request: u64, _choice: usize) {}
-    /// A choice's further token was sampled.
-    fn next_token(&mut self, _request: u64, _choice: usize) {}
-}
-
-/// How a request ends before its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Abort {
-    /// The client left; the request's `on_disconnect` decides about its turn.
-    Disconnect,
-    /// The turn was cancelled: what was generated is kept.
-    Cancel,
-}
 
 /// Scheduler, sessions and text of one model.
 #[derive(Debug)]
@@ -58,19 +27,6 @@ pub struct Core {
     eos_tokens: Arc<[u32]>,
     choices: HashMap<u64, Choice>,
     finished: Vec<Finished>,
-}
-
-/// The sequence of a request's choice in the steps.
-pub const fn sequence_id(request: u64, choice: usize) -> u64 {
-    request * MAX_CHOICES as u64 + choice as u64
-}
-
-/// The request and the choice that a sequence of a step belongs to.
-pub const fn request_of(sequence: u64) -> (u64, usize) {
-    (
-        sequence / MAX_CHOICES as u64,
-        (sequence % MAX_CHOICES as u64) as usize,
-    )
 }
 
 impl Core {
@@ -118,7 +74,7 @@ impl Core {
         request: u64,
         submission: &Submission,
         prepared: Prepared,
-        lease: Option<TurnLease>,
+        lease: Option<TurnGuard>,
         seed: u64,
     ) -> Result<()> {
         let stopping = &submission.stopping;
@@ -212,7 +168,7 @@ impl Core {
     pub fn commit(&mut self, output: &StepOutput, events: &mut impl Events) -> Result<()> {
         let tokenizer = self.tokenizer.as_deref();
         let mut failures = Failures::new();
-        let mut texts = Texts {
+        let mut texts = TokenSink {
             choices: &mut self.choices,
             tokenizer,
             output,
@@ -330,13 +286,4 @@ impl Core {
         }
         used
     }
-}
-
-/// The error of requests that were running when the engine went down.
-pub(super) fn engine_down(why: &str) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        "engine_unavailable",
-        format!("the engine is down: {why}"),
-    )
 }

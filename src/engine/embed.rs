@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::open::OpenRequest;
+use super::admission::Admission;
 use crate::error::{Error, Kind, Result};
 use crate::text::{PIECE_BYTES, Tokenizer};
 use crate::wire::{Mailbox, Usage};
@@ -174,7 +174,7 @@ pub(super) struct EmbedJob {
     vectors: Vec<f32>,
     done: usize,
     // Dropped in this order: all is free again before the client hears of an error.
-    open: OpenRequest,
+    open: Admission,
     reply: EmbedReply,
 }
 
@@ -183,7 +183,7 @@ impl EmbedJob {
         submission: EmbedSubmission,
         sequences: Vec<Vec<u32>>,
         hidden_size: usize,
-        open: OpenRequest,
+        open: Admission,
         reply: EmbedReply,
     ) -> Self {
         Self {

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::prepare::Limits;
+use super::config::Limits;
 use crate::error::{Error, Result};
 use crate::request::{Function, Input, Submission, functions};
-use crate::session::Base;
+use crate::session::TurnHistory;
 use crate::text::formats::Thoughts;
 use crate::text::{
     ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_notes, without_tools,
@@ -29,7 +29,7 @@ pub(super) struct Encoded {
 /// 400: a template's refusal, a token outside the vocabulary, what this model has no tokenizer or template for. Those of `watch`.
 pub(super) fn encode(
     submission: &Submission,
-    base: &Base,
+    base: &TurnHistory,
     first: bool,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
@@ -164,7 +164,7 @@ fn encode_raw(
 
 #[allow(clippy::too_many_arguments)]
 fn render(
-    base: &Base,
+    base: &TurnHistory,
     first: bool,
     in_session: bool,
     tokenizer: &Tokenizer,
@@ -237,7 +237,7 @@ pub(super) fn check_embedded(
 
 /// The functions that the last answer of a session calls, where `messages` begin with what they gave.
 fn called(
-    base: &Base,
+    base: &TurnHistory,
     messages: &[Value],
     tools: Option<&[Value]>,
     tokenizer: &Tokenizer,

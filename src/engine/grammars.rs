@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::shared::guard;
+use super::locks::lock;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Compiler, Grammar, GrammarCache, Matcher};
 use crate::text::Tokenizer;
@@ -49,7 +49,7 @@ impl Grammars {
 
     /// A matcher for each of `choices`, if the grammar is known already.
     pub(super) fn cached(&self, grammar: &Grammar, choices: usize) -> Option<Vec<Matcher>> {
-        let matcher = guard(&self.cache).get(&grammar.key())?;
+        let matcher = lock(&self.cache).get(&grammar.key())?;
         Some(forks(&matcher, choices))
     }
 
@@ -64,7 +64,7 @@ impl Grammars {
         let compiler = self.compiler()?;
         let (matcher, bytes) = self.compile(compiler, grammar.clone())?;
         let matcher = Arc::new(matcher);
-        guard(&self.cache).insert(grammar.key(), Arc::clone(&matcher), bytes);
+        lock(&self.cache).insert(grammar.key(), Arc::clone(&matcher), bytes);
         Ok(forks(&matcher, choices))
     }
 

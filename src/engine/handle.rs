@@ -5,26 +5,31 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::config::{EngineConfig, Model, Stats};
-use super::core::{Core, engine_down};
+use super::admission::Admissions;
+use super::clock::now_ms;
+use super::config::{EngineConfig, Limits, ModelSpec, Stats};
+use super::core::Core;
 use super::embed::{EmbedJob, EmbedReply, EmbedSubmission};
 use super::executor::Executor;
 use super::grammars::Grammars;
-use super::lease::{TurnLease, lock};
+use super::health::engine_down;
+use super::inbox::{Command, ReadyRequest, Request};
+use super::locks::lock;
 use super::log_file::LogFile;
 use super::log_writer::{Fsync, LogSender, LogWriter, OpenLog};
 use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
-use super::prepare::{Limits, prepare};
-use super::shared::{Command, ReadyRequest, Request, Shared, guard, now_ms};
+use super::prepare::prepare;
+use super::shared::Shared;
 use super::stream::Stream;
+use super::turn_guard::TurnGuard;
 use super::worker::Worker;
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::panics::caught;
 use crate::request::{Input, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Base, LogFault, SessionKey, SessionLog, SessionStore};
+use crate::session::{LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
 use crate::wire::{Mailbox, Reply};
@@ -38,7 +43,7 @@ const COMPILING_THREADS: usize = 2;
 pub struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Arc<BlockPool>,
-    pub(super) model: Model,
+    pub(super) model: ModelSpec,
     limits: Limits,
     log: Mutex<Option<LogSender>>,
     preparing: Pool,
@@ -56,7 +61,7 @@ impl Engine {
     /// `invalid_value` for sizes that cannot work; `internal_error` where the system gives no thread or descriptor.
     pub fn start(
         config: &EngineConfig,
-        model: Model,
+        model: ModelSpec,
         executor: Box<dyn Executor + Send>,
     ) -> Result<Self> {
         Self::start_with(
@@ -74,7 +79,7 @@ impl Engine {
     /// Those of [`Self::start`].
     pub fn start_durable(
         config: &EngineConfig,
-        model: Model,
+        model: ModelSpec,
         executor: Box<dyn Executor + Send>,
         open: OpenLog,
     ) -> Result<Self> {
@@ -84,7 +89,7 @@ impl Engine {
 
     fn start_with(
         config: &EngineConfig,
-        mut model: Model,
+        mut model: ModelSpec,
         executor: Box<dyn Executor + Send>,
         mut sessions: SessionStore,
         log: Option<(SessionLog<LogFile>, Fsync)>,
@@ -121,7 +126,11 @@ impl Engine {
             }
         }
         let accounts = Accounts::new(&config.tenants, 0);
-        let shared = Arc::new(Shared::new(sessions, max_open, accounts, config.stall)?);
+        let shared = Arc::new(Shared::new(
+            sessions,
+            Admissions::new(max_open, accounts),
+            config.stall,
+        )?);
         let written = log.map(|(log, fsync)| {
             let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
             LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
@@ -164,7 +173,7 @@ impl Engine {
 
     /// The way to the session log, where there is one.
     pub(super) fn log(&self) -> Option<LogSender> {
-        guard(&self.log).clone()
+        lock(&self.log).clone()
     }
 
     /// Why no turn can be written to the session log now; absent while it is well, and where there is none.
@@ -193,6 +202,7 @@ impl Engine {
         let tenant = submission.tenant;
         submission.priority = self
             .shared
+            .admissions
             .accounts()
             .priority(tenant, submission.priority)?;
         if !self.model.can_generate {
@@ -201,10 +211,10 @@ impl Engine {
                 "this model makes embeddings; it generates no text",
             ));
         }
-        let open = self.shared.open(tenant, submission.n as usize)?;
+        let open = self.shared.admit(tenant, submission.n as usize)?;
         let (id, record) = (open.id(), open.record());
         let (lease, base) = match &submission.session {
-            None => (None, Base::empty()),
+            None => (None, TurnHistory::empty()),
             Some(session) => {
                 if let Some(fault) = self.session_log_fault() {
                     return Err(fault.error());
@@ -214,7 +224,7 @@ impl Engine {
                     id: session.id,
                 };
                 let (lease, base) =
-                    TurnLease::begin_turn(&self.shared.sessions, key, session, id, now_ms())?;
+                    TurnGuard::begin_turn(&self.shared.sessions, key, session, id, now_ms())?;
                 (Some(lease), base)
             }
         };
@@ -281,7 +291,7 @@ impl Engine {
         if !self.model.can_embed {
             return Err(Error::invalid("model", "this model makes no embeddings"));
         }
-        let open = self.shared.open(submission.tenant, 1)?;
+        let open = self.shared.admit(submission.tenant, 1)?;
         let mailbox = Mailbox::new(open.id(), Arc::clone(&self.shared.wake));
         let stream = Stream {
             mailbox: Arc::clone(&mailbox),
@@ -320,14 +330,14 @@ impl Engine {
 
     /// What a tenant has used, and what it may still use.
     pub fn usage(&self, tenant: u32) -> TenantUsage {
-        let now_ms = self.shared.uptime_ms();
-        self.shared.accounts().usage(tenant, now_ms)
+        let now_ms = self.shared.admissions.uptime_ms();
+        self.shared.admissions.accounts().usage(tenant, now_ms)
     }
 
     /// What a tenant may still do now.
     pub fn quota(&self, tenant: u32) -> Quota {
-        let now_ms = self.shared.uptime_ms();
-        self.shared.accounts().quota(tenant, now_ms)
+        let now_ms = self.shared.admissions.uptime_ms();
+        self.shared.admissions.accounts().quota(tenant, now_ms)
     }
 
     /// Whether the engine does its work.
@@ -338,7 +348,7 @@ impl Engine {
     pub fn check_health(&self) -> Result<()> {
         self.shared.health.check_up()?;
         let pools = [&self.preparing, &self.preparing_long, &*self.compiling];
-        let threads = guard(&self.threads);
+        let threads = lock(&self.threads);
         if threads.iter().any(JoinHandle::is_finished) || !pools.into_iter().all(Pool::is_whole) {
             return Err(engine_down("one of its threads has ended"));
         }
@@ -347,7 +357,7 @@ impl Engine {
 
     /// Counters, gauges and latencies in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        render(&self.stats(), &self.shared.latencies())
+        render(&self.stats(), &self.shared.admissions.latencies())
     }
 
     /// Readable while some stream has news.
@@ -364,7 +374,7 @@ impl Engine {
     pub fn stats(&self) -> Stats {
         let log = &self.shared.log_counters;
         Stats {
-            open_requests: self.shared.open_requests(),
+            open_requests: self.shared.admissions.len(),
             sessions: lock(&self.shared.sessions).len(),
             log_bytes: log.bytes.load(Ordering::Relaxed),
             log_failures: log.failures.load(Ordering::Relaxed),
@@ -373,19 +383,19 @@ impl Engine {
             panics: caught(),
             healthy: self.check_health().is_ok(),
             stalled_ms: self.shared.health.waited().as_millis() as u64,
-            ..*guard(&self.shared.stats)
+            ..*lock(&self.shared.stats)
         }
     }
 
     /// Refuses new requests, waits up to `grace` for open ones, gives up the rest and stops the threads. May be called again.
     pub fn shutdown(&self, grace: Duration) {
-        self.shared.drain(grace);
+        self.shared.admissions.drain(grace);
         self.shared.stop_preparing();
         self.shared.send(Command::Stop);
-        guard(&self.log).take();
+        lock(&self.log).take();
         let pools = [&self.preparing, &self.preparing_long, &*self.compiling];
         let well = pools.map(Pool::stop);
-        let threads = std::mem::take(&mut *guard(&self.threads));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
         if well.contains(&false) || ends.iter().any(Result::is_err) {
             self.shared.health.set_down("a thread panicked");

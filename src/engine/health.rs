@@ -4,8 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::core::engine_down;
-use super::shared::guard;
+use super::locks::lock;
 use crate::error::{Error, Kind, Result};
 
 /// What stands for a time while there is nothing to do.
@@ -45,13 +44,13 @@ impl Health {
 
     /// Nothing will be done any more; the first reason stays.
     pub(super) fn set_down(&self, why: &str) {
-        guard(&self.down).get_or_insert_with(|| why.to_owned());
+        lock(&self.down).get_or_insert_with(|| why.to_owned());
     }
 
     /// # Errors
     /// `engine_unavailable` (503) says why nothing is done any more.
     pub(super) fn check_up(&self) -> Result<()> {
-        match &*guard(&self.down) {
+        match &*lock(&self.down) {
             Some(why) => Err(engine_down(why)),
             None => Ok(()),
         }
@@ -84,6 +83,15 @@ impl Health {
         Err(Error::new(Kind::Unavailable, "engine_stalled", message)
             .with_detail("stalled_seconds", waited.as_secs()))
     }
+}
+
+/// The error of requests that were running when the engine went down.
+pub(super) fn engine_down(why: &str) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        "engine_unavailable",
+        format!("the engine is down: {why}"),
+    )
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::core::engine_down;
-use super::lease::{FinishedTurn, lock};
+use super::clock::now_ms;
+use super::health::engine_down;
+use super::locks::lock;
 use super::log_file::LogFile;
-use super::shared::{guard, now_ms};
+use super::turn_guard::FinishedTurn;
 use crate::error::{Error, Result};
 use crate::panics::contain;
 use crate::session::{
@@ -151,7 +152,7 @@ pub(super) struct LogCounters {
 impl LogCounters {
     /// Why the log takes nothing now; absent while it is well.
     pub(super) fn fault(&self) -> Option<LogFault> {
-        guard(&self.fault).clone()
+        lock(&self.fault).clone()
     }
 }
 
@@ -226,7 +227,7 @@ impl<S: LogStorage> LogWriter<S> {
     fn publish(&self) {
         self.counters.bytes.store(self.log.len(), Ordering::Relaxed);
         let fault = self.log.fault().cloned();
-        let before = std::mem::replace(&mut *guard(&self.counters.fault), fault.clone());
+        let before = std::mem::replace(&mut *lock(&self.counters.fault), fault.clone());
         if before.is_some() != fault.is_some() {
             self.wake.signal();
         }

@@ -4,7 +4,6 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use super::config::Stats;
-use super::open::OpenRequest;
 use crate::sched::FinishReason;
 
 /// Upper bounds of the histograms' buckets, in seconds; a last one has none.
@@ -66,14 +65,14 @@ impl From<FinishReason> for Outcome {
 }
 
 impl Latencies {
-    /// The request's first step begins.
-    pub(super) fn start(&mut self, request: &OpenRequest) {
-        self.queue.observe(request.arrived().elapsed());
+    /// A request's first step begins, so long after it came in.
+    pub(super) fn start(&mut self, age: Duration) {
+        self.queue.observe(age);
     }
 
-    /// The request's first token is there.
-    pub(super) fn first_token(&mut self, request: &OpenRequest) {
-        self.first_token.observe(request.arrived().elapsed());
+    /// A request's first token is there, so long after it came in.
+    pub(super) fn first_token(&mut self, age: Duration) {
+        self.first_token.observe(age);
     }
 
     /// A request's prompt had so many tokens, those from the cache included.
@@ -86,9 +85,9 @@ impl Latencies {
         self.between_tokens.observe(time);
     }
 
-    /// The request ends.
-    pub(super) fn end(&mut self, request: &OpenRequest, outcome: Outcome) {
-        self.whole.observe(request.arrived().elapsed());
+    /// A request ends, so long after it came in.
+    pub(super) fn end(&mut self, age: Duration, outcome: Outcome) {
+        self.whole.observe(age);
         self.outcomes[outcome as usize] += 1;
     }
 }

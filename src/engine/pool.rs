@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use super::shared::guard;
+use super::locks::lock;
 use crate::error::{Error, Result};
 use crate::panics::contain;
 
@@ -35,7 +35,7 @@ impl Pool {
 
     /// Hands a job over; gives it back once the pool is stopped.
     pub(super) fn run(&self, job: Job) -> Result<(), Job> {
-        match &*guard(&self.sender) {
+        match &*lock(&self.sender) {
             Some(sender) => sender.send(job).map_err(|unsent| unsent.0),
             None => Err(job),
         }
@@ -43,13 +43,13 @@ impl Pool {
 
     /// Whether all threads live; true of a pool that was stopped.
     pub(super) fn is_whole(&self) -> bool {
-        !guard(&self.threads).iter().any(JoinHandle::is_finished)
+        !lock(&self.threads).iter().any(JoinHandle::is_finished)
     }
 
     /// Takes no more jobs, and waits for those that it has. False if one panicked. May be called again.
     pub(super) fn stop(&self) -> bool {
-        guard(&self.sender).take();
-        let threads = std::mem::take(&mut *guard(&self.threads));
+        lock(&self.sender).take();
+        let threads = std::mem::take(&mut *lock(&self.threads));
         let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
         ends.iter().all(Result::is_ok)
     }
@@ -64,7 +64,7 @@ pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
 
 fn run_jobs(name: &str, receiver: &Mutex<Receiver<Job>>) {
     loop {
-        let job = guard(receiver).recv();
+        let job = lock(receiver).recv();
         let Ok(job) = job else { return };
         // Whoever waits for the job hears of a panic when what the job owned is dropped.
         drop(contain(name, job));

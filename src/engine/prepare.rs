@@ -2,23 +2,15 @@
 //! an event loop.
 
 use super::answer::{answer_format, answer_grammar};
+use super::config::Limits;
 use super::encode::{check_embedded, check_vocabulary, encode};
 use super::thoughts::ThoughtLimit;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
 use crate::request::{Input, Submission};
-use crate::session::{Base, Turn};
+use crate::session::{Turn, TurnHistory};
 use crate::text::{ChatTemplate, PIECE_BYTES, Tail, Tokenizer, Watch};
 use crate::wire::answer::AnswerFormat;
-
-/// What bounds a request's length.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Most tokens of a sequence, prompt and output.
-    pub context_length: usize,
-    /// Token ids lie below.
-    pub vocab_size: usize,
-}
 
 /// A request in tokens.
 #[derive(Debug)]
@@ -67,7 +59,7 @@ pub struct Echo {
 /// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`. Those of `wanted`.
 pub fn prepare(
     submission: &Submission,
-    base: Base,
+    base: TurnHistory,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     limits: Limits,
@@ -98,7 +90,8 @@ pub fn prepare(
         }
         Ok(())
     };
-    let encode = |base: &Base| encode(submission, base, first, tokenizer, template, limits, &watch);
+    let encode =
+        |base: &TurnHistory| encode(submission, base, first, tokenizer, template, limits, &watch);
     let mut encoded = encode(&base)?;
     if on_overflow.drops_turns() && !first {
         // A request without a limit of its own, or with one that gives way, must at least have room for one token.
@@ -115,7 +108,7 @@ pub fn prepare(
     }
     check_embedded(submission, &encoded.input, tokenizer, limits.vocab_size)?;
     let echo = echo(submission, &encoded.input, tokenizer, &watch)?;
-    let Base {
+    let TurnHistory {
         history: mut prompt,
         turns,
         system_tokens,
@@ -234,8 +227,8 @@ fn overflow(
 }
 
 /// Cuts whole turns out, oldest first and after the system prompt, until at most `limit` tokens are left or no turn is.
-fn drop_oldest_turns(base: &mut Base, limit: usize) {
-    let Base {
+fn drop_oldest_turns(base: &mut TurnHistory, limit: usize) {
+    let TurnHistory {
         history,
         turns,
         system_tokens,

@@ -2,14 +2,15 @@
 
 use std::sync::MutexGuard;
 
-use super::core::Abort;
+use super::clock::now_ms;
+use super::events::Abort;
 use super::handle::Engine;
-use super::lease::{FinishedTurn, TurnLease, lock};
+use super::locks::lock;
 use super::log_writer::settle;
-use super::shared::{abort, now_ms};
+use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::error::Result;
 use crate::session::{
-    Base, Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, session_busy,
+    Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
 };
 
 /// Turns that are cancelled, one after another, before a session counts as busy.
@@ -36,7 +37,7 @@ impl Engine {
     /// Ends the running turn of a session with what it has; false if none runs.
     pub fn cancel_session(&self, key: SessionKey) -> bool {
         let running = lock(&self.shared.sessions).running_request(key);
-        running.is_some_and(|request| abort(&self.shared, request, Abort::Cancel))
+        running.is_some_and(|request| self.shared.abort(request, Abort::Cancel))
     }
 
     /// Drops a session; false if there was none.
@@ -44,8 +45,8 @@ impl Engine {
     /// # Errors
     /// `session_busy` (409) while a turn runs.
     pub fn end_session(&self, key: SessionKey) -> Result<bool> {
-        let request = self.shared.next_id();
-        match TurnLease::begin_end(&self.shared.sessions, key, request, now_ms())? {
+        let request = self.shared.admissions.next_id();
+        match TurnGuard::begin_end(&self.shared.sessions, key, request, now_ms())? {
             None => Ok(false),
             Some(end) => settle(self.log().as_ref(), end).map(|()| true),
         }
@@ -59,8 +60,8 @@ impl Engine {
         for _ in 0..MOST_CANCELS {
             let running = lock(&self.shared.sessions).running_request(key);
             let Some(request) = running else { break };
-            abort(&self.shared, request, Abort::Cancel);
-            self.shared.wait_for(request);
+            self.shared.abort(request, Abort::Cancel);
+            self.shared.admissions.wait_for(request);
         }
         self.end_session(key)
     }
@@ -95,10 +96,10 @@ impl Engine {
         &self,
         key: SessionKey,
         start: Start,
-        change: impl FnOnce(Base) -> Result<Commit>,
+        change: impl FnOnce(TurnHistory) -> Result<Commit>,
     ) -> Result<()> {
-        let request = self.shared.next_id();
-        let (lease, base) = TurnLease::begin(&self.shared.sessions, key, request, start, now_ms())?;
+        let request = self.shared.admissions.next_id();
+        let (lease, base) = TurnGuard::begin(&self.shared.sessions, key, request, start, now_ms())?;
         let commit = change(base)?;
         settle(self.log().as_ref(), FinishedTurn { lease, commit })
     }

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::core::Abort;
-use super::open::{RequestRecord, SharedRecord};
-use super::shared::{Shared, abort};
+use super::admission::{RequestRecord, SharedRecord};
+use super::events::Abort;
+use super::shared::Shared;
 use crate::wire::{Mailbox, Poll};
 
 /// One request's stream, as its reader holds it. Dropping it before the end aborts the request.
@@ -33,7 +33,7 @@ impl Stream {
 
     /// The reader left.
     pub fn abort(&self) {
-        abort(&self.shared, self.id(), Abort::Disconnect);
+        self.shared.abort(self.id(), Abort::Disconnect);
     }
 }
 

@@ -2,19 +2,24 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::admission::Admission;
+use super::clock::now_ms;
 use super::config::Stats;
-use super::core::{Abort, Core, Events, engine_down, request_of};
+use super::core::Core;
 use super::embed::EmbedJob;
+use super::events::{Abort, Events, request_of};
 use super::executor::{Executor, StepOutput};
-use super::lease::FinishedTurn;
+use super::health::engine_down;
+use super::inbox::{Command, ReadyRequest, Request};
+use super::locks::lock;
 use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
 use super::metrics::Outcome;
-use super::open::OpenRequest;
-use super::shared::{Command, ReadyRequest, Request, Shared, abort, now_ms};
+use super::shared::Shared;
+use super::turn_guard::FinishedTurn;
 use crate::error::{Error, Result};
 use crate::panics::contain;
 use crate::sched::FinishReason;
@@ -24,7 +29,7 @@ use crate::wire::{Delta, Reply, Usage};
 #[derive(Debug)]
 struct Replies {
     shared: Arc<Shared>,
-    open: HashMap<u64, (Reply, OpenRequest)>,
+    open: HashMap<u64, (Reply, Admission)>,
     /// Where finished turns are written before their end is told.
     log: Option<LogSender>,
 }
@@ -34,7 +39,7 @@ impl Events for Replies {
         if let Some((reply, _)) = self.open.get_mut(&request)
             && !reply.push(choice, delta)
         {
-            abort(&self.shared, request, Abort::Disconnect);
+            self.shared.abort(request, Abort::Disconnect);
         }
     }
 
@@ -58,7 +63,7 @@ impl Events for Replies {
                 let shared = Arc::clone(&self.shared);
                 let done = Done::new(move |written: Result<()>| {
                     let outcome = written.as_ref().map_or(Outcome::Error, |()| reason.into());
-                    shared.latencies().end(&open, outcome);
+                    shared.admissions.latencies().end(open.age(), outcome);
                     drop(open);
                     match written {
                         Ok(()) => drop(reply.finish(choice, delta, reason, usage)),
@@ -75,7 +80,10 @@ impl Events for Replies {
         if !reply.ends_with(choice) {
             reply.finish(choice, delta, reason, usage);
         } else if let Some((mut reply, open)) = self.open.remove(&request) {
-            self.shared.latencies().end(&open, reason.into());
+            self.shared
+                .admissions
+                .latencies()
+                .end(open.age(), reason.into());
             // What it took of its tenant's allowance is free again before its client hears of the end.
             drop(open);
             reply.finish(choice, delta, reason, usage);
@@ -85,7 +93,10 @@ impl Events for Replies {
     fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
         if let Some((mut reply, mut open)) = self.open.remove(&request) {
             open.count(0, usage);
-            self.shared.latencies().end(&open, Outcome::Error);
+            self.shared
+                .admissions
+                .latencies()
+                .end(open.age(), Outcome::Error);
             drop(open);
             reply.fail(error.clone());
         }
@@ -96,7 +107,7 @@ impl Events for Replies {
             && let Some((_, open)) = self.open.get_mut(&request)
         {
             open.sampled();
-            self.shared.latencies().first_token(open);
+            self.shared.admissions.latencies().first_token(open.age());
         }
     }
 
@@ -105,7 +116,7 @@ impl Events for Replies {
             && let Some((_, open)) = self.open.get_mut(&request)
             && let Some(time) = open.sampled()
         {
-            self.shared.latencies().next_token(time);
+            self.shared.admissions.latencies().next_token(time);
         }
     }
 }
@@ -161,7 +172,7 @@ impl Worker {
         for job in self.embeds.drain(..) {
             job.fail(error.clone());
         }
-        for command in self.shared.close() {
+        for command in self.shared.inbox.close() {
             command.reject(&error);
         }
         self.publish_stats();
@@ -171,7 +182,11 @@ impl Worker {
     /// One round of the loop; false when told to stop.
     fn turn(&mut self) -> bool {
         let idle = self.core.scheduler().is_idle() && self.embeds.is_empty();
-        let mut commands = self.shared.receive(idle).into_iter();
+        let mut commands = self
+            .shared
+            .inbox
+            .receive(idle, &self.shared.health)
+            .into_iter();
         while let Some(command) = commands.next() {
             match command {
                 Command::Run(ready) => self.start(*ready),
@@ -248,7 +263,7 @@ impl Worker {
             if let Some((_, open)) = self.replies.open.get_mut(&request_of(sequence).0)
                 && open.start()
             {
-                self.shared.latencies().start(open);
+                self.shared.admissions.latencies().start(open.age());
             }
         }
         self.executor
@@ -295,10 +310,6 @@ impl Worker {
             failed_steps: self.failed_steps,
             ..Stats::default()
         };
-        *self
-            .shared
-            .stats
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = stats;
+        *lock(&self.shared.stats) = stats;
     }
 }

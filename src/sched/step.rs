@@ -27,7 +27,7 @@ pub struct Scheduled {
 }
 
 /// The arrays of one step; sequences lie one after another in the token arrays. Reused from step to step. The names and
-/// meanings are those of `StepBuffers` and `Extras` in `lmserve/model/interface.py`.
+/// meanings are those of `StepBuffers` and `LogitEdits` in `lmserve/model/interface.py`.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct Step {
@@ -83,7 +83,7 @@ impl Step {
     }
 
     /// Whether some row has a bias, a penalty or a mask.
-    pub fn has_extras(&self) -> bool {
+    pub fn has_logit_edits(&self) -> bool {
         !self.bias_token.is_empty() || !self.seen_token.is_empty() || self.masks.is_some()
     }
 

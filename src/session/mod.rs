@@ -9,5 +9,5 @@ pub use log::{
     Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
     TenantName,
 };
-pub use state::{Base, Commit, Gone, Outcome, SessionKey, SessionState, Turn};
+pub use state::{Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnHistory};
 pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged};

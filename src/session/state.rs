@@ -92,7 +92,7 @@ pub struct SessionState {
 
 /// What a turn builds on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base {
+pub struct TurnHistory {
     /// Token ids of the committed turns; empty for a first turn.
     pub history: Vec<u32>,
     /// Whether the last assistant message is still open.
@@ -142,7 +142,7 @@ impl Commit {
     }
 }
 
-impl Base {
+impl TurnHistory {
     /// What a first turn builds on: nothing.
     pub const fn empty() -> Self {
         Self {
@@ -197,8 +197,8 @@ impl SessionState {
     }
 
     /// What a turn of the session builds on.
-    pub fn base(&self) -> Base {
-        Base {
+    pub fn base(&self) -> TurnHistory {
+        TurnHistory {
             history: self.tokens.to_vec(),
             tail: self.turns.last().map_or(Tail::Closed, |turn| turn.tail),
             seed: Some(self.seed),

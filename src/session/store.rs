@@ -11,7 +11,7 @@ mod eviction;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::idle::{Idle, Tombstones};
-use super::state::{Base, Commit, Gone, Outcome, SessionKey, SessionState};
+use super::state::{Commit, Gone, Outcome, SessionKey, SessionState, TurnHistory};
 use crate::error::{Error, Kind, Result};
 
 /// How many sessions are kept, and how long.
@@ -189,7 +189,7 @@ impl SessionStore {
         request: u64,
         start: Start,
         now_ms: u64,
-    ) -> Result<Base> {
+    ) -> Result<TurnHistory> {
         self.expire(now_ms);
         let Some(session) = self.sessions.get_mut(&key) else {
             // A client that goes on where an evicted session stood must hear of it, not get an empty history.
@@ -207,7 +207,7 @@ impl SessionStore {
             };
             self.insert(key, session);
             self.evict_over_cap(key.tenant);
-            return Ok(Base::empty());
+            return Ok(TurnHistory::empty());
         };
         if session.running.is_some() {
             return Err(session_busy(key));
@@ -223,7 +223,7 @@ impl SessionStore {
         let fresh = start == Start::Fresh;
         session.running = Some(Running { request, fresh });
         Ok(if fresh {
-            Base::empty()
+            TurnHistory::empty()
         } else {
             session.state.base()
         })

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::ledger::{Answer, Check, Fault, Open, ensure};
 use super::vocabulary::{STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
-use crate::engine::{Abort, TurnLease, prepare};
+use crate::engine::{Abort, TurnGuard, prepare};
 use crate::error::Error;
 use crate::request::{Input, OnOverflow, Submission};
-use crate::session::{Base, SessionKey, Start};
+use crate::session::{SessionKey, Start, TurnHistory};
 
 /// Sessions that clients of one tenant talk about, and tenants.
 const SESSION_IDS: usize = 6;
@@ -170,7 +170,7 @@ impl World {
         self.next_request += 1;
         self.counters.submitted += 1;
         let mut expected = Ok(Vec::new());
-        let mut begun = Ok((None, Base::empty()));
+        let mut begun = Ok((None, TurnHistory::empty()));
         let session = submission.session.clone().map(|turn| {
             let key = SessionKey {
                 tenant: submission.tenant,
@@ -181,7 +181,7 @@ impl World {
         if let Some((key, turn)) = &session {
             expected = self.ledger.begin(*key, turn, request, self.now_ms);
             let start = Start::of(turn.start, turn.create);
-            begun = TurnLease::begin(&self.store, *key, request, start, self.now_ms)
+            begun = TurnGuard::begin(&self.store, *key, request, start, self.now_ms)
                 .map(|(lease, base)| (Some(lease), base));
         }
         let (history, lease, base) = match (expected, begun) {

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::ledger::{Check, Session, ensure};
 use super::world::World;
-use crate::engine::{FinishedTurn, TurnLease};
+use crate::engine::{FinishedTurn, TurnGuard};
 use crate::error::Result;
 use crate::session::{SessionKey, Start};
 
@@ -36,7 +36,7 @@ impl World {
     fn end_session(&mut self, key: SessionKey) -> Check {
         let request = self.next_request();
         self.ledger.expire(self.now_ms);
-        let end = TurnLease::begin_end(&self.store, key, request, self.now_ms);
+        let end = TurnGuard::begin_end(&self.store, key, request, self.now_ms);
         let expected = match self.ledger.sessions.get(&key) {
             None => Ok(false),
             Some(session) if session.running.is_some() => Err("session_busy"),
@@ -63,7 +63,7 @@ impl World {
             Some(session) if turns == 0 || turns > session.turns.len() => Err(400),
             Some(session) => Ok(session.clone()),
         };
-        let begun = TurnLease::begin(&self.store, key, request, Start::Mend, self.now_ms);
+        let begun = TurnGuard::begin(&self.store, key, request, Start::Mend, self.now_ms);
         let rewound =
             begun.and_then(|(lease, base)| Ok(lease.finish(base.after_turns(Some(turns))?)));
         self.take_verb(key, turns, rewound, expected)
@@ -88,7 +88,7 @@ impl World {
             Some(source) => Ok(source.clone()),
         };
         let forked = commit.and_then(|commit| {
-            let begun = TurnLease::begin(&store, fork, request, Start::New, self.now_ms);
+            let begun = TurnGuard::begin(&store, fork, request, Start::New, self.now_ms);
             begun.map(|(lease, _)| lease.finish(commit))
         });
         if expected.is_ok() {

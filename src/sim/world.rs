@@ -13,7 +13,7 @@ use super::reader::{Observer, Replies};
 use super::report::Counters;
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
 use crate::engine::{
-    Abort, Core, Executor, Limits, Prepared, StepOutput, TurnLease, request_of, sequence_id,
+    Abort, Core, Executor, Limits, Prepared, StepOutput, TurnGuard, request_of, sequence_id,
 };
 use crate::error::Error;
 use crate::kv::BlockPool;
@@ -28,7 +28,7 @@ pub(super) struct Preparing {
     pub(super) request: u64,
     pub(super) submission: Submission,
     pub(super) prepared: Prepared,
-    pub(super) lease: Option<TurnLease>,
+    pub(super) lease: Option<TurnGuard>,
 }
 
 pub(super) struct World {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lmserve::engine::{EngineConfig, Model, Stream};
+use lmserve::engine::{EngineConfig, ModelSpec, Stream};
 use lmserve::error::Result;
 use lmserve::sched::{PolicyKind, SchedulerConfig};
 use lmserve::session::StoreLimits;
@@ -34,8 +34,8 @@ pub fn config() -> EngineConfig {
 }
 
 /// Token ids in and out: no text.
-pub fn model() -> Model {
-    Model {
+pub fn model() -> ModelSpec {
+    ModelSpec {
         tokenizer: None,
         template: None,
         eos_tokens: vec![],

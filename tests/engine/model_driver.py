@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
-from lmserve.model.interface import Extras
+from lmserve.model.interface import LogitEdits
 
 
 @dataclass(eq=False)
@@ -70,13 +70,13 @@ class Driver:
                 row += 1
         return token, len(work), row
 
-    def step(self, work: list[tuple[Sequence, int]], extras: Extras | None = None, *, logits: bool = False) -> None:
+    def step(self, work: list[tuple[Sequence, int]], edits: LogitEdits | None = None, *, logits: bool = False) -> None:
         """Run one step and append the sampled tokens; with `logits` the raw logits of sampled rows are kept too."""
         shape = self.fill(work)
         sampled = [sequence for sequence, new in work if sequence.computed + new == len(sequence.tokens)]
         native = hasattr(self.runner, "logits")
         with self.recorded(sampled) if logits and not native else nullcontext():
-            self.runner.launch(*shape, extras)
+            self.runner.launch(*shape, edits)
         self.runner.collect()
         if logits and native:
             for sequence, row in zip(sampled, self.runner.logits(len(sampled)), strict=True):
@@ -92,10 +92,10 @@ class Driver:
         ops = self.runner.ops
         original = ops.sample
 
-        def sample(states, head, extras):
+        def sample(states, head, edits):
             for sequence, row in zip(sampled, ops.logits(states, head), strict=True):
                 sequence.logits.append(row)
-            original(states, head, extras)
+            original(states, head, edits)
 
         ops.sample = sample
         try:

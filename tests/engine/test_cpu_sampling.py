@@ -6,7 +6,7 @@ import tiny_models
 import torch
 from lmserve.errors import LmserveError
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
-from lmserve.model.interface import MAX_LOGPROBS, Extras
+from lmserve.model.interface import MAX_LOGPROBS, LogitEdits
 from lmserve.model.sampler import SamplingRows, sample, token_logprobs
 from model_driver import Driver, greedy
 
@@ -51,7 +51,7 @@ def random_parameters(runner, generator) -> None:
     buffers.logprobs[:ROWS] = generator.choice([-1, 0, 3, 20], ROWS)
 
 
-def random_extras(generator) -> Extras:
+def random_extras(generator) -> LogitEdits:
     def ragged(most):
         lists = [generator.permutation(199)[: generator.integers(0, most)] for _ in range(ROWS)]
         start = np.cumsum([0, *map(len, lists)]).astype(np.int32)
@@ -61,7 +61,7 @@ def random_extras(generator) -> Extras:
     seen_start, seen_token = ragged(30)
     values = generator.choice([-np.inf, -2.0, 1.5, 1e30], len(bias_token), p=[0.3, 0.3, 0.35, 0.05])
     counts = generator.integers(0, 4, len(seen_token)).astype(np.int32)
-    return Extras(bias_start, bias_token, values.astype(np.float32), seen_start, seen_token, counts)
+    return LogitEdits(bias_start, bias_token, values.astype(np.float32), seen_start, seen_token, counts)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -69,11 +69,11 @@ def test_tokens_and_logprobs_are_those_of_torch(runner, shape, seed):
     generator = np.random.default_rng(seed)
     logits = raw_logits(runner, shape)
     random_parameters(runner, generator)
-    extras = random_extras(generator) if seed % 2 else None
-    runner.launch(*shape, extras)
+    edits = random_extras(generator) if seed % 2 else None
+    runner.launch(*shape, edits)
     buffers = runner.buffers
     given = torch.from_numpy(logits)
-    expected = sample(given.clone(), SamplingRows.of(buffers, ROWS), extras)
+    expected = sample(given.clone(), SamplingRows.of(buffers, ROWS), edits)
     assert buffers.sampled[:ROWS].tolist() == expected.tolist()
     own, top_ids, top_logprobs = token_logprobs(given, expected)
     asked = buffers.logprobs[:ROWS] >= 0
@@ -88,7 +88,7 @@ def test_a_row_without_any_allowed_token_still_gives_one(runner, shape):
     raw_logits(runner, shape)
     runner.buffers.temperature[:ROWS] = 1
     forbidden = np.tile(np.arange(199, dtype=np.int32), ROWS)
-    extras = Extras(
+    edits = LogitEdits(
         (np.arange(ROWS + 1) * 199).astype(np.int32),
         forbidden,
         np.full(len(forbidden), -np.inf, np.float32),
@@ -96,7 +96,7 @@ def test_a_row_without_any_allowed_token_still_gives_one(runner, shape):
         np.zeros(0, np.int32),
         np.zeros(0, np.int32),
     )
-    runner.launch(*shape, extras)
+    runner.launch(*shape, edits)
     assert all(0 <= token < runner.info.vocab_size for token in runner.buffers.sampled[:ROWS])
 
 

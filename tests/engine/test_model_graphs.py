@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from lmserve.model import RunnerOptions, open_checkpoint, plan_memory, sampler
 from lmserve.model.graphs import DecodeGraphs, buckets
-from lmserve.model.interface import MAX_LOGPROBS, Extras
+from lmserve.model.interface import MAX_LOGPROBS, LogitEdits
 from lmserve.model.runner import allocate_buffers, cache_config, runner_info
 from lmserve.model.sampler import SamplingRows
 from lmserve.model.torch_ops import TorchOps
@@ -158,7 +158,7 @@ def test_sampling_asks_the_device_nothing():
         uniform=0.5 * ones,
     )
     starts = np.arange(n + 1, dtype=np.int32)
-    extras = Extras(
+    edits = LogitEdits(
         bias_start=starts,
         bias_token=starts[:n],
         bias_value=ones,
@@ -167,7 +167,7 @@ def test_sampling_asks_the_device_nothing():
         seen_count=starts[:n],
     )
     logits = torch.empty(n, vocab, device="meta")
-    for given in (None, extras):
+    for given in (None, edits):
         sampled = sampler.sample(logits, rows, given)
         assert (sampled.device.type, sampled.shape, sampled.dtype) == ("meta", (n,), torch.int64)
     own, top_ids, top_logprobs = sampler.token_logprobs(logits, sampled)

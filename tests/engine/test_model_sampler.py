@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmserve.model import sampler
-from lmserve.model.interface import MAX_LOGPROBS, Extras
+from lmserve.model.interface import MAX_LOGPROBS, LogitEdits
 from lmserve.model.sampler import SamplingRows, sample, token_logprobs
 
 PLAIN = {
@@ -29,7 +29,7 @@ def rows_of(parameters: list[dict]) -> SamplingRows:
     return SamplingRows(**columns)
 
 
-def extras_of(biases: list[dict[int, float]], seen: list[dict[int, int]]) -> Extras:
+def extras_of(biases: list[dict[int, float]], seen: list[dict[int, int]]) -> LogitEdits:
     def ragged(rows):
         start = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
         tokens = np.array([token for row in rows for token in row], np.int32)
@@ -37,7 +37,7 @@ def extras_of(biases: list[dict[int, float]], seen: list[dict[int, int]]) -> Ext
 
     bias_start, bias_token, bias_value = ragged(biases)
     seen_start, seen_token, seen_count = ragged(seen)
-    return Extras(
+    return LogitEdits(
         bias_start,
         bias_token,
         np.array(bias_value, np.float32),
@@ -182,8 +182,8 @@ def test_a_nucleus_wider_than_the_first_look_is_sorted_whole(monkeypatch):
 
 
 def test_a_row_with_every_token_forbidden_still_gives_a_token():
-    extras = extras_of([dict.fromkeys(range(4), -np.inf)] * 2, [{}, {}])
-    found = sample(torch.zeros(2, 4), rows_of([{"temperature": 1.0, "uniform": 0.5}, {}]), extras)
+    edits = extras_of([dict.fromkeys(range(4), -np.inf)] * 2, [{}, {}])
+    found = sample(torch.zeros(2, 4), rows_of([{"temperature": 1.0, "uniform": 0.5}, {}]), edits)
     assert ((found >= 0) & (found < 4)).all()
 
 

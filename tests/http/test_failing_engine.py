@@ -12,7 +12,7 @@ import openai
 import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve import _core
-from lmserve.model.interface import Extras
+from lmserve.model.interface import LogitEdits
 from tiny_engine import EOS, TEMPLATE, FormulaRunner, byte_tokenizer
 
 from wire import error_of, wait_until
@@ -29,8 +29,8 @@ class FailingRunner(FormulaRunner):
 
     fails_at = -9  # steps from now
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
-        super().launch(n_tokens, n_seqs, n_rows, extras)
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        super().launch(n_tokens, n_seqs, n_rows, edits)
         self.fails_at -= 1
         if -3 < self.fails_at <= 0:
             raise RuntimeError("out of luck")

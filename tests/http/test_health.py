@@ -12,7 +12,7 @@ from conftest import MODEL, NAMES, Running, ServerThread, serve_core
 from lmserve import LmserveError, _core
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.model.interface import Extras
+from lmserve.model.interface import LogitEdits
 from lmserve.server import bind, serve
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
 from tiny_engine import EOS, FormulaRunner, byte_tokenizer, chat_template
@@ -31,9 +31,9 @@ class FreezingRunner(FormulaRunner):
         self.going = threading.Event()
         self.going.set()
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         self.going.wait()
-        super().launch(n_tokens, n_seqs, n_rows, extras)
+        super().launch(n_tokens, n_seqs, n_rows, edits)
 
 
 @pytest.fixture

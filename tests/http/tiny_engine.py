@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from lmserve import _core
-from lmserve.model.interface import I32, Extras, RunnerInfo, StepBuffers
+from lmserve.model.interface import I32, LogitEdits, RunnerInfo, StepBuffers
 from numpy.typing import NDArray
 
 MAX_MODEL_LEN = 4096
@@ -135,23 +135,23 @@ class FormulaRunner:
         )
         self._said = np.array(SAID, np.int32)
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         b = self.buffers
         b.sampled[:n_rows] = self.next_tokens(n_tokens, n_seqs, n_rows)
-        if extras is not None and extras.masks is not None:
+        if edits is not None and edits.masks is not None:
             # What is allowed and comes next after what it would have said.
-            guided = np.array(extras.masks.rows)
-            bits = np.frombuffer(extras.masks.wait(), np.uint8).reshape(len(guided), -1)
+            guided = np.array(edits.masks.rows)
+            bits = np.frombuffer(edits.masks.wait(), np.uint8).reshape(len(guided), -1)
             allowed = np.unpackbits(bits, axis=1, bitorder="little")[:, : self.info.vocab_size]
             offset = (np.arange(self.info.vocab_size) + b.sampled[guided, None]) % self.info.vocab_size
             first = np.take_along_axis(allowed, offset, axis=1).argmax(axis=1)
             b.sampled[guided] = np.take_along_axis(offset, first[:, None], axis=1)[:, 0]
         b.sampled_logprob[:n_rows] = -1.5
-        if extras is not None:
+        if edits is not None:
             # A row of a prompt is biased towards its token, and towards nothing else.
-            scored = np.flatnonzero(np.diff(extras.bias_start) == 1)
-            tokens = extras.bias_token[extras.bias_start[scored]]
-            forced = extras.bias_value[extras.bias_start[scored]] > 1e6
+            scored = np.flatnonzero(np.diff(edits.bias_start) == 1)
+            tokens = edits.bias_token[edits.bias_start[scored]]
+            forced = edits.bias_value[edits.bias_start[scored]] > 1e6
             b.sampled_logprob[scored[forced]] = -tokens[forced] / 64
         b.top_ids[:n_rows] = np.arange(65, 85)
         b.top_logprobs[:n_rows] = -np.arange(1, 21)

@@ -73,7 +73,7 @@ fn a_session_with_a_hole_is_read_only_at_its_last_good_turn() {
         }
         assert_eq!(store.info(key(0, 1)).unwrap().lost_turn, 5);
     }
-    let begun = TurnLease::begin(&server.store, key(0, 1), 99, Start::Mend, 9);
+    let begun = TurnGuard::begin(&server.store, key(0, 1), 99, Start::Mend, 9);
     let (lease, base) = begun.unwrap();
     let rewound = base.after_turns(Some(2)).unwrap();
     let turn = lease.finish(rewound).prepare(9).unwrap();

@@ -9,7 +9,7 @@ use std::io::{self, Cursor, Read};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use lmserve::engine::TurnLease;
+use lmserve::engine::TurnGuard;
 use lmserve::error::Error;
 use lmserve::session::{
     Change, Commit, LogOptions, LogStorage, Loss, Restored, SessionKey, SessionLog, SessionState,
@@ -112,7 +112,7 @@ impl<S: LogStorage> Server<S> {
     fn turn(&mut self, key: SessionKey, start: Start, tokens: &[u32], end: bool) {
         self.requests += 1;
         let now = self.requests;
-        let begun = TurnLease::begin(&self.store, key, self.requests, start, now);
+        let begun = TurnGuard::begin(&self.store, key, self.requests, start, now);
         let (lease, base) = begun.unwrap();
         let mut turns = base.turns;
         turns.push(Turn {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
 from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
-from lmserve.model.interface import F32, I32, Extras, StepBuffers
+from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
 from lmserve.model.options import head_format
 from lmserve.model.rope import position_tables
 from lmserve.model.tensors import QUANTIZED_TYPES, UNPACKED_TYPES, TensorSource
@@ -125,9 +125,9 @@ class CpuOps:
     def rows(self, x: int) -> int:
         return self.core.rows(self.program, x)
 
-    def sample(self, x: int, head: int, extras: Extras | None) -> None:
+    def sample(self, x: int, head: int, edits: LogitEdits | None) -> None:
         """End the recording of a step."""
-        del extras
+        del edits
         self.core.finish(self.program, x)
         self.head = head
 

@@ -10,7 +10,7 @@ from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
 from lmserve.model.families.family import Decoder
-from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
+from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
 from lmserve.model.runner import allocate_buffers, runner_info
 
@@ -36,9 +36,9 @@ class CpuRunner:
         """What `launch` runs, for the engine to run it without Python."""
         return self._core, self._step, self._head, self._arrays
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Run one step over the buffers; see `Runner`."""
-        self._core.run(self._step, self._head, self._arrays, n_tokens, n_seqs, n_rows, extras)
+        self._core.run(self._step, self._head, self._arrays, n_tokens, n_seqs, n_rows, edits)
 
     def collect(self) -> None:
         """The launched step is done already."""
@@ -52,7 +52,7 @@ class CpuRunner:
     def logits(self, n_rows: int) -> F32:
         """[n_rows, vocab] logits of the last step, for tests and evaluation.
 
-        Those of a row with a temperature or extras are not raw any more.
+        Those of a row with a temperature or edits are not raw any more.
         """
         return np.frombuffer(self._core.logits(n_rows), np.float32).reshape(n_rows, self.info.vocab_size)
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
-from lmserve.model.interface import F32, I32, Extras
+from lmserve.model.interface import F32, I32, LogitEdits
 from lmserve.model.options import MemoryPlan
 from lmserve.model.runner import allocate_buffers, runner_info
 from lmserve.model.torch_attention import DTYPES
@@ -72,7 +72,7 @@ class EncoderRunner:
         self._layers = [self._layer(f"encoder.layer.{index}") for index in range(config.num_layers)]
         self.info = runner_info(checkpoint, plan, plan.weight_bytes)
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:  # noqa: ARG002
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:  # noqa: ARG002
         """Refused: an encoder does not generate (`info.can_generate` says so)."""
         raise RuntimeError(f"{self.info.name} is an embedding model: it cannot generate")
 

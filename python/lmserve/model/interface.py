@@ -86,7 +86,7 @@ class Masks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
+class LogitEdits:
     """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1].
 
     Order of application: repetition penalty, frequency and presence penalty, bias, masks, then temperature, top_k,
@@ -130,7 +130,7 @@ class Runner(Protocol):
     info: RunnerInfo
     buffers: StepBuffers
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Start one step over the buffers.
 
         May return before the device is done: the inputs must not change until `collect`.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmserve.model.activation import Activation
-from lmserve.model.interface import Extras
+from lmserve.model.interface import LogitEdits
 from lmserve.model.tensors import TensorSource
 
 I32 = NDArray[np.int32]
@@ -112,7 +112,7 @@ class Ops(Protocol[A, W]):
     def rows(self, x: A) -> A:
         """[R, width]: the rows `sample_rows` of x [T, width]."""
 
-    def sample(self, x: A, head: W, extras: Extras | None) -> None:
+    def sample(self, x: A, head: W, edits: LogitEdits | None) -> None:
         """Start writing `sampled` (and the logprob arrays) from x [R, hidden], the sampled rows after the final norm.
 
         Logits are x times head transposed, scaled and capped as the configuration says; `lmserve.model.sampler` defines

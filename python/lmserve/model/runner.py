@@ -13,7 +13,7 @@ from lmserve.model.config import CacheConfig
 from lmserve.model.device import available_memory
 from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
-from lmserve.model.interface import F32, I32, MAX_LOGPROBS, Extras, Runner, RunnerInfo, StepBuffers
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 
@@ -92,12 +92,12 @@ class DecoderRunner(Generic[A, W]):
         self.model = model
         self.ops = ops
 
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Start one step over the buffers; see `Runner`."""
         self.ops.begin(n_tokens, n_seqs, n_rows)
         states = self.model.forward(sampled_rows_only=True)
         if n_rows:
-            self.ops.sample(states, self.model.head, extras)
+            self.ops.sample(states, self.model.head, edits)
 
     def collect(self) -> None:
         """Wait for the launched step's outputs; see `Runner`."""

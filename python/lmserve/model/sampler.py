@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmserve.model.interface import F32, I32, MAX_LOGPROBS, NO_TOKEN, Extras, StepBuffers
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, NO_TOKEN, LogitEdits, StepBuffers
 from lmserve.model.torch_upload import on_device
 
 # Most distributions have their top_p mass in this many tokens; where one has not, the row is sorted whole.
@@ -51,22 +51,22 @@ class SamplingRows:
         return SamplingRows(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
-def sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: LogitEdits | None) -> Tensor:
     """Token ids, int64 [R], of float32 logits [R, vocab], which are not changed."""
     # 0 times a finite number is 0, and times any other it is none.
     finite = (logits * 0).sum(-1) == 0
-    return _sample(logits, rows, extras).masked_fill_(~finite, NO_TOKEN)
+    return _sample(logits, rows, edits).masked_fill_(~finite, NO_TOKEN)
 
 
-def _sample(logits: Tensor, rows: SamplingRows, extras: Extras | None) -> Tensor:
-    special = (rows.temperature > 0) | _changed_rows(rows, extras)
+def _sample(logits: Tensor, rows: SamplingRows, edits: LogitEdits | None) -> Tensor:
+    special = (rows.temperature > 0) | _changed_rows(rows, edits)
     if not special.any():
         return logits.argmax(-1)
     chosen = np.flatnonzero(special)
     index = on_device(chosen, logits.device)
     changed = logits.index_select(0, index)
-    if extras is not None:
-        _apply_extras(changed, rows, extras, chosen)
+    if edits is not None:
+        _apply_edits(changed, rows, edits, chosen)
     sampled = logits.argmax(-1)
     sampled[index] = _sample_changed(changed, rows.select(chosen))
     return sampled
@@ -89,13 +89,13 @@ def token_logprobs(logits: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Ten
     return own, top_ids, torch.nn.functional.pad(values, padding, value=-torch.inf)
 
 
-def _changed_rows(rows: SamplingRows, extras: Extras | None) -> NDArray[np.bool_]:
-    if extras is None:
+def _changed_rows(rows: SamplingRows, edits: LogitEdits | None) -> NDArray[np.bool_]:
+    if edits is None:
         return np.zeros(len(rows.temperature), np.bool_)
     n = len(rows.temperature) + 1
-    changed: NDArray[np.bool_] = (np.diff(extras.bias_start[:n]) > 0) | (np.diff(extras.seen_start[:n]) > 0)
-    if extras.masks is not None:
-        changed[extras.masks.rows] = True
+    changed: NDArray[np.bool_] = (np.diff(edits.bias_start[:n]) > 0) | (np.diff(edits.seen_start[:n]) > 0)
+    if edits.masks is not None:
+        changed[edits.masks.rows] = True
     return changed
 
 
@@ -109,7 +109,7 @@ def _sample_changed(logits: Tensor, rows: SamplingRows) -> Tensor:
     return sampled
 
 
-def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: NDArray[np.intp]) -> None:
+def _apply_edits(logits: Tensor, rows: SamplingRows, edits: LogitEdits, chosen: NDArray[np.intp]) -> None:
     """Penalties, biases, then masks, in place; row i of logits is row chosen[i] of the step."""
     place = np.full(len(rows.temperature), -1, np.int64)
     place[chosen] = np.arange(len(chosen))
@@ -118,25 +118,25 @@ def _apply_extras(logits: Tensor, rows: SamplingRows, extras: Extras, chosen: ND
     def moved(values: NDArray[Any]) -> Tensor:
         return on_device(values, logits.device)
 
-    owner = np.repeat(np.arange(n), np.diff(extras.seen_start[: n + 1]))
+    owner = np.repeat(np.arange(n), np.diff(edits.seen_start[: n + 1]))
     if len(owner):
         end = len(owner)
-        at = (moved(place[owner]), moved(extras.seen_token[:end].astype(np.int64)))
-        count = moved(extras.seen_count[:end].astype(np.float32))
+        at = (moved(place[owner]), moved(edits.seen_token[:end].astype(np.int64)))
+        count = moved(edits.seen_count[:end].astype(np.float32))
         value = logits[at]
         repetition = moved(rows.repetition_penalty[owner])
         value = torch.where(value > 0, value / repetition, value * repetition)
         value = value - count * moved(rows.frequency_penalty[owner])
         logits[at] = value - (count > 0) * moved(rows.presence_penalty[owner])
-    owner = np.repeat(np.arange(n), np.diff(extras.bias_start[: n + 1]))
+    owner = np.repeat(np.arange(n), np.diff(edits.bias_start[: n + 1]))
     if len(owner):
         end = len(owner)
-        at = (moved(place[owner]), moved(extras.bias_token[:end].astype(np.int64)))
-        logits.index_put_(at, moved(extras.bias_value[:end]), accumulate=True)
-    if extras.masks is not None:
-        places = place[extras.masks.rows]
+        at = (moved(place[owner]), moved(edits.bias_token[:end].astype(np.int64)))
+        logits.index_put_(at, moved(edits.bias_value[:end]), accumulate=True)
+    if edits.masks is not None:
+        places = place[edits.masks.rows]
         # Asked for as late as possible: the masks are computed meanwhile.
-        words = np.frombuffer(extras.masks.wait(), np.uint8).reshape(len(places), -1)
+        words = np.frombuffer(edits.masks.wait(), np.uint8).reshape(len(places), -1)
         forbidden = np.unpackbits(~words, axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
         for at, row in zip(places.tolist(), moved(forbidden), strict=True):
             logits[at].masked_fill_(row, -torch.inf)

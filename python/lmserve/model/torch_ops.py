@@ -15,7 +15,7 @@ from torch.nn import functional
 from lmserve.model import sampler
 from lmserve.model.activation import Activation
 from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
-from lmserve.model.interface import F32, I32, Extras, StepBuffers
+from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
 from lmserve.model.rope import position_tables
 from lmserve.model.sampler import SamplingRows
 from lmserve.model.tensors import TensorSource
@@ -197,8 +197,8 @@ class TorchOps:
     def rows(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._sample_rows)
 
-    def sample(self, x: Tensor, head: TorchWeight, extras: Extras | None) -> None:
-        self.sample_logits(self.raw_logits(x, head), extras)
+    def sample(self, x: Tensor, head: TorchWeight, edits: LogitEdits | None) -> None:
+        self.sample_logits(self.raw_logits(x, head), edits)
 
     def raw_logits(self, x: Tensor, head: TorchWeight) -> Tensor:
         """Float32 logits [R, vocab] of x [R, hidden]."""
@@ -208,10 +208,10 @@ class TorchOps:
             logits = logits * scale
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def sample_logits(self, logits: Tensor, extras: Extras | None) -> None:
+    def sample_logits(self, logits: Tensor, edits: LogitEdits | None) -> None:
         """What `sample` does, from float32 logits [R, vocab]."""
         buffers, n_rows = self._buffers, len(logits)
-        sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), extras)
+        sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), edits)
         self._send(buffers.sampled, np.arange(n_rows), sampled)
         wanted = np.flatnonzero(buffers.logprobs[:n_rows] >= 0)
         if len(wanted):

@@ -19,7 +19,7 @@ from lmserve.model.encoder import EncoderRunner
 from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
 from lmserve.model.graphs import DecodeGraphs
-from lmserve.model.interface import F32, I32, Extras, Runner, RunnerInfo, StepBuffers
+from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
 from lmserve.model.torch_ops import TorchOps, TorchWeight
@@ -30,8 +30,8 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
     """A decoder on torch. Its buffers are the inputs of the device, pinned on CUDA."""
 
     @torch.inference_mode()
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
-        super().launch(n_tokens, n_seqs, n_rows, extras)
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        super().launch(n_tokens, n_seqs, n_rows, edits)
 
     @torch.inference_mode()
     def collect(self) -> None:
@@ -61,15 +61,15 @@ class GraphRunner(TorchRunner):
         self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
 
     @torch.inference_mode()
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, extras: Extras | None) -> None:
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         if not n_tokens == n_seqs == n_rows:
-            super().launch(n_tokens, n_seqs, n_rows, extras)
+            super().launch(n_tokens, n_seqs, n_rows, edits)
             return
         size = self.graphs.size_for(n_seqs)
         self.torch_ops.upload(n_tokens, n_seqs, n_rows)
         self.torch_ops.pad(n_seqs, size)
         logits = self.graphs.replay(size)
-        self.torch_ops.sample_logits(logits[:n_seqs], extras)
+        self.torch_ops.sample_logits(logits[:n_seqs], edits)
 
     @torch.inference_mode()
     def _capture_decode(self, size: int) -> Callable[[], Tensor]:

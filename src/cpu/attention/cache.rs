@@ -4,7 +4,7 @@
 //! `[head_dim][16]`, so that a vector holds the same element of 16 keys, then V `[16][width]`, whose rows are padded to whole
 //! vectors.
 
-use super::super::memory::Shared;
+use super::super::memory::SharedSlice;
 use super::super::simd::Simd;
 
 /// Tokens of a page.
@@ -194,7 +194,7 @@ impl KvCache {
         CacheView {
             layers: &self.layers,
             pages: self.pages,
-            memory: Shared::new(&mut self.memory[skipped..]),
+            memory: SharedSlice::new(&mut self.memory[skipped..]),
         }
     }
 }
@@ -204,7 +204,7 @@ impl KvCache {
 pub struct CacheView<'a> {
     layers: &'a [(KvShape, usize)],
     pages: usize,
-    memory: Shared<'a, u8>,
+    memory: SharedSlice<'a, u8>,
 }
 
 impl<'a> CacheView<'a> {
@@ -230,7 +230,7 @@ impl<'a> CacheView<'a> {
 pub struct KvView<'a> {
     shape: KvShape,
     pages: usize,
-    memory: Shared<'a, u8>,
+    memory: SharedSlice<'a, u8>,
 }
 
 impl KvView<'_> {

@@ -18,7 +18,7 @@ pub use cache::{CacheView, KvCache, KvShape, KvType, KvView, PAGE};
 pub use unit::Sequence;
 
 use super::Isa;
-use super::memory::{Aligned, Shared};
+use super::memory::{Aligned, SharedSlice};
 use super::pool::Team;
 use super::simd::dispatch;
 use block::Softmax;
@@ -114,7 +114,7 @@ impl Attention {
             shapes: &self.shapes,
             spans,
             plans: &self.plans,
-            partials: Shared::new(&mut self.partials),
+            partials: SharedSlice::new(&mut self.partials),
             scratch: &self.scratch,
         }
     }
@@ -126,7 +126,7 @@ pub struct AttentionStep<'a> {
     shapes: &'a [AttentionShape],
     spans: &'a [SeqSpan<'a>],
     plans: &'a [Plan],
-    partials: Shared<'a, f32>,
+    partials: SharedSlice<'a, f32>,
     scratch: &'a [Mutex<UnitScratch>],
 }
 
@@ -144,7 +144,7 @@ pub struct LayerAttention<'a> {
     /// For each query head one more score, whose value is zero (gpt-oss).
     pub sinks: Option<&'a [f32]>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
-    pub queries: Shared<'a, f32>,
+    pub queries: SharedSlice<'a, f32>,
     /// Elements from a row of queries to the next.
     pub stride: usize,
 }
@@ -159,7 +159,7 @@ impl AttentionStep<'_> {
     ///
     /// # Panics
     /// If a span does not lie within the cache or the arrays.
-    pub unsafe fn attend(&self, team: &Team, given: LayerAttention, out: Shared<f32>) {
+    pub unsafe fn attend(&self, team: &Team, given: LayerAttention, out: SharedSlice<f32>) {
         let (shape, plan) = (self.shapes[given.shape], &self.plans[given.shape]);
         let layer = Layer {
             cache: given.cache,

@@ -212,10 +212,10 @@ fn attend(
         scale: (head_dim as f32).sqrt().recip(),
         softcap: kind.softcap,
         sinks: kind.sinks.as_ref().map(<[f32; HEADS]>::as_slice),
-        queries: Shared::new(&mut queries),
+        queries: SharedSlice::new(&mut queries),
         stride,
     };
-    let shared = Shared::new(&mut out);
+    let shared = SharedSlice::new(&mut out);
     // SAFETY: nobody else has the buffers.
     Pool::new(threads).run(&|team| unsafe { step.attend(team, layer, shared) });
     let mut found = Vec::new();

@@ -3,7 +3,7 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::super::memory::{Aligned, Shared};
+use super::super::memory::{Aligned, SharedSlice};
 use super::super::simd::{Kernel, MAX_ROWS, Simd};
 use super::block::{
     Ahead, Convert, Mix, SUM_LANES, Scores, Softmax, SumWeights, TILE, TILE_PAGES, Weigh,
@@ -92,11 +92,11 @@ pub(super) struct Layer<'a> {
     /// Of each query head.
     pub(super) sinks: Option<&'a [f32]>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
-    pub(super) queries: Shared<'a, f32>,
+    pub(super) queries: SharedSlice<'a, f32>,
     pub(super) stride: usize,
     /// Rows of `heads * head_dim`.
-    pub(super) out: Shared<'a, f32>,
-    pub(super) partials: Shared<'a, f32>,
+    pub(super) out: SharedSlice<'a, f32>,
+    pub(super) partials: SharedSlice<'a, f32>,
 }
 
 impl Layer<'_> {

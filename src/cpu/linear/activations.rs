@@ -9,7 +9,7 @@
 )]
 
 use crate::cpu::isa::Isa;
-use crate::cpu::memory::Shared;
+use crate::cpu::memory::SharedSlice;
 use crate::cpu::pool::Team;
 use crate::cpu::quant::GROUP;
 
@@ -27,7 +27,7 @@ const CHUNK: usize = 16;
 /// -128 times the sum of the first 16 (i32), and the zero (i16, then 16 zero bits).
 #[derive(Clone, Copy)]
 pub struct QuantizedRows<'a> {
-    data: Shared<'a, u8>,
+    data: SharedSlice<'a, u8>,
     rows: usize,
     cols: usize,
 }
@@ -45,7 +45,7 @@ impl<'a> QuantizedRows<'a> {
     ///
     /// # Panics
     /// If `data` is too small or not aligned.
-    pub fn new(data: Shared<'a, u8>, rows: usize, cols: usize) -> Self {
+    pub fn new(data: SharedSlice<'a, u8>, rows: usize, cols: usize) -> Self {
         assert!(
             data.len() >= Self::bytes(rows, cols),
             "{rows} rows of {cols} take {} bytes, but the buffer has {}",
@@ -88,7 +88,7 @@ impl<'a> QuantizedRows<'a> {
     ///
     /// # Panics
     /// If `x` is too small.
-    pub unsafe fn quantize(&self, isa: Isa, team: &Team, x: Shared<f32>) {
+    pub unsafe fn quantize(&self, isa: Isa, team: &Team, x: SharedSlice<f32>) {
         let groups = self.cols.div_ceil(GROUP);
         assert!(x.len() >= self.rows * self.cols);
         // A record is written by one thread: threads that write to the same cache lines wait for each other.

@@ -3,7 +3,7 @@
 //! What every thread of a team calls in lockstep, inside [`Pool::run`](crate::cpu::Pool::run):
 //!
 //! ```text
-//! linear.forward(team, x: Shared<f32> [rows, in], rows, y: Shared<f32> [rows, out], scratch: Shared<u8>)
+//! linear.forward(team, x: SharedSlice<f32> [rows, in], rows, y: SharedSlice<f32> [rows, out], scratch: SharedSlice<u8>)
 //!     // scratch: linear.scratch_bytes(rows), at a cache line; unused for float weights
 //! ```
 //!
@@ -28,7 +28,7 @@ pub use pack::{FloatType, Matrix, Stored};
 
 use crate::cpu::half::{f32_to_bf16, f32_to_f16};
 use crate::cpu::isa::Isa;
-use crate::cpu::memory::{Aligned, Shared};
+use crate::cpu::memory::{Aligned, SharedSlice};
 use crate::cpu::pool::Team;
 use crate::cpu::quant::{Code, GROUP};
 use floats::FloatWeights;
@@ -150,10 +150,10 @@ impl Linear {
     pub unsafe fn forward(
         &self,
         team: &Team,
-        x: Shared<f32>,
+        x: SharedSlice<f32>,
         rows: usize,
-        y: Shared<f32>,
-        scratch: Shared<u8>,
+        y: SharedSlice<f32>,
+        scratch: SharedSlice<u8>,
     ) {
         match &self.weights {
             Weights::Int(_) => {
@@ -188,7 +188,7 @@ impl Linear {
     ///
     /// # Panics
     /// If the weights are floats, the rows have another length than `in_features`, or `y` is too small.
-    pub unsafe fn forward_quantized(&self, team: &Team, x: &QuantizedRows, y: Shared<f32>) {
+    pub unsafe fn forward_quantized(&self, team: &Team, x: &QuantizedRows, y: SharedSlice<f32>) {
         let Weights::Int(weights) = &self.weights else {
             panic!("float weights take no quantized rows");
         };
@@ -203,7 +203,7 @@ impl Linear {
         unsafe { kernels::integers(self.isa, team, &task) };
     }
 
-    fn output(&self, y: Shared<f32>) -> Output {
+    fn output(&self, y: SharedSlice<f32>) -> Output {
         Output {
             y: y.as_ptr(),
             stride: self.out_features,

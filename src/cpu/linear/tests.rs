@@ -134,8 +134,8 @@ fn forward(pool: &Pool, layer: &Linear, x: &[f32]) -> Vec<f32> {
     let rows = x.len() / layer.in_features();
     let mut y = vec![f32::NAN; rows * layer.out_features()];
     let mut scratch = Aligned::zeroed(layer.scratch_bytes(rows));
-    let (y_shared, scratch) = (Shared::new(&mut y), Shared::new(&mut scratch));
-    let x = Shared::read_only(x);
+    let (y_shared, scratch) = (SharedSlice::new(&mut y), SharedSlice::new(&mut scratch));
+    let x = SharedSlice::read_only(x);
     // SAFETY: nobody else has the buffers.
     pool.run(&|team| unsafe { layer.forward(team, x, rows, y_shared, scratch) });
     y
@@ -371,9 +371,9 @@ fn several_layers_read_rows_that_any_thread_has_quantized() {
     let layer = float(isa, Format::Int8, 48, 96, false);
     let x = noise(8, 5 * 96);
     let mut scratch = Aligned::zeroed(QuantizedRows::bytes(5, 96));
-    let rows = QuantizedRows::new(Shared::new(&mut scratch), 5, 96);
+    let rows = QuantizedRows::new(SharedSlice::new(&mut scratch), 5, 96);
     let mut results = [vec![0.0; 5 * 48], vec![0.0; 5 * 48]];
-    let outputs = results.each_mut().map(|y| Shared::new(y));
+    let outputs = results.each_mut().map(|y| SharedSlice::new(y));
     pool.run(&|team| {
         team.for_chunks(5, 1, |range| {
             for row in range {

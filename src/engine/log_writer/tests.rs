@@ -2,7 +2,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::thread::JoinHandle;
 
-use super::super::lease::TurnLease;
+use super::super::turn_guard::TurnGuard;
 use super::*;
 use crate::session::{Commit, SessionKey, Start, StoreLimits, Turn};
 use crate::text::Tail;
@@ -25,7 +25,7 @@ struct Handle(Arc<Mutex<Disk>>);
 
 impl Handle {
     fn disk(&self) -> std::sync::MutexGuard<'_, Disk> {
-        guard(&self.0)
+        lock(&self.0)
     }
 
     fn sync_disk(&self, call: &'static str) -> io::Result<()> {
@@ -167,7 +167,7 @@ impl Running {
 }
 
 fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> FinishedTurn {
-    let (lease, base) = TurnLease::begin(store, key, request, Start::Create, 1).unwrap();
+    let (lease, base) = TurnGuard::begin(store, key, request, Start::Create, 1).unwrap();
     let mut turns = base.turns;
     turns.push(Turn {
         start: base.history.len(),

@@ -7,13 +7,13 @@ use super::Tally;
 use super::measures::Span;
 use super::setup::{Setup, TraceRequest, VOCAB_SIZE};
 use crate::engine::{
-    Core, Events, FinishedTurn, Limits, StepOutput, TurnLease, prepare, request_of,
+    Core, Events, FinishedTurn, Limits, StepOutput, TurnGuard, prepare, request_of,
 };
 use crate::error::{Error, Kind, Result};
 use crate::kv::BlockPool;
 use crate::request::{Input, Submission};
 use crate::sched::{FinishReason, Scheduler};
-use crate::session::{Base, SessionKey, SessionStore, Start, StoreLimits};
+use crate::session::{SessionKey, SessionStore, Start, StoreLimits, TurnHistory};
 use crate::wire::{Delta, Usage};
 
 /// A request that the server works on.
@@ -201,13 +201,13 @@ impl<'a> Replica<'a> {
         submission.input = Input::Tokens { ids };
         submission.stopping.max_tokens = Some(request.output_tokens as u32);
         let now_ms = (self.now * 1e3) as u64;
-        let (mut lease, mut base) = (None, Base::empty());
+        let (mut lease, mut base) = (None, TurnHistory::empty());
         if let Some(session) = request.session {
             let key = SessionKey {
                 tenant: 0,
                 id: session,
             };
-            let (held, history) = TurnLease::begin(&self.sessions, key, id, Start::Create, now_ms)?;
+            let (held, history) = TurnGuard::begin(&self.sessions, key, id, Start::Create, now_ms)?;
             (lease, base) = (Some(held), history);
         }
         let prepared = prepare(&submission, base, None, None, self.limits, &|| Ok(()))?;

@@ -1,28 +1,25 @@
-//! A session's running turn, owned: dropping the lease leaves the session at its last committed turn.
+//! A session's running turn, owned: dropping the guard leaves the session at its last committed turn.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use super::locks::lock;
 use crate::error::{Kind, Result};
 use crate::request::SessionRef;
 use crate::session::{
-    Base, Change, Commit, Outcome, SessionKey, SessionStore, Start, session_busy, session_damaged,
+    Change, Commit, Outcome, SessionKey, SessionStore, Start, TurnHistory, session_busy,
+    session_damaged,
 };
 
 /// The right, and the duty, to end one turn.
 #[derive(Debug)]
-pub struct TurnLease {
+pub struct TurnGuard {
     store: Arc<Mutex<SessionStore>>,
     key: SessionKey,
     request: u64,
     open: bool,
 }
 
-/// The store, whatever became of other threads: its methods leave it whole.
-pub(super) fn lock(store: &Mutex<SessionStore>) -> MutexGuard<'_, SessionStore> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl TurnLease {
+impl TurnGuard {
     /// Begins a turn; see [`SessionStore::begin`].
     ///
     /// # Errors
@@ -33,7 +30,7 @@ impl TurnLease {
         request: u64,
         start: Start,
         now_ms: u64,
-    ) -> Result<(Self, Base)> {
+    ) -> Result<(Self, TurnHistory)> {
         let base = lock(store).begin(key, request, start, now_ms)?;
         Ok((
             Self {
@@ -57,7 +54,7 @@ impl TurnLease {
         session: &SessionRef,
         request: u64,
         now_ms: u64,
-    ) -> Result<(Self, Base)> {
+    ) -> Result<(Self, TurnHistory)> {
         let Some(parent) = session.parent else {
             let start = Start::of(session.start, session.create);
             return Self::begin(store, key, request, start, now_ms);
@@ -76,7 +73,7 @@ impl TurnLease {
         }
         let (lease, _) = Self::begin(store, key, request, Start::New, now_ms)?;
         // Two branches of one session draw differently.
-        let base = Base {
+        let base = TurnHistory {
             seed: None,
             ..state.base()
         };
@@ -115,7 +112,7 @@ impl TurnLease {
 /// A turn that has its outcome, which is not yet the session's state. Dropping it leaves the session as it was.
 #[derive(Debug)]
 pub struct FinishedTurn {
-    pub(super) lease: TurnLease,
+    pub(super) lease: TurnGuard,
     pub(super) commit: Commit,
 }
 
@@ -138,7 +135,7 @@ impl FinishedTurn {
 /// A turn whose outcome may be written down. Dropping it leaves the session as it was.
 #[derive(Debug)]
 pub struct PreparedTurn {
-    lease: TurnLease,
+    lease: TurnGuard,
     outcome: Outcome,
 }
 
@@ -156,7 +153,7 @@ impl PreparedTurn {
     }
 }
 
-impl Drop for TurnLease {
+impl Drop for TurnGuard {
     fn drop(&mut self) {
         if self.open {
             lock(&self.store).rollback(self.key, self.request);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::choice::Choice;
-use super::core::{Events, request_of};
+use super::events::{Events, request_of};
 use super::executor::StepOutput;
 use super::guide::Failures;
 use crate::error::{Error, Kind};
@@ -14,7 +14,7 @@ use crate::text::Tokenizer;
 use crate::wire::{Alternative, TokenLogprob};
 
 /// Turns the tokens of a step into text as the scheduler books them.
-pub(super) struct Texts<'a, E> {
+pub(super) struct TokenSink<'a, E> {
     pub(super) choices: &'a mut HashMap<u64, Choice>,
     pub(super) tokenizer: Option<&'a Tokenizer>,
     pub(super) output: &'a StepOutput,
@@ -23,7 +23,7 @@ pub(super) struct Texts<'a, E> {
     pub(super) events: &'a mut E,
 }
 
-impl<E: Events> StepTokens for Texts<'_, E> {
+impl<E: Events> StepTokens for TokenSink<'_, E> {
     fn on_token(
         &mut self,
         id: u64,

@@ -1,23 +1,18 @@
 //! A request's place among the open ones, owned: dropping it gives the place, and what it reserved, back.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::core::Abort;
-use super::shared::Shared;
+use super::events::Abort;
+use super::locks::lock;
+use super::metrics::Latencies;
 use crate::error::{Error, Kind, Result};
+use crate::tenant::Accounts;
 use crate::wire::Usage;
 
 pub(super) type AbortFlag = Arc<Mutex<Option<Abort>>>;
-
-/// The requests that have not ended.
-#[derive(Debug, Default)]
-pub(super) struct OpenRequests {
-    pub(super) flags: HashMap<u64, AbortFlag>,
-    /// Sequences they may make.
-    pub(super) choices: usize,
-}
 
 /// What a request takes of its tenant's allowance.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,10 +43,34 @@ pub struct RequestRecord {
 /// A record that the engine writes and a stream's reader reads.
 pub(super) type SharedRecord = Arc<Mutex<RequestRecord>>;
 
+/// The requests that have not ended.
+#[derive(Debug, Default)]
+struct Open {
+    flags: HashMap<u64, AbortFlag>,
+    /// Sequences they may make.
+    choices: usize,
+}
+
+/// Who may come in: the requests that have not ended, and what each tenant may take.
+#[derive(Debug)]
+pub(super) struct Admissions {
+    open: Mutex<Open>,
+    /// A request has ended.
+    ended: Condvar,
+    /// Most sequences that may be open.
+    max_open: usize,
+    accounts: Mutex<Accounts>,
+    latencies: Mutex<Latencies>,
+    started: Instant,
+    /// Refuses new requests.
+    draining: AtomicBool,
+    next_id: AtomicU64,
+}
+
 /// A request's place among the open ones.
 #[derive(Debug)]
-pub(super) struct OpenRequest {
-    shared: Arc<Shared>,
+pub(super) struct Admission {
+    admissions: Arc<Admissions>,
     id: u64,
     tenant: u32,
     choices: usize,
@@ -63,13 +82,32 @@ pub(super) struct OpenRequest {
     last_token: Option<Instant>,
 }
 
-impl OpenRequest {
-    /// Opens a request of `choices` sequences.
+impl Admissions {
+    pub(super) fn new(max_open: usize, accounts: Accounts) -> Self {
+        Self {
+            open: Mutex::default(),
+            ended: Condvar::new(),
+            max_open,
+            accounts: Mutex::new(accounts),
+            latencies: Mutex::default(),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            next_id: AtomicU64::new(1),
+        }
+    }
+
+    /// Takes a request of `choices` sequences in.
     ///
     /// # Errors
-    /// 429 `queue_full` or `rate_limit_exceeded`.
-    pub(super) fn new(shared: &Arc<Shared>, tenant: u32, choices: usize) -> Result<Self> {
-        let (mut open, limit) = (shared.requests(), shared.max_open);
+    /// 429 `queue_full` or `rate_limit_exceeded`, 503 `draining`.
+    pub(super) fn admit(self: &Arc<Self>, tenant: u32, choices: usize) -> Result<Admission> {
+        if self.draining.load(Ordering::Acquire) {
+            let message = "the server is shutting down and takes no new requests";
+            return Err(
+                Error::new(Kind::Unavailable, "draining", message).with_detail("retry_after", 5)
+            );
+        }
+        let (mut open, limit) = (lock(&self.open), self.max_open);
         if open.choices + choices > limit {
             let message = format!(
                 "{} answers are being made or wait, the limit is {limit}, and {choices} more were asked for",
@@ -77,13 +115,13 @@ impl OpenRequest {
             );
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
         }
-        shared.accounts().open(tenant, shared.uptime_ms())?;
-        let id = shared.next_id();
+        self.accounts().open(tenant, self.uptime_ms())?;
+        let id = self.next_id();
         let flag = AbortFlag::default();
         open.choices += choices;
         open.flags.insert(id, Arc::clone(&flag));
-        Ok(Self {
-            shared: Arc::clone(shared),
+        Ok(Admission {
+            admissions: Arc::clone(self),
             id,
             tenant,
             choices,
@@ -95,13 +133,76 @@ impl OpenRequest {
         })
     }
 
+    pub(super) fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        lock(&self.accounts)
+    }
+
+    pub(super) fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        lock(&self.latencies)
+    }
+
+    /// Milliseconds since the engine's start, by a clock that never goes back.
+    pub(super) fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// A number that no request has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Requests that have not ended.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.open).flags.len()
+    }
+
+    /// Notes that a request is to end before its time; the first who says how decides. False if it has ended.
+    pub(super) fn abort(&self, request: u64, how: Abort) -> bool {
+        let Some(flag) = lock(&self.open).flags.get(&request).cloned() else {
+            return false;
+        };
+        lock(&flag).get_or_insert(how);
+        true
+    }
+
+    /// Refuses new requests and waits up to `grace` for those that are open.
+    pub(super) fn drain(&self, grace: Duration) {
+        self.draining.store(true, Ordering::Release);
+        let deadline = Instant::now() + grace;
+        let mut open = lock(&self.open);
+        while open.choices > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            open = self
+                .ended
+                .wait_timeout(open, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Waits until a request has ended, its session's turn before it.
+    pub(super) fn wait_for(&self, request: u64) {
+        let mut open = lock(&self.open);
+        while open.flags.contains_key(&request) {
+            open = self
+                .ended
+                .wait(open)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Admission {
     pub(super) const fn id(&self) -> u64 {
         self.id
     }
 
-    /// When it came in.
-    pub(super) const fn arrived(&self) -> Instant {
-        self.arrived
+    /// How long ago it came in.
+    pub(super) fn age(&self) -> Duration {
+        self.arrived.elapsed()
     }
 
     /// Where its record is kept.
@@ -110,7 +211,7 @@ impl OpenRequest {
     }
 
     fn note(&self, note: impl FnOnce(&mut RequestRecord)) {
-        note(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+        note(&mut lock(&self.record));
     }
 
     /// A token of its first choice was sampled. Returns the time since the one before; none for the first.
@@ -124,7 +225,7 @@ impl OpenRequest {
     }
 
     pub(super) fn aborted(&self) -> Option<Abort> {
-        *self.flag.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.flag)
     }
 
     /// Takes `input` tokens, and up to `output` more that it asks for, off its tenant's minute.
@@ -132,10 +233,10 @@ impl OpenRequest {
     /// # Errors
     /// 429 `rate_limit_exceeded`, 400 `exceeds_tokens_per_minute`.
     pub(super) fn reserve(&mut self, input: usize, output: usize) -> Result<()> {
-        let (shared, tokens) = (&self.shared, input + output);
-        shared
+        let (admissions, tokens) = (&self.admissions, input + output);
+        admissions
             .accounts()
-            .reserve(self.tenant, tokens, shared.uptime_ms())?;
+            .reserve(self.tenant, tokens, admissions.uptime_ms())?;
         self.account.reserved = tokens;
         self.account.input = input;
         Ok(())
@@ -147,7 +248,7 @@ impl OpenRequest {
         if first {
             self.account.started = true;
             self.note(|record| record.queued = Some(self.arrived.elapsed()));
-            self.shared.accounts().start(self.tenant);
+            self.admissions.accounts().start(self.tenant);
         }
         first
     }
@@ -159,7 +260,7 @@ impl OpenRequest {
             return;
         }
         let first = choice == 0 && !self.account.counted;
-        let mut accounts = self.shared.accounts();
+        let mut accounts = self.admissions.accounts();
         if first {
             self.account.counted = true;
             accounts.count_request(self.tenant, usage.prompt_tokens, usage.cached_tokens);
@@ -168,7 +269,7 @@ impl OpenRequest {
         drop(accounts);
         self.account.output += usage.completion_tokens;
         if first {
-            self.shared.latencies().prompt(usage.prompt_tokens);
+            self.admissions.latencies().prompt(usage.prompt_tokens);
         }
         self.note(|record| {
             if first {
@@ -180,7 +281,7 @@ impl OpenRequest {
     }
 }
 
-impl Drop for OpenRequest {
+impl Drop for Admission {
     fn drop(&mut self) {
         let account = self.account;
         // A request that never began has used none.
@@ -189,17 +290,17 @@ impl Drop for OpenRequest {
         } else {
             0
         };
-        self.shared.accounts().close(
+        self.admissions.accounts().close(
             self.tenant,
             account.reserved,
             used,
             account.started,
-            self.shared.uptime_ms(),
+            self.admissions.uptime_ms(),
         );
-        let mut open = self.shared.requests();
+        let mut open = lock(&self.admissions.open);
         open.flags.remove(&self.id);
         open.choices -= self.choices;
         drop(open);
-        self.shared.closed.notify_all();
+        self.admissions.ended.notify_all();
     }
 }
