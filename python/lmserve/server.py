@@ -138,7 +138,8 @@ class Server(uvicorn.Server):
         self._on_listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop: on a signal, without a model, or with an engine that is dead."""
+        """Whether to stop: on a signal, without a model, or with an engine that is dead. Ten times a second."""
+        self._serving.tell_of_storage()
         return await super().on_tick(counter) or self._serving.has_failed()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -151,11 +151,15 @@ def test_a_folder_that_is_deleted_is_made_again_with_all_that_was_said(tmp_path:
         refused = httpx.post(f"{server.url}/generate", json=body, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_failed")
         assert faulty(server) == 1
+        health = httpx.get(f"{server.url}/health").json()
+        assert (health["status"], [fault["code"] for fault in health["faults"]]) == ("degraded", ["storage_failed"])
+        assert httpx.get(f"{server.url}/health/live").json() == {"status": "ok"}
         (folder / "sessions.log").unlink()
         deadline = time.monotonic() + 60
         while faulty(server):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
         turn(server, 2, "What is my name?")
         assert server.output().count("are refused (storage_failed)") == 1
         end(server, signal.SIGKILL)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import MODEL, NAMES, Running, ServerThread, serve_core
 from lmserve import LmserveError, _core
+from lmserve.api.responses.log import ResponseLog
+from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.model.interface import LogitEdits
@@ -74,6 +77,54 @@ def stalled_says_so(client: httpx.Client) -> None:
     assert client.get("/health/live").status_code == 200
     assert gauge(client, "lmserve_healthy") == 0
     assert gauge(client, "lmserve_step_wait_milliseconds") >= 50
+
+
+FULL = ("storage_full", "the session log has no room on its disk")
+
+
+def test_a_log_that_cannot_be_written_degrades_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    core = ScriptedCore()
+
+    def told(words: str) -> int:
+        return sum(words in record.getMessage() for record in caplog.records)
+
+    # No request wakes the engine's loop.
+    with serve_core(core) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        core.fault = FULL
+        wait_until(lambda: told("turns of sessions are refused (storage_full)") > 0, "the fault is logged")
+        for route in (*ROUTES[:2], "/ping"):
+            response = client.get(route)
+            assert response.status_code == 200
+            assert response.json() == {"status": "degraded", "faults": [{"code": FULL[0], "message": FULL[1]}]}
+        assert client.get("/health/live").json() == {"status": "ok"}
+        assert client.post("/v1/completions", json=ASK).status_code == 200
+        core.fault = None
+        wait_until(lambda: told("the session log is written again") > 0, "the end of the fault is logged")
+        assert client.get("/health").json() == {"status": "ok"}
+    assert told("storage_full") == 1
+    assert told("written again") == 1
+
+
+def test_a_log_of_responses_that_cannot_be_written_degrades_the_server(tmp_path: Path) -> None:
+    store = ResponseStore(ResponseLog(tmp_path, {0: bytes(32)}))
+    assert store.restore() == 0
+    log = tmp_path / "responses.log"
+    body = {"model": MODEL, "input": "Hello"}
+    with (
+        serve_core(ScriptedCore(), responses=store) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        log.unlink()
+        log.write_bytes(b"another's")
+        assert client.post("/v1/responses", json=body).status_code == 200
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded", "the fault is told")
+        [fault] = client.get("/health").json()["faults"]
+        assert fault["code"] == "storage_failed"
+        assert fault["message"].startswith("the log of responses cannot be written")
+        assert gauge(client, "lmserve_response_log_faulty") == 1
+        log.unlink()
+        wait_until(lambda: client.get("/health").json() == {"status": "ok"}, "the log is written anew")
+        assert gauge(client, "lmserve_response_log_faulty") == 0
 
 
 class DyingCore(ScriptedCore):

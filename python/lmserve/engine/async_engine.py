@@ -185,8 +185,11 @@ class AsyncEngine:
         fault = self._core.session_log_fault()
         return None if fault is None else StorageFault(*fault)
 
-    def _tell_of_storage(self) -> None:
-        """Log that the disk fails, or is well again: once for each change."""
+    def tell_of_storage(self) -> None:
+        """Log that the disk fails, or is well again: once for each change.
+
+        The wake descriptor tells of streams alone; whoever serves with the engine calls this now and then.
+        """
         fault = self.storage_fault
         code = None if fault is None else fault.code
         if code == self._fault_told:
@@ -198,7 +201,7 @@ class AsyncEngine:
             logger.error("%s; turns of sessions are refused (%s) until it is well again", fault.message, fault.code)
 
     def _wake_streams(self) -> None:
-        self._tell_of_storage()
+        self.tell_of_storage()
         streams = self._streams
         for stream_id in self._core.drain():
             stream = streams.get(stream_id)

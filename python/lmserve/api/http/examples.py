@@ -429,7 +429,18 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "remaining": {"limit_requests": 8, "remaining_requests": 7},
         },
     ),
-    HealthReply: ({"status": "ok"},),
+    HealthReply: (
+        {"status": "ok"},
+        {
+            "status": "degraded",
+            "faults": [
+                {
+                    "code": "storage_full",
+                    "message": "the session log has no room on its disk: No space left on device (os error 28)",
+                }
+            ],
+        },
+    ),
     VersionReply: ({"version": "0.1.0"},),
     PropsReply: (
         {

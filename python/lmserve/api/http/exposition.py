@@ -48,14 +48,21 @@ class Family:
     samples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def page(core: str, model: str, http: Mapping[tuple[str, int], int]) -> str:
+def page(core: str, model: str, http: Mapping[tuple[str, int], int], *, response_log_faulty: bool = False) -> str:
     """Prometheus' text format. `core`: the core's own page. `http`: requests by route and status."""
     families = parsed(core)
     build = Family("gauge", "Always 1: the version that runs.", [("", f'version="{__version__}"', "1")])
     replies = Family("counter", "Replies of HTTP, by route and status.")
     for (route, status), count in http.items():
         replies.samples.append(("", f'route="{quoted(route)}",status="{status}"', str(count)))
-    ours = {**families, "lmserve_build_info": build, "lmserve_http_requests_total": replies}
+    faulty = Family("gauge", "1 while nothing can be written to the log of stored responses.")
+    faulty.samples.append(("", "", str(int(response_log_faulty))))
+    ours = {
+        **families,
+        "lmserve_build_info": build,
+        "lmserve_http_requests_total": replies,
+        "lmserve_response_log_faulty": faulty,
+    }
     lines = [line for name, family in ours.items() for line in _lines(name, family, model)]
     return "\n".join([*lines, *_aliases(families, model), ""])
 

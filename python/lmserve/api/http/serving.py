@@ -17,6 +17,7 @@ from litestar import Request
 from lmserve import __version__
 from lmserve.api.responses.store import ResponseStore
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
 from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
@@ -101,6 +102,16 @@ class Serving:
     def check_ready(self) -> None:
         """Raises LmserveError (503) while no request would be served: loading, draining, a dead or stalled engine."""
         self.engine.check_health()
+
+    def storage_faults(self) -> list[StorageFault]:
+        """Why sessions or stored responses cannot be written down now; everything else is served."""
+        sessions = None if self._engine is None else self._engine.storage_fault
+        return [fault for fault in (sessions, self.responses.storage_fault) if fault is not None]
+
+    def tell_of_storage(self) -> None:
+        """Log that the session log fails, or is well again, if that is news. The log of responses tells by itself."""
+        if self._engine is not None:
+            self._engine.tell_of_storage()
 
     def check_alive(self) -> None:
         """Raises LmserveError (503) where only a new process helps: the engine is dead, or stands still for long."""

@@ -9,8 +9,8 @@ from litestar import Request, get
 
 from lmserve.api.http.middleware import PUBLIC
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.serving import serving_of
-from lmserve.schemas.health import HealthReply
+from lmserve.api.http.serving import Serving, serving_of
+from lmserve.schemas.health import HealthFault, HealthReply
 
 
 def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> str:
@@ -23,15 +23,22 @@ def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> 
     operation_id=_operation_id,
     summary="Whether requests are served",
     description="200 once the model is loaded. 503 with the reason before that, while the server stops, when the "
-    "engine is dead, and when it has made no step for 5 s while work waits. Needs no API key.",
+    "engine is dead, and when it has made no step for 5 s while work waits. The status is degraded while the log of "
+    "sessions or of stored responses cannot be written: everything else is served. Needs no API key.",
     tags=["server"],
     security=[{}],
     responses=responses(HealthReply, 503),
 )
 async def health(request: Request[Any, Any, Any]) -> HealthReply:
     """Raises LmserveError (503) while no request would be served."""
-    serving_of(request).check_ready()
-    return HealthReply()
+    return health_of(serving_of(request))
+
+
+def health_of(serving: Serving) -> HealthReply:
+    """How the server is. Raises LmserveError (503) while no request would be served."""
+    serving.check_ready()
+    faults = [HealthFault(fault.code, fault.message) for fault in serving.storage_faults()]
+    return HealthReply("degraded", faults) if faults else HealthReply()
 
 
 @get(

@@ -26,4 +26,6 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
 async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
     """The whole server's, of all keys."""
     serving = serving_of(request)
-    return Response(page(serving.engine.metrics(), serving.names[0], serving.http), media_type=MEDIA_TYPE)
+    faulty = serving.responses.storage_fault is not None
+    text = page(serving.engine.metrics(), serving.names[0], serving.http, response_log_faulty=faulty)
+    return Response(text, media_type=MEDIA_TYPE)

@@ -10,6 +10,7 @@ from lmserve import __version__
 from lmserve.api.http.middleware import PUBLIC
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.serving import serving_of
+from lmserve.api.routes.health import health_of
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.server import GenerationSettings, Modalities, PropsReply, VersionReply
 
@@ -41,8 +42,7 @@ async def version() -> VersionReply:
 )
 async def ping(request: Request[Any, Any, Any]) -> HealthReply:
     """Raises LmserveError (503) while no request would be served."""
-    serving_of(request).check_ready()
-    return HealthReply()
+    return health_of(serving_of(request))
 
 
 @get(
