@@ -85,7 +85,15 @@ def byte_tokenizer(*, repeat: int = 1, begins: bool = False, added: tuple[str, .
 class FormulaRunner:
     """The next token is a function of the last one, its position and the engine's random number."""
 
-    def __init__(self, *, max_batch: int = 64, max_batch_tokens: int = 512, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch: int = 64,
+        max_batch_tokens: int = 512,
+        max_model_len: int = MAX_MODEL_LEN,
+        num_blocks: int = 64 * MAX_MODEL_LEN // BLOCK,
+        pause: float = 0.0,
+    ) -> None:
         self.pause = pause  # seconds a step takes
         self.info = RunnerInfo(
             name="formula",
@@ -93,9 +101,9 @@ class FormulaRunner:
             dtype="none",
             vocab_size=258,
             hidden_size=8,
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             block_size=BLOCK,
-            num_blocks=64 * MAX_MODEL_LEN // BLOCK,
+            num_blocks=num_blocks,
             kv_bytes_per_token=0,
             weight_bytes=0,
             max_batch=max_batch,
@@ -117,7 +125,7 @@ class FormulaRunner:
             slots=ints(tokens),
             query_start=ints(rows + 1),
             context_lens=ints(rows),
-            block_tables=ints(rows, MAX_MODEL_LEN // BLOCK),
+            block_tables=ints(rows, max_model_len // BLOCK),
             sample_rows=ints(rows),
             temperature=floats(rows),
             top_k=ints(rows),
