@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 
-use super::executor::Buffers;
 use super::masks::StepMasks;
+use super::step_buffers::StepBuffers;
 use crate::cpu::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
 use crate::cpu::{SharedSlice, StepInput};
 use crate::error::{Error, Result};
@@ -14,13 +14,13 @@ use crate::guided;
 
 /// The arrays of a `StepBuffers`, taken once.
 #[pyclass(frozen, module = "lmserve._core")]
-pub(super) struct CpuArrays(Buffers);
+pub(super) struct CpuArrays(StepBuffers);
 
 #[pymethods]
 impl CpuArrays {
     #[new]
     fn new(buffers: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Ok(Self(Buffers::new(buffers)?))
+        Ok(Self(StepBuffers::new(buffers)?))
     }
 }
 

@@ -9,61 +9,10 @@ use pyo3::types::PyByteArray;
 
 use super::cpu_executor::CpuStep;
 use super::masks::StepMasks;
+use super::step_buffers::StepBuffers;
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
 use crate::sched::Step;
-
-/// `StepBuffers` of `lmserve/model/interface.py`.
-pub(super) struct Buffers {
-    pub(super) token_ids: PyBuffer<i32>,
-    pub(super) positions: PyBuffer<i32>,
-    pub(super) slots: PyBuffer<i32>,
-    pub(super) query_start: PyBuffer<i32>,
-    pub(super) context_lens: PyBuffer<i32>,
-    pub(super) block_tables: PyBuffer<i32>,
-    pub(super) sample_rows: PyBuffer<i32>,
-    pub(super) temperature: PyBuffer<f32>,
-    pub(super) top_k: PyBuffer<i32>,
-    pub(super) top_p: PyBuffer<f32>,
-    pub(super) min_p: PyBuffer<f32>,
-    pub(super) repetition_penalty: PyBuffer<f32>,
-    pub(super) presence_penalty: PyBuffer<f32>,
-    pub(super) frequency_penalty: PyBuffer<f32>,
-    pub(super) uniform: PyBuffer<f32>,
-    pub(super) logprobs: PyBuffer<i32>,
-    pub(super) sampled: PyBuffer<i32>,
-    pub(super) sampled_logprob: PyBuffer<f32>,
-    pub(super) top_ids: PyBuffer<i32>,
-    pub(super) top_logprobs: PyBuffer<f32>,
-}
-
-impl Buffers {
-    /// The arrays of a `StepBuffers`, which must be writable and contiguous.
-    pub(super) fn new(source: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Ok(Self {
-            token_ids: buffer(source, "token_ids")?,
-            positions: buffer(source, "positions")?,
-            slots: buffer(source, "slots")?,
-            query_start: buffer(source, "query_start")?,
-            context_lens: buffer(source, "context_lens")?,
-            block_tables: buffer(source, "block_tables")?,
-            sample_rows: buffer(source, "sample_rows")?,
-            temperature: buffer(source, "temperature")?,
-            top_k: buffer(source, "top_k")?,
-            top_p: buffer(source, "top_p")?,
-            min_p: buffer(source, "min_p")?,
-            repetition_penalty: buffer(source, "repetition_penalty")?,
-            presence_penalty: buffer(source, "presence_penalty")?,
-            frequency_penalty: buffer(source, "frequency_penalty")?,
-            uniform: buffer(source, "uniform")?,
-            logprobs: buffer(source, "logprobs")?,
-            sampled: buffer(source, "sampled")?,
-            sampled_logprob: buffer(source, "sampled_logprob")?,
-            top_ids: buffer(source, "top_ids")?,
-            top_logprobs: buffer(source, "top_logprobs")?,
-        })
-    }
-}
 
 /// Drives an object with the methods of `Runner` in `lmserve/model/interface.py`.
 pub(super) struct PyExecutor {
@@ -74,18 +23,9 @@ pub(super) struct PyExecutor {
     frombuffer: Py<PyAny>,
     /// Takes the place of `launch` and `collect` where the runner has it.
     native: Option<CpuStep>,
-    buffers: Buffers,
+    buffers: StepBuffers,
     /// One sequence's block ids as the runner's integers; reused.
     block_row: Vec<i32>,
-}
-
-fn buffer<T: Element>(object: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBuffer<T>> {
-    let buffer = PyBuffer::get(&object.getattr(name)?)?;
-    if buffer.readonly() || !buffer.is_c_contiguous() {
-        let message = format!("StepBuffers.{name} must be writable and C-contiguous");
-        return Err(pyo3::exceptions::PyValueError::new_err(message));
-    }
-    Ok(buffer)
 }
 
 /// Copies `values` into `buffer` from `offset` on.
@@ -134,7 +74,7 @@ impl PyExecutor {
     pub(super) fn new(runner: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = runner.py();
         let source = runner.getattr("buffers")?;
-        let buffers = Buffers::new(&source)?;
+        let buffers = StepBuffers::new(&source)?;
         Ok(Self {
             launch: runner.getattr("launch")?.unbind(),
             collect: runner.getattr("collect")?.unbind(),

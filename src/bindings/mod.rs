@@ -11,6 +11,7 @@ mod masks;
 mod scheduler;
 mod session_log;
 mod simulation;
+mod step_buffers;
 mod text;
 
 use pyo3::prelude::*;

@@ -16,6 +16,7 @@ pub mod quant;
 pub mod row_ops;
 mod run;
 pub mod sample;
+mod scratch;
 mod simd;
 mod step;
 mod step_context;

@@ -7,7 +7,7 @@ use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
 use super::program::{LinearShape, Program, QkvShape};
-use super::run::Memory;
+use super::scratch::Scratch;
 use crate::error::{Error, Result};
 
 /// The attention of one layer.
@@ -97,7 +97,7 @@ pub struct Model {
     pub(super) weights: Vec<Weight>,
     pub(super) cache: KvCache,
     pub(super) attention: Attention,
-    pub(super) memory: Memory,
+    pub(super) scratch: Scratch,
 }
 
 fn check(holds: bool, field: &str, what: impl FnOnce() -> String) -> Result<()> {
@@ -199,7 +199,7 @@ impl Model {
             weights: Vec::new(),
             cache: KvCache::new(&architecture.cached, pages),
             attention: Attention::new(isa, &attention, pool.size()),
-            memory: Memory::default(),
+            scratch: Scratch::default(),
             architecture,
             pool,
         })

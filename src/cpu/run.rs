@@ -12,16 +12,6 @@ use super::step::{StepInput, StepSampling};
 use super::step_context::StepContext;
 use crate::error::{Error, Result};
 
-/// What programs write, kept from step to step.
-#[derive(Default)]
-pub(super) struct Memory {
-    pub(super) buffers: Vec<Aligned<f32>>,
-    pub(super) quantized: Aligned<u8>,
-    /// One part of a linear layer whose parts differ.
-    pub(super) part: Aligned<f32>,
-    pub(super) logits: Aligned<f32>,
-}
-
 impl Model {
     /// Runs a step of `program`, which leaves the states of the sampled rows, samples from the logits that `head` makes of them,
     /// and leaves these in [`Model::logits`].
@@ -78,7 +68,7 @@ impl Model {
             .result
             .ok_or_else(|| Error::internal("the program has no result"))?;
         self.go_through(program, None, step, Some(cache), &|_, _| ())?;
-        Ok((result, &self.memory.buffers[result.buffer]))
+        Ok((result, &self.scratch.buffers[result.buffer]))
     }
 
     /// Runs `program` and `then` on all threads, in the model's cache or another.
@@ -106,11 +96,19 @@ impl Model {
             weights,
             cache,
             attention,
-            memory,
+            scratch,
         } = self;
         let attention = attention.begin(&spans);
         let cache = other.unwrap_or(cache).view();
-        let run = StepContext::new(*isa, architecture, weights, step, cache, &attention, memory);
+        let run = StepContext::new(
+            *isa,
+            architecture,
+            weights,
+            step,
+            cache,
+            &attention,
+            scratch,
+        );
         pool.run(&|team| {
             run.program(team, program);
             then(&run, team);
@@ -120,7 +118,7 @@ impl Model {
 
     /// The logits `[rows, vocab]` of the last step, changed where a row had a temperature, a bias, a penalty or a mask.
     pub fn logits(&self) -> &[f32] {
-        &self.memory.logits
+        &self.scratch.logits
     }
 
     /// Makes room for a step.
@@ -137,13 +135,13 @@ impl Model {
                 sampled
             }
         };
-        let memory = &mut self.memory;
-        memory.buffers.resize_with(
-            memory.buffers.len().max(program.buffers.len()),
+        let scratch = &mut self.scratch;
+        scratch.buffers.resize_with(
+            scratch.buffers.len().max(program.buffers.len()),
             Aligned::default,
         );
         // A buffer may be used for both kinds of rows; there are never more sampled ones than tokens.
-        for (buffer, width) in memory.buffers.iter_mut().zip(&program.buffers) {
+        for (buffer, width) in scratch.buffers.iter_mut().zip(&program.buffers) {
             grow(buffer, width * tokens.max(sampled));
         }
         let linears = program.ops.iter().filter_map(|op| match op {
@@ -161,11 +159,11 @@ impl Model {
                 }
             }
         }
-        grow(&mut memory.quantized, quantized);
-        grow(&mut memory.part, part);
+        grow(&mut scratch.quantized, quantized);
+        grow(&mut scratch.part, part);
         if let Some(head) = head {
             let vocab = self.linear_shape(head)?.out;
-            grow(&mut self.memory.logits, sampled * vocab);
+            grow(&mut self.scratch.logits, sampled * vocab);
         }
         Ok(())
     }

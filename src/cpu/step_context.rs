@@ -9,7 +9,7 @@ use super::model::{Architecture, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
 use super::row_ops::{self, Columns};
-use super::run::Memory;
+use super::scratch::Scratch;
 use super::step::StepInput;
 
 /// A step while it runs, as all threads see it.
@@ -34,7 +34,7 @@ impl<'a> StepContext<'a> {
         step: &'a StepInput<'a>,
         cache: CacheView<'a>,
         attention: &'a AttentionStep<'a>,
-        memory: &'a mut Memory,
+        scratch: &'a mut Scratch,
     ) -> Self {
         Self {
             isa,
@@ -43,14 +43,14 @@ impl<'a> StepContext<'a> {
             step,
             cache,
             attention,
-            buffers: memory
+            buffers: scratch
                 .buffers
                 .iter_mut()
                 .map(|buffer| SharedSlice::new(buffer))
                 .collect(),
-            quantized: SharedSlice::new(&mut memory.quantized),
-            part: SharedSlice::new(&mut memory.part),
-            logits: SharedSlice::new(&mut memory.logits),
+            quantized: SharedSlice::new(&mut scratch.quantized),
+            part: SharedSlice::new(&mut scratch.part),
+            logits: SharedSlice::new(&mut scratch.logits),
         }
     }
 

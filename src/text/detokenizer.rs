@@ -177,6 +177,27 @@ impl Detokenizer {
     }
 }
 
+impl Tokenizer {
+    /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        if let Scheme::Decoder { .. } = self.table().scheme() {
+            let kept: Vec<u32> = tokens
+                .iter()
+                .copied()
+                .filter(|&id| !(skip_special && self.table().is_special(id)))
+                .collect();
+            return self.decode_whole(&kept);
+        }
+        let mut detokenizer = Detokenizer::new(skip_special);
+        let mut text = String::new();
+        for &token in tokens {
+            text.push_str(detokenizer.push(self, token));
+        }
+        text.push_str(&detokenizer.flush(self));
+        text
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
-use super::reply::{Head, TokenLogprob};
+use super::delta::TokenLogprob;
+use super::head::Head;
 
 /// A part of an answer.
 #[derive(Debug)]

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::chat::{close_chunk, end_stream, error_chunk, push_head, push_usage, reason_word};
-use super::format::{Said, WireFormat};
+use super::choice::Choice;
+use super::chunk::{close_chunk, end_stream, error_chunk, push_head, push_usage, reason_word};
+use super::format::WireFormat;
+use super::head::Head;
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
-use super::reply::{Choice, Head};
+use super::said::Said;
 use crate::error::Error;
 use crate::sched::FinishReason;
 

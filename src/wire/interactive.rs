@@ -2,9 +2,12 @@
 
 use serde_json::Value;
 
-use super::format::{Said, WireFormat};
+use super::choice::Choice;
+use super::delta::Usage;
+use super::format::WireFormat;
+use super::head::Head;
 use super::json::{push_string, write_bytes};
-use super::reply::{Choice, Head, Usage};
+use super::said::Said;
 use crate::error::Error;
 use crate::sched::FinishReason;
 

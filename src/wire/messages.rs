@@ -3,9 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::blocks::{Block, Blocks, Change};
-use super::format::{Reads, Said, WireFormat};
+use super::choice::Choice;
+use super::delta::Usage;
+use super::format::WireFormat;
+use super::head::Head;
 use super::json::{push_string, write_bytes};
-use super::reply::{Choice, Head, Usage};
+use super::said::{Reads, Said};
 use crate::error::{Error, Kind};
 use crate::sched::FinishReason;
 

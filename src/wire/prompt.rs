@@ -1,8 +1,10 @@
 //! Log-probabilities of a prompt by themselves, as vLLM writes them: one object for each token, keyed by token id, with the
 //! token itself and its alternatives; null for the first.
 
+use super::choice::Choice;
+use super::delta::TokenLogprob;
+use super::head::Head;
 use super::json::{push_f32, push_string, write_bytes};
-use super::reply::{Choice, Head, TokenLogprob};
 
 /// Adds `,"prompt_logprobs":[...]` where it is asked for.
 pub(super) fn push_prompt_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {

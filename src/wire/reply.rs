@@ -1,159 +1,20 @@
 //! One request's reply: collects the choices' events and writes the route's wire form into the stream's mailbox.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use serde_json::{Map, Value};
 
 use super::answer::AnswerFormat;
 use super::blocks::Blocks;
 use super::chat_answer::Answer;
-use super::format::{Reads, Said, WireFormat, format_of};
+use super::choice::Choice;
+use super::delta::{Delta, TokenLogprob, Usage};
+use super::format::WireFormat;
+use super::head::Head;
 use super::mailbox::Mailbox;
+use super::routes::format_of;
+use super::said::Reads;
 use crate::error::{Error, Kind, Result};
-use crate::request::{CallForm, CallMember, Submission, UsageChunks};
+use crate::request::Submission;
 use crate::sched::FinishReason;
-
-/// Tokens of one request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Everything the model saw: history and input.
-    pub prompt_tokens: usize,
-    /// Of these, the session's history.
-    pub history_tokens: usize,
-    /// Of the prompt, what was not computed again.
-    pub cached_tokens: usize,
-    /// Generated.
-    pub completion_tokens: usize,
-}
-
-/// A token with its log-probability and the most likely alternatives.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprob {
-    /// Its id.
-    pub token: u32,
-    /// The token's bytes; not always whole characters.
-    pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability; the first token of a prompt has none.
-    pub logprob: Option<f32>,
-    /// The most likely tokens, best first.
-    pub top: Vec<Alternative>,
-    /// Characters of the text that begin in it.
-    pub chars: usize,
-}
-
-/// Characters that begin in `bytes`.
-pub(super) fn chars(bytes: &[u8]) -> usize {
-    const CONTINUATION: std::ops::RangeInclusive<u8> = 0x80..=0xbf;
-    let begins = |byte: &&u8| !CONTINUATION.contains(*byte);
-    bytes.iter().filter(begins).count()
-}
-
-impl TokenLogprob {
-    /// A token that is in the text.
-    pub fn new(token: u32, bytes: Vec<u8>, logprob: Option<f32>, top: Vec<Alternative>) -> Self {
-        Self {
-            token,
-            chars: chars(&bytes),
-            bytes,
-            logprob,
-            top,
-        }
-    }
-
-    /// About what it takes on the wire.
-    fn wire_bytes(&self) -> usize {
-        const NUMBERS: usize = 48;
-        let others = self.top.iter().map(|other| NUMBERS + other.bytes.len());
-        NUMBERS + self.bytes.len() + others.sum::<usize>()
-    }
-}
-
-/// A token that could have come in the place of another.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Alternative {
-    /// Its id.
-    pub token: u32,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-}
-
-/// What one step added to a choice.
-#[derive(Debug, Default)]
-pub struct Delta {
-    /// New text; empty while characters or stop strings are incomplete.
-    pub text: String,
-    /// Generated tokens so far.
-    pub tokens: usize,
-    /// Log-probabilities of the new tokens, where asked for; those of an echoed prompt come first.
-    pub logprobs: Vec<TokenLogprob>,
-    /// Log-probabilities of the prompt's tokens, where they are reported by themselves.
-    pub prompt_logprobs: Vec<TokenLogprob>,
-    /// The stop string that ended it.
-    pub stop_string: Option<String>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Choice {
-    /// All text (whole replies that are no list of parts), or nothing.
-    pub(super) text: String,
-    pub(super) tokens: usize,
-    /// Not yet written (streams), or all (whole replies).
-    pub(super) logprobs: Vec<TokenLogprob>,
-    pub(super) prompt_logprobs: Vec<TokenLogprob>,
-    /// Characters of the tokens that were written before `logprobs` (streams).
-    pub(super) text_offset: usize,
-    pub(super) finish: Option<FinishReason>,
-    pub(super) stop_string: Option<String>,
-    /// Text that waits to be written: for characters to be complete, or for a reader that is behind.
-    waiting: String,
-    /// About what it takes on the wire, with its log-probabilities (streams).
-    waiting_bytes: usize,
-    /// Where a chat's answer is taken apart.
-    pub(super) answer: Option<Answer>,
-    /// Where the reply is a list of parts: all text and its log-probabilities.
-    pub(super) blocks: Blocks,
-}
-
-impl Choice {
-    /// What the waiting text says; `last`: no more will come.
-    fn read(&mut self, reads: Reads, last: bool) -> Said {
-        let text = std::mem::take(&mut self.waiting);
-        if reads == Reads::Blocks {
-            let (blocks, tokens) = (&mut self.blocks, self.tokens);
-            return Said::Changes(if last {
-                blocks.finish(&text, &mut self.logprobs, tokens)
-            } else {
-                blocks.push(&text, &mut self.logprobs, tokens)
-            });
-        }
-        match &mut self.answer {
-            Some(answer) => Said::Pieces(answer.push(&text, self.tokens, last)),
-            None => Said::Text(text),
-        }
-    }
-}
-
-/// What the frames of a reply share.
-#[derive(Debug)]
-pub(super) struct Head {
-    pub(super) id: String,
-    pub(super) model: String,
-    pub(super) created: i64,
-    pub(super) usage_chunks: UsageChunks,
-    pub(super) logprobs: bool,
-    pub(super) prompt_logprobs: bool,
-    pub(super) first_choice: usize,
-    /// So far.
-    pub(super) usage: Usage,
-    /// Events written so far.
-    pub(super) events: usize,
-    pub(super) envelope: Map<String, Value>,
-    pub(super) call_forms: HashMap<String, CallForm>,
-    pub(super) call_member: CallMember,
-}
 
 /// The reply of one request.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::head::Head;
 use super::json::{push_string, write_bytes};
-use super::reply::Head;
 
 /// Whether a function, by the name that the model sees, is a custom tool.
 pub(super) fn is_custom(head: &Head, name: &str) -> bool {

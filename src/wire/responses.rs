@@ -1,11 +1,14 @@
 //! The wire form of `POST /v1/responses` (`OpenAI` API reference, "Responses" and its "Streaming events").
 
 use super::blocks::{Block, Blocks, Change};
-use super::chat::push_tokens;
-use super::format::{Reads, Said, WireFormat};
+use super::choice::Choice;
+use super::chunk::push_tokens;
+use super::delta::{TokenLogprob, Usage};
+use super::format::WireFormat;
+use super::head::Head;
 use super::json::{push_string, write_bytes};
-use super::reply::{Choice, Head, TokenLogprob, Usage};
 use super::response_calls::{custom_input, is_custom, push_call};
+use super::said::{Reads, Said};
 use crate::error::Error;
 use crate::sched::FinishReason;
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from lmserve.model import OptionError, RunnerOptions, device, open_checkpoint, options, plan_memory, runner
+from lmserve.model import OptionError, RunnerOptions, device, load, open_checkpoint, options, plan_memory
 from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
 
@@ -157,6 +157,6 @@ def test_kv_memory_beyond_what_is_free_is_refused_in_a_line(checkpoint, machine)
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint, machine, monkeypatch):
-    monkeypatch.setattr(runner, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(load, "available_memory", lambda: 1 << 20)
     with pytest.raises(OptionError, match=r"KV cache of \d+ MiB do not fit: this process may still take 1 MiB"):
-        runner.load_runner(checkpoint, RunnerOptions(device="cpu"))
+        load.load_runner(checkpoint, RunnerOptions(device="cpu"))

@@ -175,13 +175,13 @@ def _run_fit(arguments: argparse.Namespace) -> int:
     import msgspec
 
     from lmserve.capacity.fit import measure_fit
-    from lmserve.cli import bench_view, parse
-    from lmserve.cli.serve import config_of
+    from lmserve.cli import bench_view
+    from lmserve.cli.serve import config_from
     from lmserve.engine.load import ModelPlan
     from lmserve.errors import LmserveError
     from lmserve.source import SourceError, find_model
 
-    config = config_of(parse(["serve", *shlex.split(arguments.serve)]))
+    config = config_from(shlex.split(arguments.serve))
     try:
         source = find_model(config.model, DownloadProgress("the model"))
         plan = ModelPlan(source.path, config, source.published)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.settings import fill
 from lmserve.config import (
@@ -52,6 +53,10 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
+    _add_arguments(parser)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model; see above")
     parser.add_argument("host_positional", metavar="HOST", nargs="?", help="same as --host")
     parser.add_argument("port_positional", metavar="PORT", nargs="?", type=_integer, help="same as --port")
@@ -303,6 +308,13 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os
 
 
 REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins", "allowed_hosts")
+
+
+def config_from(flags: Sequence[str]) -> ServeConfig:
+    """The settings that `lmserve serve` with these flags would run with."""
+    parser = argparse.ArgumentParser(prog="lmserve serve")
+    _add_arguments(parser)
+    return config_of(parser.parse_args(translated(flags)))
 
 
 def run(arguments: argparse.Namespace) -> int:

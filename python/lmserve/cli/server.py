@@ -10,7 +10,7 @@ from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
-from lmserve.cli.plan import plan_lines
+from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine

@@ -2,8 +2,8 @@
 
 from lmserve.model.checkpoint import Checkpoint, open_checkpoint
 from lmserve.model.errors import CheckpointError, OptionError
+from lmserve.model.load import load_runner
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
-from lmserve.model.runner import load_runner
 
 __all__ = [
     "Checkpoint",

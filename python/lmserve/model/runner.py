@@ -1,4 +1,4 @@
-"""Runs the steps that the engine plans: what every runner shares. Importing it does not import torch."""
+"""Runs the steps that the engine plans: what every runner shares."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import CacheConfig
-from lmserve.model.device import available_memory
-from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
-from lmserve.model.interface import F32, I32, MAX_LOGPROBS, LogitEdits, Runner, RunnerInfo, StepBuffers
+from lmserve.model.interface import F32, I32, MAX_LOGPROBS, LogitEdits, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
-from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
+from lmserve.model.options import MemoryPlan
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -122,29 +120,3 @@ class DecoderRunner(Generic[A, W]):
     def _embed_pass(self, token_ids: I32, cu_seqlens: I32) -> F32:
         self.ops.begin_embed(token_ids, cu_seqlens)
         return self.ops.pool(self.model.forward(sampled_rows_only=False))
-
-
-def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) -> Runner:
-    """Load a checkpoint's weights and allocate its KV cache and step buffers.
-
-    Raises OptionError where an option does not fit the checkpoint or this machine.
-    """
-    options = options or RunnerOptions()
-    plan = plan_memory(checkpoint, options)
-    if plan.device == "cpu" and plan.weight_bytes + plan.kv_bytes > (free := available_memory()):
-        needs = f"weights of {plan.weight_bytes >> 20} MiB and KV cache of {plan.kv_bytes >> 20} MiB do not fit"
-        raise OptionError("kv_memory", f"{needs}: this process may still take {free >> 20} MiB")
-    if plan.ops == "cpu":
-        from lmserve.model import cpu_runner
-
-        return cpu_runner.load(checkpoint, options, plan)
-    try:
-        # Imported late: torch takes a second, and the cpu operations do without it.
-        from lmserve.model import torch_runner
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        what = "an embedding model" if checkpoint.kind == "embed" else f"ops {plan.ops!r} on {plan.device}"
-        message = f"{what} needs torch, which is not installed: pip install 'lmserve[torch]'"
-        raise OptionError("ops", message) from error
-    return torch_runner.load(checkpoint, options, plan)

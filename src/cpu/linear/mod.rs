@@ -22,6 +22,8 @@ mod floats;
 mod integers;
 mod kernels;
 mod pack;
+mod quantize;
+mod record;
 
 pub use activations::QuantizedRows;
 pub use pack::{FloatType, Matrix, Stored};

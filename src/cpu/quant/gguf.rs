@@ -2,9 +2,9 @@
 //!
 //! Layouts: `ggml-common.h` and `ggml-quants.c` of <https://github.com/ggml-org/ggml>.
 
+use super::bits::{half, nibbles};
 use super::gguf_small;
 use super::{Code, IntRow};
-use crate::cpu::half::f16_to_f32;
 
 /// A block type whose weights become integers as they are.
 ///
@@ -164,16 +164,6 @@ impl BlockType {
             }
         }
     }
-}
-
-pub(super) fn half(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
-}
-
-/// The low halves of all bytes, then the high ones.
-pub(super) fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    let low = bytes.iter().map(|b| b & 0x0f);
-    low.chain(bytes.iter().map(|b| b >> 4))
 }
 
 /// Four bytes with the fifth bits of 32 integers, and 16 with the others.

@@ -1,7 +1,7 @@
 //! Blocks of fewer than four bits, and of four bits that stand for other numbers than themselves.
 
 use super::IntRow;
-use super::gguf::{half, nibbles};
+use super::bits::{half, nibbles};
 
 /// What the four bits of `IQ4_NL` and `IQ4_XS` stand for.
 const TABLE: [i8; 16] = [

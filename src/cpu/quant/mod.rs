@@ -1,5 +1,6 @@
 //! Quantized weights as they come: blocks of GGUF files taken apart exactly, and floats rounded to groups of integers.
 
+mod bits;
 mod gguf;
 mod gguf_small;
 mod round;

@@ -1,21 +1,11 @@
 //! Arguments behind a function's name, as they come.
 
+use super::fate::Fate;
 use super::loose::LooseValue;
 use super::pairs::{Marks, Pairs};
 use super::value::{Step, Value};
 use crate::request::Types;
 use crate::text::formats::Arguments;
-
-/// What has become of arguments with a character.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// More is to come.
-    Open,
-    /// They have ended.
-    Ended,
-    /// They have ended before these characters.
-    Left(String),
-}
 
 /// Arguments while they are read. What they say is the text of a JSON object.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Arguments that are nearly JSON: keys without quotes, other quotes around texts, Python's words. Read as they come, and told
 //! as JSON.
 
-use super::arguments::Fate;
 use super::escape::push_escaped_text;
+use super::fate::Fate;
 use super::quoted::Quoted;
 use crate::request::{Types, types_of};
 use crate::text::formats::Loose;

@@ -4,6 +4,7 @@
 mod arguments;
 mod call;
 mod escape;
+mod fate;
 mod loose;
 mod messages;
 mod pairs;

@@ -1,8 +1,8 @@
 //! Arguments that are written one by one between marks, as `<parameter=key>value</parameter>`, read as they come and told as a
 //! JSON object.
 
-use super::arguments::Fate;
 use super::escape::{push_escaped, push_escaped_text};
+use super::fate::Fate;
 use super::partial_suffix;
 use crate::request::{Types, types_of};
 use crate::text::formats::lines;

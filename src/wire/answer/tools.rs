@@ -1,7 +1,8 @@
 //! Finds function calls in the text of an answer, as it comes, by the description of its format.
 
-use super::arguments::{Fate, Reader};
+use super::arguments::Reader;
 use super::call::{Call, Progress, Said};
+use super::fate::Fate;
 use super::{Piece, partial_suffix};
 use crate::request::Function;
 use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};

@@ -13,7 +13,7 @@ mod avx512;
 mod neon;
 mod portable;
 
-use super::activations::Target;
+use super::record::Target;
 use super::{BLOCK, Output, TILE, floats, integers};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;

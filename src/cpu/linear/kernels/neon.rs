@@ -10,9 +10,9 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, SHARED};
+use super::super::record::{RECORD, Span, Target};
 use super::super::{Format, Output, TILE};
 use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::super::activations::{RECORD, Span, Target};
 use super::super::floats::{self, Data};
 use super::super::integers::{self, IntWeights};
+use super::super::record::{RECORD, Span, Target};
 use super::super::{Format, TILE};
 use super::store;
 use crate::cpu::half::{bf16_to_f32, f16_to_f32};

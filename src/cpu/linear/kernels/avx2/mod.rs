@@ -16,8 +16,8 @@ pub(super) use quantize::{quantize, quantize_block, side_by_side};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::activations::RECORD;
 use super::super::integers::{self, SHARED};
+use super::super::record::RECORD;
 use super::super::{BLOCK, Output, TILE};
 use super::{by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::super::super::activations::RECORD;
 use super::super::super::integers::{SHARED, Task};
+use super::super::super::record::RECORD;
 use super::super::super::{BLOCK, TILE};
 use super::super::{ROWS, offset};
 use super::{LANES, halves, no_vnni, scales_at, store, vnni};

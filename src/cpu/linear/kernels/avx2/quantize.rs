@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::super::BLOCK;
-use super::super::super::activations::{RECORD, Span, Target};
+use super::super::super::record::{RECORD, Span, Target};
 use super::LANES;
 use crate::cpu::quant::GROUP;
 

@@ -15,8 +15,8 @@ pub(super) use quantize::{quantize, quantize_block};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::activations::RECORD;
 use super::super::integers::{self, IntWeights, SHARED};
+use super::super::record::RECORD;
 use super::super::{Output, TILE};
 use super::{TILES, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::super::activations::{RECORD, Span, Target};
+use super::super::super::record::{RECORD, Span, Target};
 use super::super::super::{BLOCK, TILE};
 use super::super::avx2::side_by_side;
 use crate::cpu::quant::GROUP;

@@ -1,0 +1,43 @@
+"""A model's plan as lines for a person, for `lmserve plan` and for the start of `lmserve serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lmserve.config import format_size
+
+if TYPE_CHECKING:
+    from lmserve.engine.load import ModelPlan
+
+LENGTHS: Final = (512, 2048, 4096)  # tokens of a session, beside the longest that there can be
+
+
+def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
+    """The plan for a person, a line each. `names`: those the model is served under."""
+    memory = plan.memory
+    also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
+    weights = format_size(memory.weight_bytes)
+    kernels = "cpu kernels" if memory.ops == "cpu" else memory.dtype
+    if memory.ops == "cpu":
+        weights += f" ({memory.quantize or 'as stored'})"
+    lines = [
+        f"Model     {names[0]}{also}, from {plan.checkpoint.path}",
+        f"Device    {memory.device}, {kernels}, weights {weights}, context {memory.max_model_len} tokens",
+    ]
+    lines += [f"Note      {note}" for note in plan.checkpoint.notes]
+    if plan.checkpoint.kind == "generate":
+        defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"
+        lines.append(f"Sampling  where a request names none: {defaults}")
+    if memory.num_blocks:
+        tokens = memory.num_blocks * memory.block_size
+        blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"
+        each = f"{format_size(memory.kv_bytes_per_token)} a token"
+        lines.append(f"KV cache  {blocks}: {tokens} tokens, {each}, {format_size(memory.kv_bytes)} in all")
+        lengths = [length for length in LENGTHS if length < memory.max_model_len] + [memory.max_model_len]
+        fit = [f"{memory.num_blocks // -(-length // memory.block_size)} of {length} tokens" for length in lengths]
+        lines.append(f"Sessions  in the cache at a time: {', or '.join(fit)}")
+    if speculate := plan.options.speculate:
+        graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
+        rows = f"{memory.max_rows} sampled rows a step with them"
+        lines.append(f"Drafts    up to {speculate} tokens of a sequence, {rows}{graphs}")
+    return lines

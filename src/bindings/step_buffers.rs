@@ -1,0 +1,65 @@
+//! The arrays that a step is written into and its outcome read from.
+
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+
+/// `StepBuffers` of `lmserve/model/interface.py`.
+pub(super) struct StepBuffers {
+    pub(super) token_ids: PyBuffer<i32>,
+    pub(super) positions: PyBuffer<i32>,
+    pub(super) slots: PyBuffer<i32>,
+    pub(super) query_start: PyBuffer<i32>,
+    pub(super) context_lens: PyBuffer<i32>,
+    pub(super) block_tables: PyBuffer<i32>,
+    pub(super) sample_rows: PyBuffer<i32>,
+    pub(super) temperature: PyBuffer<f32>,
+    pub(super) top_k: PyBuffer<i32>,
+    pub(super) top_p: PyBuffer<f32>,
+    pub(super) min_p: PyBuffer<f32>,
+    pub(super) repetition_penalty: PyBuffer<f32>,
+    pub(super) presence_penalty: PyBuffer<f32>,
+    pub(super) frequency_penalty: PyBuffer<f32>,
+    pub(super) uniform: PyBuffer<f32>,
+    pub(super) logprobs: PyBuffer<i32>,
+    pub(super) sampled: PyBuffer<i32>,
+    pub(super) sampled_logprob: PyBuffer<f32>,
+    pub(super) top_ids: PyBuffer<i32>,
+    pub(super) top_logprobs: PyBuffer<f32>,
+}
+
+impl StepBuffers {
+    /// The arrays of a `StepBuffers`, which must be writable and contiguous.
+    pub(super) fn new(source: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            token_ids: buffer(source, "token_ids")?,
+            positions: buffer(source, "positions")?,
+            slots: buffer(source, "slots")?,
+            query_start: buffer(source, "query_start")?,
+            context_lens: buffer(source, "context_lens")?,
+            block_tables: buffer(source, "block_tables")?,
+            sample_rows: buffer(source, "sample_rows")?,
+            temperature: buffer(source, "temperature")?,
+            top_k: buffer(source, "top_k")?,
+            top_p: buffer(source, "top_p")?,
+            min_p: buffer(source, "min_p")?,
+            repetition_penalty: buffer(source, "repetition_penalty")?,
+            presence_penalty: buffer(source, "presence_penalty")?,
+            frequency_penalty: buffer(source, "frequency_penalty")?,
+            uniform: buffer(source, "uniform")?,
+            logprobs: buffer(source, "logprobs")?,
+            sampled: buffer(source, "sampled")?,
+            sampled_logprob: buffer(source, "sampled_logprob")?,
+            top_ids: buffer(source, "top_ids")?,
+            top_logprobs: buffer(source, "top_logprobs")?,
+        })
+    }
+}
+
+fn buffer<T: Element>(object: &Bound<'_, PyAny>, name: &str) -> PyResult<PyBuffer<T>> {
+    let buffer = PyBuffer::get(&object.getattr(name)?)?;
+    if buffer.readonly() || !buffer.is_c_contiguous() {
+        let message = format!("StepBuffers.{name} must be writable and C-contiguous");
+        return Err(pyo3::exceptions::PyValueError::new_err(message));
+    }
+    Ok(buffer)
+}

@@ -1,0 +1,13 @@
+//! The memory that programs write to.
+
+use super::memory::Aligned;
+
+/// What programs write, kept from step to step.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) buffers: Vec<Aligned<f32>>,
+    pub(super) quantized: Aligned<u8>,
+    /// One part of a linear layer whose parts differ.
+    pub(super) part: Aligned<f32>,
+    pub(super) logits: Aligned<f32>,
+}

@@ -1,0 +1,144 @@
+//! Parts that the chunks and objects of `OpenAI`'s chat and text completions share (API reference, "Chat Completions").
+
+use serde_json::Value;
+
+use super::delta::{TokenLogprob, Usage};
+use super::head::Head;
+use super::json::{push_f32, push_string, write_bytes};
+use crate::error::Error;
+use crate::request::UsageChunks;
+use crate::sched::FinishReason;
+
+/// `OpenAI`'s word for a reason; a turn that was cancelled stopped.
+pub(super) const fn reason_word(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop | FinishReason::Abort => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
+    out.extend_from_slice(b"{\"id\":");
+    push_string(out, &head.id);
+    write_bytes(
+        out,
+        format_args!(
+            ",\"object\":\"{object}\",\"created\":{},\"model\":",
+            head.created
+        ),
+    );
+    push_string(out, &head.model);
+    for (name, value) in &head.envelope {
+        out.push(b',');
+        push_string(out, name);
+        write_bytes(out, format_args!(":{value}"));
+    }
+    out.extend_from_slice(b",\"choices\":[");
+}
+
+/// Closes a chunk: with the usage so far, or with none where it comes in a chunk of its own.
+pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
+    let Usage {
+        prompt_tokens,
+        completion_tokens,
+        ..
+    } = head.usage;
+    match head.usage_chunks {
+        UsageChunks::None => out.extend_from_slice(b"]}\n\n"),
+        UsageChunks::Last => out.extend_from_slice(b"],\"usage\":null}\n\n"),
+        UsageChunks::Every => write_bytes(
+            out,
+            format_args!(
+                "],\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+                 \"total_tokens\":{}}}}}\n\n",
+                prompt_tokens + completion_tokens
+            ),
+        ),
+    }
+}
+
+/// `reasoning`: generated tokens that were thoughts, where there may be some.
+pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning: Option<usize>) {
+    let Usage {
+        prompt_tokens,
+        cached_tokens,
+        completion_tokens,
+        ..
+    } = usage;
+    let total = prompt_tokens + completion_tokens;
+    write_bytes(
+        out,
+        format_args!(
+            "\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+             \"total_tokens\":{total},\"prompt_tokens_details\":{{\"cached_tokens\":{cached_tokens}}}"
+        ),
+    );
+    if let Some(tokens) = reasoning {
+        let details =
+            format_args!(",\"completion_tokens_details\":{{\"reasoning_tokens\":{tokens}}}");
+        write_bytes(out, details);
+    }
+    out.push(b'}');
+}
+
+fn push_token(out: &mut Vec<u8>, bytes: &[u8], logprob: f32) {
+    out.extend_from_slice(b"{\"token\":");
+    push_string(out, &String::from_utf8_lossy(bytes));
+    out.extend_from_slice(b",\"logprob\":");
+    push_f32(out, logprob);
+    write_bytes(out, format_args!(",\"bytes\":{bytes:?}"));
+}
+
+/// Tokens with their log-probabilities, as a list without its brackets.
+pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob]) {
+    for (at, token) in tokens.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        push_token(out, &token.bytes, token.logprob.unwrap_or_default());
+        out.extend_from_slice(b",\"top_logprobs\":[");
+        for (at, other) in token.top.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            push_token(out, &other.bytes, other.logprob);
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"]}");
+    }
+}
+
+pub(super) fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLogprob]) {
+    if !head.logprobs {
+        out.extend_from_slice(b"null");
+        return;
+    }
+    out.extend_from_slice(b"{\"content\":[");
+    push_tokens(out, logprobs);
+    out.extend_from_slice(b"],\"refusal\":null}");
+}
+
+pub(super) fn open_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
+    out.extend_from_slice(b"data: ");
+    push_head(out, head, "chat.completion.chunk");
+    write_bytes(out, format_args!("{{\"index\":{index},\"delta\":{{"));
+}
+
+pub(super) fn end_stream(out: &mut Vec<u8>, head: &Head, object: &str, reasoning: Option<usize>) {
+    if head.usage_chunks != UsageChunks::None {
+        out.extend_from_slice(b"data: ");
+        push_head(out, head, object);
+        out.extend_from_slice(b"],");
+        push_usage(out, &head.usage, reasoning);
+        out.extend_from_slice(b"}\n\n");
+    }
+    out.extend_from_slice(b"data: [DONE]\n\n");
+}
+
+pub(super) fn error_chunk(out: &mut Vec<u8>, error: &Error) {
+    let object = Value::Object(error.to_json());
+    write_bytes(
+        out,
+        format_args!("data: {{\"error\":{object}}}\n\ndata: [DONE]\n\n"),
+    );
+}

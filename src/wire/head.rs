@@ -1,0 +1,27 @@
+//! What the frames of a reply share.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::delta::Usage;
+use crate::request::{CallForm, CallMember, UsageChunks};
+
+/// What the frames of a reply share.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) created: i64,
+    pub(super) usage_chunks: UsageChunks,
+    pub(super) logprobs: bool,
+    pub(super) prompt_logprobs: bool,
+    pub(super) first_choice: usize,
+    /// So far.
+    pub(super) usage: Usage,
+    /// Events written so far.
+    pub(super) events: usize,
+    pub(super) envelope: Map<String, Value>,
+    pub(super) call_forms: HashMap<String, CallForm>,
+    pub(super) call_member: CallMember,
+}
