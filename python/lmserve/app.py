@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from litestar import Litestar, Response, route
 from litestar.config.cors import CORSConfig
@@ -58,6 +58,9 @@ from lmserve.api.routes.usage import usage
 from lmserve.api.routes.web import index, web_file
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.keys import Keyring
+
+if TYPE_CHECKING:
+    from lmserve.api.http.tracing import Tracing
 
 MAX_BODY: Final = 32 * 1024 * 1024
 BODY_TIMEOUT: Final = 60.0
@@ -128,6 +131,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
     request_log: Form = "off",
+    tracing: Tracing | None = None,
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
 ) -> Application:
@@ -140,7 +144,8 @@ def create_app(
     restored by the time that the engine is there; None: in memory alone. `cors_origins`: of pages that may use the
     server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
     the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `request_log`: the form of a line
-    for each request. `max_body`: bytes of a request's body, which must arrive within `body_timeout` seconds.
+    for each request. `tracing`: where a span for each request goes; its owner closes it. `max_body`: bytes of a
+    request's body, which must arrive within `body_timeout` seconds.
     """
     keys = keys or Keyring()
     serving = Serving(model_names, engine, keys, responses)
@@ -175,6 +180,7 @@ def create_app(
         paths=[path for handler in (*API, *PAGES) for path in handler.paths],
         serving=serving,
         request_log=request_log,
+        tracing=tracing,
         hosts=allowed_hosts,
         origins=cors_origins,
     )

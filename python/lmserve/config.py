@@ -65,6 +65,8 @@ DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]A-Z]+)(:\d{1,5})?")
 HOST: Final = re.compile(r"\*|[^\s/?#@:\[\]]+|[0-9a-fA-F:.]+")
 
+URL: Final = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?", re.IGNORECASE)
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -147,6 +149,7 @@ class ServeConfig:
     tls_cert: Path | None = None  # None: HTTP
     tls_key: Path | None = None
     request_log: RequestLog = "text"
+    otlp_endpoint: str | None = None  # None: by the environment's OTEL_ variables; without them, no traces
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"
 
@@ -194,6 +197,9 @@ class ServeConfig:
             if origin != "*" and ORIGIN.fullmatch(origin) is None:
                 message = f"must be * or an origin such as https://example.org:8000, but {origin!r} was given"
                 raise ConfigError("cors_origins", message)
+        if self.otlp_endpoint is not None and URL.fullmatch(self.otlp_endpoint) is None:
+            message = "must be a URL such as http://127.0.0.1:4318 (OTLP over HTTP), but "
+            raise ConfigError("otlp_endpoint", f"{message}{self.otlp_endpoint!r} was given")
         for name in self.allowed_hosts:
             if HOST.fullmatch(name) is None:
                 message = f"must be * or a host's name without scheme and port, but {name!r} was given"

@@ -92,6 +92,10 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         (["--kv-memory", "1"], "--kv-memory must lie in ["),
         (["--gpu-memory-fraction", "1.5"], "--gpu-memory-fraction must lie in [0.01, 1], but 1.5 was given"),
         (["--grace", "nan"], "--grace must lie in [0, 3600], but nan was given"),
+        (
+            ["--otlp-endpoint", "grpc://c"],
+            "--otlp-endpoint must be a URL such as http://127.0.0.1:4318 (OTLP over HTTP), but 'grpc://c' was given",
+        ),
         (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, but 'tpu' was given"),
         (["--dtype", "int3"], "invalid choice: 'int3'"),
         (

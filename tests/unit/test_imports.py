@@ -35,9 +35,9 @@ RUST_LAYERS = (
     "sim",
     "bindings",
 )
-# It holds the files of the docs page.
-USED_BY_NAME = {"swagger-ui-py"}
-DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}
+# The first holds the files of the docs page, the second is a part of the package `opentelemetry`.
+USED_BY_NAME = {"swagger-ui-py", "opentelemetry-exporter-otlp-proto-http"}
+DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ def test_uvicorn_is_imported_only_by_the_server() -> None:
 
 def test_torch_is_imported_only_by_the_model_loop() -> None:
     assert {i.path for i in importers("torch") if not i.path.startswith("model/")} == set()
+
+
+def test_opentelemetry_is_imported_by_tracing_alone() -> None:
+    assert {i.path for i in importers("opentelemetry")} == {"api/http/tracing.py"}
+    assert {i.path for i in importers("lmserve.api.http.tracing")} == {"cli/tracing.py"}
 
 
 def test_model_loop_knows_nothing_above_it() -> None:

@@ -40,6 +40,7 @@ VALUES = {
     "--tls-key": "key.pem",
     "--device": "cpu",
     "--cors-origin": "https://a.example",
+    "--otlp-endpoint": "http://127.0.0.1:4318",
     "--tool-parser": "hermes",
     "--reasoning-parser": "think",
     "--gpu-memory-fraction": "0.5",
@@ -168,6 +169,7 @@ def test_wrong_files_are_named(text: str, expected: str, tmp_path: Path) -> None
 def test_flags_of_other_servers() -> None:
     given = config(*("-m", "./m", "-c", "64", "--max-num-seqs=8", "-tp", "1", "--tp=1", "--enable-prefix-caching"))
     assert given == config("./m", "--max-model-len", "64", "--max-batch", "8")
+    assert config("--otlp-traces-endpoint", "http://c:4318").otlp_endpoint == "http://c:4318"
     assert config("--model", "./m").model == "./m"
     assert refusal("./m", "--model", "./n") == "--model ./n contradicts MODEL ./m: give one"
     known = {action.option_strings[0] for action in options()}

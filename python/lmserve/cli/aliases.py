@@ -37,6 +37,7 @@ ALIASES: Final = {
     "--ssl-cert-file": "--tls-cert",
     "--ssl-keyfile": "--tls-key",
     "--ssl-key-file": "--tls-key",
+    "--otlp-traces-endpoint": "--otlp-endpoint",
     "--tool-call-parser": "--tool-parser",
     "--no-enable-prefix-caching": "--no-prefix-cache",
     "--disable-radix-cache": "--no-prefix-cache",

@@ -132,6 +132,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=REQUEST_LOGS,
         help=f"a line for each request on stderr: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
     )
+    group.add_argument(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="send a trace of each request to this OpenTelemetry collector, by OTLP over HTTP: http://127.0.0.1:4318; "
+        "needs lmserve[otel] (default: OTEL_EXPORTER_OTLP_ENDPOINT, and without it no traces)",
+    )
     levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
 

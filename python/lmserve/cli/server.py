@@ -12,6 +12,7 @@ from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
+from lmserve.cli.tracing import open_tracing
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
@@ -25,6 +26,7 @@ logger = logging.getLogger("lmserve.http")
 def serve_model(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises CommandError if the model cannot be found or run, or the port is taken."""
     _log_to_stderr(config.log_level, config.request_log)
+    tracing = open_tracing(config.otlp_endpoint)
     try:
         tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
         source = find_model(config.model, DownloadProgress("the model"))
@@ -53,11 +55,15 @@ def serve_model(config: ServeConfig) -> None:
             cors_origins=config.cors_origins,
             allowed_hosts=allowed_hosts(config),
             request_log=config.request_log,
+            tracing=tracing,
             max_body=config.max_body,
         )
         serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def allowed_hosts(config: ServeConfig) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -24,6 +24,9 @@ from lmserve.api.http.serving import Serving
 from lmserve.engine.async_engine import AsyncStream, begun
 from lmserve.errors import LmserveError
 from lmserve.keys import NO_TENANT
+
+if TYPE_CHECKING:
+    from lmserve.api.http.tracing import Tracing
 
 REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -45,10 +48,11 @@ class Edge:
         paths: Iterable[str],
         serving: Serving,
         request_log: Form,
+        tracing: Tracing | None,
         hosts: Collection[str] | None,
         origins: Sequence[str],
     ) -> None:
-        """`paths`: of all routes. `request_log`: the form of its lines.
+        """`paths`: of all routes. `request_log`: the form of its lines. `tracing`: where spans go; None: nowhere.
 
         `hosts`: names that requests may give as the server's, besides those of this machine (localhost, 127.0.0.1);
         None: any. `origins`: of pages that may use the server.
@@ -56,6 +60,7 @@ class Edge:
         self._app = app
         self._serving = serving
         self._request_log = request_log
+        self._tracing = tracing
         self._hosts = None if hosts is None or ANY in hosts else frozenset(map(str.lower, hosts))
         self._origins = frozenset(map(str.lower, origins))
         self._unversioned = unversioned(paths)
@@ -87,22 +92,24 @@ class Edge:
         finally:
             begun.reset(token)
             status = CLIENT_CLOSED_REQUEST if inner["state"].get(CLIENT_LEFT) else sender.status
-            self._account(inner, method, status, time.monotonic() - started, streams)
+            self._account(scope, inner, status, time.monotonic() - started, streams)
 
     def _account(
-        self, scope: HTTPScope, method: str, status: int, seconds: float, streams: Sequence[AsyncStream]
+        self, sent: HTTPScope, inner: HTTPScope, status: int, seconds: float, streams: Sequence[AsyncStream]
     ) -> None:
-        self._serving.http[scope.get("path_template", UNKNOWN), status] += 1
-        if self._request_log == "off":
+        """A reply has ended. `sent`: the request as it came, `inner`: as the application saw it."""
+        route: str | None = inner.get("path_template")
+        self._serving.http[route or UNKNOWN, status] += 1
+        if self._request_log == "off" and self._tracing is None:
             return
-        record, client, state = total(stream.record for stream in streams), scope.get("client"), scope["state"]
+        record, client, state = total(stream.record for stream in streams), sent.get("client"), inner["state"]
         entry = Entry(
             id=state["request_id"],
             key=self._serving.keys.name_of(state.get("tenant", NO_TENANT)),
             client=None if client is None else client[0],
-            method=method,
-            # As it was sent: it holds no line break.
-            path=(scope["raw_path"] or quote(scope["path"]).encode()).decode("latin-1")[:MAX_PATH],
+            method=sent["method"],
+            # Still quoted: it holds no line break.
+            path=(sent["raw_path"] or quote(sent["path"]).encode()).decode("latin-1")[:MAX_PATH],
             status=status,
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
@@ -110,8 +117,12 @@ class Edge:
             queue_s=_rounded(record.queued),
             first_token_s=_rounded(record.first_token),
             duration_s=round(seconds, 6),
+            ended_ns=time.time_ns(),
         )
         write(self._request_log, entry)
+        if self._tracing is not None:
+            model, given = self._serving.names[0], dict(sent["headers"])
+            self._tracing.request(entry, route=route, scheme=sent["scheme"], model=model, given=given)
 
     def _refusal(self, method: str, host: bytes | None, origin: bytes | None) -> LmserveError | None:
         try:

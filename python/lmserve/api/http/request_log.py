@@ -22,7 +22,10 @@ PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/ping", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One request. Times in seconds; None: it did not come so far, or there is none."""
+    """One request. Times in seconds; None: it did not come so far, or there is none.
+
+    `ended_ns`: when its reply ended, in nanoseconds since 1970.
+    """
 
     id: str
     key: str | None
@@ -36,6 +39,12 @@ class Entry:
     queue_s: float | None
     first_token_s: float | None
     duration_s: float
+    ended_ns: int
+
+
+def is_probe(entry: Entry) -> bool:
+    """Whether the request only found that the server is well."""
+    return entry.path in PROBES and entry.status < 400
 
 
 def total(records: Iterable[RequestRecord]) -> RequestRecord:
@@ -56,14 +65,15 @@ def write(form: Form, entry: Entry) -> None:
     """Log the entry, at level DEBUG where it only says that the server is well."""
     if form == "off":
         return
-    level = logging.DEBUG if entry.path in PROBES and entry.status < 400 else logging.INFO
+    level = logging.DEBUG if is_probe(entry) else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(level, "%s", _json(entry) if form == "json" else _text(entry))
 
 
 def _json(entry: Entry) -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return msgspec.json.encode({"time": now, **msgspec.to_builtins(entry)}).decode()
+    fields = msgspec.to_builtins(entry)
+    ended = datetime.fromtimestamp(fields.pop("ended_ns") / 1e9, UTC)
+    return msgspec.json.encode({"time": ended.isoformat(timespec="milliseconds"), **fields}).decode()
 
 
 def _text(entry: Entry) -> str:
