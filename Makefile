@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-clients test-aarch64 build lint fmt openapi models conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-clients test-aarch64 otelcol build lint fmt openapi models conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-page: build $(DEV) ## the page at / in headless Chromium, which must be ins
 test-clients: build $(DEV) ## coding agents and SDKs of others against the server: from npm and PyPI, into a cache folder
 	$(BIN)/python tests/clients/installed.py
 	TEST_CLIENTS=1 $(BIN)/python -m pytest -rs tests/clients
+
+otelcol: ## build OpenTelemetry's collector with Go, for the test that sends it a trace
+	go run go.opentelemetry.io/collector/cmd/builder@v0.165.0 --config tests/http/otelcol.yaml
 
 ARM := --locked --release --lib --no-default-features --target aarch64-unknown-linux-gnu
 test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +35,8 @@ from wire import wait_until
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 KEY = {"Authorization": "Bearer sk-1"}
+BUILT = Path(__file__).parents[2] / "target" / "otelcol" / "otelcol"
+OTELCOL = shutil.which("otelcol") or shutil.which("otelcol-contrib") or shutil.which(BUILT)
 
 
 class Collector:
@@ -276,3 +281,36 @@ def test_a_server_that_stops_sends_its_last_spans(
     ask_a_server(tmp_path, collector.url, lambda: bool(collector.spans()))
     (span,) = collector.spans()
     assert (span.trace_id.hex(), attributes(span)["gen_ai.usage.output_tokens"]) == (TRACE, 4)
+
+
+COLLECTOR_CONFIG = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters: {{debug: {{verbosity: detailed}}}}
+service:
+  pipelines: {{traces: {{receivers: [otlp], exporters: [debug]}}}}
+  telemetry: {{metrics: {{level: none}}}}
+"""
+
+
+@pytest.mark.skipif(OTELCOL is None, reason="no OpenTelemetry collector (otelcol): `make otelcol` builds one")
+def test_a_real_collector_takes_the_trace(tmp_path: Path, smollm2_gguf: Path) -> None:
+    assert smollm2_gguf.is_file()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config, output = tmp_path / "config.yaml", tmp_path / "collected"
+    config.write_text(COLLECTOR_CONFIG.format(port=port), "utf-8")
+    with (
+        output.open("wb") as file,
+        subprocess.Popen([OTELCOL, "--config", config], stdout=file, stderr=file) as process,
+    ):
+        try:
+            wait_until(lambda: "Everything is ready" in output.read_text("utf-8"), "the collector listens", 60)
+            url = f"http://127.0.0.1:{port}"
+            ask_a_server(tmp_path, url, lambda: "POST /v1/chat/completions" in output.read_text("utf-8"))
+        finally:
+            process.terminate()
+    collected = output.read_text("utf-8")
+    assert f"Trace ID       : {TRACE}" in collected
+    assert f"Parent ID      : {PARENT}" in collected
+    assert "gen_ai.usage.output_tokens: Int(4)" in collected
+    assert "service.name: Str(lmserve)" in collected
