@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-clients test-aarch64 otelcol build lint fmt openapi models conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,18 @@ test-aarch64: ## lint and test the CPU kernels for aarch64, in an emulator: need
 	cargo clippy $(ARM) -- -D warnings
 	cargo test $(ARM) -- cpu::
 
+# What Miri can run of the kernels' tests in minutes: it has the portable kernels only, and is some thousand times slower.
+MIRI_TESTS := cpu::memory cpu::pool::tests::a_barrier cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
+	cpu::quant::gguf cpu::elementwise::tests::a_pooled cpu::attention::tests::a_plan
+test-miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-permissive-provenance
+test-miri: ## the unsafe code of the portable kernels in Miri: needs the nightly toolchain with miri and rust-src
+	cargo +nightly miri test --locked --lib --no-default-features --target-dir target/miri -- $(MIRI_TESTS) --skip lasting
+
+test-sanitizer: export RUSTFLAGS := -Zsanitizer=address
+test-sanitizer: ## the kernels of this processor under the address sanitizer: needs the nightly toolchain
+	cargo +nightly test --locked --lib --no-default-features --target $(shell rustc -vV | sed -n 's/host: //p') \
+		--target-dir target/sanitizer -- cpu::
+
 lint: $(DEV) $(CORE) ## formats, clippy, ruff, mypy, and the type stub against the built core
 	@echo "==> lint"
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
@@ -79,6 +91,9 @@ openapi: build ## write docs/openapi.json anew, after a change of the API
 
 models: build ## write docs/models.md anew, after a change of the families or of the types of weights
 	$(BIN)/python tools/models.py docs/models.md
+
+rooms: ## write the picture in ARCHITECTURE.md anew, after a change of who imports whom
+	$(BIN)/python tools/rooms.py ARCHITECTURE.md
 
 conformance: build $(DEV) ## write docs/conformance.md anew, after a change of what becomes of a parameter
 	WRITE_CONFORMANCE=1 $(BIN)/python -m pytest tests/http/test_conformance.py

@@ -37,6 +37,10 @@ static CURRENT: Mutex<Current> = Mutex::new(Current {
 
 /// A piece of `bytes` zeros at a cache line, with what keeps it; `None` where the system has no such memory.
 pub(super) fn piece(bytes: usize) -> Option<(Arc<Slab>, NonNull<u8>)> {
+    if cfg!(miri) {
+        // It knows no madvise.
+        return None;
+    }
     let bytes = bytes.next_multiple_of(LINE_BYTES);
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
     let slab = match current.slab.upgrade() {
