@@ -215,12 +215,10 @@ def needed(graph: Mapping[str, set[str]], name: str) -> list[str]:
 def picture() -> str:
     """Each room with those it stands on, from the top floor down, for the crate and for the package."""
     parts = []
-    for title, graph in (
-        ("src/", rooms(rust_graph(CRATE))),
-        ("python/lmserve/", rooms(python_graph(PACKAGE, "lmserve"))),
-    ):
-        graph = {name: others for name, others in graph.items() if name not in {"lib", "__init__", "__main__"}}
-        graph = {name: others & graph.keys() for name, others in graph.items()}
+    for title, imports in (("src/", rust_graph(CRATE)), ("python/lmserve/", python_graph(PACKAGE, "lmserve"))):
+        found = rooms(imports)
+        names = found.keys() - {"lib", "__init__", "__main__"}
+        graph = {name: found[name] & names for name in names}
         width = max(map(len, graph)) + 2
         lines = [title]
         for floor in reversed(list(floors(graph))):
