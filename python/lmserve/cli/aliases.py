@@ -42,13 +42,18 @@ ALIASES: Final = {
     "--no-enable-prefix-caching": "--no-prefix-cache",
     "--disable-radix-cache": "--no-prefix-cache",
 }
-# What is so anyway.
 # With the value that goes with them.
 WITH_VALUE: Final = {
     "--disable-log-requests": ("--request-log", "off"),
     "--disable-uvicorn-access-log": ("--request-log", "off"),
 }
-DEFAULT: Final = frozenset({"--enable-prefix-caching", "--enable-auto-tool-choice", "--jinja"})
+# What is so anyway.
+DEFAULT: Final = frozenset(
+    {
+        *("--enable-prefix-caching", "--enable-auto-tool-choice", "--jinja", "--metrics", "--enable-metrics"),
+        *("-cb", "--cont-batching"),
+    }
+)
 # With the only value that there is; any other one is refused for the reason.
 ONE_DEVICE: Final = "a model runs on one device here, which --device chooses"
 ONLY: Final = {
@@ -69,6 +74,7 @@ REFUSED: Final = {
     "--trust-remote-code": "code from a model's folder is never run; leave it out",
     "--enable-lora": "adapters are not supported; merge it into the model",
     "--lora": "adapters are not supported; merge it into the model",
+    "--slot-save-path": "sessions are kept by --session-dir",
     "--chat-template": "the model's own chat template is used; put another one into its folder",
 }
 
