@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ test-page: build $(DEV) ## the page at / in headless Chromium, which must be ins
 test-clients: build $(DEV) ## coding agents and SDKs of others against the server: from npm and PyPI, into a cache folder
 	$(BIN)/python tests/clients/installed.py
 	TEST_CLIENTS=1 $(BIN)/python -m pytest -rs tests/clients
+
+docs: $(MADE) ## the docs as a site in target/site; links and anchors are checked
+	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "==> $(BIN)/python -m http.server --directory target/site"
 
 otelcol: ## build OpenTelemetry's collector with Go, for the test that sends it a trace
 	go run go.opentelemetry.io/collector/cmd/builder@v0.165.0 --config tests/http/otelcol.yaml
@@ -140,7 +145,7 @@ $(RUNTIME): $(MADE) pyproject.toml $(CONSTRAINTS) tools/install.py
 
 $(DEV): $(RUNTIME)
 	@echo "==> dependencies of the tests (torch is the large one)"
-	@$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) -r pyproject.toml --all-extras --group test
+	@$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) -r pyproject.toml --all-extras --group test --group docs
 	@touch $@
 
 $(CORE): $(RUNTIME) $(RUST_SOURCES) README.md

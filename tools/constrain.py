@@ -30,7 +30,7 @@ def main() -> int:
         "--no-emit-index-url",
         "--no-emit-find-links",
     ]
-    command += ["--all-extras", "--group", "test", "--group", "page", "pyproject.toml", "-"]
+    command += ["--all-extras", "--group", "test", "--group", "page", "--group", "docs", "pyproject.toml", "-"]
     command += ["--output-file", target, *flags]
     done = subprocess.run(command, input="\n".join(TOOLS), text=True, env=uv_environment(), check=False)
     if done.returncode == 0:
