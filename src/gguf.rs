@@ -17,6 +17,10 @@ pub use tensor_type::TensorType;
 
 /// Longest header that is read, in bytes. A vocabulary of a million tokens takes about 50 MB.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
+/// Most keys, tensors and texts of an array: a hundred times what is known, and memory that any machine has.
+const MAX_KEYS: u64 = 65_536;
+const MAX_TENSORS: u64 = 1 << 18;
+const MAX_STRINGS: u64 = 1 << 24;
 /// Deepest nesting of arrays.
 const MAX_ARRAY_DEPTH: u32 = 4;
 /// Most dimensions of a tensor.
@@ -92,6 +96,13 @@ impl GgufFile {
         let refuse = |e: std::io::Error| {
             Error::invalid("model", format!("{} cannot be read: {e}", path.display()))
         };
+        // A FIFO would be waited for.
+        if !std::fs::metadata(path).map_err(refuse)?.is_file() {
+            return Err(Error::invalid(
+                "model",
+                format!("{} is not a regular file", path.display()),
+            ));
+        }
         let file = File::open(path).map_err(refuse)?;
         let len = file.metadata().map_err(refuse)?.len();
         Self::read(file, len).map_err(|mut error| {
@@ -121,6 +132,8 @@ impl GgufFile {
             }
         }
         let (num_tensors, num_keys) = (reader.u64()?, reader.u64()?);
+        check_count("keys", num_keys, MAX_KEYS)?;
+        check_count("tensors", num_tensors, MAX_TENSORS)?;
         let mut file = Self::default();
         for _ in 0..num_keys {
             let key = reader.string()?;
@@ -260,6 +273,15 @@ fn invalid(message: impl AsRef<str>) -> Error {
     )
 }
 
+fn check_count(what: &str, count: u64, most: u64) -> Result<()> {
+    if count > most {
+        return Err(invalid(format!(
+            "it may have {most} {what}, but {count} are to follow"
+        )));
+    }
+    Ok(())
+}
+
 fn within(key: &str, mut error: Error) -> Error {
     error.message = format!("{} (in {key})", error.message);
     error
@@ -304,6 +326,7 @@ fn read_array<R: Read>(reader: &mut Reader<R>, depth: u32) -> Result<Array> {
         ),
         8 => {
             reader.check_room(len, 8)?;
+            check_count("texts in an array", len, MAX_STRINGS)?;
             Array::String((0..len).map(|_| reader.string()).collect::<Result<_>>()?)
         }
         9 if depth > 1 => {

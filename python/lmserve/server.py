@@ -82,6 +82,12 @@ def _no_password() -> str:
     raise TlsError("the key is encrypted; decrypt it first")
 
 
+def heard_signals() -> list[signal.Signals]:
+    """Signals that end a server in order."""
+    # nohup ignores SIGHUP, and so its server does.
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def serve(
     app: Litestar,
     listener: socket.socket,
@@ -153,9 +159,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # nohup ignores SIGHUP, and so its server does.
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self.handle_exit) for number in heard}
+        before = {number: signal.signal(number, self.handle_exit) for number in heard_signals()}
         try:
             yield
         finally:

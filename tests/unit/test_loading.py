@@ -1,11 +1,15 @@
 """What checkpoints come as: wrapped text models, several files, markers of all types, named templates, bombs."""
 
 import json
+import os
 import re
+import struct
+import threading
 
 import numpy as np
 import pytest
-from lmserve._core import ChatTemplate
+from lmserve import LmserveError, loading
+from lmserve._core import ChatTemplate, GgufFile
 from lmserve.model import CheckpointError, open_checkpoint
 from lmserve.model.hf_source import without_ends_of_messages
 from safetensors.numpy import save_file
@@ -203,12 +207,105 @@ def test_what_is_no_configuration_is_one_line(folder, text, says):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_files_have_a_limit_in_bytes(folder, name):
     with (folder / name).open("wb") as file:
-        file.truncate(200_000_000)
-    with pytest.raises(CheckpointError, match=rf"{name} must have at most \d+ bytes, but has 200000000"):
+        file.truncate(1_000_000_000)
+    with pytest.raises(CheckpointError, match=rf"{name} must have at most \d+ bytes, but has 1000000000"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, "model.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(os.mkfifo, "a FIFO"), (os.mkdir, "a folder"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
+)
+def test_what_is_in_the_place_of_a_file_is_said_and_not_waited_for(folder, name, make, what):
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is {what}, not a file"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_that_leads_to_itself_is_one_line(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(name)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: Too many levels of symbolic links"):
+        open_checkpoint(folder)
+
+
+def test_a_gguf_file_that_is_a_fifo_is_not_waited_for(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"tiny.gguf is a FIFO, not a file"):
+        open_checkpoint(path)
+    with pytest.raises(LmserveError, match=r"tiny.gguf is not a regular file"):
+        GgufFile(path)
+
+
+def test_a_header_of_weights_is_no_larger_than_its_file(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10**18) + bytes(100))
+    with pytest.raises(CheckpointError, match=r"header of 1000000000000000000 bytes in 108"):
+        open_checkpoint(folder)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"model.safetensors has a broken safetensors header"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "says"),
+    [
+        (0, 2**40, "it may have 65536 keys, but 1099511627776 are to follow"),
+        (2**40, 0, "it may have 262144 tensors, but 1099511627776 are to follow"),
+    ],
+)
+def test_keys_and_tensors_of_a_gguf_file_have_a_limit(tmp_path, tensors, keys, says):
+    path = tmp_path / "tiny.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, tensors, keys))
+        # As large as the disk lets a file be: there is room for a million of each.
+        file.truncate(1 << 43)
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(path)
+
+
+def test_a_part_that_takes_too_long_is_named_and_left(monkeypatch):
+    monkeypatch.setattr(loading, "MAX_SECONDS", 0.0)
+    forever = threading.Event()
+
+    def work():
+        with loading.reading("the whole"), loading.reading("the tokenizer"):
+            forever.wait()
+
+    with pytest.raises(LmserveError, match="the tokenizer must be read within 0 s, but is not"):
+        loading.load(work)
+    forever.set()
+
+
+def test_what_is_loaded_in_time_is_handed_over():
+    def work():
+        with loading.reading("the tokenizer"):
+            pass
+        return 5
+
+    def fail():
+        raise ValueError("no such model")
+
+    assert loading.load(work) == 5
+    with pytest.raises(ValueError, match="no such model"):
+        loading.load(fail)
 
 
 def test_blocks_have_a_limit(tmp_path):

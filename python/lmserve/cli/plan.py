@@ -35,11 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lmserve.cli.progress import DownloadProgress
     from lmserve.engine.load import ModelPlan
     from lmserve.errors import LmserveError
+    from lmserve.loading import load
     from lmserve.source import SourceError, find_model
 
     try:
         source = find_model(config.model, DownloadProgress("the model"))
-        plan = ModelPlan(source.path, config, source.published)
+        plan = load(lambda: ModelPlan(source.path, config, source.published))
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error
     for line in plan_lines(plan, config.served_model_names or source.names):

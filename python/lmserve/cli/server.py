@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
+from types import FrameType
 
+from lmserve import loading
 from lmserve.api.http.edge import is_loopback
 from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
@@ -17,7 +21,7 @@ from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
 from lmserve.errors import LmserveError
-from lmserve.server import BindError, Tls, TlsError, bind, serve
+from lmserve.server import BindError, Tls, TlsError, bind, heard_signals, serve
 from lmserve.source import SourceError, find_model
 
 logger = logging.getLogger("lmserve.http")
@@ -26,11 +30,12 @@ logger = logging.getLogger("lmserve.http")
 def serve_model(config: ServeConfig) -> None:
     """Serve until a signal ends it. Raises CommandError if the model cannot be found or run, or the port is taken."""
     _log_to_stderr(config.log_level, config.request_log)
+    _obey_signals()
     tracing = open_tracing(config.otlp_endpoint)
     try:
         tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
         source = find_model(config.model, DownloadProgress("the model"))
-        plan = ModelPlan(source.path, config, source.published)
+        plan = loading.load(lambda: ModelPlan(source.path, config, source.published))
         names = config.served_model_names or source.names
         for line in plan_lines(plan, names):
             _print(line)
@@ -64,6 +69,17 @@ def serve_model(config: ServeConfig) -> None:
     finally:
         if tracing is not None:
             tracing.close()
+
+
+def _obey_signals() -> None:
+    """Until the server has handlers of its own, what ends it in order then ends the process with the same exit code."""
+    if threading.current_thread() is threading.main_thread():
+        for number in heard_signals():
+            signal.signal(number, _end)
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def allowed_hosts(config: ServeConfig) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.engine.text import TextLayer
+from lmserve.loading import reading
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
@@ -59,15 +60,18 @@ class ModelPlan:
         checkpoint = self.checkpoint
         template = None
         if checkpoint.chat_template is not None:
-            template = _core.ChatTemplate(
-                checkpoint.chat_template,
-                msgspec.json.encode(checkpoint.special_tokens),
-                tool_source=checkpoint.tool_template,
-                tool_parser=self._config.tool_parser,
-                reasoning_parser=self._config.reasoning_parser,
-            )
+            with reading(f"the chat template of {checkpoint.path}"):
+                template = _core.ChatTemplate(
+                    checkpoint.chat_template,
+                    msgspec.json.encode(checkpoint.special_tokens),
+                    tool_source=checkpoint.tool_template,
+                    tool_parser=self._config.tool_parser,
+                    reasoning_parser=self._config.reasoning_parser,
+                )
+        with reading(f"the tokenizer of {checkpoint.path}"):
+            tokenizer = checkpoint.tokenizer()
         return TextLayer(
-            checkpoint.tokenizer(),
+            tokenizer,
             template,
             template_source=checkpoint.chat_template,
             special_tokens=checkpoint.special_tokens,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lmserve._core import GgufFile, Tokenizer
-from lmserve.model import families, gguf_source, hf_source
+from lmserve.loading import reading
+from lmserve.model import families, files, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families import bert
@@ -69,13 +70,10 @@ class Checkpoint:
         """The core's tokenizer, read from the checkpoint."""
         if self.path.is_file():
             return Tokenizer.from_gguf(GgufFile(self.path))
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
+        data = files.read_file(self.path / "tokenizer.json", files.MAX_TOKENIZER)
+        if data is None:
             raise CheckpointError(f"{self.path} has no tokenizer.json (other tokenizer files must be converted to it)")
-        size = file.stat().st_size
-        if size > hf_source.MAX_JSON_BYTES:
-            raise CheckpointError(f"{file} must have at most {hf_source.MAX_JSON_BYTES} bytes, but has {size}")
-        return Tokenizer.from_json(file.read_bytes())
+        return Tokenizer.from_json(data)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -87,7 +85,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if path.is_dir():
         return _open_folder(path)
-    if not path.is_file():
+    with reading(f"the header of {path}"):
+        return _open_file(path)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if not files.check_regular(path):
         raise CheckpointError(f"{path}: there is no such file or folder")
     with path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
@@ -110,23 +113,25 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    raw = hf_source.read_json(folder / "config.json")
+    with reading(f"the configuration of {folder}"):
+        raw = files.read_json(folder / "config.json")
     if raw is None:
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder / 'config.json'} must hold an object, but holds {type(raw).__name__}")
     notes: tuple[str, ...] = ()
-    with _reading(folder):
+    with _reading(folder), reading(f"the configuration of {folder}"):
         inner = text_config(raw)
         family = families.hf_family(raw if inner is None else inner)
         config = family.hf_config(raw if inner is None else inner)
         text = hf_source.text_settings(folder, raw if inner is None else raw | inner)
-        generation = from_generation_config(hf_source.read_object(folder / GENERATION_CONFIG))
+        generation = from_generation_config(files.read_object(folder / GENERATION_CONFIG))
         if isinstance(config, EncoderConfig):
             config = hf_source.apply_sentence_transformers(folder, config)
         elif (folder / "modules.json").is_file():
             raise CheckpointError(f"embedding models that are decoders ({family.name}) are not supported")
-        stored = _read_weights(folder, raw if inner is None else inner)
+        with reading(f"the headers of the weights in {folder}"):
+            stored = _read_weights(folder, raw if inner is None else inner)
         if inner is not None:
             stored, others = text_tensors(stored)
             notes = (f"served text-only: {others} tensors that see or hear are not loaded",)

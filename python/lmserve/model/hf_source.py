@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from lmserve._core import END_OF_TURN
+from lmserve.loading import reading
 from lmserve.model.config import EncoderConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.files import MAX_TEMPLATE, MAX_TOKENIZER, read_file, read_json, read_object, read_template
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# The largest tokenizer.json that is known has 40 MB.
-MAX_JSON_BYTES = 100_000_000
-# The longest chat template that is known has 30 kB.
-MAX_TEMPLATE_BYTES = 1_000_000
 POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -28,21 +28,6 @@ class TextSettings:
     tool_template: str | None  # for requests with tools, where it is another one
     special_tokens: dict[str, str]
     eos_token_ids: list[int]
-
-
-def read_json(path: Path) -> Any:
-    """The file's JSON value, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} must have at most {MAX_JSON_BYTES} bytes, but has {size}")
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise CheckpointError(f"{path} is nested too deeply") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
@@ -71,8 +56,8 @@ def text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
 def check_template(where: str, template: str) -> None:
     """Raises CheckpointError for a chat template that is longer than any should be."""
     size = len(template.encode(errors="replace"))
-    if size > MAX_TEMPLATE_BYTES:
-        raise CheckpointError(f"{where} must have at most {MAX_TEMPLATE_BYTES} bytes, but has {size}")
+    if size > MAX_TEMPLATE:
+        raise CheckpointError(f"{where} must have at most {MAX_TEMPLATE} bytes, but has {size}")
 
 
 def without_ends_of_messages(eos: list[int], tokens: Collection[str], end: int | None) -> list[int]:
@@ -111,16 +96,6 @@ def _pooling(path: Path) -> str:
     return str(found[0])
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The file's JSON object, empty where there is no such file. Raises CheckpointError for anything else."""
-    value = read_json(path)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return value
-
-
 def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in SPECIAL_TOKENS:
@@ -138,13 +113,30 @@ def _ids(given: Any) -> list[int]:
     return ids
 
 
+class _AddedToken(Struct):
+    id: int
+    content: str
+
+
+class _Added(Struct):
+    """All that is read here of tokenizer.json: its millions of other values are skipped."""
+
+    added_tokens: list[_AddedToken] | None = None
+
+
 def _added_tokens(folder: Path) -> dict[str, int]:
-    added = read_object(folder / "tokenizer.json").get("added_tokens") or []
-    return {entry["content"]: int(entry["id"]) for entry in added}
+    path = folder / "tokenizer.json"
+    with reading(str(path)):
+        data = read_file(path, MAX_TOKENIZER)
+        try:
+            added = _Added() if data is None else msgspec.json.decode(data, type=_Added)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+    return {token.content: token.id for token in added.added_tokens or ()}
 
 
 def _chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """All chat templates by name; "default" is the one for requests without tools."""
+    """Chat templates by name: "default", and "tool_use", the one for requests with tools; others are not read."""
     found: dict[str, Any] = {}
     given = tokenizer_config.get("chat_template", read_object(folder / "chat_template.json").get("chat_template"))
     if isinstance(given, str):
@@ -153,11 +145,9 @@ def _chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str,
         found |= given
     elif isinstance(given, list):
         found |= {entry.get("name"): entry.get("template") for entry in given}
-    for path in (folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))):
-        if path.is_file():
-            size = path.stat().st_size
-            if size > MAX_TEMPLATE_BYTES:
-                raise CheckpointError(f"{path} must have at most {MAX_TEMPLATE_BYTES} bytes, but has {size}")
-            name = "default" if path.parent == folder else path.stem
-            found[name] = path.read_text(encoding="utf-8")
+    files = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
+    for name, file in files.items():
+        template = read_template(folder / file)
+        if template is not None:
+            found[name] = template
     return {name: template for name, template in found.items() if isinstance(template, str)}

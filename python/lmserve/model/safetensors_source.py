@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmserve.model import files
 from lmserve.model.errors import CheckpointError
 from lmserve.model.tensors import PLAIN_TYPES, StoredTensor
 
@@ -44,24 +45,25 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
     index = folder / INDEX
-    if index.is_file():
+    found = files.read_json(index, files.MAX_INDEX)
+    if found is not None:
         try:
-            weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-            files: dict[str, set[str]] = {}
+            weight_map: dict[str, str] = found["weight_map"]
+            shards: dict[str, set[str]] = {}
             for name, file in weight_map.items():
-                files.setdefault(file, set()).add(name)
+                shards.setdefault(file, set()).add(name)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
-        for file in files:
-            if Path(file).name != file or not (folder / file).is_file():
+        for file in shards:
+            if Path(file).name != file or not files.check_regular(folder / file):
                 raise CheckpointError(f"{folder}: shard {file}, which {INDEX} names, is not there")
-        return [(folder / file, names) for file, names in sorted(files.items())]
-    if (folder / SINGLE).is_file():
+        return [(folder / file, names) for file, names in sorted(shards.items())]
+    if files.check_regular(folder / SINGLE):
         return [(folder / SINGLE, None)]
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt", ".pth")))
+    others = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt", ".pth")))
     raise CheckpointError(
         f"{folder} has neither {SINGLE} nor {INDEX}"
-        + (f"; {found} must be converted to safetensors first" if found else "")
+        + (f"; {others} must be converted to safetensors first" if others else "")
     )
 
 
@@ -77,7 +79,7 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
         header: dict[str, Any] = json.loads(bytes(mapped[8 : 8 + header_bytes]))
         header.pop("__metadata__", None)
         return {name: _tensor(path, name, entry, mapped[8 + header_bytes :]) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a broken safetensors header: {error!r}") from error
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
+from lmserve.loading import Loading, begin
 from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
 from lmserve.schemas.chat import ChatRequest
 from lmserve.schemas.completions import CompletionRequest
@@ -73,6 +74,7 @@ class Serving:
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
         self._fingerprint: str | None = None
+        self._loading: Loading | None = None
         self._load = None if isinstance(engine, AsyncEngine) else engine
         self._engine = engine if isinstance(engine, AsyncEngine) else None
 
@@ -125,13 +127,17 @@ class Serving:
 
     def has_failed(self) -> bool:
         """Whether nothing can be served any more; `failure` says why."""
-        if self.failure is None and self._engine is not None and not self.draining:
-            try:
+        if self.failure is not None or self.draining:
+            return self.failure is not None
+        try:
+            if self._engine is not None:
                 self._engine.check_health()
-            except LmserveError as error:
-                if error.error["code"] == "engine_unavailable":
-                    logger.error("the server ends: %s", error)  # noqa: TRY400 - it says all there is to say
-                    self.failure = error
+            elif self._loading is not None:
+                self._loading.check()
+        except LmserveError as error:
+            if error.code != "engine_stalled":
+                logger.error("the server ends: %s", error)  # noqa: TRY400 - it says all there is to say
+                self.failure = error
         return self.failure is not None
 
     def quota(self, tenant: int) -> dict[str, int]:
@@ -159,7 +165,7 @@ class Serving:
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[AsyncEngine] = loop.create_future()
         # Not the loop's own pool: that is joined when the loop ends, and Ctrl-C must not wait for a model.
-        threading.Thread(target=_load_into, args=(self._load, loaded), name="load-model", daemon=True).start()
+        self._loading, _ = begin(partial(_load_into, self._load, loaded))
         try:
             self._engine = await loaded
         except LmserveError as error:
