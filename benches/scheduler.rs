@@ -92,10 +92,7 @@ impl Load {
             "stopping": {"max_tokens": max_tokens},
         });
         let submission = Submission::parse(json.to_string().as_bytes()).unwrap();
-        let key = SessionKey {
-            tenant: 0,
-            id: id as i64,
-        };
+        let key = SessionKey::new(0, id as i64);
         let (lease, base) =
             TurnGuard::begin(&self.store, key, id, Start::Fresh, self.now_ms).unwrap();
         let prepared: Prepared =

@@ -2,6 +2,7 @@
 //! [`Submission::parse`] only valid requests exist, whatever route they came by.
 
 mod guide;
+mod session_id;
 mod tools;
 mod types;
 
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
+pub use session_id::{MAX_NAME_CHARS, SessionId};
 pub use tools::{CallForm, CallMember, MAX_TOOLS, ToolChoice, functions};
 pub use types::{Function, Types, types_of};
 
@@ -120,7 +122,7 @@ impl OnOverflow {
 #[serde(deny_unknown_fields)]
 pub struct SessionRef {
     /// The client's id, unique within its tenant.
-    pub id: i64,
+    pub id: SessionId,
     /// First turn: a live session of this id is dropped and a new one starts.
     #[serde(default)]
     pub start: bool,
@@ -129,7 +131,7 @@ pub struct SessionRef {
     pub create: bool,
     /// A session that this one begins as a branch of: where that stands, without any of its memory of randomness.
     #[serde(default)]
-    pub parent: Option<i64>,
+    pub parent: Option<SessionId>,
     /// Run this turn, then drop the session.
     #[serde(default)]
     pub end: bool,

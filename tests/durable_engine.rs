@@ -12,8 +12,8 @@ use lmserve::session::{LogOptions, SessionKey};
 use lmserve::sim::{ToyModel, next_token};
 use serde_json::{Value, json};
 
-const fn key(id: i64) -> SessionKey {
-    SessionKey { tenant: 0, id }
+fn key(id: i64) -> SessionKey {
+    SessionKey::new(0, id)
 }
 
 struct Folder(PathBuf);
@@ -56,7 +56,7 @@ fn turn(engine: &Engine, id: i64, ids: &[u32], start: bool) -> Result<Value> {
 }
 
 fn tokens(engine: &Engine, id: i64) -> Vec<u32> {
-    engine.session_state(key(id)).unwrap().tokens.to_vec()
+    engine.session_state(&key(id)).unwrap().tokens.to_vec()
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_new_engine_goes_on_where_the_last_one_was() {
             }
             assert_eq!(tokens(&engine, 7), history);
         }
-        assert_eq!(engine.session_info(key(7)).unwrap().turns, 2 * round + 2);
+        assert_eq!(engine.session_info(&key(7)).unwrap().turns, 2 * round + 2);
         assert_eq!(engine.stats().log_failures, 0);
     }
 }
@@ -90,9 +90,9 @@ fn what_verbs_did_outlives_the_engine() {
         turn(&engine, id, &[1, 2], true).unwrap();
         turn(&engine, id, &[3], false).unwrap();
     }
-    engine.fork_session(key(0), 10, Some(1)).unwrap();
-    engine.rewind_session(key(1), 1).unwrap();
-    assert!(engine.end_session(key(2)).unwrap());
+    engine.fork_session(&key(0), 10.into(), Some(1)).unwrap();
+    engine.rewind_session(&key(1), 1).unwrap();
+    assert!(engine.end_session(&key(2)).unwrap());
     let first = tokens(&engine, 10);
     drop(engine);
     let engine = folder.start(Fsync::Interval);
@@ -100,10 +100,10 @@ fn what_verbs_did_outlives_the_engine() {
     assert_eq!(tokens(&engine, 1), first);
     assert_eq!(tokens(&engine, 10), first);
     assert_eq!(
-        engine.session_info(key(2)).unwrap_err().code,
+        engine.session_info(&key(2)).unwrap_err().code,
         "session_not_found"
     );
-    assert_eq!(engine.list_sessions(0, -1, 10).len(), 3);
+    assert_eq!(engine.list_sessions(0, None, 10).len(), 3);
 }
 
 #[test]

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use common::toy_engine::{BLOCK_SIZE, BLOCKS, VOCAB, config, model, reply};
 use lmserve::engine::{Engine, Executor, StepOutput, Stream, sequence_id};
 use lmserve::error::{Kind, Result};
+use lmserve::request::SessionId;
 use lmserve::sched::Step;
 use lmserve::session::SessionKey;
 use lmserve::sim::{ToyModel, next_token};
 use serde_json::{Value, json};
 
-const KEY: SessionKey = SessionKey { tenant: 0, id: 7 };
+const KEY: SessionKey = SessionKey {
+    tenant: 0,
+    id: SessionId::Number(7),
+};
 
 /// A toy model that takes one permit for each step, and waits for it.
 struct Gated {
@@ -87,7 +91,7 @@ impl Server {
     }
 
     fn tokens(&self) -> Vec<u32> {
-        self.engine.session_state(KEY).unwrap().tokens.to_vec()
+        self.engine.session_state(&KEY).unwrap().tokens.to_vec()
     }
 
     /// Waits until the engine is idle, then checks that nothing is left of its requests.
@@ -171,7 +175,7 @@ fn a_client_that_leaves_rolls_the_turn_back_or_keeps_it() {
         wait_until(|| server.engine.stats().scheduler.steps == steps + 4);
         drop(stream);
         server.permit(u64::MAX);
-        wait_until(|| !server.engine.session_info(KEY).unwrap().busy);
+        wait_until(|| !server.engine.session_info(&KEY).unwrap().busy);
         if keep {
             // Four steps, and the one that was on its way when the client left.
             let mut history = [committed.as_slice(), &[9]].concat();
@@ -192,11 +196,11 @@ fn a_client_that_leaves_rolls_the_turn_back_or_keeps_it() {
 #[test]
 fn a_cancelled_turn_keeps_what_was_generated() {
     let server = Server::start(vec![]);
-    assert!(!server.engine.cancel_session(KEY));
+    assert!(!server.engine.cancel_session(&KEY));
     server.permit(4);
     let stream = server.submit(&[1, 2], 200, session(true)).unwrap();
     wait_until(|| server.engine.stats().scheduler.sampled_tokens == 4);
-    assert!(server.engine.cancel_session(KEY));
+    assert!(server.engine.cancel_session(&KEY));
     server.permit(u64::MAX);
     let reply = reply(&stream).unwrap();
     assert_eq!(
@@ -215,7 +219,7 @@ fn a_first_turn_that_fails_leaves_no_session_and_a_restart_that_fails_leaves_the
     let error = reply(&server.submit(&[1, 2], 4, session(true)).unwrap()).unwrap_err();
     assert_eq!((error.kind, error.code), (Kind::Internal, "internal_error"));
     assert_eq!(
-        server.engine.session_info(KEY).unwrap_err().code,
+        server.engine.session_info(&KEY).unwrap_err().code,
         "session_not_found"
     );
     server.turn(&[5], 2, session(true));
@@ -236,19 +240,16 @@ fn one_of_five_fails(server: &Server, faulty: usize, code: &str) {
     });
     server.permit(u64::MAX);
     for (at, stream) in streams.iter().enumerate() {
-        let key = SessionKey {
-            tenant: 0,
-            id: i64::from(keys[at]),
-        };
+        let key = SessionKey::new(0, i64::from(keys[at]));
         if at == faulty {
             let error = reply(stream).unwrap_err();
             assert_eq!((error.kind, error.code), (Kind::Internal, code));
-            assert!(server.engine.session_info(key).is_err());
+            assert!(server.engine.session_info(&key).is_err());
         } else {
             assert_eq!(reply(stream).unwrap()["tokens"], 12);
             let mut history = vec![keys[at]; 6];
             generate(&mut history, 12);
-            assert_eq!(*server.engine.session_state(key).unwrap().tokens, history);
+            assert_eq!(*server.engine.session_state(&key).unwrap().tokens, history);
         }
     }
     server.assert_baseline();
@@ -298,7 +299,7 @@ fn a_busy_session_an_unknown_one_and_a_full_server_answer_at_once() {
         (Kind::Conflict, "session_busy")
     );
     assert_eq!(
-        server.engine.end_session(KEY).unwrap_err().code,
+        server.engine.end_session(&KEY).unwrap_err().code,
         "session_busy"
     );
     let open: Vec<Stream> = (0..15)
@@ -313,8 +314,8 @@ fn a_busy_session_an_unknown_one_and_a_full_server_answer_at_once() {
     for stream in &open {
         reply(stream).unwrap();
     }
-    assert!(server.engine.end_session(KEY).unwrap());
-    assert!(!server.engine.end_session(KEY).unwrap());
+    assert!(server.engine.end_session(&KEY).unwrap());
+    assert!(!server.engine.end_session(&KEY).unwrap());
     server.assert_baseline();
 }
 

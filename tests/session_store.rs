@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lmserve::kv::{BlockPool, BlockTable};
+use lmserve::request::SessionId;
 use lmserve::session::{Commit, SessionKey, SessionStore, Start, StoreLimits, Turn, TurnHistory};
 use lmserve::text::Tail;
 use proptest::prelude::*;
@@ -22,7 +23,11 @@ enum Act {
 }
 
 fn key() -> impl Strategy<Value = SessionKey> {
-    (0_u32..2, 0_i64..4).prop_map(|(tenant, id)| SessionKey { tenant, id })
+    (0_u32..2, 0_i64..4).prop_map(|(tenant, id)| {
+        let name = SessionId::Name(format!("name {id}").into());
+        let id = if id < 2 { id.into() } else { name };
+        SessionKey::new(tenant, id)
+    })
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -59,7 +64,7 @@ impl Naive {
         while self.sessions.keys().filter(|key| which(key)).count() > most {
             let idle = self.sessions.iter();
             let idle = idle.filter(|(key, s)| which(key) && s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used.1, *key)).min() else {
+            let Some((_, key)) = idle.map(|(key, s)| (s.used.1, key.clone())).min() else {
                 return;
             };
             self.sessions.remove(&key);
@@ -81,7 +86,7 @@ impl Naive {
             .sessions
             .iter()
             .filter(|(_, s)| old(s))
-            .map(|(k, _)| *k)
+            .map(|(k, _)| k.clone())
             .collect();
         for key in gone {
             self.sessions.remove(&key);
@@ -91,22 +96,22 @@ impl Naive {
 
     fn begin(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         request: u64,
         start: Start,
         now_ms: u64,
     ) -> Result<Known, &'static str> {
         self.expire(now_ms);
-        let fresh = match (self.sessions.get(&key), start) {
+        let fresh = match (self.sessions.get(key), start) {
             (Some(session), _) if session.running.is_some() => return Err("session_busy"),
             (Some(_), Start::New) => return Err("session_exists"),
             (Some(_), start) => start == Start::Fresh,
             (None, Start::Fresh | Start::New) => true,
-            (None, _) if self.evicted.contains(&key) => return Err("session_expired"),
+            (None, _) if self.evicted.contains(key) => return Err("session_expired"),
             (None, Start::Continue | Start::Mend) => return Err("session_not_found"),
             (None, Start::Create) => true,
         };
-        let session = self.sessions.entry(key).or_default();
+        let session = self.sessions.entry(key.clone()).or_default();
         session.running = Some((request, fresh));
         let base = if fresh {
             Known::default()
@@ -117,9 +122,9 @@ impl Naive {
         Ok(base)
     }
 
-    fn settle(&mut self, key: SessionKey, after: Option<(Vec<u32>, Vec<usize>)>, now_ms: u64) {
-        self.evicted.remove(&key);
-        self.sessions.remove(&key);
+    fn settle(&mut self, key: &SessionKey, after: Option<(Vec<u32>, Vec<usize>)>, now_ms: u64) {
+        self.evicted.remove(key);
+        self.sessions.remove(key);
         if let Some((tokens, ends)) = after {
             self.commits += 1;
             let session = Known {
@@ -128,16 +133,16 @@ impl Naive {
                 running: None,
                 used: (now_ms, self.commits),
             };
-            self.sessions.insert(key, session);
+            self.sessions.insert(key.clone(), session);
             self.enforce(key.tenant);
         }
     }
 
-    fn roll_back(&mut self, key: SessionKey) {
-        if let Some(session) = self.sessions.get_mut(&key) {
+    fn roll_back(&mut self, key: &SessionKey) {
+        if let Some(session) = self.sessions.get_mut(key) {
             session.running = None;
             if session.ends.is_empty() {
-                self.sessions.remove(&key);
+                self.sessions.remove(key);
             }
         }
         self.enforce(key.tenant);
@@ -147,19 +152,26 @@ impl Naive {
 fn check(store: &SessionStore, naive: &Naive) -> Result<(), TestCaseError> {
     let found: Vec<_> = [0, 1]
         .into_iter()
-        .flat_map(|tenant| store.list(tenant, -1, 99))
+        .flat_map(|tenant| store.list(tenant, None, 99))
         .collect();
     let found: Vec<_> = found
         .iter()
-        .map(|i| (i.key, i.tokens, i.turns, i.busy))
+        .map(|i| (i.key.clone(), i.tokens, i.turns, i.busy))
         .collect();
     let expected = naive.sessions.iter();
     let expected: Vec<_> = expected
-        .map(|(key, s)| (*key, s.tokens.len(), s.ends.len(), s.running.is_some()))
+        .map(|(key, s)| {
+            (
+                key.clone(),
+                s.tokens.len(),
+                s.ends.len(),
+                s.running.is_some(),
+            )
+        })
         .collect();
     prop_assert_eq!(found, expected);
     for (key, session) in &naive.sessions {
-        let state = store.state(*key).unwrap();
+        let state = store.state(key).unwrap();
         prop_assert_eq!(&*state.tokens, &session.tokens[..]);
         prop_assert!(
             state
@@ -189,7 +201,7 @@ fn check(store: &SessionStore, naive: &Naive) -> Result<(), TestCaseError> {
 }
 
 /// A turn of one token in a session that is begun anew.
-fn put(store: &mut SessionStore, key: SessionKey, request: u64, now_ms: u64) {
+fn put(store: &mut SessionStore, key: &SessionKey, request: u64, now_ms: u64) {
     store.begin(key, request, Start::Fresh, now_ms).unwrap();
     let commit = Commit {
         tokens: vec![1],
@@ -208,26 +220,27 @@ fn put(store: &mut SessionStore, key: SessionKey, request: u64, now_ms: u64) {
 
 #[test]
 fn a_clock_that_is_set_back_evicts_no_newer_session() {
-    let key = |tenant, id| SessionKey { tenant, id };
+    let key = |tenant, id: i64| SessionKey::new(tenant, id);
     let mut store = SessionStore::new(StoreLimits {
         max_sessions: 3,
         ttl_ms: 0,
     });
     for (id, now_ms) in [(0, 5000), (1, 6000), (2, 40), (3, 50)] {
-        put(&mut store, key(0, id), 10 + id as u64, now_ms);
+        put(&mut store, &key(0, id), 10 + id as u64, now_ms);
     }
-    let ids = |store: &SessionStore, tenant| -> Vec<i64> {
-        let page = store.list(tenant, -1, 9);
-        page.iter().map(|info| info.key.id).collect()
+    let ids = |store: &SessionStore, tenant| -> Vec<String> {
+        let page = store.list(tenant, None, 9);
+        page.iter().map(|info| info.key.id.to_string()).collect()
     };
-    assert_eq!(ids(&store, 0), [1, 2, 3]);
+    assert_eq!(ids(&store, 0), ["1", "2", "3"]);
     // Used again, the oldest is the newest.
-    put(&mut store, key(0, 1), 20, 30);
+    put(&mut store, &key(0, 1), 20, 30);
     store.set_tenant_cap(0, 2);
-    assert_eq!(ids(&store, 0), [1, 3]);
-    put(&mut store, key(1, 7), 30, 20);
-    put(&mut store, key(1, 8), 31, 10);
-    assert_eq!((ids(&store, 0), ids(&store, 1)), (vec![1], vec![7, 8]));
+    assert_eq!(ids(&store, 0), ["1", "3"]);
+    put(&mut store, &key(1, 7), 30, 20);
+    put(&mut store, &key(1, 8), 31, 10);
+    assert_eq!(ids(&store, 0), ["1"]);
+    assert_eq!(ids(&store, 1), ["7", "8"]);
 }
 
 proptest! {
@@ -257,8 +270,8 @@ proptest! {
             match act {
                 Act::Begin(key, start) => {
                     let start = [Start::Continue, Start::Create, Start::Fresh, Start::New][start as usize];
-                    let begun = store.begin(key, request, start, now);
-                    match (begun, naive.begin(key, request, start, now)) {
+                    let begun = store.begin(&key, request, start, now);
+                    match (begun, naive.begin(&key, request, start, now)) {
                         (Ok(base), Ok(known)) => {
                             prop_assert_eq!(&base.history, &known.tokens);
                             bases.insert(key, (request, base));
@@ -282,13 +295,13 @@ proptest! {
                     let ends = turns.iter().map(Turn::end).collect();
                     let after = (!end).then(|| (tokens.clone(), ends));
                     let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, end };
-                    store.commit(key, request, commit, now);
-                    naive.settle(key, after, now);
+                    store.commit(&key, request, commit, now);
+                    naive.settle(&key, after, now);
                 }
                 Act::Rollback(key) => {
                     let Some((request, _)) = bases.remove(&key) else { continue };
-                    store.rollback(key, request);
-                    naive.roll_back(key);
+                    store.rollback(&key, request);
+                    naive.roll_back(&key);
                 }
                 Act::Rewind(key, turns) => {
                     let Some((request, base)) = bases.remove(&key) else { continue };
@@ -297,13 +310,13 @@ proptest! {
                         Ok(commit) => {
                             let ends = ends[..turns].to_vec();
                             let tokens = history[..ends[turns - 1]].to_vec();
-                            store.commit(key, request, commit, now);
-                            naive.settle(key, Some((tokens, ends)), now);
+                            store.commit(&key, request, commit, now);
+                            naive.settle(&key, Some((tokens, ends)), now);
                         }
                         Err(error) => {
                             prop_assert!(turns == 0 || turns > ends.len(), "{}", error.message);
-                            store.rollback(key, request);
-                            naive.roll_back(key);
+                            store.rollback(&key, request);
+                            naive.roll_back(&key);
                         }
                     }
                 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Final, Literal, Self, final
 
-from lmserve.engine.sessions import SessionLog
+from lmserve.engine.sessions import SessionId, SessionLog
 from lmserve.model.interface import Runner
 
 __all__ = [
@@ -273,16 +273,16 @@ class Engine:
     def embed(self, submission: bytes) -> Stream:
         """Take one JSON-encoded embedding request in and return at once; the stream carries the whole reply."""
 
-    def cancel_session(self, tenant: int, session_id: int) -> bool:
+    def cancel_session(self, tenant: int, session_id: SessionId) -> bool:
         """End the running turn of a session with what it has; False if none runs."""
 
-    def end_session(self, tenant: int, session_id: int, cancel: bool = False) -> bool:
+    def end_session(self, tenant: int, session_id: SessionId, cancel: bool = False) -> bool:
         """Drop a session; False if there was none. Raises LmserveError session_busy (409) while a turn runs.
 
         `cancel`: cancel a turn that runs and wait for its end, which may take a step of the model.
         """
 
-    def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None = None) -> None:
+    def fork_session(self, tenant: int, session_id: SessionId, new_id: SessionId, turns: int | None = None) -> None:
         """Make `new_id` a session of its own that stands where the other one stood after its first `turns` turns.
 
         `turns` None: all. It shares what is cached of them and takes no KV block before its first turn. Ids below -1
@@ -290,19 +290,19 @@ class Engine:
         session_expired, 409 session_exists or session_busy.
         """
 
-    def rewind_session(self, tenant: int, session_id: int, turns: int) -> None:
+    def rewind_session(self, tenant: int, session_id: SessionId, turns: int) -> None:
         """Take a session back to where it stood after its first `turns` turns. Raises as `fork_session`."""
 
-    def session_info(self, tenant: int, session_id: int) -> dict[str, int | bool]:
+    def session_info(self, tenant: int, session_id: SessionId) -> dict[str, SessionId | bool]:
         """id, turns, tokens, cached_tokens, busy, created_ms and used_ms (since 1970). 404 if unknown."""
 
-    def list_sessions(self, tenant: int, after: int, limit: int) -> list[dict[str, int | bool]]:
-        """At most `limit` sessions above id `after`, in order of their ids, without `cached_tokens`."""
+    def list_sessions(self, tenant: int, after: SessionId | None, limit: int) -> list[dict[str, SessionId | bool]]:
+        """At most `limit` sessions behind id `after`, in order of their ids, without `cached_tokens`."""
 
-    def session_tokens(self, tenant: int, session_id: int) -> list[int]:
+    def session_tokens(self, tenant: int, session_id: SessionId) -> list[int]:
         """Committed token ids of a session. 404 if unknown."""
 
-    def session_transcript(self, tenant: int, session_id: int) -> list[tuple[str, str, list[int], list[int]]]:
+    def session_transcript(self, tenant: int, session_id: SessionId) -> list[tuple[str, str, list[int], list[int]]]:
         """(input text, output text, input token ids, output token ids) of each turn, special tokens written out."""
 
     def wake_fd(self) -> int:
@@ -459,8 +459,8 @@ class Scheduler:
     def abort(self, request: int, keep: bool, now_ms: int) -> list[Event]:
         """End a request before its time."""
 
-    def end_session(self, tenant: int, session_id: int) -> bool: ...
-    def session_tokens(self, tenant: int, session_id: int) -> list[int]: ...
+    def end_session(self, tenant: int, session_id: SessionId) -> bool: ...
+    def session_tokens(self, tenant: int, session_id: SessionId) -> list[int]: ...
     def stats(self) -> dict[str, int]: ...
 
 def simulate(seed: int, steps: int) -> dict[str, int]:

@@ -70,7 +70,7 @@ class APIClient:
         frequency_penalty: float | None = 0.0,
         user: str | None = None,
         repetition_penalty: float | None = 1.0,
-        session_id: int | None = -1,
+        session_id: int | str | None = -1,
         ignore_eos: bool | None = False,
         **kwargs: Any,
     ) -> Iterator[Reply]:
@@ -97,7 +97,7 @@ class APIClient:
     def chat_interactive_v1(
         self,
         prompt: Messages,
-        session_id: int = -1,
+        session_id: int | str = -1,
         interactive_mode: bool = False,
         stream: bool = False,
         stop: str | list[str] | None = None,
@@ -140,7 +140,7 @@ class APIClient:
         top_k: int | None = 40,
         user: str | None = None,
         repetition_penalty: float | None = 1.0,
-        session_id: int | None = -1,
+        session_id: int | str | None = -1,
         ignore_eos: bool | None = False,
         **kwargs: Any,
     ) -> Iterator[Reply]:
@@ -178,7 +178,7 @@ class APIClient:
     def chat(
         self,
         prompt: str,
-        session_id: int,
+        session_id: int | str,
         request_output_len: int = 512,
         stream: bool = False,
         top_p: float = 0.8,
@@ -205,7 +205,7 @@ class APIClient:
         for reply in replies:
             yield reply["text"], reply["tokens"], reply["finish_reason"]
 
-    def end_session(self, session_id: int) -> None:
+    def end_session(self, session_id: int | str) -> None:
         """End a session; one that is unknown is no error."""
         for _ in self.chat_interactive_v1("", session_id=session_id, request_output_len=0):
             pass

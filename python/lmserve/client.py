@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -29,7 +30,7 @@ Prompt = str | Sequence[Mapping[str, str]]
 class GenerateOptions(TypedDict, total=False):
     """Options of a turn; what is left out is the server's default."""
 
-    session_id: int  # none: a turn without a session
+    session_id: int | str  # none: a turn without a session
     start: bool  # begin the session anew; false: it must live, and the turn goes on from it
     end: bool  # the session ends with this turn
     max_tokens: int
@@ -53,6 +54,10 @@ WIRE_NAMES: Final = {
     "max_tokens": "request_output_len",
     "stop": "stop_words",
 }
+
+
+def path_of(session_id: int | str, verb: str = "") -> str:
+    return f"{SESSIONS}/{quote(str(session_id), safe='')}{verb}"
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:
@@ -125,39 +130,39 @@ class Client:
             for piece in response.iter_bytes():
                 yield from frames.push(piece)
 
-    def sessions(self, *, limit: int = 100, after: int = -1) -> SessionList:
-        """A page of the key's sessions, those with ids greater than `after`."""
-        return self._call("GET", f"{SESSIONS}?limit={limit}&after={after}", SessionList)
+    def sessions(self, *, limit: int = 100, after: int | str = -1) -> SessionList:
+        """A page of the key's sessions in order of their ids, those behind `after`; -1: the first."""
+        return self._call("GET", f"{SESSIONS}?limit={limit}&after={quote(str(after), safe='')}", SessionList)
 
-    def session(self, session_id: int) -> SessionCard:
+    def session(self, session_id: int | str) -> SessionCard:
         """A session's size, age, and what of it is cached."""
-        return self._call("GET", f"{SESSIONS}/{session_id}", SessionCard)
+        return self._call("GET", path_of(session_id), SessionCard)
 
-    def transcript(self, session_id: int, *, token_ids: bool = False) -> Transcript:
+    def transcript(self, session_id: int | str, *, token_ids: bool = False) -> Transcript:
         """A session's turns."""
-        return self._call("GET", f"{SESSIONS}/{session_id}/transcript?token_ids={str(token_ids).lower()}", Transcript)
+        return self._call("GET", path_of(session_id, f"/transcript?token_ids={str(token_ids).lower()}"), Transcript)
 
-    def fork(self, session_id: int, new_id: int, *, turns: int | None = None) -> SessionCard:
+    def fork(self, session_id: int | str, new_id: int | str, *, turns: int | None = None) -> SessionCard:
         """Begin session `new_id` where `session_id` stood after `turns` turns; None: where it stands."""
         body = {"session_id": new_id, "turns": turns}
-        return self._call("POST", f"{SESSIONS}/{session_id}/fork", SessionCard, body)
+        return self._call("POST", path_of(session_id, "/fork"), SessionCard, body)
 
-    def rewind(self, session_id: int, turns: int) -> SessionCard:
+    def rewind(self, session_id: int | str, turns: int) -> SessionCard:
         """Take a session back to where it stood after `turns` turns."""
-        return self._call("POST", f"{SESSIONS}/{session_id}/rewind", SessionCard, {"turns": turns})
+        return self._call("POST", path_of(session_id, "/rewind"), SessionCard, {"turns": turns})
 
-    def append(self, session_id: int, prompt: Prompt, *, create: bool = False) -> Appended:
+    def append(self, session_id: int | str, prompt: Prompt, *, create: bool = False) -> Appended:
         """Put messages behind a session's history, and generate nothing. `create`: begin it, if there is none."""
         body = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "create": create}
-        return self._call("POST", f"{SESSIONS}/{session_id}/append", Appended, body)
+        return self._call("POST", path_of(session_id, "/append"), Appended, body)
 
-    def cancel(self, session_id: int) -> Cancelled:
+    def cancel(self, session_id: int | str) -> Cancelled:
         """End a session's running turn with what it has generated."""
-        return self._call("POST", f"{SESSIONS}/{session_id}/cancel", Cancelled)
+        return self._call("POST", path_of(session_id, "/cancel"), Cancelled)
 
-    def delete(self, session_id: int) -> Deleted:
+    def delete(self, session_id: int | str) -> Deleted:
         """End a session."""
-        return self._call("DELETE", f"{SESSIONS}/{session_id}", Deleted)
+        return self._call("DELETE", path_of(session_id), Deleted)
 
     def close(self) -> None:
         """Close the connections."""
@@ -204,40 +209,40 @@ class AsyncClient:
                 for frame in frames.push(piece):
                     yield frame
 
-    async def sessions(self, *, limit: int = 100, after: int = -1) -> SessionList:
+    async def sessions(self, *, limit: int = 100, after: int | str = -1) -> SessionList:
         """As `Client.sessions`."""
-        return await self._call("GET", f"{SESSIONS}?limit={limit}&after={after}", SessionList)
+        return await self._call("GET", f"{SESSIONS}?limit={limit}&after={quote(str(after), safe='')}", SessionList)
 
-    async def session(self, session_id: int) -> SessionCard:
+    async def session(self, session_id: int | str) -> SessionCard:
         """As `Client.session`."""
-        return await self._call("GET", f"{SESSIONS}/{session_id}", SessionCard)
+        return await self._call("GET", path_of(session_id), SessionCard)
 
-    async def transcript(self, session_id: int, *, token_ids: bool = False) -> Transcript:
+    async def transcript(self, session_id: int | str, *, token_ids: bool = False) -> Transcript:
         """As `Client.transcript`."""
-        path = f"{SESSIONS}/{session_id}/transcript?token_ids={str(token_ids).lower()}"
+        path = path_of(session_id, f"/transcript?token_ids={str(token_ids).lower()}")
         return await self._call("GET", path, Transcript)
 
-    async def fork(self, session_id: int, new_id: int, *, turns: int | None = None) -> SessionCard:
+    async def fork(self, session_id: int | str, new_id: int | str, *, turns: int | None = None) -> SessionCard:
         """As `Client.fork`."""
         body = {"session_id": new_id, "turns": turns}
-        return await self._call("POST", f"{SESSIONS}/{session_id}/fork", SessionCard, body)
+        return await self._call("POST", path_of(session_id, "/fork"), SessionCard, body)
 
-    async def rewind(self, session_id: int, turns: int) -> SessionCard:
+    async def rewind(self, session_id: int | str, turns: int) -> SessionCard:
         """As `Client.rewind`."""
-        return await self._call("POST", f"{SESSIONS}/{session_id}/rewind", SessionCard, {"turns": turns})
+        return await self._call("POST", path_of(session_id, "/rewind"), SessionCard, {"turns": turns})
 
-    async def append(self, session_id: int, prompt: Prompt, *, create: bool = False) -> Appended:
+    async def append(self, session_id: int | str, prompt: Prompt, *, create: bool = False) -> Appended:
         """As `Client.append`."""
         body = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "create": create}
-        return await self._call("POST", f"{SESSIONS}/{session_id}/append", Appended, body)
+        return await self._call("POST", path_of(session_id, "/append"), Appended, body)
 
-    async def cancel(self, session_id: int) -> Cancelled:
+    async def cancel(self, session_id: int | str) -> Cancelled:
         """As `Client.cancel`."""
-        return await self._call("POST", f"{SESSIONS}/{session_id}/cancel", Cancelled)
+        return await self._call("POST", path_of(session_id, "/cancel"), Cancelled)
 
-    async def delete(self, session_id: int) -> Deleted:
+    async def delete(self, session_id: int | str) -> Deleted:
         """As `Client.delete`."""
-        return await self._call("DELETE", f"{SESSIONS}/{session_id}", Deleted)
+        return await self._call("DELETE", path_of(session_id), Deleted)
 
     async def close(self) -> None:
         """Close the connections."""

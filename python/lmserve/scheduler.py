@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmserve import _core
+from lmserve.engine.sessions import SessionId
 from lmserve.engine.submission import (
     Guide,
     GuidedWhitespace,
@@ -210,11 +211,11 @@ class Scheduler:
         """
         return self._core.abort(request, keep, self._now())
 
-    def end_session(self, session_id: int, *, tenant: int = 0) -> bool:
+    def end_session(self, session_id: SessionId, *, tenant: int = 0) -> bool:
         """Drop a session; False if there was none. Raises LmserveError `session_busy` (409) while a turn runs."""
         return self._core.end_session(tenant, session_id)
 
-    def session_tokens(self, session_id: int, *, tenant: int = 0) -> list[int]:
+    def session_tokens(self, session_id: SessionId, *, tenant: int = 0) -> list[int]:
         """Committed token ids of a session. Raises LmserveError `session_not_found` (404)."""
         return self._core.session_tokens(tenant, session_id)
 

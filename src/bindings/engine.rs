@@ -12,6 +12,7 @@ use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{self, EngineConfig, ModelSpec};
+use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
 use crate::session::{SessionInfo, SessionKey};
 use crate::tenant::{Quota, Tenant};
@@ -44,13 +45,13 @@ impl StopAtExit {
     }
 }
 
-const fn key(tenant: u32, id: i64) -> SessionKey {
-    SessionKey { tenant, id }
+fn key(tenant: u32, id: SessionId) -> SessionKey {
+    SessionKey::new(tenant, id)
 }
 
 fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("id", info.key.id)?;
+    dict.set_item("id", &info.key.id)?;
     dict.set_item("turns", info.turns)?;
     dict.set_item("tokens", info.tokens)?;
     dict.set_item("busy", info.busy)?;
@@ -166,8 +167,8 @@ impl Engine {
     }
 
     /// Ends the running turn of a session with what it has; False if none runs.
-    fn cancel_session(&self, tenant: u32, session_id: i64) -> bool {
-        self.inner.cancel_session(key(tenant, session_id))
+    fn cancel_session(&self, tenant: u32, session_id: SessionId) -> bool {
+        self.inner.cancel_session(&key(tenant, session_id))
     }
 
     /// Drops a session, after the end of its running turn if that is cancelled; False if there was none.
@@ -176,15 +177,15 @@ impl Engine {
         &self,
         py: Python<'_>,
         tenant: u32,
-        session_id: i64,
+        session_id: SessionId,
         cancel: bool,
     ) -> PyResult<bool> {
         let key = key(tenant, session_id);
         Ok(py.detach(|| {
             if cancel {
-                self.inner.cancel_and_end_session(key)
+                self.inner.cancel_and_end_session(&key)
             } else {
-                self.inner.end_session(key)
+                self.inner.end_session(&key)
             }
         })?)
     }
@@ -195,13 +196,13 @@ impl Engine {
         &self,
         py: Python<'_>,
         tenant: u32,
-        session_id: i64,
-        new_id: i64,
+        session_id: SessionId,
+        new_id: SessionId,
         turns: Option<usize>,
     ) -> PyResult<()> {
         Ok(py.detach(|| {
             self.inner
-                .fork_session(key(tenant, session_id), new_id, turns)
+                .fork_session(&key(tenant, session_id), new_id, turns)
         })?)
     }
 
@@ -210,10 +211,10 @@ impl Engine {
         &self,
         py: Python<'_>,
         tenant: u32,
-        session_id: i64,
+        session_id: SessionId,
         turns: usize,
     ) -> PyResult<()> {
-        Ok(py.detach(|| self.inner.rewind_session(key(tenant, session_id), turns))?)
+        Ok(py.detach(|| self.inner.rewind_session(&key(tenant, session_id), turns))?)
     }
 
     /// Committed turns and tokens of a session, how many are cached, and whether a turn runs.
@@ -221,20 +222,20 @@ impl Engine {
         &self,
         py: Python<'py>,
         tenant: u32,
-        session_id: i64,
+        session_id: SessionId,
     ) -> PyResult<Bound<'py, PyDict>> {
         let key = key(tenant, session_id);
-        let dict = info_dict(py, &self.inner.session_info(key)?)?;
-        dict.set_item("cached_tokens", self.inner.session_cached_tokens(key)?)?;
+        let dict = info_dict(py, &self.inner.session_info(&key)?)?;
+        dict.set_item("cached_tokens", self.inner.session_cached_tokens(&key)?)?;
         Ok(dict)
     }
 
-    /// The sessions of a tenant in order of their ids, those above `after`, at most `limit`.
+    /// The sessions of a tenant in order of their ids, those behind `after`, at most `limit`.
     fn list_sessions<'py>(
         &self,
         py: Python<'py>,
         tenant: u32,
-        after: i64,
+        after: Option<SessionId>,
         limit: usize,
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let page = self.inner.list_sessions(tenant, after, limit);
@@ -242,8 +243,8 @@ impl Engine {
     }
 
     /// Committed token ids of a session.
-    fn session_tokens(&self, tenant: u32, session_id: i64) -> PyResult<Vec<u32>> {
-        let state = self.inner.session_state(key(tenant, session_id))?;
+    fn session_tokens(&self, tenant: u32, session_id: SessionId) -> PyResult<Vec<u32>> {
+        let state = self.inner.session_state(&key(tenant, session_id))?;
         Ok(state.tokens.to_vec())
     }
 
@@ -253,9 +254,9 @@ impl Engine {
         &self,
         py: Python<'_>,
         tenant: u32,
-        session_id: i64,
+        session_id: SessionId,
     ) -> PyResult<Vec<(String, String, Vec<u32>, Vec<u32>)>> {
-        let turns = py.detach(|| self.inner.session_transcript(key(tenant, session_id)))?;
+        let turns = py.detach(|| self.inner.session_transcript(&key(tenant, session_id)))?;
         Ok(turns
             .into_iter()
             .map(|turn| (turn.input, turn.output, turn.input_ids, turn.output_ids))

@@ -9,6 +9,7 @@ mod event;
 mod executor;
 mod masks;
 mod scheduler;
+mod session_id;
 mod session_log;
 mod simulation;
 mod step_buffers;

@@ -11,7 +11,7 @@ use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnGuard, prepare, request_of};
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
-use crate::request::Submission;
+use crate::request::{SessionId, Submission};
 use crate::sched::{SchedulerConfig, Step};
 use crate::session::{SessionKey, SessionStore, StoreLimits, TurnHistory};
 use crate::text;
@@ -169,10 +169,7 @@ impl Scheduler {
         let Some(session) = &submission.session else {
             return Ok((None, TurnHistory::empty()));
         };
-        let key = SessionKey {
-            tenant: submission.tenant,
-            id: session.id,
-        };
+        let key = SessionKey::new(submission.tenant, session.id.clone());
         let (lease, base) = TurnGuard::begin_turn(&self.sessions, key, session, request, now_ms)?;
         Ok((Some(lease), base))
     }
@@ -326,11 +323,8 @@ impl Scheduler {
     }
 
     /// Drops a session; False if there was none.
-    fn end_session(&self, py: Python<'_>, tenant: u32, session_id: i64) -> Result<bool> {
-        let key = SessionKey {
-            tenant,
-            id: session_id,
-        };
+    fn end_session(&self, py: Python<'_>, tenant: u32, session_id: SessionId) -> Result<bool> {
+        let key = SessionKey::new(tenant, session_id);
         let request = self.with_state(py, State::next_request);
         py.detach(|| {
             let end = TurnGuard::begin_end(&self.sessions, key, request, 0)?;
@@ -339,14 +333,16 @@ impl Scheduler {
     }
 
     /// Committed token ids of a session.
-    fn session_tokens(&self, py: Python<'_>, tenant: u32, session_id: i64) -> Result<Vec<u32>> {
-        let key = SessionKey {
-            tenant,
-            id: session_id,
-        };
+    fn session_tokens(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: SessionId,
+    ) -> Result<Vec<u32>> {
+        let key = SessionKey::new(tenant, session_id);
         py.detach(|| {
             guard(&self.sessions)
-                .state(key)
+                .state(&key)
                 .map(|state| state.tokens.to_vec())
         })
     }

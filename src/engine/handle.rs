@@ -219,10 +219,7 @@ impl Engine {
                 if let Some(fault) = self.session_log_fault() {
                     return Err(fault.error());
                 }
-                let key = SessionKey {
-                    tenant: submission.tenant,
-                    id: session.id,
-                };
+                let key = SessionKey::new(submission.tenant, session.id.clone());
                 let (lease, base) =
                     TurnGuard::begin_turn(&self.shared.sessions, key, session, id, now_ms())?;
                 (Some(lease), base)

@@ -265,7 +265,7 @@ impl<S: LogStorage> LogWriter<S> {
                 None => done.tell(Ok(())),
             }
         }
-        let evictions = evicted.iter().map(|&key| Change::Evict(key));
+        let evictions = evicted.iter().map(Change::Evict);
         let changes: Vec<_> = evictions
             .clone()
             .chain(turns.iter().map(|(turn, _)| turn.change()))

@@ -9,6 +9,7 @@ use super::locks::lock;
 use super::log_writer::settle;
 use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::error::Result;
+use crate::request::SessionId;
 use crate::session::{
     Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
 };
@@ -35,7 +36,7 @@ impl Engine {
     }
 
     /// Ends the running turn of a session with what it has; false if none runs.
-    pub fn cancel_session(&self, key: SessionKey) -> bool {
+    pub fn cancel_session(&self, key: &SessionKey) -> bool {
         let running = lock(&self.shared.sessions).running_request(key);
         running.is_some_and(|request| self.shared.abort(request, Abort::Cancel))
     }
@@ -44,9 +45,9 @@ impl Engine {
     ///
     /// # Errors
     /// `session_busy` (409) while a turn runs.
-    pub fn end_session(&self, key: SessionKey) -> Result<bool> {
+    pub fn end_session(&self, key: &SessionKey) -> Result<bool> {
         let request = self.shared.admissions.next_id();
-        match TurnGuard::begin_end(&self.shared.sessions, key, request, now_ms())? {
+        match TurnGuard::begin_end(&self.shared.sessions, key.clone(), request, now_ms())? {
             None => Ok(false),
             Some(end) => settle(self.log().as_ref(), end).map(|()| true),
         }
@@ -56,7 +57,7 @@ impl Engine {
     ///
     /// # Errors
     /// `session_busy` (409) where others begin one turn after another.
-    pub fn cancel_and_end_session(&self, key: SessionKey) -> Result<bool> {
+    pub fn cancel_and_end_session(&self, key: &SessionKey) -> Result<bool> {
         for _ in 0..MOST_CANCELS {
             let running = lock(&self.shared.sessions).running_request(key);
             let Some(request) = running else { break };
@@ -72,14 +73,19 @@ impl Engine {
     /// # Errors
     /// 404 as for [`Self::session_info`]; `session_exists` (409) where `new_id` lives; `session_busy` (409) while the first
     /// turn of `key` runs; `invalid_value` (400) where there are not so many turns.
-    pub fn fork_session(&self, key: SessionKey, new_id: i64, turns: Option<usize>) -> Result<()> {
+    pub fn fork_session(
+        &self,
+        key: &SessionKey,
+        new_id: SessionId,
+        turns: Option<usize>,
+    ) -> Result<()> {
         let state = self.session_state(key)?;
-        let fork = SessionKey { id: new_id, ..key };
+        let fork = SessionKey::new(key.tenant, new_id);
         if state.turns.is_empty() {
             return Err(session_busy(key));
         }
         let commit = state.base().after_turns(turns)?;
-        self.change_session(fork, Start::New, |_| Ok(commit))
+        self.change_session(&fork, Start::New, |_| Ok(commit))
     }
 
     /// Takes a session back to where it stood after its first `turns` turns.
@@ -87,19 +93,20 @@ impl Engine {
     /// # Errors
     /// 404 as for [`Self::session_info`]; `session_busy` (409) while a turn runs; `invalid_value` (400) where there are not so
     /// many turns.
-    pub fn rewind_session(&self, key: SessionKey, turns: usize) -> Result<()> {
+    pub fn rewind_session(&self, key: &SessionKey, turns: usize) -> Result<()> {
         self.change_session(key, Start::Mend, |base| base.after_turns(Some(turns)))
     }
 
     /// A change of a session that is no turn: a transaction all the same.
     fn change_session(
         &self,
-        key: SessionKey,
+        key: &SessionKey,
         start: Start,
         change: impl FnOnce(TurnHistory) -> Result<Commit>,
     ) -> Result<()> {
         let request = self.shared.admissions.next_id();
-        let (lease, base) = TurnGuard::begin(&self.shared.sessions, key, request, start, now_ms())?;
+        let (lease, base) =
+            TurnGuard::begin(&self.shared.sessions, key.clone(), request, start, now_ms())?;
         let commit = change(base)?;
         settle(self.log().as_ref(), FinishedTurn { lease, commit })
     }
@@ -108,7 +115,7 @@ impl Engine {
     ///
     /// # Errors
     /// `session_not_found` or `session_expired` (404).
-    pub fn session_info(&self, key: SessionKey) -> Result<SessionInfo> {
+    pub fn session_info(&self, key: &SessionKey) -> Result<SessionInfo> {
         self.sessions().info(key)
     }
 
@@ -116,13 +123,18 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`Self::session_info`].
-    pub fn session_cached_tokens(&self, key: SessionKey) -> Result<usize> {
+    pub fn session_cached_tokens(&self, key: &SessionKey) -> Result<usize> {
         let state = self.session_state(key)?;
         Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
     }
 
-    /// At most `limit` sessions of a tenant in order of their ids, those above `after`.
-    pub fn list_sessions(&self, tenant: u32, after: i64, limit: usize) -> Vec<SessionInfo> {
+    /// At most `limit` sessions of a tenant in order of their ids, those behind `after`.
+    pub fn list_sessions(
+        &self,
+        tenant: u32,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Vec<SessionInfo> {
         self.sessions().list(tenant, after, limit)
     }
 
@@ -130,7 +142,7 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`Self::session_info`].
-    pub fn session_state(&self, key: SessionKey) -> Result<SessionState> {
+    pub fn session_state(&self, key: &SessionKey) -> Result<SessionState> {
         self.sessions().state(key).cloned()
     }
 
@@ -138,7 +150,7 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`Self::session_info`].
-    pub fn session_transcript(&self, key: SessionKey) -> Result<Vec<TranscriptTurn>> {
+    pub fn session_transcript(&self, key: &SessionKey) -> Result<Vec<TranscriptTurn>> {
         let state = self.session_state(key)?;
         let decode = |ids: &[u32]| {
             let tokenizer = self.model.tokenizer.as_ref();

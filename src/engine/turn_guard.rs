@@ -31,7 +31,7 @@ impl TurnGuard {
         start: Start,
         now_ms: u64,
     ) -> Result<(Self, TurnHistory)> {
-        let base = lock(store).begin(key, request, start, now_ms)?;
+        let base = lock(store).begin(&key, request, start, now_ms)?;
         Ok((
             Self {
                 store: Arc::clone(store),
@@ -55,21 +55,21 @@ impl TurnGuard {
         request: u64,
         now_ms: u64,
     ) -> Result<(Self, TurnHistory)> {
-        let Some(parent) = session.parent else {
+        let Some(parent) = &session.parent else {
             let start = Start::of(session.start, session.create);
             return Self::begin(store, key, request, start, now_ms);
         };
-        let parent = SessionKey { id: parent, ..key };
+        let parent = SessionKey::new(key.tenant, parent.clone());
         let state = {
             let mut store = lock(store);
             store.expire(now_ms);
-            store.state(parent)?.clone()
+            store.state(&parent)?.clone()
         };
         if state.turns.is_empty() {
-            return Err(session_busy(parent));
+            return Err(session_busy(&parent));
         }
         if state.lost_turn > 0 {
-            return Err(session_damaged(parent, &state));
+            return Err(session_damaged(&parent, &state));
         }
         let (lease, _) = Self::begin(store, key, request, Start::New, now_ms)?;
         // Two branches of one session draw differently.
@@ -121,13 +121,13 @@ impl FinishedTurn {
     pub fn commit(self, now_ms: u64) {
         let Self { mut lease, commit } = self;
         lease.open = false;
-        lock(&lease.store).commit(lease.key, lease.request, commit, now_ms);
+        lock(&lease.store).commit(&lease.key, lease.request, commit, now_ms);
     }
 
     /// What [`Self::commit`] would do, to be written down first.
     pub fn prepare(self, now_ms: u64) -> Option<PreparedTurn> {
         let Self { lease, commit } = self;
-        let outcome = lock(&lease.store).outcome(lease.key, lease.request, commit, now_ms)?;
+        let outcome = lock(&lease.store).outcome(&lease.key, lease.request, commit, now_ms)?;
         Some(PreparedTurn { lease, outcome })
     }
 }
@@ -142,21 +142,21 @@ pub struct PreparedTurn {
 impl PreparedTurn {
     /// What to write down.
     pub const fn change(&self) -> Change<'_> {
-        Change::Settle(self.lease.key, &self.outcome)
+        Change::Settle(&self.lease.key, &self.outcome)
     }
 
     /// Makes the outcome, now that it is written down, the session's state.
     pub fn settle(self) {
         let Self { mut lease, outcome } = self;
         lease.open = false;
-        lock(&lease.store).settle(lease.key, lease.request, outcome);
+        lock(&lease.store).settle(&lease.key, lease.request, outcome);
     }
 }
 
 impl Drop for TurnGuard {
     fn drop(&mut self) {
         if self.open {
-            lock(&self.store).rollback(self.key, self.request);
+            lock(&self.store).rollback(&self.key, self.request);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::state::{Gone, SessionKey};
+use crate::request::SessionId;
 
 /// Ids that are remembered, to tell `session_expired` and `session_lost` from `session_not_found`.
 const MAX_TOMBSTONES: usize = 65_536;
@@ -11,30 +12,32 @@ const MAX_TOMBSTONES: usize = 65_536;
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     all: BTreeSet<(u64, SessionKey)>,
-    by_tenant: BTreeSet<(u32, u64, i64)>,
+    by_tenant: BTreeSet<(u32, u64, SessionId)>,
 }
 
 impl Idle {
-    pub(super) fn insert(&mut self, used_order: u64, key: SessionKey) {
-        self.all.insert((used_order, key));
-        self.by_tenant.insert((key.tenant, used_order, key.id));
+    pub(super) fn insert(&mut self, used_order: u64, key: &SessionKey) {
+        self.all.insert((used_order, key.clone()));
+        let of_tenant = (key.tenant, used_order, key.id.clone());
+        self.by_tenant.insert(of_tenant);
     }
 
-    pub(super) fn remove(&mut self, used_order: u64, key: SessionKey) {
-        self.all.remove(&(used_order, key));
-        self.by_tenant.remove(&(key.tenant, used_order, key.id));
+    pub(super) fn remove(&mut self, used_order: u64, key: &SessionKey) {
+        self.all.remove(&(used_order, key.clone()));
+        let of_tenant = (key.tenant, used_order, key.id.clone());
+        self.by_tenant.remove(&of_tenant);
     }
 
     /// The least recently used session.
     pub(super) fn oldest(&self) -> Option<SessionKey> {
-        self.all.first().map(|&(_, key)| key)
+        self.all.first().map(|(_, key)| key.clone())
     }
 
     /// A tenant's least recently used session.
     pub(super) fn oldest_of(&self, tenant: u32) -> Option<SessionKey> {
-        let first = (tenant, 0, i64::MIN);
-        let &(owner, _, id) = self.by_tenant.range(first..).next()?;
-        (owner == tenant).then_some(SessionKey { tenant, id })
+        let first = (tenant, 0, SessionId::FIRST);
+        let (owner, _, id) = self.by_tenant.range(first..).next()?;
+        (*owner == tenant).then(|| SessionKey::new(tenant, id.clone()))
     }
 }
 
@@ -47,14 +50,14 @@ pub(super) struct Tombstones {
 }
 
 impl Tombstones {
-    pub(super) fn get(&self, key: SessionKey) -> Option<Gone> {
-        self.stamps.get(&key).map(|&(_, gone)| gone)
+    pub(super) fn get(&self, key: &SessionKey) -> Option<Gone> {
+        self.stamps.get(key).map(|&(_, gone)| gone)
     }
 
     pub(super) fn insert(&mut self, key: SessionKey, gone: Gone) {
         let stamp = self.next;
         self.next += 1;
-        self.stamps.insert(key, (stamp, gone));
+        self.stamps.insert(key.clone(), (stamp, gone));
         self.order.push_back((stamp, key));
         while self.order.len() > MAX_TOMBSTONES {
             if let Some((stamp, key)) = self.order.pop_front()
@@ -67,15 +70,15 @@ impl Tombstones {
 
     /// All of them, the latest ones last.
     pub(super) fn all(&self) -> Vec<(SessionKey, Gone)> {
-        let all = self.order.iter().filter_map(|&(stamp, key)| {
-            let &(live, gone) = self.stamps.get(&key)?;
-            (live == stamp).then_some((key, gone))
+        let all = self.order.iter().filter_map(|(stamp, key)| {
+            let &(live, gone) = self.stamps.get(key)?;
+            (live == *stamp).then(|| (key.clone(), gone))
         });
         all.collect()
     }
 
     /// A session of this id lives again, or was ended by its client.
-    pub(super) fn remove(&mut self, key: SessionKey) {
-        self.stamps.remove(&key);
+    pub(super) fn remove(&mut self, key: &SessionKey) {
+        self.stamps.remove(key);
     }
 }

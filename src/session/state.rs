@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::request::SessionId;
 use crate::text::Tail;
 
 /// About the bytes of a session's record in a log without its turns and tokens, and of a turn.
@@ -10,12 +11,22 @@ const PUT_BYTES: usize = 124;
 const TURN_BYTES: usize = 9;
 
 /// A session id within its tenant: two API keys may use the same id without meeting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {
     /// The API key's number; 0 is no key.
     pub tenant: u32,
-    /// Clients' ids are 0 and above. Those below -1 are the server's own: no client can name them.
-    pub id: i64,
+    /// The id within the tenant.
+    pub id: SessionId,
+}
+
+impl SessionKey {
+    /// The key of a tenant's session.
+    pub fn new(tenant: u32, id: impl Into<SessionId>) -> Self {
+        Self {
+            tenant,
+            id: id.into(),
+        }
+    }
 }
 
 /// Why a session is gone.

@@ -9,10 +9,12 @@ mod durable;
 mod eviction;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 
 use super::idle::{Idle, Tombstones};
 use super::state::{Commit, Gone, Outcome, SessionKey, SessionState, TurnHistory};
 use crate::error::{Error, Kind, Result};
+use crate::request::SessionId;
 
 /// How many sessions are kept, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +73,7 @@ struct Session {
 }
 
 /// What can be said of a session without its tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {
     /// Whose it is.
     pub key: SessionKey,
@@ -126,7 +128,7 @@ impl Totals {
 }
 
 /// 409: one turn of a session runs at a time.
-pub fn session_busy(key: SessionKey) -> Error {
+pub fn session_busy(key: &SessionKey) -> Error {
     let message = format!(
         "session {} already runs a turn; one turn runs at a time",
         key.id
@@ -137,7 +139,7 @@ pub fn session_busy(key: SessionKey) -> Error {
 }
 
 /// 409: turns of the session are lost, and nothing can follow what nobody knows.
-pub fn session_damaged(key: SessionKey, state: &SessionState) -> Error {
+pub fn session_damaged(key: &SessionKey, state: &SessionState) -> Error {
     let turns = state.turns.len();
     let message = format!(
         "session {} lost what came behind turn {turns} (up to turn {}), for its log was damaged; it is read-only until it is \
@@ -149,7 +151,7 @@ pub fn session_damaged(key: SessionKey, state: &SessionState) -> Error {
         .with_detail("turns", turns)
 }
 
-fn exists(key: SessionKey) -> Error {
+fn exists(key: &SessionKey) -> Error {
     let message = format!("session {} lives already; end it first", key.id);
     Error::new(Kind::Conflict, "session_exists", message).with_param("session_id")
 }
@@ -185,13 +187,13 @@ impl SessionStore {
     /// `session_exists` (409); `session_damaged` (409) for one that lost turns.
     pub fn begin(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         request: u64,
         start: Start,
         now_ms: u64,
     ) -> Result<TurnHistory> {
         self.expire(now_ms);
-        let Some(session) = self.sessions.get_mut(&key) else {
+        let Some(session) = self.sessions.get_mut(key) else {
             // A client that goes on where an evicted session stood must hear of it, not get an empty history.
             let goes_on = matches!(start, Start::Continue | Start::Mend)
                 || (start == Start::Create && self.tombstones.get(key).is_some());
@@ -205,7 +207,7 @@ impl SessionStore {
                     fresh: true,
                 }),
             };
-            self.insert(key, session);
+            self.insert(key.clone(), session);
             self.evict_over_cap(key.tenant);
             return Ok(TurnHistory::empty());
         };
@@ -230,7 +232,7 @@ impl SessionStore {
     }
 
     /// Ends the running turn of `request` and makes its outcome the session's state. A turn that no longer runs is ignored.
-    pub fn commit(&mut self, key: SessionKey, request: u64, commit: Commit, now_ms: u64) {
+    pub fn commit(&mut self, key: &SessionKey, request: u64, commit: Commit, now_ms: u64) {
         if let Some(outcome) = self.outcome(key, request, commit, now_ms) {
             self.settle(key, request, outcome);
         }
@@ -239,12 +241,12 @@ impl SessionStore {
     /// What [`Self::commit`] would make of the session, for whoever must write it down first. None if the turn does not run.
     pub fn outcome(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         request: u64,
         commit: Commit,
         now_ms: u64,
     ) -> Option<Outcome> {
-        let session = self.sessions.get(&key)?;
+        let session = self.sessions.get(key)?;
         let running = session.running.as_ref().filter(|r| r.request == request)?;
         let state = &session.state;
         let after = (!commit.end).then(|| SessionState {
@@ -267,7 +269,7 @@ impl SessionStore {
     }
 
     /// Ends the running turn of `request` with the outcome that [`Self::outcome`] gave.
-    pub fn settle(&mut self, key: SessionKey, request: u64, outcome: Outcome) {
+    pub fn settle(&mut self, key: &SessionKey, request: u64, outcome: Outcome) {
         let Some(session) = self.running_mut(key, request) else {
             return;
         };
@@ -286,7 +288,7 @@ impl SessionStore {
     }
 
     /// Ends the running turn of `request` and leaves the session at its last committed turn.
-    pub fn rollback(&mut self, key: SessionKey, request: u64) {
+    pub fn rollback(&mut self, key: &SessionKey, request: u64) {
         let Some(session) = self.running_mut(key, request) else {
             return;
         };
@@ -300,16 +302,16 @@ impl SessionStore {
         self.evict_over_cap(key.tenant);
     }
 
-    fn running_mut(&mut self, key: SessionKey, request: u64) -> Option<&mut Session> {
+    fn running_mut(&mut self, key: &SessionKey, request: u64) -> Option<&mut Session> {
         self.sessions
-            .get_mut(&key)
+            .get_mut(key)
             .filter(|s| s.running.as_ref().is_some_and(|r| r.request == request))
     }
 
     /// The request whose turn runs in the session, if one does.
-    pub fn running_request(&self, key: SessionKey) -> Option<u64> {
+    pub fn running_request(&self, key: &SessionKey) -> Option<u64> {
         self.sessions
-            .get(&key)?
+            .get(key)?
             .running
             .as_ref()
             .map(|running| running.request)
@@ -319,7 +321,7 @@ impl SessionStore {
     ///
     /// # Errors
     /// `session_not_found`, `session_expired` or `session_lost` (404).
-    pub fn info(&self, key: SessionKey) -> Result<SessionInfo> {
+    pub fn info(&self, key: &SessionKey) -> Result<SessionInfo> {
         Ok(self.get(key)?.info(key))
     }
 
@@ -327,35 +329,35 @@ impl SessionStore {
     ///
     /// # Errors
     /// `session_not_found`, `session_expired` or `session_lost` (404).
-    pub fn state(&self, key: SessionKey) -> Result<&SessionState> {
+    pub fn state(&self, key: &SessionKey) -> Result<&SessionState> {
         Ok(&self.get(key)?.state)
     }
 
-    /// At most `limit` sessions of a tenant in order of their ids, those above `after`.
-    pub fn list(&self, tenant: u32, after: i64, limit: usize) -> Vec<SessionInfo> {
-        let Some(first) = after.checked_add(1) else {
-            return Vec::new();
+    /// At most `limit` sessions of a tenant in order of their ids, numbers before names: those behind `after`, or the first.
+    pub fn list(&self, tenant: u32, after: Option<SessionId>, limit: usize) -> Vec<SessionInfo> {
+        let first = match after {
+            None => Bound::Included(SessionKey::new(tenant, SessionId::FIRST_OF_CLIENTS)),
+            Some(id) => Bound::Excluded(SessionKey::new(tenant, id)),
         };
-        let range = SessionKey { tenant, id: first }..=SessionKey {
-            tenant,
-            id: i64::MAX,
-        };
-        let page = self.sessions.range(range).take(limit);
-        page.map(|(&key, session)| session.info(key)).collect()
+        let range = self.sessions.range((first, Bound::Unbounded));
+        let page = range
+            .take_while(|(key, _)| key.tenant == tenant)
+            .take(limit);
+        page.map(|(key, session)| session.info(key)).collect()
     }
 
-    fn get(&self, key: SessionKey) -> Result<&Session> {
-        self.sessions.get(&key).ok_or_else(|| self.missing(key))
+    fn get(&self, key: &SessionKey) -> Result<&Session> {
+        self.sessions.get(key).ok_or_else(|| self.missing(key))
     }
 
     fn insert(&mut self, key: SessionKey, session: Session) {
         self.totals.add(&session.state);
-        self.sessions.insert(key, session);
         *self.counts.entry(key.tenant).or_default() += 1;
+        self.sessions.insert(key, session);
     }
 
-    fn take(&mut self, key: SessionKey) -> Option<Session> {
-        let session = self.sessions.remove(&key)?;
+    fn take(&mut self, key: &SessionKey) -> Option<Session> {
+        let session = self.sessions.remove(key)?;
         self.totals.remove(&session.state);
         if let Some(count) = self.counts.get_mut(&key.tenant) {
             *count -= 1;
@@ -366,7 +368,7 @@ impl SessionStore {
         Some(session)
     }
 
-    fn missing(&self, key: SessionKey) -> Error {
+    fn missing(&self, key: &SessionKey) -> Error {
         let (code, why) = match self.tombstones.get(key) {
             Some(Gone::Evicted) => ("session_expired", "was evicted"),
             Some(Gone::Lost) => ("session_lost", "is lost, for its log was damaged"),
@@ -381,9 +383,9 @@ impl SessionStore {
 }
 
 impl Session {
-    fn info(&self, key: SessionKey) -> SessionInfo {
+    fn info(&self, key: &SessionKey) -> SessionInfo {
         SessionInfo {
-            key,
+            key: key.clone(),
             turns: self.state.turns.len(),
             tokens: self.state.tokens.len(),
             busy: self.running.is_some(),

@@ -9,7 +9,7 @@ use super::vocabulary::{STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnGuard, prepare};
 use crate::error::Error;
-use crate::request::{Input, OnOverflow, Submission};
+use crate::request::{Input, OnOverflow, SessionId, Submission};
 use crate::session::{SessionKey, Start, TurnHistory};
 
 /// Sessions that clients of one tenant talk about, and tenants.
@@ -48,7 +48,7 @@ impl World {
     fn cancel(&mut self) -> Check {
         let key = self.draw_key();
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = store.running_request(key);
+        let running = store.running_request(&key);
         drop(store);
         let expected = self.ledger.sessions.get(&key).and_then(|s| s.running);
         ensure(running == expected, || {
@@ -58,10 +58,12 @@ impl World {
     }
 
     pub(super) fn draw_key(&mut self) -> SessionKey {
-        SessionKey {
-            tenant: self.random.range(0, TENANTS - 1) as u32,
-            id: self.random.range(0, SESSION_IDS - 1) as i64,
-        }
+        let tenant = self.random.range(0, TENANTS - 1) as u32;
+        let id = self.random.range(0, SESSION_IDS - 1);
+        // Half of them are numbers, half names.
+        let text = [id.to_string(), format!("name {id}")];
+        let id = SessionId::parse(&text[id % 2]);
+        SessionKey::new(tenant, id.unwrap_or(SessionId::Number(0)))
     }
 
     /// Bytes that are no submission, and submissions out of bounds: a 400 each, and no trace.
@@ -172,16 +174,13 @@ impl World {
         let mut expected = Ok(Vec::new());
         let mut begun = Ok((None, TurnHistory::empty()));
         let session = submission.session.clone().map(|turn| {
-            let key = SessionKey {
-                tenant: submission.tenant,
-                id: turn.id,
-            };
+            let key = SessionKey::new(submission.tenant, turn.id.clone());
             (key, turn)
         });
         if let Some((key, turn)) = &session {
-            expected = self.ledger.begin(*key, turn, request, self.now_ms);
+            expected = self.ledger.begin(key, turn, request, self.now_ms);
             let start = Start::of(turn.start, turn.create);
-            begun = TurnGuard::begin(&self.store, *key, request, start, self.now_ms)
+            begun = TurnGuard::begin(&self.store, key.clone(), request, start, self.now_ms)
                 .map(|(lease, base)| (Some(lease), base));
         }
         let (history, lease, base) = match (expected, begun) {

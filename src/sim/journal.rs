@@ -73,7 +73,7 @@ impl Journal {
         let full_after = self.file.disk().full_after.take();
         let evicted = lock(store).evicted();
         for key in evicted {
-            self.log.append(&[Change::Evict(key)], false)?;
+            self.log.append(&[Change::Evict(&key)], false)?;
             lock(store).evictions_written(1);
             self.entries.push((self.log.len(), Entry::Evicted(key)));
         }
@@ -96,8 +96,8 @@ impl Journal {
             .append(std::slice::from_ref(&change), now_ms.is_multiple_of(4))?;
         if let Change::Settle(key, outcome) = change {
             let entry = match &outcome.after {
-                Some(after) => Entry::Put(key, Session::of(after)),
-                None => Entry::End(key),
+                Some(after) => Entry::Put(key.clone(), Session::of(after)),
+                None => Entry::End(key.clone()),
             };
             self.entries.push((self.log.len(), entry));
         }
@@ -140,7 +140,7 @@ impl Journal {
             match entry {
                 Entry::Put(key, session) => {
                     known.evicted.remove(key);
-                    known.sessions.insert(*key, session.clone());
+                    known.sessions.insert(key.clone(), session.clone());
                 }
                 Entry::End(key) => {
                     known.evicted.remove(key);
@@ -148,7 +148,7 @@ impl Journal {
                 }
                 Entry::Evicted(key) => {
                     known.sessions.remove(key);
-                    known.evicted.insert(*key);
+                    known.evicted.insert(key.clone());
                 }
             }
         }
@@ -187,7 +187,7 @@ pub(super) fn check_store(store: &SessionStore, sessions: &BTreeMap<SessionKey, 
     })?;
     let mut tokens = 0;
     for (key, session) in sessions {
-        let state = store.state(*key).map_err(|error| error.message)?;
+        let state = store.state(key).map_err(|error| error.message)?;
         ensure(*state.tokens == session.tokens, || {
             format!("{key:?} has other tokens")
         })?;

@@ -229,7 +229,7 @@ impl Ledger {
             ..session.clone()
         };
         Known {
-            sessions: committed.map(|(key, s)| (*key, idle(s))).collect(),
+            sessions: committed.map(|(key, s)| (key.clone(), idle(s))).collect(),
             evicted: self.evicted.clone(),
         }
     }
@@ -252,17 +252,17 @@ impl Ledger {
     /// What a turn of a session builds on: its tokens, or the status of the refusal.
     pub(super) fn begin(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         turn: &SessionRef,
         request: u64,
         now_ms: u64,
     ) -> Result<Vec<u32>, u16> {
         self.expire(now_ms);
-        let may_begin = turn.start || (turn.create && !self.evicted.contains(&key));
-        if !self.sessions.contains_key(&key) && !may_begin {
+        let may_begin = turn.start || (turn.create && !self.evicted.contains(key));
+        if !self.sessions.contains_key(key) && !may_begin {
             return Err(404);
         }
-        let session = self.sessions.entry(key).or_default();
+        let session = self.sessions.entry(key.clone()).or_default();
         if session.running.is_some() {
             return Err(409);
         }
@@ -290,20 +290,20 @@ impl Ledger {
     }
 
     /// A verb could not be written down.
-    pub(super) fn release(&mut self, key: SessionKey) {
-        if let Some(session) = self.sessions.get_mut(&key) {
+    pub(super) fn release(&mut self, key: &SessionKey) {
+        if let Some(session) = self.sessions.get_mut(key) {
             session.running = None;
             if session.turns.is_empty() {
-                self.sessions.remove(&key);
+                self.sessions.remove(key);
             }
         }
         self.evict();
     }
 
     /// A session's client has ended it.
-    pub(super) fn end(&mut self, key: SessionKey) {
-        self.sessions.remove(&key);
-        self.evicted.remove(&key);
+    pub(super) fn end(&mut self, key: &SessionKey) {
+        self.sessions.remove(key);
+        self.evicted.remove(key);
     }
 
     pub(super) fn expire(&mut self, now_ms: u64) {
@@ -311,7 +311,7 @@ impl Ledger {
         if ttl_ms > 0 {
             let old = |s: &Session| s.running.is_none() && s.used_ms + ttl_ms <= now_ms;
             let gone = self.sessions.iter().filter(|(_, s)| old(s));
-            self.evicted.extend(gone.map(|(key, _)| *key));
+            self.evicted.extend(gone.map(|(key, _)| key.clone()));
             self.sessions.retain(|_, s| !old(s));
         }
     }
@@ -319,7 +319,7 @@ impl Ledger {
     pub(super) fn evict(&mut self) {
         while self.sessions.len() > self.limits.max_sessions {
             let idle = self.sessions.iter().filter(|(_, s)| s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used_order, *key)).min() else {
+            let Some((_, key)) = idle.map(|(key, s)| (s.used_order, key.clone())).min() else {
                 return;
             };
             self.sessions.remove(&key);
@@ -329,7 +329,7 @@ impl Ledger {
 
     /// Leaves a request's session as it was.
     pub(super) fn roll_back(&mut self, open: &Open) {
-        if let Some((key, _)) = open.session {
+        if let Some((key, _)) = &open.session {
             self.release(key);
         }
     }
@@ -372,7 +372,7 @@ impl Ledger {
             return Ok(());
         }
         if turn.end {
-            self.end(*key);
+            self.end(key);
             return Ok(());
         }
         let mut tokens = [&open.prompt[..], &answer.tokens].concat();
@@ -390,7 +390,7 @@ impl Ledger {
         if tokens.len() > turns.last().copied().unwrap_or(0) {
             turns.push(tokens.len());
         }
-        self.put(*key, &tokens, &turns, now_ms);
+        self.put(key.clone(), &tokens, &turns, now_ms);
         Ok(())
     }
 

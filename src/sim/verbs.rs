@@ -13,9 +13,9 @@ impl World {
         self.counters.verbs += 1;
         let key = self.draw_key();
         match self.random.range(0, 3) {
-            0 | 1 => self.end_session(key),
-            2 => self.rewind_session(key),
-            _ => self.fork_session(key),
+            0 | 1 => self.end_session(&key),
+            2 => self.rewind_session(&key),
+            _ => self.fork_session(&key),
         }
     }
 
@@ -33,11 +33,11 @@ impl World {
         self.next_request - 1
     }
 
-    fn end_session(&mut self, key: SessionKey) -> Check {
+    fn end_session(&mut self, key: &SessionKey) -> Check {
         let request = self.next_request();
         self.ledger.expire(self.now_ms);
-        let end = TurnGuard::begin_end(&self.store, key, request, self.now_ms);
-        let expected = match self.ledger.sessions.get(&key) {
+        let end = TurnGuard::begin_end(&self.store, key.clone(), request, self.now_ms);
+        let expected = match self.ledger.sessions.get(key) {
             None => Ok(false),
             Some(session) if session.running.is_some() => Err("session_busy"),
             Some(_) => Ok(true),
@@ -54,26 +54,26 @@ impl World {
         Ok(())
     }
 
-    fn rewind_session(&mut self, key: SessionKey) -> Check {
+    fn rewind_session(&mut self, key: &SessionKey) -> Check {
         let (request, turns) = (self.next_request(), self.random.range(0, 4));
         self.ledger.expire(self.now_ms);
-        let expected = match self.ledger.sessions.get(&key) {
+        let expected = match self.ledger.sessions.get(key) {
             None => Err(404),
             Some(session) if session.running.is_some() => Err(409),
             Some(session) if turns == 0 || turns > session.turns.len() => Err(400),
             Some(session) => Ok(session.clone()),
         };
-        let begun = TurnGuard::begin(&self.store, key, request, Start::Mend, self.now_ms);
+        let begun = TurnGuard::begin(&self.store, key.clone(), request, Start::Mend, self.now_ms);
         let rewound =
             begun.and_then(|(lease, base)| Ok(lease.finish(base.after_turns(Some(turns))?)));
         self.take_verb(key, turns, rewound, expected)
     }
 
-    fn fork_session(&mut self, key: SessionKey) -> Check {
+    fn fork_session(&mut self, key: &SessionKey) -> Check {
         let (request, turns) = (self.next_request(), self.random.range(0, 4));
         self.ledger.expire(self.now_ms);
         let id = self.draw_key().id;
-        let fork = SessionKey { id, ..key };
+        let fork = SessionKey::new(key.tenant, id);
         let store = Arc::clone(&self.store);
         let mut sessions = store.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.expire(self.now_ms);
@@ -81,26 +81,26 @@ impl World {
             .state(key)
             .and_then(|state| state.base().after_turns(Some(turns)));
         drop(sessions);
-        let expected = match self.ledger.sessions.get(&key) {
+        let expected = match self.ledger.sessions.get(key) {
             None => Err(404),
             Some(source) if turns == 0 || turns > source.turns.len() => Err(400),
             Some(_) if self.ledger.sessions.contains_key(&fork) => Err(409),
             Some(source) => Ok(source.clone()),
         };
         let forked = commit.and_then(|commit| {
-            let begun = TurnGuard::begin(&store, fork, request, Start::New, self.now_ms);
+            let begun = TurnGuard::begin(&store, fork.clone(), request, Start::New, self.now_ms);
             begun.map(|(lease, _)| lease.finish(commit))
         });
         if expected.is_ok() {
-            self.ledger.reserve(fork, request);
+            self.ledger.reserve(fork.clone(), request);
         }
-        self.take_verb(fork, turns, forked, expected)
+        self.take_verb(&fork, turns, forked, expected)
     }
 
     /// Settles a verb that leaves the first `turns` turns of `expected` in `key`, or holds its refusal to the right status.
     fn take_verb(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         turns: usize,
         turn: Result<FinishedTurn>,
         expected: std::result::Result<Session, u16>,
@@ -110,7 +110,7 @@ impl World {
                 if self.settle(turn).is_ok() {
                     let ends = &session.turns[..turns];
                     let tokens = &session.tokens[..ends[turns - 1]];
-                    self.ledger.put(key, tokens, ends, self.now_ms);
+                    self.ledger.put(key.clone(), tokens, ends, self.now_ms);
                 } else {
                     self.ledger.release(key);
                 }

@@ -91,8 +91,8 @@ class ScriptedCore:
         self.fault: tuple[str, str] | None = None
         self.submitted: list[dict[str, Any]] = []
         self.streams: dict[int, ScriptedStream] = {}
-        self.sessions: dict[tuple[int, int], int] = {}  # committed tokens
-        self.busy: dict[tuple[int, int], ScriptedStream] = {}
+        self.sessions: dict[tuple[int, int | str], int] = {}  # committed tokens
+        self.busy: dict[tuple[int, int | str], ScriptedStream] = {}
         self.aborts = 0
         self.max_queue = max_queue
         self._news: list[int] = []
@@ -131,7 +131,7 @@ class ScriptedCore:
             scripted = {"route": "embed", "input": {"type": "text", "text": " ".join(texts)}, "reply": reply}
             return self._add(ScriptedStream(self, self._next, scripted))
 
-    def cancel_session(self, tenant: int, session_id: int) -> bool:
+    def cancel_session(self, tenant: int, session_id: int | str) -> bool:
         with self.lock:
             stream = self.busy.get((tenant, session_id))
             if stream is None:
@@ -139,7 +139,7 @@ class ScriptedCore:
             stream.cancelled = True
             return True
 
-    def end_session(self, tenant: int, session_id: int, cancel: bool = False) -> bool:
+    def end_session(self, tenant: int, session_id: int | str, cancel: bool = False) -> bool:
         if cancel and self.cancel_session(tenant, session_id):
             while (tenant, session_id) in self.busy:
                 time.sleep(0.001)
@@ -148,11 +148,12 @@ class ScriptedCore:
                 raise session_busy(session_id)
             return self.sessions.pop((tenant, session_id), None) is not None
 
-    def list_sessions(self, tenant: int, after: int, limit: int) -> list[dict[str, int | bool]]:
+    def list_sessions(self, tenant: int, after: int | str | None, limit: int) -> list[dict[str, int | str | bool]]:
         with self.lock:
-            found = sorted(number for owner, number in self.sessions if owner == tenant and number > after)
+            ids = sorted((name for owner, name in self.sessions if owner == tenant), key=order_of)
+            found = [name for name in ids if after is None or order_of(name) > order_of(after)]
             common = {"turns": 1, "tokens": 1, "created_ms": 0, "used_ms": 0}
-            return [{"id": number, "busy": (tenant, number) in self.busy} | common for number in found[:limit]]
+            return [{"id": name, "busy": (tenant, name) in self.busy} | common for name in found[:limit]]
 
     def wake_fd(self) -> int:
         return self._fd
@@ -321,12 +322,17 @@ class ScriptedCore:
             self.busy[key] = stream
 
 
-def session_key(request: dict[str, Any]) -> tuple[int, int] | None:
+def order_of(session_id: int | str) -> tuple[bool, int, str]:
+    named = isinstance(session_id, str)
+    return (True, 0, session_id) if named else (False, session_id, "")
+
+
+def session_key(request: dict[str, Any]) -> tuple[int, int | str] | None:
     session = request.get("session")
     return None if session is None else (request.get("tenant", 0), session["id"])
 
 
-def session_busy(session_id: int) -> LmserveError:
+def session_busy(session_id: int | str) -> LmserveError:
     return LmserveError.new(409, "session_busy", f"session {session_id} runs a turn", retry_after=1)
 
 

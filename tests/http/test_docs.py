@@ -141,10 +141,14 @@ def test_requests_are_bounded(document: dict[str, Any]) -> None:
 
 
 def test_the_limits_of_session_ids_are_exact(document: dict[str, Any]) -> None:
+    number, name = document["components"]["schemas"]["GenerateRequest"]["properties"]["instance_id"]["anyOf"]
+    assert (number["minimum"], number["maximum"]) == (-1, 2**63 - 1)
+    assert all(isinstance(number[limit], int) for limit in ("minimum", "maximum"))
     (parameter,) = document["paths"]["/v1/sessions/{session_id}"]["get"]["parameters"]
-    limits = [value for value in parameter["schema"].values() if isinstance(value, int | float)]
-    assert 2**63 - 1 in limits
-    assert all(isinstance(limit, int) for limit in limits)
+    for schema in (name, parameter["schema"]):
+        assert (schema["minLength"], schema["maxLength"]) == (1, 128)
+        assert re.search(schema["pattern"], "ada/é")
+        assert not re.search(schema["pattern"], "a\x85")
 
 
 def test_what_is_not_supported_may_be_null(document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from tiny_engine import BLOCK, formula_engine
 
 from wire import error_of, frames_of, wait_until
 
-ids = itertools.count(5000)
+ids = itertools.count(7000)
 KEYS = {"sk-first": 1, "sk-second": 2}
 LONG = {"prompt": "x", "request_output_len": 3500, "ignore_eos": True, "stream": True}
 
@@ -31,20 +32,24 @@ def session() -> int:
     return next(ids)
 
 
-def turn(web: httpx.Client, session: int, prompt: Any = "Hello there", **fields: Any) -> dict[str, Any]:
+def turn(web: httpx.Client, session: int | str, prompt: Any = "Hello there", **fields: Any) -> dict[str, Any]:
     body = {"prompt": prompt, "instance_id": session, "sequence_start": False, "request_output_len": 8, "seed": 3}
     response = web.post("/generate", json=body | fields)
     assert response.status_code == 200, response.text
     return response.json()
 
 
-def talk(web: httpx.Client, session: int, *prompts: str) -> list[dict[str, Any]]:
+def talk(web: httpx.Client, session: int | str, *prompts: str) -> list[dict[str, Any]]:
     """A session of that many turns."""
     return [turn(web, session, prompt, sequence_start=at == 0) for at, prompt in enumerate(prompts)]
 
 
-def token_ids(web: httpx.Client, session: int) -> list[list[int]]:
-    turns = web.get(f"/v1/sessions/{session}/transcript", params={"token_ids": "true"}).json()["turns"]
+def path_of(session: int | str) -> str:
+    return f"/v1/sessions/{quote(str(session), safe='')}"
+
+
+def token_ids(web: httpx.Client, session: int | str) -> list[list[int]]:
+    turns = web.get(f"{path_of(session)}/transcript", params={"token_ids": "true"}).json()["turns"]
     return [turn["input_ids"] + turn["output_ids"] for turn in turns]
 
 
@@ -90,13 +95,13 @@ def test_the_list_is_paged(web: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"after": -2}, {"after": 2**63}, {"after": "1e400"}]
+    "query", [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"after": "x" * 129}, {"after": ""}, {"after": "a\nb"}]
 )
 def test_a_page_out_of_bounds_is_refused(web: httpx.Client, query: dict[str, Any]) -> None:
     error = error_of(web.get("/v1/sessions", params=query), 400)
     ((name, value),) = query.items()
     assert error["param"] == name
-    assert str(value) in error["message"]
+    assert {"x" * 129: "129", "": "but 0", "a\nb": "U+000A"}.get(value, str(value)) in error["message"]
 
 
 def test_a_fork_goes_on_by_itself_and_takes_no_block(real: Running, web: httpx.Client, session: int) -> None:
@@ -138,7 +143,8 @@ def test_forks_that_cannot_be(web: httpx.Client, session: int) -> None:
     talk(web, other, "one")
     error_of(web.post(path, json={"session_id": other}), 409, "session_exists")
     error_of(web.post(path, json={"session_id": session}), 409, "session_exists")
-    for body in ({}, {"session_id": -1}, {"session_id": -2}, {"session_id": 2**63}, {"session_id": next(ids), "x": 1}):
+    refused = (-1, "-1", -2, 2**63, "", "x" * 129, "a\0", "a\x85", 1.5, None, [])
+    for body in ({}, {"session_id": next(ids), "x": 1}, *({"session_id": given} for given in refused)):
         error_of(web.post(path, json=body), 400)
     for turns in (0, 2, 2**31 - 1):
         error = error_of(web.post(path, json={"session_id": next(ids), "turns": turns}), 400, param="turns")
@@ -231,12 +237,91 @@ def test_a_deleted_session_is_gone(web: httpx.Client, session: int) -> None:
     error_of(web.post("/generate", json=body), 404, "session_not_found")
 
 
-@pytest.mark.parametrize("given", ["-1", "-2", "9223372036854775808", "1" * 400, "x", "1.5", "%00"])
+NAMES = [
+    "ada",
+    "b7a1c2d4-0000-4000-8000-0123456789ab",
+    "007",
+    "-5",
+    "9223372036854775808",
+    "é你😀" * 42,
+    "a b",
+    "a/b",
+    "%2F",
+    "a?b#c",
+    "x" * 128,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_session_has_a_name(web: httpx.Client, name: str) -> None:
+    path, fork = path_of(name), f"{name[:120]} fork"
+    talk(web, name, "one", "two")
+    card = web.get(path).json()
+    assert (card["id"], card["turns"]) == (name, 2)
+    assert web.get(f"{path}/transcript").json()["id"] == name
+    forked = web.post(f"{path}/fork", json={"session_id": fork, "turns": 1}).json()
+    assert (forked["id"], forked["turns"]) == (fork, 1)
+    assert web.post(f"{path}/rewind", json={"turns": 1}).json()["turns"] == 1
+    assert web.post(f"{path}/append", json={"prompt": "more"}).json()["id"] == name
+    assert web.post(f"{path}/cancel").json() == {"id": name, "object": "session.cancel", "cancelled": False}
+    assert token_ids(web, name)[:1] == token_ids(web, fork)
+    listed = web.get("/v1/sessions", params={"limit": 1000}).json()["data"]
+    assert {name, fork} <= {card["id"] for card in listed}
+    behind = web.get("/v1/sessions", params={"after": min(name, fork), "limit": 1000}).json()["data"]
+    assert max(name, fork) in {card["id"] for card in behind}
+    for session in (name, fork):
+        assert web.delete(path_of(session)).json()["id"] == session
+        error_of(web.get(path_of(session)), 404, "session_not_found")
+
+
+def test_a_number_and_its_digits_are_one_session(web: httpx.Client, session: int) -> None:
+    turn(web, session, "one", sequence_start=True)
+    turn(web, str(session), "two")
+    chat = {"messages": "three", "session_id": str(session), "max_tokens": 4, "seed": 3}
+    assert web.post("/v1/chat/completions", json=chat).status_code == 200
+    card = web.get(f"/v1/sessions/{session}").json()
+    assert (card["id"], card["turns"]) == (session, 3)
+
+
+def test_a_header_names_the_session_where_the_body_names_none(web: httpx.Client) -> None:
+    header = {"x-lmserve-session": "von Ada é".encode()}
+    chat = {"messages": "one", "max_tokens": 4, "seed": 3}
+    for at, absent in enumerate(({}, {"session_id": None}, {"session_id": -1}, {"session_id": "-1"}), 1):
+        reply = web.post("/v1/chat/completions", json=chat | absent, headers=header)
+        assert reply.status_code == 200, reply.text
+        assert web.get(path_of("von Ada é")).json()["turns"] == at
+    body = {"prompt": "two", "request_output_len": 4, "seed": 3}
+    assert web.post("/generate", json=body | {"sequence_start": False}, headers=header).status_code == 200
+    interactive = body | {"interactive_mode": True}
+    assert web.post("/v1/chat/interactive", json=interactive, headers=header).status_code == 200
+    assert web.get(path_of("von Ada é")).json()["turns"] == 6
+    for route, field, given in (
+        ("/v1/chat/completions", "session_id", chat),
+        ("/generate", "instance_id", body),
+        ("/v1/chat/interactive", "session_id", interactive),
+    ):
+        error = error_of(web.post(route, json=given | {field: 8}, headers=header), 400, param=field)
+        assert "von Ada" in error["message"]
+        for bad in (b"", b"x" * 129, b"\xff"):
+            error_of(web.post(route, json=given, headers={"x-lmserve-session": bad}), 400, param="x-lmserve-session")
+    assert web.delete(path_of("von Ada é")).json()["deleted"] is True
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/chat/completions", "/v1/chat/interactive"])
+@pytest.mark.parametrize(
+    ("given", "words"), [("", ""), ("x" * 129, "128"), ("a\nb", "U+000A"), (2**63, ""), (-2, "-1")]
+)
+def test_what_is_no_id_is_refused(web: httpx.Client, route: str, given: int | str, words: str) -> None:
+    field = "instance_id" if route == "/generate" else "session_id"
+    words_of_route = "messages" if route == "/v1/chat/completions" else "prompt"
+    error = error_of(web.post(route, json={words_of_route: "x", field: given}), 400, param=field)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize("given", ["-1", "x" * 129, "%00", "a%0Ab", "a%2Fb%00"])
 def test_an_id_that_is_none(web: httpx.Client, given: str) -> None:
     for method, verb in (("GET", ""), ("GET", "/transcript"), ("POST", "/cancel"), ("DELETE", "")):
-        response = web.request(method, f"/v1/sessions/{given}{verb}")
-        assert response.status_code in (400, 404), response.text
-        error_of(response, response.status_code)
+        error_of(web.request(method, f"/v1/sessions/{given}{verb}"), 400, param="session_id")
 
 
 def test_sessions_of_another_key_are_not_there() -> None:

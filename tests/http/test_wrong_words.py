@@ -128,7 +128,7 @@ def routes() -> Iterator[tuple[str, inspect.Type]]:
     for handler in API:
         if "POST" in handler.http_methods and (model := body_of(handler)) is not None:
             for path in handler.paths:
-                yield path.replace("{session_id:int}", "7"), inspect.type_info(model)
+                yield path.replace("{session_id:str}", "7"), inspect.type_info(model)
 
 
 def body_of(handler: HTTPRouteHandler) -> Any:

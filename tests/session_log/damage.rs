@@ -16,13 +16,15 @@ fn unmarked(states: BTreeMap<SessionKey, SessionState>) -> BTreeMap<SessionKey, 
 }
 
 /// Every state that a session was in.
-fn moments(states: &[Moment], key: SessionKey) -> Vec<&SessionState> {
-    states.iter().filter_map(|(_, at)| at.get(&key)).collect()
+fn moments<'a>(states: &'a [Moment], key: &SessionKey) -> Vec<&'a SessionState> {
+    states.iter().filter_map(|(_, at)| at.get(key)).collect()
 }
 
 fn lost(server: &Server<Memory>) -> BTreeSet<SessionKey> {
     let losses = server.restored.losses.iter();
-    losses.map(|l| key(l.tenant.unwrap(), l.id)).collect()
+    losses
+        .map(|l| SessionKey::new(l.tenant.unwrap(), l.id.clone()))
+        .collect()
 }
 
 #[test]
@@ -47,7 +49,7 @@ fn a_session_with_a_hole_is_read_only_at_its_last_good_turn() {
     .unwrap();
     let expected = Loss {
         tenant: Some(0),
-        id: 1,
+        id: id(1),
         kept_turns: 2,
         last_turn: 5,
     };
@@ -66,12 +68,12 @@ fn a_session_with_a_hole_is_read_only_at_its_last_good_turn() {
         }
         let mut store = server.store.lock().unwrap();
         for start in [Start::Continue, Start::Create] {
-            let error = store.begin(key(0, 1), 99, start, 9).unwrap_err();
+            let error = store.begin(&key(0, 1), 99, start, 9).unwrap_err();
             assert_eq!(error.code, "session_damaged");
             assert!(error.message.contains("behind turn 2 (up to turn 5)"));
             assert_eq!(error.details["turns"], 2);
         }
-        assert_eq!(store.info(key(0, 1)).unwrap().lost_turn, 5);
+        assert_eq!(store.info(&key(0, 1)).unwrap().lost_turn, 5);
     }
     let begun = TurnGuard::begin(&server.store, key(0, 1), 99, Start::Mend, 9);
     let (lease, base) = begun.unwrap();
@@ -105,16 +107,16 @@ fn a_session_whose_only_record_is_damaged_is_lost_and_said_to_be() {
         ..Memory::default()
     };
     let server = Server::open(memory, options(&[(0, 0)])).unwrap();
-    assert_eq!(server.restored.losses[0].id, 1);
+    assert_eq!(server.restored.losses[0].id, id(1));
     assert_eq!(server.restored.sessions, 2);
     let storage = server.log.into_storage();
     let server = Server::open(storage, options(&[(0, 0)])).unwrap();
     let mut store = server.store.lock().unwrap();
     for start in [Start::Continue, Start::Create] {
-        let error = store.begin(key(0, 1), 99, start, 9).unwrap_err();
+        let error = store.begin(&key(0, 1), 99, start, 9).unwrap_err();
         assert_eq!(error.code, "session_lost");
     }
-    store.begin(key(0, 1), 99, Start::Fresh, 9).unwrap();
+    store.begin(&key(0, 1), 99, Start::Fresh, 9).unwrap();
 }
 
 proptest! {
@@ -131,7 +133,7 @@ proptest! {
         let (found, lost) = (server.states(), lost(&server));
         prop_assert_eq!(server.restored.unnamed, 0);
         prop_assert!(lost.len() <= 1);
-        let keys: BTreeSet<_> = found.keys().chain(last.keys()).copied().collect();
+        let keys: BTreeSet<_> = found.keys().chain(last.keys()).cloned().collect();
         for key in keys {
             if !lost.contains(&key) {
                 prop_assert_eq!(found.get(&key), last.get(&key));
@@ -173,7 +175,7 @@ proptest! {
         let server = reopen(log.clone()).unwrap();
         let found = server.states();
         for (key, state) in &unmarked(found.clone()) {
-            prop_assert!(moments(&states, *key).contains(&state));
+            prop_assert!(moments(&states, key).contains(&state));
         }
         let again = reopen(server.log.into_storage().log).unwrap();
         prop_assert!(again.restored.is_whole());
@@ -204,7 +206,7 @@ proptest! {
         let found = server.states();
         for (at, state) in &found {
             prop_assert_eq!(state.turns.last().map(Turn::end), Some(state.tokens.len()));
-            if at.id != 0 {
+            if at.id != id(0) {
                 prop_assert_eq!(Some(state), last.get(at));
             }
         }

@@ -126,7 +126,7 @@ fn a_log_whose_place_is_gone_takes_nothing_until_it_is_made_again() {
     server.turn(key(0, 1), Start::Create, &[1, 2, 3], false);
     let path = folder.0.join("sessions.log");
     std::fs::remove_dir_all(&folder.0).unwrap();
-    let error = server.log.append(&[Change::Evict(key(0, 9))], false);
+    let error = server.log.append(&[Change::Evict(&key(0, 9))], false);
     let error = error.unwrap_err();
     assert_eq!((error.kind.status(), error.code), (503, "storage_failed"));
     assert!(error.message.contains("was deleted"), "{error}");

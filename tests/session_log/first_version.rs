@@ -77,7 +77,7 @@ fn a_log_of_the_first_version_is_written_anew() {
     let server = open(server.log.into_storage().log);
     assert_eq!((server.restored.version, server.states()), (2, states));
     let mut store = server.store.lock().unwrap();
-    let error = store.begin(key(0, 9), 1, Start::Create, 9).unwrap_err();
+    let error = store.begin(&key(0, 9), 1, Start::Create, 9).unwrap_err();
     assert_eq!(error.code, "session_expired");
 }
 
@@ -91,7 +91,11 @@ fn one_bit_of_two_hundred_sessions_costs_one() {
         panic!("{:?}", server.restored);
     };
     assert_eq!((loss.kept_turns, loss.last_turn), (0, 1));
-    assert!(!server.states().contains_key(&key(0, loss.id)));
+    assert!(
+        !server
+            .states()
+            .contains_key(&SessionKey::new(0, loss.id.clone()))
+    );
     assert_eq!(server.restored.unnamed, 0);
 }
 
@@ -108,7 +112,7 @@ fn a_session_with_a_hole_goes_no_further() {
     let states = server.states();
     assert_eq!(*states[&key(0, 1)].tokens, [1, 2]);
     assert_eq!(states[&key(0, 1)].lost_turn, 3);
-    assert_eq!(states[&key(0, 2)].lost_turn, 0);
+    assert_eq!(states[&SessionKey::new(0, 2)].lost_turn, 0);
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn sessions_of_a_tenant_whose_name_may_be_lost_are_nobodys() {
     put(&mut log, 2, 6, 0, [5, 6]);
     let server = open(log);
     let states = server.states();
-    assert_eq!(states.keys().copied().collect::<Vec<_>>(), [key(0, 1)]);
+    assert_eq!(states.keys().cloned().collect::<Vec<_>>(), [key(0, 1)]);
     assert_eq!(server.restored.unnamed, 3);
 }
 
@@ -141,7 +145,8 @@ proptest! {
         let states = server.states();
         prop_assert!(states.len() >= 199, "{:?}", server.restored);
         for (key, state) in &states {
-            prop_assert_eq!(&*state.tokens, &[key.id as u32, 7]);
+            prop_assert_eq!(key, &SessionKey::new(0, i64::from(state.tokens[0])));
+            prop_assert_eq!(&state.tokens[1..], &[7]);
         }
         prop_assert!(!server.restored.is_whole());
         prop_assert_eq!(server.restored.unnamed, 0);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use lmserve::engine::TurnGuard;
 use lmserve::error::Error;
+use lmserve::request::SessionId;
 use lmserve::session::{
     Change, Commit, LogOptions, LogStorage, Loss, Restored, SessionKey, SessionLog, SessionState,
     SessionStore, Start, StoreLimits, Turn,
@@ -73,8 +74,16 @@ impl LogStorage for Memory {
 
 const MARKER: [u8; 8] = *b"\x05marker!";
 
-const fn key(tenant: u32, id: i64) -> SessionKey {
-    SessionKey { tenant, id }
+/// The second session of each tenant has a name, the others have numbers.
+fn id(number: i64) -> SessionId {
+    match number {
+        2 => SessionId::Name("ada/é".into()),
+        _ => SessionId::Number(number),
+    }
+}
+
+fn key(tenant: u32, number: i64) -> SessionKey {
+    SessionKey::new(tenant, id(number))
 }
 
 fn options(tenants: &[(u32, u8)]) -> LogOptions {
@@ -134,8 +143,8 @@ impl<S: LogStorage> Server<S> {
         };
         let turn = lease.finish(commit).prepare(now).unwrap();
         let evicted = self.store.lock().unwrap().evicted();
-        let evicted: Vec<_> = evicted.into_iter().map(Change::Evict).collect();
-        self.log.append(&evicted, false).unwrap();
+        let changes: Vec<_> = evicted.iter().map(Change::Evict).collect();
+        self.log.append(&changes, false).unwrap();
         let written = evicted.len();
         self.store.lock().unwrap().evictions_written(written);
         self.log.append(&[turn.change()], false).unwrap();
@@ -330,11 +339,11 @@ fn an_evicted_session_stays_evicted() {
         }
         let storage = server.log.storage().clone();
         let (_, mut store, _) = SessionLog::open(storage, options(&[(0, 0)]), limits, 9).unwrap();
-        for (id, start) in [(0, Start::Continue), (0, Start::Create), (1, Start::Create)] {
-            let error = store.begin(key(0, id), 1, start, 9).unwrap_err();
+        for (at, start) in [(0, Start::Continue), (0, Start::Create), (1, Start::Create)] {
+            let error = store.begin(&key(0, at), 1, start, 9).unwrap_err();
             assert_eq!(error.code, "session_expired");
         }
-        let error = store.begin(key(0, 9), 1, Start::Continue, 9).unwrap_err();
+        let error = store.begin(&key(0, 9), 1, Start::Continue, 9).unwrap_err();
         assert_eq!(error.code, "session_not_found");
         assert_eq!(store.len(), 2);
     }

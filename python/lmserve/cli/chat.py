@@ -42,7 +42,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session",
         metavar="ID",
-        type=int,
+        type=lambda text: int(text) if text.isascii() and text.isdigit() else text,
         help="continue this session, or start it; it lives on afterwards (default: a new one, ended on leaving)",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's)")

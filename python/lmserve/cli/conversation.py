@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from lmserve.cli.lines import Lines
 from lmserve.cli.markdown import Styler
@@ -65,9 +66,9 @@ class Chat:
         self._client = client
         self._lines = Lines()
         self._kept = arguments.session is not None
-        self._session: int = arguments.session if self._kept else _new_id()
+        self._session: int | str = arguments.session if self._kept else _new_id()
         self._started = self._kept  # whether the session may be on the server
-        self._left: list[int] = []  # sessions that were forked from, and end with this one
+        self._left: list[int | str] = []  # sessions that were forked from, and end with this one
         self._system: str | None = getattr(arguments, "system", None)
         self._turns: list[tuple[str, str]] = []  # what was said and answered here
         self._told = 1  # turns of these that are the first one on the server
@@ -205,7 +206,7 @@ class Chat:
         kept = len(self._turns) - turns
         on_server = kept - self._told + 1
         if on_server > 0:
-            self._ask("POST", f"/v1/sessions/{self._session}/rewind", {"turns": on_server})
+            self._ask("POST", f"{self._path}/rewind", {"turns": on_server})
         else:
             # Before its first turn a session cannot go: the next turn begins it anew.
             self._end()
@@ -216,7 +217,7 @@ class Chat:
             print("Nothing has been said that could be forked.", file=sys.stderr)
             return
         new = _new_id()
-        self._ask("POST", f"/v1/sessions/{self._session}/fork", {"session_id": new})
+        self._ask("POST", f"{self._path}/fork", {"session_id": new})
         if not self._kept:
             self._left.append(self._session)
         print(f"(going on in session {new}; session {self._session} stays as it was)")
@@ -256,6 +257,10 @@ class Chat:
 
     # Calls
 
+    @property
+    def _path(self) -> str:
+        return f"/v1/sessions/{quote(str(self._session), safe='')}"
+
     def _ask(self, method: str, path: str, body: dict[str, Any]) -> None:
         response = self._client.request(method, path, json=body)
         if response.status_code != 200:
@@ -282,7 +287,7 @@ class Chat:
             self._left.clear()
         self._started = False
 
-    def _post(self, session: int, **flags: bool) -> None:
+    def _post(self, session: int | str, **flags: bool) -> None:
         body = {"prompt": "", "instance_id": session, "request_output_len": 0, "sequence_start": False}
         self._client.post("/generate", json=body | flags)
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 from msgspec import structs
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
-from lmserve.engine.sessions import SessionInfo, StorageFault, TranscriptTurn, session_info_of
+from lmserve.engine.sessions import SessionId, SessionInfo, StorageFault, TranscriptTurn, session_info_of
 from lmserve.engine.submission import EmbedSubmission, GuidedWhitespace, Submission, encode, with_defaults
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
@@ -83,18 +83,20 @@ class AsyncEngine:
         self._attach()
         return self._follow(self._core.embed(encode(submission)))
 
-    def cancel_session(self, tenant: int, session_id: int) -> bool:
+    def cancel_session(self, tenant: int, session_id: SessionId) -> bool:
         """The session's running turn ends with what it has. False: none runs."""
         return self._core.cancel_session(tenant, session_id)
 
-    async def end_session(self, tenant: int, session_id: int, *, cancel: bool = False) -> bool:
+    async def end_session(self, tenant: int, session_id: SessionId, *, cancel: bool = False) -> bool:
         """Drop the session. False: there was none. Raises LmserveError `session_busy` while a turn runs.
 
         `cancel`: cancel a turn that runs and wait for its end.
         """
         return await asyncio.to_thread(self._core.end_session, tenant, session_id, cancel)
 
-    async def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None = None) -> None:
+    async def fork_session(
+        self, tenant: int, session_id: SessionId, new_id: SessionId, turns: int | None = None
+    ) -> None:
         """Make `new_id` a session that stands where the other one stood after its first `turns` turns; None: all.
 
         It shares what is cached of them. Ids below -1 are the server's own: no client can name them. Raises
@@ -102,19 +104,19 @@ class AsyncEngine:
         """
         await asyncio.to_thread(self._core.fork_session, tenant, session_id, new_id, turns)
 
-    async def rewind_session(self, tenant: int, session_id: int, turns: int) -> None:
+    async def rewind_session(self, tenant: int, session_id: SessionId, turns: int) -> None:
         """Take a session back to where it stood after its first `turns` turns. Raises LmserveError (400, 404, 409)."""
         await asyncio.to_thread(self._core.rewind_session, tenant, session_id, turns)
 
-    def session_info(self, tenant: int, session_id: int) -> SessionInfo:
+    def session_info(self, tenant: int, session_id: SessionId) -> SessionInfo:
         """What can be said of a session without its tokens. Raises LmserveError (404)."""
         return session_info_of(self._core.session_info(tenant, session_id))
 
-    def list_sessions(self, tenant: int, *, after: int = -1, limit: int = 100) -> list[SessionInfo]:
-        """At most `limit` sessions of a tenant above id `after`, in order of their ids."""
+    def list_sessions(self, tenant: int, *, after: SessionId | None = None, limit: int = 100) -> list[SessionInfo]:
+        """At most `limit` sessions of a tenant behind id `after`, in order of their ids: numbers, then names."""
         return [session_info_of(info) for info in self._core.list_sessions(tenant, after, limit)]
 
-    async def session_transcript(self, tenant: int, session_id: int) -> list[TranscriptTurn]:
+    async def session_transcript(self, tenant: int, session_id: SessionId) -> list[TranscriptTurn]:
         """The committed turns of a session, oldest first. Raises LmserveError (404)."""
         turns = await asyncio.to_thread(self._core.session_transcript, tenant, session_id)
         return [TranscriptTurn(*turn) for turn in turns]

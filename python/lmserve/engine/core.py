@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol
 
+from lmserve.engine.sessions import SessionId
+
 # States of a stream: the first member of what `CoreStream.poll` returns.
 WAITING: Final = 0  # not yet known whether the request is accepted
 ACCEPTED: Final = 1
@@ -39,28 +41,28 @@ class CoreEngine(Protocol):
     def embed(self, submission: bytes) -> CoreStream:
         """Takes one JSON `EmbedSubmission`; the reply is whole."""
 
-    def cancel_session(self, tenant: int, session_id: int, /) -> bool:
+    def cancel_session(self, tenant: int, session_id: SessionId, /) -> bool:
         """Ends the running turn with what it has. False: none ran."""
 
-    def end_session(self, tenant: int, session_id: int, cancel: bool, /) -> bool:
+    def end_session(self, tenant: int, session_id: SessionId, cancel: bool, /) -> bool:
         """Drops the session. False: there was none. Raises LmserveError `session_busy` while a turn runs.
 
         `cancel`: a turn that runs is cancelled, and its end waited for.
         """
 
-    def fork_session(self, tenant: int, session_id: int, new_id: int, turns: int | None, /) -> None:
+    def fork_session(self, tenant: int, session_id: SessionId, new_id: SessionId, turns: int | None, /) -> None:
         """Makes a session that stands where the other one stood after its first turns. Raises LmserveError."""
 
-    def rewind_session(self, tenant: int, session_id: int, turns: int, /) -> None:
+    def rewind_session(self, tenant: int, session_id: SessionId, turns: int, /) -> None:
         """Takes a session back to where it stood after its first turns. Raises LmserveError."""
 
-    def session_info(self, tenant: int, session_id: int, /) -> dict[str, int | bool]:
+    def session_info(self, tenant: int, session_id: SessionId, /) -> dict[str, SessionId | bool]:
         """What `SessionInfo` holds. Raises LmserveError (404)."""
 
-    def list_sessions(self, tenant: int, after: int, limit: int, /) -> list[dict[str, int | bool]]:
-        """The same for the sessions above `after`, in order of their ids, without what is cached."""
+    def list_sessions(self, tenant: int, after: SessionId | None, limit: int, /) -> list[dict[str, SessionId | bool]]:
+        """The same for the sessions behind `after`, in order of their ids, without what is cached."""
 
-    def session_transcript(self, tenant: int, session_id: int, /) -> list[tuple[str, str, list[int], list[int]]]:
+    def session_transcript(self, tenant: int, session_id: SessionId, /) -> list[tuple[str, str, list[int], list[int]]]:
         """(input, output, input token ids, output token ids) of each turn. Raises LmserveError (404)."""
 
     def wake_fd(self) -> int:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 Fsync = Literal["always", "interval", "never"]
+SessionId = int | str  # a number, never its digits
 
 
 class SessionLog(Struct, frozen=True, kw_only=True):
@@ -25,7 +26,7 @@ class Loss(Struct, frozen=True, kw_only=True):
     """What damaged records of a log took from a session."""
 
     tenant: int | None  # None: the server knows no such tenant
-    id: int
+    id: SessionId
     kept_turns: int  # it is read-only behind them; 0: it is gone
     last_turn: int  # the last that is lost; not above kept_turns: a rewind or the session's end is
 
@@ -73,7 +74,7 @@ def log_report_of(json: bytes) -> LogReport:
 class SessionInfo(Struct, frozen=True, kw_only=True):
     """A session without its tokens. Times are in milliseconds since 1970."""
 
-    id: int
+    id: SessionId
     turns: int  # committed
     tokens: int  # of the committed turns
     busy: bool  # a turn runs

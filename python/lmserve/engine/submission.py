@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from lmserve.engine.sessions import SessionId
+
 Route = Literal["generate", "chat", "completions", "responses", "messages", "interactive"]
 UsageChunks = Literal["none", "last", "every"]
 OnDisconnect = Literal["rollback", "keep"]
@@ -49,10 +51,10 @@ class Tokens(Struct, tag_field="type", tag="tokens", frozen=True):
 class SessionRef(Struct, frozen=True, omit_defaults=True):
     """The session that a turn belongs to."""
 
-    id: int
+    id: SessionId
     start: bool = False
     create: bool = False
-    parent: int | None = None
+    parent: SessionId | None = None
     end: bool = False
     on_disconnect: OnDisconnect = "rollback"
 

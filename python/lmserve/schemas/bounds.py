@@ -40,6 +40,24 @@ RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=10)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 # Any 64-bit number; the core takes its bits.
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-SessionId = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
-
 ANONYMOUS: Final = -1  # the session id that stands for no session
+MAX_SESSION_NUMBER: Final = 2**63 - 1
+MAX_SESSION_CHARS: Final = 128
+# No control characters; which one is in the way is said where the id is read.
+SESSION_PATTERN: Final = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+SessionName = Annotated[
+    str, Meta(min_length=1, max_length=MAX_SESSION_CHARS, extra_json_schema={"pattern": SESSION_PATTERN})
+]
+# A number and its decimal digits are one session.
+SessionId = Annotated[int, Meta(ge=ANONYMOUS, le=MAX_SESSION_NUMBER)] | SessionName
+NamedSession = (
+    Annotated[int, Meta(ge=0, le=MAX_SESSION_NUMBER)]
+    | Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=MAX_SESSION_CHARS,
+            extra_json_schema={"pattern": SESSION_PATTERN, "not": {"const": str(ANONYMOUS)}},
+        ),
+    ]
+)

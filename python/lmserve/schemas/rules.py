@@ -63,7 +63,7 @@ FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
 
 TEXT: Final[Json] = {"type": "string"}
 LIST: Final[Json] = {"type": "array"}
-LIVE: Final[Json] = {"minimum": 0}
+LIVE: Final[Json] = {"not": {"enum": [-1, "-1", None]}}
 
 
 TEMPLATE_FIELDS: Final = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
@@ -269,7 +269,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         either(null("top_logprobs"), on("logprobs")),
         either(
             both(required(session_id=LIVE), optional(n={"enum": [1, None]}), null("prompt_logprobs")),
-            both(optional(session_id={"enum": [-1, None]}, stop=NO_CANCEL), off("renew_session")),
+            both(optional(session_id={"enum": [-1, "-1", None]}, stop=NO_CANCEL), off("renew_session")),
         ),
     ),
     CompletionRequest: (STREAMED, GUIDED),

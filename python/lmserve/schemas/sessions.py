@@ -6,20 +6,18 @@ from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, Text
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, Text
 from lmserve.schemas.generate import GenerateUsage, Message
 
 MAX_PAGE: Final = 1000
-MAX_ID: Final = 2**63 - 1
 
-NamedSession = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Turns = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 
 
 class SessionCard(Struct, frozen=True, kw_only=True):
     """A session at its last committed turn."""
 
-    id: int
+    id: int | str
     object: Literal["session"] = "session"
     turns: Annotated[int, Meta(description="Committed turns.")]
     tokens: Annotated[int, Meta(description="Tokens of the committed turns: the next turn's history.")]
@@ -37,12 +35,12 @@ class SessionCard(Struct, frozen=True, kw_only=True):
 
 
 class SessionList(Struct, frozen=True, kw_only=True):
-    """A page of sessions, in order of their ids."""
+    """A page of sessions, in order of their ids: numbers, then names."""
 
     object: Literal["list"] = "list"
     data: list[SessionCard]
     has_more: bool
-    last_id: Annotated[int | None, Meta(description="The next page's `after`; null if this one is empty.")]
+    last_id: Annotated[int | str | None, Meta(description="The next page's `after`; null if this one is empty.")]
 
 
 class SessionTurn(Struct, frozen=True, kw_only=True):
@@ -57,7 +55,7 @@ class SessionTurn(Struct, frozen=True, kw_only=True):
 class Transcript(Struct, frozen=True, kw_only=True):
     """The committed turns of a session, oldest first."""
 
-    id: int
+    id: int | str
     object: Literal["session.transcript"] = "session.transcript"
     turns: list[SessionTurn]
 
@@ -94,7 +92,7 @@ class AppendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Appended(Struct, frozen=True, kw_only=True):
     """The turn is committed, and its KV is in the cache."""
 
-    id: int
+    id: int | str
     object: Literal["session.append"] = "session.append"
     usage: GenerateUsage
 
@@ -102,7 +100,7 @@ class Appended(Struct, frozen=True, kw_only=True):
 class Cancelled(Struct, frozen=True, kw_only=True):
     """What became of the running turn."""
 
-    id: int
+    id: int | str
     object: Literal["session.cancel"] = "session.cancel"
     cancelled: Annotated[bool, Meta(description="False: no turn ran. What a cancelled one generated is kept.")]
 
@@ -110,6 +108,6 @@ class Cancelled(Struct, frozen=True, kw_only=True):
 class Deleted(Struct, frozen=True, kw_only=True):
     """The session is gone."""
 
-    id: int
+    id: int | str
     object: Literal["session.deleted"] = "session.deleted"
     deleted: Literal[True] = True

@@ -3,7 +3,7 @@
 import { call, stream } from "./api.js";
 import { allMessages, inputMessages } from "./store.js";
 
-const path = (conversation, verb = "") => `v1/sessions/${conversation.id}${verb}`;
+const path = (conversation, verb = "") => `v1/sessions/${encodeURIComponent(conversation.id)}${verb}`;
 const GONE = new Set(["session_not_found", "session_expired"]);
 
 // Runs a turn and yields it as it grows; the turn is the conversation's once it has ended.
@@ -99,7 +99,7 @@ export async function others(store) {
 }
 
 export async function adopt(id, store) {
-  const { turns } = await call("GET", `v1/sessions/${id}/transcript`);
+  const { turns } = await call("GET", `v1/sessions/${encodeURIComponent(id)}/transcript`);
   const made = store.create({ title: `Session ${id}`, raw: true });
   made.id = id;
   made.turns = turns.map(({ input, output }) => ({ input: { text: input, raw: true }, answer: output, raw: true, calls: [] }));

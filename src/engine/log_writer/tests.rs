@@ -108,8 +108,8 @@ struct Running {
     requests: u64,
 }
 
-const fn key(id: i64) -> SessionKey {
-    SessionKey { tenant: 0, id }
+fn key(id: i64) -> SessionKey {
+    SessionKey::new(0, id)
 }
 
 impl Running {
@@ -145,7 +145,7 @@ impl Running {
     }
 
     fn turns(&self, id: i64) -> usize {
-        lock(&self.store).state(key(id)).unwrap().turns.len()
+        lock(&self.store).state(&key(id)).unwrap().turns.len()
     }
 
     fn wait_until_well(&self) {
@@ -195,7 +195,7 @@ fn a_full_disk_leaves_the_session_as_it_was_and_is_tried_again() {
     let error = running.turn(1).unwrap_err();
     assert_eq!((error.kind.status(), error.code), (507, "storage_full"));
     assert!(error.message.contains("session log"), "{error}");
-    let idle = lock(&running.store).running_request(key(1)).is_none();
+    let idle = lock(&running.store).running_request(&key(1)).is_none();
     assert_eq!((running.turns(1), idle), (1, true));
     assert!(running.counters.fault().unwrap().full);
     assert!(running.counters.failures.load(Ordering::Relaxed) >= 1);
@@ -204,7 +204,7 @@ fn a_full_disk_leaves_the_session_as_it_was_and_is_tried_again() {
     running.wait_until_well();
     running.turn(1).unwrap();
     let store = running.stop();
-    assert_eq!(store.state(key(1)).unwrap().turns.len(), 2);
+    assert_eq!(store.state(&key(1)).unwrap().turns.len(), 2);
 }
 
 #[test]
@@ -214,11 +214,11 @@ fn a_panic_fails_the_turn_and_the_thread_lives_on() {
     running.disk.disk().panics = true;
     let error = running.turn(1).unwrap_err();
     assert!(error.kind.status() >= 500, "{error}");
-    let idle = lock(&running.store).running_request(key(1)).is_none();
+    let idle = lock(&running.store).running_request(&key(1)).is_none();
     assert_eq!((running.turns(1), idle), (1, true));
     running.turn(1).unwrap();
     let store = running.stop();
-    assert_eq!(store.state(key(1)).unwrap().turns.len(), 2);
+    assert_eq!(store.state(&key(1)).unwrap().turns.len(), 2);
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn after_a_failed_fsync_the_log_is_written_anew_before_anything_is_appended() {
         let turns = running.turns(1);
         // A log whose last fsync fails ends all the same.
         let store = running.stop();
-        assert_eq!(store.state(key(1)).unwrap().turns.len(), turns);
+        assert_eq!(store.state(&key(1)).unwrap().turns.len(), turns);
     }
 }
 
@@ -282,7 +282,7 @@ fn a_disk_that_failed_is_well_again_by_itself() {
     running.wait_until_well();
     running.turn(1).unwrap();
     let store = running.stop();
-    assert_eq!(store.state(key(1)).unwrap().turns.len(), 2);
+    assert_eq!(store.state(&key(1)).unwrap().turns.len(), 2);
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn evictions_wait_until_their_record_is_written() {
     running.turn(3).unwrap();
     assert!(lock(&running.store).evicted().is_empty());
     let store = running.stop();
-    assert_eq!(store.state(key(1)).unwrap_err().code, "session_expired");
+    assert_eq!(store.state(&key(1)).unwrap_err().code, "session_expired");
     assert_eq!(store.len(), 1);
 }
 

@@ -54,14 +54,14 @@ impl<'a> Staged<'a> {
         (self.bytes, links)
     }
 
-    fn last(&self, key: SessionKey) -> Option<u64> {
-        let staged = self.last.get(&key).copied();
-        staged.unwrap_or_else(|| self.chain.last.get(&key).copied())
+    fn last(&self, key: &SessionKey) -> Option<u64> {
+        let staged = self.last.get(key).copied();
+        staged.unwrap_or_else(|| self.chain.last.get(key).copied())
     }
 
     fn record(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         kind: u8,
         prev: u64,
         turns: u32,
@@ -79,12 +79,13 @@ impl<'a> Staged<'a> {
             prev,
             kind,
             tenant,
-            id: key.id.to_string(),
+            id: key.id.to_log(),
             turns,
             body_bytes: body.len() as u32,
         };
         head.write(self.marker, body, &mut self.bytes);
-        self.last.insert(key, (kind == PUT).then_some(self.seq));
+        self.last
+            .insert(key.clone(), (kind == PUT).then_some(self.seq));
         Ok(())
     }
 
@@ -98,13 +99,13 @@ impl<'a> Staged<'a> {
         }
     }
 
-    pub(super) fn gone(&mut self, key: SessionKey, gone: Gone) -> Result<()> {
+    pub(super) fn gone(&mut self, key: &SessionKey, gone: Gone) -> Result<()> {
         self.record(key, DROP, 0, 0, &[gone.byte()])
     }
 
     pub(super) fn put(
         &mut self,
-        key: SessionKey,
+        key: &SessionKey,
         before: Option<&SessionState>,
         after: &SessionState,
     ) -> Result<()> {
@@ -214,7 +215,7 @@ impl<S: LogStorage> SessionLog<S> {
         let mut staged = Staged::new(&rewrite.chain, &self.tags, self.marker);
         for change in changes {
             let (Change::Settle(key, _) | Change::Evict(key)) = change;
-            if rewrite.last.is_some_and(|last| *key <= last) {
+            if rewrite.last.as_ref().is_some_and(|last| *key <= last) {
                 staged.change(change).map_err(io::Error::other)?;
             }
         }

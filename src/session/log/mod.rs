@@ -27,6 +27,7 @@ use self::append::Chain;
 use self::frame::Marker;
 use self::rewrite::Rewrite;
 use super::state::{Outcome, SessionKey};
+use crate::request::SessionId;
 
 pub use fault::LogFault;
 
@@ -110,7 +111,7 @@ pub struct Loss {
     /// Its tenant's number; absent where the server knows no such tenant.
     pub tenant: Option<u32>,
     /// The session.
-    pub id: i64,
+    pub id: SessionId,
     /// Turns that it still has, and is read-only at; 0: it is gone.
     pub kept_turns: usize,
     /// The last of the turns that are lost; where it is not above `kept_turns`, a rewind or the session's end is.
@@ -155,9 +156,9 @@ impl Restored {
 #[derive(Debug)]
 pub enum Change<'a> {
     /// A transaction's outcome.
-    Settle(SessionKey, &'a Outcome),
+    Settle(&'a SessionKey, &'a Outcome),
     /// The store let an idle session go.
-    Evict(SessionKey),
+    Evict(&'a SessionKey),
 }
 
 /// An open log.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::append::Chain;
-use super::replay::{Header, Replay};
+use super::replay::{Header, Name, Replay};
 use super::{
     Fingerprint, LogOptions, LogStorage, Loss, Restored, SessionLog, TenantTag, scan, tag,
 };
@@ -132,10 +132,7 @@ impl<S: LogStorage> SessionLog<S> {
         limits: StoreLimits,
         now_ms: u64,
     ) -> SessionStore {
-        let key = |(tenant, id): (TenantTag, i64)| SessionKey {
-            tenant: numbers[&tenant],
-            id,
-        };
+        let key = |(tenant, id): Name| SessionKey::new(numbers[&tenant], id);
         let mut store = SessionStore::new(limits);
         store.note_evictions();
         let (sessions, gone) = replay.take_sessions();
@@ -150,7 +147,7 @@ impl<S: LogStorage> SessionLog<S> {
             .collect();
         sessions.sort_by_key(|(_, _, state)| (state.used_order, state.used_ms));
         for (key, seq, state) in sessions {
-            self.chain.last.insert(key, seq);
+            self.chain.last.insert(key.clone(), seq);
             store.restore(key, state, now_ms);
         }
         store.enforce(now_ms);
@@ -169,7 +166,7 @@ fn read<S: LogStorage>(storage: &mut S) -> Result<Replay> {
 fn describe(replay: &Replay) -> Restored {
     let losses = replay.losses().into_iter().map(|missing| Loss {
         tenant: None,
-        id: missing.name.1,
+        id: missing.name.1.clone(),
         kept_turns: missing.kept_turns as usize,
         last_turn: missing.last_turn as usize,
     });

@@ -6,10 +6,11 @@ use std::ops::Range;
 use super::frame::{DROP, HEADER, Head, Marker, PADDING, PUT};
 use super::record::Put;
 use super::{Fingerprint, TenantTag};
+use crate::request::SessionId;
 use crate::session::state::{Gone, SessionState, Turn};
 
 /// A session as the log names it.
-pub(super) type Name = (TenantTag, i64);
+pub(super) type Name = (TenantTag, SessionId);
 
 /// What a log says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub(super) enum Said {
 impl Said {
     /// None where the record is none of this format.
     pub(super) fn parse(head: &Head, body: &[u8]) -> Option<Self> {
-        let name = || Some((head.tenant, head.id.parse().ok()?));
+        let name = || Some((head.tenant, SessionId::from_log(&head.id)?));
         match head.kind {
             // Of the header there are two.
             HEADER | PADDING => Some(Self::Nothing),
@@ -67,7 +68,7 @@ impl Said {
 }
 
 /// What a damaged record took from a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Missing {
     pub(super) name: Name,
     /// Turns that the session still has; 0: it is gone.
@@ -103,17 +104,17 @@ pub(super) struct Replay {
 
 impl Replay {
     /// Takes a whole record in.
-    pub(super) fn take(&mut self, seq: u64, said: &Said) {
+    pub(super) fn take(&mut self, seq: u64, said: Said) {
         self.missing += seq.saturating_sub(self.seq + 1);
         self.seq = self.seq.max(seq);
         match said {
             Said::Nothing => {}
             Said::Put { name, prev, put } => {
-                let before = self.sessions.get(name);
-                let follows = put.is_whole() || before.is_some_and(|s| s.seq == *prev);
-                self.put(*name, put, follows, seq);
+                let before = self.sessions.get(&name);
+                let follows = put.is_whole() || before.is_some_and(|s| s.seq == prev);
+                self.put(name, &put, follows, seq);
             }
-            Said::Drop(name, gone) => self.drop(*name, *gone),
+            Said::Drop(name, gone) => self.drop(name, gone),
         }
     }
 
@@ -150,8 +151,8 @@ impl Replay {
     }
 
     /// Whether a change of the session is missing: what follows a state that is not known is not to be believed.
-    pub(super) fn has_lost(&self, name: Name) -> bool {
-        self.losses.contains_key(&name)
+    pub(super) fn has_lost(&self, name: &Name) -> bool {
+        self.losses.contains_key(name)
     }
 
     /// A damaged record that could be named: the session had so many turns behind it.
@@ -172,10 +173,10 @@ impl Replay {
 
     /// What is missing of the sessions that were not begun anew since.
     pub(super) fn losses(&self) -> Vec<Missing> {
-        let missing = self.losses.iter().map(|(&name, &last_turn)| Missing {
-            name,
+        let missing = self.losses.iter().map(|(name, &last_turn)| Missing {
+            kept_turns: (self.sessions.get(name)).map_or(0, |s| s.turns.len() as u32),
+            name: name.clone(),
             last_turn,
-            kept_turns: (self.sessions.get(&name)).map_or(0, |s| s.turns.len() as u32),
         });
         missing.collect()
     }
@@ -219,7 +220,7 @@ impl Replay {
         let sessions = std::mem::take(&mut self.sessions).into_iter();
         let states = sessions.map(|(name, session)| (name, session.seq, session.into_state()));
         let mut gone: Vec<_> = std::mem::take(&mut self.gone).into_iter().collect();
-        gone.sort_unstable_by_key(|&(_, (order, _))| order);
+        gone.sort_unstable_by_key(|(_, (order, _))| *order);
         let gone = gone.into_iter().map(|(name, (_, gone))| (name, gone));
         (states.collect(), gone.chain(lost).collect())
     }

@@ -60,15 +60,15 @@ impl<S: LogStorage> SessionLog<S> {
         let Some(mut rewrite) = self.rewrite.take() else {
             return Ok(());
         };
-        let sessions = next(rewrite.last);
+        let sessions = next(rewrite.last.clone());
         let mut staged = Staged::new(&rewrite.chain, &self.tags, self.marker);
         for (key, state) in &sessions {
-            staged.put(*key, None, state).map_err(io::Error::other)?;
+            staged.put(key, None, state).map_err(io::Error::other)?;
         }
-        let last = sessions.last().map(|(key, _)| *key);
+        let last = sessions.last().map(|(key, _)| key.clone());
         if last.is_none() {
             for (key, gone) in gone() {
-                staged.gone(key, gone).map_err(io::Error::other)?;
+                staged.gone(&key, gone).map_err(io::Error::other)?;
             }
         }
         let (bytes, links) = staged.finish();

@@ -7,6 +7,7 @@ use super::record::parse_header;
 use super::replay::{Header, Replay, Said};
 use super::v1;
 use super::window::Window;
+use crate::request::SessionId;
 
 /// How far into a log its header is looked for.
 const HEADER_WITHIN: usize = 64 << 10;
@@ -92,14 +93,14 @@ impl<R: Read> Scan<R> {
     fn run(&mut self) -> io::Result<()> {
         while !self.window.peek(1)?.is_empty() {
             match self.record()? {
-                Found::Whole(seq, said, len) => self.take(seq, &said, len),
+                Found::Whole(seq, said, len) => self.take(seq, said, len),
                 Found::Damaged(head) => self.pass_over(head)?,
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, seq: u64, said: &Said, len: usize) {
+    fn take(&mut self, seq: u64, said: Said, len: usize) {
         self.replay.take(seq, said);
         self.replay.good += len as u64;
         self.window.skip(len);
@@ -136,7 +137,7 @@ impl<R: Read> Scan<R> {
                 Found::Whole(seq, said, len) => {
                     self.replay.damaged.push(begin..self.window.offset());
                     self.name(heads.iter().map(|(_, head)| head));
-                    self.take(seq, &said, len);
+                    self.take(seq, said, len);
                     return Ok(());
                 }
                 Found::Damaged(head) => {
@@ -180,7 +181,7 @@ impl<R: Read> Scan<R> {
     fn name<'a>(&mut self, heads: impl Iterator<Item = &'a Head>) {
         let seq = self.replay.seq;
         for head in heads.filter(|head| head.seq > seq) {
-            if let (Ok(id), PUT | DROP) = (head.id.parse(), head.kind) {
+            if let (Some(id), PUT | DROP) = (SessionId::from_log(&head.id), head.kind) {
                 self.replay.lose_named((head.tenant, id), head.turns);
             }
         }

@@ -184,7 +184,7 @@ impl<R: Read> Scan<R> {
             Record::Put(tenant, id, put) => match self.name(tenant, id) {
                 // What follows a lost change may fit what was before it, and be wrong.
                 Some(name) => {
-                    let follows = put.is_whole() || !self.replay.has_lost(name);
+                    let follows = put.is_whole() || !self.replay.has_lost(&name);
                     self.replay.put(name, &put, follows, 0);
                 }
                 None => self.replay.lose_numbers(1),
@@ -199,7 +199,7 @@ impl<R: Read> Scan<R> {
     fn name(&self, tenant: u32, id: i64) -> Option<Name> {
         let tenant = tenant as usize;
         let tag = self.tenants.get(tenant)?;
-        (tenant < self.uncertain_from).then_some((*tag, id))
+        (tenant < self.uncertain_from).then_some((*tag, id.into()))
     }
 
     /// Goes on at the next whole record.

@@ -20,7 +20,7 @@ impl SessionStore {
     /// The keys that were evicted and are not written down yet, the oldest first. They stay here until
     /// [`Self::evictions_written`].
     pub fn evicted(&self) -> Vec<SessionKey> {
-        self.evicted.iter().flatten().copied().collect()
+        self.evicted.iter().flatten().cloned().collect()
     }
 
     /// The first `count` of the evictions are written down.
@@ -44,7 +44,7 @@ impl SessionStore {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         let sessions = self.sessions.range((first, Bound::Unbounded));
         let committed = sessions.filter(|(_, session)| !session.state.turns.is_empty());
-        let states = committed.map(|(&key, session)| (key, session.state.clone()));
+        let states = committed.map(|(key, session)| (key.clone(), session.state.clone()));
         states.take(limit).collect()
     }
 
@@ -67,7 +67,7 @@ impl SessionStore {
         self.uses = self.uses.max(state.used_order);
         // A clock that was ahead must not keep a session for ever.
         state.used_ms = state.used_ms.min(now_ms);
-        self.idle.insert(state.used_order, key);
+        self.idle.insert(state.used_order, &key);
         let session = Session {
             state,
             running: None,

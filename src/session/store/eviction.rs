@@ -42,9 +42,9 @@ impl SessionStore {
     }
 
     fn evict(&mut self, key: SessionKey) {
-        if let Some(session) = self.take(key) {
-            self.idle.remove(session.state.used_order, key);
-            self.tombstones.insert(key, Gone::Evicted);
+        if let Some(session) = self.take(&key) {
+            self.idle.remove(session.state.used_order, &key);
+            self.tombstones.insert(key.clone(), Gone::Evicted);
             if let Some(evicted) = &mut self.evicted {
                 evicted.push_back(key);
             }

@@ -203,10 +203,7 @@ impl<'a> Replica<'a> {
         let now_ms = (self.now * 1e3) as u64;
         let (mut lease, mut base) = (None, TurnHistory::empty());
         if let Some(session) = request.session {
-            let key = SessionKey {
-                tenant: 0,
-                id: session,
-            };
+            let key = SessionKey::new(0, session);
             let (held, history) = TurnGuard::begin(&self.sessions, key, id, Start::Create, now_ms)?;
             (lease, base) = (Some(held), history);
         }

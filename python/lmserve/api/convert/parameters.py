@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 
 from msgspec import structs
 
+from lmserve.engine.sessions import SessionId
 from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams, UsageChunks
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS, MAX_TOKENS
@@ -32,7 +33,7 @@ def seed_bits(seed: int | None) -> int | None:
 
 
 def session_ref(
-    session_id: int,
+    session_id: SessionId,
     *,
     start: bool,
     create: bool,

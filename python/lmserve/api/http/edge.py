@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from litestar.enums import ScopeType
@@ -32,6 +32,8 @@ REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 ANY: Final = "*"  # every host, or every origin
 VERSION: Final = "/v1"
+# Names of sessions may hold slashes and percent signs.
+QUOTED: Final = re.compile(rb"^/v1/sessions/.*%2(?:5|f)", re.IGNORECASE)
 UNKNOWN: Final = "unknown"  # stands for all paths that are no route
 MAX_PATH: Final = 512  # characters of a path in the request log
 # Longest quotation of what was given, in characters.
@@ -80,6 +82,8 @@ class Edge:
         if scope["path"].partition("/")[2].partition("/")[0] in self._unversioned:
             inner["path"] = VERSION + scope["path"]
             inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
+        if QUOTED.search(inner["raw_path"] or b""):
+            inner["path"] = quoted_twice(inner["raw_path"] or b"")
         sender = _Sender(send, request_id, inner["path"], head=method == "HEAD")
         started, streams = time.monotonic(), list[AsyncStream]()
         token = begun.set(streams)
@@ -185,6 +189,12 @@ def _host_name(text: str) -> str:
 
 def _quoted(given: bytes) -> str:
     return repr(given.decode("latin-1")[:MAX_QUOTE])
+
+
+def quoted_twice(raw_path: bytes) -> str:
+    """A path of which each part is one again where it holds a slash: its slashes and percent signs stay quoted."""
+    parts = (unquote(part) for part in raw_path.decode("latin-1").split("/"))
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
 class _Sender:

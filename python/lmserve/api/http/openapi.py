@@ -21,9 +21,9 @@ from lmserve.api.convert.unsupported import UNSUPPORTED, WITHOUT_EFFECT
 from lmserve.api.http.examples import ERROR_REPLIES, EXAMPLES, STREAMS, Form, failure, stream_of
 from lmserve.api.http.middleware import PUBLIC
 from lmserve.errors import LmserveError
+from lmserve.schemas.bounds import MAX_SESSION_NUMBER
 from lmserve.schemas.errors import ErrorReply
 from lmserve.schemas.rules import FIELDS, RULES
-from lmserve.schemas.sessions import MAX_ID
 
 # What the document describes: every request and reply has an example.
 SCHEMAS: Final[tuple[type[Struct], ...]] = (*EXAMPLES, *ERROR_REPLIES)
@@ -136,7 +136,7 @@ def _restore_integers(schema: dict[str, Any]) -> None:
     for name in ("minimum", "maximum"):
         limit = schema.get(name)
         if schema.get("type") == "integer" and isinstance(limit, float):
-            schema[name] = MAX_ID if limit == float(MAX_ID) else int(limit)
+            schema[name] = MAX_SESSION_NUMBER if limit == float(MAX_SESSION_NUMBER) else int(limit)
 
 
 # The package is never imported: only its copy of Swagger UI (Apache-2.0) is of use here.

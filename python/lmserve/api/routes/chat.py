@@ -22,6 +22,7 @@ from lmserve.api.convert.parameters import (
     stop_params,
     usage_chunks,
 )
+from lmserve.api.convert.session_ids import with_session
 from lmserve.api.convert.thinking import chat_thinking
 from lmserve.api.convert.tools import chat_calling
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
@@ -62,7 +63,8 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     """One answer, or `n`."""
     serving = serving_of(request)
     engine = serving.engine
-    data, tenant = serving.with_model(data), tenant_of(request)
+    data = with_session(serving.with_model(data), "session_id", request)
+    tenant = tenant_of(request)
     if data.stop is True:
         return _cancelled(data, serving, tenant)
     ignored = Ignored("/v1/chat/completions")
@@ -130,7 +132,7 @@ def _max_tokens(data: ChatRequest) -> int | None:
 
 
 def _session(data: ChatRequest) -> SessionRef | None:
-    session_id = given_or(data.session_id, ANONYMOUS)
+    session_id = ANONYMOUS if data.session_id is None else data.session_id
     renew = bool(data.renew_session)
     if renew and session_id == ANONYMOUS:
         raise LmserveError.invalid("renew_session", "renew_session needs a session_id, but -1 or none was given")
@@ -162,7 +164,7 @@ def _input(
 
 def _cancelled(data: ChatRequest, serving: Serving, tenant: int) -> Response[bytes]:
     """LMDeploy's stop: the session's running turn ends, and the reply has no words."""
-    session_id = given_or(data.session_id, ANONYMOUS)
+    session_id = ANONYMOUS if data.session_id is None else data.session_id
     if session_id == ANONYMOUS:
         message = "stop true cancels a session's turn and needs its session_id, but -1 or none was given"
         raise LmserveError.invalid("session_id", message)

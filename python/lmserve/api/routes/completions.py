@@ -21,6 +21,7 @@ from lmserve.api.convert.parameters import (
     unlimited,
     usage_chunks,
 )
+from lmserve.api.convert.session_ids import session_id_of
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
@@ -58,6 +59,8 @@ async def completions(data: JSONBody[CompletionRequest], request: Request[Any, A
     serving = serving_of(request)
     engine = serving.engine
     data = serving.with_model(data)
+    if data.session_id is not None:
+        session_id_of(data.session_id, "session_id")
     requests = submissions(data, tenant=tenant_of(request), fingerprint=serving.fingerprint)
     ignored = Ignored("/v1/completions")
     ignored.hints_of(data)

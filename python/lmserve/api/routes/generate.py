@@ -9,6 +9,7 @@ from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import messages_input
 from lmserve.api.convert.parameters import seed_bits, session_ref
+from lmserve.api.convert.session_ids import with_session
 from lmserve.api.http.body import LenientJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
@@ -47,6 +48,7 @@ async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, A
     """One turn, or a verb on a session."""
     serving = serving_of(request)
     engine, tenant = serving.engine, tenant_of(request)
+    data = with_session(data, "instance_id", request)
     if data.stop or (data.sequence_end and data.request_output_len == 0 and not data.prompt):
         await _end_or_cancel(engine, tenant, data)
         if data.stream:

@@ -10,11 +10,13 @@ from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import messages_input
 from lmserve.api.convert.parameters import given_or, seed_bits, session_ref, stop_strings
+from lmserve.api.convert.session_ids import with_session
 from lmserve.api.http.body import LenientJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
 from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.sessions import SessionId
 from lmserve.engine.submission import SamplingParams, StopParams, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
@@ -43,6 +45,7 @@ async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[
     """One turn, or a verb on a session."""
     serving = serving_of(request)
     engine, tenant = serving.engine, tenant_of(request)
+    data = with_session(data, "session_id", request)
     ends = not data.interactive_mode and data.request_output_len == 0 and not data.prompt
     # LMDeploy's first clients said stop.
     cancels = bool(data.cancel) or data.stop is True
@@ -54,7 +57,7 @@ async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[
     return StreamedReply(stream, media_type="text/event-stream") if data.stream else EngineReply(stream)
 
 
-async def _end_or_cancel(engine: AsyncEngine, tenant: int, session_id: int, *, cancels: bool) -> None:
+async def _end_or_cancel(engine: AsyncEngine, tenant: int, session_id: SessionId, *, cancels: bool) -> None:
     if session_id == ANONYMOUS:
         if cancels:
             message = "cancel needs the session_id of the session whose turn is to end, but -1 was given"

@@ -10,17 +10,18 @@ from litestar import Request, Response, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from lmserve.api.convert.chat_messages import messages_input
+from lmserve.api.convert.session_ids import named_session, session_id_of, session_in_path
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
-from lmserve.engine.sessions import SessionInfo
+from lmserve.engine.sessions import SessionId, SessionInfo
 from lmserve.engine.submission import SessionRef, StopParams, Submission, Turn
 from lmserve.errors import LmserveError
+from lmserve.schemas.bounds import ANONYMOUS, MAX_SESSION_CHARS, SESSION_PATTERN
 from lmserve.schemas.generate import GenerateReply
 from lmserve.schemas.sessions import (
-    MAX_ID,
     MAX_PAGE,
     Appended,
     AppendRequest,
@@ -35,9 +36,21 @@ from lmserve.schemas.sessions import (
 )
 
 TAGS: Final = ["sessions"]
-ID: Final = "/v1/sessions/{session_id:int}"
+ID: Final = "/v1/sessions/{session_id:str}"
 
-SessionId = Annotated[int, PathParameter(ge=0, le=MAX_ID, description="The session's id.")]
+SessionName = Annotated[
+    str,
+    PathParameter(
+        description="The session's id.",
+        # What is quoted twice is longer here than it is.
+        schema_extra={
+            "minLength": 1,
+            "maxLength": MAX_SESSION_CHARS,
+            "pattern": SESSION_PATTERN,
+            "not": {"const": str(ANONYMOUS)},
+        },
+    ),
+]
 
 
 @get(
@@ -50,11 +63,18 @@ SessionId = Annotated[int, PathParameter(ge=0, le=MAX_ID, description="The sessi
 async def list_sessions(
     request: Request[Any, Any, Any],
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most sessions of the page.")] = 100,
-    after: Annotated[int, QueryParameter(ge=-1, le=MAX_ID, description="Those with a greater id.")] = -1,
+    after: Annotated[
+        str | None,
+        QueryParameter(
+            description="Those behind this id; -1 or none: the first.",
+            schema_extra={"minLength": 1, "maxLength": MAX_SESSION_CHARS, "pattern": SESSION_PATTERN},
+        ),
+    ] = None,
 ) -> SessionList:
-    """A page, in order of the ids."""
+    """A page, in order of the ids: numbers, then names."""
     engine = serving_of(request).engine
-    found = engine.list_sessions(tenant_of(request), after=after, limit=limit + 1)
+    behind = None if after is None else session_id_of(after, "after")
+    found = engine.list_sessions(tenant_of(request), after=behind, limit=limit + 1)
     page = found[:limit]
     last_id = page[-1].id if page else None
     return SessionList(data=[_card(info) for info in page], has_more=len(found) > limit, last_id=last_id)
@@ -67,9 +87,9 @@ async def list_sessions(
     tags=TAGS,
     responses=responses(SessionCard, 400, 401, 404, 503),
 )
-async def get_session(session_id: SessionId, request: Request[Any, Any, Any]) -> SessionCard:
+async def get_session(session_id: SessionName, request: Request[Any, Any, Any]) -> SessionCard:
     """Its size, its age, what of it is cached, and whether a turn runs."""
-    return _card(serving_of(request).engine.session_info(tenant_of(request), session_id))
+    return _card(serving_of(request).engine.session_info(tenant_of(request), session_in_path(session_id)))
 
 
 @get(
@@ -80,16 +100,17 @@ async def get_session(session_id: SessionId, request: Request[Any, Any, Any]) ->
     responses=responses(Transcript, 400, 401, 404, 503),
 )
 async def get_transcript(
-    session_id: SessionId,
+    session_id: SessionName,
     request: Request[Any, Any, Any],
     token_ids: Annotated[bool, QueryParameter(description="With each turn's token ids.")] = False,
 ) -> Transcript:
     """What the model saw and gave, turn by turn."""
-    turns = await serving_of(request).engine.session_transcript(tenant_of(request), session_id)
+    named = session_in_path(session_id)
+    turns = await serving_of(request).engine.session_transcript(tenant_of(request), named)
     if not token_ids:
-        return Transcript(id=session_id, turns=[SessionTurn(input=t.input, output=t.output) for t in turns])
+        return Transcript(id=named, turns=[SessionTurn(input=t.input, output=t.output) for t in turns])
     return Transcript(
-        id=session_id,
+        id=named,
         turns=[
             SessionTurn(input=t.input, output=t.output, input_ids=t.input_ids, output_ids=t.output_ids) for t in turns
         ],
@@ -108,12 +129,13 @@ async def get_transcript(
     responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
 async def fork_session(
-    data: JSONBody[ForkRequest], session_id: SessionId, request: Request[Any, Any, Any]
+    data: JSONBody[ForkRequest], session_id: SessionName, request: Request[Any, Any, Any]
 ) -> SessionCard:
     """The new session. A turn that runs in the old one is no part of it."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
-    await engine.fork_session(tenant, session_id, data.session_id, data.turns)
-    return _card(engine.session_info(tenant, data.session_id))
+    new_id = named_session(data.session_id, "session_id")
+    await engine.fork_session(tenant, session_in_path(session_id), new_id, data.turns)
+    return _card(engine.session_info(tenant, new_id))
 
 
 @post(
@@ -127,12 +149,13 @@ async def fork_session(
     responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
 async def rewind_session(
-    data: JSONBody[RewindRequest], session_id: SessionId, request: Request[Any, Any, Any]
+    data: JSONBody[RewindRequest], session_id: SessionName, request: Request[Any, Any, Any]
 ) -> SessionCard:
     """The session after the turns that it keeps."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
-    await engine.rewind_session(tenant, session_id, data.turns)
-    return _card(engine.session_info(tenant, session_id))
+    named = session_in_path(session_id)
+    await engine.rewind_session(tenant, named, data.turns)
+    return _card(engine.session_info(tenant, named))
 
 
 @post(
@@ -147,19 +170,19 @@ async def rewind_session(
     responses=responses(Appended, 400, 401, 404, 408, 409, 413, 429, 503, 507),
 )
 async def append_to_session(
-    data: JSONBody[AppendRequest], session_id: SessionId, request: Request[Any, Any, Any]
+    data: JSONBody[AppendRequest], session_id: SessionName, request: Request[Any, Any, Any]
 ) -> Response[Any]:
     """A turn without an answer."""
-    prompt = data.prompt
+    prompt, named = data.prompt, session_in_path(session_id)
     submission = Submission(
         route="generate",
         input=Turn(prompt) if isinstance(prompt, str) else messages_input(prompt),
-        session=SessionRef(id=session_id, create=data.create, on_disconnect=data.on_disconnect),
+        session=SessionRef(id=named, create=data.create, on_disconnect=data.on_disconnect),
         on_overflow=data.on_overflow,
         stopping=StopParams(max_tokens=0),
         tenant=tenant_of(request),
     )
-    return EngineReply(_Appending(session_id, serving_of(request).engine.submit(submission)))
+    return EngineReply(_Appending(named, serving_of(request).engine.submit(submission)))
 
 
 @post(
@@ -171,11 +194,12 @@ async def append_to_session(
     tags=TAGS,
     responses=responses(Cancelled, 400, 401, 404, 408, 413, 503),
 )
-async def cancel_session(session_id: SessionId, request: Request[Any, Any, Any]) -> Cancelled:
+async def cancel_session(session_id: SessionName, request: Request[Any, Any, Any]) -> Cancelled:
     """Whether a turn ran."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
-    engine.session_info(tenant, session_id)
-    return Cancelled(id=session_id, cancelled=engine.cancel_session(tenant, session_id))
+    named = session_in_path(session_id)
+    engine.session_info(tenant, named)
+    return Cancelled(id=named, cancelled=engine.cancel_session(tenant, named))
 
 
 @delete(
@@ -186,21 +210,22 @@ async def cancel_session(session_id: SessionId, request: Request[Any, Any, Any])
     tags=TAGS,
     responses=responses(Deleted, 400, 401, 404, 408, 409, 413, 503, 507),
 )
-async def delete_session(session_id: SessionId, request: Request[Any, Any, Any]) -> Deleted:
+async def delete_session(session_id: SessionName, request: Request[Any, Any, Any]) -> Deleted:
     """The session is gone, and its KV may be evicted. 409 while a turn runs: cancel it first."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
-    if not await engine.end_session(tenant, session_id):
+    named = session_in_path(session_id)
+    if not await engine.end_session(tenant, named):
         # Says whether it was evicted.
-        engine.session_info(tenant, session_id)
-        message = f"session {session_id} does not exist"
+        engine.session_info(tenant, named)
+        message = f"session {named} does not exist"
         raise LmserveError.new(404, "session_not_found", message, param="session_id")
-    return Deleted(id=session_id)
+    return Deleted(id=named)
 
 
 class _Appending:
     """The core's reply to a turn without an answer, in this route's form."""
 
-    def __init__(self, session_id: int, stream: AsyncStream) -> None:
+    def __init__(self, session_id: SessionId, stream: AsyncStream) -> None:
         self._session_id = session_id
         self._stream = stream
 
