@@ -548,6 +548,23 @@ class CpuModel:
     def add_sinks(self, sinks: Any) -> int:
         """Take the float32 sinks of a layer's attention, one for each query head; gives their number."""
 
+    def add_router(
+        self, part: tuple[str, Any, int, int, Any | None], router: Any, correction: Any | None, scale: Any | None
+    ) -> int:
+        """Take a layer's router, an `lmserve.model.router.Router`, and its matrix, a part of `add_linear`.
+
+        correction, scale: float32, one for each expert. Gives its number; raises LmserveError for what does not fit.
+        """
+
+    def add_experts(self, name: str, parameters: Sequence[float], *, scaled_inputs: bool) -> int:
+        """Make room for a layer's experts with this activation; gives their number."""
+
+    def extend_experts(self, number: int, experts: Sequence[Any], quantize: str | None = None) -> None:
+        """Pack further experts of a layer, each (gate, up, down) as parts of `add_linear`.
+
+        Without the GIL, on all threads. Raises LmserveError for what does not fit.
+        """
+
     def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
         """Record the look-up of the step's tokens, times `scale`."""
 
@@ -586,6 +603,12 @@ class CpuModel:
         start: int = 0,
     ) -> int:
         """Record an activation: `gated`, of x's first half times the second; or of x, times columns of `factor`."""
+
+    def route(self, program: CpuProgram, x: int, weight: int) -> int:
+        """Record the choice of experts for each row."""
+
+    def experts(self, program: CpuProgram, x: int, routing: int, weight: int) -> int:
+        """Record what the experts of a choice make of each row."""
 
     def rows(self, program: CpuProgram, x: int) -> int:
         """Record the choice of the sampled rows."""

@@ -7,11 +7,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::cpu_arrays::{CpuArrays, MaskWords, logit_edits, token_masks, values};
+use super::cpu_experts::{GivenExpert, GivenRouter, StoredExpert};
 use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, Isa, LayerShape, Model, ModelShape, PositionTables, Program, StepSampling,
+    Activation, ExpertNumbers, Isa, LayerShape, Model, ModelShape, PositionTables, Program,
+    StepSampling,
 };
 use crate::error::{Error, Result};
 
@@ -99,7 +101,7 @@ impl GivenLayer {
     }
 }
 
-fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
+pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
     match (name, parameters) {
         ("silu", []) => Ok(Activation::Silu),
         ("gelu", []) => Ok(Activation::Gelu),
@@ -110,10 +112,11 @@ fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
             negative,
             beta,
         }),
+        ("clamped_swiglu", &[alpha, limit]) => Ok(Activation::ClampedSwiglu { alpha, limit }),
         _ => Err(Error::invalid(
             "activation",
             format!(
-                "must be silu, gelu, gelu_tanh, relu2, or xielu with 3 parameters, but {name} with {} was given",
+                "must be silu, gelu, gelu_tanh, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
                 parameters.len()
             ),
         )),
@@ -217,6 +220,54 @@ impl CpuModel {
         Ok(lock(&self.0).add_sinks(values(sinks)?))
     }
 
+    /// Takes a layer's router: its matrix as a part of `add_linear`, and numbers for each expert (or none) that are added to
+    /// the scores that choose, and that weights are multiplied with; gives its number.
+    fn add_router(
+        &self,
+        part: GivenPart<'_>,
+        router: &Bound<'_, PyAny>,
+        correction: Option<&Bound<'_, PyAny>>,
+        scale: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let part = StoredPart::new(part, None)?;
+        let numbers = ExpertNumbers {
+            correction: correction.map(values).transpose()?.unwrap_or_default(),
+            scale: scale.map(values).transpose()?.unwrap_or_default(),
+        };
+        let router: GivenRouter = router.extract()?;
+        let (matrix, kind) = (part.matrix()?, router.kind()?);
+        let mut model = lock(&self.0);
+        Ok(model.add_router(matrix, kind, numbers, router.factor, router.top_k)?)
+    }
+
+    /// Makes room for the experts of a layer; gives their number.
+    #[pyo3(signature = (name, parameters, *, scaled_inputs))]
+    #[allow(clippy::needless_pass_by_value)]
+    fn add_experts(&self, name: &str, parameters: Vec<f32>, scaled_inputs: bool) -> Result<usize> {
+        let activation = activation(name, &parameters)?;
+        Ok(lock(&self.0).add_experts(activation, scaled_inputs))
+    }
+
+    /// Packs further experts of a layer, each (gate, up, down) as parts of `add_linear`.
+    #[pyo3(signature = (number, experts, quantize=None))]
+    fn extend_experts(
+        &self,
+        py: Python<'_>,
+        number: usize,
+        experts: Vec<GivenExpert<'_>>,
+        quantize: Option<&str>,
+    ) -> PyResult<()> {
+        let experts: Vec<_> = experts
+            .into_iter()
+            .map(|expert| StoredExpert::new(expert, quantize))
+            .collect::<PyResult<_>>()?;
+        let matrices: Vec<_> = experts
+            .iter()
+            .map(StoredExpert::matrices)
+            .collect::<Result<_>>()?;
+        Ok(py.detach(|| lock(&self.0).extend_experts(number, &matrices))?)
+    }
+
     fn embed(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
         lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
     }
@@ -286,6 +337,20 @@ impl CpuModel {
         let activation = activation(name, &parameters)?;
         let factor = factor.map(|factor| (factor, start));
         lock(&self.0).record_activate(&mut lock(&program.0), x, activation, gated, factor)
+    }
+
+    fn route(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
+        lock(&self.0).record_route(&mut lock(&program.0), x, weight)
+    }
+
+    fn experts(
+        &self,
+        program: &CpuProgram,
+        x: usize,
+        routing: usize,
+        weight: usize,
+    ) -> Result<usize> {
+        lock(&self.0).record_experts(&mut lock(&program.0), (x, routing), weight)
     }
 
     fn rows(&self, program: &CpuProgram, x: usize) -> Result<usize> {

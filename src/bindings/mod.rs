@@ -3,6 +3,7 @@
 mod cpu;
 mod cpu_arrays;
 mod cpu_executor;
+mod cpu_experts;
 mod cpu_weights;
 mod engine;
 mod event;

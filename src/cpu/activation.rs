@@ -24,6 +24,9 @@ pub enum Activation {
         negative: f32,
         beta: f32,
     },
+    /// x * sigmoid(alpha * x) of x up to `limit`; what it is multiplied with is within `limit` of 0, plus 1 (gpt-oss).
+    #[allow(missing_docs)]
+    ClampedSwiglu { alpha: f32, limit: f32 },
 }
 
 /// `out` = the activation of `x`, times `factor` where there is one; all of one length.
@@ -49,6 +52,9 @@ impl Kernel for Activate<'_> {
                 negative,
                 beta,
             } => self.apply(s, Xielu(positive, negative, beta)),
+            Activation::ClampedSwiglu { alpha, limit } => {
+                self.apply(s, ClampedSwiglu(alpha, limit));
+            }
         }
     }
 }
@@ -65,7 +71,7 @@ impl Activate<'_> {
                 // SAFETY: the vectors lie within the slices, which are of one length.
                 unsafe {
                     let y = function.of(s, s.load(x.as_ptr().add(i)));
-                    let y = s.mul(y, s.load(factor.as_ptr().add(i)));
+                    let y = s.mul(y, function.factor(s, s.load(factor.as_ptr().add(i))));
                     s.store(self.out.as_mut_ptr().add(i), y);
                 }
                 i += S::LANES;
@@ -80,23 +86,31 @@ impl Activate<'_> {
                 i += S::LANES;
             }
         }
-        let mut tail = [0.0; 16];
+        let (mut tail, mut factors) = ([0.0; 16], [1.0; 16]);
         let rest = len - whole;
         tail[..rest].copy_from_slice(&x[whole..]);
         // SAFETY: a tail has room for a vector.
         unsafe {
-            let y = function.of(s, s.load(tail.as_ptr()));
+            let mut y = function.of(s, s.load(tail.as_ptr()));
+            if let Some(factor) = self.factor {
+                factors[..rest].copy_from_slice(&factor[whole..]);
+                y = s.mul(y, function.factor(s, s.load(factors.as_ptr())));
+            }
             s.store(tail.as_mut_ptr(), y);
         }
-        for (i, (out, y)) in self.out[whole..].iter_mut().zip(tail).enumerate() {
-            *out = self.factor.map_or(y, |factor| y * factor[whole + i]);
-        }
+        self.out[whole..].copy_from_slice(&tail[..rest]);
     }
 }
 
 /// What is applied to whole vectors.
 trait Function: Copy {
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V;
+
+    /// What the result is multiplied with, from what is given for it.
+    #[inline(always)]
+    fn factor<S: Simd>(self, _: S, x: S::V) -> S::V {
+        x
+    }
 }
 
 #[inline(always)]
@@ -176,6 +190,23 @@ impl Function for Xielu {
     }
 }
 
+#[derive(Clone, Copy)]
+struct ClampedSwiglu(f32, f32);
+
+impl Function for ClampedSwiglu {
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let x = s.min(s.splat(self.1), x);
+        s.mul(x, sigmoid(s, s.mul(x, s.splat(self.0))))
+    }
+
+    #[inline(always)]
+    fn factor<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let x = s.max(s.splat(-self.1), s.min(s.splat(self.1), x));
+        s.add(x, s.splat(1.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Isa;
@@ -215,6 +246,19 @@ mod tests {
                 };
                 curve + f64::from(beta) * x
             }
+            Activation::ClampedSwiglu { alpha, limit } => {
+                let x = x.min(f64::from(limit));
+                x / (1.0 + (-f64::from(alpha) * x).exp())
+            }
+        }
+    }
+
+    fn exact_factor(activation: Activation, x: f64) -> f64 {
+        match activation {
+            Activation::ClampedSwiglu { limit, .. } => {
+                x.clamp(-f64::from(limit), f64::from(limit)) + 1.0
+            }
+            _ => x,
         }
     }
 
@@ -231,6 +275,10 @@ mod tests {
             Activation::GeluTanh,
             Activation::ReluSquared,
             xielu,
+            Activation::ClampedSwiglu {
+                alpha: 1.702,
+                limit: 0.7,
+            },
         ];
         for isa in Isa::available() {
             for width in [1, 8, 31, 48, 576] {
@@ -250,7 +298,8 @@ mod tests {
                     };
                     dispatch(isa, row);
                     for i in 0..width {
-                        let by = factor.map_or(1.0, |factor| f64::from(factor[i]));
+                        let by = factor
+                            .map_or(1.0, |factor| exact_factor(activation, f64::from(factor[i])));
                         let y = exact(activation, f64::from(x[i])) * by;
                         let near = (f64::from(out[i]) - y).abs() < 2e-6 * y.abs().max(1.0);
                         assert!(near, "{} {activation:?}({}): {}", isa.name(), x[i], out[i]);

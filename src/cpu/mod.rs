@@ -5,6 +5,7 @@ mod activation;
 pub mod attention;
 mod elementwise;
 mod embed;
+mod experts;
 pub mod half;
 pub mod isa;
 pub mod linear;
@@ -23,6 +24,7 @@ mod step_context;
 
 pub use activation::Activation;
 pub use elementwise::Norm;
+pub use experts::{ExpertMatrices, ExpertNumbers, Router};
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
 pub use memory::{Aligned, SharedSlice};

@@ -3,6 +3,7 @@
 use super::activation::Activation;
 use super::attention::{Attention, AttentionShape, KvCache, KvShape, PAGE};
 use super::elementwise::Norm;
+use super::experts::{ExpertMatrices, ExpertNumbers, ExpertsWeight, Router, RouterWeight};
 use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
@@ -77,6 +78,8 @@ pub(super) enum Weight {
     Norm(NormWeight),
     /// Of attention, one for each query head.
     Sinks(Vec<f32>),
+    Router(Box<RouterWeight>),
+    Experts(ExpertsWeight),
 }
 
 /// What of a model a step reads, and what follows from its shape.
@@ -106,6 +109,13 @@ fn check(holds: bool, field: &str, what: impl FnOnce() -> String) -> Result<()> 
     } else {
         Err(Error::invalid(field, what()))
     }
+}
+
+fn no_experts(weight: usize) -> Error {
+    Error::invalid(
+        "program",
+        format!("weight {weight} is not the experts of a layer"),
+    )
 }
 
 /// That tables and shared layers fit.
@@ -257,6 +267,43 @@ impl Model {
         self.weights.len() - 1
     }
 
+    /// Takes a layer's router in, of one matrix `[experts, hidden]`, which is kept as floats; gives its number.
+    ///
+    /// # Errors
+    /// Those of [`Linear::pack`]; `invalid_value` for a choice that so many experts do not leave.
+    pub fn add_router(
+        &mut self,
+        matrix: Matrix,
+        router: Router,
+        numbers: ExpertNumbers,
+        factor: f32,
+        top_k: usize,
+    ) -> Result<usize> {
+        let linear = Linear::pack(self.isa, &self.pool, &[matrix])?.remove(0);
+        let weight = RouterWeight::new(linear, router, numbers, factor, top_k)?;
+        self.weights.push(Weight::Router(Box::new(weight)));
+        Ok(self.weights.len() - 1)
+    }
+
+    /// Makes room for the experts of a layer; gives their number. `scaled_inputs`: what their router gives is multiplied with their
+    /// inputs, and not with their outputs.
+    pub fn add_experts(&mut self, activation: Activation, scaled_inputs: bool) -> usize {
+        let weight = ExpertsWeight::new(activation, scaled_inputs);
+        self.weights.push(Weight::Experts(weight));
+        self.weights.len() - 1
+    }
+
+    /// Packs further experts of a layer.
+    ///
+    /// # Errors
+    /// `invalid_value` for matrices that do not fit each other or their bytes.
+    pub fn extend_experts(&mut self, weight: usize, experts: &[ExpertMatrices]) -> Result<()> {
+        match self.weights.get_mut(weight) {
+            Some(Weight::Experts(weight)) => weight.extend(self.isa, &self.pool, experts),
+            _ => Err(no_experts(weight)),
+        }
+    }
+
     /// Bytes of all weights.
     pub fn weight_bytes(&self) -> usize {
         let bytes = |weight: &Weight| match weight {
@@ -265,6 +312,8 @@ impl Model {
                 (norm.weight.len() + norm.bias.as_ref().map_or(0, Vec::len)) * size_of::<f32>()
             }
             Weight::Sinks(sinks) => size_of_val(&**sinks),
+            Weight::Router(router) => router.bytes(),
+            Weight::Experts(experts) => experts.bytes(),
         };
         self.weights.iter().map(bytes).sum()
     }
@@ -444,6 +493,37 @@ impl Model {
         factor: Option<(usize, usize)>,
     ) -> Result<usize> {
         program.activate(x, activation, gated, factor)
+    }
+
+    /// Records the choice of experts for each row.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_route(&self, program: &mut Program, x: usize, weight: usize) -> Result<usize> {
+        let Some(Weight::Router(router)) = self.weights.get(weight) else {
+            return Err(Error::invalid(
+                "program",
+                format!("weight {weight} is no router"),
+            ));
+        };
+        let (experts, columns) = (router.linear.out_features(), router.linear.in_features());
+        program.route(x, weight, (experts, columns, router.top_k))
+    }
+
+    /// Records what the experts that `values.1` chooses make of the rows of `values.0`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_experts(
+        &self,
+        program: &mut Program,
+        values: (usize, usize),
+        weight: usize,
+    ) -> Result<usize> {
+        let Some(Weight::Experts(experts)) = self.weights.get(weight) else {
+            return Err(no_experts(weight));
+        };
+        program.experts(values, weight, (experts.count(), experts.hidden))
     }
 
     /// Records the choice of the sampled rows.

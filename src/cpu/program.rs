@@ -89,6 +89,19 @@ pub(super) enum Op {
         x: Value,
         out: Value,
     },
+    /// The numbers of the experts that each row goes to, then their weights.
+    Route {
+        x: Value,
+        weight: usize,
+        logits: Value,
+        out: Value,
+    },
+    Experts {
+        x: Value,
+        routing: Value,
+        weight: usize,
+        out: Value,
+    },
 }
 
 impl Op {
@@ -124,6 +137,18 @@ impl Op {
                 if let Some((factor, _)) = factor {
                     f(factor);
                 }
+                f(out);
+            }
+            Self::Route { x, logits, out, .. } => {
+                f(x);
+                f(logits);
+                f(out);
+            }
+            Self::Experts {
+                x, routing, out, ..
+            } => {
+                f(x);
+                f(routing);
                 f(out);
             }
         }
@@ -397,6 +422,53 @@ impl Program {
         let x = self.value(x)?;
         let (handle, out) = self.push(Rows::Sampled, x.width);
         self.ops.push(Op::GatherRows { x, out });
+        Ok(handle)
+    }
+
+    /// Gives the choice of `top_k` experts for each row.
+    pub(super) fn route(
+        &mut self,
+        x: usize,
+        weight: usize,
+        (experts, columns, top_k): (usize, usize, usize),
+    ) -> Result<usize> {
+        let x = self.expect(x, "route", columns)?;
+        let (_, logits) = self.push(x.rows, experts);
+        let (handle, out) = self.push(x.rows, 2 * top_k);
+        self.ops.push(Op::Route {
+            x,
+            weight,
+            logits,
+            out,
+        });
+        Ok(handle)
+    }
+
+    /// Gives what the chosen experts make of each row of `x`.
+    pub(super) fn experts(
+        &mut self,
+        (x, routing): (usize, usize),
+        weight: usize,
+        (experts, width): (usize, usize),
+    ) -> Result<usize> {
+        let (x, routing) = (self.expect(x, "experts", width)?, self.value(routing)?);
+        let chosen = self.ops.iter().find_map(|op| match op {
+            Op::Route { logits, out, .. } if *out == routing => Some(logits.width),
+            _ => None,
+        });
+        if x.rows != routing.rows || chosen != Some(experts) {
+            return Err(Error::invalid(
+                "program",
+                format!("experts takes a choice among its {experts} for as many rows"),
+            ));
+        }
+        let (handle, out) = self.push(x.rows, width);
+        self.ops.push(Op::Experts {
+            x,
+            routing,
+            weight,
+            out,
+        });
         Ok(handle)
     }
 

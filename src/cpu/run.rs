@@ -159,6 +159,17 @@ impl Model {
                 }
             }
         }
+        let threads = self.pool.size();
+        for op in &program.ops {
+            if let Op::Experts {
+                x, routing, weight, ..
+            } = op
+                && let Weight::Experts(experts) = &self.weights[*weight]
+            {
+                let (rows, top_k) = (rows_of(x.rows), routing.width / 2);
+                scratch.experts.reserve(experts, rows, top_k, threads);
+            }
+        }
         grow(&mut scratch.quantized, quantized);
         grow(&mut scratch.part, part);
         if let Some(head) = head {

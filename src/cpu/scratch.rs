@@ -1,5 +1,6 @@
 //! The memory that programs write to.
 
+use super::experts::ExpertMemory;
 use super::memory::Aligned;
 
 /// What programs write, kept from step to step.
@@ -9,5 +10,6 @@ pub(super) struct Scratch {
     pub(super) quantized: Aligned<u8>,
     /// One part of a linear layer whose parts differ.
     pub(super) part: Aligned<f32>,
+    pub(super) experts: ExpertMemory,
     pub(super) logits: Aligned<f32>,
 }

@@ -2,6 +2,7 @@
 
 use super::attention::{AttentionStep, CacheView, KvView, LayerAttention};
 use super::elementwise::Norm;
+use super::experts::{ExpertScratch, ExpertsWeight, RouterWeight};
 use super::isa::Isa;
 use super::linear::{Linear, QuantizedRows};
 use super::memory::SharedSlice;
@@ -23,6 +24,7 @@ pub(super) struct StepContext<'a> {
     buffers: Vec<SharedSlice<'a, f32>>,
     quantized: SharedSlice<'a, u8>,
     part: SharedSlice<'a, f32>,
+    experts: ExpertScratch<'a>,
     pub(super) logits: SharedSlice<'a, f32>,
 }
 
@@ -50,6 +52,7 @@ impl<'a> StepContext<'a> {
                 .collect(),
             quantized: SharedSlice::new(&mut scratch.quantized),
             part: SharedSlice::new(&mut scratch.part),
+            experts: scratch.experts.share(),
             logits: SharedSlice::new(&mut scratch.logits),
         }
     }
@@ -84,6 +87,20 @@ impl<'a> StepContext<'a> {
     fn sinks(&self, weight: usize) -> &'a [f32] {
         match &self.weights[weight] {
             Weight::Sinks(sinks) => sinks,
+            _ => unreachable!("the recorder has looked at the weight"),
+        }
+    }
+
+    fn router(&self, weight: usize) -> &'a RouterWeight {
+        match &self.weights[weight] {
+            Weight::Router(router) => router,
+            _ => unreachable!("the recorder has looked at the weight"),
+        }
+    }
+
+    fn experts(&self, weight: usize) -> &'a ExpertsWeight {
+        match &self.weights[weight] {
+            Weight::Experts(experts) => experts,
             _ => unreachable!("the recorder has looked at the weight"),
         }
     }
@@ -232,6 +249,27 @@ impl<'a> StepContext<'a> {
                         self.step.sample_rows,
                         self.buffer(out),
                     );
+                }
+                Op::Route {
+                    x,
+                    weight,
+                    logits,
+                    out,
+                } => {
+                    let (given, logits) = ((self.buffer(x), self.rows(x)), self.buffer(logits));
+                    let (router, out) = (self.router(weight), self.buffer(out));
+                    router.route(team, given, logits, out, self.quantized);
+                }
+                Op::Experts {
+                    x,
+                    routing,
+                    weight,
+                    out,
+                } => {
+                    let given = (self.buffer(x), self.rows(x));
+                    let routing = (self.buffer(routing), routing.width / 2);
+                    let (experts, out) = (self.experts(weight), self.buffer(out));
+                    experts.forward(team, isa, given, routing, &self.experts, out);
                 }
             }
         }

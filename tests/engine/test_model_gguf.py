@@ -35,6 +35,8 @@ ARCHITECTURES = {
     "llama3": "llama",
     "gemma4_31b": "gemma4",
     "mistral": "llama",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
     "ministral3": "mistral3",
     "olmo3": "olmo2",
     "cohere": "command-r",

@@ -24,6 +24,10 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
@@ -76,6 +80,11 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     else:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(config.num_key_value_heads)
+    if getattr(config, "num_experts_per_tok", None):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if getattr(config, "moe_intermediate_size", None):
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     head_dim = max(layer.self_attn.head_dim for layer in model.model.layers)
@@ -96,7 +105,7 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     tensors = dict(model.named_parameters())
     scalars = {f"{name}.weight": buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")}
     tensors |= scalars
-    for name, parameter in tensors.items():
+    for name, parameter in _separated(tensors).items():
         if "act_fn" in name:
             continue
         stem, kind = name.rsplit(".", 1)
@@ -106,9 +115,11 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
         rows = np.arange(len(values))
         if stem.rsplit(".", 1)[-1] in heads:
             rows = rows.reshape(heads[stem.rsplit(".", 1)[-1]], 2, -1).swapaxes(1, 2).reshape(-1)
-        storage = Type[dtype] if values.ndim == 2 else Type.F32
-        stored = quantize(values, storage)
+        # Routers are never rounded.
+        storage = Type[dtype] if kind == "weight" and values.ndim >= 2 and "gate_inp" not in target else Type.F32
+        stored = quantize(values.reshape(-1, values.shape[-1]), storage)
         restored = gguf.dequantize(stored, storage).reshape(values.shape)
+        stored = stored.reshape(*values.shape[:-1], -1)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(restored))
         if architecture in SHIFTED and name.endswith("norm.weight"):
@@ -118,6 +129,21 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _separated(tensors: dict) -> dict:
+    """The tensors with gates and ups of experts apart; all share the memory of what is given."""
+    found = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if kind == "gate_up_proj" and stem.endswith("experts"):
+            for part, values in zip(("gate", "up"), tensor.data.chunk(2, dim=1), strict=True):
+                found[f"{stem}.{part}_proj.weight"] = values
+        elif kind == "down_proj" and stem.endswith("experts"):
+            found[f"{name}.weight"] = tensor
+        else:
+            found[name] = tensor
+    return found
 
 
 # Of types that gguf only reads: where a block has its half-precision scales, and some for weights of like magnitude.

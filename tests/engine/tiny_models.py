@@ -29,6 +29,7 @@ LLAMA3_ROPE = {
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3}
 SLIDING, FULL = "sliding_attention", "full_attention"
 WINDOW = 24
 
@@ -41,6 +42,12 @@ CONFIGS = {
     "mistral": lambda: transformers.MistralConfig(**SHAPE, head_dim=16, sliding_window=WINDOW),
     "qwen2": lambda: transformers.Qwen2Config(**SHAPE, rope_parameters=YARN_ROPE),
     "qwen3": lambda: transformers.Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),
+    # A layer without experts among those that have them.
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SHAPE, **EXPERTS, head_dim=16, moe_intermediate_size=40, norm_topk_prob=True, mlp_only_layers=[1]
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=5, sliding_window=WINDOW),
+    "olmoe": lambda: transformers.OlmoeConfig(**SHAPE, **EXPERTS),
     "internlm2": lambda: transformers.LlamaConfig(**SHAPE),
     "gemma2": lambda: transformers.Gemma2Config(
         **SHAPE,

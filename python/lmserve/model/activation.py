@@ -13,6 +13,9 @@ class Activation:
     """silu; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu2: max(x, 0)^2; or xielu (Huang and Schlag, 2024).
 
     xielu has parameters p, n and b: b * x, plus p * x^2 above 0 and n * (e^x - 1 - x) below.
+
+    clamped_swiglu (gpt-oss) has parameters alpha and limit: x * sigmoid(alpha * x) of x up to limit; what it is
+    multiplied with is within limit of 0, plus 1.
     """
 
     name: str

@@ -157,7 +157,8 @@ def _open_gguf(path: Path) -> Checkpoint:
         return _open_gguf(first)
     with _reading(path):
         architecture = str(header.get("general.architecture"))
-        family = families.gguf_family(architecture)
+        experts = bool(header.get(f"{architecture}.expert_count"))
+        family = families.gguf_family(architecture, experts=experts)
         stored = gguf_source.read_tensors(path, header)
         metadata, interleaved = header.metadata(), family.gguf_interleaved_rope
         config = family.read_gguf(gguf_source.GgufModel(path, architecture, metadata, header.get, stored, interleaved))

@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
 from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
 from lmserve.model.options import head_format
 from lmserve.model.rope import position_tables
+from lmserve.model.router import Router
 from lmserve.model.tensors import QUANTIZED_TYPES, UNPACKED_TYPES, TensorSource
+
+# (type, bytes, rows, columns, bias) of a matrix.
+Part = tuple[str, NDArray[np.uint8], int, int, NDArray[np.float32] | None]
+# Bytes of experts as floats that are given to the core at a time.
+FLOATS_AT_ONCE = 256 << 20
 
 
 class CpuOps:
@@ -63,7 +70,7 @@ class CpuOps:
         return self.core.weight_bytes
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> int:
-        biases = [None] * len(sources) if bias is None else [_floats(source) for source in bias]
+        biases: Sequence[TensorSource | None] = [None] * len(sources) if bias is None else bias
         is_head = len(sources) == 1 and sources[0].shape[0] == self._vocab_size
         return self._add_linear(sources, biases, head_format(self._quantize) if is_head else self._quantize)
 
@@ -79,6 +86,36 @@ class CpuOps:
 
     def load_sinks(self, source: TensorSource) -> int:
         return self.core.add_sinks(_floats(source))
+
+    def load_router(
+        self,
+        source: TensorSource,
+        router: Router,
+        *,
+        bias: TensorSource | None = None,
+        correction: TensorSource | None = None,
+        scale: TensorSource | None = None,
+    ) -> int:
+        # Whatever the other weights are rounded to: which experts are chosen hangs on it.
+        rows, columns = source.shape
+        part = ("F32", _bytes(source.dequantize()), rows, columns, None if bias is None else _floats(bias))
+        numbers = (None if given is None else _floats(given) for given in (correction, scale))
+        return self.core.add_router(part, router, *numbers)
+
+    def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> int:
+        weights = [split(source) for source in (sources.gate, sources.up, sources.down)]
+        biases = [[None] * len(weights[0])] * 3 if sources.biases is None else [split(bias) for bias in sources.biases]
+        number = self.core.add_experts(activation.name, activation.parameters, scaled_inputs=scaled_inputs)
+        # A few at a time: those that become floats first take more memory for all than there may be.
+        step = max(1, FLOATS_AT_ONCE // (12 * weights[0][0].shape[0] * weights[0][0].shape[1]))
+        for first in range(0, len(weights[0]), step):
+            some = slice(first, first + step)
+            parts = [
+                [self._part(source, bias, self._quantize) for source, bias in zip(each[some], own[some], strict=True)]
+                for each, own in zip(weights, biases, strict=True)
+            ]
+            self.core.extend_experts(number, list(zip(*parts, strict=True)), self._quantize)
+        return number
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
@@ -122,6 +159,12 @@ class CpuOps:
     def activate(self, x: int, activation: Activation, factor: int | None = None, start: int = 0) -> int:
         return self.core.activate(self.program, x, activation.name, activation.parameters, factor=factor, start=start)
 
+    def route(self, x: int, w: int) -> int:
+        return self.core.route(self.program, x, w)
+
+    def experts(self, x: int, routing: int, w: int) -> int:
+        return self.core.experts(self.program, x, routing, w)
+
     def rows(self, x: int) -> int:
         return self.core.rows(self.program, x)
 
@@ -147,14 +190,16 @@ class CpuOps:
         raise NotImplementedError(f"value {x} is recorded, and has no logits of weight {head} yet")
 
     def _add_linear(
-        self, sources: Sequence[TensorSource], biases: Sequence[NDArray[np.float32] | None], quantize: str | None
+        self, sources: Sequence[TensorSource], biases: Sequence[TensorSource | None], quantize: str | None
     ) -> int:
-        parts = []
-        for source, bias in zip(sources, biases, strict=True):
-            dtype, values = _stored(source, quantize)
-            rows, columns = source.shape
-            parts.append((dtype, values, rows, columns, bias))
+        parts = [self._part(source, bias, quantize) for source, bias in zip(sources, biases, strict=True)]
         return self.core.add_linear(parts, quantize)
+
+    @staticmethod
+    def _part(source: TensorSource, bias: TensorSource | None, quantize: str | None) -> Part:
+        dtype, values = _stored(source, quantize)
+        rows, columns = source.shape
+        return dtype, values, rows, columns, None if bias is None else _floats(bias)
 
 
 def _stored(source: TensorSource, quantize: str | None) -> tuple[str, NDArray[np.uint8]]:

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmserve.model.activation import Activation
+from lmserve.model.expert_tensors import ExpertSources
 from lmserve.model.interface import LogitEdits
+from lmserve.model.router import Router
 from lmserve.model.tensors import TensorSource
 
 I32 = NDArray[np.int32]
@@ -55,6 +57,23 @@ class Ops(Protocol[A, W]):
 
     def load_sinks(self, source: TensorSource) -> W:
         """The sinks [heads] of a layer's attention."""
+
+    def load_router(
+        self,
+        source: TensorSource,
+        router: Router,
+        *,
+        bias: TensorSource | None = None,
+        correction: TensorSource | None = None,
+        scale: TensorSource | None = None,
+    ) -> W:
+        """Weight [experts, hidden] of `route`, and bias [experts] of its logits; kept in fp32.
+
+        For each expert, correction: what is added to the score that chooses it; scale: a factor of its weight.
+        """
+
+    def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> W:
+        """The experts of a layer. scaled_inputs: weights are multiplied with their inputs, and not their outputs."""
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
@@ -108,6 +127,14 @@ class Ops(Protocol[A, W]):
 
     def activate(self, x: A, activation: Activation, factor: A | None = None, start: int = 0) -> A:
         """activation(x) [n, width], times the columns start .. start + width of `factor`, if there is one."""
+
+    def route(self, x: A, w: W) -> A:
+        """[n, 2 * top_k] of x [n, hidden], in fp32: numbers of the experts that w chooses, then their weights."""
+
+    def experts(self, x: A, routing: A, w: W) -> A:
+        """[n, hidden] of x [n, hidden]: the sum over the experts of `routing` of each's weight times
+        down(activation(gate(x)) * up(x)), in the order of the choice.
+        """
 
     def rows(self, x: A) -> A:
         """[R, width]: the rows `sample_rows` of x [T, width]."""

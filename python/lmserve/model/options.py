@@ -9,13 +9,16 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
-from lmserve.model.tensors import UNPACKED_TYPES
+from lmserve.model.expert_tensors import split
+from lmserve.model.tensors import UNPACKED_TYPES, TensorSource
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 OPS = ("auto", "torch", "cpu")
 QUANTIZE = ("auto", "none", "q8", "q4")
 KV_DTYPES = ("auto", "fp32", "fp16", "int8")
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+# Of mixtures of experts; they are kept in fp32.
+ROUTERS = ("mlp.gate.weight", "router.weight", "router.proj.weight")
 CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
 # Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
@@ -221,13 +224,20 @@ def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | 
         return sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
     total = 0
     for name, tensor in checkpoint.tensors.items():
-        if len(tensor.shape) != 2:
+        if name.endswith(ROUTERS):
+            total += cpu_linear_bytes("F32", None, *tensor.shape)
+        elif len(tensor.shape) < 2 or name.endswith(".bias"):
             total += _elements(tensor.shape) * ITEM_BYTES["fp32"]
-            continue
-        kept = head_format(quantize) if name in HEADS else quantize
-        stored = "F32" if kept is not None or tensor.dtype in UNPACKED_TYPES else tensor.dtype
-        total += cpu_linear_bytes(stored, kept, *tensor.shape)
+        elif len(tensor.shape) == 2:
+            total += _linear_bytes(tensor, head_format(quantize) if name in HEADS else quantize)
+        else:
+            total += sum(_linear_bytes(expert, quantize) for expert in split(tensor))
     return total
+
+
+def _linear_bytes(tensor: TensorSource, kept: str | None) -> int:
+    stored = "F32" if kept is not None or tensor.dtype in UNPACKED_TYPES else tensor.dtype
+    return cpu_linear_bytes(stored, kept, *tensor.shape)
 
 
 def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:

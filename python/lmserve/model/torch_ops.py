@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,13 @@ from torch.nn import functional
 from lmserve.model import sampler
 from lmserve.model.activation import Activation
 from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
+from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
 from lmserve.model.rope import position_tables
+from lmserve.model.router import Router
 from lmserve.model.sampler import SamplingRows
 from lmserve.model.tensors import TensorSource
+from lmserve.model.torch_activation import activate, gated
 from lmserve.model.torch_attention import (
     DTYPES,
     Attention,
@@ -27,20 +29,12 @@ from lmserve.model.torch_attention import (
     SdpaAttention,
     StepLayout,
 )
+from lmserve.model.torch_experts import TorchExperts, TorchRouter
 from lmserve.model.torch_upload import on_device
 from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
+from lmserve.model.torch_weight import TorchWeight
 
 STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens", "block_tables", "sample_rows")
-
-
-@dataclass(frozen=True, slots=True)
-class TorchWeight:
-    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, and if it is a layer norm."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    eps: float = 0.0
-    centered: bool = False
 
 
 class TorchOps:
@@ -106,6 +100,39 @@ class TorchOps:
 
     def load_sinks(self, source: TensorSource) -> TorchWeight:
         return TorchWeight(self._load([source]))
+
+    def load_router(
+        self,
+        source: TensorSource,
+        router: Router,
+        *,
+        bias: TensorSource | None = None,
+        correction: TensorSource | None = None,
+        scale: TensorSource | None = None,
+    ) -> TorchRouter:
+        def load(source: TensorSource) -> Tensor:
+            return self._load([source], torch.float32)
+
+        return TorchRouter(
+            load(source),
+            None if bias is None else load(bias),
+            correction=None if correction is None else load(correction),
+            scale=None if scale is None else load(scale),
+            router=router,
+        )
+
+    def load_experts(
+        self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False
+    ) -> TorchExperts:
+        biases = sources.biases
+        return TorchExperts(
+            weight=self._load_experts([sources.gate, sources.up]),
+            bias=None if biases is None else self._load_experts(biases[:2]),
+            down=self._load_experts([sources.down]),
+            down_bias=None if biases is None else self._load_experts(biases[2:]),
+            activation=activation,
+            scaled_inputs=scaled_inputs,
+        )
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         self.upload(n_tokens, n_seqs, n_rows)
@@ -187,12 +214,18 @@ class TorchOps:
         return attended + self._not_finite if self._device.type == "cpu" else attended
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return _activate(gate, activation) * up
+        return gated(gate_up, activation)
 
     def activate(self, x: Tensor, activation: Activation, factor: Tensor | None = None, start: int = 0) -> Tensor:
-        activated = _activate(x, activation)
-        return activated if factor is None else activated * factor[:, start : start + x.shape[-1]]
+        return activate(x, activation, None if factor is None else factor[:, start : start + x.shape[-1]])
+
+    def route(self, x: Tensor, w: TorchWeight) -> Tensor:
+        assert isinstance(w, TorchRouter)
+        return w.route(x)
+
+    def experts(self, x: Tensor, routing: Tensor, w: TorchWeight) -> Tensor:
+        assert isinstance(w, TorchExperts)
+        return w.apply(x, routing)
 
     def rows(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._sample_rows)
@@ -268,15 +301,20 @@ class TorchOps:
         padding["block_tables"].fill_(self.cache.spare_block)
         return padding
 
-    def _load(self, sources: Sequence[TensorSource]) -> Tensor:
+    def _load(self, sources: Sequence[TensorSource], dtype: torch.dtype | None = None) -> Tensor:
         rows = sum(source.shape[0] for source in sources)
-        loaded = torch.empty((rows, *sources[0].shape[1:]), dtype=self._dtype, device=self._device)
-        start = 0
-        for source in sources:
-            # copy_ converts to the dtype; the copy makes mapped, read-only memory writable, as torch wants it.
-            values = np.array(source.dequantize(), copy=True)
-            loaded[start : start + len(values)].copy_(torch.from_numpy(values))
-            start += len(values)
+        loaded = torch.empty((rows, *sources[0].shape[1:]), dtype=dtype or self._dtype, device=self._device)
+        _fill(loaded, sources)
+        self.weight_bytes += loaded.nbytes
+        return loaded
+
+    def _load_experts(self, stacked: Sequence[TensorSource]) -> Tensor:
+        """[experts, rows of all, ...]; one expert after the other: all as floats may take more memory than there is."""
+        rows = sum(source.shape[1] for source in stacked)
+        shape = (stacked[0].shape[0], rows, *stacked[0].shape[2:])
+        loaded = torch.empty(shape, dtype=self._dtype, device=self._device)
+        for target, sources in zip(loaded, zip(*map(split, stacked), strict=True), strict=True):
+            _fill(target, sources)
         self.weight_bytes += loaded.nbytes
         return loaded
 
@@ -305,21 +343,14 @@ class TorchOps:
         self._outputs.append((target, rows, values.to("cpu", non_blocking=True)))
 
 
-def _activate(x: Tensor, activation: Activation) -> Tensor:
-    match activation.name:
-        case "silu":
-            return functional.silu(x)
-        case "gelu":
-            return functional.gelu(x)
-        case "gelu_tanh":
-            return functional.gelu(x, approximate="tanh")
-        case "relu2":
-            return functional.relu(x).square()
-        case "xielu":
-            positive, negative, beta = activation.parameters
-            below = x.clamp(max=0)
-            return positive * x.clamp(min=0).square() + negative * (torch.expm1(below) - below) + beta * x
-    raise ValueError(f"there is no activation {activation.name!r}")
+def _fill(target: Tensor, sources: Sequence[TensorSource]) -> None:
+    """Write the values of sources one after the other."""
+    start = 0
+    for source in sources:
+        # copy_ converts to the dtype; the copy makes mapped, read-only memory writable, as torch wants it.
+        values = np.array(source.dequantize(), copy=True)
+        target[start : start + len(values)].copy_(torch.from_numpy(values))
+        start += len(values)
 
 
 def _lengths(n_tokens: int, n_seqs: int, n_rows: int) -> dict[str, int]:

@@ -22,8 +22,9 @@ from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
-from lmserve.model.torch_ops import TorchOps, TorchWeight
+from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_varlen import VarlenAttention
+from lmserve.model.torch_weight import TorchWeight
 
 
 class TorchRunner(DecoderRunner[Tensor, TorchWeight]):

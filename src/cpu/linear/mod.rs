@@ -36,6 +36,7 @@ use crate::cpu::quant::{Code, GROUP};
 use floats::FloatWeights;
 use integers::IntWeights;
 use pack::Kept;
+use std::ops::Range;
 
 /// Outputs that are packed side by side.
 const TILE: usize = 16;
@@ -78,6 +79,13 @@ impl Format {
 enum Weights {
     Int(IntWeights),
     Float(FloatWeights),
+}
+
+/// Rows that a layer reads: integers, or floats side by side.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) enum Input<'a> {
+    Integers(QuantizedRows<'a>),
+    Floats(SharedSlice<'a, f32>),
 }
 
 /// A linear layer: weights of shape `[out, in]`, packed for one instruction set, and an optional bias.
@@ -203,6 +211,53 @@ impl Linear {
         };
         // SAFETY: the buffers are large enough, and the caller's promise about them.
         unsafe { kernels::integers(self.isa, team, &task) };
+    }
+
+    /// Tiles of a layer with so many outputs.
+    pub(in crate::cpu) const fn tiles_of(out_features: usize) -> usize {
+        out_features.div_ceil(TILE)
+    }
+
+    /// Computes the outputs of some tiles for some rows of `x`, which begin at a block of quantized rows, on the calling thread
+    /// alone, and writes them to `y` `[all rows, out]`.
+    ///
+    /// # Safety
+    /// All rows of `x` must have been written before the last barrier, and until the next nobody may write them, nor touch these
+    /// outputs of these rows.
+    ///
+    /// # Panics
+    /// If the weights do not read what `x` is, or a buffer is too small, or there are no such tiles or rows.
+    pub(in crate::cpu) unsafe fn forward_part(
+        &self,
+        x: Input,
+        y: SharedSlice<f32>,
+        tiles: Range<usize>,
+        rows: Range<usize>,
+    ) {
+        assert!(tiles.end <= Self::tiles_of(self.out_features));
+        assert!(y.len() >= rows.end * self.out_features);
+        let output = self.output(y);
+        match (&self.weights, x) {
+            (Weights::Int(weights), Input::Integers(x)) => {
+                assert!(x.cols() == self.in_features && rows.end <= x.rows());
+                let task = integers::Task { weights, x, output };
+                // SAFETY: the buffers are large enough, and the caller's promise about them.
+                unsafe { kernels::integers_part(self.isa, &task, tiles, rows) };
+            }
+            (Weights::Float(weights), Input::Floats(x)) => {
+                assert!(x.len() >= rows.end * self.in_features);
+                let task = floats::Task {
+                    weights,
+                    x: x.as_ptr(),
+                    rows: rows.end,
+                    cols: self.in_features,
+                    output,
+                };
+                // SAFETY: as above.
+                unsafe { kernels::floats_part(self.isa, &task, tiles, rows) };
+            }
+            _ => panic!("the rows are not what the weights read"),
+        }
     }
 
     fn output(&self, y: SharedSlice<f32>) -> Output {

@@ -197,10 +197,55 @@ impl Linear {
             .collect())
     }
 
+    /// Packs each matrix as a layer of its own, on one thread of the pool.
+    ///
+    /// # Errors
+    /// As [`Self::pack`].
+    pub fn pack_each(isa: Isa, pool: &Pool, matrices: &[Matrix]) -> Result<Vec<Self>> {
+        matrices.iter().try_for_each(Matrix::check)?;
+        let packed: Vec<Mutex<Option<Self>>> = matrices.iter().map(|_| Mutex::default()).collect();
+        pool.run(&|team| {
+            let mut scratch = Scratch::default();
+            team.for_chunks(matrices.len(), 1, |range| {
+                for at in range {
+                    let parts = &matrices[at..=at];
+                    let mut layer = Self::zeroed(isa, parts);
+                    for (at, mut piece) in layer.pieces().into_iter().enumerate() {
+                        fill(at, &mut piece, parts, &mut scratch);
+                    }
+                    let mut place = packed[at].lock().unwrap_or_else(PoisonError::into_inner);
+                    *place = Some(layer);
+                }
+            });
+        });
+        let layers = packed.into_iter().filter_map(|layer| {
+            let layer = layer.into_inner();
+            layer.unwrap_or_else(PoisonError::into_inner)
+        });
+        Ok(layers.collect())
+    }
+
     fn pack_joined(isa: Isa, pool: &Pool, parts: &[Matrix]) -> Self {
+        let mut layer = Self::zeroed(isa, parts);
+        let pieces: Vec<_> = layer.pieces().into_iter().map(Mutex::new).collect();
+        pool.run(&|team| {
+            let mut scratch = Scratch::default();
+            team.for_chunks(pieces.len(), 1, |range| {
+                for at in range {
+                    let mut piece = pieces[at].lock().unwrap_or_else(PoisonError::into_inner);
+                    fill(at, &mut piece, parts, &mut scratch);
+                }
+            });
+        });
+        drop(pieces);
+        layer
+    }
+
+    /// The layer of joined parts, its weights still all zero.
+    fn zeroed(isa: Isa, parts: &[Matrix]) -> Self {
         let out_features = parts.iter().map(|part| part.rows).sum();
         let in_features = parts[0].columns;
-        let mut weights = match parts[0].stored.kept() {
+        let weights = match parts[0].stored.kept() {
             Kept::Integers(code) => {
                 Weights::Int(IntWeights::zeroed(code, out_features, in_features))
             }
@@ -208,35 +253,6 @@ impl Linear {
                 Weights::Float(FloatWeights::zeroed(format, out_features, in_features))
             }
         };
-        let pieces: Vec<Mutex<Piece>> = match &mut weights {
-            Weights::Int(weights) => {
-                let pieces = weights.pieces(PIECE);
-                pieces.map(Piece::Integers).map(Mutex::new).collect()
-            }
-            Weights::Float(weights) => {
-                let pieces = weights.pieces(PIECE);
-                pieces.map(Piece::Floats).map(Mutex::new).collect()
-            }
-        };
-        pool.run(&|team| {
-            let mut scratch = Scratch::default();
-            team.for_chunks(pieces.len(), 1, |range| {
-                for at in range {
-                    let mut piece = pieces[at].lock().unwrap_or_else(PoisonError::into_inner);
-                    let first = at * PIECE * TILE;
-                    let last = out_features.min(first + PIECE * TILE);
-                    let mut begin = 0;
-                    for part in parts {
-                        let end = begin + part.rows;
-                        for row in first.max(begin)..last.min(end) {
-                            piece.set_row(row - first, part, row - begin, &mut scratch);
-                        }
-                        begin = end;
-                    }
-                }
-            });
-        });
-        drop(pieces);
         let biases: Vec<f32> = parts
             .iter()
             .flat_map(|part| part.bias.unwrap_or_default())
@@ -254,5 +270,25 @@ impl Linear {
             weights,
             bias,
         }
+    }
+
+    fn pieces(&mut self) -> Vec<Piece<'_>> {
+        match &mut self.weights {
+            Weights::Int(weights) => weights.pieces(PIECE).map(Piece::Integers).collect(),
+            Weights::Float(weights) => weights.pieces(PIECE).map(Piece::Floats).collect(),
+        }
+    }
+}
+
+/// Packs the rows of piece `at` of joined parts.
+fn fill(at: usize, piece: &mut Piece, parts: &[Matrix], scratch: &mut Scratch) {
+    let (first, last) = (at * PIECE * TILE, (at + 1) * PIECE * TILE);
+    let mut begin = 0;
+    for part in parts {
+        let end = begin + part.rows;
+        for row in first.max(begin)..last.min(end) {
+            piece.set_row(row - first, part, row - begin, scratch);
+        }
+        begin = end;
     }
 }

@@ -20,10 +20,13 @@ from lmserve.model.families import (
     llama,
     ministral3,
     mistral,
+    mixtral,
     olmo2,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -36,9 +39,11 @@ from lmserve.model.wrapped import MODEL_TYPES
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     mistral.FAMILY,
+    mixtral.FAMILY,
     ministral3.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    qwen3_moe.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
     gemma4.FAMILY,
@@ -46,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     smollm3.FAMILY,
     olmo2.FAMILY,
+    olmoe.FAMILY,
     exaone4.FAMILY,
     cohere2.FAMILY,
     cohere2.COHERE,
@@ -86,10 +92,13 @@ def _stem(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def gguf_family(architecture: str) -> Family:
-    """The family that GGUF's `general.architecture` names."""
-    for family in FAMILIES:
-        if family.gguf_architecture == architecture:
+def gguf_family(architecture: str, *, experts: bool = False) -> Family:
+    """The family that GGUF's `general.architecture` names; of several that of its models with, or without, experts."""
+    named = [family for family in FAMILIES if family.gguf_architecture == architecture]
+    for family in named:
+        if family.gguf_experts == experts:
             return family
+    if named:
+        return named[0]
     supported = ", ".join(family.gguf_architecture for family in FAMILIES if family.gguf_architecture)
     raise CheckpointError(f"GGUF architecture {architecture!r} is not supported ({supported} are)")

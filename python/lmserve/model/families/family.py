@@ -48,6 +48,7 @@ class Family:
     hf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     limits: str = ""  # which of its models, or what of them, is refused
     gguf_architecture: str | None = None
+    gguf_experts: bool = False  # the models with experts of an architecture that another family has without them
     gguf_config: Callable[[GgufModel], ModelConfig] | None = None
     gguf_names: Mapping[str, str] = field(default_factory=dict)  # of tensors, where they are not those of Llama
     gguf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged

@@ -80,9 +80,14 @@ def hf_windows(raw: dict[str, Any], *, period: int = 0) -> list[int | None]:
     return [int(window) if kind == SLIDING else None for kind in types]
 
 
-def gguf_fields(family: str, file: GgufModel, *, eps: str = "layer_norm_rms_epsilon") -> dict[str, Any]:
-    """Fields of `ModelConfig`. What biases there are is read off the tensors: GGUF has no key for it."""
-    if file.value("expert_count", 0):
+def gguf_fields(
+    family: str, file: GgufModel, *, eps: str = "layer_norm_rms_epsilon", experts: bool = False
+) -> dict[str, Any]:
+    """Fields of `ModelConfig`. What biases there are is read off the tensors: GGUF has no key for it.
+
+    experts: the family has them.
+    """
+    if not experts and file.value("expert_count", 0):
         raise CheckpointError(
             f"{file.path}: mixture-of-experts models are not supported ({file.architecture} with experts)"
         )

@@ -21,6 +21,7 @@ class SelfAttention(Generic[W]):
     output: W
     q_norm: W | None = None
     k_norm: W | None = None
+    sinks: W | None = None
 
 
 def load_self_attention(
@@ -32,8 +33,11 @@ def load_self_attention(
     output_bias: bool = False,
     qk_norm_eps: float | None = None,
     qk_norm_per_head: bool = True,
+    sinks: bool = False,
 ) -> SelfAttention[W]:
-    """q_proj, k_proj, v_proj and o_proj; with `qk_norm_eps` an RMS norm of each head's q and k, or one of all heads."""
+    """q_proj, k_proj, v_proj and o_proj; with `qk_norm_eps` an RMS norm of each head's q and k, or one of all heads;
+    with `sinks` one for each query head.
+    """
     q_norm, k_norm = (layer.head_dim,) * 2 if qk_norm_per_head else (layer.q_size, layer.kv_size)
     sizes = {"q_proj": layer.q_size, "k_proj": layer.kv_size, "v_proj": layer.kv_size}
     return SelfAttention(
@@ -41,10 +45,11 @@ def load_self_attention(
         output=load.linear({"o_proj": hidden_size}, layer.q_size, bias=output_bias),
         q_norm=None if qk_norm_eps is None else load.rms_norm("q_norm", q_norm, qk_norm_eps),
         k_norm=None if qk_norm_eps is None else load.rms_norm("k_norm", k_norm, qk_norm_eps),
+        sinks=load.sinks("sinks", layer.num_heads) if sinks else None,
     )
 
 
 def attend(ops: Ops[A, W], normed: A, layer: int, weights: SelfAttention[W]) -> A:
     """What the heads of a layer see, [T, heads * head_dim], before the output's linear layer."""
     query = ops.rope_and_cache(ops.linear(normed, weights.qkv), layer, weights.q_norm, weights.k_norm)
-    return ops.attention(query, layer)
+    return ops.attention(query, layer, weights.sinks)

@@ -11,7 +11,10 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
+from lmserve.model.activation import Activation
+from lmserve.model.expert_tensors import ExpertSources
 from lmserve.model.ops import Ops
+from lmserve.model.router import Router
 from lmserve.model.tensors import StoredTensor, TensorSource, constant
 
 A = TypeVar("A")
@@ -35,17 +38,17 @@ class Loader(Generic[A, W]):
     def linear(self, outputs: Mapping[str, int] | Sequence[tuple[str, int]], inputs: int, *, bias: bool = False) -> W:
         """Layers of `inputs` columns as one, their outputs (name and rows) side by side in the order given."""
         parts = list(outputs.items()) if isinstance(outputs, Mapping) else outputs
-        weights = [self._tensor(f"{name}.weight", (rows, inputs)) for name, rows in parts]
-        biases = [self._tensor(f"{name}.bias", (rows,)) for name, rows in parts] if bias else None
+        weights = [self.tensor(f"{name}.weight", (rows, inputs)) for name, rows in parts]
+        biases = [self.tensor(f"{name}.bias", (rows,)) for name, rows in parts] if bias else None
         return self.ops.load_linear(weights, biases)
 
     def embedding(self, name: str, rows: int, width: int, *, head: bool) -> W:
         """A table of embeddings; `head`: it is the head as well."""
-        return self.ops.load_embedding(self._tensor(f"{name}.weight", (rows, width)), head=head)
+        return self.ops.load_embedding(self.tensor(f"{name}.weight", (rows, width)), head=head)
 
     def rms_norm(self, name: str, width: int, eps: float) -> W:
         """The weight of an RMS norm."""
-        return self.ops.load_rms_norm(self._tensor(f"{name}.weight", (width,)), eps)
+        return self.ops.load_rms_norm(self.tensor(f"{name}.weight", (width,)), eps)
 
     def unweighted_rms_norm(self, width: int, eps: float) -> W:
         """An RMS norm whose weights are all 1, which no file stores."""
@@ -53,15 +56,20 @@ class Loader(Generic[A, W]):
 
     def layer_norm(self, name: str, width: int, eps: float, *, bias: bool) -> W:
         """The weight and bias of a layer norm."""
-        own = self._tensor(f"{name}.bias", (width,)) if bias else None
-        return self.ops.load_layer_norm(self._tensor(f"{name}.weight", (width,)), own, eps)
+        own = self.tensor(f"{name}.bias", (width,)) if bias else None
+        return self.ops.load_layer_norm(self.tensor(f"{name}.weight", (width,)), own, eps)
 
     def number(self, name: str) -> float:
         """A tensor of one number; 1 where nothing is loaded."""
-        values = self._tensor(name, (1,)).dequantize().reshape(-1)
+        values = self.tensor(name, (1,)).dequantize().reshape(-1)
         return float(values[0]) if len(values) else 1.0
 
-    def _tensor(self, name: str, shape: Shape) -> TensorSource:
+    def sinks(self, name: str, heads: int) -> W:
+        """The sinks of a layer's attention."""
+        return self.ops.load_sinks(self.tensor(name, (heads,)))
+
+    def tensor(self, name: str, shape: Shape) -> TensorSource:
+        """What is stored under a name, of this shape."""
         return self.find(self.prefix + name, shape)
 
 
@@ -78,6 +86,15 @@ class _Nowhere:
         """Nothing."""
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> None:
+        """Nothing."""
+
+    def load_sinks(self, source: TensorSource) -> None:
+        """Nothing."""
+
+    def load_router(self, source: TensorSource, router: Router, **_others: TensorSource | None) -> None:
+        """Nothing."""
+
+    def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> None:
         """Nothing."""
 
 

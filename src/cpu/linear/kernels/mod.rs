@@ -40,23 +40,35 @@ pub(super) unsafe fn integers(isa: Isa, team: &Team, task: &integers::Task) {
         weights.tiles,
         task.x.rows(),
         weights.tile_bytes(),
-        |tiles, rows| {
-            // SAFETY: the caller's promise.
-            unsafe {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::integers(task, tiles, rows),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2Vnni => avx2::integers_vnni(task, tiles, rows),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2::integers(task, tiles, rows),
-                    #[cfg(target_arch = "aarch64")]
-                    Isa::NeonDot => neon::integers(task, tiles, rows),
-                    _ => portable::integers(task, tiles, rows),
-                }
-            }
-        },
+        // SAFETY: the caller's promise.
+        |tiles, rows| unsafe { integers_part(isa, task, tiles, rows) },
     );
+}
+
+/// Multiplies some rows, which begin at a block of them, with some tiles, on this thread.
+///
+/// # Safety
+/// As for [`integers`], of these tiles and rows.
+pub(super) unsafe fn integers_part(
+    isa: Isa,
+    task: &integers::Task,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::integers(task, tiles, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => avx2::integers_vnni(task, tiles, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::integers(task, tiles, rows),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon::integers(task, tiles, rows),
+            _ => portable::integers(task, tiles, rows),
+        }
+    }
 }
 
 /// Multiplies rows of floats on all threads of the team, and waits for all.
@@ -70,21 +82,33 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
         weights.tiles,
         task.rows,
         weights.bytes() / weights.tiles.max(1),
-        |tiles, rows| {
-            // SAFETY: the caller's promise.
-            unsafe {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::floats(task, tiles, rows),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 | Isa::Avx2Vnni => avx2::floats(task, tiles, rows),
-                    #[cfg(target_arch = "aarch64")]
-                    Isa::NeonDot => neon::floats(task, tiles, rows),
-                    _ => portable::floats(task, tiles, rows),
-                }
-            }
-        },
+        // SAFETY: the caller's promise.
+        |tiles, rows| unsafe { floats_part(isa, task, tiles, rows) },
     );
+}
+
+/// Multiplies some rows with some tiles, on this thread.
+///
+/// # Safety
+/// As for [`integers`], of these tiles and rows.
+pub(super) unsafe fn floats_part(
+    isa: Isa,
+    task: &floats::Task,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::floats(task, tiles, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx2Vnni => avx2::floats(task, tiles, rows),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon::floats(task, tiles, rows),
+            _ => portable::floats(task, tiles, rows),
+        }
+    }
 }
 
 /// Quantizes the groups of `rows` rows, which lie `stride` apart in `values` and end with it, and writes them to `target`: the

@@ -1,0 +1,64 @@
+"""The decoder that most families with mixtures of experts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from lmserve.model.activation import Activation
+from lmserve.model.layers.attention import SelfAttention, attend
+from lmserve.model.layers.experts import Experts, mixture
+from lmserve.model.layers.loading import Loader
+from lmserve.model.layers.mlp import GatedMlp, gated_mlp
+from lmserve.model.ops import Ops
+from lmserve.model.sparse_config import SparseConfig
+
+A = TypeVar("A")
+W = TypeVar("W")
+C = TypeVar("C", bound=SparseConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseLayer(Generic[W]):
+    """Loaded weights of one layer."""
+
+    input_norm: W
+    attention: SelfAttention[W]
+    mlp_norm: W
+    mlp: GatedMlp[W] | Experts[W]
+
+
+class SparseDecoder(Generic[A, W]):
+    """Pre-norm attention, then experts or one feed-forward network, each added to the residual states."""
+
+    def __init__(self, config: C, load: Loader[A, W], layer: Callable[[C, int, Loader[A, W]], SparseLayer[W]]) -> None:
+        hidden, tied = config.hidden_size, config.tie_word_embeddings
+        self.ops, self.config = load.ops, config
+        self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
+        self.layers = [layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)]
+        self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
+        self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
+
+    def forward(self, *, sampled_rows_only: bool) -> A:
+        ops = self.ops
+        states = ops.embed(self.embedding)
+        normed = ops.norm(states, self.layers[0].input_norm)
+        for index, layer in enumerate(self.layers):
+            last = index + 1 == len(self.layers)
+            attended = attend(ops, normed, index, layer.attention)
+            if last and sampled_rows_only:
+                attended, states = ops.rows(attended), ops.rows(states)
+            attended = ops.linear(attended, layer.attention.output)
+            normed, states = ops.add_norm(attended, states, layer.mlp_norm)
+            following = self.norm if last else self.layers[index + 1].input_norm
+            inner = feed_forward(ops, normed, layer.mlp, self.config.activation)
+            normed, states = ops.add_norm(inner, states, following)
+        return normed
+
+
+def feed_forward(ops: Ops[A, W], x: A, weights: GatedMlp[W] | Experts[W], activation: Activation) -> A:
+    """What a layer's experts, or its one feed-forward network, make of x."""
+    if isinstance(weights, Experts):
+        return mixture(ops, x, weights)
+    return gated_mlp(ops, x, weights, activation)

@@ -1,0 +1,17 @@
+"""A weight that torch's operations have loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TorchWeight:
+    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, and if it is a layer norm."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    eps: float = 0.0
+    centered: bool = False

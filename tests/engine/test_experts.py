@@ -1,0 +1,188 @@
+"""Mixtures of experts: in every layout and type of weights, alone as in any batch, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+import gguf
+import numpy as np
+import pytest
+import tiny_gguf
+import tiny_models
+import torch
+from lmserve.model import RunnerOptions, load_runner, open_checkpoint, plan_memory
+from lmserve.model.errors import CheckpointError
+from lmserve.model.interface import NO_TOKEN
+from model_driver import Driver, greedy
+from safetensors.torch import load_file, save_file
+
+TORCH = RunnerOptions(device="cpu", ops="torch", max_batch=4, max_batch_tokens=64, threads=1)
+CPU = RunnerOptions(device="cpu", ops="cpu", max_batch=16, max_batch_tokens=128, kv_memory=4 << 20, threads=2)
+EXACT = dataclasses.replace(CPU, quantize="none")
+STEPS = 16
+# Whole blocks of 256 in every matrix of the experts.
+WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_attention_heads": 8, "mlp_only_layers": []}
+
+
+def assert_equals(reference, path, options) -> None:
+    runner = load_runner(open_checkpoint(path), options)
+    greedy(runner)
+    driver = Driver(runner)
+    sequence = driver.start(np.random.default_rng(0).integers(0, 199, 40))
+    driver.generate([sequence], STEPS)
+    logits = tiny_models.reference_logits(reference, sequence.tokens)[-STEPS - 1 : -1]
+    assert np.abs(np.array(sequence.logits) - logits).max() < 1e-3
+    assert sequence.tokens[-STEPS:] == logits.argmax(-1).tolist()
+
+
+def rewrite(folder, change) -> None:
+    """Store what `change` makes of the tensors."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+
+def fused(tensors):
+    """Each layer's experts as two tensors, as newer checkpoints have them."""
+    found, parts = {}, {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(\w+)_proj\.weight", name)
+        if match:
+            parts.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = tensor
+        else:
+            found[name] = tensor
+    for prefix, kinds in parts.items():
+        gate, up, down = (torch.stack([kinds[kind][i] for i in range(6)]) for kind in ("gate", "up", "down"))
+        found |= {f"{prefix}.gate_up_proj": torch.cat((gate, up), 1), f"{prefix}.down_proj": down}
+    return found
+
+
+@pytest.mark.parametrize("options", [TORCH, EXACT], ids=["torch", "cpu"])
+def test_experts_in_one_tensor(options, tmp_path):
+    reference = tiny_models.make("qwen3_moe", tmp_path)
+    rewrite(tmp_path, fused)
+    assert_equals(reference, tmp_path, options)
+
+
+def test_experts_of_a_gguf_file_with_a_tensor_for_each(tmp_path, monkeypatch):
+    reference = tiny_models.make("mixtral", tmp_path / "hf")
+    add = gguf.GGUFWriter.add_tensor
+
+    def one_by_one(writer, name, values, **how):
+        match = re.fullmatch(r"(blk\.\d+\.ffn_\w+)_exps\.weight", name)
+        if match is None:
+            add(writer, name, values, **how)
+            return
+        for expert, own in enumerate(values):
+            add(writer, f"{match[1]}.{expert}.weight", own, **how)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", one_by_one)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "llama")
+    assert_equals(reference, tmp_path / "model.gguf", TORCH)
+    assert_equals(reference, tmp_path / "model.gguf", EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "Q2_K"])
+def test_types_of_gguf(dtype, tmp_path):
+    reference = tiny_models.make("qwen3_moe", tmp_path / "hf", **WIDE, head_dim=32)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "qwen3moe", dtype)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    gate = checkpoint.tensors["model.layers.1.mlp.experts.gate_proj.weight"]
+    assert gate.dtype == dtype
+    assert gate.shape == (6, 256, 256)
+    stored = reference.model.layers[1].mlp.experts.gate_up_proj[:, :256].detach().numpy()
+    assert np.array_equal(gate.dequantize(), stored)
+    assert_equals(reference, tmp_path / "model.gguf", TORCH)
+    assert_equals(reference, tmp_path / "model.gguf", EXACT)
+    plan = plan_memory(checkpoint, CPU)
+    runner = load_runner(checkpoint, CPU)
+    assert runner.info.weight_bytes == plan.weight_bytes
+    greedy(runner)
+    driver = Driver(runner)
+    sequence = driver.start(np.random.default_rng(0).integers(0, 199, 20))
+    driver.generate([sequence], STEPS)
+    logits = tiny_models.reference_logits(reference, sequence.tokens)[-STEPS - 1 : -1]
+    likeliest = logits[np.arange(STEPS), sequence.tokens[-STEPS:]]
+    # Activations have 8 bits, so a token may be chosen that is likeliest but for that.
+    assert (logits.max(-1) - likeliest).max() < 0.25 * logits.std()
+
+
+@pytest.mark.parametrize("quantize", ["none", "q8", "q4"])
+def test_what_was_planned_is_what_is_taken(quantize, tmp_path):
+    tiny_models.make("qwen3_moe", tmp_path)
+    options = dataclasses.replace(CPU, quantize=quantize)
+    checkpoint = open_checkpoint(tmp_path)
+    assert load_runner(checkpoint, options).info.weight_bytes == plan_memory(checkpoint, options).weight_bytes
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe"])
+@pytest.mark.parametrize("quantize", ["none", "q8", "q4"])
+def test_a_request_has_the_same_logits_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, quantize, tmp_path):
+    tiny_models.make(family, tmp_path)
+    options = dataclasses.replace(CPU, quantize=quantize, kv_dtype="fp16")
+    runner = load_runner(open_checkpoint(tmp_path), options)
+    greedy(runner)
+    generator = np.random.default_rng(4)
+    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
+    together = Driver(runner)
+    sequences = [together.start(prompt) for prompt in prompts]
+    together.generate(sequences, 8)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        for chunk in (7, 10**9):
+            driver = Driver(runner, seed=9)
+            alone = driver.start(prompt)
+            driver.generate([alone], 8, chunk=chunk)
+            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))
+
+
+@pytest.mark.parametrize("ops", ["torch", "cpu"])
+def test_a_row_that_is_no_number_harms_no_other(ops, tmp_path):
+    tiny_models.make("qwen3_moe", tmp_path)
+    expected = first_tokens(tmp_path, ops)
+
+    def harm(tensors):
+        tensors["model.embed_tokens.weight"][7, 11] = float("nan")
+        return tensors
+
+    rewrite(tmp_path, harm)
+    assert NO_TOKEN not in expected
+    assert first_tokens(tmp_path, ops) == [expected[0], NO_TOKEN, expected[2]]
+
+
+def first_tokens(folder, ops):
+    runner = load_runner(open_checkpoint(folder), dataclasses.replace(CPU, ops=ops))
+    greedy(runner)
+    driver = Driver(runner)
+    prompts = [[1, 2, 3], [5, 7, 9], [11, 12]]
+    sizes = driver.fill([(driver.start(prompt), len(prompt)) for prompt in prompts])
+    runner.launch(*sizes, None)
+    runner.collect()
+    return runner.buffers.sampled[: len(prompts)].tolist()
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    tiny_models.make("qwen3_moe", tmp_path)
+    name = "model.layers.0.mlp.experts.4.up_proj.weight"
+    rewrite(tmp_path, lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name})
+    with pytest.raises(CheckpointError, match=r"experts\.up_proj\.weight of 6 experts: there is none of expert 4"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts": 0}, "num_experts must be at least 1, but 0 was given"),
+        ({"num_experts": 1 << 20}, "num_experts is 1048576; it must be at least 1 and at most 65536"),
+        ({"num_experts_per_tok": 7}, "to go to 7 experts of 1 groups, but there are 1 groups of 6 experts"),
+        ({"num_experts_per_tok": 0}, "to go to 0 experts"),
+        ({"moe_intermediate_size": -1}, "expert_size is -1; it must be at least 1"),
+        ({"num_experts": 5}, "of 5 experts: there are more"),
+    ],
+)
+def test_numbers_of_experts_that_no_model_has_are_refused(changes, words, tmp_path):
+    tiny_models.make("qwen3_moe", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["num_experts"] = raw.pop("num_local_experts")
+    (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(tmp_path)
+    assert words in str(refused.value)
