@@ -64,7 +64,7 @@ test-aarch64: ## lint and test the CPU kernels for aarch64, in an emulator: need
 	cargo test $(ARM) -- cpu::
 
 # What Miri can run of the kernels' tests in minutes: it has the portable kernels only, and is some thousand times slower.
-MIRI_TESTS := cpu::memory cpu::pool::tests::a_barrier cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
+MIRI_TESTS := cpu::memory cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
 	cpu::quant::gguf cpu::elementwise::tests::a_pooled cpu::attention::tests::a_plan
 test-miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-permissive-provenance
 test-miri: ## the unsafe code of the portable kernels in Miri: needs the nightly toolchain with miri and rust-src

@@ -362,6 +362,12 @@ class Stream:
 class StepMasks:
     """The masks of the rows of one step whose tokens follow a grammar, as they are computed."""
 
+    def __new__(cls, rows: Sequence[int], masks: bytes) -> Self:
+        """Masks that were computed elsewhere: those of `rows`, ascending, as `wait` gives them.
+
+        Raises ValueError if they do not divide evenly among the rows.
+        """
+
     @property
     def rows(self) -> list[int]:
         """The step's sampled rows that have masks, ascending."""

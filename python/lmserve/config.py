@@ -149,6 +149,7 @@ class ServeConfig:
     tls_cert: Path | None = None  # None: HTTP
     tls_key: Path | None = None
     request_log: RequestLog = "text"
+    record: Path | None = None  # write every step of the model there
     otlp_endpoint: str | None = None  # None: by the environment's OTEL_ variables; without them, no traces
     grace: float = 1.0  # for running turns, once the server is told to stop
     log_level: LogLevel = "info"

@@ -21,6 +21,36 @@ impl StepMasks {
 
 #[pymethods]
 impl StepMasks {
+    /// Masks that were computed elsewhere: those of `rows`, ascending, as `wait` gives them. Raises `ValueError` if they do
+    /// not divide evenly among the rows.
+    #[new]
+    fn new(rows: Vec<usize>, masks: &[u8]) -> PyResult<Self> {
+        let words = masks.as_chunks().0;
+        if rows.is_empty()
+            || !masks.len().is_multiple_of(rows.len() * size_of::<u32>())
+            || masks.is_empty()
+        {
+            let message = format!(
+                "masks of {} rows were given in {} bytes",
+                rows.len(),
+                masks.len()
+            );
+            return Err(pyo3::exceptions::PyValueError::new_err(message));
+        }
+        let each = words.len() / rows.len();
+        let given = rows
+            .into_iter()
+            .zip(words.chunks(each))
+            .map(|(row, words)| {
+                let words = words.iter().map(|&word| u32::from_ne_bytes(word)).collect();
+                guided::MaskRow::given(row, words)
+            });
+        Ok(Self(Arc::new(guided::StepMasks::new(
+            given.collect(),
+            Arc::default(),
+        ))))
+    }
+
     /// The step's sampled rows that have masks, ascending.
     #[getter]
     fn rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {

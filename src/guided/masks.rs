@@ -30,6 +30,8 @@ enum Allowed {
         token: u32,
         vocab_size: usize,
     },
+    /// These tokens, as bits.
+    Given(Vec<u32>),
 }
 
 impl MaskRow {
@@ -55,11 +57,19 @@ impl MaskRow {
         Self { row, allowed }
     }
 
+    /// What another mask allowed: a bit for each token, the first in the least significant bit of the first word.
+    pub const fn given(row: usize, words: Vec<u32>) -> Self {
+        Self {
+            row,
+            allowed: Allowed::Given(words),
+        }
+    }
+
     /// The one token that is allowed, where only one is.
     pub const fn forced(&self) -> Option<u32> {
         match self.allowed {
             Allowed::Only { token, .. } => Some(token),
-            Allowed::ByGrammar { .. } => None,
+            Allowed::ByGrammar { .. } | Allowed::Given(_) => None,
         }
     }
 
@@ -68,6 +78,7 @@ impl MaskRow {
         match &self.allowed {
             Allowed::ByGrammar { matcher, .. } => guard(matcher).mask_words(),
             Allowed::Only { vocab_size, .. } => vocab_size.div_ceil(32),
+            Allowed::Given(words) => words.len(),
         }
     }
 
@@ -83,6 +94,7 @@ impl MaskRow {
                 set(&mut bits, *token, true);
                 Ok(bits)
             }
+            Allowed::Given(words) => Ok(words.clone()),
         }
     }
 }

@@ -138,6 +138,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="send a trace of each request to this OpenTelemetry collector, by OTLP over HTTP: http://127.0.0.1:4318; "
         "needs lmserve[otel] (default: OTEL_EXPORTER_OTLP_ENDPOINT, and without it no traces)",
     )
+    group.add_argument(
+        "--record",
+        metavar="FILE",
+        type=Path,
+        help="write every step of the model to this file, for lmserve replay; it holds the tokens of all clients (default: no file)",
+    )
     levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
 

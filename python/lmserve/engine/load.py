@@ -19,6 +19,7 @@ from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoin
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
 from lmserve.model.options import MemoryPlan
+from lmserve.model.recording import Header, Recorder
 
 logger = logging.getLogger("lmserve.engine")
 
@@ -84,8 +85,13 @@ class ModelPlan:
         """
         checkpoint, config = self.checkpoint, self._config
         session_log = self._open_session_log()
+        runner = load_runner(checkpoint, self.options)
+        if config.record is not None:
+            header = Header.of(checkpoint, self.options, runner.info)
+            runner = Recorder(runner, config.record, header)
+            logger.warning("every step is written to %s, with the tokens of all clients", config.record)
         return _core.Engine(
-            load_runner(checkpoint, self.options),
+            runner,
             self.text.tokenizer,
             self.text.template,
             eos_token_ids=checkpoint.eos_token_ids,
