@@ -30,7 +30,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="what --record wrote")
     parser.add_argument("--model", metavar="PATH", type=Path, help="where the model lies now (default: where it lay)")
     parser.add_argument("--device", metavar="DEVICE", help="run on another device (default: the recorded one)")
-    parser.add_argument("--ops", metavar="OPS", choices=OPS, help=f"run on others: {', '.join(OPS)}")
+    parser.add_argument(
+        "--ops", metavar="OPS", choices=OPS, help=f"run on others: {', '.join(OPS)} (default: the recorded ones)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -142,7 +142,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--record",
         metavar="FILE",
         type=Path,
-        help="write every step of the model to this file, for lmserve replay; it holds the tokens of all clients (default: no file)",
+        help="write every step of the model to this file, for lmserve replay; it holds the tokens of all clients "
+        "(default: nothing is written)",
     )
     levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
