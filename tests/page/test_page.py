@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -232,6 +233,13 @@ def test_thoughts_are_folded_and_calls_are_answered(person: Person) -> None:
 
 def test_phone_width(person: Person) -> None:
     person.page.set_viewport_size({"width": 390, "height": 760})
+    person.settings(temperature="0", max_tokens="24")
+    person.say("What is the capital of Japan?")
+    person.turn(1)
+    person.say("How many people live there?")
+    person.turn(2)
+    person.check_accessibility()
+    person.picture("page-phone")
     assert not person.page.is_visible("#sidebar")
     person.page.click("#menu")
     assert person.page.is_visible("#new")
@@ -240,19 +248,25 @@ def test_phone_width(person: Person) -> None:
     assert not person.page.is_visible("#sidebar")
     width = person.page.locator("body").evaluate("body => body.scrollWidth")
     assert width <= 390
-    person.picture("page-phone")
 
 
 def test_the_page_about_the_server(person: Person) -> None:
-    httpx.post(f"{person.url}/generate", json={"prompt": "Hi", "request_output_len": 4}).raise_for_status()
+    body = {"prompt": "Write a long story.", "request_output_len": 600, "ignore_eos": True}
     person.page.goto(f"{person.url}/#server")
     sync_api.expect(person.page.locator("#kv-text")).to_have_text(re.compile(r"Of \d+ blocks, \d+ are in use"))
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(httpx.post, f"{person.url}/generate", json=body, timeout=120) for _ in range(8)]
+        busy = re.compile(r"Now [1-9][\d.,]*, at most [\d.,]+\.")
+        sync_api.expect(person.page.locator("#rate-text")).to_have_text(busy, timeout=30_000)
+        three = re.compile(r"(\S+ ){3}\S+")
+        sync_api.expect(person.page.locator("#rate polyline")).to_have_attribute("points", three, timeout=30_000)
+        person.check_accessibility()
+        person.picture("page-server")
+        assert [reply.result().status_code for reply in asked] == [200] * 8
     tiles = person.page.locator("#tiles").inner_text()
     assert "Running" in tiles
     assert "Preemptions" in tiles
     sync_api.expect(person.page.locator("#usage")).to_contain_text("completion tokens")
-    person.check_accessibility()
-    person.picture("page-server")
 
 
 def test_a_server_with_keys_asks_for_one(browser: sync_api.Browser, tmp_path: Path) -> None:

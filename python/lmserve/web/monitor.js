@@ -105,6 +105,7 @@ function line(rates) {
   const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
   drawn.setAttribute("points", points.join(" "));
   svg.replaceChildren(drawn);
+  if (rates.length) document.querySelector("#rate-text").textContent = `Now ${number.format(rates.at(-1))}, at most ${number.format(Math.max(...rates))}.`;
 }
 
 function cache({ owned, cached, free }) {
