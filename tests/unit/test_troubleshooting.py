@@ -33,7 +33,7 @@ CHOSEN = {
 }
 # Codes whose status is another one in each place, and those that end a stream or a start.
 ANYWHERE = {"invalid_request", "not_lmserve", "reader_too_slow"}
-AT_START = re.compile(r"session_(dir|log)_\w+|invalid_session_log")
+AT_START = re.compile(r"session_(dir|log)_\w+|invalid_(session_log|checkpoint)")
 
 
 def rust_codes() -> Iterator[tuple[str, str]]:
@@ -86,7 +86,7 @@ def test_no_code_is_invented() -> None:
 
 def lines() -> list[str]:
     """What the first table says of messages: the parts between `...` of each."""
-    table = PAGE[PAGE.index("| The line says") : PAGE.index("With `--session-dir`")]
+    table = PAGE[PAGE.index("| The line says") : PAGE.index("In Python, a model")]
     cells = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[1:]
     return [line for cell in cells for line in re.findall(r"`([^`]+)`", cell)]
 
@@ -113,6 +113,7 @@ def test_the_lines_of_a_start_that_fails(
         ["--config", str(tmp_path / "lmserve.toml")],
         ["-ngl", "99"],
         [str(smollm2_gguf), "--kv-memory", "1000000GiB"],
+        [str(smollm2_gguf), "--port", "0", "--session-dir", str(tmp_path / "x.txt")],
     ]
     for command in commands:
         assert main(["serve", *command]) in (1, 2)
