@@ -192,7 +192,9 @@ class Connection(HttpToolsProtocol):
         # httptools ends the message after the head. Without that one field it reads the body, and what follows.
         method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
-            self._refuse(LmserveError.invalid(None, "CONNECT is not supported: this is no proxy", "invalid_http"))
+            self._refuse(
+                LmserveError.invalid(None, "CONNECT is not supported: this server is not a proxy", "invalid_http")
+            )
             return
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version.encode(), b"".join(fields))
@@ -396,7 +398,7 @@ class _Flow(FlowControl):
 
 def _invalid(error: httptools.HttpParserError) -> LmserveError:
     reason = "" if isinstance(error, httptools.HttpParserCallbackError) else f": {error}"
-    return LmserveError.invalid(None, f"this is no HTTP/1.1 request{reason}", "invalid_http")
+    return LmserveError.invalid(None, f"this is not an HTTP/1.1 request{reason}", "invalid_http")
 
 
 def reply_of(error: LmserveError) -> bytes:

@@ -127,9 +127,9 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     except OSError as error:
         raise KeysError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise KeysError(f"is no UTF-8: {error.reason} at byte {error.start}") from error
+        raise KeysError(f"is not UTF-8: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
-        raise KeysError(f"is no TOML: {error}") from error
+        raise KeysError(f"is not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise KeysError(f"is wrong: {error}") from error
     keys = []

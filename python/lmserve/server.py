@@ -47,7 +47,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except socket.gaierror as error:
-        raise BindError(error.errno, f"{host!r} is no address of this machine: {error.strerror}") from error
+        raise BindError(error.errno, f"{host!r} is not an address of this machine: {error.strerror}") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} of {host} is in use; choose another, or 0 for any free one"
@@ -73,7 +73,7 @@ class Tls:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=_no_password)
         except ssl.SSLError as error:
-            raise TlsError(f"{self.cert} and {self.key} are no certificate and its key: {error.reason}") from error
+            raise TlsError(f"{self.cert} and {self.key} are not a certificate and its key: {error.reason}") from error
         except OSError as error:
             raise TlsError(f"{self.cert} or {self.key} cannot be read: {error.strerror}") from error
 

@@ -51,7 +51,9 @@ def find_model(model: str | None, progress: Progress | None = None) -> ModelSour
     if HUB_ID.fullmatch(model):
         return ModelSource(_from_hub(model), (model,))
     known = ", ".join(ASSETS)
-    raise SourceError(f"{model!r} is no file or folder here, no hub id (owner/name), and none of the models {known}")
+    raise SourceError(
+        f"{model!r} is not a file or folder here, not a hub id (owner/name), and not one of the models {known}"
+    )
 
 
 def _bundled(name: str, progress: Progress | None) -> ModelSource:

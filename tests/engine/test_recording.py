@@ -152,7 +152,7 @@ def test_what_is_no_recording_is_refused_in_one_line(folder, tokenizer, tmp_path
     path = tmp_path / "steps"
     path.write_bytes(b"something else")
     assert main(["replay", str(path)]) == 1
-    assert "is no recording of lmserve serve --record" in capsys.readouterr().err
+    assert "is not a recording of lmserve serve --record" in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "nowhere")]) == 1
     assert "cannot be read: No such file or directory" in capsys.readouterr().err
     path.write_bytes(MAGIC + b"\x03\x00\x00\x00abc")

@@ -61,8 +61,8 @@ def test_https(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("cert", "key", "expected"),
     [
-        ("cert.pem", "other.pem", "are no certificate and its key"),
-        ("key.pem", "key.pem", "are no certificate and its key"),
+        ("cert.pem", "other.pem", "are not a certificate and its key"),
+        ("key.pem", "key.pem", "are not a certificate and its key"),
         ("none.pem", "key.pem", "cannot be read: No such file"),
         ("locked-cert.pem", "locked.pem", "the key is encrypted; decrypt it first"),
     ],

@@ -131,7 +131,7 @@ def test_wrong_lines_are_named(line: str, expected: str, tmp_path: Path, capsys:
         (["--trace", "/nowhere", "--step-model", "base_ms=x"], "but 'base_ms=x' was given"),
         (
             ["--trace", "/nowhere", "--step-model", "/nowhere"],
-            "/nowhere is no file of lmserve bench --fit: No such file",
+            "/nowhere is not a file of lmserve bench --fit: No such file",
         ),
         (["--replicas", "2"], "--replicas needs a --trace"),
     ],

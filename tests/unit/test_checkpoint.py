@@ -287,7 +287,7 @@ def test_a_folder_without_tokenizer(folder):
 def test_paths_that_are_no_model(folder, tmp_path):
     for path, message in [
         (tmp_path / "nothing", "there is no such file or folder"),
-        (folder / "config.json", "is no GGUF file"),
+        (folder / "config.json", "is not a GGUF file"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
@@ -299,7 +299,7 @@ def test_paths_that_are_no_model(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"config.json is not JSON"):
         open_checkpoint(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"is no model folder: it has no config.json"):
+    with pytest.raises(CheckpointError, match=r"is not a model folder: it has no config.json"):
         open_checkpoint(folder)
 
 

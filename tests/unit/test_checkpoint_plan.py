@@ -87,10 +87,10 @@ def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machi
     memory = 100 * VALUES_PER_TOKEN * 4
     plan = plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=memory))
     assert (plan.num_blocks, plan.max_model_len) == (6, 96)
-    message = r"kv_memory is 76800 bytes, enough for 96 tokens of 768 bytes; one sequence of max_model_len needs 500"
+    message = r"which holds 96 tokens of 768 bytes each, but one sequence of max_model_len needs 500"
     with pytest.raises(OptionError, match=message):
         plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=memory, max_model_len=500))
-    with pytest.raises(OptionError, match="enough for 0 tokens"):
+    with pytest.raises(OptionError, match="holds 0 tokens"):
         plan_memory(checkpoint, RunnerOptions(device="cpu", ops="torch", kv_memory=100))
 
 
@@ -148,9 +148,9 @@ def test_this_machine():
 
 
 def test_kv_memory_beyond_what_is_free_is_refused_in_a_line(checkpoint, machine):
-    with pytest.raises(OptionError, match="kv_memory is 9216 MiB; this process may still take 8192 MiB"):
+    with pytest.raises(OptionError, match="kv_memory is 9216 MiB, but this process can take only 8192 MiB more"):
         plan_memory(checkpoint, RunnerOptions(device="cpu", kv_memory=9 * GIB))
-    with pytest.raises(OptionError, match="cuda:0 has for it 24576 MiB"):
+    with pytest.raises(OptionError, match="cuda:0 has 24576 MiB"):
         plan_memory(
             checkpoint, RunnerOptions(device="cuda", kv_memory=30 * GIB, gpu_memory_fraction=1), gpu_memory=24 * GIB
         )

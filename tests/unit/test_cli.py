@@ -187,7 +187,7 @@ def test_failure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "no-such-model"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("lmserve: error: 'no-such-model' is no file or folder here")
+    assert error.startswith("lmserve: error: 'no-such-model' is not a file or folder here")
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert chat.run(monkeypatch) == 0
     output = capsys.readouterr()
     assert output.out.startswith("/new            start a new conversation")
-    assert output.err == "There is no command /nonsense; /help says what there is.\n"
+    assert output.err == "There is no command /nonsense; /help lists all commands.\n"
 
 
 class Session:

@@ -49,7 +49,7 @@ def test_a_key_and_its_digest_are_one_tenant(tmp_path: Path) -> None:
     [
         ("", "`key`"),
         ("key = []", "length >= 1"),
-        ("[[key", "is no TOML"),
+        ("[[key", "is not valid TOML"),
         ('[[key]]\nname = "a"\n', "'a' must have either key or sha256"),
         ('[[key]]\nname = "a"\nkey = "secret"\nsha256 = "' + "0" * 64 + '"\n', "either key or sha256"),
         ('[[key]]\nname = ""\nkey = "secret"\n', "$.key[0].name"),
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_and_what_is_there_twice_is_refused(tmp_path: Path) 
     with pytest.raises(KeysError, match="No such file"):
         read_keys(tmp_path / "nowhere")
     (tmp_path / "binary").write_bytes(b"\xff")
-    with pytest.raises(KeysError, match="no UTF-8"):
+    with pytest.raises(KeysError, match="not UTF-8"):
         read_keys(tmp_path / "binary")
     with pytest.raises(KeysError, match="the name 'a'"):
         Keyring([ApiKey.of("1", "a"), ApiKey.of("2", "a")])

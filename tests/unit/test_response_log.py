@@ -112,7 +112,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_what_is_no_log_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"lmresp9\nsomething")
-    with pytest.raises(LmserveError, match="no log of responses"):
+    with pytest.raises(LmserveError, match="not a log of responses"):
         list(ResponseLog(tmp_path, {0: ADA}).open())
     assert (tmp_path / NAME).read_bytes() == b"lmresp9\nsomething"
 

@@ -117,7 +117,7 @@ def test_a_key_in_the_environment_closes_the_server() -> None:
     assert "sk-env" not in repr(given)
     # One that is empty would leave it open.
     assert refusal(LMSERVE_API_KEY="") == "LMSERVE_API_KEY is empty: give it a value, or unset it"
-    assert refusal(LMSERVE_API_KEYS="sk-env") == "LMSERVE_API_KEYS is no setting; did you mean LMSERVE_API_KEY?"
+    assert refusal(LMSERVE_API_KEYS="sk-env") == "LMSERVE_API_KEYS is not a setting; did you mean LMSERVE_API_KEY?"
     assert "sk" not in refusal(LMSERVE_API_KEY="sk-\u00e9")
 
 
@@ -139,7 +139,7 @@ def test_variables_of_others_are_left_alone() -> None:
         ("LMSERVE_PORT", "70000", "LMSERVE_PORT must lie in [0, 65535], but 70000 was given"),
         ("LMSERVE_DTYPE", "int3", "LMSERVE_DTYPE: one of auto, fp32, bf16, fp16 expected, but 'int3' was given"),
         ("LMSERVE_NO_PREFIX_CACHE", "maybe", "LMSERVE_NO_PREFIX_CACHE: true or false expected, but 'maybe' was given"),
-        ("LMSERVE_PROT", "1", "LMSERVE_PROT is no setting; did you mean LMSERVE_PORT?"),
+        ("LMSERVE_PROT", "1", "LMSERVE_PROT is not a setting; did you mean LMSERVE_PORT?"),
     ],
 )
 def test_wrong_variables_are_named(name: str, value: str, expected: str) -> None:
@@ -152,11 +152,11 @@ def test_wrong_variables_are_named(name: str, value: str, expected: str) -> None
         ("port = 70000", "{file}: port must lie in [0, 65535], but 70000 was given"),
         ("port = [1]", "{file}: port: one value expected, but [1] was given"),
         ("port = true", "{file}: port: one value expected, but True was given"),
-        ("prot = 1", "--config {file}: prot is no setting; did you mean port?"),
-        ("zzz = 1", "--config {file}: zzz is no setting; its keys are the flags without their dashes"),
-        ('config = "x"', "--config {file}: config is no setting"),
+        ("prot = 1", "--config {file}: prot is not a setting; did you mean port?"),
+        ("zzz = 1", "--config {file}: zzz is not a setting; its keys are the flags without their dashes"),
+        ('config = "x"', "--config {file}: config is not a setting"),
         ("cors-origin = [1, [2]]", "{file}: cors-origin: a text, or a list of texts expected, but [2] was given"),
-        ("port =", "--config {file} is no TOML: "),
+        ("port =", "--config {file} is not valid TOML: "),
     ],
 )
 def test_wrong_files_are_named(text: str, expected: str, tmp_path: Path) -> None:

@@ -76,5 +76,5 @@ def read_step_model(text: str) -> tuple[StepModel, ServerSizes]:
         fit = msgspec.json.decode(Path(text).read_bytes(), type=Fit)
     except (OSError, msgspec.DecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{text} is no file of lmserve bench --fit: {reason}") from error
+        raise ValueError(f"{text} is not a file of lmserve bench --fit: {reason}") from error
     return fit.step_model, fit.sizes

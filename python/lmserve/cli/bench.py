@@ -52,17 +52,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         metavar="N[,N]",
         type=_integers(1, 4096),
-        help="clients at a time, a run for each number (default: by workload)",
-    )
-    parser.add_argument("--requests", metavar="N", type=_integer(1, 10**6), help="of a run (default: by workload)")
-    parser.add_argument(
-        "--output-tokens", metavar="N", type=_integer(1, 10**6), help="of each reply (default: by workload)"
+        help="concurrent clients; one run for each number (default: by workload)",
     )
     parser.add_argument(
-        "--turns", metavar="N", type=_integer(1, 1000), default=6, help="of a conversation of chat (default: 6)"
+        "--requests", metavar="N", type=_integer(1, 10**6), help="number of them (default: by workload)"
     )
     parser.add_argument(
-        "--resend-history", action="store_true", help="in chat, send lmserve the whole history too, as others need it"
+        "--output-tokens", metavar="N", type=_integer(1, 10**6), help="length of each reply (default: by workload)"
+    )
+    parser.add_argument(
+        "--turns", metavar="N", type=_integer(1, 1000), default=6, help="turns of a conversation in chat (default: 6)"
+    )
+    parser.add_argument(
+        "--resend-history",
+        action="store_true",
+        help="in chat, send the whole history, as to other servers",
     )
     parser.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server lists)")
     parser.add_argument("--api-key", metavar="KEY", help="the server's key (default: $LMSERVE_API_KEY)")
@@ -70,32 +74,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed",
         metavar="N",
         type=_integer(0, 2**63 - 1),
-        help="decides the prompts (default: a new one, so that no server has them cached)",
+        help="seed of the random prompts (default: a new one, so that no server has them cached)",
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_integer(1, 10**6), default=600, help="of a request (default: 600)"
+        "--timeout",
+        metavar="SECONDS",
+        type=_integer(1, 10**6),
+        default=600,
+        help="limit of a request (default: 600)",
     )
     parser.add_argument(
         "--trace",
         metavar="FILE",
         type=Path,
-        help="instead of workloads, send the requests of a trace when they are due; see simulate (default: none)",
+        help="send the requests of this trace at their times, in place of a workload; see simulate (default: none)",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there (default: nowhere)")
-    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures there (default: nowhere)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file (default: none)")
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the results into this file (default: none)")
 
     group = parser.add_argument_group("step model", "Instead of a server, measure this machine, for lmserve simulate.")
     group.add_argument(
         "--fit",
         metavar="FILE.json",
         type=Path,
-        help="time steps of a model, fit a step model to them and write it there (default: nowhere)",
+        help="time the steps of a model, fit a step model to them and write it to this file (default: none)",
     )
     group.add_argument(
         "--serve",
         metavar="ARGUMENTS",
         default="",
-        help="model and flags as lmserve serve has them, in one string (default: none, the default model)",
+        help="arguments of lmserve serve, in one string (default: none, which is the default model)",
     )
 
 

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser, integer: Callable[[int, int], C
         metavar="N",
         type=integer(1, 100_000),
         default=1,
-        help="servers; a session stays on its own, other requests go to each in turn (default: 1)",
+        help="number of servers; a session stays on one server, other requests go to each in turn (default: 1)",
     )
     for size in SIZES:
         flag = "--" + size.replace("_", "-")
@@ -43,10 +43,10 @@ def add_options(parser: argparse.ArgumentParser, integer: Callable[[int, int], C
         "--kv-tokens",
         metavar="N",
         type=integer(1, 2**31),
-        help="tokens that the KV cache holds (default: the step model's server's)",
+        help="tokens that the KV cache holds (default: as the server of the step model)",
     )
-    group.add_argument("--json", metavar="FILE", type=Path, help="write the figures there (default: nowhere)")
-    group.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the timeline there (default: nowhere)")
+    group.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file (default: none)")
+    group.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the timeline into this file (default: none)")
 
 
 def refuse(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
         "--session",
         metavar="ID",
         type=lambda text: int(text) if text.isascii() and text.isdigit() else text,
-        help="continue this session, or start it; it lives on afterwards (default: a new one, ended on leaving)",
+        help="continue or begin this session, and keep it afterwards (default: a new one, deleted on leaving)",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's)")
     parser.add_argument("--max-tokens", metavar="TOKENS", type=int, default=512, help="longest answer (default: 512)")

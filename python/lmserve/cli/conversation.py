@@ -25,13 +25,13 @@ HELP: Final = '''\
 /new            start a new conversation (/clear is the same)
 /system TEXT    start a new conversation under this system prompt
 /rewind [N]     take back the last N turns (default: 1)
-/fork           go on in a copy; the conversation as it is stays on the server until you leave
+/fork           continue in a copy of the conversation; the original stays on the server until you leave
 /set [NAME VALUE]  temperature, top_p, top_k, repetition_penalty, seed, max_tokens; VALUE - is the server's default
 /save FILE      write the conversation as Markdown
 /bye            leave, as exit and Ctrl-D do
 /help           this text
 Three quotation marks (""") begin and end a text of several lines; a pasted text is one turn.
-Ctrl-C cancels the answer that is being written (what was written stays).
+Ctrl-C cancels the running answer; the text so far stays.
 '''
 
 GONE: Final = ("session_not_found", "session_expired")
@@ -125,7 +125,7 @@ class Chat:
                 self._leave("")
             # A path is text; what looks like a command and is none would be a strange question.
             elif word.startswith("/") and "/" not in word[1:] and "\n" not in stripped:
-                print(f"There is no command {word}; /help says what there is.", file=sys.stderr)
+                print(f"There is no command {word}; /help lists all commands.", file=sys.stderr)
             else:
                 self._turn(text)
         except ServerError as error:

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         piped = sys.stdin.read().strip()
         question = "\n\n".join(part for part in (question, piped) if part)
         if not question:
-            raise CommandError("there is no question: give one, or pipe one in")
+            raise CommandError("there is no question: give one as an argument or through a pipe")
     if _serves(DEFAULT_URL, arguments):
         return talk(DEFAULT_URL, arguments, question)
     with _server(arguments.model) as url:

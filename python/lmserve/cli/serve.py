@@ -70,8 +70,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help='a TOML file of settings under the names of the flags: max-body = "1MiB"; a flag counts more than its '
-        "variable LMSERVE_MAX_BODY, and that more than the file (default: none)",
+        help='read settings from this TOML file, whose keys are the names of the flags (max-body = "1MiB"); a flag '
+        "overrides its variable (LMSERVE_MAX_BODY), and the variable overrides the file (default: none)",
     )
     group = parser.add_argument_group("HTTP")
     group.add_argument("--host", metavar="HOST", help=f"address to listen on (default: {default.host})")
@@ -81,10 +81,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="api_keys",
         metavar="KEY",
         action="append",
-        help="ask for this key on every route but /health; repeatable; keys share no session, no cache (default: none)",
+        help="require this key on all routes but /health and the pages; repeatable; keys share no session and no cache "
+        "(default: none)",
     )
     group.add_argument(
-        "--api-key-file", metavar="FILE", type=Path, help="further keys, one a line; # begins a comment (default: none)"
+        "--api-key-file", metavar="FILE", type=Path, help="more keys, one per line; # begins a comment (default: none)"
     )
     group.add_argument(
         "--keys",
@@ -96,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-body",
         metavar="SIZE",
         type=_size,
-        help=f"largest request body, bytes or 512KiB, 16MiB (default: {format_size(default.max_body)})",
+        help=f"largest body of a request, such as 16MiB (default: {format_size(default.max_body)})",
     )
     group.add_argument(
         "--cors-origin",
@@ -110,8 +111,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="allowed_hosts",
         metavar="NAME",
         action="append",
-        help="name that requests may give as the server's, besides localhost; * is any; repeatable (default: any, but "
-        "none where the server has no keys and listens on this machine alone: no web page can reach it then)",
+        help="accept this name in the Host header, besides localhost; * is any; repeatable (default: any name, but "
+        "localhost alone if the server has no keys and listens on 127.0.0.1, so that no web page can reach it)",
     )
     group.add_argument(
         "--tls-cert",
@@ -124,13 +125,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--grace",
         metavar="SECONDS",
         type=_number,
-        help=f"how long running turns may go on once the server is told to stop (default: {default.grace:g})",
+        help=f"how long running turns may take to end after a signal to stop (default: {default.grace:g})",
     )
     group.add_argument(
         "--request-log",
         metavar="FORM",
         choices=REQUEST_LOGS,
-        help=f"a line for each request on stderr: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
+        help=f"write a line on stderr for each request: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
     )
     group.add_argument(
         "--otlp-endpoint",
@@ -155,17 +156,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="served_model_names",
         metavar="NAME",
         action="append",
-        help="name in requests and replies; repeatable, the first is the one in replies (default: from MODEL)",
+        help="name of the model in requests; repeatable; replies have the first one (default: from MODEL)",
     )
     group.add_argument(
-        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, which is cuda where there is one)"
+        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, which is cuda if there is a GPU)"
     )
     group.add_argument("--dtype", metavar="DTYPE", choices=DTYPES, help=f"{', '.join(DTYPES)} (default: auto)")
     group.add_argument(
         "--ops",
         metavar="OPS",
         choices=OPS,
-        help="who computes: auto, torch, or cpu, the kernels for generating models on the CPU (default: auto)",
+        help="what computes the model: torch, cpu (lmserve's own kernels, for decoders), or auto (default: auto)",
     )
     group.add_argument(
         "--quantize",
@@ -183,13 +184,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="THREADS",
         type=_integer,
-        help="threads that compute on the CPU (default: the cores this process may use)",
+        help="threads that compute on the CPU (default: as many as the cores that the process may use)",
     )
     group.add_argument(
         "--max-model-len",
         metavar="TOKENS",
         type=_integer,
-        help="longest history and reply of a sequence together (default: the model's own)",
+        help="most tokens of history, prompt and answer together (default: what the model was made for)",
     )
 
     group = parser.add_argument_group("answers")
@@ -207,7 +208,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--guided-whitespace",
         metavar="KIND",
         choices=GUIDED_WHITESPACES,
-        help="white space between the tokens of JSON in answers that follow a schema: compact (none), or free "
+        help="white space in the JSON of answers that follow a schema: compact (none), or free "
         f"(default: {default.guided_whitespace})",
     )
 
@@ -215,8 +216,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--generation-config",
         metavar="SOURCE",
         choices=GENERATION_CONFIGS,
-        help="sampling for requests that leave it out: model (its publisher's, as generation_config.json or the GGUF "
-        f"file has it), none (temperature 1, no limits) (default: {default.generation_config})",
+        help="sampling for requests that do not set it: model (from its generation_config.json or GGUF file), or none "
+        f"(temperature 1, no limits) (default: {default.generation_config})",
     )
 
     group = parser.add_argument_group("scheduler")
@@ -229,21 +230,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-queue",
         metavar="REQUESTS",
         type=_integer,
-        help=f"most requests that wait; the next one is answered 429 (default: {default.max_queue})",
+        help=f"most requests that wait; further ones are refused with 429 (default: {default.max_queue})",
     )
     group.add_argument(
         "--policy",
         metavar="POLICY",
         choices=POLICIES,
-        help="who goes first: fair (by priority, then the key that was served least for its weight, then arrival) or "
-        "fcfs (by arrival alone) (default: fair)",
+        help="which waiting request runs first: fair (by priority, then the key that got least for its weight, then by "
+        "arrival) or fcfs (by arrival) (default: fair)",
     )
     group.add_argument(
         "--speculate",
         metavar="TOKENS",
         type=_integer,
-        help="guess up to that many tokens of an answer ahead from what its text repeats, and check them in one step; "
-        "answers stay the same; see docs/speculation.md (default: 0, which is off)",
+        help="guess up to this many next tokens where a text repeats itself, and check them in one step; answers stay "
+        "the same; see docs/speculation.md (default: 0, which is off)",
     )
     group.add_argument(
         "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
@@ -260,13 +261,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="prefix_cache",
         action="store_const",
         const=False,
-        help="do not keep the KV of finished sequences for prompts that begin alike (default: kept)",
+        help="compute every prompt anew, even if its beginning is in the KV cache (default: reuse what is cached)",
     )
     group.add_argument(
         "--share-prefix-cache",
         action="store_const",
         const=True,
-        help="one prefix cache for all API keys; its speed may tell one what another asked (default: one for each)",
+        help="share one prefix cache between all API keys; timing can then leak the prompts of other keys "
+        "(default: one for each key)",
     )
 
     group = parser.add_argument_group("sessions")
@@ -274,26 +276,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--session-dir",
         metavar="DIR",
         type=Path,
-        help="keep sessions in a log there, so that they outlive the server (default: in memory alone)",
+        help="keep sessions in a log in this folder, so that they survive a restart (default: in memory only)",
     )
     group.add_argument(
         "--session-fsync",
         metavar="WHEN",
         choices=SESSION_FSYNCS,
-        help="when the log is made safe from power loss: always (before a turn's end is told), interval (once a "
-        f"second), never; a killed server loses no turn in any case (default: {default.session_fsync})",
+        help="when the log is synced to disk: always (before a turn's reply ends), interval (once a second), never; "
+        f"this matters for power loss, a killed server loses no turn (default: {default.session_fsync})",
     )
     group.add_argument(
         "--session-ttl",
         metavar="SECONDS",
         type=_number,
-        help="drop a session that was unused for so long (default: 0, which is never)",
+        help="drop a session after this long without a turn (default: 0, which is never)",
     )
     group.add_argument(
         "--max-sessions",
         metavar="SESSIONS",
         type=_integer,
-        help=f"most sessions; the least recently used idle one goes first (default: {default.max_sessions})",
+        help=f"most sessions to keep; the least recently used idle one is dropped (default: {default.max_sessions})",
     )
 
 

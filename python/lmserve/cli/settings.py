@@ -79,7 +79,7 @@ def _variables(
         if name in known:
             yield name, known[name], text
         elif near := get_close_matches(name, known, 1, 0.85):
-            raise CommandError(f"{name} is no setting; did you mean {near[0]}?", exit_code=2)
+            raise CommandError(f"{name} is not a setting; did you mean {near[0]}?", exit_code=2)
 
 
 def _entries(actions: Mapping[str, argparse.Action], path: Path) -> Iterator[tuple[str, argparse.Action, Any]]:
@@ -88,13 +88,13 @@ def _entries(actions: Mapping[str, argparse.Action], path: Path) -> Iterator[tup
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--config {path} cannot be read: {error}", exit_code=2) from error
     except tomllib.TOMLDecodeError as error:
-        raise CommandError(f"--config {path} is no TOML: {error}", exit_code=2) from error
+        raise CommandError(f"--config {path} is not valid TOML: {error}", exit_code=2) from error
     for key, value in entries.items():
         flag = key.replace("_", "-")
         if flag not in actions or flag == "config":
             near = get_close_matches(flag, actions, 1)
             advice = f"; did you mean {near[0]}?" if near else "; its keys are the flags without their dashes"
-            raise CommandError(f"--config {path}: {key} is no setting{advice}", exit_code=2)
+            raise CommandError(f"--config {path}: {key} is not a setting{advice}", exit_code=2)
         yield f"{path}: {key}", actions[flag], value
 
 

@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
     proof = "Prove the core on this machine: random clients, faults and kills; one seed replays bit for bit."
     parser = commands.add_parser(
         "simulate",
-        help="prove the core under chance, or say what a trace of requests comes to on given servers",
+        help="test the scheduler with random requests, or predict how servers handle a trace of requests",
         description=f"{proof} Exits with 1 at a violation.",
     )
     parser.add_argument(

@@ -198,9 +198,9 @@ class AsyncEngine:
             return
         self._fault_told = code
         if fault is None:
-            logger.warning("the session log is written again")
+            logger.warning("the session log can be written again")
         else:
-            logger.error("%s; turns of sessions are refused (%s) until it is well again", fault.message, fault.code)
+            logger.error("%s; turns of sessions are refused (%s) until the disk works again", fault.message, fault.code)
 
     def _wake_streams(self) -> None:
         self.tell_of_storage()

@@ -95,7 +95,7 @@ def _open_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
-        raise CheckpointError(f"{path} is no GGUF file (it starts with {magic!r}); a safetensors model is a folder")
+        raise CheckpointError(f"{path} is not a GGUF file (it starts with {magic!r}); a safetensors model is a folder")
     return _open_gguf(path)
 
 
@@ -116,7 +116,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     with reading(f"the configuration of {folder}"):
         raw = files.read_json(folder / "config.json")
     if raw is None:
-        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder / 'config.json'} must hold an object, but holds {type(raw).__name__}")
     notes: tuple[str, ...] = ()

@@ -130,8 +130,8 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
             _check(
                 options.max_model_len is None and num_blocks > 0,
                 "kv_memory",
-                f"kv_memory is {memory} bytes, enough for {num_blocks * block_size} tokens of {per_token} bytes;"
-                f" one sequence of max_model_len needs {longest}",
+                f"kv_memory is {memory} bytes, which holds {num_blocks * block_size} tokens of {per_token} bytes each,"
+                f" but one sequence of max_model_len needs {longest}",
             )
             longest = num_blocks * block_size
     return MemoryPlan(
@@ -261,8 +261,8 @@ def _free_memory(device: str, options: RunnerOptions, gpu_memory: int | None) ->
 
 def _check_kv_memory(memory: int, device: str, options: RunnerOptions, gpu_memory: int | None) -> None:
     free = _free_memory(device, options, gpu_memory)
-    where = "this process may still take" if device == "cpu" else f"{device} has for it"
-    _check(memory <= free, "kv_memory", f"kv_memory is {memory >> 20} MiB; {where} {free >> 20} MiB")
+    left = f"this process can take only {free >> 20} MiB more" if device == "cpu" else f"{device} has {free >> 20} MiB"
+    _check(memory <= free, "kv_memory", f"kv_memory is {memory >> 20} MiB, but {left}")
 
 
 def _gpu_memory(device: str) -> int:

@@ -152,7 +152,7 @@ class Recording:
         except OSError as error:
             raise RecordingError(f"{path} cannot be read: {error.strerror}") from error
         if not self._data.startswith(MAGIC):
-            raise RecordingError(f"{path} is no recording of lmserve serve --record")
+            raise RecordingError(f"{path} is not a recording of lmserve serve --record")
         frames = self._frames()
         try:
             self.header = msgspec.msgpack.decode(next(frames, b""), type=Header)

@@ -17,7 +17,7 @@ def guide_of(data: GuidedRequest) -> tuple[Guide | None, str]:
     guides = list(_guides(data))
     if len(guides) > 1:
         names = " and ".join(param for param, _ in guides)
-        message = f"one field may say what the text must be, but {names} were given"
+        message = f"only one field may set the form of the answer, but {names} were given"
         raise LmserveError.invalid(guides[1][0], message)
     if not guides:
         return None, "guide"
@@ -53,5 +53,5 @@ def _schema(given: dict[str, Any] | bool | str, param: str) -> dict[str, Any] | 
     try:
         return msgspec.json.decode(given, type=dict[str, Any] | bool)
     except (msgspec.MsgspecError, RecursionError) as error:
-        message = f"{param} must be a JSON schema, an object, but its text is none: {error}"
+        message = f"{param} must be a JSON schema (an object), but its text cannot be read: {error}"
         raise LmserveError.invalid(param, message) from error

@@ -68,7 +68,7 @@ class ResponseLog:
             begin = file.part(range(len(MAGIC)))
             if not MAGIC.startswith(begin):
                 file.close()
-                raise _unusable(f"{self._path} is no log of responses, or one of another version; move it away")
+                raise _unusable(f"{self._path} is not a log of responses, or is one of another version; move it away")
             if begin != MAGIC:
                 file.truncate(0)
                 file.append(MAGIC)
@@ -163,7 +163,7 @@ class ResponseLog:
             self._fail(error)
             return False
         self.fault = None
-        logger.warning("the log of responses is written again")
+        logger.warning("the log of responses can be written again")
         return True
 
     def close(self) -> None:

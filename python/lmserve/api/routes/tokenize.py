@@ -132,7 +132,7 @@ async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any])
     """Token ids of each text."""
     engine, text = text_of(request, data.model)
     if data.do_preprocess and not data.add_bos:
-        message = "add_bos false cannot be honoured with do_preprocess: the chat template writes its own tokens"
+        message = "add_bos false cannot be combined with do_preprocess: the chat template writes its own tokens"
         raise LmserveError.invalid("add_bos", message, "unsupported_parameter")
 
     def ids_of(given: str) -> list[int]:
