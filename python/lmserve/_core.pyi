@@ -77,6 +77,9 @@ class Tokenizer:
         LmserveError `draining` (503) after `abandon`.
         """
 
+    def encode_rendered(self, text: str, *, piece_bytes: int = ...) -> list[int]:
+        """Tokens of what a `ChatTemplate` rendered; special tokens in texts that it escaped are plain text."""
+
     def encode_continued(self, text: str, *, piece_bytes: int = ...) -> list[int]:
         """Tokens of `text` that goes on after tokens that are there already: no space is put before its first word."""
 
@@ -117,11 +120,14 @@ class ChatTemplate:
         tool_source: str | None = None,
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
+        escaped: Tokenizer | None = None,
     ) -> Self:
         """`special_tokens`: a JSON object of variables for the template, such as `bos_token`.
 
         `tool_parser`: how answers call functions, `auto` (by the template) or the name of a format;
-        `reasoning_parser`: how they write thoughts, `auto`, `none` or the name of a format.
+        `reasoning_parser`: how they write thoughts, `auto`, `none` or the name of a format. `escaped`: the special
+        tokens of this tokenizer are plain text where users and tools write them; what is rendered goes through
+        `Tokenizer.encode_rendered` then.
         """
 
     @property

@@ -17,6 +17,7 @@ KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 RequestLog = Literal["text", "json", "off"]
 Policy = Literal["fair", "fcfs"]
+UserSpecialTokens = Literal["escape", "allow"]
 SessionFsync = Literal["always", "interval", "never"]
 # The formats of src/text/formats/.
 ToolParser = Literal[
@@ -54,6 +55,7 @@ KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
 POLICIES: Final[tuple[str, ...]] = get_args(Policy)
+USER_SPECIAL_TOKENS: Final[tuple[str, ...]] = get_args(UserSpecialTokens)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
@@ -149,6 +151,7 @@ class ServeConfig:
     tls_cert: Path | None = None  # None: HTTP
     tls_key: Path | None = None
     request_log: RequestLog = "text"
+    user_special_tokens: UserSpecialTokens = "escape"  # in messages of users and tools
     record: Path | None = None  # write every step of the model there
     otlp_endpoint: str | None = None  # None: by the environment's OTEL_ variables; without them, no traces
     grace: float = 1.0  # for running turns, once the server is told to stop
@@ -177,6 +180,7 @@ class ServeConfig:
         self._check_choice("quantize", QUANTIZE)
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("policy", POLICIES)
+        self._check_choice("user_special_tokens", USER_SPECIAL_TOKENS)
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("request_log", REQUEST_LOGS)
         self._check_choice("session_fsync", SESSION_FSYNCS)

@@ -156,6 +156,12 @@ impl Tokenizer {
     }
 
     #[pyo3(signature = (text, *, piece_bytes = text::PIECE_BYTES))]
+    fn encode_rendered(&self, py: Python<'_>, text: &str, piece_bytes: usize) -> Result<Vec<u32>> {
+        let watch = |_| self.still_wanted();
+        py.detach(|| self.inner.encode_rendered(text, false, piece_bytes, &watch))
+    }
+
+    #[pyo3(signature = (text, *, piece_bytes = text::PIECE_BYTES))]
     fn encode_continued(&self, py: Python<'_>, text: &str, piece_bytes: usize) -> Result<Vec<u32>> {
         let watch = |_| self.still_wanted();
         py.detach(|| {
@@ -208,18 +214,22 @@ pub(crate) struct ChatTemplate(pub(crate) Arc<text::ChatTemplate>);
 #[pymethods]
 impl ChatTemplate {
     #[new]
-    #[pyo3(signature = (source, special_tokens = None, *, tool_source = None, tool_parser = "auto", reasoning_parser = "auto"))]
+    #[pyo3(signature = (source, special_tokens = None, *, tool_source = None, tool_parser = "auto", reasoning_parser = "auto", escaped = None))]
     fn new(
         source: &str,
         special_tokens: Option<&[u8]>,
         tool_source: Option<&str>,
         tool_parser: &str,
         reasoning_parser: &str,
+        escaped: Option<PyRef<'_, Tokenizer>>,
     ) -> Result<Self> {
         let mut template =
             text::ChatTemplate::new(source, &object("special_tokens", special_tokens)?)?;
         if let Some(source) = tool_source {
             template = template.with_tool_template(source)?;
+        }
+        if let Some(tokenizer) = escaped {
+            template = template.with_escaped(text::SpecialTexts::of(&tokenizer.inner)?);
         }
         template
             .with_parsers(tool_parser, reasoning_parser)

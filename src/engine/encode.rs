@@ -185,17 +185,17 @@ fn render(
         let text =
             template.render_continued(base.tail, messages, &called, tools, ending, kwargs)?;
         return Ok(Encoded {
-            input: tokenizer.encode_continued_watched(&text, PIECE_BYTES, watch)?,
+            input: tokenizer.encode_rendered(&text, true, PIECE_BYTES, watch)?,
             tail,
             system_tokens: 0,
             thinking: template.thinking(&text, ending),
         });
     }
     let text = template.render(messages, tools, ending, kwargs)?;
-    let input = tokenizer.encode_watched(&text, false, PIECE_BYTES, watch)?;
+    let input = tokenizer.encode_rendered(&text, false, PIECE_BYTES, watch)?;
     let mut system_tokens = 0;
     if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
-        let prefix = tokenizer.encode_watched(&prefix, false, PIECE_BYTES, watch)?;
+        let prefix = tokenizer.encode_rendered(&prefix, false, PIECE_BYTES, watch)?;
         // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
         if input.starts_with(&prefix) {
             system_tokens = prefix.len();

@@ -14,6 +14,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value as Variable};
 use serde_json::{Map, Value};
 
+use super::user_text::SpecialTexts;
 use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
 use traits::Traits;
@@ -46,6 +47,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, Value>,
     traits: Traits,
+    /// What users and tools may not say as tokens.
+    escaped: Option<SpecialTexts>,
 }
 
 impl ChatTemplate {
@@ -73,6 +76,7 @@ impl ChatTemplate {
             environment,
             special_tokens: special_tokens.clone(),
             traits: Traits::UNKNOWN,
+            escaped: None,
         };
         template.traits = template.find_traits(source);
         Ok(template)
@@ -86,6 +90,17 @@ impl ChatTemplate {
         add_template(&mut self.environment, TOOLS, source)?;
         self.traits = self.find_traits(&self.source());
         Ok(self)
+    }
+
+    /// The same, with texts of users and tools in which none of `texts` is a special token: they are cut by [`MARK`]s, and
+    /// [`Tokenizer::encode_rendered`] keeps them so.
+    ///
+    /// [`MARK`]: super::MARK
+    /// [`Tokenizer::encode_rendered`]: super::Tokenizer::encode_rendered
+    #[must_use]
+    pub fn with_escaped(mut self, texts: SpecialTexts) -> Self {
+        self.escaped = Some(texts);
+        self
     }
 
     /// The variables that it reads, those that it sets itself left out, in alphabetical order.
@@ -132,6 +147,10 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         kwargs: &Map<String, Value>,
     ) -> Result<String> {
+        let messages = match &self.escaped {
+            Some(texts) => &*texts.escape(messages),
+            None => messages,
+        };
         let mut variables: Vec<(&str, Variable)> = Vec::new();
         for (name, variable) in self.special_tokens.iter().chain(kwargs) {
             variables.push((name, value::from_json(variable)));

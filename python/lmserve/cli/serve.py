@@ -25,6 +25,7 @@ from lmserve.config import (
     REQUEST_LOGS,
     SESSION_FSYNCS,
     TOOL_PARSERS,
+    USER_SPECIAL_TOKENS,
     ConfigError,
     ServeConfig,
     format_size,
@@ -194,6 +195,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("answers")
+    group.add_argument(
+        "--user-special-tokens",
+        metavar="WHAT",
+        choices=USER_SPECIAL_TOKENS,
+        help="special tokens in messages of users and tools: escape (read them as plain text) or allow (as tokens) "
+        f"(default: {default.user_special_tokens})",
+    )
     group.add_argument(
         "--tool-parser",
         metavar="FORMAT",

@@ -58,8 +58,9 @@ class ModelPlan:
     @cached_property
     def text(self) -> TextLayer:
         """The checkpoint's tokenizer and chat template. Raises LmserveError if they cannot be read."""
-        checkpoint = self.checkpoint
-        template = None
+        checkpoint, template = self.checkpoint, None
+        with reading(f"the tokenizer of {checkpoint.path}"):
+            tokenizer = checkpoint.tokenizer()
         if checkpoint.chat_template is not None:
             with reading(f"the chat template of {checkpoint.path}"):
                 template = _core.ChatTemplate(
@@ -68,9 +69,8 @@ class ModelPlan:
                     tool_source=checkpoint.tool_template,
                     tool_parser=self._config.tool_parser,
                     reasoning_parser=self._config.reasoning_parser,
+                    escaped=tokenizer if self._config.user_special_tokens == "escape" else None,
                 )
-        with reading(f"the tokenizer of {checkpoint.path}"):
-            tokenizer = checkpoint.tokenizer()
         return TextLayer(
             tokenizer,
             template,

@@ -41,8 +41,12 @@ class TextLayer:
         self._short = _Lane()
         self._long = _Lane()
 
-    def encode(self, text: str, *, context_length: int, param: str, add_special: bool = False) -> list[int]:
-        """Token ids. A text whose bytes are more than those of `context_length` of the longest tokens is not tokenized.
+    def encode(
+        self, text: str, *, context_length: int, param: str, add_special: bool = False, rendered: bool = False
+    ) -> list[int]:
+        """Token ids; `rendered`: of what the template wrote, with special tokens of its own.
+
+        A text whose bytes are more than those of `context_length` of the longest tokens is not tokenized.
 
         Raises LmserveError: 400 `context_length_exceeded`, 503 `draining` after `close`.
         """
@@ -57,6 +61,8 @@ class TextLayer:
                 context_length=context_length,
                 input_tokens=least,
             )
+        if rendered and not add_special:
+            return self.tokenizer.encode_rendered(text)
         return self.tokenizer.encode(text, add_special=add_special)
 
     def close(self) -> None:

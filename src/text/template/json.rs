@@ -6,6 +6,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value as Variable};
 
 use super::python::number;
+use crate::text::MARK;
 
 /// Deepest nesting that is written.
 const MAX_DEPTH: usize = 256;
@@ -168,7 +169,7 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{C}' => self.out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
+                c if c < ' ' || (self.ensure_ascii && c != MARK && !(' '..='~').contains(&c)) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         self.escape(*unit);
                     }

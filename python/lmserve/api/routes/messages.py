@@ -81,7 +81,8 @@ async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any,
     messages = conversation(data, message_thinking(data, text.template, ignored), ignored)
 
     def work() -> bytes:
-        ids = text.encode(render_messages(text, messages), context_length=engine.max_model_len, param="messages")
+        rendered = render_messages(text, messages)
+        ids = text.encode(rendered, context_length=engine.max_model_len, param="messages", rendered=True)
         return msgspec.json.encode(CountTokensReply(len(ids)))
 
     counted = await text.run(size_of(messages), work)

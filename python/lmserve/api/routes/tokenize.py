@@ -140,7 +140,7 @@ async def encode(data: JSONBody[EncodeRequest], request: Request[Any, Any, Any])
         if not data.do_preprocess:
             return text.encode(given, context_length=most, param="input", add_special=data.add_bos)
         rendered = render_messages(text, Messages([{"role": "user", "content": given}]))
-        return text.encode(rendered, context_length=most, param="input")
+        return text.encode(rendered, context_length=most, param="input", rendered=True)
 
     def work() -> EncodeReply:
         if isinstance(data.input, str):
@@ -199,7 +199,8 @@ def render_messages(text: TextLayer, messages: Messages) -> str:
 def _tokens(
     engine: AsyncEngine, text: TextLayer, prompt: str, param: str, *, special: bool, with_strings: bool
 ) -> TokenizeReply:
-    ids = text.encode(prompt, context_length=engine.max_model_len, param=param, add_special=special)
+    most, rendered = engine.max_model_len, param == "messages"
+    ids = text.encode(prompt, context_length=most, param=param, add_special=special, rendered=rendered)
     strings = None
     if with_strings:
         strings = [(text.tokenizer.token_bytes(token) or b"").decode(errors="replace") for token in ids]
