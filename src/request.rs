@@ -21,6 +21,8 @@ pub use types::{Function, Types, types_of};
 pub const MAX_STOPS: usize = 64;
 /// Longest stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 1024;
+/// Longest name of a lane, in bytes.
+pub const MAX_LANE_BYTES: usize = 256;
 /// Most entries of `logit_bias`.
 pub const MAX_LOGIT_BIAS: usize = 1024;
 /// Most alternatives reported for a token.
@@ -259,6 +261,9 @@ pub struct Submission {
     /// Absent: an anonymous session that ends with its turn.
     #[serde(default)]
     pub session: Option<SessionRef>,
+    /// The conversation that `messages` may go on with, as its client names it. Never more than a hint.
+    #[serde(default)]
+    pub lane: Option<String>,
     /// What to do when the request does not fit into the context.
     #[serde(default)]
     pub on_overflow: OnOverflow,
@@ -392,6 +397,15 @@ impl Submission {
                 );
                 return Err(Error::invalid("stop", message));
             }
+        }
+        if let Some(lane) = &self.lane
+            && !(1..=MAX_LANE_BYTES).contains(&lane.len())
+        {
+            let message = format!(
+                "a lane's name has 1 to {MAX_LANE_BYTES} bytes, but {} were given",
+                lane.len()
+            );
+            return Err(Error::invalid("lane", message));
         }
         if let Some(guide) = &self.guide {
             guide.check(&self.guide_param)?;

@@ -134,6 +134,7 @@ def create_app(
     tracing: Tracing | None = None,
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
+    agent_sessions: bool = True,
 ) -> Application:
     """The application.
 
@@ -145,10 +146,11 @@ def create_app(
     server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
     the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `request_log`: the form of a line
     for each request. `tracing`: where a span for each request goes; its owner closes it. `max_body`: bytes of a
-    request's body, which must arrive within `body_timeout` seconds.
+    request's body, which must arrive within `body_timeout` seconds. `agent_sessions`: whether the headers of agents and
+    prompt_cache_key name conversations.
     """
     keys = keys or Keyring()
-    serving = Serving(model_names, engine, keys, responses)
+    serving = Serving(model_names, engine, keys, responses, agent_sessions=agent_sessions)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ RequestLog = Literal["text", "json", "off"]
 Policy = Literal["fair", "fcfs"]
 UserSpecialTokens = Literal["escape", "allow"]
 SessionFsync = Literal["always", "interval", "never"]
+AgentSessions = Literal["on", "off"]
 # The formats of src/text/formats/.
 ToolParser = Literal[
     "auto",
@@ -57,6 +58,7 @@ REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
 POLICIES: Final[tuple[str, ...]] = get_args(Policy)
 USER_SPECIAL_TOKENS: Final[tuple[str, ...]] = get_args(UserSpecialTokens)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
+AGENT_SESSIONS: Final[tuple[str, ...]] = get_args(AgentSessions)
 TOOL_PARSERS: Final[tuple[str, ...]] = get_args(ToolParser)
 REASONING_PARSERS: Final[tuple[str, ...]] = get_args(ReasoningParser)
 GENERATION_CONFIGS: Final[tuple[str, ...]] = get_args(GenerationConfig)
@@ -141,6 +143,7 @@ class ServeConfig:
     session_ttl: float = 0.0  # 0: for ever
     session_dir: Path | None = None  # None: sessions end with the server
     session_fsync: SessionFsync = "interval"
+    agent_sessions: AgentSessions = "on"  # the headers of agents name conversations
     tool_parser: ToolParser = "auto"
     reasoning_parser: ReasoningParser = "auto"
     generation_config: GenerationConfig = "model"  # whose sampling holds for what a request leaves out
@@ -184,6 +187,7 @@ class ServeConfig:
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("request_log", REQUEST_LOGS)
         self._check_choice("session_fsync", SESSION_FSYNCS)
+        self._check_choice("agent_sessions", AGENT_SESSIONS)
         self._check_choice("tool_parser", TOOL_PARSERS)
         self._check_choice("reasoning_parser", REASONING_PARSERS)
         self._check_choice("generation_config", GENERATION_CONFIGS)

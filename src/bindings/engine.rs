@@ -14,7 +14,7 @@ use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{self, EngineConfig, ModelSpec};
 use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
-use crate::session::{SessionInfo, SessionKey};
+use crate::session::{LaneLimits, SessionInfo, SessionKey};
 use crate::tenant::{Quota, Tenant};
 use crate::wire::Poll;
 
@@ -112,6 +112,7 @@ impl Engine {
             prefix_cache,
             share_prefix_cache,
             sessions: store_limits(max_sessions, session_ttl)?,
+            lanes: LaneLimits::default(),
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
             stall: Duration::from_secs_f64(stall_seconds.clamp(0.0, 86_400.0)),
         };
@@ -300,6 +301,7 @@ impl Engine {
             ("failed_steps", stats.failed_steps),
             ("open_requests", stats.open_requests as u64),
             ("sessions", stats.sessions as u64),
+            ("lanes", stats.lanes as u64),
             ("session_log_bytes", stats.log_bytes),
             ("session_log_failures", stats.log_failures),
             ("session_log_rewrites", stats.log_rewrites),

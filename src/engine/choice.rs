@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::guide::Guide;
+use super::lane_turn::OpenLaneTurn;
 use super::prepare::Echo;
 use super::thoughts::ThoughtBudget;
 use super::turn_guard::{FinishedTurn, TurnGuard};
@@ -78,6 +79,7 @@ pub(super) struct Choice {
     /// Special tokens that are text here.
     pub(super) markers: Arc<[u32]>,
     pub(super) turn: Option<OpenTurn>,
+    pub(super) lane: Option<OpenLaneTurn>,
 }
 
 impl Choice {
@@ -90,17 +92,20 @@ impl Choice {
     }
 }
 
+/// The tokens of a sequence that has ended, without the one that ends an answer: the next turn begins with what closes that.
+pub(super) fn kept_tokens(sequence: &Sequence, reason: FinishReason) -> &[u32] {
+    let tokens = sequence.tokens();
+    let ends = reason == FinishReason::Stop && sequence.ended_by_token();
+    &tokens[..tokens.len() - usize::from(ends)]
+}
+
 pub(super) fn finished_turn(
     turn: OpenTurn,
     choice: &Choice,
     sequence: &Sequence,
     reason: FinishReason,
 ) -> FinishedTurn {
-    let mut tokens = sequence.tokens().to_vec();
-    if reason == FinishReason::Stop && sequence.ended_by_token() {
-        // The token that ends an answer is no part of it: the next turn begins with what closes the answer.
-        tokens.pop();
-    }
+    let tokens = kept_tokens(sequence, reason).to_vec();
     let mut turns = turn.turns;
     // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
     let start = if turns.is_empty() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
-use crate::session::StoreLimits;
+use crate::session::{LaneLimits, StoreLimits};
 use crate::tenant::Tenant;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -27,6 +27,8 @@ pub struct EngineConfig {
     pub share_prefix_cache: bool,
     /// How many sessions are kept.
     pub sessions: StoreLimits,
+    /// How many lanes are kept.
+    pub lanes: LaneLimits,
     /// Who may do what; others may do everything.
     pub tenants: Vec<Tenant>,
     /// Without a step for so long, while work waits, the engine counts as stalled.
@@ -75,6 +77,7 @@ pub struct Stats {
     pub failed_steps: u64,
     pub open_requests: usize,
     pub sessions: usize,
+    pub lanes: usize,
     /// Bytes of the session log; 0 without one.
     pub log_bytes: u64,
     /// Writes, fsyncs and rewrites of it that failed.

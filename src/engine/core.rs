@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::choice::{Choice, OpenTurn, Scoring, finished_turn};
+use super::choice::{Choice, OpenTurn, Scoring, finished_turn, kept_tokens};
 use super::events::{Abort, Events, request_of, sequence_id};
 use super::executor::StepOutput;
 use super::guide::{Failures, Guide};
@@ -94,6 +94,7 @@ impl Core {
             end: session.is_some_and(|session| session.end),
             on_disconnect: session.map_or(OnDisconnect::Rollback, |session| session.on_disconnect),
         });
+        let mut lane = prepared.lane;
         for index in 0..submission.n {
             let id = sequence_id(request, index as usize);
             let seed = mix_seed(seed, index);
@@ -141,6 +142,7 @@ impl Core {
                 }),
                 thoughts: prepared.thoughts.as_ref().map(ThoughtLimit::begin),
                 turn: turn.take(),
+                lane: lane.take(),
             };
             self.choices.insert(id, choice);
         }
@@ -201,6 +203,15 @@ impl Core {
         }
         delta.tokens = choice.tokens;
         delta.stop_string = choice.matcher.found().map(str::to_owned);
+        if let Some(mut lane) = choice.lane.take()
+            // What was cut off behind a stop string is in the tokens, and not in what the client was told.
+            && reason != FinishReason::Abort
+            && delta.stop_string.is_none()
+        {
+            lane.say(&delta.text);
+            let tokens = kept_tokens(sequence, reason);
+            lane.finish(tokens, choice.prompt_tokens, choice.tail);
+        }
         let usage = Usage {
             prompt_tokens: choice.prompt_tokens,
             history_tokens: choice.history_tokens,

@@ -14,12 +14,12 @@ use super::executor::Executor;
 use super::grammars::Grammars;
 use super::health::engine_down;
 use super::inbox::{Command, ReadyRequest, Request};
+use super::lanes::prepare_in_lane;
 use super::locks::lock;
 use super::log_file::LogFile;
 use super::log_writer::{Fsync, LogSender, LogWriter, OpenLog};
 use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
-use super::prepare::prepare;
 use super::shared::Shared;
 use super::stream::Stream;
 use super::turn_guard::TurnGuard;
@@ -29,7 +29,7 @@ use crate::kv::BlockPool;
 use crate::panics::caught;
 use crate::request::{Input, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
+use crate::session::{Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
 use crate::wire::{Mailbox, Reply};
@@ -126,8 +126,10 @@ impl Engine {
             }
         }
         let accounts = Accounts::new(&config.tenants, 0);
+        let lanes = Lanes::new(config.lanes);
         let shared = Arc::new(Shared::new(
             sessions,
+            lanes,
             Admissions::new(max_open, accounts),
             config.stall,
         )?);
@@ -239,11 +241,13 @@ impl Engine {
         let (model, limits, shared) = (self.model.clone(), self.limits, Arc::clone(&self.shared));
         let (grammars, compiling) = (Arc::clone(&self.grammars), Arc::clone(&self.compiling));
         let job = move || {
-            let (submission, open) = (&request.submission, &request.open);
+            let open = &request.open;
+            let submission = &mut request.submission;
             let prepared = shared.wanted(open).and_then(|()| {
-                prepare(
+                prepare_in_lane(
                     submission,
                     base,
+                    &shared.lanes,
                     model.tokenizer.as_deref(),
                     model.template.as_deref(),
                     limits,
@@ -373,6 +377,7 @@ impl Engine {
         Stats {
             open_requests: self.shared.admissions.len(),
             sessions: lock(&self.shared.sessions).len(),
+            lanes: lock(&self.shared.lanes).len(),
             log_bytes: log.bytes.load(Ordering::Relaxed),
             log_failures: log.failures.load(Ordering::Relaxed),
             log_rewrites: log.rewrites.load(Ordering::Relaxed),

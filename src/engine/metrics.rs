@@ -192,6 +192,11 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             stats.open_requests as u64,
         ),
         ("sessions", "Sessions that live.", stats.sessions as u64),
+        (
+            "lanes",
+            "Lanes: conversations of clients that send all of it.",
+            stats.lanes as u64,
+        ),
         ("session_log_bytes", log_bytes, stats.log_bytes),
         (
             "session_log_faulty",

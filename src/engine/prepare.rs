@@ -4,6 +4,7 @@
 use super::answer::{answer_format, answer_grammar};
 use super::config::Limits;
 use super::encode::{check_embedded, check_vocabulary, encode};
+use super::lane_turn::OpenLaneTurn;
 use super::thoughts::ThoughtLimit;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
@@ -41,6 +42,8 @@ pub struct Prepared {
     pub markers: Vec<u32>,
     /// How long it may think.
     pub thoughts: Option<ThoughtLimit>,
+    /// The turn of its lane.
+    pub lane: Option<OpenLaneTurn>,
 }
 
 /// A prompt that is written before its output.
@@ -162,6 +165,7 @@ pub fn prepare(
         answer,
         markers,
         thoughts,
+        lane: None,
     })
 }
 

@@ -11,7 +11,7 @@ use super::health::{Health, engine_down};
 use super::inbox::{Command, Inbox};
 use super::log_writer::LogCounters;
 use crate::error::{Error, Kind, Result};
-use crate::session::SessionStore;
+use crate::session::{Lanes, SessionStore};
 use crate::wire::Wake;
 
 /// What the callers, the preparing pool and the engine's thread share.
@@ -20,6 +20,7 @@ pub(super) struct Shared {
     pub(super) inbox: Inbox,
     pub(super) wake: Arc<Wake>,
     pub(super) sessions: Arc<Mutex<SessionStore>>,
+    pub(super) lanes: Arc<Mutex<Lanes>>,
     pub(super) log_counters: Arc<LogCounters>,
     pub(super) admissions: Arc<Admissions>,
     /// Gives up what is not ready yet.
@@ -31,6 +32,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         sessions: SessionStore,
+        lanes: Lanes,
         admissions: Admissions,
         stall: Duration,
     ) -> Result<Self> {
@@ -38,6 +40,7 @@ impl Shared {
             inbox: Inbox::default(),
             wake: Arc::new(Wake::new()?),
             sessions: Arc::new(Mutex::new(sessions)),
+            lanes: Arc::new(Mutex::new(lanes)),
             log_counters: Arc::default(),
             admissions: Arc::new(admissions),
             stopping: AtomicBool::new(false),

@@ -85,6 +85,9 @@ impl<E: Events> StepTokens for TokenSink<'_, E> {
         }
         if reason.is_none() && !(choice.delta.text.is_empty() && choice.delta.logprobs.is_empty()) {
             let mut delta = std::mem::take(&mut choice.delta);
+            if let Some(lane) = &mut choice.lane {
+                lane.say(&delta.text);
+            }
             delta.tokens = choice.tokens;
             let (request, index) = request_of(id);
             self.events.delta(request, index, delta);

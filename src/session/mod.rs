@@ -1,10 +1,14 @@
 //! Conversations that live on the server: token-exact, transactional, durable.
 
 mod idle;
+mod lanes;
 mod log;
 mod state;
 mod store;
 
+pub use lanes::{
+    Known, LaneKey, LaneLimits, LaneTurn, LaneView, Lanes, NewTurn, Setting, ToldAnswer, written,
+};
 pub use log::{
     Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
     TenantName,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lmserve::engine::{EngineConfig, ModelSpec, Stream};
 use lmserve::error::Result;
 use lmserve::sched::{PolicyKind, SchedulerConfig};
-use lmserve::session::StoreLimits;
+use lmserve::session::{LaneLimits, StoreLimits};
 use lmserve::wire::Poll;
 use serde_json::Value;
 
@@ -15,6 +15,7 @@ pub const BLOCK_SIZE: usize = 4;
 
 pub fn config() -> EngineConfig {
     EngineConfig {
+        lanes: LaneLimits::default(),
         scheduler: SchedulerConfig {
             max_batch: 8,
             max_batch_tokens: 64,

@@ -134,6 +134,8 @@ PROBES: dict[str, Probe] = {
     "/generate on_disconnect": probe("keep", instance_id=7),
     "on_overflow": probe("truncate_output"),
     "/v1/chat/completions on_overflow": probe("truncate_output", session_id=7),
+    "/v1/chat/completions prompt_cache_key": probe("a"),
+    "/v1/responses prompt_cache_key": probe("a"),
     "previous_response_id": probe("resp_0123456789abcdef"),
     "instructions": probe("Be brief."),
     "store": probe(False),

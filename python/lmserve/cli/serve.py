@@ -13,6 +13,7 @@ from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.settings import fill
 from lmserve.config import (
+    AGENT_SESSIONS,
     DTYPES,
     GENERATION_CONFIGS,
     GUIDED_WHITESPACES,
@@ -292,6 +293,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=SESSION_FSYNCS,
         help="when the log is synced to disk: always (before a turn's reply ends), interval (once a second), never; "
         f"this matters for power loss, a killed server loses no turn (default: {default.session_fsync})",
+    )
+    group.add_argument(
+        "--agent-sessions",
+        metavar="WHETHER",
+        choices=AGENT_SESSIONS,
+        help="on: the session headers of agents and prompt_cache_key name a conversation, which is continued token for "
+        f"token; off: they are ignored (default: {default.agent_sessions})",
     )
     group.add_argument(
         "--session-ttl",

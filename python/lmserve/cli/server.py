@@ -62,6 +62,7 @@ def serve_model(config: ServeConfig) -> None:
             request_log=config.request_log,
             tracing=tracing,
             max_body=config.max_body,
+            agent_sessions=config.agent_sessions == "on",
         )
         serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:

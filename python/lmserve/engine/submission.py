@@ -174,6 +174,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     echo: bool = False
     prompt_logprobs: int | None = None
     session: SessionRef | None = None
+    lane: str | None = None
     on_overflow: OnOverflow = "error"
     sampling: SamplingParams = SamplingParams()
     stopping: StopParams = StopParams()

@@ -144,6 +144,14 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
         Literal["none", "auto"] | NamedFunction | None, Meta(description="The older form of tool_choice.")
     ] = None
 
+    prompt_cache_key: Annotated[
+        Tag | None,
+        Meta(
+            description="Names the conversation that messages may go on with, where no header of an agent does; "
+            "see docs/sessions.md, Lanes."
+        ),
+    ] = None
+
     audio: Unsupported = UNSET
     kwargs: Unsupported = UNSET
     modalities: Unsupported = UNSET
@@ -151,7 +159,6 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
 
     metadata: NoEffect = UNSET
     prediction: NoEffect = UNSET
-    prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET
     prompt_cache_retention: NoEffect = UNSET
     provider: NoEffect = UNSET

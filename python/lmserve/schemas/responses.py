@@ -142,6 +142,14 @@ class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknow
 
     reasoning: Annotated[Reasoning | None, Meta(description="How hard to think.")] = None
 
+    prompt_cache_key: Annotated[
+        Tag | None,
+        Meta(
+            description="Names the conversation that the input may go on with, where no header of an agent does; "
+            "see docs/sessions.md, Lanes."
+        ),
+    ] = None
+
     conversation: Unsupported = UNSET
     image: Unsupported = UNSET
     moderation: Unsupported = UNSET
@@ -152,7 +160,6 @@ class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknow
     client_metadata: NoEffect = UNSET
     context_management: NoEffect = UNSET
     max_tool_calls: NoEffect = UNSET
-    prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET
     prompt_cache_retention: NoEffect = UNSET
     safety_identifier: NoEffect = UNSET

@@ -58,10 +58,13 @@ class Serving:
         engine: AsyncEngine | Callable[[], AsyncEngine],
         keys: Keyring | None = None,
         responses: ResponseStore | None = None,
+        *,
+        agent_sessions: bool = True,
     ) -> None:
         """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
 
         `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
+        `agent_sessions`: requests may name the conversation that they go on with.
         """
         if not names:
             raise ValueError("a served model needs a name")
@@ -71,6 +74,7 @@ class Serving:
         self.draining = False
         self.http: Counter[tuple[str, int]] = Counter()  # requests by route and status
         self.responses = responses or ResponseStore()
+        self.agent_sessions = agent_sessions
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
         self._fingerprint: str | None = None

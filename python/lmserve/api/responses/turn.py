@@ -50,7 +50,9 @@ PREVIOUS: Final = "previous_response_id"
 class ResponseTurn:
     """A request on its way to the core, and its place among the stored responses."""
 
-    def __init__(self, data: ResponsesRequest, ignored: Ignored, serving: Serving, tenant: int) -> None:
+    def __init__(
+        self, data: ResponsesRequest, ignored: Ignored, serving: Serving, tenant: int, lane: str | None
+    ) -> None:
         """Raises LmserveError (400, 404) for what cannot be honoured; hints that are not are added to `ignored`."""
         refuse_unsupported(data)
         ignored.hints_of(data)
@@ -58,6 +60,7 @@ class ResponseTurn:
         for name in data.include or ():
             if name != LOGPROBS:
                 ignored.add(f"include.{name}")
+        self._lane = lane
         self._stores = given_or(data.store, True)
         _check_background(data, stores=self._stores)
         self._serving = serving
@@ -156,6 +159,7 @@ class ResponseTurn:
             input=Messages(self._messages, tools=self._tools, template_kwargs=self._thinking.variables),
             stream=stream,
             session=session,
+            lane=self._lane,
             on_overflow="drop_oldest_then_truncate" if data.truncation == "auto" else "truncate_output",
             guide=_guide(data),
             guide_param="text.format",

@@ -13,6 +13,7 @@ from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import conversation
 from lmserve.api.convert.guided import guide_of
+from lmserve.api.convert.lanes import lane_of
 from lmserve.api.convert.parameters import (
     check_prompt_logprobs,
     given_or,
@@ -68,13 +69,16 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     if data.stop is True:
         return _cancelled(data, serving, tenant)
     ignored = Ignored("/v1/chat/completions")
-    stream = engine.submit(submission(data, ignored, serving, tenant=tenant))
+    lane = lane_of(request, ignored, data.prompt_cache_key, enabled=serving.agent_sessions)
+    stream = engine.submit(submission(data, ignored, serving, tenant=tenant, lane=lane))
     if data.stream:
         return sse_reply(stream, ignored.headers())
     return EngineReply(stream, headers=ignored.headers())
 
 
-def submission(data: ChatRequest, ignored: Ignored, serving: Serving, *, tenant: int) -> Submission:
+def submission(
+    data: ChatRequest, ignored: Ignored, serving: Serving, *, tenant: int, lane: str | None = None
+) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured.
 
     Hints that cannot be followed are added to `ignored`.
@@ -99,6 +103,7 @@ def submission(data: ChatRequest, ignored: Ignored, serving: Serving, *, tenant:
         usage_chunks=usage_chunks(data),
         prompt_logprobs=data.prompt_logprobs,
         session=session,
+        lane=lane if session is None else None,
         on_overflow=data.on_overflow or _on_overflow(data, session),
         n=given_or(data.n, 1),
         tenant=tenant,

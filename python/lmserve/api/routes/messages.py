@@ -10,6 +10,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.anthropic_messages import conversation
+from lmserve.api.convert.lanes import lane_of
 from lmserve.api.convert.parameters import top_k
 from lmserve.api.convert.thinking import message_thinking
 from lmserve.api.convert.tools import message_calling
@@ -56,7 +57,8 @@ async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, 
     data, tenant = serving.with_model(data), tenant_of(request)
     ignored = Ignored("/v1/messages")
     template = None if engine.text is None else engine.text.template
-    stream = engine.submit(submission(data, ignored, tenant=tenant, template=template))
+    lane = lane_of(request, ignored, enabled=serving.agent_sessions)
+    stream = engine.submit(submission(data, ignored, tenant=tenant, template=template, lane=lane))
     headers = ignored.headers()
     return sse_reply(stream, headers) if data.stream else EngineReply(stream, headers=headers)
 
@@ -89,7 +91,14 @@ async def count_tokens(data: JSONBody[CountTokensRequest], request: Request[Any,
     return Response(counted, media_type="application/json", headers=ignored.headers())
 
 
-def submission(data: MessagesRequest, ignored: Ignored, *, tenant: int, template: ChatTemplate | None) -> Submission:
+def submission(
+    data: MessagesRequest,
+    ignored: Ignored,
+    *,
+    tenant: int,
+    template: ChatTemplate | None,
+    lane: str | None = None,
+) -> Submission:
     """The request as the core takes it. Raises LmserveError (400) for what cannot be honoured.
 
     Hints that cannot be followed are added to `ignored`.
@@ -107,6 +116,7 @@ def submission(data: MessagesRequest, ignored: Ignored, *, tenant: int, template
         model=data.model,
         input=conversation(data, thinking, ignored),
         stream=bool(data.stream),
+        lane=lane,
         on_overflow="truncate_output",
         guide=guide,
         guide_param=guide_param,

@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from lmserve.api.convert.lanes import lane_of
 from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
@@ -54,7 +55,8 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     serving = serving_of(request)
     data = serving.with_model(data)
     ignored = Ignored("/v1/responses")
-    turn = ResponseTurn(data, ignored, serving, tenant_of(request))
+    lane = lane_of(request, ignored, data.prompt_cache_key, enabled=serving.agent_sessions)
+    turn = ResponseTurn(data, ignored, serving, tenant_of(request), lane)
     headers = ignored.headers()
     if data.background:
         return Response(turn.run_in_background(), media_type="application/json", headers=headers)

@@ -1,0 +1,44 @@
+"""Which conversation a request that holds all of it goes on with: what agents call it in their headers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from litestar import Request
+
+from lmserve.api.convert.unsupported import Ignored
+
+# Of Claude Code, Qwen Code, Codex (its older ones with an underscore), and OpenCode.
+HEADERS: Final = (
+    "x-claude-code-session-id",
+    "x-qwen-code-session-id",
+    "session-id",
+    "session_id",
+    "x-session-id",
+    "x-session-affinity",
+)
+CACHE_KEY: Final = "prompt_cache_key"
+MAX_BYTES: Final = 256  # as in src/request.rs
+
+
+def lane_of(
+    request: Request[Any, Any, Any], ignored: Ignored, cache_key: str | None = None, *, enabled: bool
+) -> str | None:
+    """The lane that the request names; None: none, or one that cannot be followed.
+
+    `cache_key`: of the body; where it cannot be followed, it is added to `ignored`. `enabled`: lanes are kept at all.
+    """
+    if enabled:
+        named = (request.headers.get(header, "") for header in HEADERS)
+        by_header = next(filter(_is_name, named), None)
+        if by_header is not None:
+            return by_header
+    if cache_key and enabled and _is_name(cache_key):
+        return cache_key
+    if cache_key:
+        ignored.add(CACHE_KEY)
+    return None
+
+
+def _is_name(name: str) -> bool:
+    return 1 <= len(name.encode(errors="replace")) <= MAX_BYTES

@@ -1,0 +1,67 @@
+//! A lane's turn while it runs: what its client is told, until the lane takes it in.
+
+use std::sync::{Arc, Mutex};
+
+use super::locks::lock;
+use crate::session::{LaneKey, LaneTurn, Lanes, NewTurn, Setting, ToldAnswer};
+use crate::text::Tail;
+use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
+
+/// A turn of a lane while it runs. Dropping it leaves the lane as it is.
+#[derive(Debug)]
+pub struct OpenLaneTurn {
+    pub(super) lanes: Arc<Mutex<Lanes>>,
+    pub(super) key: LaneKey,
+    pub(super) setting: Arc<Setting>,
+    /// Those before it.
+    pub(super) turns: Vec<Arc<LaneTurn>>,
+    /// Tokens of these.
+    pub(super) history_tokens: usize,
+    /// What it brought in.
+    pub(super) messages: Vec<Box<str>>,
+    /// How its answer is taken apart.
+    pub(super) format: AnswerFormat,
+    /// The answer so far.
+    pub(super) text: String,
+}
+
+impl OpenLaneTurn {
+    /// The answer goes on, as its client is told.
+    pub(super) fn say(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// The answer has ended. `tokens`: of all turns, of which the first `prompt_tokens` are the prompt.
+    pub(super) fn finish(self, tokens: &[u32], prompt_tokens: usize, tail: Tail) {
+        let new = NewTurn {
+            messages: self.messages,
+            answer: told(&self.format, self.text),
+            tokens: tokens[self.history_tokens..].to_vec(),
+            input_tokens: prompt_tokens - self.history_tokens,
+            tail,
+        };
+        lock(&self.lanes).commit(&self.key, self.setting, self.turns, new);
+    }
+}
+
+/// An answer's text as its client was told it.
+fn told(format: &AnswerFormat, text: String) -> ToldAnswer {
+    let mut answer = ToldAnswer::default();
+    let Some(mut parser) = AnswerParser::new(format) else {
+        answer.content = text;
+        return answer;
+    };
+    for piece in parser.push(&text, true) {
+        match piece {
+            Piece::Reasoning(text) => answer.reasoning.push_str(&text),
+            Piece::Content(text) => answer.content.push_str(&text),
+            Piece::Call { name, .. } => answer.calls.push((name, String::new())),
+            Piece::Arguments { index, text } => {
+                if let Some((_, arguments)) = answer.calls.get_mut(index) {
+                    arguments.push_str(&text);
+                }
+            }
+        }
+    }
+    answer
+}

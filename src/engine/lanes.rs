@@ -1,0 +1,145 @@
+//! Goes on from what a lane holds of a request's conversation, and keeps the turn that follows.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use super::config::Limits;
+use super::lane_turn::OpenLaneTurn;
+use super::locks::lock;
+use super::prepare::{Prepared, prepare};
+use crate::error::Result;
+use crate::request::{Input, Submission};
+use crate::session::{Known, LaneKey, Lanes, Setting, TurnHistory, written};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::wire::answer::AnswerFormat;
+
+/// A lane's history may leave less of the context than this share of it only where the request asks for no more.
+const LEAST_ROOM: usize = 4;
+
+/// A lane that a request goes on in.
+struct OpenLane {
+    lanes: Arc<Mutex<Lanes>>,
+    key: LaneKey,
+    setting: Arc<Setting>,
+    known: Known,
+    /// All messages of the request.
+    written: Vec<Box<str>>,
+}
+
+impl OpenLane {
+    /// The lane of a request; None where it names none, or where what it asks for takes more than a history and an answer.
+    fn of(submission: &Submission, lanes: &Arc<Mutex<Lanes>>) -> Option<Self> {
+        let name = submission.lane.as_deref()?;
+        let Input::Messages {
+            messages,
+            tools,
+            template_kwargs,
+            continue_final_message: false,
+            add_generation_prompt: None | Some(true),
+        } = &submission.input
+        else {
+            return None;
+        };
+        let begins = submission
+            .session
+            .as_ref()
+            .is_none_or(|session| session.start && session.parent.is_none());
+        let plain = submission.n == 1
+            && submission.prompt_logprobs.is_none()
+            && submission.stopping.max_tokens != Some(0)
+            && !submission.on_overflow.drops_turns();
+        if !begins || !plain {
+            return None;
+        }
+        let key = LaneKey {
+            tenant: submission.tenant,
+            name: name.into(),
+        };
+        let setting = Setting::new(tools.as_deref(), template_kwargs);
+        let written: Vec<Box<str>> = messages.iter().map(written).collect();
+        let view = lock(lanes).view(&key);
+        Some(Self {
+            known: view.find(&setting, messages, &written),
+            lanes: Arc::clone(lanes),
+            key,
+            setting: Arc::new(setting),
+            written,
+        })
+    }
+
+    /// The turn behind the first `known` of the lane's.
+    fn turn(self, known: Known, format: AnswerFormat) -> OpenLaneTurn {
+        OpenLaneTurn {
+            lanes: self.lanes,
+            key: self.key,
+            setting: self.setting,
+            history_tokens: known.history().history.len(),
+            turns: known.turns,
+            messages: self.written[known.messages..].to_vec(),
+            format,
+            text: String::new(),
+        }
+    }
+}
+
+/// As [`prepare`]; a request that names a lane goes on from what that holds of its messages, where that fits as well. `base`: of
+/// its session.
+///
+/// # Errors
+/// Those of [`prepare`].
+pub(super) fn prepare_in_lane(
+    submission: &mut Submission,
+    base: TurnHistory,
+    lanes: &Arc<Mutex<Lanes>>,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    limits: Limits,
+    wanted: &dyn Fn() -> Result<()>,
+) -> Result<Prepared> {
+    let Some(mut lane) = OpenLane::of(submission, lanes) else {
+        return prepare(submission, base, tokenizer, template, limits, wanted);
+    };
+    let known = std::mem::take(&mut lane.known);
+    if !known.turns.is_empty() {
+        let before = take_messages(submission, known.messages);
+        let history = TurnHistory {
+            seed: base.seed,
+            ..known.history()
+        };
+        let prepared = prepare(submission, history, tokenizer, template, limits, wanted);
+        put_messages(submission, before);
+        // Where it cannot go on, or not for long, it is computed anew: its messages may take fewer tokens than its history.
+        if let Ok(mut prepared) = prepared
+            && has_room(submission, &prepared, limits)
+        {
+            prepared.lane = Some(lane.turn(known, prepared.answer.clone()));
+            return Ok(prepared);
+        }
+        wanted()?;
+    }
+    let mut prepared = prepare(submission, base, tokenizer, template, limits, wanted)?;
+    prepared.lane = Some(lane.turn(Known::default(), prepared.answer.clone()));
+    Ok(prepared)
+}
+
+fn has_room(submission: &Submission, prepared: &Prepared, limits: Limits) -> bool {
+    let room = limits.context_length - prepared.prompt.len();
+    let stopping = &submission.stopping;
+    let asked = stopping.max_tokens.or(stopping.default_max_tokens);
+    room >= limits.context_length / LEAST_ROOM || asked.is_some_and(|asked| asked as usize <= room)
+}
+
+/// Takes the first `count` messages out of a request.
+fn take_messages(submission: &mut Submission, count: usize) -> Vec<Value> {
+    match &mut submission.input {
+        Input::Messages { messages, .. } => messages.drain(..count.min(messages.len())).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn put_messages(submission: &mut Submission, before: Vec<Value>) {
+    if let Input::Messages { messages, .. } = &mut submission.input {
+        messages.splice(..0, before);
+    }
+}

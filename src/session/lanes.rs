@@ -1,0 +1,372 @@
+//! Conversations of clients that send all of it in each request, kept beside their tokens.
+//!
+//! A lane is named by its client and holds the turns of a conversation: the messages that each brought in, the answer as it was
+//! told, and the tokens of both. A request whose messages begin with some of them goes on from their tokens. One that departs
+//! becomes a branch that shares the turns before. Nothing waits for a lane, and a request never fails for want of one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Map, Value};
+
+use super::state::{Turn, TurnHistory};
+use crate::text::Tail;
+
+/// About the bytes that a turn takes beside its texts and tokens.
+const TURN_BYTES: usize = 256;
+
+/// How many lanes are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneLimits {
+    /// Most lanes of a tenant; the least recently used one goes first.
+    pub lanes: usize,
+    /// Most branches of a lane; the least recently used one goes first.
+    pub branches: usize,
+    /// Most bytes of all lanes; the least recently used lane goes first.
+    pub bytes: usize,
+}
+
+impl Default for LaneLimits {
+    fn default() -> Self {
+        Self {
+            lanes: 1024,
+            branches: 32,
+            bytes: 256 << 20,
+        }
+    }
+}
+
+/// A lane's name within its tenant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneKey {
+    /// The API key's number; 0 is no key.
+    pub tenant: u32,
+    /// The client's name for it.
+    pub name: Arc<str>,
+}
+
+/// An answer as its client was told it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToldAnswer {
+    /// Thoughts.
+    pub reasoning: String,
+    /// Words.
+    pub content: String,
+    /// Names and arguments of the calls, the latter as JSON.
+    pub calls: Vec<(String, String)>,
+}
+
+impl ToldAnswer {
+    /// Whether `message` of a request is this answer. White space at the ends of texts is not compared, and thoughts only where
+    /// the client sends some.
+    fn is(&self, message: &Value) -> bool {
+        let text = |name: &str| message[name].as_str().unwrap_or_default().trim();
+        if message["role"] != "assistant" || text("content") != self.content.trim() {
+            return false;
+        }
+        let thoughts = text("reasoning_content");
+        if !thoughts.is_empty() && thoughts != self.reasoning.trim() {
+            return false;
+        }
+        let calls = message["tool_calls"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let same = |(call, (name, arguments)): (&Value, &(String, String))| {
+            call["function"]["name"] == **name
+                && same_arguments(&call["function"]["arguments"], arguments)
+        };
+        calls.len() == self.calls.len() && calls.iter().zip(&self.calls).all(same)
+    }
+
+    fn bytes(&self) -> usize {
+        let calls = self
+            .calls
+            .iter()
+            .map(|(name, json)| name.len() + json.len());
+        self.reasoning.len() + self.content.len() + calls.sum::<usize>()
+    }
+}
+
+fn same_arguments(given: &Value, told: &str) -> bool {
+    match given {
+        Value::String(text) => text == told,
+        _ => serde_json::from_str::<Value>(told).is_ok_and(|told| told == *given),
+    }
+}
+
+/// What a conversation's template is given beside its messages. A conversation under another one is another conversation.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting(String);
+
+impl Setting {
+    /// Of the tools and the variables of a request.
+    pub fn new(tools: Option<&[Value]>, variables: &Map<String, Value>) -> Self {
+        Self(serde_json::json!([tools, variables]).to_string())
+    }
+}
+
+/// One turn of a lane. It is never changed, and branches share it.
+#[derive(Debug)]
+pub struct LaneTurn {
+    messages: Box<[Box<str>]>,
+    answer: ToldAnswer,
+    tokens: Box<[u32]>,
+    input_tokens: usize,
+    tail: Tail,
+    bytes: usize,
+    counter: Arc<AtomicUsize>,
+}
+
+impl Drop for LaneTurn {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a finished turn was.
+#[derive(Debug)]
+pub struct NewTurn {
+    /// The messages that it brought in, as [`written`] has them.
+    pub messages: Vec<Box<str>>,
+    /// The answer.
+    pub answer: ToldAnswer,
+    /// Token ids of its input and of its output.
+    pub tokens: Vec<u32>,
+    /// How many of them are input.
+    pub input_tokens: usize,
+    /// Whether it left the assistant's message open.
+    pub tail: Tail,
+}
+
+/// A message in the form in which messages are compared.
+pub fn written(message: &Value) -> Box<str> {
+    message.to_string().into()
+}
+
+#[derive(Debug, Clone)]
+struct Branch {
+    setting: Arc<Setting>,
+    turns: Vec<Arc<LaneTurn>>,
+    used: u64,
+}
+
+/// What of a lane a request goes on from.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// The turns, the oldest first.
+    pub turns: Vec<Arc<LaneTurn>>,
+    /// Messages of the request that these turns are.
+    pub messages: usize,
+}
+
+impl Known {
+    /// What a turn that goes on from here builds on.
+    pub fn history(&self) -> TurnHistory {
+        let mut history = TurnHistory::empty();
+        for turn in &self.turns {
+            history.turns.push(Turn {
+                start: history.history.len(),
+                input_tokens: turn.input_tokens,
+                output_tokens: turn.tokens.len() - turn.input_tokens,
+                tail: turn.tail,
+            });
+            history.history.extend_from_slice(&turn.tokens);
+            history.tail = turn.tail;
+        }
+        history
+    }
+}
+
+impl Branch {
+    /// What this branch has of a conversation: its first turns, each with its answer, and with a message behind them.
+    fn common(&self, messages: &[Value], written: &[Box<str>]) -> (usize, usize) {
+        let (mut turns, mut at) = (0, 0);
+        for turn in &self.turns {
+            let answer = at + turn.messages.len();
+            let follows = messages.get(answer + 1);
+            let same = written.get(at..answer) == Some(&turn.messages)
+                && messages
+                    .get(answer)
+                    .is_some_and(|message| turn.answer.is(message));
+            if !same || follows.is_none_or(|message| message["role"] == "assistant") {
+                break;
+            }
+            (turns, at) = (turns + 1, answer + 1);
+        }
+        (turns, at)
+    }
+
+    fn begins(&self, turns: &[Arc<LaneTurn>]) -> bool {
+        self.turns.len() <= turns.len()
+            && self.turns.iter().zip(turns).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+}
+
+/// The branches of a lane at one moment, to be looked through without its lock.
+#[derive(Debug, Default)]
+pub struct LaneView(Vec<Branch>);
+
+impl LaneView {
+    /// The most of a conversation that some branch has. `written`: its messages as [`written`] has them.
+    pub fn find(&self, setting: &Setting, messages: &[Value], written: &[Box<str>]) -> Known {
+        let branches = self.0.iter().filter(|branch| *branch.setting == *setting);
+        let found = branches.map(|branch| (branch.common(messages, written), branch));
+        let most = found.max_by_key(|((turns, at), _)| (*at, *turns));
+        most.map_or_else(Known::default, |((turns, messages), branch)| Known {
+            turns: branch.turns[..turns].to_vec(),
+            messages,
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    branches: Vec<Branch>,
+    used: u64,
+}
+
+/// All lanes of one server.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    by_key: HashMap<LaneKey, Lane>,
+    /// Of all lanes, the least recently used first; and of each tenant's.
+    by_use: BTreeSet<(u64, LaneKey)>,
+    by_tenant: BTreeSet<(u32, u64, LaneKey)>,
+    counts: HashMap<u32, usize>,
+    uses: u64,
+    bytes: Arc<AtomicUsize>,
+    limits: LaneLimits,
+}
+
+impl Lanes {
+    /// No lanes.
+    pub fn new(limits: LaneLimits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// About the bytes that all turns take.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a lane holds now.
+    pub fn view(&self, key: &LaneKey) -> LaneView {
+        self.by_key
+            .get(key)
+            .map_or_else(LaneView::default, |lane| LaneView(lane.branches.clone()))
+    }
+
+    /// Adds a turn behind `turns`: to the branch that ends with them, or to a new one.
+    pub fn commit(
+        &mut self,
+        key: &LaneKey,
+        setting: Arc<Setting>,
+        mut turns: Vec<Arc<LaneTurn>>,
+        new: NewTurn,
+    ) {
+        let texts = new.messages.iter().map(|message| message.len());
+        let bytes = TURN_BYTES + texts.sum::<usize>() + new.answer.bytes() + 4 * new.tokens.len();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        turns.push(Arc::new(LaneTurn {
+            messages: new.messages.into(),
+            answer: new.answer,
+            tokens: new.tokens.into(),
+            input_tokens: new.input_tokens,
+            tail: new.tail,
+            bytes,
+            counter: Arc::clone(&self.bytes),
+        }));
+        self.touch(key);
+        let (used, most) = (self.uses, self.limits.branches);
+        if let Some(lane) = self.by_key.get_mut(key) {
+            // Whatever begins like the new branch is in it.
+            lane.branches
+                .retain(|branch| branch.setting != setting || !branch.begins(&turns));
+            while lane.branches.len() >= most.max(1) {
+                let oldest = lane.branches.iter().enumerate();
+                let oldest = oldest
+                    .min_by_key(|(_, branch)| branch.used)
+                    .map(|(at, _)| at);
+                lane.branches.swap_remove(oldest.unwrap_or(0));
+            }
+            lane.branches.push(Branch {
+                setting,
+                turns,
+                used,
+            });
+        }
+        self.make_room(key.tenant);
+    }
+
+    /// The lane becomes the one that was used last; it is begun where it is not there.
+    fn touch(&mut self, key: &LaneKey) {
+        self.uses += 1;
+        let used = self.uses;
+        if let Some(lane) = self.by_key.get_mut(key) {
+            self.by_use.remove(&(lane.used, key.clone()));
+            self.by_tenant.remove(&(key.tenant, lane.used, key.clone()));
+            lane.used = used;
+        } else {
+            *self.counts.entry(key.tenant).or_default() += 1;
+            let lane = Lane {
+                used,
+                ..Lane::default()
+            };
+            self.by_key.insert(key.clone(), lane);
+        }
+        self.by_use.insert((self.uses, key.clone()));
+        self.by_tenant.insert((key.tenant, self.uses, key.clone()));
+    }
+
+    fn make_room(&mut self, tenant: u32) {
+        while self
+            .counts
+            .get(&tenant)
+            .is_some_and(|&count| count > self.limits.lanes)
+        {
+            let first = LaneKey {
+                tenant,
+                name: "".into(),
+            };
+            let oldest = self.by_tenant.range((tenant, 0, first)..).next();
+            let Some((_, _, key)) = oldest.cloned() else {
+                break;
+            };
+            self.drop_lane(&key);
+        }
+        while self.bytes() > self.limits.bytes {
+            let Some((_, key)) = self.by_use.first().cloned() else {
+                break;
+            };
+            self.drop_lane(&key);
+        }
+    }
+
+    fn drop_lane(&mut self, key: &LaneKey) {
+        let Some(lane) = self.by_key.remove(key) else {
+            return;
+        };
+        self.by_use.remove(&(lane.used, key.clone()));
+        self.by_tenant.remove(&(key.tenant, lane.used, key.clone()));
+        if let Some(count) = self.counts.get_mut(&key.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&key.tenant);
+            }
+        }
+    }
+}
