@@ -40,6 +40,11 @@ impl Events for Silent {
     fn fail(&mut self, _: u64, _: &Error, _: Usage) {}
 }
 
+/// Tokens of a sequence at its end, which no bench reaches.
+const fn most_tokens(context: usize) -> usize {
+    2 * context + 2 * STEPS + BLOCK_SIZE
+}
+
 struct Load {
     core: Core,
     store: Arc<Mutex<SessionStore>>,
@@ -53,9 +58,9 @@ struct Load {
 impl Load {
     fn new(running: usize, context: usize, idle: usize, speculation: Option<Speculation>) -> Self {
         let idle_blocks = idle * (IDLE_TOKENS as usize / BLOCK_SIZE + 1);
-        let num_blocks = running * (context + 3 * STEPS).div_ceil(BLOCK_SIZE) + idle_blocks;
+        let num_blocks = running * (most_tokens(context) / BLOCK_SIZE + 1) + idle_blocks;
         let config = SchedulerConfig {
-            max_batch: running,
+            max_batch: running + 1,
             max_batch_tokens: 8192,
             max_model_len: 1 << 20,
             max_queue: running.max(1024),
@@ -147,6 +152,7 @@ fn measure(
     running: usize,
     context: usize,
     idle: usize,
+    waits: bool,
     speculation: Option<Speculation>,
 ) -> (f64, f64) {
     let mut load = Load::new(running, context, idle, speculation);
@@ -168,6 +174,11 @@ fn measure(
     while decoding(&load) < running {
         load.step();
     }
+    if waits {
+        // There is room for its prompt now, but not when the others will have all their tokens.
+        let ids = load.distinct(running * 4 * BLOCK_SIZE);
+        load.add(&ids, 2 * STEPS + 2 * context);
+    }
     let mut times: Vec<f64> = (0..STEPS / BLOCK_SIZE)
         .map(|_| {
             let start = thread_time();
@@ -178,6 +189,7 @@ fn measure(
         })
         .collect();
     assert_eq!(decoding(&load), running);
+    assert_eq!(load.core.scheduler().stats().waiting, usize::from(waits));
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[times.len() - 1])
 }
@@ -187,17 +199,19 @@ fn main() {
     for running in [64, 256, 1024] {
         for context in [512, 4096] {
             for idle in [0, 100_000] {
-                let (median, p99) = measure(running, context, idle, None);
+                let (median, p99) = measure(running, context, idle, false, None);
                 println!("{running:7}  {context:7}  {idle:13}  {median:10.1} {p99:8.1}");
             }
         }
+        let (median, p99) = measure(running, 512, 0, true, None);
+        println!("{running:7}      512      one waits  {median:10.1} {p99:8.1}");
         // Each sequence is followed, and its text never repeats itself.
         let speculation = Speculation {
             max_draft: 8,
             max_rows: 2 * running,
             row_cost: 0.3,
         };
-        let (median, p99) = measure(running, 512, 0, Some(speculation));
+        let (median, p99) = measure(running, 512, 0, false, Some(speculation));
         println!("{running:7}      512   with drafts  {median:10.1} {p99:8.1}");
     }
 }

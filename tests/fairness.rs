@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::toy_sequences::{VOCAB, sequence};
+use common::toy_sequences::{VOCAB, open_ended, sequence, short_answers};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::kv::BlockPool;
 use lmserve::sched::{FinishReason, NewSequence, Scheduler, SchedulerConfig, StepTokens};
@@ -179,10 +179,18 @@ fn a_tenant_that_was_idle_has_saved_nothing_up() {
 
 #[test]
 fn a_victim_keeps_its_place_and_its_output() {
-    // Blocks for two of the three; whoever came last is preempted, and still comes before those that came after it.
+    // Blocks for two of the four that join, as they get longer than all before; whoever came last is preempted, and still comes
+    // before those that came after it.
     let mut run = Run::new(17, 4, 64);
+    for new in short_answers(100..120) {
+        run.scheduler.add(new).unwrap();
+    }
+    run.finish();
+    run.outputs.clear();
+    run.order.0.clear();
     for id in 0..5 {
-        run.add(id, 0, 0, vec![id as u32 + 1; 8], 24);
+        let new = open_ended(id, vec![id as u32 + 1; 8], 24);
+        run.scheduler.add(new).unwrap();
     }
     let mut first_steps = Vec::new();
     for _ in 0..1000 {

@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::toy_sequences::{VOCAB, alone, sequence};
+use common::toy_sequences::{VOCAB, alone, open_ended, sequence, short_answers};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::error::Kind;
 use lmserve::kv::BlockPool;
@@ -264,10 +264,14 @@ fn prompts_alike_wait_for_nobody_where_they_could_share_nothing() {
 #[test]
 fn a_preempted_sequence_resumes_with_the_same_tokens() {
     let mut run = Run::new(10, 4, config(4, 64), true);
+    for new in short_answers(100..120) {
+        run.scheduler.add(new).unwrap();
+    }
+    run.finish();
     let prompts: Vec<Vec<u32>> = (0..3).map(|id| vec![id; 8]).collect();
     for (id, prompt) in prompts.iter().enumerate() {
         run.scheduler
-            .add(sequence(id as u64, prompt.clone(), 24))
+            .add(open_ended(id as u64, prompt.clone(), 24))
             .unwrap();
     }
     run.finish();

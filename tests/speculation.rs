@@ -266,8 +266,12 @@ fn guided_sequences_are_not_drafted() {
 
 #[test]
 fn drafts_take_no_block_that_another_needs() {
-    // Each fits alone with two blocks to spare.
-    let sequences: Vec<NewSequence> = (0..4).map(|id| sequence(id, 100)).collect();
+    // Each fits alone with two blocks to spare. They join because all before were short.
+    let long = (20..24).map(|id| NewSequence {
+        stop_tokens: Arc::new([VOCAB as u32]),
+        ..sequence(id, 100)
+    });
+    let sequences: Vec<NewSequence> = toy_sequences::short_answers(0..20).chain(long).collect();
     let (plain, drafted) = (run(&sequences, 32, None), run(&sequences, 32, Some(FREE)));
     assert_eq!(plain.rows, drafted.rows);
     assert!(plain.stats.preemptions > 0);

@@ -292,6 +292,7 @@ impl Engine {
             ("sampled_tokens", stats.scheduler.sampled_tokens),
             ("cached_tokens", stats.scheduler.cached_tokens),
             ("preemptions", stats.scheduler.preemptions),
+            ("recomputed_tokens", stats.scheduler.recomputed_tokens),
             ("drafted_tokens", stats.scheduler.drafted_tokens),
             ("accepted_tokens", stats.scheduler.accepted_tokens),
             ("free_blocks", stats.free_blocks as u64),

@@ -363,6 +363,7 @@ impl Scheduler {
             ("sampled_tokens", stats.sampled_tokens),
             ("cached_tokens", stats.cached_tokens),
             ("preemptions", stats.preemptions),
+            ("recomputed_tokens", stats.recomputed_tokens),
             ("free_blocks", counts.free as u64),
             ("owned_blocks", counts.owned as u64),
             ("cached_blocks", counts.cached as u64),

@@ -235,6 +235,7 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
     let drafted = "Tokens that were computed because they might come (--speculate).";
     let accepted = "Of the drafted tokens, those that came.";
     let preempted = "Sequences that lost their KV blocks to others.";
+    let recomputed = "Tokens that were computed again after a preemption.";
     let log_failures = "Writes, fsyncs and rewrites of the session log that failed.";
     let log_rewrites = "Times the session log was rewritten without what is gone.";
     for (name, help, value) in [
@@ -250,6 +251,7 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
         ("accepted_tokens", accepted, scheduler.accepted_tokens),
         ("prefix_cache_hit_tokens", cached, scheduler.cached_tokens),
         ("preemptions", preempted, scheduler.preemptions),
+        ("recomputed_tokens", recomputed, scheduler.recomputed_tokens),
         (
             "kv_evictions",
             "Cached KV blocks that were given up.",

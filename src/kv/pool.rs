@@ -223,6 +223,12 @@ impl BlockPool {
         self.state().references.clone()
     }
 
+    /// How many of a table's blocks other tables hold, too: those of the prefixes that they share, which come first.
+    pub(crate) fn shared(&self, blocks: &[u32]) -> usize {
+        let state = self.state();
+        blocks.partition_point(|&block| state.references[block as usize] > 1)
+    }
+
     /// Takes blocks that tables hold out of the prefix cache.
     pub(super) fn forget(&self, blocks: &[u32]) {
         let mut state = self.state();

@@ -68,6 +68,8 @@ impl Scheduler {
             // A generated token is charged once, when it is sampled.
             let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
             let prompt_tokens = prompt_left.min(scheduled.new_tokens);
+            let lost = sequence.lost.saturating_sub(sequence.computed);
+            self.stats.recomputed_tokens += lost.min(scheduled.new_tokens) as u64;
             sequence.computed += scheduled.new_tokens;
             let mut broken = sampled[first_row..token_row].contains(&NO_TOKEN);
             for row in (first_row..token_row).filter(|_| !broken) {
@@ -126,6 +128,7 @@ impl Scheduler {
         while at < self.running.len() {
             if let Some(reason) = self.running[at].finish {
                 let sequence = self.running.remove(at);
+                self.forecast.note(&sequence, reason == FinishReason::Stop);
                 sequence.leave_tail();
                 self.policy.left(sequence.new.tenant);
                 finished.push(Finished { sequence, reason });

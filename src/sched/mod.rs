@@ -6,6 +6,7 @@
 mod commit;
 mod cost;
 mod draft;
+mod forecast;
 mod plan;
 mod policy;
 mod queue;

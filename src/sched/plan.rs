@@ -93,16 +93,16 @@ impl Scheduler {
         Some((oldest, plan.budget - others))
     }
 
-    /// Takes the sequence that is next into the batch, if there is room for it; its place.
+    /// Takes the sequence that is next into the batch, if there is room for what it and the running ones will take; its place. While
+    /// there is none nobody passes it.
     fn admit_next(&mut self, plan: &mut Plan) -> Option<usize> {
         if plan.budget == 0 || self.running.len() == self.config.max_batch {
             return None;
         }
-        // A block for each running sequence is left, or a newcomer would soon be preempted again.
-        let headroom = self.running.len();
         let next = self.queue.peek_mut(&*self.policy)?;
         next.attach_prefix(&self.pool);
-        if next.table.missing(next.tokens.len()) + headroom > self.pool.available() {
+        let (running, pool) = (&self.running, &self.pool);
+        if !self.forecast.admits(next, running, pool, &self.config) {
             next.detach(&self.pool);
             return None;
         }
@@ -195,6 +195,7 @@ impl Scheduler {
             return;
         };
         plan.budget += grant.tokens;
+        victim.lost = victim.lost.max(victim.computed);
         victim.detach(&self.pool);
         victim.preemptions += 1;
         self.stats.preemptions += 1;

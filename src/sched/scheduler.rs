@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::cost::StepCost;
+use super::forecast::Forecast;
 use super::plan::{ENTRY_TOKENS, Grant};
 use super::policy::{Policy, PolicyKind};
 use super::queue::Queue;
@@ -38,6 +39,8 @@ pub struct Stats {
     pub sampled_tokens: u64,
     pub cached_tokens: u64,
     pub preemptions: u64,
+    /// Tokens that were computed again after a preemption.
+    pub recomputed_tokens: u64,
     /// Tokens that were computed because they might come.
     pub drafted_tokens: u64,
     /// Of these, those that came.
@@ -51,6 +54,7 @@ pub struct Scheduler {
     pub(super) pool: Arc<BlockPool>,
     pub(super) policy: Box<dyn Policy>,
     pub(super) queue: Queue,
+    pub(super) forecast: Forecast,
     /// In order of rank, so that the last one is the one to preempt. Boxed: sequences move between here and the queue.
     #[allow(clippy::vec_box)]
     pub(super) running: Vec<Box<Sequence>>,
@@ -87,6 +91,7 @@ impl Scheduler {
             pool,
             policy: PolicyKind::default().policy(),
             queue,
+            forecast: Forecast::default(),
             running,
             speculation: None,
             step_cost: StepCost::new(0.0),
@@ -220,6 +225,7 @@ impl Scheduler {
         let sequence = match running {
             Some(at) => {
                 let sequence = self.running.remove(at);
+                self.forecast.note(&sequence, false);
                 sequence.leave_tail();
                 sequence
             }

@@ -73,6 +73,8 @@ pub struct Sequence {
     pub(super) level: i32,
     order: u64,
     pub(super) preemptions: u32,
+    /// Leading tokens that had been computed when its blocks were taken away.
+    pub(super) lost: usize,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
@@ -103,6 +105,7 @@ impl Sequence {
             level: rank.0,
             order: rank.1,
             preemptions: 0,
+            lost: 0,
             drafter: None,
             finish: None,
             ended_by_token: false,
@@ -147,6 +150,13 @@ impl Sequence {
     /// Its place among others: by level, then arrival.
     pub(super) const fn rank(&self) -> (i32, u64) {
         (self.level, self.order)
+    }
+
+    /// A number in [0, 1) of its own. Those of sequences that came one after another lie evenly.
+    pub(super) fn lot(&self) -> f32 {
+        // Multiples of the golden ratio.
+        let bits = (self.order + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        bits as f32 / (1 << 24) as f32
     }
 
     pub(super) fn remaining(&self) -> usize {

@@ -27,6 +27,7 @@ struct Tally {
     computed_tokens: u64,
     steps: u64,
     preemptions: u64,
+    recomputed_tokens: u64,
     evictions: u64,
     /// Seconds until the last replica had nothing left to do.
     elapsed: f64,
@@ -64,6 +65,7 @@ pub struct Capacity {
     pub computed_tokens: u64,
     pub steps: u64,
     pub preemptions: u64,
+    pub recomputed_tokens: u64,
     pub evictions: u64,
     pub elapsed_s: f64,
     /// Share of the time in which a replica computed.
@@ -110,6 +112,7 @@ impl Tally {
             computed_tokens: 0,
             steps: 0,
             preemptions: 0,
+            recomputed_tokens: 0,
             evictions: 0,
             elapsed: 0.0,
             busy: 0.0,
@@ -133,6 +136,7 @@ impl Tally {
             computed_tokens: self.computed_tokens,
             steps: self.steps,
             preemptions: self.preemptions,
+            recomputed_tokens: self.recomputed_tokens,
             evictions: self.evictions,
             elapsed_s: self.elapsed,
             busy: self.busy / (elapsed * replicas),

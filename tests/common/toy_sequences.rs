@@ -1,5 +1,6 @@
 //! Sequences over the toy model, for tests of the scheduler alone.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lmserve::request::SamplingParams;
@@ -21,6 +22,23 @@ pub fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
         seed: 0,
         prompt_logprobs: None,
         guided: false,
+    }
+}
+
+/// Sequences that end with their first token, though they may have many: after them, short answers are expected of all that may
+/// end by themselves.
+pub fn short_answers(ids: Range<u64>) -> impl Iterator<Item = NewSequence> {
+    ids.map(|id| NewSequence {
+        stop_tokens: (0..VOCAB as u32).collect(),
+        ..sequence(id, vec![id as u32 % 50], 20)
+    })
+}
+
+/// As [`sequence`], but as far as anybody knows it may end before its limit.
+pub fn open_ended(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
+    NewSequence {
+        stop_tokens: Arc::new([VOCAB as u32]),
+        ..sequence(id, prompt, max_tokens)
     }
 }
 

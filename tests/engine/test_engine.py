@@ -98,7 +98,9 @@ async def baseline(core) -> None:
         await asyncio.sleep(0.002)
 
 
-def submission(prompt, max_tokens: int, *, stream: bool = False, session=None, stop=(), **sampling) -> Submission:
+def submission(
+    prompt, max_tokens: int, *, stream: bool = False, session=None, stop=(), stop_ids=(), **sampling
+) -> Submission:
     return Submission(
         route="generate",
         model="tiny",
@@ -106,7 +108,7 @@ def submission(prompt, max_tokens: int, *, stream: bool = False, session=None, s
         stream=stream,
         session=session,
         sampling=SamplingParams(**({"temperature": 0.0} | sampling)),
-        stopping=StopParams(max_tokens=max_tokens, stop=list(stop), ignore_eos=True),
+        stopping=StopParams(max_tokens=max_tokens, stop=list(stop), stop_token_ids=list(stop_ids), ignore_eos=True),
     )
 
 
@@ -216,9 +218,13 @@ def test_200_clients_that_leave_leave_nothing_behind(run, stream):
 
 
 def test_a_pool_too_small_for_all_preempts_and_changes_no_token(folder, text_layer, run, core):
-    requests = [submission(Text(words(seed, 12)), 60, stream=True) for seed in range(8)]
+    # After short answers short ones are expected, and more join than there is room for.
+    short = submission(Text(words(9, 2)), 60, stop_ids=[7], logit_bias=[(7, 100.0)])
+    never = {"stop_ids": [7], "logit_bias": [(7, -100.0)]}
+    requests = [submission(Text(words(seed, 12)), 60, stream=True, **never) for seed in range(8)]
 
     async def work(face):
+        await asyncio.gather(*[answer(face, short) for _ in range(20)])
         return await asyncio.gather(*[answer(face, request) for request in requests])
 
     kv_bytes_per_block = 2 * 2 * 2 * 8 * 4 * 16

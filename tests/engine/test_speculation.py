@@ -248,6 +248,12 @@ def test_every_path_verifies_drafts(tiny: Path, path: str) -> None:
     checkpoint = open_checkpoint(tiny)
     options = RunnerOptions(device="cpu", max_batch=4, max_batch_tokens=32, max_model_len=200, **PATHS[path])
     options = dataclasses.replace(options, kv_memory=256 * plan_memory(checkpoint, options).kv_bytes_per_token)
+    end = 150
+    short = submission(
+        Tokens([9, 10]),
+        sampling=SamplingParams(logit_bias=[(end, 100.0)]),
+        stopping=StopParams(50, stop_token_ids=[end]),
+    )
     runs, stats = [], []
     for speculate in (0, 6):
         runner = load_runner(checkpoint, dataclasses.replace(options, speculate=speculate))
@@ -255,12 +261,14 @@ def test_every_path_verifies_drafts(tiny: Path, path: str) -> None:
         requests = [
             submission(
                 Tokens([5 + number, 6, 7, 8] * 6),
-                120,
-                sampling=SamplingParams(temperature=0.3 * (number % 2), seed=number),
+                sampling=SamplingParams(temperature=0.3 * (number % 2), seed=number, logit_bias=[(end, -100.0)]),
+                stopping=StopParams(120, stop_token_ids=[end]),
                 session=SessionRef(number, start=True),
             )
             for number in range(4)
         ]
+        # After short answers short ones are expected, and more join than there is room for.
+        replies(engine, [short] * 20)
         replies(engine, requests)
         runs.append([engine.session_tokens(0, number) for number in range(4)])
         stats.append(engine.stats())

@@ -69,12 +69,24 @@ def test_shared_beginnings_are_cached_for_all(tmp_path: Path) -> None:
     assert simulate(tmp_path, [request(at, 100, 2) for at in range(3)])["cached_tokens"] == 0
 
 
-def test_a_small_cache_preempts_and_refuses_what_can_never_fit(tmp_path: Path) -> None:
+def test_a_small_cache_makes_requests_wait_and_refuses_what_can_never_fit(tmp_path: Path) -> None:
     requests = [request(0, 40, 60)] * 4 + [request(0, 400, 1)]
     figures = simulate(tmp_path, requests, "--kv-tokens", "160")
-    assert figures["preemptions"] > 0
+    # Each joins when the one before has nearly all its tokens.
+    assert figures["ttft_ms"]["worst"] > 2 * 60 * 11
+    assert figures["recomputed_tokens"] == 0
     assert (figures["completed"], figures["refused"]) == (4, {"context_length_exceeded": 1})
     assert figures["output_tokens"] == 240
+
+
+def test_a_burst_beyond_the_cache_is_computed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--kv-tokens", "16384", "--max-batch", "64", "--max-batch-tokens", "256")
+    figures = simulate(tmp_path, [request(0, 1000, 200)] * 64, *sizes)
+    assert figures["recomputed_tokens"] < figures["computed_tokens"] / 100
+    assert figures["computed_tokens"] - figures["recomputed_tokens"] == 64 * 1199
+    # As many as if nobody had left room for anybody.
+    assert figures["steps"] <= 1073
+    assert "computed again" in capsys.readouterr().out
 
 
 def test_a_full_queue_refuses(tmp_path: Path) -> None:

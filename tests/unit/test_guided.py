@@ -177,6 +177,8 @@ def test_a_stop_string_ends_a_guided_text_too(scheduler: Scheduler) -> None:
 def test_preempted_answers_go_on_in_their_grammar() -> None:
     schema = {"type": "array", "items": {"enum": ["one", "two"]}, "minItems": 30, "maxItems": 32}
     tight = Scheduler(num_blocks=40, tokenizer=byte_tokenizer(), **SIZES)
+    # After short answers short ones are expected, and more join than there is room for.
+    assert set(said(tight, Choice(["a"]), 20)) == {"a"}
     texts = said(tight, JsonSchema(schema), 8)
     assert tight.stats()["preemptions"] > 0
     for text in texts:

@@ -44,6 +44,7 @@ class Capacity(Struct, frozen=True):
     computed_tokens: int
     steps: int
     preemptions: int
+    recomputed_tokens: int
     evictions: int
     elapsed_s: float
     busy: float
@@ -64,6 +65,7 @@ def table(capacity: Capacity) -> str:
     """The figures as lines."""
     c = capacity
     cached = c.cached_tokens / max(c.prompt_tokens, 1)
+    again = c.recomputed_tokens / max(c.computed_tokens, 1)
     lines = [
         f"{'requests':>20} {c.completed:>14,}",
         *(f"{f'refused, {code}':>20} {count:>14,}" for code, count in c.refused.items()),
@@ -72,6 +74,7 @@ def table(capacity: Capacity) -> str:
         f"{'prompt tokens':>20} {c.prompt_tokens:>14,} {cached:>12.1%} cached",
         f"{'steps':>20} {c.steps:>14,} {c.computed_tokens / max(c.steps, 1):>12,.1f} tokens each",
         f"{'preemptions':>20} {c.preemptions:>14,} {c.evictions:>12,} blocks evicted",
+        f"{'computed again':>20} {c.recomputed_tokens:>14,} {again:>12.1%} of all computed tokens",
         "",
         f"{'ms':>20} {'p50':>10} {'p90':>10} {'p99':>10} {'mean':>10} {'worst':>10}",
     ]

@@ -139,6 +139,7 @@ impl<'a> Replica<'a> {
         }
         let scheduler = self.core.scheduler();
         self.tally.preemptions += scheduler.stats().preemptions;
+        self.tally.recomputed_tokens += scheduler.stats().recomputed_tokens;
         self.tally.steps += scheduler.stats().steps;
         self.tally.computed_tokens += scheduler.stats().computed_tokens;
         self.tally.evictions += scheduler.pool().evictions();
