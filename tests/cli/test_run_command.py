@@ -22,7 +22,7 @@ def test_a_model_that_cannot_be_served_is_one_line() -> None:
         [*COMMAND, "/no/model", "Hi"], input="", capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("lmserve: error: '/no/model' is no file or folder here")
+    assert done.stderr.startswith("lmserve: error: '/no/model' is not a file or folder here")
     assert done.stderr.count("\n") == 1
 
 

@@ -93,7 +93,7 @@ def test_address_of_another_machine(minilm_folder: Path, failure: Callable[..., 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("model.gguf", b"not a model", "is no GGUF file"),
+        ("model.gguf", b"not a model", "is not a GGUF file"),
         ("model.gguf", b"GGUF\3\0", "model.gguf"),
         ("folder", None, "config.json"),
     ],

@@ -98,7 +98,7 @@ class Chat:
         if question is None and self._lines.terminal:
             models = self._client.get("/v1/models")
             if models.status_code == 200:
-                print(f"{models.json()['data'][0]['id']} at {self._client.base_url}. /help says what there is.")
+                print(f"{models.json()['data'][0]['id']} at {self._client.base_url}. /help lists the commands.")
         failed = False
         try:
             with self._lines:
