@@ -9,7 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -50,6 +50,15 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
     for sheet in tmp_path.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//|@import", sheet.read_text("utf-8")), sheet
     assert '"location":"sessions/' in (tmp_path / "search" / "search_index.json").read_text("utf-8")
+
+
+def test_the_recorded_terminal_is_a_picture_of_its_own() -> None:
+    text = (ROOT / "docs" / "images" / "chat.svg").read_text("utf-8")
+    rows = ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")
+    said = [" ".join("".join(row.itertext()).split()) for row in rows]
+    assert "$ lmserve run --temperature 0" in said
+    assert any("Tokyo" in row for row in said)
+    assert "http" not in re.sub(r"http://(www.w3.org|127.0.0.1)", "", text)
 
 
 @pytest.mark.parametrize(

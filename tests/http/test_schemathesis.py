@@ -44,10 +44,10 @@ BEYOND_THE_SCHEMA = re.compile(
     r"|best_of is at least n|best_of \d+ with n \d+ cannot be streamed"
     r"|a request may have \d+ choices"
     r"|continue_final_message needs an assistant's message at the end"
-    r"|tool_choice needs tools|one field may say what the text must be"
+    r"|tool_choice needs tools|only one field may set the form of the answer"
     r"|functions must have different names|tool_choice must name one of the tools"
     r"|(?:json|regex|choice|grammar|format|tools) cannot be compiled"
-    r"|json must be a JSON schema, an object, but its text is none"
+    r"|json must be a JSON schema \(an object\), but its text cannot be read"
 )
 
 load_all_checks()
