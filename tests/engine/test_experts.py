@@ -15,6 +15,7 @@ from lmserve.model.errors import CheckpointError
 from lmserve.model.interface import NO_TOKEN
 from model_driver import Driver, greedy
 from safetensors.torch import load_file, save_file
+from test_model_quantized import FORMATS, set_config
 
 TORCH = RunnerOptions(device="cpu", ops="torch", max_batch=4, max_batch_tokens=64, threads=1)
 CPU = RunnerOptions(device="cpu", ops="cpu", max_batch=16, max_batch_tokens=128, kv_memory=4 << 20, threads=2)
@@ -81,6 +82,90 @@ def test_experts_of_a_gguf_file_with_a_tensor_for_each(tmp_path, monkeypatch):
     assert_equals(reference, tmp_path / "model.gguf", EXACT)
 
 
+@pytest.mark.parametrize("form", ["gptq", "awq", "fp8-tensor", "fp8-block"])
+def test_quantized_experts_of_safetensors(form, tmp_path):
+    reference = tiny_models.make("qwen3_moe", tmp_path, moe_intermediate_size=48)
+    config, packer, options = FORMATS[form]
+    generator = torch.Generator().manual_seed(5)
+
+    def quantized(tensors):
+        found = {}
+        for name, tensor in tensors.items():
+            match = re.fullmatch(r"(model\.layers\.\d+\.mlp\.experts)\.(\d+)\.(\w+)_proj\.weight", name)
+            if match is None:
+                found[name] = tensor
+                continue
+            parts, values = packer(tensor, generator, **options)
+            found |= {f"{name.removesuffix('.weight')}.{kind}": part for kind, part in parts.items()}
+            own = reference.get_parameter(f"{match[1]}.{'down_proj' if match[3] == 'down' else 'gate_up_proj'}")
+            rows = slice(48, None) if match[3] == "up" else slice(0, 48)
+            own.data[int(match[2])][rows].copy_(values)
+        return found
+
+    rewrite(tmp_path, quantized)
+    set_config(tmp_path, config)
+    assert_equals(reference, tmp_path, TORCH)
+    assert_equals(reference, tmp_path, EXACT)
+
+
+def mxfp4(weight):
+    """Blocks [experts, rows, columns / 32, 16], scales and values of a weight [experts, rows, columns]."""
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    groups = weight.unflatten(-1, (-1, 32))
+    exponents = (groups.abs().amax(-1).log2().floor() - 2).clamp(-24, 15)
+    nearest = (groups / exponents.exp2()[..., None]).unsqueeze(-1).sub(numbers).abs().argmin(-1).to(torch.uint8)
+    values = numbers[nearest.long()] * exponents.exp2()[..., None]
+    return nearest[..., ::2] | nearest[..., 1::2] << 4, (exponents + 127).to(torch.uint8), values.flatten(-2)
+
+
+def test_mxfp4_experts_of_gpt_oss(tmp_path):
+    reference = tiny_models.make("gpt_oss", tmp_path, hidden_size=96, intermediate_size=64)
+
+    def quantized(tensors):
+        found = {}
+        for name, tensor in tensors.items():
+            if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                found[name] = tensor
+                continue
+            blocks, scales, values = mxfp4(tensor.transpose(1, 2))
+            found |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            reference.get_parameter(name).data.copy_(values.transpose(1, 2))
+        return found
+
+    rewrite(tmp_path, quantized)
+    set_config(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
+    checkpoint = open_checkpoint(tmp_path)
+    up = checkpoint.tensors["model.layers.1.mlp.experts.up_proj.weight"]
+    assert up.dtype == "MXFP4"
+    assert up.shape == (6, 64, 96)
+    assert up.nbytes == 6 * 64 * 96 // 32 * 17
+    stored = reference.model.layers[1].mlp.experts.gate_up_proj.detach().transpose(1, 2)[:, 1::2].numpy()
+    assert np.array_equal(up.dequantize(), stored)
+    assert np.array_equal(up.select_rows(np.array([4, 1])).dequantize(), stored[[4, 1]])
+    assert_equals(reference, tmp_path, TORCH)
+    assert_equals(reference, tmp_path, EXACT)
+    runner = load_runner(checkpoint, CPU)
+    assert runner.info.weight_bytes == plan_memory(checkpoint, CPU).weight_bytes
+    rewrite(tmp_path, lambda tensors: {name: tensor for name, tensor in tensors.items() if "down_proj_sc" not in name})
+    with pytest.raises(CheckpointError, match=r"down_proj_blocks of shape \[6, 96, 2, 16\] needs scales"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_layers_that_predict_further_tokens_are_left_out(form, tmp_path):
+    reference = tiny_models.make("glm4_moe", tmp_path / "hf")
+    if form == "safetensors":
+        path = tmp_path / "hf"
+        rewrite(path, lambda tensors: tensors | {"model.layers.3.eh_proj.weight": torch.ones(48, 96)})
+    else:
+        path = tmp_path / "model.gguf"
+        reference.config.num_nextn_predict_layers = 1
+        reference.config.num_hidden_layers += 1
+        tiny_gguf.write(path, reference, "glm4moe", extra={"blk.3.nextn.eh_proj.weight": np.ones((48, 96), np.float32)})
+        reference.config.num_hidden_layers -= 1
+    assert_equals(reference, path, EXACT)
+
+
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "Q2_K"])
 def test_types_of_gguf(dtype, tmp_path):
     reference = tiny_models.make("qwen3_moe", tmp_path / "hf", **WIDE, head_dim=32)
@@ -114,8 +199,12 @@ def test_what_was_planned_is_what_is_taken(quantize, tmp_path):
     assert load_runner(checkpoint, options).info.weight_bytes == plan_memory(checkpoint, options).weight_bytes
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe"])
-@pytest.mark.parametrize("quantize", ["none", "q8", "q4"])
+SPARSE = ["qwen3_moe", "gpt_oss", "gemma4_moe", "glm4_moe", "llama4", "phimoe"]
+
+
+@pytest.mark.parametrize(
+    ("family", "quantize"), [(family, "q8") for family in SPARSE] + [("qwen3_moe", "none"), ("gpt_oss", "q4")]
+)
 def test_a_request_has_the_same_logits_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, quantize, tmp_path):
     tiny_models.make(family, tmp_path)
     options = dataclasses.replace(CPU, quantize=quantize, kv_dtype="fp16")

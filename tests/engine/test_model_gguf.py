@@ -34,6 +34,11 @@ def assert_equals(reference, path, options=OPTIONS) -> None:
 ARCHITECTURES = {
     "llama3": "llama",
     "gemma4_31b": "gemma4",
+    "gemma4_moe": "gemma4",
+    "gpt_oss": "gpt-oss",
+    "glm4_moe": "glm4moe",
+    "minimax_m2": "minimax-m2",
+    "granitemoeshared": "granitemoe",
     "mistral": "llama",
     "mixtral": "llama",
     "qwen3_moe": "qwen3moe",

@@ -28,6 +28,11 @@ NAMES = {
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "mlp.e_score_correction": "exp_probs_b",
+    "mlp.gate.e_score_correction": "exp_probs_b",
 }
 GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
@@ -39,6 +44,13 @@ GEMMA4_NAMES = GEMMA_NAMES | {
     "layer_scalar": "layer_output_scale",
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
+    "router.proj": "ffn_gate_inp",
+    "router": "ffn_gate_inp",
+    "experts.gate_up_proj": "ffn_gate_up_exps",
+    "experts.down_proj": "ffn_down_exps",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
     "post_per_layer_input_norm": "post_norm",
     "model.embed_tokens_per_layer": "per_layer_token_embd",
     "model.per_layer_model_projection": "per_layer_model_proj",
@@ -51,19 +63,50 @@ OTHER_NAMES = {
     "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
     "olmo2": OLMO_NAMES,
     "exaone4": OLMO_NAMES,
+    "gpt-oss": {
+        "post_attention_layernorm": "post_attention_norm",
+        "self_attn.sinks": "attn_sinks",
+        "mlp.router": "ffn_gate_inp",
+    },
+    "glm4moe": {"post_attention_layernorm": "post_attention_norm"},
+    "granitemoe": {
+        "block_sparse_moe.router": "ffn_gate_inp",
+        "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+        "block_sparse_moe.experts.up_proj": "ffn_up_exps",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+        "shared_mlp.gate_proj": "ffn_gate_shexp",
+        "shared_mlp.up_proj": "ffn_up_shexp",
+        "shared_mlp.output_linear": "ffn_down_shexp",
+    },
+    "llama4": {
+        "feed_forward.router": "ffn_gate_inp",
+        "feed_forward.gate_proj": "ffn_gate",
+        "feed_forward.up_proj": "ffn_up",
+        "feed_forward.down_proj": "ffn_down",
+        "feed_forward.experts.gate_proj": "ffn_gate_exps",
+        "feed_forward.experts.up_proj": "ffn_up_exps",
+        "feed_forward.experts.down_proj": "ffn_down_exps",
+        "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+        "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+        "feed_forward.shared_expert.down_proj": "ffn_down_shexp",
+    },
+    "phimoe": {"mlp.router": "ffn_gate_inp"},
     "seed_oss": {"post_attention_layernorm": "post_attention_norm"},
     "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
     "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
 }
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
-PERMUTED = ("llama", "internlm2", "mistral3", "granite", "smollm3")
+PERMUTED = ("llama", "internlm2", "mistral3", "granite", "granitemoe", "smollm3")
 # Architectures whose norms are stored as what is multiplied by, not as what is added to 1.
 SHIFTED = ("gemma2", "gemma3")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
-def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
-    """Write the model with its matrices stored as dtype, and give the model the values that were stored."""
+def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict | None = None) -> None:
+    """Write the model with its matrices stored as dtype, and give the model the values that were stored.
+
+    extra: further tensors.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -78,11 +121,12 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
             [config.num_attention_heads // layer.self_attn.num_key_value_groups for layer in layers]
         )
     else:
-        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_feed_forward_length(getattr(config, "intermediate_size_mlp", config.intermediate_size))
         writer.add_head_count_kv(config.num_key_value_heads)
-    if getattr(config, "num_experts_per_tok", None):
-        writer.add_expert_count(config.num_experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+    counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if experts := next((count for count in counts if count), None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(getattr(config, "top_k_experts", None) or config.num_experts_per_tok)
         if getattr(config, "moe_intermediate_size", None):
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if getattr(config, "rms_norm_eps", None):
@@ -105,6 +149,11 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
     tensors = dict(model.named_parameters())
     scalars = {f"{name}.weight": buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")}
     tensors |= scalars
+    tensors |= {
+        f"{name.removesuffix('_bias')}.bias": buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith("e_score_correction_bias")
+    }
     for name, parameter in _separated(tensors).items():
         if "act_fn" in name:
             continue
@@ -125,6 +174,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
         if architecture in SHIFTED and name.endswith("norm.weight"):
             stored = stored + np.float32(1)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -132,17 +183,38 @@ def write(path: Path, model, architecture: str, dtype: str = "F32") -> None:
 
 
 def _separated(tensors: dict) -> dict:
-    """The tensors with gates and ups of experts apart; all share the memory of what is given."""
+    """The tensors as the converter has them, with names as of linear layers; all share the memory of what is given."""
     found = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
-        if kind == "gate_up_proj" and stem.endswith("experts"):
-            for part, values in zip(("gate", "up"), tensor.data.chunk(2, dim=1), strict=True):
-                found[f"{stem}.{part}_proj.weight"] = values
-        elif kind == "down_proj" and stem.endswith("experts"):
-            found[f"{name}.weight"] = tensor
-        else:
-            found[name] = tensor
+        values, gpt_oss = tensor.data, f"{stem}.gate_up_proj_bias" in tensors
+        llama4 = stem.endswith("feed_forward.experts")
+        match kind:
+            case "gate_up_proj" if llama4:
+                for part, own in zip(("gate", "up"), values.transpose(1, 2).chunk(2, dim=1), strict=True):
+                    found[f"{stem}.{part}_proj.weight"] = own
+            case "weight" if stem.endswith("shared_mlp.input_linear"):
+                for part, own in zip(("gate", "up"), values.chunk(2), strict=True):
+                    found[f"{stem.removesuffix('input_linear')}{part}_proj.weight"] = own
+            case "gate_up_proj" if gpt_oss:
+                for at, part in enumerate(("gate", "up")):
+                    found[f"{stem}.{part}_proj.weight"] = values.transpose(1, 2)[:, at::2]
+            case "gate_up_proj_bias":
+                for at, part in enumerate(("gate", "up")):
+                    found[f"{stem}.{part}_proj.bias"] = values[:, at::2]
+            case "gate_up_proj" if stem.endswith(("mlp.experts", "moe.experts")):
+                for part, own in zip(("gate", "up"), values.chunk(2, dim=1), strict=True):
+                    found[f"{stem}.{part}_proj.weight"] = own
+            case "down_proj" if gpt_oss or llama4:
+                found[f"{name}.weight"] = values.transpose(1, 2)
+            case "down_proj_bias":
+                found[f"{stem}.down_proj.bias"] = values
+            case "gate_up_proj" | "down_proj" | "sinks":
+                found[f"{name}.weight"] = values
+            case "per_expert_scale":
+                found[name.replace("router.per_expert_scale", "experts.down_proj.scale")] = values
+            case _:
+                found[name] = tensor
     return found
 
 
@@ -195,7 +267,7 @@ def _write_rope(writer: gguf.GGUFWriter, config) -> None:
     rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope.get("partial_rotary_factor", 1.0) != 1.0 and rope["rope_type"] != "proportional":
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if rope["rope_type"] == "longrope":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
@@ -229,6 +301,34 @@ def _gemma2(writer: gguf.GGUFWriter, config) -> None:
     writer.add_sliding_window(config.sliding_window)
     writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gpt_oss(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+
+
+def _glm4_moe(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+    writer.add_nextn_predict_layers(config.num_nextn_predict_layers)
+
+
+def _granite_moe(writer: gguf.GGUFWriter, config) -> None:
+    _granite(writer, config)
+    if getattr(config, "shared_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+
+
+def _llama4(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+    writer.add_attn_temperature_length(config.floor_scale)
 
 
 def _mistral3(writer: gguf.GGUFWriter, config) -> None:
@@ -283,6 +383,10 @@ KEYS = {
     "gemma2": _gemma2,
     "gemma3": _windows,
     "gemma4": _gemma4,
+    "gpt-oss": _gpt_oss,
+    "glm4moe": _glm4_moe,
+    "granitemoe": _granite_moe,
+    "llama4": _llama4,
     "mistral3": _mistral3,
     "phi3": _windows,
     "granite": _granite,

@@ -93,6 +93,79 @@ CONFIGS = {
         hidden_size_per_layer_input=0,
         final_logit_softcapping=8.0,
     ),
+    # As 26B-A4B: experts beside each feed-forward network.
+    "gemma4_moe": lambda: transformers.Gemma4TextConfig(
+        **SHAPE,
+        head_dim=16,
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, SLIDING, FULL],
+        hidden_size_per_layer_input=0,
+        final_logit_softcapping=8.0,
+        enable_moe_block=True,
+        num_experts=6,
+        top_k_experts=3,
+        moe_intermediate_size=40,
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SHAPE,
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        sliding_window=WINDOW,
+        layer_types=[SLIDING, FULL, SLIDING],
+        rope_parameters=YARN_ROPE | {"rope_theta": 150000.0, "truncate": False},
+    ),
+    # A dense layer first; two groups of experts, of which one is open.
+    "glm4_moe": lambda: transformers.Glm4MoeConfig(
+        **SHAPE,
+        head_dim=16,
+        moe_intermediate_size=40,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        routed_scaling_factor=1.5,
+        use_qk_norm=True,
+        attention_bias=True,
+        num_nextn_predict_layers=0,
+    ),
+    "minimax_m2": lambda: transformers.MiniMaxM2Config(
+        **SHAPE,
+        head_dim=16,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5},
+    ),
+    # A dense layer, two that rotate, and one that does not and scales its queries.
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        head_dim=16,
+        intermediate_size_mlp=72,
+        num_local_experts=4,
+        moe_layers=[1, 2, 3],
+        rope_parameters=LLAMA3_ROPE,
+        floor_scale=16,
+    ),
+    "granitemoe": lambda: transformers.GraniteMoeConfig(
+        **SHAPE,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.6,
+        logits_scaling=0.4,
+    ),
+    "granitemoeshared": lambda: transformers.GraniteMoeSharedConfig(
+        **SHAPE,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        shared_intermediate_size=56,
+        attention_multiplier=0.2,
+    ),
+    "phimoe": lambda: transformers.PhimoeConfig(**SHAPE, num_local_experts=6, attention_bias=True, lm_head_bias=True),
     "ministral3": lambda: transformers.Ministral3Config(
         **SHAPE,
         head_dim=16,
@@ -153,15 +226,24 @@ def make(family: str, folder: Path, **changes):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # transformers starts norms at one and biases at zero, which would hide one that is left out.
-            if name.endswith("norm.weight"):
+            if name.endswith(
+                ("norm.weight", "router.scale", "per_expert_scale", "layernorm_1.weight", "layernorm_2.weight")
+            ):
                 parameter.uniform_(0.5, 1.5)
             elif "act_fn" in name:
                 parameter.uniform_(-0.5, 0.5)
-            elif name.endswith(".bias"):
+            elif name.endswith((".bias", "proj_bias")):
                 parameter.normal_(std=0.3)
+            elif name.endswith(".sinks"):
+                parameter.normal_(std=2)
+            elif family == "gpt_oss" and name.endswith("experts.gate_up_proj"):
+                # Some beyond the clamp.
+                parameter.mul_(6)
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5)
+            elif name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
     model.save_pretrained(folder)
     if family == "internlm2":
         _repack_as_internlm2(folder, config)

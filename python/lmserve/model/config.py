@@ -74,8 +74,10 @@ class AttentionLayer:
     window: int | None = None  # tokens that a token sees, itself included; None: all before it
     softcap: float | None = None  # scores are softcap * tanh(scaled product / softcap)
     shares: int | None = None  # the layer whose keys and values it reads, if it has none of its own
-    # (beta, n): queries are multiplied by 1 + beta * ln(1 + floor(position / n)) (Llama 4, Ministral 3).
+    sinks: bool = False  # each head has one more score, whose value is zero
+    # (beta, n): queries are multiplied by 1 + beta * ln(1 + floor((position + offset) / n)) (Llama 4, Ministral 3).
     temperature: tuple[float, int] | None = None
+    temperature_offset: int = 0
 
     @property
     def q_size(self) -> int:

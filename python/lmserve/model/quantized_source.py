@@ -30,6 +30,8 @@ UNUSED: Final = ("input_scale", "input_global_scale", "k_scale", "v_scale")
 # The name of the packed weight and of the scale of a whole tensor, in ModelOpt's files and in compressed-tensors'.
 PACKED: Final = ("weight", "weight_packed")
 GLOBAL: Final = ("weight_scale_2", "weight_global_scale")
+# Of experts in one tensor, which are the family's to read.
+EXPERT_PARTS: Final = ("_blocks", "_scales")
 SMALL_FLOATS: Final = ("nvfp4", "mxfp4", "mxfp8")
 
 
@@ -81,7 +83,7 @@ def restore(stored: Mapping[str, StoredTensor], scheme: Quantization | None) -> 
             parts.setdefault(layer, {})[kind] = tensor
         elif scheme is not None and scheme.method in ("fp8", *SMALL_FLOATS) and kind in UNUSED:
             continue
-        elif tensor.dtype in PLAIN_TYPES:
+        elif tensor.dtype in PLAIN_TYPES or (scheme is not None and name.endswith(EXPERT_PARTS)):
             tensors[name] = tensor
     for layer, found in parts.items():
         assert scheme is not None

@@ -82,10 +82,11 @@ class PositionTables:
 def position_tables(layers: Sequence[AttentionLayer], length: int) -> PositionTables:
     """The tables of positions 0 .. length."""
     ropes: dict[tuple[RopeConfig, int], int] = {}
-    temperatures: dict[tuple[float, int], int] = {}
+    temperatures: dict[tuple[float, int, int], int] = {}
     places = []
     for layer in layers:
-        rope, temperature = layer.rope, layer.temperature
+        rope = layer.rope
+        temperature = None if layer.temperature is None else (*layer.temperature, layer.temperature_offset)
         places.append(
             (
                 None if rope is None else ropes.setdefault((rope, layer.head_dim), len(ropes)),
@@ -93,7 +94,7 @@ def position_tables(layers: Sequence[AttentionLayer], length: int) -> PositionTa
             )
         )
     positions = np.arange(length)
-    scales = [(1 + beta * np.log1p(positions // n)).astype(np.float32) for beta, n in temperatures]
+    scales = [(1 + beta * np.log1p((positions + offset) // n)).astype(np.float32) for beta, n, offset in temperatures]
     return PositionTables([rope_tables(rope, head_dim, length) for rope, head_dim in ropes], scales, places)
 
 

@@ -26,7 +26,8 @@ def varlen_fits(config: ModelConfig, cache: CacheConfig, device: torch.device) -
         and cache.dtype in ("fp16", "bf16")
         and cache.block_size % PAGE_TOKENS == 0
         and all(
-            layer.head_dim <= 256 and layer.head_dim % 8 == 0 and layer.softcap is None for layer in config.attention
+            layer.head_dim <= 256 and layer.head_dim % 8 == 0 and layer.softcap is None and not layer.sinks
+            for layer in config.attention
         )
     )
 

@@ -110,12 +110,14 @@ impl Linear {
         self.in_features
     }
 
-    /// Bytes of the packed weights.
+    /// Bytes of the packed weights, and of the bias.
     pub fn bytes(&self) -> usize {
-        match &self.weights {
+        let weights = match &self.weights {
             Weights::Int(weights) => weights.bytes(),
             Weights::Float(weights) => weights.bytes(),
-        }
+        };
+        let bias = self.bias.as_ref().map_or(0, |_| self.out_features);
+        weights + bias * size_of::<f32>()
     }
 
     /// Whether it multiplies integers, and so takes [`QuantizedRows`].

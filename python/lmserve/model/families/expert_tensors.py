@@ -51,8 +51,10 @@ def stacked(
         if one is not None:
             each.setdefault(f"{one[1]}.{_SHORT.get(one[3], one[3])}.{one[4]}", {})[int(one[2])] = tensor
         elif fused is not None:
-            bias = (fused[3] or "").endswith("bias")
-            found |= _separate(fused[1], fused[2], tensor, bias=bias, turned=transposed, alternate=interleaved)
+            end = "bias" if (fused[3] or "").endswith("bias") else "weight"
+            # A name with .weight is that of a linear layer, [out, in].
+            turned = transposed and fused[3] is None
+            found |= _separate(f"{fused[1]}.", fused[2], f".{end}", tensor, turned=turned, alternate=interleaved)
         else:
             found[name] = tensor
     for name, parts in each.items():
@@ -65,19 +67,16 @@ def stacked(
 
 
 def _separate(
-    prefix: str, kind: str, tensor: TensorSource, *, bias: bool, turned: bool, alternate: bool
+    prefix: str, kind: str, end: str, tensor: TensorSource, *, turned: bool, alternate: bool
 ) -> dict[str, TensorSource]:
     """The tensors that a tensor for all experts has."""
-    end = "bias" if bias else "weight"
-    turned = turned and not bias
     if kind == "down_proj":
-        whole = rows_of(tensor, slice(None), transposed=True) if turned else tensor
-        return {f"{prefix}.down_proj.{end}": whole}
+        return {f"{prefix}down_proj{end}": rows_of(tensor, slice(None), transposed=True) if turned else tensor}
     shape = split(tensor)[0].shape
     rows = shape[-1] if turned else shape[0]
     gate, up = (slice(0, None, 2), slice(1, None, 2)) if alternate else (slice(0, rows // 2), slice(rows // 2, None))
     return {
-        f"{prefix}.{part}_proj.{end}": rows_of(tensor, chosen, transposed=turned)
+        f"{prefix}{part}_proj{end}": rows_of(tensor, chosen, transposed=turned)
         for part, chosen in (("gate", gate), ("up", up))
     }
 

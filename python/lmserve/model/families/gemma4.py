@@ -1,5 +1,6 @@
-"""Gemma 4, dense (E2B, E4B, 12B, 31B): layers with and without a window have heads of their own sizes, keys that are
-values, keys and values shared by the last layers, and embeddings of each layer's own.
+"""Gemma 4 (E2B, E4B, 12B, 26B-A4B, 31B): layers with and without a window have heads of their own sizes, keys that are
+values, keys and values shared by the last layers, and embeddings of each layer's own. 26B-A4B has experts beside each
+feed-forward network.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from typing import Any, Generic, TypeVar
 from lmserve.model.activation import GELU_TANH
 from lmserve.model.config import AttentionLayer, ModelConfig, RopeConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.families.expert_tensors import stacked
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import FULL, SLIDING, gguf_fields, gguf_windows, hf_fields, hf_windows
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import SelfAttention
+from lmserve.model.layers.experts import ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, gated_mlp, load_gated_mlp
+from lmserve.model.ops import Ops
 from lmserve.model.rope_config import rope_of
+from lmserve.model.router import Router, experts_of
+from lmserve.model.tensors import constant
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -40,6 +46,8 @@ DEFAULTS: dict[str, Any] = {
     },
 }
 PERIOD = 6
+# Of the numbers of a router, which GGUF has beside the matrices.
+GGUF_SCALES = {".router.proj.scale": ".router.scale", ".experts.down_proj.scale": ".router.per_expert_scale"}
 GLOBAL_HEAD_DIM = 512
 
 
@@ -49,18 +57,20 @@ class Gemma4Config(ModelConfig):
 
     `inner_sizes`: intermediate_size of each layer. `layer_width`: of the embeddings of each layer's own, None where
     there are none; `layer_vocab_size`: their number. `keys_are_values`: for each layer, whether its k_proj gives both.
+    `num_experts` of width `expert_size`, chosen by `router`: None where there are none.
     """
 
     inner_sizes: tuple[int, ...]
     layer_width: int | None
     layer_vocab_size: int
     keys_are_values: tuple[bool, ...]
+    num_experts: int | None = None
+    expert_size: int | None = None
+    router: Router | None = None
 
 
 def _hf_config(raw: dict[str, Any]) -> Gemma4Config:
     raw = DEFAULTS | {key: value for key, value in raw.items() if value is not None}
-    if raw.get("enable_moe_block"):
-        raise CheckpointError("config.json: enable_moe_block (experts, as in Gemma 4 26B-A4B) is not supported")
     fields = hf_fields("gemma4", raw, tied=True)
     layers = fields["num_layers"]
     windows = hf_windows(raw, period=PERIOD)
@@ -89,7 +99,17 @@ def _hf_config(raw: dict[str, Any]) -> Gemma4Config:
         layer_width=int(raw["hidden_size_per_layer_input"]) or None,
         layer_vocab_size=int(raw["vocab_size_per_layer_input"]),
         keys_are_values=tuple(keys_are_values and window is None for window in windows),
+        **(_experts(raw) if raw.get("enable_moe_block") else {}),
     )
+
+
+def _experts(raw: dict[str, Any]) -> dict[str, Any]:
+    count, top_k = experts_of(raw, "num_experts"), experts_of(raw, "top_k_experts", "num_experts_per_tok")
+    return {
+        "num_experts": count,
+        "expert_size": experts_of(raw, "moe_intermediate_size", "expert_intermediate_size"),
+        "router": Router("softmax", top_k, normalized=True).check(count),
+    }
 
 
 def _global_sizes(raw: dict[str, Any], layers: int) -> tuple[int, int]:
@@ -129,7 +149,7 @@ def _attention(
 
 
 def _gguf_config(file: GgufModel) -> Gemma4Config:
-    fields = gguf_fields("gemma4", file) | {"activation": GELU_TANH}
+    fields = gguf_fields("gemma4", file, experts=True) | {"activation": GELU_TANH}
     layers, windows = fields["num_layers"], gguf_windows(file, period=PERIOD)
     head_dim = int(file.value("attention.key_length_swa"))
     heads = file.value("attention.head_count_kv")
@@ -157,7 +177,17 @@ def _gguf_config(file: GgufModel) -> Gemma4Config:
         keys_are_values=tuple(
             f"blk.{index}.attn_v.weight" not in file.tensors and index < first_shared for index in range(layers)
         ),
+        **(_gguf_experts(file) if file.value("expert_count", 0) else {}),
     )
+
+
+def _gguf_experts(file: GgufModel) -> dict[str, Any]:
+    count = int(file.value("expert_count"))
+    return {
+        "num_experts": count,
+        "expert_size": int(file.value("expert_feed_forward_length")),
+        "router": Router("softmax", int(file.value("expert_used_count")), normalized=True).check(count),
+    }
 
 
 def _loaded(tensors: Tensors, config: Gemma4Config) -> Tensors:
@@ -168,14 +198,17 @@ def _loaded(tensors: Tensors, config: Gemma4Config) -> Tensors:
         if layer.shares is not None
         for part in ("k_proj", "v_proj", "k_norm", "v_norm")
     }
-    return {name: tensor for name, tensor in tensors.items() if name not in unused}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    return kept if config.num_experts is None else stacked(kept, config.num_experts)
 
 
 def _gguf_tensors(tensors: Tensors, config: Gemma4Config) -> Tensors:
-    renamed = {
-        name.removesuffix(".weight") if name.endswith(".layer_scalar.weight") else name: tensor
-        for name, tensor in tensors.items()
-    }
+    renamed = {}
+    for name, tensor in tensors.items():
+        changed = name.removesuffix(".weight") if name.endswith(".layer_scalar.weight") else name
+        for part, other in GGUF_SCALES.items():
+            changed = changed.replace(part, other)
+        renamed[changed] = tensor
     return _loaded(renamed, config)
 
 
@@ -189,6 +222,18 @@ class LayerInputs(Generic[W]):
 
 
 @dataclass(frozen=True, slots=True)
+class Gemma4Experts(Generic[W]):
+    """Loaded weights of the experts beside a feed-forward network, and of the norms around both."""
+
+    router_norm: W
+    router: W
+    input_norm: W
+    experts: W
+    post_mlp_norm: W
+    post_experts_norm: W
+
+
+@dataclass(frozen=True, slots=True)
 class Gemma4Layer(Generic[W]):
     """Loaded weights of one layer."""
 
@@ -198,6 +243,7 @@ class Gemma4Layer(Generic[W]):
     post_attention_norm: W
     mlp_norm: W
     mlp: GatedMlp[W]
+    experts: Gemma4Experts[W] | None
     post_mlp_norm: W
     inputs: LayerInputs[W] | None
     scalar: float
@@ -249,6 +295,8 @@ class Gemma4(Generic[A, W]):
             attended = ops.norm(ops.linear(attended, attention.output), layer.post_attention_norm)
             normed, states = ops.add_norm(attended, states, layer.mlp_norm)
             inner = gated_mlp(ops, normed, layer.mlp, config.activation)
+            if layer.experts is not None:
+                inner = _with_experts(ops, inner, states, layer.experts)
             states = ops.add(ops.norm(inner, layer.post_mlp_norm), states)
             if own is not None and layer.inputs is not None:
                 start = index * (config.layer_width or 0)
@@ -257,6 +305,32 @@ class Gemma4(Generic[A, W]):
                 states = ops.add(given, states)
             states = ops.scale(states, layer.scalar)
         return ops.norm(states, self.norm)
+
+
+def _with_experts(ops: Ops[A, W], inner: A, states: A, weights: Gemma4Experts[W]) -> A:
+    """What the feed-forward network made of the states, `inner`, and what the experts make of them."""
+    routing = ops.route(ops.norm(states, weights.router_norm), weights.router)
+    mixed = ops.experts(ops.norm(states, weights.input_norm), routing, weights.experts)
+    return ops.add(ops.norm(mixed, weights.post_experts_norm), ops.norm(inner, weights.post_mlp_norm))
+
+
+def _load_experts(config: Gemma4Config, load: Loader[A, W]) -> Gemma4Experts[W] | None:
+    if config.num_experts is None or config.expert_size is None or config.router is None:
+        return None
+    hidden, eps = config.hidden_size, config.norm_eps
+    # The norm has no weight; what follows it is the router's.
+    scale = load.tensor("router.scale", (hidden,)).dequantize() * hidden**-0.5
+    sizes = ExpertSizes(config.num_experts, config.expert_size)
+    return Gemma4Experts(
+        router_norm=load.ops.load_rms_norm(constant("router.scale", scale.tolist()), eps),
+        router=load_router(
+            load, "router.proj", config.router, config.num_experts, hidden, scale="router.per_expert_scale"
+        ),
+        input_norm=load.rms_norm("pre_feedforward_layernorm_2", hidden, eps),
+        experts=load_experts(load.within("experts"), sizes, hidden, config.activation),
+        post_mlp_norm=load.rms_norm("post_feedforward_layernorm_1", hidden, eps),
+        post_experts_norm=load.rms_norm("post_feedforward_layernorm_2", hidden, eps),
+    )
 
 
 def _layer(config: Gemma4Config, index: int, load: Loader[A, W]) -> Gemma4Layer[W]:
@@ -279,6 +353,7 @@ def _layer(config: Gemma4Config, index: int, load: Loader[A, W]) -> Gemma4Layer[
         post_attention_norm=load.rms_norm("post_attention_layernorm", hidden, eps),
         mlp_norm=load.rms_norm("pre_feedforward_layernorm", hidden, eps),
         mlp=load_gated_mlp(load.within("mlp"), hidden, config.inner_sizes[index]),
+        experts=_load_experts(config, load),
         post_mlp_norm=load.rms_norm("post_feedforward_layernorm", hidden, eps),
         inputs=None
         if width is None
@@ -303,7 +378,7 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_loaded,
     decoder=Gemma4,
-    limits="26B-A4B, which has experts; images and sound",
+    limits="images and sound",
     gguf_architecture="gemma4",
     gguf_config=_gguf_config,
     gguf_names={
@@ -314,6 +389,14 @@ FAMILY = Family(
         "inp_gate": "per_layer_input_gate",
         "proj": "per_layer_projection",
         "post_norm": "post_per_layer_input_norm",
+        "ffn_gate_inp": "router.proj",
+        "ffn_gate_exps": "experts.gate_proj",
+        "ffn_up_exps": "experts.up_proj",
+        "ffn_gate_up_exps": "experts.gate_up_proj",
+        "ffn_down_exps": "experts.down_proj",
+        "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+        "post_ffw_norm_1": "post_feedforward_layernorm_1",
+        "post_ffw_norm_2": "post_feedforward_layernorm_2",
         "per_layer_token_embd": "model.embed_tokens_per_layer",
         "per_layer_model_proj": "model.per_layer_model_projection",
         "per_layer_proj_norm": "model.per_layer_projection_norm",

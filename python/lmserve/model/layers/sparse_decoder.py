@@ -34,7 +34,8 @@ class SparseDecoder(Generic[A, W]):
 
     def __init__(self, config: C, load: Loader[A, W], layer: Callable[[C, int, Loader[A, W]], SparseLayer[W]]) -> None:
         hidden, tied = config.hidden_size, config.tie_word_embeddings
-        self.ops, self.config = load.ops, config
+        self.ops = load.ops
+        self.config: SparseConfig = config
         self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
         self.layers = [layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)]
         self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
