@@ -15,12 +15,13 @@ HEAD = """# Models
 
 Written by `make models` from the registry of families, `lmserve.model.families`.
 
-The tests hold each family that generates to transformers: a tiny random model in fp32 has logits that differ by less
-than 0.001, and the same greedy tokens over 64 steps. That holds alone, in a batch of 16, in pieces of 7 tokens, with a
-shared prefix, preempted, continued, forked and rewound; on torch and on the CPU kernels. From GGUF it holds in a batch.
+The tests compare each family that generates with transformers. For a tiny random model in fp32, the logits differ by
+less than 0.001, and 64 greedy tokens are the same: alone, in a batch of 16, with the prompt in chunks of 7 tokens, with
+a shared prefix, preempted, continued, forked and rewound; on torch and on the CPU kernels. From GGUF, the tests compare
+a batch.
 
-On the CPU kernels a request's logits are the same to the bit alone, in any batch and in any pieces.
-Layers with a window compute what the reference does; their KV cache is as long as that of the others.
+On the CPU kernels, the logits of a request are the same to the bit in any batch and in any chunks.
+Layers with a window compute the same as the reference, but their KV cache is not shorter than that of other layers.
 
 | Family | config.json | GGUF | Not supported |
 |---|---|---|---|

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import Running, serve_core
 from lmserve import _core
-from lmserve.api.http.exposition import Family, parsed
+from lmserve.api.http.exposition import ALIASES, KV_USE, Family, parsed
 from lmserve.engine.text import TextLayer
 from lmserve.server import bind
 from tiny_engine import TEMPLATE, byte_tokenizer, formula_engine
@@ -137,6 +137,13 @@ def test_a_query_that_is_wrong_is_found(families: dict[str, Family]) -> None:
     found = [(selector.name, function) for selector, function in selectors(nested)]
     assert found == [("lmserve_a", None), ("lmserve_b", None), ("lmserve_c", "rate")]
     assert list(grouping(nested)) == ["x"]
+
+
+def test_the_page_names_metrics_that_are_there(families: dict[str, Family]) -> None:
+    page = (GRAFANA.parent / "monitoring.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:lmserve_|vllm:|llamacpp:)\w+)`", page)) - {"lmserve_"}
+    assert named <= families.keys()
+    assert named >= {alias for alias, _ in ALIASES} | set(KV_USE)
 
 
 def test_variables_and_legends_name_labels(families: dict[str, Family]) -> None:
