@@ -321,12 +321,12 @@ HEAD = """\
 
 `make conformance` writes this page: a test sends every parameter of these routes to a server and looks at what changes.
 
-- **honoured**: it changes what the model is asked or what the client gets.
-- **refused**: a 400 that names it, for it would change the output and is not supported; null, and a value that asks for
-  nothing, is taken.
-- **no effect**: taken, for clients send it, and the output does not depend on it. A hint that cannot be followed is
-  named in the reply's header `x-lmserve-ignored`, and once in the log.
-- **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did, but for those that look like sampling
-  (`max_new_tokens`). All other routes refuse unknown keys, and name the nearest one that is supported; within messages,
-  parts and tools they ignore them.
+- **honoured**: the parameter changes what the model is asked, or what the client gets.
+- **refused**: the parameter would change the output and is not supported. The server answers with a 400 that names it.
+  Null, or a value that asks for nothing, is accepted.
+- **no effect**: clients send the parameter, but the output does not depend on it, so the server accepts it. A hint that
+  the server cannot follow is named in the reply's header `x-lmserve-ignored`, and once in the log.
+- **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did, except keys that look like sampling
+  (`max_new_tokens`). All other routes refuse an unknown key and name the nearest one that is supported. Unknown keys
+  inside messages, parts and tools are ignored.
 """
