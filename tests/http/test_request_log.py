@@ -58,6 +58,7 @@ def test_a_line_says_who_and_what_and_how_long(logged: Running, lines: Any, stre
         "method": "POST",
         "path": "/v1/completions",
         "status": 200,
+        "session": None,
         "prompt_tokens": 5,
         "completion_tokens": 10,
     }
@@ -77,6 +78,29 @@ def test_refused_requests_have_lines_too(logged: Running, lines: Any) -> None:
         assert (line["method"], line["path"], line["status"]) == (method, path, status)
         assert line["key"] == ("key-1" if headers and status != 404 else None)
         assert line["queue_s"] is None
+
+
+@pytest.mark.parametrize(("session", "logged_as"), [(7, 7), ("7", 7), ("a b=c", "a b=c"), (-1, None)])
+def test_a_line_names_the_session(logged: Running, lines: Any, session: int | str, logged_as: int | str | None) -> None:
+    body = {"messages": "Hello", "session_id": session, "max_tokens": 2, "model": MODEL}
+    assert httpx.post(f"{logged.url}/v1/chat/completions", json=body, headers=KEY).status_code == 200
+    wait_until(lambda: len(lines()) == 1, "the line is written")
+    assert json.loads(lines()[0])["session"] == logged_as
+
+
+def test_a_stored_response_is_a_session_of_the_servers_own(logged: Running, lines: Any) -> None:
+    body = {"input": "Hello", "max_output_tokens": 2, "model": MODEL}
+    assert httpx.post(f"{logged.url}/v1/responses", json=body, headers=KEY).status_code == 200
+    wait_until(lambda: len(lines()) == 1, "the line is written")
+    assert json.loads(lines()[0])["session"] is None
+
+
+def test_a_sessions_name_stays_one_word(lines: Any) -> None:
+    with serve_core(ScriptedCore(), request_log="text") as running:
+        body = {"prompt": "x", "instance_id": "a b\u2028é", "request_output_len": 1}
+        assert httpx.post(f"{running.url}/generate", json=body).status_code == 200
+        wait_until(lines, "the line is written")
+    assert " session=a%20b%E2%80%A8%C3%A9 client=" in lines()[0]
 
 
 def test_probes_are_of_interest_once_they_fail(logged: Running, lines: Any) -> None:

@@ -149,7 +149,7 @@ def test_requests_that_fail_and_those_that_are_no_route(collector: Collector, mo
             ("/nothing", "", {}),
             ("/chat/completions", "", {}),
         ):
-            httpx.post(running.url + path, json={"prompt": prompt}, headers=headers)
+            httpx.post(running.url + path, json={"prompt": prompt, "instance_id": "mine"}, headers=headers)
         httpx.get(f"{running.url}/health")
         wait_until(lambda: len(collector.spans()) == 4, "the spans arrive")
     failed, refused, unknown, short = sorted(collector.spans(), key=lambda span: span.start_time_unix_nano)
@@ -159,6 +159,7 @@ def test_requests_that_fail_and_those_that_are_no_route(collector: Collector, mo
         b"",
     )
     assert attributes(failed)["error.type"] == "500"
+    assert attributes(failed)["gen_ai.conversation.id"] == "mine"
     assert refused.status.code == Status.STATUS_CODE_UNSET
     assert attributes(refused)["http.response.status_code"] == 429
     assert (unknown.name, attributes(unknown)["http.response.status_code"]) == ("POST", 404)

@@ -53,6 +53,7 @@ def test_the_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
         method="POST",
         path="/v1/chat/completions",
         status=200,
+        session=7,
         prompt_tokens=112,
         cached_tokens=96,
         completion_tokens=48,

@@ -76,7 +76,8 @@ class AsyncEngine:
         self._attach()
         if submission.guide is not None and submission.guided_whitespace is None:
             submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
-        return self._follow(self._core.submit(encode(with_defaults(submission, self.defaults))))
+        stream = self._core.submit(encode(with_defaults(submission, self.defaults)))
+        return self._follow(stream, None if submission.session is None else submission.session.id)
 
     def embed(self, submission: EmbedSubmission) -> AsyncStream:
         """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""
@@ -174,8 +175,8 @@ class AsyncEngine:
         loop.add_reader(self._core.wake_fd(), self._wake_streams)
         self._loop = loop
 
-    def _follow(self, core: CoreStream) -> AsyncStream:
-        stream = AsyncStream(core, self._streams)
+    def _follow(self, core: CoreStream, session: SessionId | None = None) -> AsyncStream:
+        stream = AsyncStream(core, self._streams, session)
         self._streams[core.id] = stream
         if (streams := begun.get()) is not None:
             streams.append(stream)
@@ -214,9 +215,11 @@ class AsyncEngine:
 class AsyncStream:
     """One request's reply. For one consumer: `opened`, then `chunks`; or `body` alone."""
 
-    __slots__ = ("_aborted", "_core", "_followed", "_news", "_pending", "_state", "_waiter")
+    __slots__ = ("_aborted", "_core", "_followed", "_news", "_pending", "_state", "_waiter", "session")
 
-    def __init__(self, core: CoreStream, followed: dict[int, AsyncStream]) -> None:
+    def __init__(self, core: CoreStream, followed: dict[int, AsyncStream], session: SessionId | None) -> None:
+        """`session`: the one that the request belongs to."""
+        self.session = session
         self._core = core
         self._followed = followed  # the engine's streams: this one leaves them when it ends
         self._state = WAITING

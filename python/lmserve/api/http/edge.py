@@ -115,6 +115,7 @@ class Edge:
             # Still quoted: it holds no line break.
             path=(sent["raw_path"] or quote(sent["path"]).encode()).decode("latin-1")[:MAX_PATH],
             status=status,
+            session=_session_of(streams),
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
             completion_tokens=record.completion_tokens,
@@ -226,6 +227,12 @@ def _with_head(allowed: bytes) -> bytes:
     """Methods of `Allow`, with HEAD where GET is."""
     methods = {method.strip() for method in allowed.split(b",")}
     return b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
+
+
+def _session_of(streams: Iterable[AsyncStream]) -> int | str | None:
+    """The session that a client named; those below -1 are the server's own."""
+    named = (stream.session for stream in streams if stream.session is not None)
+    return next((session for session in named if isinstance(session, str) or session >= 0), None)
 
 
 def _rounded(seconds: float | None) -> float | None:

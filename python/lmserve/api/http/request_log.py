@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -33,6 +34,7 @@ class Entry:
     method: str
     path: str
     status: int
+    session: int | str | None
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -83,5 +85,8 @@ def _text(entry: Entry) -> str:
     for name, seconds in (("queue", entry.queue_s), ("first", entry.first_token_s)):
         if seconds is not None:
             words.append(f"{name}={seconds:.3f}s")
-    words += [f"{name}={value}" for name, value in (("key", entry.key), ("client", entry.client)) if value is not None]
+    # A session's name may have spaces in it.
+    session = None if entry.session is None else quote(str(entry.session))
+    named = (("session", session), ("key", entry.key), ("client", entry.client))
+    words += [f"{name}={value}" for name, value in named if value is not None]
     return " ".join([*words, f"id={entry.id}"])

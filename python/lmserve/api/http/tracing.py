@@ -100,6 +100,7 @@ def _attributes(entry: Entry, route: str | None, scheme: str, model: str) -> dic
     }
     if (operation := OPERATIONS.get(route or "")) is not None and entry.method == "POST":
         attributes |= {
+            "gen_ai.conversation.id": None if entry.session is None else str(entry.session),
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "lmserve",
             "gen_ai.request.model": model,
