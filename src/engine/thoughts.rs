@@ -8,15 +8,15 @@ use crate::guided::MaskRow;
 use crate::request::Submission;
 use crate::text::Tokenizer;
 use crate::text::formats::Thoughts;
-use crate::wire::answer::ThoughtParser;
+use crate::wire::answer::ThoughtFollower;
 
 /// How long an answer may think.
 #[derive(Debug, Clone)]
 pub struct ThoughtLimit {
     budget: usize,
     thinking: Thoughts,
-    /// The tokens of the mark that ends thoughts.
-    end: Arc<[u32]>,
+    /// The tokens of what ends thoughts, for each time that they are to end.
+    ends: Arc<[Vec<u32>]>,
     vocab_size: usize,
 }
 
@@ -36,19 +36,23 @@ impl ThoughtLimit {
         else {
             return Ok(None);
         };
-        // Where thoughts are messages of their own, no one mark ends them.
-        if thinking.format.messages.is_some() {
-            return Ok(None);
-        }
-        let mark = thinking.format.close.trim();
-        let end = match tokenizer.token_to_id(mark) {
-            Some(id) => vec![id],
-            None => tokenizer.encode_continued(mark)?,
+        let tokens = |mark: &str| match tokenizer.token_to_id(mark) {
+            Some(id) => Ok(vec![id]),
+            None => tokenizer.encode_continued(mark),
+        };
+        let format = thinking.format;
+        let ends = match format.messages.and_then(|messages| messages.ends.first()) {
+            // After a thought there may be a call. Where there is another thought, it ends with the header of the words.
+            Some(end) => vec![
+                tokens(end)?,
+                tokens(&format!("{}{}", format.close, format.answer))?,
+            ],
+            None => vec![tokens(format.close.trim())?],
         };
         Ok(Some(Self {
             budget: budget as usize,
             thinking,
-            end: end.into(),
+            ends: ends.into(),
             vocab_size,
         }))
     }
@@ -57,9 +61,10 @@ impl ThoughtLimit {
     pub(super) fn begin(&self) -> ThoughtBudget {
         ThoughtBudget {
             limit: self.clone(),
-            parser: ThoughtParser::new(self.thinking),
+            follower: ThoughtFollower::new(self.thinking),
             thought: 0,
-            forced: None,
+            ended: 0,
+            forced: 0,
         }
     }
 }
@@ -68,39 +73,40 @@ impl ThoughtLimit {
 #[derive(Debug)]
 pub(super) struct ThoughtBudget {
     limit: ThoughtLimit,
-    parser: ThoughtParser,
+    follower: ThoughtFollower,
     /// Tokens of thoughts so far.
     thought: usize,
-    /// Tokens of the mark that have come, once it is forced.
-    forced: Option<usize>,
+    /// How often thoughts were made to end.
+    ended: usize,
+    /// Tokens that have come of what makes them end now.
+    forced: usize,
 }
 
 impl ThoughtBudget {
+    /// The token that must come next, where only one may.
+    fn next(&self) -> Option<u32> {
+        let begins = self.follower.within() && self.thought >= self.limit.budget;
+        let end = self.limit.ends.get(self.ended)?;
+        (begins || self.forced > 0).then(|| end.get(self.forced).copied())?
+    }
+
     /// The mask of a step's row, where only one token may come next.
     pub(super) fn mask_row(&self, row: usize) -> Option<MaskRow> {
-        let at = match self.forced {
-            Some(at) => at,
-            None if self.parser.within() && self.thought >= self.limit.budget => 0,
-            None => return None,
-        };
-        let token = *self.limit.end.get(at)?;
+        let token = self.next()?;
         Some(MaskRow::only(row, token, self.limit.vocab_size))
     }
 
     /// Books a token and the text that it completed.
     pub(super) fn follow(&mut self, text: &str) {
-        if let Some(at) = &mut self.forced {
-            *at += 1;
-            return;
-        }
-        let within = self.parser.within();
-        if within && self.thought >= self.limit.budget {
-            self.forced = Some(1);
-            return;
-        }
-        let (mut thoughts, mut answer) = (String::new(), String::new());
-        self.parser.push(text, &mut thoughts, &mut answer);
-        if within && self.parser.within() {
+        let (within, forced) = (self.follower.within(), self.next().is_some());
+        self.follower.push(text);
+        if forced {
+            self.forced += 1;
+            if self.forced == self.limit.ends[self.ended].len() {
+                self.forced = 0;
+                self.ended += 1;
+            }
+        } else if within && self.follower.within() {
             self.thought += 1;
         }
     }
@@ -109,7 +115,7 @@ impl ThoughtBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::formats::{THINK, Thinking};
+    use crate::text::formats::{THINK, Thinking, ThoughtFormat};
 
     fn limit(budget: usize, begin: Thinking) -> ThoughtLimit {
         ThoughtLimit {
@@ -118,7 +124,7 @@ mod tests {
                 format: &THINK,
                 begin,
             },
-            end: vec![7, 8].into(),
+            ends: [vec![7, 8]].into(),
             vocab_size: 64,
         }
     }
@@ -168,5 +174,40 @@ mod tests {
         assert_eq!(forced(&limit(2, Thinking::Open), &ends), []);
         let answers = ["x", "<think>", "y", "z"];
         assert_eq!(forced(&limit(0, Thinking::Maybe), &answers), []);
+    }
+
+    #[test]
+    fn a_second_thought_of_a_harmony_answer_ends_with_the_header_of_its_words() {
+        let format = ThoughtFormat::named("harmony").unwrap();
+        let begin = Thinking::Maybe;
+        let limit = ThoughtLimit {
+            budget: 2,
+            thinking: Thoughts { format, begin },
+            ends: [vec![7], vec![7, 8, 9]].into(),
+            vocab_size: 64,
+        };
+        let header = ["<|channel|>", "analysis", "<|message|>"];
+        let mut budget = limit.begin();
+        let say = |budget: &mut ThoughtBudget, texts: &[&str]| {
+            for text in texts {
+                assert_eq!(budget.next(), None, "{text}");
+                budget.follow(text);
+            }
+        };
+        say(&mut budget, &header);
+        say(&mut budget, &["a", "b"]);
+        assert_eq!(budget.next(), Some(7));
+        budget.follow("<|end|>");
+        say(&mut budget, &["<|start|>", "assistant"]);
+        say(&mut budget, &header);
+        for (token, text) in [
+            (7, "<|end|>"),
+            (8, "<|start|>assistant"),
+            (9, "<|channel|>final<|message|>"),
+        ] {
+            assert_eq!(budget.next(), Some(token));
+            budget.follow(text);
+        }
+        say(&mut budget, &["x", "y", "<|end|>", "<|start|>"]);
     }
 }

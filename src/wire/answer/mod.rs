@@ -5,6 +5,7 @@ mod arguments;
 mod call;
 mod escape;
 mod fate;
+mod follower;
 mod loose;
 mod messages;
 mod pairs;
@@ -19,8 +20,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::request::Function;
 use crate::text::formats::{Thoughts, ToolFormat};
+pub use follower::ThoughtFollower;
 use messages::MessageParser;
-pub use reasoning::ThoughtParser;
+use reasoning::ThoughtParser;
 use tools::{ToolParser, say};
 
 /// A piece of an answer.

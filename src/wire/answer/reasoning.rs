@@ -16,7 +16,7 @@ enum Mode {
 
 /// The state within one answer.
 #[derive(Debug)]
-pub struct ThoughtParser {
+pub(super) struct ThoughtParser {
     open: &'static str,
     close: &'static str,
     mode: Mode,
@@ -25,7 +25,7 @@ pub struct ThoughtParser {
 
 impl ThoughtParser {
     /// At the answer's beginning.
-    pub fn new(thoughts: Thoughts) -> Self {
+    pub(super) fn new(thoughts: Thoughts) -> Self {
         let mode = match thoughts.begin {
             Thinking::Open => Mode::BeforeThoughts,
             Thinking::Maybe => Mode::Begin,
@@ -39,7 +39,7 @@ impl ThoughtParser {
     }
 
     /// Whether what comes next is thoughts, or the mark that ends them.
-    pub const fn within(&self) -> bool {
+    pub(super) const fn within(&self) -> bool {
         matches!(self.mode, Mode::BeforeThoughts | Mode::Thoughts)
     }
 
@@ -52,7 +52,7 @@ impl ThoughtParser {
     }
 
     /// Appends what `text` adds to thoughts and answer.
-    pub fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
+    pub(super) fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
         if self.mode == Mode::Answer {
             answer.push_str(text);
             return;
