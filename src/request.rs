@@ -121,6 +121,10 @@ impl OnOverflow {
 
 /// The session a turn belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a member of its JSON"
+)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRef {
     /// The client's id, unique within its tenant.
@@ -128,6 +132,9 @@ pub struct SessionRef {
     /// First turn: a live session of this id is dropped and a new one starts.
     #[serde(default)]
     pub start: bool,
+    /// The client has not said so: where `start` drops a live session, the reply has a warning (/generate).
+    #[serde(default)]
+    pub by_default: bool,
     /// Create the session if it does not live; else continue it (chat completions).
     #[serde(default)]
     pub create: bool,

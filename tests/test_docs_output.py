@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from server_process import ServerProcess
 
@@ -39,6 +40,9 @@ def test_the_output_is_as_shown(default_server: ServerProcess, page: str) -> Non
             compared += 1
             assert matches(shown, done.stdout), f"{command}\nshown:\n{shown}\nanswered:\n{done.stdout}"
     assert compared
+    # Other tests run these commands on the same server.
+    for session in httpx.get(f"{default_server.url}/v1/sessions").json()["data"]:
+        assert httpx.delete(f"{default_server.url}/v1/sessions/{session['id']}").status_code == 200
 
 
 def test_what_matches() -> None:

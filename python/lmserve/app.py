@@ -46,6 +46,7 @@ from lmserve.api.routes.server import ping, props, version
 from lmserve.api.routes.sessions import (
     append_to_session,
     cancel_session,
+    continue_session,
     delete_session,
     fork_session,
     get_session,
@@ -92,6 +93,7 @@ API: Final = (
     fork_session,
     rewind_session,
     append_to_session,
+    continue_session,
     cancel_session,
     delete_session,
     usage,

@@ -27,7 +27,7 @@ use super::worker::Worker;
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::panics::caught;
-use crate::request::{Input, Submission};
+use crate::request::{Input, SessionId, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
 use crate::tenant::{Accounts, Quota, TenantUsage};
@@ -229,7 +229,13 @@ impl Engine {
         };
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
-        let reply = Reply::new(&submission, Arc::clone(&mailbox))?;
+        let mut reply = Reply::new(&submission, Arc::clone(&mailbox))?;
+        if let Some(session) = &submission.session
+            && session.by_default
+            && base.replaced_turns > 0
+        {
+            reply.warn(dropped(&session.id, base.replaced_turns));
+        }
         let long = json.len() > PIECE_BYTES && !matches!(submission.input, Input::Tokens { .. });
         let mut request = Request {
             submission,
@@ -443,4 +449,13 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shutdown(Duration::ZERO);
     }
+}
+
+/// What a client should know whose request began a session anew, as the default is.
+fn dropped(id: &SessionId, turns: usize) -> String {
+    let noun = if turns == 1 { "turn" } else { "turns" };
+    format!(
+        "session {id} had {turns} {noun}, which this request drops: it leaves sequence_start out, whose default is true; send \
+         sequence_start false to go on, or use POST /v1/sessions/{id}/turns"
+    )
 }

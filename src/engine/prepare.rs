@@ -84,11 +84,11 @@ pub fn prepare(
         wanted()?;
         if tokens > room {
             return Err(overflow(
+                submission,
                 limits.context_length,
                 kept,
                 tokens,
                 true,
-                requested,
             ));
         }
         Ok(())
@@ -140,11 +140,11 @@ pub fn prepare(
         (Some(_), Some(room)) if on_overflow.truncates() && room > 0 => room,
         _ => {
             return Err(overflow(
+                submission,
                 limits.context_length,
                 history_tokens,
                 input_tokens,
                 false,
-                requested,
             ));
         }
     };
@@ -208,21 +208,32 @@ fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
 
 /// `cut_short`: no more of the input was tokenized, or none of it where its bytes say enough.
 fn overflow(
+    submission: &Submission,
     context_length: usize,
     history_tokens: usize,
     input_tokens: usize,
     cut_short: bool,
-    requested: Option<usize>,
 ) -> Error {
-    let output = requested.map_or_else(
-        || "at least 1 of output".to_owned(),
-        |n| format!("{n} of output"),
-    );
+    let requested = submission.stopping.max_tokens;
     let at_least = if cut_short { "at least " } else { "" };
-    let message = format!(
-        "the context holds {context_length} tokens, but {history_tokens} of history + {at_least}{input_tokens} of input + {output} \
-         were given"
-    );
+    let message = if submission.on_overflow.truncates() {
+        // Agents know these words, of Anthropic's API and of OpenAI's, and shorten their conversation then.
+        let most = context_length - usize::from(requested != Some(0));
+        format!(
+            "prompt is too long: {at_least}{} tokens > {most} maximum \
+             (this model's maximum context length is {context_length} tokens, the answer's included)",
+            history_tokens + input_tokens
+        )
+    } else {
+        let output = requested.map_or_else(
+            || "at least 1 of output".to_owned(),
+            |n| format!("{n} of output"),
+        );
+        format!(
+            "the context holds {context_length} tokens, but {history_tokens} of history + {at_least}{input_tokens} of input \
+             + {output} were given"
+        )
+    };
     Error::new(Kind::Invalid, "context_length_exceeded", message)
         .with_detail("context_length", context_length)
         .with_detail("history_tokens", history_tokens)

@@ -114,6 +114,8 @@ pub struct TurnHistory {
     pub turns: Vec<Turn>,
     /// Leading tokens that are the system prompt.
     pub system_tokens: usize,
+    /// Committed turns of the live session that the turn replaces with a new one.
+    pub replaced_turns: usize,
 }
 
 /// What a finished turn leaves behind.
@@ -162,6 +164,7 @@ impl TurnHistory {
             seed: None,
             turns: Vec::new(),
             system_tokens: 0,
+            replaced_turns: 0,
         }
     }
 
@@ -215,6 +218,7 @@ impl SessionState {
             seed: Some(self.seed),
             turns: self.turns.to_vec(),
             system_tokens: self.system_tokens,
+            replaced_turns: 0,
         }
     }
 }

@@ -225,7 +225,10 @@ impl SessionStore {
         let fresh = start == Start::Fresh;
         session.running = Some(Running { request, fresh });
         Ok(if fresh {
-            TurnHistory::empty()
+            TurnHistory {
+                replaced_turns: session.state.turns.len(),
+                ..TurnHistory::empty()
+            }
         } else {
             session.state.base()
         })

@@ -1,6 +1,7 @@
 //! A chat's answer that is more than words, while it is taken apart.
 
 use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
+use super::custom::is_custom;
 use super::head::Head;
 
 /// One choice's answer while it is taken apart.
@@ -15,6 +16,8 @@ pub(super) struct Answer {
     pub(super) reasoning: String,
     pub(super) content: String,
     pub(super) calls: Vec<(String, String)>,
+    /// The last call is one of a custom tool, and its text is not told yet: it is known once the arguments are complete.
+    untold: bool,
 }
 
 impl Answer {
@@ -27,24 +30,62 @@ impl Answer {
             reasoning: String::new(),
             content: String::new(),
             calls: Vec::new(),
+            untold: false,
         })
     }
 
-    /// What new text says; it is kept too. `tokens`: how many there are so far.
-    pub(super) fn push(&mut self, text: &str, tokens: usize, last: bool) -> Vec<Piece> {
-        let pieces = self.parser.push(text, last);
+    /// What new text says; it is kept too. The arguments of a custom tool come in one piece. `tokens`: how many there are so
+    /// far.
+    pub(super) fn push(
+        &mut self,
+        head: &Head,
+        text: &str,
+        tokens: usize,
+        last: bool,
+    ) -> Vec<Piece> {
+        let parsed = self.parser.push(text, last);
         if self.parser.thinks() {
             self.reasoning_tokens = tokens;
         }
-        for piece in &pieces {
-            match piece {
-                Piece::Reasoning(text) => self.reasoning.push_str(text),
-                Piece::Content(text) => self.content.push_str(text),
-                Piece::Call { name, .. } => self.calls.push((name.clone(), String::new())),
-                Piece::Arguments { index, text } => self.calls[*index].1.push_str(text),
+        let mut pieces = Vec::with_capacity(parsed.len());
+        for piece in parsed {
+            match &piece {
+                Piece::Arguments { index, text } => {
+                    self.calls[*index].1.push_str(text);
+                    if self.untold {
+                        continue;
+                    }
+                }
+                other => {
+                    self.tell_custom(&mut pieces);
+                    match other {
+                        Piece::Reasoning(text) => self.reasoning.push_str(text),
+                        Piece::Content(text) => self.content.push_str(text),
+                        Piece::Call { name, .. } => {
+                            self.calls.push((name.clone(), String::new()));
+                            self.untold = is_custom(head, name);
+                        }
+                        Piece::Arguments { .. } => {}
+                    }
+                }
             }
+            pieces.push(piece);
+        }
+        if last {
+            self.tell_custom(&mut pieces);
         }
         pieces
+    }
+
+    fn tell_custom(&mut self, pieces: &mut Vec<Piece>) {
+        if let Some((_, arguments)) = self.calls.last()
+            && std::mem::take(&mut self.untold)
+        {
+            pieces.push(Piece::Arguments {
+                index: self.calls.len() - 1,
+                text: arguments.clone(),
+            });
+        }
     }
 
     pub(super) const fn has_calls(&self) -> bool {

@@ -1,12 +1,69 @@
 //! Chat answers that are more than words: thoughts and calls, in chunks and in whole messages.
 
+use std::borrow::Cow;
+
 use super::answer::Piece;
 use super::chat_answer::Answer;
 use super::choice::Choice;
 use super::chunk::{close_chunk, open_chunk, push_logprobs};
+use super::custom::{custom_input, is_custom};
 use super::head::Head;
 use super::json::{push_string, write_bytes};
 use crate::request::CallMember;
+
+/// What a call is one of.
+#[derive(Clone, Copy)]
+enum Kind {
+    Function,
+    Custom,
+}
+
+impl Kind {
+    /// By the name of what is called.
+    fn of(head: &Head, name: &str) -> Self {
+        if is_custom(head, name) {
+            Self::Custom
+        } else {
+            Self::Function
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Function => "function",
+            Self::Custom => "custom",
+        }
+    }
+
+    /// The member that has what it is called with.
+    const fn member(self) -> &'static str {
+        match self {
+            Self::Function => "arguments",
+            Self::Custom => "input",
+        }
+    }
+
+    fn text(self, arguments: &str) -> Cow<'_, str> {
+        match self {
+            Self::Function => Cow::Borrowed(arguments),
+            Self::Custom => custom_input(arguments),
+        }
+    }
+}
+
+/// The members of a call behind its id, and its end.
+fn push_called(out: &mut Vec<u8>, head: &Head, name: &str, arguments: &str) {
+    let kind = Kind::of(head, name);
+    let word = kind.name();
+    write_bytes(
+        out,
+        format_args!("\"type\":\"{word}\",\"{word}\":{{\"name\":"),
+    );
+    push_string(out, name);
+    write_bytes(out, format_args!(",\"{}\":", kind.member()));
+    push_string(out, &kind.text(arguments));
+    out.extend_from_slice(b"}}");
+}
 
 /// A chunk for each piece; the log-probabilities that wait go with the first.
 pub(super) fn chunks(
@@ -44,18 +101,21 @@ pub(super) fn chunks(
                     format_args!("\"tool_calls\":[{{\"index\":{call},\"id\":"),
                 );
                 push_string(out, &answer.call_id(head, index, *call));
-                out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
-                push_string(out, name);
-                out.extend_from_slice(b",\"arguments\":\"\"}}]");
+                out.push(b',');
+                push_called(out, head, name, "");
+                out.push(b']');
             }
             Piece::Arguments { index: call, text } => {
+                let kind = Kind::of(head, &answer.calls[*call].0);
                 write_bytes(
                     out,
                     format_args!(
-                        "\"tool_calls\":[{{\"index\":{call},\"function\":{{\"arguments\":"
+                        "\"tool_calls\":[{{\"index\":{call},\"{}\":{{\"{}\":",
+                        kind.name(),
+                        kind.member()
                     ),
                 );
-                push_string(out, text);
+                push_string(out, &kind.text(text));
                 out.extend_from_slice(b"}}]");
             }
         }
@@ -100,11 +160,8 @@ pub(super) fn push_message(out: &mut Vec<u8>, head: &Head, index: usize, answer:
             }
             out.extend_from_slice(b"{\"id\":");
             push_string(out, &answer.call_id(head, index, call));
-            out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
-            push_string(out, name);
-            out.extend_from_slice(b",\"arguments\":");
-            push_string(out, arguments);
-            out.extend_from_slice(b"}}");
+            out.push(b',');
+            push_called(out, head, name, arguments);
         }
         out.push(b']');
     }

@@ -3,6 +3,7 @@
 use super::blocks::Blocks;
 use super::chat_answer::Answer;
 use super::delta::TokenLogprob;
+use super::head::Head;
 use super::said::{Reads, Said};
 use crate::sched::FinishReason;
 
@@ -31,7 +32,7 @@ pub(super) struct Choice {
 
 impl Choice {
     /// What the waiting text says; `last`: no more will come.
-    pub(super) fn read(&mut self, reads: Reads, last: bool) -> Said {
+    pub(super) fn read(&mut self, head: &Head, reads: Reads, last: bool) -> Said {
         let text = std::mem::take(&mut self.waiting);
         if reads == Reads::Blocks {
             let (blocks, tokens) = (&mut self.blocks, self.tokens);
@@ -42,7 +43,7 @@ impl Choice {
             });
         }
         match &mut self.answer {
-            Some(answer) => Said::Pieces(answer.push(&text, self.tokens, last)),
+            Some(answer) => Said::Pieces(answer.push(head, &text, self.tokens, last)),
             None => Said::Text(text),
         }
     }

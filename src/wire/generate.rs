@@ -36,11 +36,19 @@ fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
     );
 }
 
-fn last(out: &mut Vec<u8>, text: &str, tokens: usize, reason: &str, usage: &Usage) {
+fn last(out: &mut Vec<u8>, text: &str, tokens: usize, reason: &str, head: &Head) {
     open(out, text, tokens);
     write_bytes(out, format_args!("\"{reason}\""));
-    push_usage(out, usage);
+    push_usage(out, &head.usage);
+    push_warnings(out, &head.warnings);
     out.push(b'}');
+}
+
+fn push_warnings(out: &mut Vec<u8>, warnings: &[String]) {
+    if !warnings.is_empty() {
+        out.extend_from_slice(b", \"warnings\": ");
+        push_value(out, &Value::from(warnings));
+    }
 }
 
 /// `POST /generate`.
@@ -66,26 +74,21 @@ impl WireFormat for Generate {
         said: &Said,
         reason: FinishReason,
     ) {
-        last(
-            out,
-            said.text(),
-            choice.tokens,
-            reason.as_str(),
-            &head.usage,
-        );
+        last(out, said.text(), choice.tokens, reason.as_str(), head);
         out.push(0);
     }
 
     fn whole(&self, out: &mut Vec<u8>, head: &Head, choices: &[Choice]) {
         let choice = &choices[0];
         let reason = choice.finish.map_or("abort", FinishReason::as_str);
-        last(out, &choice.text, choice.tokens, reason, &head.usage);
+        last(out, &choice.text, choice.tokens, reason, head);
     }
 
     fn error(&self, out: &mut Vec<u8>, head: &mut Head, choices: &[Choice], error: &Error) {
         open(out, "", choices[0].tokens);
         out.extend_from_slice(b"\"error\"");
         push_usage(out, &head.usage);
+        push_warnings(out, &head.warnings);
         out.extend_from_slice(b", \"error\": ");
         push_value(out, &Value::Object(error.to_json()));
         out.extend_from_slice(b"}\0");

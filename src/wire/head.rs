@@ -24,4 +24,6 @@ pub(super) struct Head {
     pub(super) envelope: Map<String, Value>,
     pub(super) call_forms: HashMap<String, CallForm>,
     pub(super) call_member: CallMember,
+    /// What the client should know, in sentences.
+    pub(super) warnings: Vec<String>,
 }

@@ -8,6 +8,7 @@ mod chat_pieces;
 mod choice;
 mod chunk;
 mod completions;
+mod custom;
 mod delta;
 mod format;
 mod generate;

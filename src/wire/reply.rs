@@ -50,6 +50,7 @@ impl Reply {
                 envelope: submission.envelope.clone(),
                 call_forms: submission.call_forms.clone(),
                 call_member: submission.call_member,
+                warnings: Vec::new(),
             },
             choices: (0..submission.n).map(|_| Choice::default()).collect(),
             waiting_bytes: 0,
@@ -71,6 +72,11 @@ impl Reply {
                 Reads::Blocks => choice.blocks = Blocks::new(format),
             }
         }
+    }
+
+    /// What its client should know, for the reply's end.
+    pub fn warn(&mut self, warning: String) {
+        self.head.warnings.push(warning);
     }
 
     /// The request will run, on a prompt of so many tokens, of which some are its session's history.
@@ -111,7 +117,7 @@ impl Reply {
     /// Takes the waiting text apart, and writes what a stream shows of it.
     fn advance(&mut self, index: usize) {
         let (format, head, choice) = (self.format, &mut self.head, &mut self.choices[index]);
-        let said = choice.read(format.reads(), false);
+        let said = choice.read(head, format.reads(), false);
         if !self.stream || said.is_empty() {
             return;
         }
@@ -190,7 +196,7 @@ impl Reply {
         choice.finish = Some(reason);
         choice.stop_string = delta.stop_string;
         self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
-        let said = choice.read(format.reads(), true);
+        let said = choice.read(head, format.reads(), true);
         if self.stream {
             self.mailbox
                 .write(|out| format.last(out, head, index, choice, &said, reason));

@@ -1,27 +1,8 @@
 //! Calls in `/v1/responses`, told as the client described its tools: functions, those of namespaces, and custom tools.
 
-use std::borrow::Cow;
-
-use serde_json::Value;
-
+use super::custom::{custom_input, is_custom};
 use super::head::Head;
 use super::json::{push_string, write_bytes};
-
-/// Whether a function, by the name that the model sees, is a custom tool.
-pub(super) fn is_custom(head: &Head, name: &str) -> bool {
-    head.call_forms.get(name).is_some_and(|form| form.custom)
-}
-
-/// The text that a custom tool is called with: its one argument, or all there is where the model wrote something else.
-pub(super) fn custom_input(arguments: &str) -> Cow<'_, str> {
-    match serde_json::from_str::<Value>(arguments) {
-        Ok(Value::Object(mut object)) => match object.remove("input") {
-            Some(Value::String(text)) => Cow::Owned(text),
-            _ => Cow::Borrowed(arguments),
-        },
-        _ => Cow::Borrowed(arguments),
-    }
-}
 
 /// A call. What it is called with is told once it ends.
 pub(super) fn push_call(

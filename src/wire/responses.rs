@@ -3,11 +3,12 @@
 use super::blocks::{Block, Blocks, Change};
 use super::choice::Choice;
 use super::chunk::push_tokens;
+use super::custom::{custom_input, is_custom};
 use super::delta::{TokenLogprob, Usage};
 use super::format::WireFormat;
 use super::head::Head;
 use super::json::{push_string, write_bytes};
-use super::response_calls::{custom_input, is_custom, push_call};
+use super::response_calls::push_call;
 use super::said::{Reads, Said};
 use crate::error::Error;
 use crate::sched::FinishReason;

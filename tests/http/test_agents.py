@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from conftest import MAX_MODEL_LEN, MODEL, Running, serve_core
 from lmserve import _core
+from lmserve.api.convert.thinking import chat_thinking
+from lmserve.api.convert.unsupported import Ignored
 from lmserve.engine.text import TextLayer
+from lmserve.schemas.chat import ChatRequest
 from tiny_engine import TEMPLATE, byte_tokenizer, chat_template, formula_engine, reciting_engine
 
 CASES = [
@@ -61,16 +66,7 @@ def said_to_be_ignored(client: httpx.Client, route: str, **fields: Any) -> list[
     return [name for name in reply.headers.get(IGNORED, "").split(", ") if name]
 
 
-# The shape is one of structured output, which does not know it yet.
-PENDING = pytest.mark.xfail(reason="response_format json_object takes no schema", strict=False)
-
-
-def marked(case: dict[str, Any]) -> Any:
-    pending = case["case"] == "json_object with a schema"
-    return pytest.param(case, id=f"{case['route']} {case['case']}", marks=[PENDING] if pending else [])
-
-
-@pytest.mark.parametrize("case", map(marked, CASES))
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['route']} {case['case']}" for case in CASES])
 def test_cases(client: httpx.Client, case: dict[str, Any]) -> None:
     reply = client.post(case["route"], json=case["body"] | {"model": MODEL})
     expected = case["expect"]
@@ -102,7 +98,12 @@ def test_output_is_clamped_to_what_the_context_has_left(client: httpx.Client, ro
     if "messages" in long:
         long["messages"] = [{"role": "user", "content": "x" * MAX_MODEL_LEN}]
     reply = client.post(route, json={"model": MODEL, **long, name: 5})
-    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
+    # What agents look for, to shorten their conversation: Claude Code, and all that know OpenAI's words.
+    tokens, most = re.search(r"prompt is too long[^0-9]*(\d+) tokens > (\d+)", error["message"]).groups()
+    assert int(tokens) > int(most) == MAX_MODEL_LEN - 1
+    assert f"maximum context length is {MAX_MODEL_LEN} tokens" in error["message"]
 
 
 def test_a_session_keeps_its_on_overflow(client: httpx.Client) -> None:
@@ -386,6 +387,146 @@ def test_allowed_tools_are_the_ones_that_are_shown(client: httpx.Client) -> None
 
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "é"}}\n</tool_call>'
+
+
+def test_a_custom_tool_of_a_chat_is_called_as_one() -> None:
+    custom = {"type": "custom", "custom": {"name": "apply_patch", "format": {"type": "text"}}}
+    search = {"type": "function", "function": {"name": "search"}}
+    fields: dict[str, Any] = {"messages": HELLO, "tools": [custom, search], "max_tokens": 900}
+    with reciting(f"So.\n{CUSTOM_CALL}\n{NAMESPACED_CALL}\n{CUSTOM_CALL}") as client:
+        choice = post(client, CHAT, **fields)["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        first, second, third = choice["message"]["tool_calls"]
+        assert (first["type"], first["custom"]) == ("custom", {"name": "apply_patch", "input": PATCH})
+        assert (second["type"], second["function"]) == ("function", {"name": "search", "arguments": '{"q": 1}'})
+        assert third["custom"] == first["custom"]
+        reply = client.post(CHAT, json={"model": MODEL, **fields, "stream": True})
+        chunks = [json.loads(line[6:])["choices"][0] for line in reply.text.splitlines() if line.startswith("data: {")]
+        told: dict[int, dict[str, Any]] = {}
+        for delta in (call for chunk in chunks for call in chunk["delta"].get("tool_calls", ())):
+            call = told.setdefault(delta["index"], {"id": delta.get("id"), "type": delta.get("type")})
+            for kind in ("function", "custom"):
+                for name, text in delta.get(kind, {}).items():
+                    called = call.setdefault(kind, {})
+                    called[name] = called.get(name, "") + text
+        ids = [call["id"] for call in told.values()]
+        whole = [{**call, "id": ids[at]} for at, call in enumerate((first, second, third))]
+        assert list(told.values()) == whole
+        # It goes back as it came, and the answer must be text.
+        answered = [
+            {"role": "assistant", "content": None, "tool_calls": [first]},
+            {"role": "tool", "tool_call_id": first["id"], "content": "Done"},
+        ]
+        assert post(client, CHAT, **fields | {"messages": [*HELLO, *answered]})
+    # Cut off, it is told as far as it came.
+    with reciting(f"So.\n{CUSTOM_CALL}") as client:
+        cut = fields | {"max_tokens": len("So.\n") + CUSTOM_CALL.index("Begin")}
+        (call,) = post(client, CHAT, **cut)["choices"][0]["message"]["tool_calls"]
+        assert "*** " in call["custom"]["input"]
+
+
+IMAGES: Any = {
+    MESSAGES: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}},
+    CHAT: {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+    RESPONSES: {"type": "input_image", "image_url": "data:image/png;base64,AA=="},
+}
+
+
+@pytest.mark.parametrize("route", IMAGES)
+def test_an_image_that_a_tool_gave_is_left_out_and_said_to_be(client: httpx.Client, route: str) -> None:
+    image = IMAGES[route]
+    noted = f"[{image['type']} left out: this model reads text only]"
+
+    def conversation(given: Any) -> dict[str, Any]:
+        if route == RESPONSES:
+            called = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+            output = {"type": "function_call_output", "call_id": "c", "output": given}
+            return {"input": [*HELLO, called, output], "max_output_tokens": 1}
+        if route == CHAT:
+            called = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+            answer = {"role": "assistant", "content": None, "tool_calls": [called]}
+            return {"messages": [*HELLO, answer, {"role": "tool", "tool_call_id": "c", "content": given}]}
+        called = {"type": "tool_use", "id": "c", "name": "look", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": "c", "content": given}
+        return {"messages": [*HELLO, {"role": "assistant", "content": [called]}, {"role": "user", "content": [result]}]}
+
+    def asked(given: Any) -> tuple[int, str]:
+        limit = {} if route == RESPONSES else {"max_tokens": 1}
+        reply = client.post(route, json={"model": MODEL, **conversation(given), **limit})
+        assert reply.status_code == 200, reply.text
+        usage = reply.json()["usage"]
+        names = ("prompt_tokens", "input_tokens", "cache_read_input_tokens")
+        return sum(usage.get(name, 0) for name in names), reply.headers.get(IGNORED, "")
+
+    text = {"type": "input_text" if route == RESPONSES else "text", "text": "Here: "}
+    tokens, names = asked([text, image])
+    assert (tokens, "") == asked(f"Here: {noted}")
+    assert names.endswith(f".{image['type']}")
+    # From a user it is refused: an answer that ignores it would be wrong.
+    content = {"role": "user", "content": [image]}
+    fields = {"input": [content]} if route == RESPONSES else {"messages": [content], "max_tokens": 1}
+    refused = client.post(route, json={"model": MODEL, **fields})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_content_type")
+
+
+@pytest.mark.parametrize("route", [CHAT, MESSAGES, RESPONSES, "/v1/completions", "/v1/embeddings"])
+def test_a_model_that_is_null_is_the_served_one(client: httpx.Client, route: str) -> None:
+    given = {"/v1/completions": {"prompt": "Hi", "max_tokens": 1}, RESPONSES: {"input": "Hi", "max_output_tokens": 1}}
+    fields = given.get(route, {"messages": HELLO, "max_tokens": 1} if "embed" not in route else {"input": "Hi"})
+    reply = client.post(route, json={"model": None, **fields})
+    assert (reply.status_code, reply.json()["model"]) == (200, MODEL)
+
+
+def test_an_effort_is_a_budget_where_the_template_has_no_word_for_it() -> None:
+    said = f"<think>{'a' * 600}</think>{ANSWER}"
+    for switch in ("", "{%- if enable_thinking -%}{%- endif -%}"):
+        template = f"{TEMPLATE}{{#- <think> -#}}{switch}"
+        with reciting(said, template) as client:
+
+            def thought(**fields: Any) -> int:
+                fields = {"messages": HELLO, "max_tokens": 900, **fields}
+                assert said_to_be_ignored(client, CHAT, **fields) == []
+                return len(post(client, CHAT, **fields)["choices"][0]["message"]["reasoning_content"])
+
+            assert thought(reasoning_effort="minimal") == 512
+            assert thought(reasoning={"effort": "minimal"}) == 512
+            for effort in ("low", "high", "max"):
+                assert thought(reasoning_effort=effort) == 600
+            # What is said in tokens is before what is said in words.
+            assert thought(reasoning_effort="minimal", thinking_budget=550) == 550
+            reply = post(client, RESPONSES, input="Hi", max_output_tokens=900, reasoning={"effort": "minimal"})
+            assert len(reply["output"][0]["content"][0]["text"]) == 512
+
+
+HARMONY = f"{TEMPLATE}{{#- <|start|><|channel|>analysis<|message|> -#}}"
+
+
+def test_thoughts_that_are_messages_have_a_budget_too() -> None:
+    answer = f"<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}"
+    with reciting(f"<|channel|>analysis<|message|>{THOUGHTS}{answer}", HARMONY) as client:
+
+        def told(**fields: Any) -> tuple[str, str]:
+            message = post(client, CHAT, messages=HELLO, max_tokens=300, **fields)["choices"][0]["message"]
+            return message["reasoning_content"], message["content"]
+
+        assert told() == told(thinking_budget=1000) == (THOUGHTS, ANSWER)
+        # What is forced stands in the place of what would have been said there.
+        assert told(thinking_budget=5) == (THOUGHTS[:5], THOUGHTS[5 + len("<|end|>") :] + ANSWER)
+
+
+def test_gpt_oss_is_told_an_effort_in_its_words() -> None:
+    source = (Path(__file__).parents[1] / "unit" / "templates" / "gpt-oss.jinja").read_text("utf-8")
+    template = chat_template(source)
+    words = {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+    for effort, word in words.items():
+        ignored = Ignored(CHAT)
+        request = msgspec.convert({"messages": HELLO, "reasoning_effort": effort}, ChatRequest)
+        found = chat_thinking(request, template, ignored)
+        assert found.variables == {"reasoning_effort": word}
+        assert found.budget == (0 if effort == "none" else None)
+        assert ignored.headers() == {}
+        rendered = template.render(json.dumps(HELLO).encode(), kwargs=json.dumps(found.variables).encode())
+        assert f"Reasoning: {word}" in rendered
 
 
 def test_functions_are_answered_in_their_own_form() -> None:

@@ -30,7 +30,7 @@ SEED = int(os.environ.get("SEED", "20"))
 # What no schema can say: the model's and a session's numbers, a comparison of two fields, the last entry of a list,
 # names that look like a parameter's, what an item of an unknown type is.
 BEYOND_THE_SCHEMA = re.compile(
-    rf"the context holds {MAX_MODEL_LEN} tokens"
+    rf"the context holds {MAX_MODEL_LEN} tokens|maximum context length is {MAX_MODEL_LEN} tokens"
     r"|token ids .*lie in \[0, 258\)"
     r"|dimensions must lie in \[1, 8\]"
     r"|unknown field `\w+` would change the text"

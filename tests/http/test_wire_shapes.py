@@ -28,6 +28,7 @@ CHAT_TOOLS = {
     "max_tokens": 300,
     "ignore_eos": False,
 }
+CHAT_CUSTOM = {"tools": [{"type": "custom", "custom": {"name": "say"}}], "tool_choice": "required", "max_tokens": 300}
 CHAT_FUNCTIONS = {
     "functions": [{"name": "weather", "parameters": CALL}],
     "function_call": {"name": "weather"},
@@ -58,7 +59,15 @@ ROUTES: dict[str, tuple[str, Any, Any, dict[str, Any], list[dict[str, Any]]]] = 
         ChatReply,
         ChatChunk,
         CHAT,
-        [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"prompt_logprobs": 1}, CHAT_TOOLS, CHAT_FUNCTIONS],
+        [
+            {},
+            {"n": 2},
+            {"logprobs": True, "top_logprobs": 2},
+            {"prompt_logprobs": 1},
+            CHAT_TOOLS,
+            CHAT_CUSTOM,
+            CHAT_FUNCTIONS,
+        ],
     ),
     "completions": (
         "/v1/completions",

@@ -53,6 +53,7 @@ class SessionRef(Struct, frozen=True, omit_defaults=True):
 
     id: SessionId
     start: bool = False
+    by_default: bool = False
     create: bool = False
     parent: SessionId | None = None
     end: bool = False

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, RequestedModel, StopString, Tag, Text, TopK, TopP
 from lmserve.schemas.guided import JsonSchema
 from lmserve.schemas.hints import NoEffect, Unsupported
-from lmserve.schemas.thinking import Effort, ThinkingSwitch
+from lmserve.schemas.thinking import EFFORT, Effort, ThinkingSwitch
 from lmserve.schemas.tools import MAX_TOOLS, Arguments, FunctionName
 
 MAX_BLOCKS: Final = 1024
@@ -21,7 +21,13 @@ LEFT_OUT: Final = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "cont
 class TextPart(Struct, frozen=True):
     """A part of a text. The models are text-only: images and files are an error. Further keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["text"], description="text; of a tool's result, tool_reference too.")]
+    type: Annotated[
+        Tag,
+        Meta(
+            examples=["text"],
+            description="text, tool_reference. In a tool's result, any other is left out, and the text says so.",
+        ),
+    ]
     text: Annotated[Text | None, Meta(description="Of text.")] = None
     tool_name: Annotated[FunctionName | None, Meta(description="Of tool_reference: the tool that was found.")] = None
 
@@ -84,7 +90,7 @@ class OutputConfig(Struct, frozen=True, kw_only=True):
     """The form of the text, and how hard to think before it. Further keys are ignored."""
 
     format: Annotated[OutputFormat | None, Meta(description="A JSON schema; null: any text.")] = None
-    effort: Annotated[Effort | None, Meta(description="How hard to think, for templates with a switch.")] = None
+    effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
     task_budget: NoEffect = UNSET
 
 

@@ -17,7 +17,8 @@ Role = Literal["system", "developer", "user", "assistant"]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Tag = Annotated[str, Meta(max_length=512)]
 RequestedModel = Annotated[
-    Tag, Meta(description="A served model; left out or empty: the first one.", examples=["internlm-chat-7b"])
+    Tag | None,
+    Meta(description="A served model; left out, null or empty: the first one.", examples=["internlm-chat-7b"]),
 ]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]

@@ -10,11 +10,12 @@ from lmserve.schemas.bounds import ANONYMOUS, MAX_MESSAGES, MAX_TOKENS, Requeste
 from lmserve.schemas.completion_sampling import CompletionSampling
 from lmserve.schemas.hints import NoEffect, Unsupported
 from lmserve.schemas.sampling import OutputLimit, ThinkingBudget
-from lmserve.schemas.thinking import Effort, Reasoning, ThinkingSwitch
+from lmserve.schemas.thinking import EFFORT, Effort, Reasoning, ThinkingSwitch
 from lmserve.schemas.tools import (
     MAX_CALLS,
     MAX_TOOLS,
     CalledFunction,
+    CustomToolCall,
     FunctionDefinition,
     FunctionDelta,
     NamedFunction,
@@ -30,7 +31,14 @@ from lmserve.schemas.tools import (
 class ContentPart(Struct, frozen=True):
     """A part of a message's content. The models are text-only: images and files are errors. Other keys are ignored."""
 
-    type: Annotated[Tag, Meta(examples=["text"], description="text, input_text, output_text; an assistant's refusal.")]
+    type: Annotated[
+        Tag,
+        Meta(
+            examples=["text"],
+            description="text, input_text, output_text; an assistant's refusal. In what a tool gave, any other is left "
+            "out, and the text says so.",
+        ),
+    ]
     text: Text | None = None
     refusal: Text | None = None
 
@@ -111,9 +119,7 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
         Meta(description="As in /generate. Null: without a session, as truncate_output; in one, as error."),
     ] = None
 
-    reasoning_effort: Annotated[
-        Effort | None, Meta(description="How hard to think, for templates with a switch; none: no thoughts.")
-    ] = None
+    reasoning_effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
     thinking_budget: Annotated[
         ThinkingBudget | None, Meta(description="Most tokens of thoughts; then their end is forced. Null: no limit.")
     ] = None
@@ -242,7 +248,7 @@ class AssistantMessage(Struct, frozen=True):
     role: Literal["assistant"]
     content: str | None
     reasoning_content: Annotated[str | UnsetType, Meta(description="What the model thought first.")] = UNSET
-    tool_calls: list[ToolCall] | UnsetType = UNSET
+    tool_calls: list[ToolCall | CustomToolCall] | UnsetType = UNSET
     function_call: Annotated[
         CalledFunction | UnsetType, Meta(description="In the place of tool_calls, where functions were given.")
     ] = UNSET

@@ -45,9 +45,13 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
         SessionId, Meta(description="The session. -1: an anonymous one that ends with its turn.", examples=[7])
     ] = ANONYMOUS
     sequence_start: Annotated[
-        bool,
-        Meta(description="First turn: a live session is dropped. False: its history goes before the turn."),
-    ] = True
+        bool | UnsetType,
+        Meta(
+            description="First turn: a live session is dropped, of which the reply has a warning where this is left "
+            "out. False: its history goes before the turn.",
+            extra_json_schema={"default": True},
+        ),
+    ] = UNSET
     sequence_end: Annotated[bool, Meta(description="Run this turn with its history, then drop the session.")] = False
     stream: Annotated[bool, Meta(description="Reply in frames, each a JSON object and one NUL byte.")] = False
     request_output_len: Annotated[
@@ -95,4 +99,8 @@ class GenerateReply(Struct, frozen=True, kw_only=True):
         Literal["stop", "length", "abort", "error"] | None, Meta(description="Null until the last frame.")
     ]
     usage: Annotated[GenerateUsage | UnsetType, Meta(description="With the last frame.")] = UNSET
+    warnings: Annotated[
+        list[str] | UnsetType,
+        Meta(description="With the last frame: what the client should know, as that a live session was dropped."),
+    ] = UNSET
     error: Annotated[ErrorObject | UnsetType, Meta(description="With finish_reason `error`.")] = UNSET

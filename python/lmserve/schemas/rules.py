@@ -8,7 +8,15 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from lmserve.schemas.anthropic import LEFT_OUT, ContentBlock, CustomTool, InputMessage, MessagesRequest, TextPart
+from lmserve.schemas.anthropic import (
+    LEFT_OUT,
+    ContentBlock,
+    CountTokensRequest,
+    CustomTool,
+    InputMessage,
+    MessagesRequest,
+    TextPart,
+)
 from lmserve.schemas.bounds import MAX_TEXT_CHARS, MAX_TOKENS
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
 from lmserve.schemas.completion_sampling import StreamOptions
@@ -19,6 +27,7 @@ from lmserve.schemas.guided import NamedSchema, StructuredOutputs
 from lmserve.schemas.interactive import InteractiveRequest
 from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest, SchemaFormat
 from lmserve.schemas.scoring import RerankRequest
+from lmserve.schemas.sessions import TurnRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
 from lmserve.schemas.tools import FlatTool, FlatToolChoice, NamedToolChoice, ReplayedCall, ResponseTool, Tool
 
@@ -43,13 +52,21 @@ NO_CANCEL: Final[Json] = {"not": {"const": True}}
 # As a schema, false allows no text at all.
 NOT_FALSE: Final[Json] = {"not": {"const": False}}
 
+SYSTEM: Final[Json] = {
+    "type": ["string", "array", "null"],
+    "items": {"properties": {"type": {"enum": ["text", "tool_reference"]}}},
+}
+
 FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
     NamedSchema: {"schema": NOT_FALSE},
     StructuredOutputs: {"json": NOT_FALSE},
     SchemaFormat: {"schema": NOT_FALSE},
     ChatRequest: {"max_tokens": NOT_ZERO, "max_completion_tokens": NOT_ZERO, "guided_json": NOT_FALSE},
     ResponsesRequest: {"max_output_tokens": NOT_ZERO, "stop": NO_CANCEL},
+    TurnRequest: {"max_tokens": NOT_ZERO},
     InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
+    MessagesRequest: {"system": SYSTEM},
+    CountTokensRequest: {"system": SYSTEM},
     RerankRequest: {"max_tokens_per_doc": NULL},
     CompletionRequest: {
         "prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS),
@@ -110,6 +127,11 @@ def at_most_one(**idle: Json) -> Json:
     return {"not": either(*(required(**{a: used[a], b: used[b]}) for a, b in combinations(used, 2)))}
 
 
+def other_than(*words: str) -> Json:
+    """Another text than these."""
+    return {"type": "string", "not": {"enum": list(words)}}
+
+
 def text_or_list_of(*types: str) -> Json:
     """A text, or a list of parts of these types."""
     return {"type": ["string", "array"], "items": required(type={"enum": list(types)})}
@@ -131,13 +153,15 @@ CONTINUED: Final = either(
 
 NOTHING: Final[Json] = {"enum": [None, []]}
 GIVEN: Final[Json] = {"type": ["string", "array"]}
-TEXTS: Final = text_or_list_of("input_text", "output_text", "text", "refusal")
+READ: Final = ("input_text", "output_text", "text")
+TEXTS: Final = text_or_list_of(*READ, "refusal")
+SAID: Final = either(NULL, TEXTS)
 THOUGHTS: Final = text_or_list_of("reasoning_text", "text", "refusal")
 ITEMS: Final = [
     *("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 ]
 # A tool of any other kind would be the server's to run, and is left out whatever it holds.
-OTHER_TOOL: Final = required(type={"type": "string", "not": {"enum": ["function", "custom"]}})
+OTHER_TOOL: Final = required(type=other_than("function", "custom"))
 NAMED: Final = required(name=TEXT)
 GUIDES: Final = ("json", "regex", "choice", "grammar")
 GUIDED: Final = at_most_one(
@@ -166,6 +190,9 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
             both(on("sequence_end"), required(request_output_len={"const": 0})),
         ),
     ),
+    TurnRequest: (
+        either(both(required(prompt=TEXT), null("messages")), both(required(messages=LIST), null("prompt"))),
+    ),
     InteractiveRequest: (
         either(both(off("cancel"), optional(stop=NO_CANCEL)), required(session_id=LIVE)),
         either(
@@ -189,25 +216,24 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
                 type={"const": "function_call"}, call_id=TEXT, name=TEXT, arguments={"type": ["string", "object"]}
             ),
             required(type={"const": "custom_tool_call"}, call_id=TEXT, name=TEXT, input=TEXT),
-            required(type={"enum": ["function_call_output", "custom_tool_call_output"]}, call_id=TEXT, output=TEXTS),
+            required(type={"enum": ["function_call_output", "custom_tool_call_output"]}, call_id=TEXT, output=GIVEN),
             both(required(type={"const": "reasoning"}), optional(content=either(NULL, THOUGHTS))),
-            required(type={"type": "string", "not": {"enum": ITEMS}}),
+            required(type=other_than(*ITEMS)),
         ),
     ),
-    InputPart: (either(required(type={"const": "refusal"}), required(text=TEXT)),),
-    ContentPart: (
-        either(
-            required(type={"enum": ["text", "input_text", "output_text"]}, text=TEXT),
-            required(type={"const": "refusal"}),
-        ),
-    ),
+    # What is no text is left out of what a tool gave, and refused elsewhere.
+    InputPart: (either(required(text=TEXT), required(type=other_than(*READ, "reasoning_text"))),),
+    ContentPart: (either(required(text=TEXT), required(type=other_than(*READ))),),
     ChatMessage: (
         either(
             both(required(role={"const": "tool"}), null("function_call"), optional(tool_calls=NOTHING)),
-            both(required(role={"const": "assistant"}), null("tool_call_id")),
+            both(required(role={"const": "assistant"}), null("tool_call_id"), optional(content=SAID)),
             both(
-                required(role={"enum": ["system", "developer", "user", "function"]}),
                 optional(tool_calls=NOTHING, tool_call_id=NULL, function_call=NULL),
+                either(
+                    both(required(role={"enum": ["system", "developer", "user"]}), optional(content=SAID)),
+                    required(role={"const": "function"}),
+                ),
             ),
         ),
     ),
@@ -229,13 +255,11 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
             required(type={"const": "function"}, function=OBJECT),
             required(type={"const": "custom"}, custom=OBJECT),
             required(type={"const": "allowed_tools"}, allowed_tools=OBJECT),
-            required(type={"type": "string", "not": {"enum": ["function", "custom", "allowed_tools"]}}),
+            required(type=other_than("function", "custom", "allowed_tools")),
         ),
     ),
     FlatTool: (either(NAMED, OTHER_TOOL),),
-    ResponseTool: (
-        either(NAMED, required(type={"type": "string", "not": {"enum": ["function", "custom", "namespace"]}})),
-    ),
+    ResponseTool: (either(NAMED, required(type=other_than("function", "custom", "namespace"))),),
     FlatToolChoice: (either(NAMED, OTHER_TOOL),),
     CustomTool: (
         either(
@@ -245,7 +269,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
     ),
     MessagesRequest: (either(null("output_format"), null("output_config"), optional(output_config=null("format"))),),
     StructuredOutputs: (at_most_one(**dict.fromkeys(GUIDES, NULL)),),
-    TextPart: (either(TEXT_PART, required(type={"const": "tool_reference"})),),
+    TextPart: (either(TEXT_PART, required(type=other_than("text"))),),
     ContentBlock: (
         either(
             TEXT_PART,

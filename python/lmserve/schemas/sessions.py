@@ -6,8 +6,9 @@ from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, Text
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, StopStrings, Text
 from lmserve.schemas.generate import GenerateUsage, Message
+from lmserve.schemas.sampling import OutputLimit, SamplingRequest
 
 MAX_PAGE: Final = 1000
 
@@ -87,6 +88,33 @@ class AppendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     on_overflow: Annotated[
         Literal["error", "drop_oldest_turns"], Meta(description="If history and input exceed the context.")
     ] = "error"
+
+
+class TurnRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The next turn of a session. Null is the same as absent; an unknown key is an error."""
+
+    prompt: Annotated[
+        Text | None, Meta(description="One user turn, put through the chat template.", examples=["My name is Ada."])
+    ] = None
+    messages: Annotated[
+        Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
+        Meta(description="In the place of prompt: the messages that are new."),
+    ] = None
+    create: Annotated[bool | None, Meta(description="Begin the session if there is none.")] = None
+    end: Annotated[bool | None, Meta(description="Drop the session after this turn.")] = None
+    stream: Annotated[bool | None, Meta(description="Reply in frames, as /generate.")] = None
+    max_tokens: Annotated[
+        OutputLimit, Meta(description="Most tokens to generate; null: the model's own, or what the context has left.")
+    ] = None
+    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
+    on_disconnect: Annotated[
+        Literal["rollback", "keep"] | None,
+        Meta(description="If the client leaves: forget the turn (null), or keep what was generated so far."),
+    ] = None
+    on_overflow: Annotated[
+        Literal["error", "truncate_output", "drop_oldest_turns"] | None,
+        Meta(description="If history, input and output exceed the context; null: error."),
+    ] = None
 
 
 class Appended(Struct, frozen=True, kw_only=True):

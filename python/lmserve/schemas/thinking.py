@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, Struct
 
@@ -12,12 +12,16 @@ from lmserve.schemas.sampling import ThinkingBudget
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
+EFFORT: Final = (
+    "How hard to think; none: no thoughts; null: as the template likes. Where the template has no word for it, "
+    "thoughts have at most 512 tokens with minimal, 2048 with low, 8192 with medium, and 32768 with high."
+)
+
+
 class Reasoning(Struct, frozen=True, kw_only=True):
     """How hard to think. Other keys are ignored."""
 
-    effort: Annotated[
-        Effort | None, Meta(description="For templates with a switch; none: no thoughts; null: as the template likes.")
-    ] = None
+    effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
     max_tokens: Annotated[ThinkingBudget | None, Meta(description="Most tokens of thoughts.")] = None
     enabled: Annotated[bool | None, Meta(description="false: as effort none.")] = None
     summary: NoEffect = UNSET

@@ -126,12 +126,25 @@ class CalledFunction(Struct, frozen=True):
     arguments: Annotated[Text, Meta(description="JSON.")]
 
 
-class ToolCall(Struct, frozen=True, kw_only=True):
+class CalledCustom(Struct, frozen=True):
+    """What was called, and its text."""
+
+    name: FunctionName
+    input: Text
+
+
+class ToolCall(Struct, tag_field="type", tag="function", frozen=True, kw_only=True):
     """A call of a function."""
 
     id: str
-    type: Literal["function"] = "function"
     function: CalledFunction
+
+
+class CustomToolCall(Struct, tag_field="type", tag="custom", frozen=True, kw_only=True):
+    """A call of a custom tool."""
+
+    id: str
+    custom: CalledCustom
 
 
 class ReplayedFunction(Struct, frozen=True):
@@ -164,10 +177,18 @@ class FunctionDelta(Struct, frozen=True):
     arguments: str | UnsetType = UNSET
 
 
+class CustomDelta(Struct, frozen=True):
+    """What is new in a call of a custom tool; its text comes in one piece."""
+
+    name: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
+
+
 class ToolCallDelta(Struct, frozen=True):
     """A call that begins, or more of its arguments."""
 
     index: int
     id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
-    function: FunctionDelta = FunctionDelta()
+    type: Literal["function", "custom"] | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+    custom: CustomDelta | UnsetType = UNSET

@@ -8,7 +8,7 @@ from typing import Any, Final
 from lmserve.api.convert.preamble import stable
 from lmserve.api.convert.thinking import Thinking
 from lmserve.api.convert.tools import message_calling
-from lmserve.api.convert.unsupported import Ignored
+from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.engine.submission import Messages
 from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import (
@@ -81,7 +81,7 @@ def _turns_of(message: InputMessage, param: str, ignored: Ignored) -> list[dict[
     if message.role == "system":
         return [{"role": "system", "content": text}]
     if message.role == "user":
-        results = [_result(block, place) for block, place in blocks if block.type == "tool_result"]
+        results = [_result(block, place, ignored) for block, place in blocks if block.type == "tool_result"]
         said = any(block.type == "text" for block, _ in blocks)
         return [*results, {"role": "user", "content": text}] if said or not results else results
     turn: dict[str, Any] = {"role": "assistant", "content": text}
@@ -112,11 +112,11 @@ def _call(block: ContentBlock) -> dict[str, Any]:
     return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
 
 
-def _result(block: ContentBlock, param: str) -> dict[str, Any]:
+def _result(block: ContentBlock, param: str, ignored: Ignored) -> dict[str, Any]:
     if isinstance(block.content, dict):
         message = f"{param}: the content of a tool_result is a text or a list of parts, but an object was given"
         raise LmserveError.invalid(f"{param}.content", message)
-    text = "" if block.content is None else _text_of(block.content, f"{param}.content")
+    text = "" if block.content is None else _text_of(block.content, f"{param}.content", ignored)
     return {
         "role": "tool",
         "tool_call_id": block.tool_use_id,
@@ -124,14 +124,21 @@ def _result(block: ContentBlock, param: str) -> dict[str, Any]:
     }
 
 
-def _text_of(content: str | Sequence[TextPart], param: str) -> str:
-    """The names of tools that were found stand in lines of their own."""
+def _text_of(content: str | Sequence[TextPart], param: str, ignored: Ignored | None = None) -> str:
+    """The names of tools that were found stand in lines of their own.
+
+    `ignored`: of a tool's result, in whose text a note stands for what is no text. Raises LmserveError (400).
+    """
     if isinstance(content, str):
         return content
     texts = []
     for at, part in enumerate(content):
         if part.type == "tool_reference":
             texts.append(f"{part.tool_name or ''}\n")
+            continue
+        if part.type != "text" and ignored is not None:
+            ignored.add(f"messages.tool_result.{part.type}")
+            texts.append(left_out(part.type))
             continue
         if part.type != "text":
             message = f"the model is text-only and takes blocks of type text, but {part.type!r} was given"

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from lmserve.api.convert.preamble import stable
-from lmserve.api.convert.unsupported import Ignored
+from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.engine.submission import Messages
 from lmserve.errors import LmserveError
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
@@ -19,14 +19,20 @@ from lmserve.schemas.tokenize import TokenizeRequest
 from lmserve.schemas.tools import ReplayedCall, ReplayedCustom, ReplayedFunction
 
 TEXT_PARTS: Final = ("text", "input_text", "output_text")
+READ: Final = (*TEXT_PARTS, "refusal")
 # Names of the one argument of custom tools, and of calls that came without an id.
 CUSTOM_ARGUMENT: Final = "input"
 UNNAMED_CALL: Final = "call"
 
 
-def messages_input(messages: Sequence[Message | ChatMessage], **options: Any) -> Messages:
-    """The core's input; `options`: its other fields. Raises LmserveError (400) for what no text template can take."""
-    return Messages([_for_template(message, at) for at, message in enumerate(messages)], **options)
+def messages_input(
+    messages: Sequence[Message | ChatMessage], ignored: Ignored | None = None, **options: Any
+) -> Messages:
+    """The core's input; `options`: its other fields. Raises LmserveError (400) for what no text template can take.
+
+    `ignored`: what is left out of the results of tools is added to it.
+    """
+    return Messages([_for_template(message, at, ignored) for at, message in enumerate(messages)], **options)
 
 
 def conversation(
@@ -50,6 +56,7 @@ def conversation(
     named = data.chat_template_kwargs
     found = messages_input(
         messages,
+        ignored,
         tools=tools,
         template_kwargs=dict(variables) | ({} if named is None else msgspec.to_builtins(named)),
         continue_final_message=continued,
@@ -61,7 +68,7 @@ def conversation(
     return found
 
 
-def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:
+def _for_template(message: Message | ChatMessage, at: int, ignored: Ignored | None) -> dict[str, Any]:
     # OpenAI renamed the system role, and that of functions; templates know one name of each.
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     if isinstance(message, Message):
@@ -70,7 +77,12 @@ def _for_template(message: Message | ChatMessage, at: int) -> dict[str, Any]:
     if content is None:
         content = message.refusal or ""
     if not isinstance(content, str):
-        content = "".join(_text_of(part, f"messages[{at}].content[{place}]") for place, part in enumerate(content))
+        if role == "tool" and ignored is not None:
+            for part in content:
+                if part.type not in READ:
+                    ignored.add(f"messages.tool.{part.type}")
+        parts = [_text_of(part, f"messages[{at}].content[{place}]", role) for place, part in enumerate(content)]
+        content = "".join(parts)
     rendered: dict[str, Any] = {"role": role, "content": content}
     calls = [
         _call_for_template(call, f"messages[{at}].tool_calls[{place}]")
@@ -126,9 +138,11 @@ def arguments_of(given: str | dict[str, Any] | None) -> Any:
     return arguments
 
 
-def _text_of(part: ContentPart, param: str) -> str:
+def _text_of(part: ContentPart, param: str, role: str) -> str:
     if part.type == "refusal":
         return part.refusal or ""
+    if part.type not in TEXT_PARTS and role == "tool":
+        return left_out(part.type)
     if part.type not in TEXT_PARTS:
         message = f"{param}: the model is text-only and takes parts of type text, but {part.type!r} was given"
         raise LmserveError.invalid(f"{param}.type", message, "unsupported_content_type")

@@ -39,11 +39,14 @@ def session_ref(
     create: bool,
     end: bool,
     on_disconnect: OnDisconnect,
+    by_default: bool = False,
 ) -> SessionRef | None:
-    """The turn's session; None for an anonymous one."""
+    """The turn's session; None for an anonymous one. `by_default`: the client has not said whether it starts."""
     if session_id == ANONYMOUS:
         return None
-    return SessionRef(id=session_id, start=start, create=create, end=end, on_disconnect=on_disconnect)
+    return SessionRef(
+        id=session_id, start=start, by_default=by_default, create=create, end=end, on_disconnect=on_disconnect
+    )
 
 
 def usage_chunks(data: CompletionSampling) -> UsageChunks:

@@ -9,7 +9,7 @@ import msgspec
 
 from lmserve.api.convert.chat_messages import CUSTOM_ARGUMENT, arguments_of
 from lmserve.api.convert.tools import Functions, qualified
-from lmserve.api.convert.unsupported import Ignored
+from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import (
     InputItem,
@@ -27,6 +27,7 @@ from lmserve.schemas.responses import (
 
 TEXT_PARTS: Final = ("input_text", "output_text", "text")
 REASONING_PARTS: Final = ("reasoning_text", "text")
+OUTPUTS: Final = ("function_call_output", "custom_tool_call_output")
 NEEDED: Final = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
@@ -53,6 +54,10 @@ def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]
                 message = f"input[{at}]: a {kind} must have {field}"
                 raise LmserveError.invalid(f"input[{at}].{field}", message, "missing_field")
         known.append(item)
+        if kind in OUTPUTS and not isinstance(item.output, str):
+            for part in item.output or ():
+                if part.type not in (*TEXT_PARTS, "refusal"):
+                    ignored.add(f"input.{kind}.{part.type}")
     return known
 
 
@@ -66,7 +71,7 @@ def messages_of(items: Sequence[InputItem], functions: Functions) -> list[dict[s
                 thoughts += _text_of(item.content or "", f"input[{at}].content", REASONING_PARTS)
                 continue
             case "function_call_output" | "custom_tool_call_output":
-                output = _text_of(item.output or "", f"input[{at}].output")
+                output = _given_by(item, f"input[{at}].output")
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
             case "function_call" | "custom_tool_call":
                 # Calls of one answer are one message with its words.
@@ -95,10 +100,9 @@ def _stored(item: InputItem, unique: str) -> StoredItem:
             content = [ReasoningText(text=text)] if text else []
             return OutputReasoning(id=f"rs_{unique}", status="completed", content=content)
         case "function_call_output":
-            return StoredOutput(id=f"fco_{unique}", call_id=item.call_id or "", output=_text_of(item.output or "", ""))
+            return StoredOutput(id=f"fco_{unique}", call_id=item.call_id or "", output=_given_by(item))
         case "custom_tool_call_output":
-            output = _text_of(item.output or "", "")
-            return StoredCustomOutput(id=f"ctco_{unique}", call_id=item.call_id or "", output=output)
+            return StoredCustomOutput(id=f"ctco_{unique}", call_id=item.call_id or "", output=_given_by(item))
         case "function_call":
             return OutputCall(
                 id=f"fc_{unique}",
@@ -135,6 +139,18 @@ def _call(item: InputItem, functions: Functions) -> dict[str, Any]:
     custom = item.type == "custom_tool_call"
     arguments = {CUSTOM_ARGUMENT: item.input} if custom else arguments_of(item.arguments)
     return {"id": item.call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _given_by(item: InputItem, param: str = "output") -> str:
+    """What a tool gave; a note stands for what is no text. Raises LmserveError (400) for a text that is missing."""
+    given = item.output or ""
+    if isinstance(given, str):
+        return given
+    noted = [
+        part if part.type in (*TEXT_PARTS, "refusal") else InputPart(type="text", text=left_out(part.type))
+        for part in given
+    ]
+    return _text_of(noted, param)
 
 
 def _text_of(content: str | Sequence[InputPart], param: str, kinds: Sequence[str] = TEXT_PARTS) -> str:

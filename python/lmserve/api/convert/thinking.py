@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SWITCHES: Final = ("enable_thinking", "thinking")
 # gpt-oss's, and its words; a template that has others in quotes knows these too.
 EFFORT: Final = "reasoning_effort"
+# Most tokens of thoughts by effort, where a template has no word for it; above these there is no limit.
+BUDGETS: Final = {"minimal": 512, "low": 2048, "medium": 8192, "high": 32_768}
 NEAREST: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 
 
@@ -100,15 +102,18 @@ def _thinking(given: Iterable[Asked], template: ChatTemplate | None, ignored: Ig
         variables: dict[str, Any] = {name: False for name in SWITCHES if name in known}
         return Thinking(variables | _effort("none", known, template), 0)
     variables = {}
+    thinks = template is not None and template.thinks
     for each in asked:
         found: dict[str, Any] = {name: True for name in SWITCHES if each.on and name in known}
         if each.effort is not None:
             found |= _effort(each.effort, known, template)
-        thinks = template is not None and template.thinks
-        # Without a switch an effort is not followed, but who always thinks does so if merely told to.
-        if not found and (each.effort is not None or not thinks):
+        # Who always thinks follows an effort by its budget, and does so if merely told to think.
+        if not found and not thinks:
             ignored.add(each.param)
         variables |= found
+    if budget is None and thinks and EFFORT not in known:
+        efforts = [each.effort for each in asked if each.effort is not None]
+        budget = min((BUDGETS[effort] for effort in efforts if effort in BUDGETS), default=None)
     return Thinking(variables, budget)
 
 

@@ -85,6 +85,15 @@ def chat_calling(data: ChatRequest, ignored: Ignored) -> Calling:
     return _calling(tools, NamedTool(name))
 
 
+def custom_forms(data: ChatRequest) -> dict[str, CallForm]:
+    """How calls of the custom tools of a chat completion are told."""
+    return {
+        tool.custom.name: CallForm(name=tool.custom.name, custom=True)
+        for tool in data.tools or ()
+        if tool.type == "custom" and tool.custom is not None
+    }
+
+
 def response_calling(data: ResponsesRequest, ignored: Ignored) -> tuple[Calling, Functions]:
     """What a response calls, and its functions; as `chat_calling`."""
     functions = response_functions(data, ignored)

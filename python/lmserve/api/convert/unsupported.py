@@ -79,6 +79,11 @@ def refuse_unsupported(struct: Struct) -> None:
             raise LmserveError.invalid(name, message, "unsupported_parameter")
 
 
+def left_out(kind: str) -> str:
+    """Stands for a part of a tool's result that the model cannot read."""
+    return f"[{kind} left out: this model reads text only]"
+
+
 class Ignored:
     """The hints of one request that were taken and are not followed, each once."""
 

@@ -39,6 +39,7 @@ from lmserve.schemas.sessions import (
     SessionCard,
     SessionList,
     Transcript,
+    TurnRequest,
 )
 from lmserve.schemas.tokenize import (
     DetokenizeReply,
@@ -133,6 +134,10 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
         {"prompt": "What is the capital of France?", "temperature": 0, "request_output_len": 24},
         {"instance_id": 7, "sequence_start": True, "prompt": "My name is Ada.", "stream": True},
         {"instance_id": 7, "sequence_start": False, "sequence_end": True, "prompt": "", "request_output_len": 0},
+    ),
+    TurnRequest: (
+        {"prompt": "My name is Ada.", "create": True, "max_tokens": 24},
+        {"messages": [{"role": "user", "content": "Who am I?"}], "stream": True},
     ),
     GenerateReply: ({"text": "Hello, Ada!", "tokens": 4, "finish_reason": "stop", "usage": TURN_USAGE},),
     ChatRequest: (

@@ -49,6 +49,11 @@ RequestT = TypeVar(
 )
 
 
+def model_of(data: RequestT) -> str:
+    """The model of a request that `with_model` gave back."""
+    return data.model or ""
+
+
 class Serving:
     """What the handlers share. `names`: the first is the model's id, the others are accepted too."""
 

@@ -14,7 +14,7 @@ from lmserve.api.convert.response_items import known_items, messages_of, stored_
 from lmserve.api.convert.thinking import response_thinking
 from lmserve.api.convert.tools import Functions, response_calling
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
-from lmserve.api.http.serving import Serving
+from lmserve.api.http.serving import Serving, model_of
 from lmserve.api.responses.store import (
     ResponseStore,
     StoredResponse,
@@ -130,7 +130,7 @@ class ResponseTurn:
             id=self._id,
             created_at=self._created,
             status="in_progress",
-            model=self._data.model,
+            model=model_of(self._data),
             output=[],
             **msgspec.structs.asdict(self._asked),
         )
@@ -153,7 +153,7 @@ class ResponseTurn:
         return Submission(
             route="responses",
             reply_id=self._id,
-            model=self._data.model,
+            model=model_of(self._data),
             created=self._created,
             envelope=msgspec.to_builtins(self._asked),
             input=Messages(self._messages, tools=self._tools, template_kwargs=self._thinking.variables),

@@ -25,12 +25,12 @@ from lmserve.api.convert.parameters import (
 )
 from lmserve.api.convert.session_ids import with_session
 from lmserve.api.convert.thinking import chat_thinking
-from lmserve.api.convert.tools import chat_calling
+from lmserve.api.convert.tools import chat_calling, custom_forms
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
-from lmserve.api.http.serving import Serving, serving_of, tenant_of
+from lmserve.api.http.serving import Serving, model_of, serving_of, tenant_of
 from lmserve.engine.submission import Messages, OnOverflow, SessionRef, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS
@@ -95,7 +95,7 @@ def submission(
     return Submission(
         route="chat",
         reply_id=f"chatcmpl-{uuid.uuid4().hex}",
-        model=data.model,
+        model=model_of(data),
         created=int(time.time()),
         envelope={"system_fingerprint": serving.fingerprint},
         input=_input(data, tools, thinking.variables, ignored),
@@ -116,6 +116,7 @@ def submission(
         tool_choice=choice,
         # There is one function_call in an answer.
         parallel_tool_calls=given_or(data.parallel_tool_calls, True) and not legacy,
+        call_forms=custom_forms(data),
         call_member="function_call" if legacy else "tool_calls",
         thinking_budget=thinking.budget,
     )
@@ -181,7 +182,7 @@ def _cancelled(data: ChatRequest, serving: Serving, tenant: int) -> Response[byt
             id=reply_id,
             object="chat.completion.chunk",
             created=created,
-            model=data.model,
+            model=model_of(data),
             system_fingerprint=serving.fingerprint,
             choices=[choice],
         )
@@ -191,7 +192,7 @@ def _cancelled(data: ChatRequest, serving: Serving, tenant: int) -> Response[byt
         id=reply_id,
         object="chat.completion",
         created=created,
-        model=data.model,
+        model=model_of(data),
         system_fingerprint=serving.fingerprint,
         choices=[ChatChoice(0, AssistantMessage("assistant", ""), "stop")],
         usage=ChatUsage(0, 0, 0),

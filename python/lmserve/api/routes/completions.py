@@ -26,7 +26,7 @@ from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, rewritten, sse_reply
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.api.http.shared_stream import SharedStream, total_usage
 from lmserve.engine.async_engine import AsyncEngine, AsyncStream
 from lmserve.engine.submission import Submission, Text, Tokens
@@ -90,7 +90,7 @@ def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> li
     first = Submission(
         route="completions",
         reply_id=f"cmpl-{uuid.uuid4().hex}",
-        model=data.model,
+        model=model_of(data),
         created=int(time.time()),
         envelope={"system_fingerprint": fingerprint},
         input=inputs[0],

@@ -10,7 +10,7 @@ from litestar.params import JSONBody
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.submission import EmbedSubmission, TextInput, TokensInput
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRequest
@@ -38,7 +38,7 @@ async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, An
 def submission(data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
     """The request as the core takes it. Raises LmserveError (400) for mixed or too many inputs."""
     return EmbedSubmission(
-        model=data.model,
+        model=model_of(data),
         inputs=_inputs(data),
         encoding_format=data.encoding_format or "float",
         dimensions=data.dimensions,

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from litestar import Request, Response, post
 from litestar.params import JSONBody
+from msgspec import UNSET
 
 from lmserve.api.convert.chat_messages import messages_input
 from lmserve.api.convert.parameters import seed_bits, session_ref
@@ -83,7 +84,8 @@ def submission(data: GenerateRequest, *, model: str, tenant: int) -> Submission:
         stream=data.stream,
         session=session_ref(
             data.instance_id,
-            start=data.sequence_start,
+            start=data.sequence_start is not False,
+            by_default=data.sequence_start is UNSET,
             create=False,
             end=data.sequence_end,
             on_disconnect=data.on_disconnect,

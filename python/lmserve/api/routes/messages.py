@@ -18,7 +18,7 @@ from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.api.routes.tokenize import render_messages, size_of, text_of
 from lmserve.engine.submission import JsonSchema, SamplingParams, StopParams, Submission
 from lmserve.errors import LmserveError
@@ -113,7 +113,7 @@ def submission(
     return Submission(
         route="messages",
         reply_id=f"msg_{uuid.uuid4().hex}",
-        model=data.model,
+        model=model_of(data),
         input=conversation(data, thinking, ignored),
         stream=bool(data.stream),
         lane=lane,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply, rewritten
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.submission import EmbedSubmission, TextInput
 from lmserve.errors import LmserveError
@@ -67,12 +67,12 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
         return ScoreReply(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
-            model=data.model,
+            model=model_of(data),
             data=[Score(index=index, score=value) for index, value in enumerate(scores)],
             usage=usage,
         )
 
-    return _embedded(request, data.model, [*first, *second], reply)
+    return _embedded(request, model_of(data), [*first, *second], reply)
 
 
 @post(
@@ -107,12 +107,12 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
         ]
         return RerankReply(
             id=f"rerank-{uuid.uuid4().hex}",
-            model=data.model,
+            model=model_of(data),
             usage=RerankUsage(total_tokens=usage.total_tokens, prompt_tokens=usage.prompt_tokens),
             results=results,
         )
 
-    return _embedded(request, data.model, [data.query, *documents], reply)
+    return _embedded(request, model_of(data), [data.query, *documents], reply)
 
 
 def cosines(first: Vectors, second: Vectors) -> list[float]:

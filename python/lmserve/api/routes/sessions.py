@@ -10,14 +10,15 @@ from litestar import Request, Response, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from lmserve.api.convert.chat_messages import messages_input
+from lmserve.api.convert.parameters import output_limit, sampling_params, stop_params
 from lmserve.api.convert.session_ids import named_session, session_id_of, session_in_path
 from lmserve.api.http.body import StrictJson
-from lmserve.api.http.openapi import responses
-from lmserve.api.http.reply import EngineReply
+from lmserve.api.http.openapi import responses, streams
+from lmserve.api.http.reply import EngineReply, StreamedReply
 from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.sessions import SessionId, SessionInfo
-from lmserve.engine.submission import SessionRef, StopParams, Submission, Turn
+from lmserve.engine.submission import Messages, SessionRef, StopParams, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS, MAX_SESSION_CHARS, SESSION_PATTERN
 from lmserve.schemas.generate import GenerateReply
@@ -33,6 +34,7 @@ from lmserve.schemas.sessions import (
     SessionList,
     SessionTurn,
     Transcript,
+    TurnRequest,
 )
 
 TAGS: Final = ["sessions"]
@@ -183,6 +185,55 @@ async def append_to_session(
         tenant=tenant_of(request),
     )
     return EngineReply(_Appending(named, serving_of(request).engine.submit(submission)))
+
+
+@post(
+    f"{ID}/turns",
+    dto=StrictJson[TurnRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id="continue_session",
+    summary="Run the session's next turn",
+    description="Goes on from what the session holds, with no flag. The reply is `/generate`'s, whole or in frames.",
+    tags=TAGS,
+    operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),
+    responses=responses(GenerateReply, 400, 401, 404, 408, 409, 413, 429, 503, 507),
+)
+async def continue_session(
+    data: JSONBody[TurnRequest], session_id: SessionName, request: Request[Any, Any, Any]
+) -> Response[Any]:
+    """A turn of a session that lives, or that `create` begins."""
+    serving = serving_of(request)
+    session = SessionRef(
+        id=session_in_path(session_id),
+        create=bool(data.create),
+        end=bool(data.end),
+        on_disconnect=data.on_disconnect or "rollback",
+    )
+    stream = serving.engine.submit(
+        Submission(
+            route="generate",
+            model=serving.names[0],
+            input=_turn(data),
+            stream=bool(data.stream),
+            session=session,
+            on_overflow=data.on_overflow or "error",
+            sampling=sampling_params(data, logprobs=None),
+            stopping=stop_params(data, max_tokens=output_limit("max_tokens", data.max_tokens)),
+            tenant=tenant_of(request),
+        )
+    )
+    if data.stream:
+        return StreamedReply(stream, media_type="application/octet-stream")
+    return EngineReply(stream)
+
+
+def _turn(data: TurnRequest) -> Turn | Messages:
+    """What is new. Raises LmserveError (400) unless it is either a prompt or messages."""
+    if (data.prompt is None) == (data.messages is None):
+        given = "neither was" if data.prompt is None else "both were"
+        raise LmserveError.invalid("prompt", f"a turn has a prompt or messages, but {given} given")
+    return messages_input(data.messages) if data.messages is not None else Turn(data.prompt or "")
 
 
 @post(
