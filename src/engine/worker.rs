@@ -146,7 +146,7 @@ impl Worker {
             open: HashMap::new(),
             log,
         };
-        Ok(Self {
+        let worker = Self {
             shared,
             core,
             executor,
@@ -156,7 +156,10 @@ impl Worker {
             output: StepOutput::default(),
             max_batch_tokens,
             failed_steps: 0,
-        })
+        };
+        // A dashboard looks before the first request comes.
+        worker.publish_stats();
+        Ok(worker)
     }
 
     /// Runs until told to stop. A panic takes the engine down, and every open request is told so.

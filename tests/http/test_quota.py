@@ -210,8 +210,8 @@ def test_a_full_queue_is_refused_and_emptied() -> None:
         held.callback(hold.set)
         for thread in threads:
             thread.start()
-        wait_until(lambda: usage_of(anyone)["in_flight"] == 3, "one runs and two wait")
-        assert usage_of(anyone)["waiting"] == 2
+        wait_until(lambda: usage_of(anyone)["waiting"] == 2, "one runs and two wait")
+        assert usage_of(anyone)["in_flight"] == 3
         bodies = {
             "/generate": turn(1),
             "/v1/chat/completions": {"model": MODEL, "messages": "Hi", "max_tokens": 1},

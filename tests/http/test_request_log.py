@@ -160,6 +160,14 @@ def test_metrics(logged: Running) -> None:
     assert 0 <= sample(after, f"vllm:kv_cache_usage_perc{vllm}") <= 1
 
 
+def test_blocks_are_counted_before_the_first_request() -> None:
+    text = TextLayer(byte_tokenizer(), _core.ChatTemplate(TEMPLATE, b"{}"))
+    with serve_core(formula_engine(), text) as running:
+        page = httpx.get(f"{running.url}/metrics").text
+    assert sample(page, f'lmserve_kv_blocks{{model="{MODEL}",state="free"}}') > 0
+    assert sample(page, "llamacpp:kv_cache_usage_ratio") == 0
+
+
 def test_every_alias_has_a_source_and_a_type(logged: Running) -> None:
     text = httpx.get(f"{logged.url}/metrics", headers=KEY).text
     families = parsed(text)
