@@ -254,12 +254,15 @@ class Engine:
         session_log: OpenSessionLog | None = None,
         tenants: bytes | None = None,
         stall_seconds: float = 5.0,
+        state_every: int = 2048,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
         without one they end with the engine.
         `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
         `policy`: who goes first; "fair": by priority, then the tenant that was served least for its weight, then
         arrival; "fcfs": by arrival alone.
+
+        `state_every`: tokens between two snapshots of a recurrent state, where the runner has slots for some.
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 
@@ -523,6 +526,8 @@ class CpuModel:
         *,
         vocab_size: int,
         layers: Sequence[Any],
+        recurrent: Sequence[Any],
+        state_slots: int,
         positions: int,
         ropes: Sequence[tuple[Any, Any]],
         query_scales: Sequence[Any],
@@ -538,7 +543,8 @@ class CpuModel:
         """Allocate the cache of layers like `lmserve.model.config.AttentionLayer`, for sequences of `positions`.
 
         ropes: tables of cos and sin, each float32 [positions * head_dim / 2]; query_scales: float32 [positions].
-        places: for each layer which of both it takes, if any.
+        places: for each layer which of both it takes, if any. recurrent: layers like
+        `lmserve.model.config.RecurrentLayer`, of which there is room for `state_slots` states.
         """
     @property
     def isa(self) -> str:
@@ -576,6 +582,9 @@ class CpuModel:
 
         Without the GIL, on all threads. Raises LmserveError for what does not fit.
         """
+
+    def add_conv(self, weight: Any, kernel: int, bias: Any | None = None) -> int:
+        """Take the float32 weight [channels, kernel] of a causal convolution; gives its number."""
 
     def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
         """Record the look-up of the step's tokens, times `scale`."""
@@ -621,6 +630,9 @@ class CpuModel:
 
     def experts(self, program: CpuProgram, x: int, routing: int, weight: int) -> int:
         """Record what the experts of a choice make of each row."""
+
+    def conv(self, program: CpuProgram, x: int, layer: int, weight: int, gate: str) -> int:
+        """Record a causal convolution; gate is "none", "silu" or "inputs"."""
 
     def rows(self, program: CpuProgram, x: int) -> int:
         """Record the choice of the sampled rows."""

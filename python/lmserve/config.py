@@ -135,6 +135,8 @@ class ServeConfig:
     speculate: int = 0  # most tokens drafted for a sequence in one step; 0: none
     policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None
+    state_slots: int | None = None  # recurrent states that there is room for, of models that have some
+    state_every: int = 2048  # tokens between two snapshots of a state
     gpu_memory_fraction: float = 0.9  # of the memory that is free on the GPU
     max_queue: int = 1024
     prefix_cache: bool = True
@@ -167,6 +169,8 @@ class ServeConfig:
         self._check_range("max_batch_tokens", 1, 1_048_576)
         self._check_range("speculate", 0, 32)
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
+        self._check_range("state_slots", 1, 1_000_000)
+        self._check_range("state_every", 1, 16_777_216)
         self._check_range("gpu_memory_fraction", 0.01, 1)
         self._check_range("max_queue", 1, 1_000_000)
         self._check_range("max_sessions", 1, 10_000_000)

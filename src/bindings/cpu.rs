@@ -12,8 +12,8 @@ use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ExpertNumbers, Isa, LayerShape, Model, ModelShape, PositionTables, Program,
-    StepSampling,
+    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Model, ModelShape, PositionTables,
+    Program, RecurrentShape, StepSampling,
 };
 use crate::error::{Error, Result};
 
@@ -101,6 +101,28 @@ impl GivenLayer {
     }
 }
 
+/// A layer's state, read off `lmserve.model.config.RecurrentLayer`.
+#[derive(FromPyObject)]
+struct GivenState {
+    channels: usize,
+    kernel: usize,
+    heads: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl From<GivenState> for RecurrentShape {
+    fn from(given: GivenState) -> Self {
+        Self {
+            channels: given.channels,
+            kernel: given.kernel,
+            heads: given.heads,
+            rows: given.rows,
+            columns: given.columns,
+        }
+    }
+}
+
 pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
     match (name, parameters) {
         ("silu", []) => Ok(Activation::Silu),
@@ -126,11 +148,13 @@ pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
 #[pymethods]
 impl CpuModel {
     #[new]
-    #[pyo3(signature = (*, vocab_size, layers, positions, ropes, query_scales, places, logits_scale, logits_softcap, kv_dtype, block_size, num_blocks, threads, isa))]
+    #[pyo3(signature = (*, vocab_size, layers, recurrent, state_slots, positions, ropes, query_scales, places, logits_scale, logits_softcap, kv_dtype, block_size, num_blocks, threads, isa))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         vocab_size: usize,
         layers: Vec<GivenLayer>,
+        recurrent: Vec<GivenState>,
+        state_slots: usize,
         positions: usize,
         ropes: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
         query_scales: Vec<Bound<'_, PyAny>>,
@@ -151,6 +175,8 @@ impl CpuModel {
                 .zip(places)
                 .map(|(layer, tables)| layer.shape(dtype, tables))
                 .collect(),
+            recurrent: recurrent.into_iter().map(Into::into).collect(),
+            state_slots,
             block_size,
             num_blocks,
             positions,
@@ -268,6 +294,18 @@ impl CpuModel {
         Ok(py.detach(|| lock(&self.0).extend_experts(number, &matrices))?)
     }
 
+    /// Takes the weights [channels, kernel] of a causal convolution; gives their number.
+    #[pyo3(signature = (weight, kernel, bias=None))]
+    fn add_conv(
+        &self,
+        weight: &Bound<'_, PyAny>,
+        kernel: usize,
+        bias: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let (weight, bias) = (values::<f32>(weight)?, bias.map(values).transpose()?);
+        Ok(lock(&self.0).add_conv(&weight, bias, kernel)?)
+    }
+
     fn embed(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
         lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
     }
@@ -351,6 +389,27 @@ impl CpuModel {
         weight: usize,
     ) -> Result<usize> {
         lock(&self.0).record_experts(&mut lock(&program.0), (x, routing), weight)
+    }
+
+    /// A causal convolution; `gate` is "none", "silu" or "inputs".
+    fn conv(
+        &self,
+        program: &CpuProgram,
+        x: usize,
+        layer: usize,
+        weight: usize,
+        gate: &str,
+    ) -> Result<usize> {
+        let gate = match gate {
+            "none" => ConvGate::None,
+            "silu" => ConvGate::Silu,
+            "inputs" => ConvGate::Inputs,
+            _ => {
+                let message = format!("must be none, silu or inputs, but {gate} was given");
+                return Err(Error::invalid("gate", message));
+            }
+        };
+        lock(&self.0).record_conv(&mut lock(&program.0), x, layer, weight, gate)
     }
 
     fn rows(&self, program: &CpuProgram, x: usize) -> Result<usize> {

@@ -70,7 +70,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0, state_every = 2048))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -87,6 +87,7 @@ impl Engine {
         session_log: Option<&OpenSessionLog>,
         tenants: Option<&[u8]>,
         stall_seconds: f64,
+        state_every: usize,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
@@ -107,6 +108,8 @@ impl Engine {
             },
             policy: policy.parse()?,
             speculation,
+            state_slots: size("state_slots")?,
+            state_every,
             num_blocks: size("num_blocks")?,
             block_size: size("block_size")?,
             prefix_cache,
@@ -299,6 +302,12 @@ impl Engine {
             ("owned_blocks", stats.owned_blocks as u64),
             ("cached_blocks", stats.cached_blocks as u64),
             ("evictions", stats.evictions),
+            ("free_states", stats.states.free as u64),
+            ("owned_states", stats.states.owned as u64),
+            ("snapshots", stats.states.snapshots as u64),
+            ("snapshots_taken", stats.snapshots.taken),
+            ("snapshot_hits", stats.snapshots.hits),
+            ("snapshot_evictions", stats.snapshots.evictions),
             ("failed_steps", stats.failed_steps),
             ("open_requests", stats.open_requests as u64),
             ("sessions", stats.sessions as u64),

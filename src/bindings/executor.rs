@@ -128,6 +128,9 @@ impl PyExecutor {
         )?;
         put(&b.uniform, 0, &step.uniform, "uniform")?;
         put(&b.logprobs, 0, &step.logprobs, "logprobs")?;
+        put(&b.state_from, 0, &step.state_from, "state_from")?;
+        put(&b.state_to, 0, &step.state_to, "state_to")?;
+        put(&b.copied_blocks, 0, &step.copied_blocks, "copied_blocks")?;
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
         for (at, blocks) in step.block_tables.iter().enumerate() {
             if blocks.len() > stride {

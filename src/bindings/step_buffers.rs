@@ -25,6 +25,9 @@ pub(super) struct StepBuffers {
     pub(super) sampled_logprob: PyBuffer<f32>,
     pub(super) top_ids: PyBuffer<i32>,
     pub(super) top_logprobs: PyBuffer<f32>,
+    pub(super) state_from: PyBuffer<i32>,
+    pub(super) state_to: PyBuffer<i32>,
+    pub(super) copied_blocks: PyBuffer<i32>,
 }
 
 impl StepBuffers {
@@ -51,6 +54,9 @@ impl StepBuffers {
             sampled_logprob: buffer(source, "sampled_logprob")?,
             top_ids: buffer(source, "top_ids")?,
             top_logprobs: buffer(source, "top_logprobs")?,
+            state_from: buffer(source, "state_from")?,
+            state_to: buffer(source, "state_to")?,
+            copied_blocks: buffer(source, "copied_blocks")?,
         })
     }
 }

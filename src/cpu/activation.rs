@@ -119,13 +119,19 @@ fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// x * sigmoid(x).
+#[inline(always)]
+pub(super) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
+    s.mul(x, sigmoid(s, x))
+}
+
 #[derive(Clone, Copy)]
 struct Silu;
 
 impl Function for Silu {
     #[inline(always)]
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
-        s.mul(x, sigmoid(s, x))
+        silu(s, x)
     }
 }
 

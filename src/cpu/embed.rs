@@ -1,4 +1,5 @@
-//! Embeddings of whole texts by a decoder: the mean of its states over each text. The KV cache of sequences is not touched.
+//! Embeddings of whole texts by a decoder: the mean of its states over each text. The KV cache and the states of sequences are not
+//! touched.
 
 use std::ops::Range;
 
@@ -6,6 +7,7 @@ use super::attention::{KvCache, PAGE};
 use super::elementwise::pool_mean;
 use super::model::Model;
 use super::program::Program;
+use super::recurrent::StateCache;
 use super::step::StepInput;
 use crate::error::Result;
 
@@ -33,13 +35,16 @@ impl Model {
             let batch = Batch::new(&texts[..=count], block_size);
             let pages = batch.blocks * (block_size / PAGE);
             let mut cache = KvCache::new(&self.architecture.cached, pages);
+            let mut states_of_texts =
+                StateCache::new(&self.architecture.shape.recurrent, batch.lens.len());
             let (mut states, mut width) = (Vec::new(), 0);
             let tokens = batch.lens.iter().sum();
             for from in (0..tokens).step_by(max_tokens) {
                 let part = from..tokens.min(from + max_tokens);
                 let step = batch.step(part.clone());
                 let step = step.input(&token_ids[first + part.start..first + part.end]);
-                let (value, rows) = self.run_states(program, &step, &mut cache)?;
+                let other = (&mut cache, &mut states_of_texts);
+                let (value, rows) = self.run_states(program, &step, other)?;
                 width = value.width;
                 states.extend_from_slice(&rows[..part.len() * width]);
             }
@@ -75,6 +80,8 @@ struct Step {
     context_lens: Vec<i32>,
     block_tables: Vec<i32>,
     stride: usize,
+    state_from: Vec<i32>,
+    state_to: Vec<i32>,
 }
 
 impl Batch {
@@ -98,11 +105,15 @@ impl Batch {
             context_lens: Vec::with_capacity(self.lens.len()),
             block_tables: Vec::with_capacity(self.lens.len() * self.stride),
             stride: self.stride,
+            state_from: Vec::with_capacity(self.lens.len()),
+            state_to: (0..self.lens.len() as i32).collect(),
         };
         let (mut first, mut block) = (0, 0);
-        for &len in &self.lens {
+        for (text, &len) in self.lens.iter().enumerate() {
             let own = part.start.max(first) - first..part.end.min(first + len) - first;
             let slot = block * self.block_size;
+            step.state_from
+                .push(if own.start == 0 { -1 } else { text as i32 });
             step.positions.extend(own.clone().map(|at| at as i32));
             step.slots.extend(own.clone().map(|at| (slot + at) as i32));
             step.query_start.push(step.positions.len() as i32);
@@ -127,6 +138,9 @@ impl Step {
             block_tables: &self.block_tables,
             stride: self.stride,
             sample_rows: &[],
+            state_from: &self.state_from,
+            state_to: &self.state_to,
+            copied_blocks: &[],
         }
     }
 }

@@ -8,6 +8,7 @@ use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
 use super::program::{LinearShape, Program, QkvShape};
+use super::recurrent::{ConvWeight, RecurrentShape, StateCache};
 use super::scratch::Scratch;
 use crate::error::{Error, Result};
 
@@ -33,7 +34,12 @@ pub struct LayerShape {
 #[allow(missing_docs)]
 pub struct ModelShape {
     pub vocab_size: usize,
+    /// Of those with attention.
     pub layers: Vec<LayerShape>,
+    /// Of those with a recurrent state.
+    pub recurrent: Vec<RecurrentShape>,
+    /// States that there is room for.
+    pub state_slots: usize,
     pub block_size: usize,
     pub num_blocks: usize,
     /// Positions that sequences may have, for which the tables are.
@@ -80,6 +86,7 @@ pub(super) enum Weight {
     Sinks(Vec<f32>),
     Router(Box<RouterWeight>),
     Experts(ExpertsWeight),
+    Conv(ConvWeight),
 }
 
 /// What of a model a step reads, and what follows from its shape.
@@ -99,6 +106,7 @@ pub struct Model {
     pub(super) architecture: Architecture,
     pub(super) weights: Vec<Weight>,
     pub(super) cache: KvCache,
+    pub(super) states: StateCache,
     pub(super) attention: Attention,
     pub(super) scratch: Scratch,
 }
@@ -208,6 +216,10 @@ impl Model {
             isa,
             weights: Vec::new(),
             cache: KvCache::new(&architecture.cached, pages),
+            states: StateCache::new(
+                &architecture.shape.recurrent,
+                architecture.shape.state_slots,
+            ),
             attention: Attention::new(isa, &attention, pool.size()),
             scratch: Scratch::default(),
             architecture,
@@ -314,6 +326,7 @@ impl Model {
             Weight::Sinks(sinks) => size_of_val(&**sinks),
             Weight::Router(router) => router.bytes(),
             Weight::Experts(experts) => experts.bytes(),
+            Weight::Conv(conv) => conv.bytes(),
         };
         self.weights.iter().map(bytes).sum()
     }

@@ -1,6 +1,7 @@
 //! A model's operations, recorded once and run in every step: what each reads and writes, and in which buffer.
 
 use super::activation::Activation;
+use super::recurrent::ConvGate;
 use crate::error::{Error, Result};
 
 /// How many rows a value has in a step.
@@ -102,6 +103,14 @@ pub(super) enum Op {
         weight: usize,
         out: Value,
     },
+    /// Causal, of a layer with a recurrent state.
+    Conv {
+        x: Value,
+        layer: usize,
+        weight: usize,
+        gate: ConvGate,
+        out: Value,
+    },
 }
 
 impl Op {
@@ -111,6 +120,7 @@ impl Op {
             Self::Embed { out, .. } => f(out),
             Self::Norm { x, out, .. }
             | Self::Linear { x, out, .. }
+            | Self::Conv { x, out, .. }
             | Self::GatherRows { x, out } => {
                 f(x);
                 f(out);
@@ -415,6 +425,24 @@ impl Program {
             out,
             quantize: false,
         });
+        Ok(handle)
+    }
+
+    /// An operation of a recurrent layer on rows of `width` tokens, which gives rows of `out` numbers.
+    pub(super) fn recurrent(
+        &mut self,
+        x: usize,
+        width: usize,
+        out: usize,
+        op: impl FnOnce(Value, Value) -> Op,
+    ) -> Result<usize> {
+        let x = self.expect(x, "a recurrent layer", width)?;
+        if x.rows != Rows::Tokens {
+            let message = "a recurrent layer takes a row of each token";
+            return Err(Error::invalid("program", message));
+        }
+        let (handle, out) = self.push(x.rows, out);
+        self.ops.push(op(x, out));
         Ok(handle)
     }
 

@@ -6,6 +6,7 @@ use super::memory::Aligned;
 use super::model::{Model, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
+use super::recurrent::{StateCache, StateStep};
 use super::row_ops;
 use super::sample::Sampling;
 use super::step::{StepInput, StepSampling};
@@ -54,7 +55,7 @@ impl Model {
         })
     }
 
-    /// Runs `program` over a step in another cache, and gives its result's rows.
+    /// Runs `program` over a step in another cache and with other states, and gives its result's rows.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -62,28 +63,32 @@ impl Model {
         &mut self,
         program: &Program,
         step: &StepInput,
-        cache: &mut KvCache,
+        other: (&mut KvCache, &mut StateCache),
     ) -> Result<(Value, &[f32])> {
         let result = program
             .result
             .ok_or_else(|| Error::internal("the program has no result"))?;
-        self.go_through(program, None, step, Some(cache), &|_, _| ())?;
+        self.go_through(program, None, step, Some(other), &|_, _| ())?;
         Ok((result, &self.scratch.buffers[result.buffer]))
     }
 
-    /// Runs `program` and `then` on all threads, in the model's cache or another.
+    /// Runs `program` and `then` on all threads, in the model's cache and states or others.
     fn go_through(
         &mut self,
         program: &Program,
         head: Option<usize>,
         step: &StepInput,
-        other: Option<&mut KvCache>,
+        other: Option<(&mut KvCache, &mut StateCache)>,
         then: &(dyn Fn(&StepContext, &Team) + Sync),
     ) -> Result<()> {
-        let pages = other
-            .as_ref()
-            .map_or(self.cache.pages(), |other| other.pages());
+        let sizes = |cache: &KvCache, states: &StateCache| (cache.pages(), states.slots());
+        let (pages, slots) = match &other {
+            Some((cache, states)) => sizes(cache, states),
+            None => sizes(&self.cache, &self.states),
+        };
         let spans = step.spans(&self.architecture.shape, pages)?;
+        let state_spans = step.state_spans(&self.architecture.shape, slots)?;
+        let copies = step.copied_pages(&self.architecture.shape, pages)?;
         self.reserve(
             program,
             (step.token_ids.len(), step.sample_rows.len()),
@@ -95,20 +100,21 @@ impl Model {
             architecture,
             weights,
             cache,
+            states,
             attention,
             scratch,
         } = self;
         let attention = attention.begin(&spans);
-        let cache = other.unwrap_or(cache).view();
-        let run = StepContext::new(
-            *isa,
-            architecture,
-            weights,
-            step,
-            cache,
-            &attention,
-            scratch,
-        );
+        let (cache, states) = other.unwrap_or((cache, states));
+        for (from, to, count) in copies {
+            cache.copy_pages(from, to, count);
+        }
+        let states = StateStep {
+            view: states.view(),
+            spans: &state_spans,
+        };
+        let kept = (cache.view(), states);
+        let run = StepContext::new(*isa, architecture, weights, step, kept, &attention, scratch);
         pool.run(&|team| {
             run.program(team, program);
             then(&run, team);

@@ -2,6 +2,7 @@
 
 use super::attention::{PAGE, SeqSpan, Sequence};
 use super::model::ModelShape;
+use super::recurrent::{self, StateSpan};
 use super::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
 use crate::error::{Error, Result};
 
@@ -18,6 +19,12 @@ pub struct StepInput<'a> {
     pub block_tables: &'a [i32],
     pub stride: usize,
     pub sample_rows: &'a [i32],
+    /// Of models with recurrent layers, for each sequence: the slot with its state, -1 where it begins.
+    pub state_from: &'a [i32],
+    /// The slot that its state is written to.
+    pub state_to: &'a [i32],
+    /// The block whose tokens up to the sequence's first one of the step are first copied to its own block, -1: none.
+    pub copied_blocks: &'a [i32],
 }
 
 /// How a step's rows are sampled, and where the outcome goes.
@@ -78,6 +85,35 @@ impl StepInput<'_> {
             });
         }
         Ok(spans)
+    }
+
+    /// The pages to copy before anything is computed: from, to, and how many. Call it after [`Self::spans`].
+    pub(super) fn copied_pages(
+        &self,
+        shape: &ModelShape,
+        pages: usize,
+    ) -> Result<Vec<(usize, usize, usize)>> {
+        let of_block = shape.block_size / PAGE;
+        let mut copies = Vec::new();
+        for (s, &source) in self.copied_blocks.iter().enumerate() {
+            let Ok(source) = usize::try_from(source) else {
+                continue;
+            };
+            check(source * of_block < pages, "a block id", pages / of_block)?;
+            let position = self.positions[self.query_start[s] as usize] as usize;
+            let own = self.block_tables[s * self.stride + position / shape.block_size] as usize;
+            let count = (position % shape.block_size).div_ceil(PAGE);
+            copies.push((source * of_block, own * of_block, count));
+        }
+        Ok(copies)
+    }
+
+    /// The states that the step's sequences have and get, in a model with recurrent layers. Call it after [`Self::spans`].
+    pub(super) fn state_spans(&self, shape: &ModelShape, slots: usize) -> Result<Vec<StateSpan>> {
+        if shape.recurrent.is_empty() {
+            return Ok(Vec::new());
+        }
+        recurrent::spans(self.query_start, self.state_from, self.state_to, slots)
     }
 }
 

@@ -9,17 +9,19 @@ use super::memory::SharedSlice;
 use super::model::{Architecture, Weight};
 use super::pool::Team;
 use super::program::{Op, Program, Rows, Value};
+use super::recurrent::StateStep;
 use super::row_ops::{self, Columns};
 use super::scratch::Scratch;
 use super::step::StepInput;
 
 /// A step while it runs, as all threads see it.
 pub(super) struct StepContext<'a> {
-    isa: Isa,
+    pub(super) isa: Isa,
     architecture: &'a Architecture,
-    weights: &'a [Weight],
+    pub(super) weights: &'a [Weight],
     step: &'a StepInput<'a>,
     cache: CacheView<'a>,
+    pub(super) states: StateStep<'a>,
     attention: &'a AttentionStep<'a>,
     buffers: Vec<SharedSlice<'a, f32>>,
     quantized: SharedSlice<'a, u8>,
@@ -34,7 +36,7 @@ impl<'a> StepContext<'a> {
         architecture: &'a Architecture,
         weights: &'a [Weight],
         step: &'a StepInput<'a>,
-        cache: CacheView<'a>,
+        (cache, states): (CacheView<'a>, StateStep<'a>),
         attention: &'a AttentionStep<'a>,
         scratch: &'a mut Scratch,
     ) -> Self {
@@ -44,6 +46,7 @@ impl<'a> StepContext<'a> {
             weights,
             step,
             cache,
+            states,
             attention,
             buffers: scratch
                 .buffers
@@ -110,7 +113,7 @@ impl<'a> StepContext<'a> {
         self.cache.layer(self.architecture.places[layer].0)
     }
 
-    fn buffer(&self, value: Value) -> SharedSlice<'a, f32> {
+    pub(super) fn buffer(&self, value: Value) -> SharedSlice<'a, f32> {
         self.buffers[value.buffer]
     }
 
@@ -241,6 +244,13 @@ impl<'a> StepContext<'a> {
                         quantized.as_ref(),
                     );
                 }
+                Op::Conv {
+                    x,
+                    layer,
+                    weight,
+                    gate,
+                    out,
+                } => self.conv(team, (x, out), layer, weight, gate),
                 Op::GatherRows { x, out } => {
                     row_ops::gather(
                         team,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::kv::{StateCounts, StateStats};
 use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
 use crate::session::{LaneLimits, StoreLimits};
 use crate::tenant::Tenant;
@@ -17,6 +18,10 @@ pub struct EngineConfig {
     pub policy: PolicyKind,
     /// Absent: every step gives a sequence one token.
     pub speculation: Option<Speculation>,
+    /// Recurrent states that there is room for; 0: the model has none.
+    pub state_slots: usize,
+    /// A snapshot of the state is taken at each multiple of that many tokens.
+    pub state_every: usize,
     /// KV blocks.
     pub num_blocks: usize,
     /// Tokens per KV block.
@@ -42,6 +47,8 @@ pub struct Limits {
     pub context_length: usize,
     /// Token ids lie below.
     pub vocab_size: usize,
+    /// The model has recurrent layers, whose states must be kept where a prompt may be taken up again.
+    pub has_states: bool,
 }
 
 /// What the engine must know of the model.
@@ -74,6 +81,9 @@ pub struct Stats {
     pub owned_blocks: usize,
     pub cached_blocks: usize,
     pub evictions: u64,
+    /// Of a model with recurrent layers.
+    pub states: StateCounts,
+    pub snapshots: StateStats,
     pub failed_steps: u64,
     pub open_requests: usize,
     pub sessions: usize,

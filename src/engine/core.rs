@@ -95,6 +95,11 @@ impl Core {
             on_disconnect: session.map_or(OnDisconnect::Rollback, |session| session.on_disconnect),
         });
         let mut lane = prepared.lane;
+        let mut borders = prepared.borders;
+        if submission.n > 1 {
+            // All of the prompt but its last token, whose logits each choice needs.
+            borders.push(prepared.prompt.len() - 1);
+        }
         for index in 0..submission.n {
             let id = sequence_id(request, index as usize);
             let seed = mix_seed(seed, index);
@@ -110,6 +115,7 @@ impl Core {
                 seed,
                 prompt_logprobs: submission.scored_alternatives(),
                 guided: guided || prepared.thoughts.is_some(),
+                borders: borders.clone(),
             });
             if let Err(error) = added {
                 self.drop_request(request);

@@ -19,6 +19,8 @@ pub(super) struct Encoded {
     pub(super) input: Vec<u32>,
     pub(super) tail: Tail,
     pub(super) system_tokens: usize,
+    /// Of a model with recurrent layers: lengths of the first input after which another one may go on.
+    pub(super) borders: Vec<usize>,
     pub(super) thinking: Option<Thoughts>,
 }
 
@@ -40,6 +42,7 @@ pub(super) fn encode(
         input,
         tail: Tail::Closed,
         system_tokens: 0,
+        borders: Vec::new(),
         thinking: None,
     };
     let text_tokenizer = || {
@@ -65,6 +68,7 @@ pub(super) fn encode(
                     input: Vec::new(),
                     tail: base.tail,
                     system_tokens: 0,
+                    borders: Vec::new(),
                     thinking: None,
                 });
             }
@@ -81,7 +85,7 @@ pub(super) fn encode(
             render(
                 base,
                 first,
-                in_session,
+                (in_session, limits.has_states),
                 text_tokenizer()?,
                 template,
                 &messages,
@@ -116,7 +120,7 @@ pub(super) fn encode(
             render(
                 base,
                 first,
-                in_session,
+                (in_session, limits.has_states),
                 text_tokenizer()?,
                 template,
                 &messages,
@@ -166,7 +170,7 @@ fn encode_raw(
 fn render(
     base: &TurnHistory,
     first: bool,
-    in_session: bool,
+    (in_session, has_states): (bool, bool),
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Value],
@@ -188,25 +192,59 @@ fn render(
             input: tokenizer.encode_rendered(&text, true, PIECE_BYTES, watch)?,
             tail,
             system_tokens: 0,
+            borders: Vec::new(),
             thinking: template.thinking(&text, ending),
         });
     }
     let text = template.render(messages, tools, ending, kwargs)?;
     let input = tokenizer.encode_rendered(&text, false, PIECE_BYTES, watch)?;
     let mut system_tokens = 0;
-    if in_session && let Some(prefix) = template.system_prefix(messages, tools, kwargs) {
+    if (in_session || has_states)
+        && let Some(prefix) = template.system_prefix(messages, tools, kwargs)
+    {
         let prefix = tokenizer.encode_rendered(&prefix, false, PIECE_BYTES, watch)?;
         // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
         if input.starts_with(&prefix) {
             system_tokens = prefix.len();
         }
     }
+    let mut borders = Vec::new();
+    if has_states {
+        borders.push(system_tokens);
+        if !in_session && ending == Ending::Answer {
+            borders.extend(end_of_messages(
+                tokenizer, template, messages, tools, kwargs, &text, &input,
+            ));
+        }
+    }
     Ok(Encoded {
         input,
         tail,
         system_tokens,
+        borders,
         thinking: template.thinking(&text, ending),
     })
+}
+
+/// How many tokens of `input`, which `text` was tokenized to, come before the header of the answer: the next request of a client that
+/// sends its whole conversation begins with them, whatever becomes of the answer in it.
+fn end_of_messages(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    kwargs: &Map<String, Value>,
+    text: &str,
+    input: &[u32],
+) -> Option<usize> {
+    let closed = template
+        .render(messages, tools, Ending::Closed, kwargs)
+        .ok()?;
+    let header = text.strip_prefix(&closed)?;
+    let header = tokenizer
+        .encode_rendered(header, true, PIECE_BYTES, &|_| Ok(()))
+        .ok()?;
+    input.strip_suffix(header.as_slice()).map(<[u32]>::len)
 }
 
 /// Refuses a text with tokens that the model has no embedding for: the tokenizer of a fine-tune may know more tokens than its

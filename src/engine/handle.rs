@@ -97,7 +97,8 @@ impl Engine {
         // The sampler holds end tokens off by their rows of the logits, and one without a row is never sampled.
         let rows = model.vocab_size;
         model.eos_tokens.retain(|&id| (id as usize) < rows);
-        let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache);
+        let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache)
+            .with_states(config.state_slots, config.state_every);
         if config.share_prefix_cache {
             pool = pool.shared_by_tenants();
         }
@@ -117,6 +118,7 @@ impl Engine {
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: model.vocab_size,
+            has_states: config.state_slots > 0,
         };
         let max_batch_tokens = config.scheduler.max_batch_tokens;
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());

@@ -226,6 +226,17 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "lmserve_kv_blocks{{state=\"{state}\"}} {value}"
         ));
     }
+    let help = "Recurrent states by what they are; none where the model has no recurrent layers.";
+    out.head("lmserve_state_slots", "gauge", help);
+    for (state, value) in [
+        ("free", stats.states.free),
+        ("owned", stats.states.owned),
+        ("snapshot", stats.states.snapshots),
+    ] {
+        out.line(format_args!(
+            "lmserve_state_slots{{state=\"{state}\"}} {value}"
+        ));
+    }
 }
 
 fn write_counters(out: &mut Writer, stats: &Stats) {
@@ -236,6 +247,8 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
     let accepted = "Of the drafted tokens, those that came.";
     let preempted = "Sequences that lost their KV blocks to others.";
     let recomputed = "Tokens that were computed again after a preemption.";
+    let taken = "Recurrent states that were kept for whoever goes on there.";
+    let hits = "Sequences that went on from a snapshot.";
     let log_failures = "Writes, fsyncs and rewrites of the session log that failed.";
     let log_rewrites = "Times the session log was rewritten without what is gone.";
     for (name, help, value) in [
@@ -256,6 +269,13 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
             "kv_evictions",
             "Cached KV blocks that were given up.",
             stats.evictions,
+        ),
+        ("state_snapshots", taken, stats.snapshots.taken),
+        ("state_snapshot_hits", hits, stats.snapshots.hits),
+        (
+            "state_snapshot_evictions",
+            "Snapshots that were given up for other states.",
+            stats.snapshots.evictions,
         ),
         ("session_log_failures", log_failures, stats.log_failures),
         ("session_log_rewrites", log_rewrites, stats.log_rewrites),

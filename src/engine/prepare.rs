@@ -28,6 +28,8 @@ pub struct Prepared {
     pub turns: Vec<Turn>,
     /// Leading tokens that are the system prompt.
     pub system_tokens: usize,
+    /// Lengths of `prompt` after which another prompt may go on, where the model's state must be kept for that.
+    pub borders: Vec<usize>,
     /// Whether the assistant's message is open after the input.
     pub tail: Tail,
     /// The prompt as it is echoed, where that is asked for.
@@ -158,6 +160,7 @@ pub fn prepare(
         max_tokens,
         turns,
         system_tokens,
+        borders: encoded.borders,
         tail: encoded.tail,
         echo,
         matchers: Vec::new(),

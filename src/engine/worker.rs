@@ -21,6 +21,7 @@ use super::metrics::Outcome;
 use super::shared::Shared;
 use super::turn_guard::FinishedTurn;
 use crate::error::{Error, Result};
+use crate::kv::StatePool;
 use crate::panics::contain;
 use crate::sched::FinishReason;
 use crate::wire::{Delta, Reply, Usage};
@@ -304,12 +305,15 @@ impl Worker {
     fn publish_stats(&self) {
         let pool = self.core.scheduler().pool();
         let counts = pool.counts();
+        let states = pool.states();
         let stats = Stats {
             scheduler: self.core.scheduler().stats(),
             free_blocks: counts.free,
             owned_blocks: counts.owned,
             cached_blocks: counts.cached,
             evictions: pool.evictions(),
+            states: states.map(StatePool::counts).unwrap_or_default(),
+            snapshots: states.map(StatePool::stats).unwrap_or_default(),
             failed_steps: self.failed_steps,
             ..Stats::default()
         };

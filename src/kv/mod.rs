@@ -1,8 +1,15 @@
 //! Paged KV memory as books: which block is free, owned by whom, or cached for which tokens. The bytes live in the model loop.
 
+mod chain;
+mod known;
 mod lru;
 mod pool;
+mod slots;
+mod state;
 mod table;
+mod table_state;
 
 pub use pool::{BlockPool, Counts};
+pub use slots::StateSlots;
+pub use state::{StateCounts, StatePool, StateStats};
 pub use table::BlockTable;

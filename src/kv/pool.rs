@@ -15,17 +15,14 @@ use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::chain::{ChainId, FIRST_CHAIN};
 use super::lru::LruList;
-
-/// Names one cached chain of full blocks; never reused.
-pub(super) type ChainId = u64;
-
-/// First chain id that names a block; smaller ones are the tenants' roots.
-const FIRST_CHAIN: ChainId = 1 << 32;
+use super::state::StatePool;
 
 #[derive(Debug, Clone, Copy)]
 struct Cached {
-    key: u64,
+    /// Where the index has it; a tail that belongs to a snapshot is found through that.
+    key: Option<u64>,
     parent: ChainId,
     /// Of a full block; a tail has none.
     chain: Option<ChainId>,
@@ -34,7 +31,7 @@ struct Cached {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct Shelves {
     references: Vec<u32>,
     free: Vec<u32>,
     cached: Vec<Option<Cached>>,
@@ -65,7 +62,9 @@ pub struct BlockPool {
     prefix_cache: bool,
     /// Tenants find one another's prefixes.
     shared: bool,
-    state: Mutex<State>,
+    /// Of models with recurrent layers.
+    states: Option<StatePool>,
+    shelves: Mutex<Shelves>,
 }
 
 fn key_of(parent: ChainId, tokens: &[u32]) -> u64 {
@@ -80,8 +79,13 @@ fn tail_key(parent: ChainId) -> u64 {
     key_of(parent, &[])
 }
 
-impl State {
-    fn find(&self, parent: ChainId, tokens: &[u32], block_size: usize) -> Option<(u32, ChainId)> {
+impl Shelves {
+    pub(super) fn find(
+        &self,
+        parent: ChainId,
+        tokens: &[u32],
+        block_size: usize,
+    ) -> Option<(u32, ChainId)> {
         let block = *self.index.get(&key_of(parent, tokens))?;
         let cached = self.cached[block as usize]?;
         let at = block as usize * block_size;
@@ -106,14 +110,33 @@ impl State {
         found.then_some((block, cached.len))
     }
 
+    /// Whether a block holds `tokens` behind those of `parent`, and maybe more behind them.
+    pub(super) fn holds(
+        &self,
+        block: u32,
+        parent: ChainId,
+        tokens: &[u32],
+        block_size: usize,
+    ) -> bool {
+        let at = block as usize * block_size;
+        self.cached[block as usize].is_some_and(|cached| {
+            cached.parent == parent
+                && cached.len >= tokens.len()
+                && self.tokens[at..at + tokens.len()] == *tokens
+        })
+    }
+
     /// The block is found no more.
     fn forget(&mut self, block: u32) {
-        if let Some(cached) = self.cached[block as usize].take() {
-            self.index.remove(&cached.key);
+        if let Some(key) = self.cached[block as usize]
+            .take()
+            .and_then(|cached| cached.key)
+        {
+            self.index.remove(&key);
         }
     }
 
-    fn retain(&mut self, block: u32) {
+    pub(super) fn retain(&mut self, block: u32) {
         let count = &mut self.references[block as usize];
         if *count == 0 {
             self.evictable.remove(block);
@@ -150,7 +173,7 @@ impl State {
 impl BlockPool {
     /// A pool of `num_blocks` blocks of `block_size` tokens each.
     pub fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Self {
-        let state = State {
+        let shelves = Shelves {
             references: vec![0; num_blocks],
             free: (0..num_blocks as u32).rev().collect(),
             cached: vec![None; num_blocks],
@@ -165,7 +188,8 @@ impl BlockPool {
             num_blocks,
             prefix_cache,
             shared: false,
-            state: Mutex::new(state),
+            states: None,
+            shelves: Mutex::new(shelves),
         }
     }
 
@@ -176,9 +200,22 @@ impl BlockPool {
         self
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every critical section leaves the state whole before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The pool of a model with recurrent layers, with slots for that many states; at each multiple of `every` tokens a snapshot is
+    /// taken. A prefix is known then as far as there are both blocks and a snapshot.
+    #[must_use]
+    pub fn with_states(mut self, slots: usize, every: usize) -> Self {
+        self.states = (slots > 0).then(|| StatePool::new(slots, every.max(1)));
+        self
+    }
+
+    /// The states of a model with recurrent layers.
+    pub const fn states(&self) -> Option<&StatePool> {
+        self.states.as_ref()
+    }
+
+    pub(super) fn shelves(&self) -> MutexGuard<'_, Shelves> {
+        // Every critical section leaves the shelves whole before anything that could panic.
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tokens per block.
@@ -198,14 +235,14 @@ impl BlockPool {
 
     /// Blocks that can be had now: free ones, and cached ones by eviction.
     pub fn available(&self) -> usize {
-        let state = self.state();
-        state.free.len() + state.evictable.len()
+        let shelves = self.shelves();
+        shelves.free.len() + shelves.evictable.len()
     }
 
-    /// How many blocks are in which state.
+    /// How many blocks are in which shelves.
     pub fn counts(&self) -> Counts {
-        let state = self.state();
-        let (free, cached) = (state.free.len(), state.evictable.len());
+        let shelves = self.shelves();
+        let (free, cached) = (shelves.free.len(), shelves.evictable.len());
         Counts {
             free,
             owned: self.num_blocks - free - cached,
@@ -215,40 +252,45 @@ impl BlockPool {
 
     /// Cached blocks given up for new ones since the start.
     pub fn evictions(&self) -> u64 {
-        self.state().evictions
+        self.shelves().evictions
     }
 
     /// How many tables hold each block.
     pub fn references(&self) -> Vec<u32> {
-        self.state().references.clone()
+        self.shelves().references.clone()
     }
 
     /// How many of a table's blocks other tables hold, too: those of the prefixes that they share, which come first.
     pub(crate) fn shared(&self, blocks: &[u32]) -> usize {
-        let state = self.state();
-        blocks.partition_point(|&block| state.references[block as usize] > 1)
+        let shelves = self.shelves();
+        blocks.partition_point(|&block| shelves.references[block as usize] > 1)
     }
 
     /// Takes blocks that tables hold out of the prefix cache.
     pub(super) fn forget(&self, blocks: &[u32]) {
-        let mut state = self.state();
+        let mut shelves = self.shelves();
         for &block in blocks {
-            state.forget(block);
+            shelves.forget(block);
         }
     }
 
-    const fn root(&self, tenant: u32) -> ChainId {
+    /// Whether one tenant finds what the other has left.
+    pub const fn shares(&self, tenant: u32, other: u32) -> bool {
+        self.prefix_cache && self.root(tenant) == self.root(other)
+    }
+
+    pub(super) const fn root(&self, tenant: u32) -> ChainId {
         if self.shared { 0 } else { tenant as ChainId }
     }
 
     /// Appends `count` new blocks to `blocks`, or none at all.
     pub(super) fn allocate(&self, count: usize, blocks: &mut Vec<u32>) -> bool {
-        let mut state = self.state();
-        if state.free.len() + state.evictable.len() < count {
+        let mut shelves = self.shelves();
+        if shelves.free.len() + shelves.evictable.len() < count {
             return false;
         }
         for _ in 0..count {
-            match state.take() {
+            match shelves.take() {
                 Some(block) => blocks.push(block),
                 None => unreachable!("counted as available under the same lock"),
             }
@@ -276,12 +318,12 @@ impl BlockPool {
         if !self.prefix_cache {
             return chain;
         }
-        let mut state = self.state();
+        let mut shelves = self.shelves();
         for chunk in tokens.chunks_exact(self.block_size) {
-            let Some((block, next)) = state.find(chain, chunk, self.block_size) else {
+            let Some((block, next)) = shelves.find(chain, chunk, self.block_size) else {
                 break;
             };
-            state.retain(block);
+            shelves.retain(block);
             blocks.push(block);
             chain = next;
         }
@@ -290,18 +332,21 @@ impl BlockPool {
 
     /// How many leading tokens of `tokens` are cached now.
     pub fn cached_prefix(&self, tenant: u32, tokens: &[u32]) -> usize {
+        if self.states.is_some() {
+            return self.count_known(tenant, tokens);
+        }
         let mut chain = self.root(tenant);
-        let state = self.state();
+        let shelves = self.shelves();
         let mut count = 0;
         if self.prefix_cache {
             for chunk in tokens.chunks_exact(self.block_size) {
-                let Some((_, next)) = state.find(chain, chunk, self.block_size) else {
+                let Some((_, next)) = shelves.find(chain, chunk, self.block_size) else {
                     break;
                 };
                 chain = next;
                 count += self.block_size;
             }
-            let tail = state.find_tail(chain, &tokens[count..], self.block_size);
+            let tail = shelves.find_tail(chain, &tokens[count..], self.block_size);
             count += tail.map_or(0, |(_, len)| len);
         }
         count
@@ -309,10 +354,10 @@ impl BlockPool {
 
     /// Takes the tail of `parent` out of the cache, if it has one with which `tokens` begin: the block, and how many of them it holds.
     pub(super) fn take_tail(&self, parent: ChainId, tokens: &[u32]) -> Option<(u32, usize)> {
-        let mut state = self.state();
-        let (block, len) = state.find_tail(parent, tokens, self.block_size)?;
-        state.forget(block);
-        state.retain(block);
+        let mut shelves = self.shelves();
+        let (block, len) = shelves.find_tail(parent, tokens, self.block_size)?;
+        shelves.forget(block);
+        shelves.retain(block);
         Some((block, len))
     }
 
@@ -322,28 +367,42 @@ impl BlockPool {
         if !self.prefix_cache || tokens.is_empty() {
             return;
         }
-        let mut state = self.state();
+        let mut shelves = self.shelves();
         let key = tail_key(parent);
-        if let Some(&other) = state.index.get(&key) {
-            if state.cached[other as usize].is_none_or(|cached| cached.chain.is_some()) {
+        if let Some(&other) = shelves.index.get(&key) {
+            if shelves.cached[other as usize].is_none_or(|cached| cached.chain.is_some()) {
                 return;
             }
-            state.forget(other);
-            if state.references[other as usize] == 0 {
-                state.evictable.remove(other);
-                state.free.push(other);
+            shelves.forget(other);
+            if shelves.references[other as usize] == 0 {
+                shelves.evictable.remove(other);
+                shelves.free.push(other);
             }
         }
-        state.index.insert(key, block);
+        shelves.index.insert(key, block);
         let (chain, len) = (None, tokens.len());
-        state.cached[block as usize] = Some(Cached {
-            key,
+        shelves.cached[block as usize] = Some(Cached {
+            key: Some(key),
             parent,
             chain,
             len,
         });
         let at = block as usize * self.block_size;
-        state.tokens[at..at + len].copy_from_slice(tokens);
+        shelves.tokens[at..at + len].copy_from_slice(tokens);
+    }
+
+    /// Notes which tokens behind those of `parent` a block holds that is not full, for a snapshot behind them.
+    pub(super) fn note_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
+        let mut shelves = self.shelves();
+        shelves.forget(block);
+        shelves.cached[block as usize] = Some(Cached {
+            key: None,
+            parent,
+            chain: None,
+            len: tokens.len(),
+        });
+        let at = block as usize * self.block_size;
+        shelves.tokens[at..at + tokens.len()].copy_from_slice(tokens);
     }
 
     /// Makes a computed full block findable under `parent`. Where the same tokens are cached already, that block is taken
@@ -352,38 +411,38 @@ impl BlockPool {
         if !self.prefix_cache {
             return (block, parent);
         }
-        let mut state = self.state();
-        if let Some((other, chain)) = state.find(parent, tokens, self.block_size) {
+        let mut shelves = self.shelves();
+        if let Some((other, chain)) = shelves.find(parent, tokens, self.block_size) {
             if other != block {
-                state.retain(other);
-                state.release(block);
+                shelves.retain(other);
+                shelves.release(block);
             }
             return (other, chain);
         }
         let key = key_of(parent, tokens);
-        let chain = state.next_chain;
-        state.next_chain += 1;
+        let chain = shelves.next_chain;
+        shelves.next_chain += 1;
         // Two chains with one 64-bit key: the newer goes without an entry, which costs a recomputation and nothing else.
-        if let Entry::Vacant(entry) = state.index.entry(key) {
+        if let Entry::Vacant(entry) = shelves.index.entry(key) {
             entry.insert(block);
             let (chain, len) = (Some(chain), tokens.len());
-            state.cached[block as usize] = Some(Cached {
-                key,
+            shelves.cached[block as usize] = Some(Cached {
+                key: Some(key),
                 parent,
                 chain,
                 len,
             });
             let at = block as usize * self.block_size;
-            state.tokens[at..at + self.block_size].copy_from_slice(tokens);
+            shelves.tokens[at..at + self.block_size].copy_from_slice(tokens);
         }
         (block, chain)
     }
 
     /// Gives up one reference to each block, last first.
     pub(super) fn release(&self, blocks: &[u32]) {
-        let mut state = self.state();
+        let mut shelves = self.shelves();
         for &block in blocks.iter().rev() {
-            state.release(block);
+            shelves.release(block);
         }
     }
 }

@@ -1,8 +1,10 @@
-//! The blocks of one sequence, owned: dropping the table gives them back.
+//! The blocks and the recurrent state of one sequence, owned: dropping the table gives them back.
 
 use std::sync::Arc;
 
-use super::pool::{BlockPool, ChainId};
+use super::chain::ChainId;
+use super::pool::BlockPool;
+use super::slots::TableState;
 
 /// Block ids of one sequence in order; entry `i` holds tokens `i * block_size .. (i + 1) * block_size`.
 #[derive(Debug)]
@@ -13,19 +15,37 @@ pub struct BlockTable {
     /// Leading blocks that are in the prefix cache, and the chain of the last of them.
     registered: usize,
     chain: ChainId,
+    /// Tokens that were known when it was made.
+    known: usize,
+    /// Of models with recurrent layers.
+    pub(super) state: Option<TableState>,
 }
 
 impl BlockTable {
-    /// The cached blocks of the longest known prefix of `tokens`, shared with whoever else holds them.
+    /// The cached blocks of the longest known prefix of `tokens`, shared with whoever else holds them, and the state behind it.
     pub fn from_prefix(pool: &Arc<BlockPool>, tenant: u32, tokens: &[u32]) -> Self {
-        let mut blocks = Vec::new();
-        let chain = pool.match_prefix(tenant, tokens, &mut blocks);
-        Self {
+        let mut table = Self {
             pool: Arc::clone(pool),
-            registered: blocks.len(),
-            blocks: Arc::new(blocks),
-            chain,
+            registered: 0,
+            blocks: Arc::default(),
+            chain: pool.root(tenant),
+            known: 0,
+            state: pool.states().map(|_| TableState::default()),
+        };
+        if table.state.is_some() {
+            table.known = table.adopt_state(tokens, 0);
+        } else {
+            let blocks = Arc::make_mut(&mut table.blocks);
+            table.chain = pool.match_prefix(tenant, tokens, blocks);
+            table.registered = table.blocks.len();
+            table.known = table.capacity();
         }
+        table
+    }
+
+    /// Tokens that were known when it was made: those of its blocks, and of a model with recurrent layers as far as its state goes.
+    pub const fn known(&self) -> usize {
+        self.known
     }
 
     /// Block ids in order.
@@ -50,8 +70,11 @@ impl BlockTable {
             .saturating_sub(self.blocks.len())
     }
 
-    /// Makes room for `tokens` tokens in all; false, and nothing changed, if the pool cannot give the blocks.
+    /// Makes room for `tokens` tokens in all and for their state; false if the pool cannot give the blocks or the slot.
     pub fn grow(&mut self, tokens: usize) -> bool {
+        if !self.make_state_room() {
+            return false;
+        }
         let missing = self.missing(tokens);
         missing == 0 || self.pool.allocate(missing, Arc::make_mut(&mut self.blocks))
     }
@@ -115,7 +138,14 @@ impl BlockTable {
         let size = self.pool.block_size();
         let rest = tokens.get(self.registered * size..).unwrap_or_default();
         let mut found = Vec::new();
-        self.chain = self.pool.match_chain(self.chain, rest, &mut found);
+        let chain = self.pool.match_chain(self.chain, rest, &mut found);
+        self.take_over(found, chain);
+        self.registered * size
+    }
+
+    /// Puts blocks of the prefix cache, which the caller holds and the last of which is `chain`'s, behind those that are registered.
+    pub(super) fn take_over(&mut self, found: Vec<u32>, chain: ChainId) {
+        self.chain = chain;
         if !found.is_empty() {
             let replaced = self.registered..self.blocks.len().min(self.registered + found.len());
             self.registered += found.len();
@@ -123,7 +153,17 @@ impl BlockTable {
             let own: Vec<u32> = blocks.splice(replaced, found).collect();
             self.pool.release(&own);
         }
-        self.registered * size
+    }
+
+    /// The pool that its blocks are of.
+    pub fn pool(&self) -> &Arc<BlockPool> {
+        &self.pool
+    }
+
+    /// The chain of the blocks that are in the prefix cache, their tokens, and the block after them.
+    pub(super) fn registered(&self) -> (ChainId, usize, Option<u32>) {
+        let block = self.blocks.get(self.registered).copied();
+        (self.chain, self.registered * self.pool.block_size(), block)
     }
 
     /// Whether the first block of `tokens` that neither has registered would be the same one for both.
@@ -146,6 +186,7 @@ impl BlockTable {
 
 impl Drop for BlockTable {
     fn drop(&mut self) {
+        self.drop_state();
         self.pool.release(&self.blocks);
     }
 }

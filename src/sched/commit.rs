@@ -68,7 +68,8 @@ impl Scheduler {
             // A generated token is charged once, when it is sampled.
             let prompt_left = sequence.new.prompt.len().saturating_sub(sequence.computed);
             let prompt_tokens = prompt_left.min(scheduled.new_tokens);
-            let lost = sequence.lost.saturating_sub(sequence.computed);
+            let before = sequence.computed;
+            let lost = sequence.lost.saturating_sub(before);
             self.stats.recomputed_tokens += lost.min(scheduled.new_tokens) as u64;
             sequence.computed += scheduled.new_tokens;
             let mut broken = sampled[first_row..token_row].contains(&NO_TOKEN);
@@ -110,7 +111,7 @@ impl Scheduler {
                 sequence.detach(&self.pool);
                 reason = Some(FinishReason::Abort);
             } else {
-                sequence.table.register(&sequence.tokens, sequence.computed);
+                sequence.register(before);
             }
             self.policy.charge(tenant, prompt_tokens, output);
             sequence.finish = reason;
@@ -127,7 +128,7 @@ impl Scheduler {
         let mut at = 0;
         while at < self.running.len() {
             if let Some(reason) = self.running[at].finish {
-                let sequence = self.running.remove(at);
+                let mut sequence = self.running.remove(at);
                 self.forecast.note(&sequence, reason == FinishReason::Stop);
                 sequence.leave_tail();
                 self.policy.left(sequence.new.tenant);

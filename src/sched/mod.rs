@@ -14,6 +14,7 @@ mod retry;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod snapshots;
 mod speculation;
 mod step;
 

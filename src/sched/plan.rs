@@ -1,6 +1,6 @@
 //! What the next step computes. Each pass says who gets how many tokens; [`Scheduler::grant`] alone finds the blocks for them.
 
-use super::scheduler::Scheduler;
+use super::scheduler::{Scheduler, SchedulerConfig};
 use super::sequence::Sequence;
 use super::step::Step;
 
@@ -25,6 +25,18 @@ pub(super) struct Plan {
     pub(super) grants: Vec<Grant>,
 }
 
+impl Plan {
+    /// Nothing is granted to that many running sequences yet.
+    pub(super) fn new(config: &SchedulerConfig, running: usize) -> Self {
+        let mut grants = Vec::with_capacity(config.max_batch);
+        grants.resize_with(running, Grant::default);
+        Self {
+            budget: config.max_batch_tokens,
+            grants,
+        }
+    }
+}
+
 /// A running sequence, by its place, and the tokens that it should get.
 type Share = (usize, usize);
 
@@ -39,11 +51,7 @@ impl Scheduler {
         }
         self.adopt_prefixes();
         self.started.clear();
-        let mut plan = Plan {
-            budget: self.config.max_batch_tokens,
-            grants: Vec::with_capacity(self.config.max_batch),
-        };
-        plan.grants.resize_with(self.running.len(), Grant::default);
+        let mut plan = Plan::new(&self.config, self.running.len());
         self.grant_decodes(&mut plan);
         if let Some((oldest, tokens)) = self.oldest_prompt(&plan) {
             self.grant(&mut plan, oldest, tokens);
@@ -102,11 +110,34 @@ impl Scheduler {
         let next = self.queue.peek_mut(&*self.policy)?;
         next.attach_prefix(&self.pool);
         let (running, pool) = (&self.running, &self.pool);
-        if !self.forecast.admits(next, running, pool, &self.config) {
+        let admitted = self.forecast.admits(next, running, pool, &self.config);
+        if !admitted || !next.table.has_state_room() {
             next.detach(&self.pool);
-            return None;
+            // A block that is only to be copied may be the one that is missing, and nobody will give another up.
+            if !self.running.is_empty() || !next.table.has_state() {
+                return None;
+            }
         }
-        let mut sequence = self.queue.pop(&*self.policy)?;
+        let sequence = self.queue.pop(&*self.policy)?;
+        Some(self.start(sequence, plan))
+    }
+
+    /// Takes the sequence of that id, which had run, into the batch again, if it waits and there is room for it.
+    pub(super) fn admit_lost(&mut self, id: u64, plan: &mut Plan) {
+        let Some(mut sequence) = self.queue.remove(id) else {
+            return;
+        };
+        sequence.attach_prefix(&self.pool);
+        if self.running.len() < self.config.max_batch && sequence.has_room(self.running.len()) {
+            self.start(sequence, plan);
+        } else {
+            sequence.detach(&self.pool);
+            self.queue.push_preempted(sequence);
+        }
+    }
+
+    /// Puts a sequence that holds its prefix into the batch; its place.
+    fn start(&mut self, mut sequence: Box<Sequence>, plan: &mut Plan) -> usize {
         sequence.attach_tail();
         if !sequence.has_run {
             sequence.has_run = true;
@@ -118,7 +149,7 @@ impl Scheduler {
         let at = self.running.partition_point(|other| other.rank() < rank);
         self.running.insert(at, sequence);
         plan.grants.insert(at, Grant::default());
-        Some(at)
+        at
     }
 
     fn shortest_prompt(&self, plan: &Plan) -> Option<Share> {
@@ -153,7 +184,7 @@ impl Scheduler {
 
     /// Gives the sequence at `at` up to `tokens` more tokens of the step, as far as they need no row beside its own.
     /// Returns how many it got.
-    fn grant(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
+    pub(super) fn grant(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
         if self.waits_for_prefix(plan, at) {
             return 0;
         }
@@ -173,7 +204,10 @@ impl Scheduler {
     /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.
     fn grant_rows(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
         let (sequence, granted) = (&self.running[at], plan.grants[at].tokens);
-        let tokens = tokens.min(sequence.remaining() - granted).min(plan.budget);
+        let tokens = tokens
+            .min(sequence.remaining() - granted)
+            .min(sequence.until_snapshot(granted))
+            .min(plan.budget);
         if tokens == 0 {
             return 0;
         }
@@ -196,6 +230,9 @@ impl Scheduler {
         };
         plan.budget += grant.tokens;
         victim.lost = victim.lost.max(victim.computed);
+        if victim.table.has_state() {
+            victim.leave_tail();
+        }
         victim.detach(&self.pool);
         victim.preemptions += 1;
         self.stats.preemptions += 1;

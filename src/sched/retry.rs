@@ -1,11 +1,15 @@
 //! A step that fails is run again in halves, until a half of one sequence fails: that sequence is at fault and leaves, and its
 //! neighbours get the tokens that they would have had without it.
+//!
+//! Where a model has recurrent layers, a failed step leaves states that are neither those before nor those behind it. Its sequences
+//! lose what they have, and compute it again in such halves, from the nearest snapshot on.
 
-use super::plan::Grant;
+use super::plan::{Grant, Plan};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 
-/// Sequences of a step that failed, each with the number of its tokens in that step.
+/// Sequences of a step that failed, each with the number of its tokens in that step; in a model with recurrent layers with the
+/// number of all its tokens that the step would have left computed.
 #[derive(Debug)]
 pub(super) struct Part(Vec<(u64, usize)>);
 
@@ -13,24 +17,59 @@ impl Scheduler {
     /// Books that the step planned last could not be computed. What it held is planned again in two halves before anything else is;
     /// of a step of one sequence, that sequence leaves without a token.
     pub fn fail_step(&mut self) -> Option<Box<Sequence>> {
-        let tokens = |scheduled: &super::Scheduled| (scheduled.id, scheduled.new_tokens);
-        let mut failed: Vec<(u64, usize)> = self.step.scheduled.iter().map(tokens).collect();
+        let scheduled: Vec<u64> = self.step.scheduled.iter().map(|s| s.id).collect();
+        let failed = if self.pool.states().is_some() {
+            self.lose_states()
+        } else {
+            let tokens = |scheduled: &super::Scheduled| (scheduled.id, scheduled.new_tokens);
+            self.step.scheduled.iter().map(tokens).collect()
+        };
         self.step.clear();
         self.grants.clear();
-        if let &[(id, _)] = failed.as_slice() {
+        if let &[id] = scheduled.as_slice() {
             return self.abort(id);
         }
         for sequence in &mut self.running {
             // Drafts are not tried again, and what holds no token holds no block.
             sequence.table.truncate(sequence.tokens.len());
         }
+        self.retry_in_halves(failed);
+        None
+    }
+
+    fn retry_in_halves(&mut self, mut failed: Vec<(u64, usize)>) {
         let second = failed.split_off(failed.len() / 2);
         self.retries.extend([Part(second), Part(failed)]);
-        None
+    }
+
+    /// Takes the sequences of the failed step out of the batch; they wait as if they had been preempted. Returns them with the tokens
+    /// that they would have had computed.
+    fn lose_states(&mut self) -> Vec<(u64, usize)> {
+        let mut lost = Vec::new();
+        for scheduled in &self.step.scheduled {
+            let running = self.running.iter().position(|s| s.id() == scheduled.id);
+            let Some(at) = running else {
+                continue;
+            };
+            let mut sequence = self.running.remove(at);
+            lost.push((scheduled.id, sequence.computed + scheduled.new_tokens));
+            sequence.preemptions += 1;
+            sequence.lost = sequence.lost.max(sequence.computed);
+            sequence.detach(&self.pool);
+            self.queue.push_preempted(sequence);
+        }
+        // Of the part that the step was of, what it did not hold is still to be tried.
+        if let Some(Part(rest)) = self.retries.last_mut() {
+            rest.retain(|&(id, _)| lost.iter().all(|&(other, _)| other != id));
+        }
+        lost
     }
 
     /// Plans a part of a step that failed; false if there is none.
     pub(super) fn plan_retry(&mut self) -> bool {
+        if self.pool.states().is_some() {
+            return self.plan_lost();
+        }
         while let Some(Part(failed)) = self.retries.pop() {
             let mut grants = Vec::with_capacity(self.running.len());
             for sequence in &self.running {
@@ -45,6 +84,41 @@ impl Scheduler {
                 return true;
             }
             // Those that it held were aborted meanwhile.
+        }
+        false
+    }
+
+    /// Plans a step of the sequences alone that a failed one held in part, until they have come as far as it would have taken them.
+    fn plan_lost(&mut self) -> bool {
+        while let Some(Part(lost)) = self.retries.pop() {
+            let behind = |sequence: &Sequence| {
+                let goal = lost.iter().find(|&&(id, _)| id == sequence.id());
+                goal.is_some_and(|&(_, goal)| sequence.computed < goal)
+            };
+            let waiting: Vec<u64> = self
+                .queue
+                .iter()
+                .filter(|s| behind(s))
+                .map(Sequence::id)
+                .collect();
+            let mut plan = Plan::new(&self.config, self.running.len());
+            for id in waiting {
+                self.admit_lost(id, &mut plan);
+            }
+            let mut at = 0;
+            while at < self.running.len() {
+                if behind(&self.running[at]) {
+                    let remaining = self.running[at].remaining();
+                    self.grant(&mut plan, at, remaining);
+                }
+                at += 1;
+            }
+            self.fill_step(plan.grants);
+            if !self.step.is_empty() {
+                self.retries.push(Part(lost));
+                return true;
+            }
+            // All have come so far, were aborted, or have no room beside those that run.
         }
         false
     }

@@ -180,6 +180,12 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Whether the step planned last computes a sequence whose state it changes as it does: what that is then, nobody knows.
+    fn is_computed(&self, sequence: &Sequence) -> bool {
+        let mut scheduled = self.step.scheduled.iter();
+        sequence.table.has_state() && scheduled.any(|scheduled| scheduled.id == sequence.id())
+    }
+
     /// Whether nothing waits or runs.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.queue.len() == 0
@@ -224,9 +230,11 @@ impl Scheduler {
         let running = self.running.iter().position(|sequence| sequence.id() == id);
         let sequence = match running {
             Some(at) => {
-                let sequence = self.running.remove(at);
+                let mut sequence = self.running.remove(at);
                 self.forecast.note(&sequence, false);
-                sequence.leave_tail();
+                if !self.is_computed(&sequence) {
+                    sequence.leave_tail();
+                }
                 sequence
             }
             None => self.queue.remove(id)?,

@@ -54,6 +54,8 @@ pub struct NewSequence {
     pub prompt_logprobs: Option<u32>,
     /// Its tokens follow a grammar, whose masks hold off `stop_tokens` too.
     pub guided: bool,
+    /// Lengths of its prompt at which a snapshot of the state of a model with recurrent layers is of use.
+    pub borders: Vec<usize>,
 }
 
 /// A sequence that waits or runs.
@@ -75,6 +77,8 @@ pub struct Sequence {
     pub(super) preemptions: u32,
     /// Leading tokens that had been computed when its blocks were taken away.
     pub(super) lost: usize,
+    /// Where its state last was, or became, a snapshot.
+    pub(super) snapshot: usize,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
@@ -106,6 +110,7 @@ impl Sequence {
             order: rank.1,
             preemptions: 0,
             lost: 0,
+            snapshot: 0,
             drafter: None,
             finish: None,
             ended_by_token: false,
@@ -186,20 +191,35 @@ impl Sequence {
     pub(super) fn attach_prefix(&mut self, pool: &Arc<BlockPool>) {
         let known = &self.tokens[..self.attachable()];
         self.table = BlockTable::from_prefix(pool, self.new.tenant, known);
-        self.computed = self.table.capacity();
+        self.computed = self.table.known();
+        self.snapshot = self.computed;
+    }
+
+    /// Whether there are blocks for all its tokens and `headroom` more, and a slot for its state where it needs one.
+    pub(super) fn has_room(&self, headroom: usize) -> bool {
+        let missing = self.table.missing(self.tokens.len());
+        missing + headroom <= self.table.pool().available() && self.table.has_state_room()
     }
 
     /// Holds the block after the cached prefix that another sequence has left filled in part.
     pub(super) fn attach_tail(&mut self) {
+        if self.table.has_state() {
+            return;
+        }
         let attachable = self.attachable();
         self.computed += self.table.take_tail(&self.tokens[..attachable]);
     }
 
-    pub(super) fn leave_tail(&self) {
-        self.table.leave_tail(&self.tokens, self.computed);
+    /// Leaves what it has computed last to whoever goes on with it: the block that is filled in part, and the state.
+    pub(super) fn leave_tail(&mut self) {
+        if self.table.has_state() {
+            self.table.leave_snapshot(&self.tokens, self.computed);
+        } else {
+            self.table.leave_tail(&self.tokens, self.computed);
+        }
     }
 
-    const fn attachable(&self) -> usize {
+    pub(super) const fn attachable(&self) -> usize {
         if self.is_scoring() {
             self.next_scoring_position()
         } else {
@@ -209,27 +229,38 @@ impl Sequence {
 
     /// Holds what has come into the prefix cache since, beyond what is computed. Returns how many tokens need no computation now.
     pub(super) fn adopt_prefix(&mut self) -> usize {
-        let reached = self.table.adopt(&self.tokens[..self.attachable()]);
+        let attachable = &self.tokens[..self.attachable()];
+        let reached = if self.table.has_state() {
+            self.table.adopt_state(attachable, self.computed)
+        } else {
+            self.table.adopt(attachable)
+        };
         let adopted = reached.saturating_sub(self.computed);
         self.computed += adopted;
+        if adopted > 0 {
+            self.snapshot = self.computed;
+        }
         if self.preemptions == 0 {
             self.cached += adopted;
         }
         adopted
     }
 
-    /// Whether the block that comes next here is the one that comes next for `other`, and can be adopted once that has computed it.
+    /// Whether what comes next here is what comes next for `other`, and can be adopted once that has computed it.
     pub(super) fn shares_next_block(&self, other: &Self) -> bool {
+        if self.table.has_state() {
+            return self.shares_next_snapshot(other);
+        }
         let attachable = &self.tokens[..self.attachable()];
         self.table
             .shares_next_block(attachable, &other.table, &other.tokens)
     }
 
     /// Tokens of a step, which has granted it `granted` already, that need no row beside its own: those before the prompt's scored
-    /// part, and one more.
+    /// part, and one more; and that lie before its next snapshot.
     pub(super) fn free_tokens(&self, granted: usize) -> usize {
         if !self.is_scoring() {
-            return usize::MAX;
+            return self.until_snapshot(granted);
         }
         (self.next_scoring_position() + 1).saturating_sub(self.computed + granted)
     }
@@ -237,6 +268,7 @@ impl Sequence {
     pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {
         self.table = BlockTable::from_prefix(pool, self.new.tenant, &[]);
         self.computed = 0;
+        self.snapshot = 0;
     }
 
     /// Whether a step that computes that many of its tokens decodes it, and in such a way that what comes after a draft can be

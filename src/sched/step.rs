@@ -40,6 +40,10 @@ pub struct Step {
     /// Block ids of each sequence, in order.
     pub block_tables: Vec<Arc<Vec<u32>>>,
     pub sample_rows: Vec<i32>,
+    /// Of models with recurrent layers, as the next two.
+    pub state_from: Vec<i32>,
+    pub state_to: Vec<i32>,
+    pub copied_blocks: Vec<i32>,
     pub temperature: Vec<f32>,
     pub top_k: Vec<i32>,
     pub top_p: Vec<f32>,
@@ -96,6 +100,9 @@ impl Step {
             &mut self.query_start,
             &mut self.context_lens,
             &mut self.sample_rows,
+            &mut self.state_from,
+            &mut self.state_to,
+            &mut self.copied_blocks,
             &mut self.top_k,
             &mut self.logprobs,
             &mut self.bias_start,
@@ -144,6 +151,12 @@ impl Step {
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push((end + drafts.len()) as i32);
         self.block_tables.push(sequence.table.snapshot());
+        if let Some(state) = sequence.table.state_slots() {
+            let number = |slot: Option<u32>| slot.map_or(-1, |slot| slot as i32);
+            self.state_from.push(number(state.from));
+            self.state_to.push(state.to as i32);
+            self.copied_blocks.push(number(state.copied_block));
+        }
         let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
             for known in 0..=drafts.len() {

@@ -215,7 +215,10 @@ impl World {
         };
         let fits = self.fit(&submission, &mut open);
         match (prepared, fits) {
-            (Ok(prepared), Ok(())) => {
+            (Ok(mut prepared), Ok(())) => {
+                // As a template's system prompt would be.
+                let border = self.random.range(1, prepared.prompt.len());
+                prepared.borders.push(border);
                 let same = prepared.prompt == open.prompt && prepared.max_tokens == open.max_tokens;
                 ensure(same, || format!("{prepared:?}, not {open:?}"))?;
                 let pace = [1, 1, 3, 20][self.random.range(0, 3)];

@@ -11,6 +11,8 @@ pub(super) struct Config {
     pub(super) scheduler: SchedulerConfig,
     pub(super) policy: PolicyKind,
     pub(super) speculation: Option<Speculation>,
+    /// Slots of a model with recurrent layers, and the distance between two snapshots.
+    pub(super) states: Option<(usize, usize)>,
     pub(super) num_blocks: usize,
     pub(super) block_size: usize,
     pub(super) prefix_cache: bool,
@@ -33,6 +35,9 @@ pub(super) struct Config {
 impl Config {
     pub(super) fn draw(random: &mut Random) -> Self {
         let max_batch = random.range(1, 6);
+        let states = random
+            .once_in(2)
+            .then(|| (random.range(1, 12), random.range(4, 40)));
         Self {
             scheduler: SchedulerConfig {
                 max_batch,
@@ -41,7 +46,8 @@ impl Config {
                 max_queue: random.range(1, 12),
             },
             policy: [PolicyKind::Fair, PolicyKind::Fair, PolicyKind::FirstCome][random.range(0, 2)],
-            speculation: (!random.once_in(3)).then(|| Speculation {
+            states,
+            speculation: (states.is_none() && !random.once_in(3)).then(|| Speculation {
                 max_draft: random.range(1, 9),
                 max_rows: random.range(1, 24),
                 row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],

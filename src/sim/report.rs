@@ -20,6 +20,10 @@ pub struct Counters {
     pub drafted_tokens: u64,
     pub accepted_tokens: u64,
     pub evictions: u64,
+    /// States that were kept for whoever goes on there.
+    pub snapshots: u64,
+    pub snapshot_hits: u64,
+    pub snapshot_evictions: u64,
     pub disconnects: u64,
     /// Streams that ended because their reader was too far behind.
     pub too_slow: u64,
@@ -42,7 +46,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names and values, in the order in which they are printed.
-    pub fn entries(&self) -> [(&'static str, u64); 21] {
+    pub fn entries(&self) -> [(&'static str, u64); 24] {
         [
             ("steps", self.steps),
             ("submitted", self.submitted),
@@ -55,6 +59,9 @@ impl Counters {
             ("drafted_tokens", self.drafted_tokens),
             ("accepted_tokens", self.accepted_tokens),
             ("evictions", self.evictions),
+            ("snapshots", self.snapshots),
+            ("snapshot_hits", self.snapshot_hits),
+            ("snapshot_evictions", self.snapshot_evictions),
             ("disconnects", self.disconnects),
             ("too_slow", self.too_slow),
             ("faults", self.faults),
@@ -82,6 +89,9 @@ impl AddAssign for Counters {
         self.drafted_tokens += other.drafted_tokens;
         self.accepted_tokens += other.accepted_tokens;
         self.evictions += other.evictions;
+        self.snapshots += other.snapshots;
+        self.snapshot_hits += other.snapshot_hits;
+        self.snapshot_evictions += other.snapshot_evictions;
         self.disconnects += other.disconnects;
         self.too_slow += other.too_slow;
         self.faults += other.faults;

@@ -1,5 +1,5 @@
 //! A toy model whose next token is a hash of its whole context as read back through the block tables: one wrong block, slot
-//! or position and its output differs.
+//! or position and its output differs. With recurrent states the hash itself is the state, which moves on with each token.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,18 @@ use crate::sched::{NO_TOKEN, Step};
 /// The token that follows `context`, in [0, `vocab_size`): by turns a new one, and the one that followed the last token where it
 /// last stood, so that drafts are sometimes right.
 pub fn next_token(context: &[u32], vocab_size: usize) -> u32 {
-    // FNV-1a over the ids.
-    let hash = context
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
-            (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let hash = context.iter().copied().fold(BEGIN, hash);
+    token_behind(hash, context, vocab_size)
+}
+
+const BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a.
+fn hash(hash: u64, token: u32) -> u64 {
+    (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
+}
+
+fn token_behind(hash: u64, context: &[u32], vocab_size: usize) -> u32 {
     let repeated = context.split_last().and_then(|(last, before)| {
         let at = before.iter().rposition(|token| token == last)?;
         Some(context[at + 1]).filter(|_| hash >> 63 == 0)
@@ -27,6 +33,8 @@ pub fn next_token(context: &[u32], vocab_size: usize) -> u32 {
 #[derive(Debug)]
 pub struct ToyModel {
     memory: Vec<Option<i32>>,
+    /// Hashes of contexts; none: nobody knows of what.
+    states: Vec<Option<u64>>,
     block_size: usize,
     vocab_size: usize,
     /// Steps computed so far.
@@ -52,6 +60,7 @@ impl ToyModel {
         let memory = vec![None; num_blocks * block_size];
         Self {
             memory,
+            states: Vec::new(),
             block_size,
             vocab_size,
             steps: 0,
@@ -59,6 +68,45 @@ impl ToyModel {
             failing: BTreeMap::new(),
             not_finite: BTreeMap::new(),
             not_finite_embedding: None,
+        }
+    }
+
+    /// The model with slots for recurrent states.
+    #[must_use]
+    pub fn with_states(mut self, slots: usize) -> Self {
+        self.states = vec![None; slots];
+        self
+    }
+
+    /// A step that fails half way leaves states that are none.
+    pub fn spoil_states(&mut self, step: &Step) {
+        for &slot in &step.state_to {
+            self.states[slot as usize] = None;
+        }
+    }
+
+    /// Copies what a step wants copied, first of all.
+    fn copy_blocks(&mut self, step: &Step) {
+        for (at, &source) in step.copied_blocks.iter().enumerate() {
+            let Ok(source) = usize::try_from(source) else {
+                continue;
+            };
+            let size = self.block_size;
+            let position = step.positions[step.query_start[at] as usize] as usize;
+            let own = step.block_tables[at][position / size] as usize;
+            for offset in 0..position % size {
+                self.memory[own * size + offset] = self.memory[source * size + offset];
+            }
+        }
+    }
+
+    fn move_states(&mut self, step: &Step) {
+        for (at, (&from, &to)) in step.state_from.iter().zip(&step.state_to).enumerate() {
+            let begin = usize::try_from(from).map_or(Some(BEGIN), |from| self.states[from]);
+            let tokens = step.query_start[at] as usize..step.query_start[at + 1] as usize;
+            let tokens = step.token_ids[tokens].iter().map(|&token| token as u32);
+            // What is no state gives a token that nobody expects.
+            self.states[to as usize] = Some(tokens.fold(begin.unwrap_or(0), hash));
         }
     }
 
@@ -87,8 +135,11 @@ impl Executor for ToyModel {
         }
         let mut sequences = step.scheduled.iter().zip(&step.context_lens);
         if sequences.any(|(s, &len)| reached(&self.failing, s.id, len as usize)) {
+            self.spoil_states(step);
             return Err(Error::internal("a sequence of the step makes it fail"));
         }
+        self.copy_blocks(step);
+        self.move_states(step);
         for (&slot, &token) in step.slots.iter().zip(&step.token_ids) {
             self.memory[slot as usize] = Some(token);
         }
@@ -112,6 +163,9 @@ impl Executor for ToyModel {
                     .tokens
                     .push(if reached(&self.not_finite, scheduled.id, end) {
                         NO_TOKEN
+                    } else if let Some(&slot) = step.state_to.get(at) {
+                        let state = self.states[slot as usize].unwrap_or(0);
+                        token_behind(state, &context, self.vocab_size)
                     } else {
                         next_token(&context[..end], self.vocab_size)
                     });

@@ -16,7 +16,7 @@ use crate::engine::{
     Abort, Core, Executor, Limits, Prepared, StepOutput, TurnGuard, request_of, sequence_id,
 };
 use crate::error::Error;
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, StatePool};
 use crate::request::Submission;
 use crate::sched::{NO_TOKEN, Scheduler};
 use crate::session::SessionStore;
@@ -62,6 +62,7 @@ impl World {
         let limits = Limits {
             context_length: core.scheduler().max_tokens(),
             vocab_size: VOCAB_SIZE as usize,
+            has_states: config.states.is_some(),
         };
         let (file, known) = (MemoryFile::default(), Known::default());
         let (store, journal) = Self::open_sessions(config, file, 1, known)?;
@@ -87,13 +88,16 @@ impl World {
 
     fn boot(config: Config, tokenizer: &Arc<Tokenizer>) -> Result<(Core, ToyModel), String> {
         let (blocks, size) = (config.num_blocks, config.block_size);
-        let pool = Arc::new(BlockPool::new(blocks, size, config.prefix_cache));
+        let (slots, every) = config.states.unwrap_or_default();
+        let pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
+        let pool = Arc::new(pool);
         let scheduler = text(Scheduler::new(config.scheduler, pool))?;
         let scheduler = scheduler
             .with_policy(config.policy.policy())
             .with_speculation(config.speculation);
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
-        Ok((core, ToyModel::new(blocks, size, VOCAB_SIZE as usize)))
+        let model = ToyModel::new(blocks, size, VOCAB_SIZE as usize);
+        Ok((core, model.with_states(slots)))
     }
 
     fn open_sessions(
@@ -242,6 +246,7 @@ impl World {
             (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
         let step = self.core.scheduler().step();
         let launched = if fault == Some(0) {
+            self.model.spoil_states(step);
             Err(Error::internal("the model failed"))
         } else {
             self.model.launch(step)
@@ -366,7 +371,12 @@ impl World {
         self.counters.drafted_tokens += stats.drafted_tokens;
         self.counters.accepted_tokens += stats.accepted_tokens;
         self.counters.cached_tokens += stats.cached_tokens;
-        self.counters.evictions += self.core.scheduler().pool().evictions();
+        let pool = self.core.scheduler().pool();
+        self.counters.evictions += pool.evictions();
+        let states = pool.states().map(StatePool::stats).unwrap_or_default();
+        self.counters.snapshots += states.taken;
+        self.counters.snapshot_hits += states.hits;
+        self.counters.snapshot_evictions += states.evictions;
     }
 
     fn check(&self) -> Check {
@@ -380,7 +390,8 @@ impl World {
         })?;
         let mut held = vec![0; references.len()];
         for sequence in scheduler.running().chain(scheduler.waiting()) {
-            for &block in sequence.table().blocks() {
+            let table = sequence.table();
+            for block in table.blocks().iter().copied().chain(table.copied_block()) {
                 held[block as usize] += 1;
             }
         }
@@ -394,6 +405,7 @@ impl World {
         ensure(held == references, || {
             format!("held {held:?}, counted {references:?}")
         })?;
+        self.check_states()?;
         let most = sizes.max_queue + sizes.max_batch;
         let bounded = stats.running <= sizes.max_batch && stats.waiting <= most;
         ensure(bounded, || format!("out of bounds: {stats:?}"))?;
@@ -404,6 +416,29 @@ impl World {
         })
     }
 
+    /// Each slot is free, a snapshot, or one sequence's, and is counted for each that holds it.
+    fn check_states(&self) -> Check {
+        let scheduler = self.core.scheduler();
+        let Some(states) = scheduler.pool().states() else {
+            return Ok(());
+        };
+        let (counts, references) = (states.counts(), states.references());
+        let mut held = vec![0; references.len()];
+        for sequence in scheduler.running().chain(scheduler.waiting()) {
+            for slot in sequence.table().held_slots() {
+                held[slot as usize] += 1;
+            }
+        }
+        ensure(held == references, || {
+            format!("held slots {held:?}, counted {references:?}")
+        })?;
+        let total = counts.free + counts.owned + counts.snapshots;
+        let used = references.iter().filter(|&&count| count > 0).count();
+        ensure(total == states.num_slots() && counts.owned <= used, || {
+            format!("{counts:?}, {used} slots are held")
+        })
+    }
+
     /// Whether everything that was admitted has ended and been read.
     pub(super) fn is_done(&self) -> bool {
         self.ledger.open.is_empty() && self.preparing.is_empty() && self.replies.are_read()
@@ -411,8 +446,11 @@ impl World {
 
     /// What must hold when nothing runs.
     pub(super) fn check_rest(&self) -> Check {
-        let counts = self.core.scheduler().pool().counts();
+        let pool = self.core.scheduler().pool();
+        let counts = pool.counts();
         ensure(counts.owned == 0, || format!("idle, but {counts:?}"))?;
+        let states = pool.states().map(StatePool::counts).unwrap_or_default();
+        ensure(states.owned == 0, || format!("idle, but {states:?}"))?;
         let busy = self
             .ledger
             .sessions

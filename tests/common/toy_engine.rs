@@ -24,6 +24,8 @@ pub fn config() -> EngineConfig {
         },
         policy: PolicyKind::default(),
         speculation: None,
+        state_slots: 0,
+        state_every: 64,
         num_blocks: BLOCKS,
         block_size: BLOCK_SIZE,
         prefix_cache: true,

@@ -22,6 +22,7 @@ pub fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
         seed: 0,
         prompt_logprobs: None,
         guided: false,
+        borders: Vec::new(),
     }
 }
 

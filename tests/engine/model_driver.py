@@ -15,6 +15,11 @@ class Sequence:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
+    # Of a model with recurrent layers: the slots with its state, by the tokens computed; and those that stay.
+    states: dict[int, int] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
+    # The block that the tokens behind its full blocks are to be copied from in its next step.
+    copied_block: int = -1
 
     @property
     def pending(self) -> int:
@@ -22,11 +27,16 @@ class Sequence:
 
 
 class Driver:
-    """Blocks are handed out in a shuffled order, so that a table that happens to be 0, 1, 2 hides no fault."""
+    """Blocks are handed out in a shuffled order, so that a table that happens to be 0, 1, 2 hides no fault.
+
+    States are written to a slot of their own in every other step, and in place in the others.
+    """
 
     def __init__(self, runner, seed: int = 0) -> None:
         self.runner = runner
-        self.free = list(np.random.default_rng(seed).permutation(runner.info.num_blocks))
+        generator = np.random.default_rng(seed)
+        self.free = list(generator.permutation(runner.info.num_blocks))
+        self.free_states = list(generator.permutation(runner.info.state_slots))
 
     def start(self, tokens, share: Sequence | None = None) -> Sequence:
         """A sequence that has computed nothing, or that shares the full blocks of another's common prefix."""
@@ -38,14 +48,23 @@ class Driver:
                 if ours != theirs:
                     break
                 common += 1
-            sequence.blocks = share.blocks[: common // size]
-            sequence.computed = common // size * size
+            known = common // size * size
+            if self.runner.info.state_slots:
+                known = max((at for at in share.states if at <= common), default=0)
+                sequence.states = {at: slot for at, slot in share.states.items() if at == known}
+                # The slot is the other's.
+                sequence.kept = set(sequence.states)
+                sequence.copied_block = share.blocks[known // size] if known % size else -1
+            sequence.blocks = share.blocks[: known // size]
+            sequence.computed = known
         return sequence
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up everything computed; the tokens stay and are computed again."""
         self.free[:0] = sequence.blocks
         sequence.blocks, sequence.computed = [], 0
+        self.free_states += [slot for at, slot in sequence.states.items() if at not in sequence.kept]
+        sequence.states = {}
 
     def fill(self, work: list[tuple[Sequence, int]]) -> tuple[int, int, int]:
         """Write a step over (sequence, new tokens) into the buffers; the last token of a caught-up one is sampled."""
@@ -64,11 +83,26 @@ class Driver:
             buffers.query_start[index : index + 2] = token, token + new
             buffers.context_lens[index] = last
             buffers.block_tables[index, : len(sequence.blocks)] = sequence.blocks
+            if self.runner.info.state_slots:
+                buffers.state_from[index], buffers.state_to[index] = self.move_state(sequence, first, last)
+                buffers.copied_blocks[index], sequence.copied_block = sequence.copied_block, -1
             token += new
             if last == len(sequence.tokens):
                 buffers.sample_rows[row] = token - 1
                 row += 1
         return token, len(work), row
+
+    def move_state(self, sequence: Sequence, first: int, last: int) -> tuple[int, int]:
+        """The slots that the state after `first` tokens is in and the one after `last` goes to."""
+        begin = sequence.states[first] if first else -1
+        in_place = first and first not in sequence.kept and last % 2
+        end = begin if in_place else self.free_states.pop()
+        if first and first not in sequence.kept:
+            del sequence.states[first]
+            if not in_place:
+                self.free_states.insert(0, begin)
+        sequence.states[last] = end
+        return begin, int(end)
 
     def step(self, work: list[tuple[Sequence, int]], edits: LogitEdits | None = None, *, logits: bool = False) -> None:
         """Run one step and append the sampled tokens; with `logits` the raw logits of sampled rows are kept too."""
@@ -103,14 +137,29 @@ class Driver:
         finally:
             ops.sample = original
 
-    def generate(self, sequences: list[Sequence], new_tokens: int, *, chunk: int = 10**9, logits: bool = True) -> None:
-        """Run until each sequence has new_tokens more than it began with, `chunk` prompt tokens a step at most."""
+    def generate(
+        self,
+        sequences: list[Sequence],
+        new_tokens: int,
+        *,
+        chunk: int = 10**9,
+        stop: int | None = None,
+        logits: bool = True,
+    ) -> None:
+        """Run until each sequence has new_tokens more than it began with, `chunk` prompt tokens a step at most.
+
+        A step ends at position `stop`, whose state is kept, as is the one that each sequence begins with.
+        """
+        for sequence in sequences:
+            sequence.kept |= {sequence.computed} | ({stop} if stop is not None else set())
         goals = {id(sequence): len(sequence.tokens) + new_tokens for sequence in sequences}
         budget = self.runner.info.max_batch_tokens
         while running := [s for s in sequences if len(s.tokens) < goals[id(s)]]:
             work, left = [], budget
             for sequence in running:
                 new = min(sequence.pending, chunk, left)
+                if stop is not None and sequence.computed < stop:
+                    new = min(new, stop - sequence.computed)
                 if new:
                     work.append((sequence, new))
                     left -= new

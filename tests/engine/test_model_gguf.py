@@ -45,6 +45,7 @@ ARCHITECTURES = {
     "ministral3": "mistral3",
     "olmo3": "olmo2",
     "cohere": "command-r",
+    "lfm2_tied": "lfm2",
 }
 
 

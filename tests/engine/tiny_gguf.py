@@ -93,6 +93,20 @@ OTHER_NAMES = {
     "phimoe": {"mlp.router": "ffn_gate_inp"},
     "seed_oss": {"post_attention_layernorm": "post_attention_norm"},
     "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    "lfm2": {
+        "model.embedding_norm": "token_embd_norm",
+        "operator_norm": "attn_norm",
+        "ffn_norm": "ffn_norm",
+        "self_attn.out_proj": "attn_output",
+        "self_attn.q_layernorm": "attn_q_norm",
+        "self_attn.k_layernorm": "attn_k_norm",
+        "feed_forward.w1": "ffn_gate",
+        "feed_forward.w2": "ffn_down",
+        "feed_forward.w3": "ffn_up",
+        "conv.conv": "shortconv.conv",
+        "conv.in_proj": "shortconv.in_proj",
+        "conv.out_proj": "shortconv.out_proj",
+    },
     "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
 }
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
@@ -120,6 +134,10 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         writer.add_head_count_kv(
             [config.num_attention_heads // layer.self_attn.num_key_value_groups for layer in layers]
         )
+    elif architecture == "lfm2":
+        writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
+        heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
+        writer.add_head_count_kv(heads)
     else:
         writer.add_feed_forward_length(getattr(config, "intermediate_size_mlp", config.intermediate_size))
         writer.add_head_count_kv(config.num_key_value_heads)
@@ -131,7 +149,7 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    head_dim = max(layer.self_attn.head_dim for layer in model.model.layers)
+    head_dim = max(layer.self_attn.head_dim for layer in model.model.layers if hasattr(layer, "self_attn"))
     if head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
     KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
@@ -160,17 +178,20 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         stem, kind = name.rsplit(".", 1)
         prefix, _, rest = stem.removeprefix("model.layers.").partition(".")
         target = f"blk.{prefix}.{names[rest]}" if stem not in names else names[stem]
-        values = parameter.detach().numpy()
+        is_conv = name.endswith(".conv.weight")
+        stored_parameter = parameter.squeeze(1) if is_conv else parameter
+        values = stored_parameter.detach().numpy()
         rows = np.arange(len(values))
         if stem.rsplit(".", 1)[-1] in heads:
             rows = rows.reshape(heads[stem.rsplit(".", 1)[-1]], 2, -1).swapaxes(1, 2).reshape(-1)
-        # Routers are never rounded.
-        storage = Type[dtype] if kind == "weight" and values.ndim >= 2 and "gate_inp" not in target else Type.F32
+        # Routers and convolutions are never rounded.
+        is_matrix = kind == "weight" and values.ndim >= 2 and "gate_inp" not in target and not is_conv
+        storage = Type[dtype] if is_matrix else Type.F32
         stored = quantize(values.reshape(-1, values.shape[-1]), storage)
         restored = gguf.dequantize(stored, storage).reshape(values.shape)
         stored = stored.reshape(*values.shape[:-1], -1)
         with torch.no_grad():
-            parameter.copy_(torch.from_numpy(restored))
+            stored_parameter.copy_(torch.from_numpy(restored))
         if architecture in SHIFTED and name.endswith("norm.weight"):
             stored = stored + np.float32(1)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
@@ -377,6 +398,11 @@ def _gemma4(writer: gguf.GGUFWriter, config) -> None:
     writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
 
 
+def _lfm2(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_shortconv_l_cache(config.conv_L_cache)
+
+
 # What the converter writes for an architecture beside the keys of all.
 KEYS = {
     "llama": _windows,
@@ -394,6 +420,7 @@ KEYS = {
     "exaone4": _windows,
     "command-r": _cohere,
     "cohere2": _cohere,
+    "lfm2": _lfm2,
     "stablelm": _stablelm,
     "starcoder2": _starcoder2,
 }

@@ -212,6 +212,17 @@ CONFIGS = {
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     ),
     "starcoder2": lambda: transformers.Starcoder2Config(**SHAPE, sliding_window=WINDOW),
+    "lfm2": lambda: transformers.Lfm2Config(
+        **SHAPE | {"num_hidden_layers": 4},
+        layer_types=["conv", "conv", FULL, "conv"],
+        block_auto_adjust_ff_dim=False,
+        conv_bias=True,
+        tie_word_embeddings=False,
+    ),
+    # As 1.2B: without biases, and with attention in the last layer.
+    "lfm2_tied": lambda: transformers.Lfm2Config(
+        **SHAPE, layer_types=["conv", FULL, FULL], block_multiple_of=32, conv_L_cache=4
+    ),
     "apertus": lambda: transformers.ApertusConfig(**SHAPE, rope_parameters=LLAMA3_ROPE),
 }
 

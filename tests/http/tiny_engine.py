@@ -47,6 +47,11 @@ def byte_characters() -> list[str]:
 
 
 def byte_tokenizer(*, repeat: int = 1, begins: bool = False, added: tuple[str, ...] = ()) -> _core.Tokenizer:
+    """`byte_tokenizer_json`, read."""
+    return _core.Tokenizer.from_json(byte_tokenizer_json(repeat=repeat, begins=begins, added=added))
+
+
+def byte_tokenizer_json(*, repeat: int = 1, begins: bool = False, added: tuple[str, ...] = ()) -> bytes:
     """One token a byte, the special ones, and those `added` after them, for which the model has no row.
 
     `repeat`: how often a token says its byte; `begins`: with one before each text.
@@ -79,7 +84,7 @@ def byte_tokenizer(*, repeat: int = 1, begins: bool = False, added: tuple[str, .
             "merges": [],
         },
     }
-    return _core.Tokenizer.from_json(json.dumps(description).encode())
+    return json.dumps(description).encode()
 
 
 class FormulaRunner:

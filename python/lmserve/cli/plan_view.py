@@ -34,8 +34,16 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         each = f"{format_size(memory.kv_bytes_per_token)} a token"
         lines.append(f"KV cache  {blocks}: {tokens} tokens, {each}, {format_size(memory.kv_bytes)} in all")
         lengths = [length for length in LENGTHS if length < memory.max_model_len] + [memory.max_model_len]
-        fit = [f"{memory.num_blocks // -(-length // memory.block_size)} of {length} tokens" for length in lengths]
+        held = [memory.num_blocks // -(-length // memory.block_size) for length in lengths]
+        if memory.state_slots:
+            # A session is kept by one snapshot.
+            held = [min(count, memory.state_slots) for count in held]
+        fit = [f"{count} of {length} tokens" for count, length in zip(held, lengths, strict=True)]
         lines.append(f"Sessions  in the cache at a time: {', or '.join(fit)}")
+    if memory.state_slots:
+        each, total = format_size(memory.state_bytes), format_size(memory.states_bytes)
+        kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"
+        lines.append(f"States    {memory.state_slots} slots, {each} each, {total} in all: {kept}")
     if speculate := plan.options.speculate:
         graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
         rows = f"{memory.max_rows} sampled rows a step with them"

@@ -259,6 +259,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
     )
     group.add_argument(
+        "--state-slots",
+        metavar="N",
+        type=int,
+        help="recurrent states that a hybrid model has room for: those of running sequences, and snapshots; see"
+        " docs/hybrids.md (default: by free memory)",
+    )
+    group.add_argument(
+        "--state-every",
+        metavar="TOKENS",
+        type=int,
+        help="tokens between two snapshots of a recurrent state, beside those where turns end"
+        f" (default: {default.state_every})",
+    )
+    group.add_argument(
         "--gpu-memory-fraction",
         metavar="FRACTION",
         type=float,

@@ -50,9 +50,11 @@ class ModelPlan:
             max_model_len=config.max_model_len,
             speculate=config.speculate,
             kv_memory=config.kv_memory,
+            state_slots=config.state_slots,
             gpu_memory_fraction=config.gpu_memory_fraction,
         )
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
+        self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
         self._config = config
 
     @cached_property
@@ -104,6 +106,7 @@ class ModelPlan:
             share_prefix_cache=config.share_prefix_cache,
             session_log=session_log,
             tenants=config.keyring.tenants(),
+            state_every=config.state_every,
         )
 
     def _open_session_log(self) -> _core.OpenSessionLog | None:

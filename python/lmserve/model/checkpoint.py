@@ -209,7 +209,7 @@ def _rotated_half_apart(tensors: Tensors, config: ModelConfig | EncoderConfig) -
     if isinstance(config, EncoderConfig):
         return tensors
     reordered = dict(tensors)
-    for index, layer in enumerate(config.attention):
+    for index, layer in zip(config.attention_places, config.attention, strict=True):
         order = None if layer.rope is None else head_order(layer.rope, layer.head_dim)
         if order is None:
             continue

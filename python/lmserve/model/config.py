@@ -91,6 +91,25 @@ class AttentionLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class RecurrentLayer:
+    """What a layer with a recurrent state keeps of a sequence, in fp32, in place of keys and values.
+
+    That is the last `kernel` - 1 inputs of a causal convolution over `channels`, and `heads` matrices [rows, columns].
+    """
+
+    channels: int
+    kernel: int
+    heads: int = 0
+    rows: int = 0
+    columns: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one sequence's state."""
+        return 4 * (self.channels * (self.kernel - 1) + self.heads * self.rows * self.columns)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Architecture of a decoder, what all families have. Lengths in tokens; `head_dim` need not be hidden_size /
     num_heads.
@@ -98,6 +117,9 @@ class ModelConfig:
     `attention_bias`: q, k and v have biases; `output_bias`: so has the attention's output; `mlp_bias`: gate, up and
     down. `qk_norm`: each head's q and k pass an RMS norm before they are rotated. `attention`: each layer's; left out,
     all layers are alike.
+
+    In a hybrid `recurrent` has the layers with a recurrent state, `attention` those with keys and values, both in the
+    order of the model, and `attention_places` says which of all layers the latter are.
     """
 
     architecture: str
@@ -118,16 +140,20 @@ class ModelConfig:
     qk_norm: bool = False
     activation: Activation = SILU
     attention: tuple[AttentionLayer, ...] = ()
+    attention_places: tuple[int, ...] = ()
+    recurrent: tuple[RecurrentLayer, ...] = ()
     logits_scale: float = 1.0
     logits_softcap: float | None = None  # logits are softcap * tanh(scaled logit / softcap)
 
     def __post_init__(self) -> None:
         # Before anything is made for each layer.
         check_sizes(self)
-        if not self.attention:
+        if not self.attention and not self.recurrent:
             scale = max(self.head_dim, 1) ** -0.5
             layer = AttentionLayer(self.num_heads, self.num_kv_heads, self.head_dim, scale, self.rope)
             object.__setattr__(self, "attention", (layer,) * self.num_layers)
+        if not self.attention_places:
+            object.__setattr__(self, "attention_places", tuple(range(len(self.attention))))
 
     @property
     def q_size(self) -> int:
@@ -138,6 +164,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent state of one sequence; 0: there is none."""
+        return sum(layer.state_bytes for layer in self.recurrent)
 
     @property
     def cached_layers(self) -> tuple[AttentionLayer, ...]:
@@ -177,9 +208,13 @@ class EncoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Shape of the paged KV cache that an `Ops` implementation allocates. `dtype` is "fp32", "fp16" or "bf16"."""
+    """Shape of the paged KV cache, and how many recurrent states there are, that an `Ops` implementation allocates.
+
+    `dtype` is "fp32", "fp16" or "bf16".
+    """
 
     block_size: int
     num_blocks: int
     max_model_len: int
     dtype: str
+    state_slots: int = 0

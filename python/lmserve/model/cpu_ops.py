@@ -17,6 +17,7 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
+from lmserve.model.ops import ConvGate
 from lmserve.model.options import head_format
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
@@ -46,6 +47,8 @@ class CpuOps:
         self.core = CpuModel(
             vocab_size=config.vocab_size,
             layers=config.attention,
+            recurrent=config.recurrent,
+            state_slots=cache.state_slots,
             positions=cache.max_model_len,
             ropes=[(cos.reshape(-1), sin.reshape(-1)) for cos, sin in tables.ropes],
             query_scales=tables.query_scales,
@@ -117,6 +120,9 @@ class CpuOps:
             self.core.extend_experts(number, list(zip(*parts, strict=True)), self._quantize)
         return number
 
+    def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> int:
+        return self.core.add_conv(_floats(source), source.shape[-1], None if bias is None else _floats(bias))
+
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
         del n_tokens, n_seqs, n_rows
@@ -164,6 +170,9 @@ class CpuOps:
 
     def experts(self, x: int, routing: int, w: int) -> int:
         return self.core.experts(self.program, x, routing, w)
+
+    def conv(self, x: int, layer: int, w: int, gate: ConvGate = "none") -> int:
+        return self.core.conv(self.program, x, layer, w, gate)
 
     def rows(self, x: int) -> int:
         return self.core.rows(self.program, x)

@@ -63,7 +63,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     if not isinstance(config, ModelConfig):
         raise TypeError(f"{checkpoint.name} is no decoder")
     buffers = allocate_buffers(plan)
-    cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype)
+    cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype, plan.state_slots)
     threads = options.threads or usable_cores()
     ops = CpuOps(config, cache, buffers, threads=threads, quantize=plan.quantize)
     model = checkpoint.load(ops)

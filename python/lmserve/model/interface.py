@@ -7,7 +7,7 @@ side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -38,6 +38,8 @@ class RunnerInfo:
     max_batch_tokens: int
     can_generate: bool
     can_embed: bool
+    state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
+    state_bytes: int = 0  # of one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,12 @@ class StepBuffers:
     sampled_logprob: F32  # [R] out, rows with logprobs >= 0: log-softmax of the raw logits
     top_ids: I32  # [R, MAX_LOGPROBS] out, rows with logprobs > 0, most likely first
     top_logprobs: F32  # [R, MAX_LOGPROBS] out
+    # Of models with recurrent layers, else empty: [S] the slot with the sequence's state before this step (-1: it
+    # begins), and the slot for its state after it, which may be the same; and a block (-1: none) whose tokens up to the
+    # sequence's first one of this step are first copied to the sequence's own block.
+    state_from: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    state_to: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    copied_blocks: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Masks(Protocol):

@@ -12,7 +12,7 @@ changes none of the activations given to it but those that it says it consumes, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from lmserve.model.tensors import TensorSource
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
+
+ConvGate = Literal["none", "silu", "inputs"]
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -74,6 +76,9 @@ class Ops(Protocol[A, W]):
 
     def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> W:
         """The experts of a layer. scaled_inputs: weights are multiplied with their inputs, and not their outputs."""
+
+    def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> W:
+        """Weight [channels, 1, kernel] and bias [channels] of `conv`."""
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
@@ -134,6 +139,13 @@ class Ops(Protocol[A, W]):
     def experts(self, x: A, routing: A, w: W) -> A:
         """[n, hidden] of x [n, hidden]: the sum over the experts of `routing` of each's weight times
         down(activation(gate(x)) * up(x)), in the order of the choice.
+        """
+
+    def conv(self, x: A, layer: int, w: W, gate: ConvGate = "none") -> A:
+        """Causal convolution of each channel of x [T, channels] over a sequence's last `kernel` tokens: of x's shape.
+
+        `layer` is an entry of the configuration's `recurrent`. gate: "silu": silu of the outcome; "inputs": x is
+        b | c | input, [T, 3 * channels], and the outcome c * conv(b * input).
         """
 
     def rows(self, x: A) -> A:

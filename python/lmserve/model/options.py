@@ -23,6 +23,8 @@ CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
 # Blocks at most, in multiples of what max_batch sequences of max_model_len fill: the rest keeps prefixes and sessions.
 SPARE_FACTOR = 4
+# States at most, in multiples of max_batch: those that run, and snapshots where conversations can be taken up again.
+SLOT_FACTOR = 16
 # Sampled rows of a step with drafts, which get what the batch leaves. A batch of that many gains nothing by them.
 DRAFT_ROWS = 64
 
@@ -40,6 +42,7 @@ class RunnerOptions:
     max_batch_tokens: int | None = None  # new tokens in one step; None: see `_default_batch_tokens`
     max_model_len: int | None = None
     kv_memory: int | None = None
+    state_slots: int | None = None  # recurrent states, of models that have some
     block_size: int | None = None  # None: 16 on the CPU, 256 on CUDA
     gpu_memory_fraction: float = 0.9  # of what is free on the GPU before the weights are loaded
     graphs: bool = True  # CUDA graphs for decode steps
@@ -64,11 +67,18 @@ class MemoryPlan:
     max_rows: int  # sampled in one step
     kv_dtype: str
     quantize: str | None  # of the "cpu" ops; None keeps weights as they are stored
+    state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
+    state_bytes: int = 0  # of one of them
 
     @property
     def kv_bytes(self) -> int:
         """Memory of the KV cache."""
         return self.kv_bytes_per_token * self.block_size * self.num_blocks
+
+    @property
+    def states_bytes(self) -> int:
+        """Memory of all recurrent states."""
+        return self.state_bytes * self.state_slots
 
 
 def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: int | None = None) -> MemoryPlan:
@@ -112,16 +122,24 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         f"max_model_len is {longest}; this model takes 1 to {checkpoint.max_model_len} tokens",
     )
     block_size = options.block_size or (16 if on_cpu else 256)
-    per_token, num_blocks = 0, 0
+    per_token, num_blocks, state_slots = 0, 0, 0
     config = checkpoint.config
     if isinstance(config, ModelConfig):
         per_token = _kv_bytes_per_token(config, ops, kv_dtype)
+        _check(
+            options.speculate == 0 or not config.recurrent,
+            "speculate",
+            f"speculate is {options.speculate}; {checkpoint.name} has layers with a recurrent state, which no guessed"
+            " token can be taken out of",
+        )
+        activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
+        free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
+        state_slots = _state_slots(config, options, free, on_cpu=on_cpu)
+        free -= state_slots * config.state_bytes
         memory = options.kv_memory
         if memory is not None:
             _check_kv_memory(memory, device, options, gpu_memory)
         else:
-            activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
-            free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
             memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
             # A tiny model could fill all memory with blocks that nobody will ever need.
             memory = min(memory, SPARE_FACTOR * options.max_batch * per_token * (longest + block_size))
@@ -148,6 +166,8 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         max_rows=max_rows,
         kv_dtype=kv_dtype,
         quantize=quantize,
+        state_slots=state_slots,
+        state_bytes=config.state_bytes if state_slots and isinstance(config, ModelConfig) else 0,
     )
 
 
@@ -248,6 +268,22 @@ def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:
     return 2 * sum(layer.kv_size for layer in config.cached_layers) * ITEM_BYTES[kv_dtype]
 
 
+def _state_slots(config: ModelConfig, options: RunnerOptions, free: int, *, on_cpu: bool) -> int:
+    """How many recurrent states there is room for in `free` bytes: a quarter of them, unless a number was asked for."""
+    each, given = config.state_bytes, options.state_slots
+    if not each:
+        _check(given is None, "state_slots", f"state_slots is {given}; this model has no recurrent state")
+        return 0
+    if given is not None:
+        _check(given >= 1, "state_slots", f"state_slots is {given}; it must be at least 1")
+        fits = f"each takes {each >> 10} KiB, and {free >> 20} MiB are free"
+        _check(given * each <= free, "state_slots", f"state_slots is {given}; {fits}")
+        return given
+    memory = max(0, int(free * CPU_KV_FRACTION))
+    memory = min(memory, CPU_KV_BYTES) if on_cpu else memory
+    return max(1, min(memory // each, SLOT_FACTOR * options.max_batch))
+
+
 def head_format(quantize: str | None) -> str | None:
     """How the "cpu" operations keep the embedding and the head: with 4 bits they would cost most of the accuracy."""
     return "q8" if quantize == "q4" else quantize
@@ -274,6 +310,7 @@ def _gpu_memory(device: str) -> int:
 
 def _activation_bytes(config: ModelConfig, max_rows: int, max_batch_tokens: int, item_bytes: int) -> int:
     """An upper estimate of what a step allocates: one layer's activations, and the sampler's copies of the logits."""
-    attention = max(layer.q_size + 2 * layer.kv_size for layer in config.attention)
-    widest = 4 * config.hidden_size + 2 * attention + 3 * config.intermediate_size
+    attention = max((layer.q_size + 2 * layer.kv_size for layer in config.attention), default=0)
+    recurrent = max((4 * layer.channels for layer in config.recurrent), default=0)
+    widest = 4 * config.hidden_size + 2 * max(attention, recurrent) + 3 * config.intermediate_size
     return max_batch_tokens * widest * item_bytes + 8 * max_rows * config.vocab_size * 4

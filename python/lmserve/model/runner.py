@@ -25,6 +25,7 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
     """The arrays of a step for this plan; `allocate(shape, dtype)` gives zeroed memory, pinned where that pays."""
     tokens, sequences, rows = plan.max_batch_tokens, plan.max_batch, plan.max_rows
     blocks = -(-plan.max_model_len // plan.block_size)
+    states = sequences if plan.state_slots else 0
 
     def i32(*shape: int) -> I32:
         return allocate(shape, np.int32)
@@ -53,12 +54,15 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         sampled_logprob=f32(rows),
         top_ids=i32(rows, MAX_LOGPROBS),
         top_logprobs=f32(rows, MAX_LOGPROBS),
+        state_from=i32(states),
+        state_to=i32(states),
+        copied_blocks=i32(states),
     )
 
 
 def cache_config(plan: MemoryPlan) -> CacheConfig:
     """The KV cache of a plan."""
-    return CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.dtype)
+    return CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.dtype, plan.state_slots)
 
 
 def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> RunnerInfo:
@@ -78,6 +82,8 @@ def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> 
         max_batch_tokens=plan.max_batch_tokens,
         can_generate=checkpoint.kind == "generate",
         can_embed=True,
+        state_slots=plan.state_slots,
+        state_bytes=plan.state_bytes,
     )
 
 

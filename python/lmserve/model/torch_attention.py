@@ -7,6 +7,7 @@ padding writes to it and reads from it. Layers that share keys and values share 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,8 +96,17 @@ class PagedAttention(Attention, Protocol):
 
     spare_block: int  # the block that belongs to no sequence
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block to another one, in all layers."""
+
     def begin(self, layout: StepLayout) -> None:
         """Prepare what all layers of a step share."""
+
+
+def copy_block(stored: Sequence[Tensor], source: int, target: int) -> None:
+    """Copy a block of each of these layers' keys or values, which some of them may share."""
+    for tensor in {id(tensor): tensor for tensor in stored}.values():
+        tensor[target] = tensor[source]
 
 
 # A window, or None for no window.
@@ -151,6 +161,9 @@ class SdpaAttention:
             members = np.sort(order[:size])
             self._groups.append(self._group(layout, decoding[members], int(blocks[members].max())))
             order = order[size:]
+
+    def copy_block(self, source: int, target: int) -> None:
+        copy_block([*self.keys, *self.values], source, target)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         self.keys[layer].flatten(0, 1).index_copy_(0, self._slots, key)

@@ -16,6 +16,7 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
+from lmserve.model.ops import ConvGate
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
 from lmserve.model.sampler import SamplingRows
@@ -30,6 +31,7 @@ from lmserve.model.torch_attention import (
     StepLayout,
 )
 from lmserve.model.torch_experts import TorchExperts, TorchRouter
+from lmserve.model.torch_state import StateLayout, States
 from lmserve.model.torch_upload import on_device
 from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
 from lmserve.model.torch_weight import TorchWeight
@@ -74,7 +76,9 @@ class TorchOps:
         if attention is None:
             attention = VarlenAttention if varlen_fits(config, cache, self._device) else SdpaAttention
         self.cache = attention(config, cache, self._device)
+        self._states = States(config, cache, self._device)
         self._max_model_len = cache.max_model_len
+        self._block_size = cache.block_size
         self._padding = self._padding_inputs(cache.block_size) if self._copied else {}
         self._attention: Attention = self.cache
         self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
@@ -134,10 +138,17 @@ class TorchOps:
             scaled_inputs=scaled_inputs,
         )
 
+    def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> TorchWeight:
+        return TorchWeight(self._load([source]), None if bias is None else self._load([bias]))
+
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         self.upload(n_tokens, n_seqs, n_rows)
         buffers = self._buffers
-        self._prepare(n_tokens, n_rows, buffers.query_start[: n_seqs + 1], buffers.context_lens[:n_seqs])
+        query_start = buffers.query_start[: n_seqs + 1]
+        self._prepare(n_tokens, n_rows, query_start, buffers.context_lens[:n_seqs])
+        if self.config.recurrent:
+            self._copy_blocks(n_seqs)
+            self._states.begin(StateLayout(query_start, buffers.state_from[:n_seqs], buffers.state_to[:n_seqs]))
 
     def upload(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Copy a step's inputs to the device; `begin` does so itself."""
@@ -163,6 +174,7 @@ class TorchOps:
         self._rotate_at(torch.from_numpy(np.arange(len(token_ids)) - starts).to(self._device))
         self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
         self._attention = PassAttention(self.config, cu_seqlens)
+        self._states.begin_pass(cu_seqlens)
 
     def embed(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
         rows = functional.embedding(self._token_ids, w.weight)
@@ -226,6 +238,9 @@ class TorchOps:
     def experts(self, x: Tensor, routing: Tensor, w: TorchWeight) -> Tensor:
         assert isinstance(w, TorchExperts)
         return w.apply(x, routing)
+
+    def conv(self, x: Tensor, layer: int, w: TorchWeight, gate: ConvGate = "none") -> Tensor:
+        return self._states.conv(x, layer, w.weight, w.bias, gate)
 
     def rows(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._sample_rows)
@@ -291,6 +306,13 @@ class TorchOps:
                 slots=step["slots"].long(),
             )
         )
+
+    def _copy_blocks(self, n_seqs: int) -> None:
+        buffers, size = self._buffers, self._block_size
+        for sequence in np.flatnonzero(buffers.copied_blocks[:n_seqs] >= 0):
+            position = buffers.positions[buffers.query_start[sequence]]
+            own = buffers.block_tables[sequence, position // size]
+            self.cache.copy_block(int(buffers.copied_blocks[sequence]), int(own))
 
     def _padding_inputs(self, block_size: int) -> dict[str, Tensor]:
         padding = {name: torch.zeros_like(tensor) for name, tensor in self._inputs.items()}

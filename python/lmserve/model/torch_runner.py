@@ -123,7 +123,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
-    if options.graphs and isinstance(ops.cache, VarlenAttention):
+    if options.graphs and isinstance(ops.cache, VarlenAttention) and not checkpoint.config.recurrent:
         return GraphRunner(info, buffers, model, ops, capture=capture_cuda_graph)
     return TorchRunner(info, buffers, model, ops)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from lmserve.model.config import CacheConfig, ModelConfig
-from lmserve.model.torch_attention import StepLayout, allocate_cache
+from lmserve.model.torch_attention import StepLayout, allocate_cache, copy_block
 
 # FlashAttention 2 reads pages of a multiple of this many tokens.
 PAGE_TOKENS = 256
@@ -47,6 +47,9 @@ class VarlenAttention:
         starts = layout.query_start
         self._most_new = int((starts[1:] - starts[:-1]).max())
         self._longest = int(layout.context_lens.max())
+
+    def copy_block(self, source: int, target: int) -> None:
+        copy_block([*self.keys, *self.values], source, target)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         slots = self._step().slots

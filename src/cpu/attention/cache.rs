@@ -188,6 +188,19 @@ impl KvCache {
         self.pages
     }
 
+    /// Copies `count` pages from page `from` on to those from page `to` on, in every layer.
+    ///
+    /// # Panics
+    /// If there are no such pages.
+    pub fn copy_pages(&mut self, from: usize, to: usize, count: usize) {
+        assert!(from.max(to) + count <= self.pages);
+        let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
+        for &(shape, start) in &self.layers {
+            let at = |page: usize| skipped + start + page * shape.page_bytes();
+            self.memory.copy_within(at(from)..at(from + count), at(to));
+        }
+    }
+
     /// What a team's threads write and read of it.
     pub fn view(&mut self) -> CacheView<'_> {
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);

@@ -20,6 +20,7 @@ from lmserve.model.families import (
     granite,
     granitemoe,
     internlm2,
+    lfm2,
     llama,
     llama4,
     minimax_m2,
@@ -72,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     starcoder2.FAMILY,
     apertus.FAMILY,
     internlm2.FAMILY,
+    lfm2.FAMILY,
     bert.FAMILY,
 )
 

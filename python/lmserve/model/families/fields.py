@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lmserve.model.activation import SILU, named_activation
-from lmserve.model.config import AttentionLayer, RopeConfig, check_sizes
+from lmserve.model.config import AttentionLayer, RecurrentLayer, RopeConfig, check_sizes
 from lmserve.model.errors import CheckpointError
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.hf_config import required
@@ -97,6 +97,9 @@ def gguf_fields(
     if embedding is None:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing")
     kv_heads = file.value("attention.head_count_kv", num_heads)
+    if isinstance(kv_heads, list):
+        # Those of layers without attention are 0.
+        kv_heads = next((heads for heads in kv_heads if heads), 0)
     inner = file.value("feed_forward_length")
     return _checked(
         {
@@ -106,7 +109,7 @@ def gguf_fields(
             "intermediate_size": int(inner[0] if isinstance(inner, list) else inner),
             "num_layers": int(file.value("block_count")),
             "num_heads": num_heads,
-            "num_kv_heads": int(kv_heads[0] if isinstance(kv_heads, list) else kv_heads),
+            "num_kv_heads": int(kv_heads),
             "head_dim": head_dim,
             "norm_eps": float(file.value(f"attention.{eps}")),
             "rope": file.rope(head_dim),
@@ -152,3 +155,22 @@ def attention_layers(
         )
         for window, rope in zip(windows or [None] * layers, ropes or [fields["rope"]] * layers, strict=True)
     )
+
+
+def hybrid_layers(
+    fields: dict[str, Any],
+    recurrent: Sequence[bool],
+    state: RecurrentLayer,
+    *,
+    windows: Sequence[int | None] | None = None,
+    ropes: Sequence[RopeConfig | None] | None = None,
+    scale: float | None = None,
+) -> dict[str, Any]:
+    """Fields of `ModelConfig` of layers of which some are recurrent, all with a state of this shape."""
+    layers = attention_layers(fields, windows=windows, ropes=ropes, scale=scale)
+    places = tuple(index for index, kind in enumerate(recurrent) if not kind)
+    return {
+        "attention": tuple(layers[place] for place in places),
+        "attention_places": places,
+        "recurrent": (state,) * sum(recurrent),
+    }

@@ -59,6 +59,11 @@ class Loader(Generic[A, W]):
         own = self.tensor(f"{name}.bias", (width,)) if bias else None
         return self.ops.load_layer_norm(self.tensor(f"{name}.weight", (width,)), own, eps)
 
+    def conv(self, name: str, channels: int, kernel: int, *, bias: bool = False) -> W:
+        """The weight and bias of a causal convolution of each channel."""
+        own = self.tensor(f"{name}.bias", (channels,)) if bias else None
+        return self.ops.load_conv(self.tensor(f"{name}.weight", (channels, 1, kernel)), own)
+
     def number(self, name: str) -> float:
         """A tensor of one number; 1 where nothing is loaded."""
         values = self.tensor(name, (1,)).dequantize().reshape(-1)
@@ -95,6 +100,9 @@ class _Nowhere:
         """Nothing."""
 
     def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> None:
+        """Nothing."""
+
+    def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> None:
         """Nothing."""
 
 

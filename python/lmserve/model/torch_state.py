@@ -1,0 +1,81 @@
+"""Layers with a recurrent state in torch: the slots of states, and what reads and writes them, sequence by sequence.
+
+States are fp32 whatever the activations are. The slot past the last belongs to no sequence: padding reads and writes
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.interface import I32
+from lmserve.model.ops import ConvGate
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """Where a step's states are. A sequence whose `state_from` is negative begins from zeros."""
+
+    query_start: I32  # [S + 1]
+    state_from: I32  # [S]
+    state_to: I32  # [S]
+
+
+class States:
+    """The states of every recurrent layer, and the step that works on them."""
+
+    def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
+        slots = cache.state_slots + 1 if config.recurrent else 0
+
+        def zeros(*shape: int) -> Tensor:
+            if device.type != "cpu":
+                return torch.zeros(shape, device=device)
+            # numpy's zeros take no memory before they are written, torch's do.
+            return torch.from_numpy(np.zeros(shape, np.float32))
+
+        self.spare_slot = cache.state_slots
+        self._convs = [zeros(slots, layer.kernel - 1, layer.channels) for layer in config.recurrent]
+        self._bounds: list[tuple[int, int]] = []
+        self._from: list[int] = []
+        self._to: list[int] = []
+
+    def begin(self, layout: StateLayout) -> None:
+        """Prepare a step."""
+        rows = layout.query_start.tolist()
+        self._bounds = list(pairwise(rows))
+        self._from, self._to = layout.state_from.tolist(), layout.state_to.tolist()
+
+    def begin_pass(self, cu_seqlens: I32) -> None:
+        """Prepare a pass over whole sequences, whose states nobody keeps."""
+        rows = cu_seqlens.tolist()
+        self._bounds = list(pairwise(rows))
+        self._from = self._to = [-1] * len(self._bounds)
+
+    def conv(self, x: Tensor, layer: int, weight: Tensor, bias: Tensor | None, gate: ConvGate) -> Tensor:
+        """`Ops.conv` of x [T, channels] (or [T, 3 * channels]), with weight [channels, 1, kernel]."""
+        channels, _, kernel = weight.shape
+        inputs = x
+        if gate == "inputs":
+            before, after, inputs = x.chunk(3, dim=-1)
+            inputs = before * inputs
+        out = torch.empty_like(inputs)
+        states = self._convs[layer]
+        for (start, end), read, write in zip(self._bounds, self._from, self._to, strict=True):
+            past = states[read] if read >= 0 else states.new_zeros((kernel - 1, channels))
+            seen = torch.cat((past, inputs[start:end].float()))
+            if write >= 0:
+                states[write] = seen[end - start :]
+            summed = functional.conv1d(
+                seen.T[None], weight.float(), None if bias is None else bias.float(), groups=channels
+            )
+            out[start:end] = summed[0].T.to(out.dtype)
+        if gate == "silu":
+            return functional.silu(out)
+        return after * out if gate == "inputs" else out

@@ -1,0 +1,85 @@
+//! What a model's recurrent layers do, as it is recorded.
+
+use super::super::model::{Model, Weight};
+use super::super::program::{Op, Program};
+use super::conv::{ConvGate, ConvWeight, MAX_KERNEL};
+use super::state::RecurrentShape;
+use crate::error::{Error, Result};
+
+fn refused<T>(what: String) -> Result<T> {
+    Err(Error::invalid("program", what))
+}
+
+impl Model {
+    /// Takes the weights `[channels][kernel]` of a causal convolution in; gives their number.
+    ///
+    /// # Errors
+    /// `invalid_value` for a kernel that is none, or weights or a bias that do not fit it.
+    pub fn add_conv(
+        &mut self,
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        kernel: usize,
+    ) -> Result<usize> {
+        if !(1..=MAX_KERNEL).contains(&kernel)
+            || weight.is_empty()
+            || !weight.len().is_multiple_of(kernel)
+        {
+            let values = weight.len();
+            return refused(format!(
+                "a convolution sees 1 to {MAX_KERNEL} tokens, but {values} weights for {kernel} were given"
+            ));
+        }
+        let channels = weight.len() / kernel;
+        if bias.as_ref().is_some_and(|bias| bias.len() != channels) {
+            return refused(format!(
+                "the bias of a convolution must have {channels} numbers"
+            ));
+        }
+        self.weights
+            .push(Weight::Conv(ConvWeight::new(weight, bias, kernel)));
+        Ok(self.weights.len() - 1)
+    }
+
+    fn recurrent_shape(&self, layer: usize) -> Result<RecurrentShape> {
+        let layers = &self.architecture.shape.recurrent;
+        match layers.get(layer) {
+            Some(shape) => Ok(*shape),
+            None => refused(format!(
+                "recurrent layers lie in [0, {}), but {layer} was given",
+                layers.len()
+            )),
+        }
+    }
+
+    /// Records a causal convolution of a recurrent layer.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_conv(
+        &self,
+        program: &mut Program,
+        x: usize,
+        layer: usize,
+        weight: usize,
+        gate: ConvGate,
+    ) -> Result<usize> {
+        let shape = self.recurrent_shape(layer)?;
+        let Some(Weight::Conv(conv)) = self.weights.get(weight) else {
+            return refused(format!("weight {weight} is no convolution"));
+        };
+        if (conv.channels, conv.kernel) != (shape.channels, shape.kernel) {
+            return refused(format!(
+                "the convolution does not fit recurrent layer {layer}"
+            ));
+        }
+        let width = if gate == ConvGate::Inputs { 3 } else { 1 } * conv.channels;
+        program.recurrent(x, width, conv.channels, |x, out| Op::Conv {
+            x,
+            layer,
+            weight,
+            gate,
+            out,
+        })
+    }
+}

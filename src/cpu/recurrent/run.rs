@@ -1,0 +1,49 @@
+//! The operations of recurrent layers in a step, spread over a team.
+
+use super::super::model::Weight;
+use super::super::pool::Team;
+use super::super::program::Value;
+use super::super::simd::dispatch;
+use super::super::step_context::StepContext;
+use super::conv::{CHANNELS, ConvGate, ConvTokens};
+
+impl StepContext<'_> {
+    /// A causal convolution; every thread of the team calls it. Ends with a barrier.
+    pub(in super::super) fn conv(
+        &self,
+        team: &Team,
+        (x, out): (Value, Value),
+        layer: usize,
+        weight: usize,
+        gate: ConvGate,
+    ) {
+        let Weight::Conv(weight) = &self.weights[weight] else {
+            unreachable!("the recorder has looked at the weight")
+        };
+        let parts = weight.channels.div_ceil(CHANNELS);
+        let (from, to) = (self.buffer(x), self.buffer(out));
+        team.for_chunks(self.states.spans.len() * parts, 1, |units| {
+            for unit in units {
+                let span = self.states.spans[unit / parts];
+                let first = unit % parts * CHANNELS;
+                let rows = |width| {
+                    let start = span.first_token * width;
+                    start..start + span.tokens * width
+                };
+                let state = |slot| self.states.view.conv(layer, slot);
+                let tokens = ConvTokens {
+                    weight,
+                    gate,
+                    channels: first..weight.channels.min(first + CHANNELS),
+                    x: from.part(rows(x.stride)),
+                    x_stride: x.stride,
+                    tokens: span.tokens,
+                    from: span.from.map(state),
+                    to: state(span.to),
+                    out: to.part(rows(out.stride)),
+                };
+                dispatch(self.isa, tokens);
+            }
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! How far everything is known of a model with recurrent layers: the blocks of a prefix, and the state right behind it.
+
+use super::chain::ChainId;
+use super::pool::{BlockPool, Shelves};
+use super::state::Found;
+
+/// A known prefix. Its blocks and its slot are held for the caller, who must give them up.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Full blocks.
+    pub(super) blocks: Vec<u32>,
+    /// Of the last of them.
+    pub(super) chain: ChainId,
+    /// Tokens of the prefix.
+    pub(super) tokens: usize,
+    /// The state behind them.
+    pub(super) slot: u32,
+    /// The block with the keys and values of the tokens behind the full blocks, to be copied, if there are such tokens.
+    pub(super) source: Option<u32>,
+}
+
+impl BlockPool {
+    /// The longest prefix of `tokens`, which follow those of `chain`, that has more than `beyond` tokens and is known.
+    pub(super) fn match_known(
+        &self,
+        chain: ChainId,
+        tokens: &[u32],
+        beyond: usize,
+    ) -> Option<Known> {
+        let mut shelves = self.shelves();
+        let (mut path, found) = self.search(&shelves, chain, tokens, beyond, true)?;
+        let last = path.last().map_or(chain, |&(_, chain)| chain);
+        for &(block, _) in &path {
+            shelves.retain(block);
+        }
+        if let Some(block) = found.tail_block {
+            shelves.retain(block);
+        }
+        let tokens = path.len() * self.block_size() + found.tail;
+        Some(Known {
+            blocks: path.drain(..).map(|(block, _)| block).collect(),
+            chain: last,
+            tokens,
+            slot: found.slot,
+            source: found.tail_block,
+        })
+    }
+
+    /// Tokens of the longest known prefix of `tokens`.
+    pub(super) fn count_known(&self, tenant: u32, tokens: &[u32]) -> usize {
+        let shelves = self.shelves();
+        let found = self.search(&shelves, self.root(tenant), tokens, 0, false);
+        found.map_or(0, |(path, found)| {
+            path.len() * self.block_size() + found.tail
+        })
+    }
+
+    /// The blocks before a snapshot, each with its chain, and the snapshot.
+    fn search(
+        &self,
+        shelves: &Shelves,
+        chain: ChainId,
+        tokens: &[u32],
+        beyond: usize,
+        hold: bool,
+    ) -> Option<(Vec<(u32, ChainId)>, Found)> {
+        let (states, size) = (self.states()?, self.block_size());
+        if !self.has_prefix_cache() {
+            return None;
+        }
+        let mut path: Vec<(u32, ChainId)> = Vec::new();
+        let mut last = chain;
+        for chunk in tokens.chunks_exact(size) {
+            let Some((block, next)) = shelves.find(last, chunk, size) else {
+                break;
+            };
+            path.push((block, next));
+            last = next;
+        }
+        loop {
+            let filled = path.len() * size;
+            if filled + size <= beyond + 1 {
+                return None;
+            }
+            let chain = path.last().map_or(chain, |&(_, chain)| chain);
+            let usable = |tail: &[u32], block| shelves.holds(block, chain, tail, size);
+            let more = beyond.checked_sub(filled);
+            if let Some(found) = states.longest(chain, &tokens[filled..], more, usable, hold) {
+                return Some((path, found));
+            }
+            path.pop()?;
+        }
+    }
+}

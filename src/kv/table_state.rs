@@ -1,0 +1,147 @@
+//! The recurrent state of one sequence.
+//!
+//! A sequence reads its state from one slot and writes it to another. Where it begins with a snapshot, or has just left one, these
+//! differ in its next step; then the state moves along in place. So a snapshot costs no copy.
+
+use std::sync::Arc;
+
+use super::known::Known;
+use super::slots::StateSlots;
+use super::table::BlockTable;
+
+impl BlockTable {
+    /// Begins with what is known of `tokens` beyond the first `computed` in place of its own state: blocks, and the state behind
+    /// them. Returns the tokens that are known then. Of a model with recurrent layers only.
+    pub fn adopt_state(&mut self, tokens: &[u32], computed: usize) -> usize {
+        let (chain, filled, _) = self.registered();
+        let rest = tokens.get(filled..).unwrap_or_default();
+        let beyond = computed.saturating_sub(filled);
+        let Some(known) = self.pool().match_known(chain, rest, beyond) else {
+            return computed;
+        };
+        let Known {
+            blocks,
+            chain,
+            tokens,
+            slot,
+            source,
+        } = known;
+        self.take_over(blocks, chain);
+        let pool = Arc::clone(self.pool());
+        if let (Some(state), Some(states)) = (&mut self.state, pool.states()) {
+            pool.release(state.source.as_slice());
+            state.source = source;
+            if state.from != state.to
+                && let Some(read) = state.from
+            {
+                states.release(read);
+            }
+            state.from = Some(slot);
+        }
+        filled + tokens
+    }
+
+    /// Whether there is, or could be had, a slot to write a state to.
+    pub fn has_state_room(&self) -> bool {
+        let (Some(state), Some(states)) = (&self.state, self.pool().states()) else {
+            return true;
+        };
+        state.to.is_some()
+            || states.has_room()
+            || state.from.is_some_and(|read| states.is_alone(read))
+    }
+
+    /// Finds a slot to write the state to: another one, or else that of the snapshot it begins with, if nobody else reads it.
+    pub(super) fn make_state_room(&mut self) -> bool {
+        let pool = Arc::clone(self.pool());
+        let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
+            return true;
+        };
+        if state.to.is_none() {
+            state.to = states
+                .take()
+                .or_else(|| state.from.filter(|&read| states.take_back(read)));
+        }
+        state.to.is_some()
+    }
+
+    /// What the next step does with its state; None where the model has no recurrent layers, or no room was made.
+    pub fn state_slots(&self) -> Option<StateSlots> {
+        let state = self.state.as_ref()?;
+        Some(StateSlots {
+            from: state.from,
+            to: state.to?,
+            copied_block: state.source,
+        })
+    }
+
+    /// Books that the step has been computed: the state is where it was to go.
+    pub fn advance_state(&mut self) {
+        let pool = Arc::clone(self.pool());
+        if let (Some(state), Some(states)) = (&mut self.state, pool.states()) {
+            pool.release(state.source.take().as_slice());
+            if state.from != state.to
+                && let Some(read) = state.from
+            {
+                states.release(read);
+            }
+            state.from = state.to;
+        }
+    }
+
+    /// Leaves a snapshot behind the first `computed` of `tokens`, which are all that is computed. Whoever goes on from there, this
+    /// sequence too, writes to another slot.
+    pub fn leave_snapshot(&mut self, tokens: &[u32], computed: usize) {
+        let (chain, filled, block) = self.registered();
+        let pool = Arc::clone(self.pool());
+        let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
+            return;
+        };
+        // Where the two differ, nothing has been computed since a snapshot.
+        let (Some(slot), true) = (state.from, state.from == state.to) else {
+            return;
+        };
+        if !pool.has_prefix_cache() || state.source.is_some() {
+            return;
+        }
+        let tail = &tokens[filled..computed];
+        let block = block.filter(|_| !tail.is_empty());
+        if states.publish(slot, chain, tail, block) {
+            state.to = None;
+        }
+        if let Some(block) = block {
+            pool.note_tail(block, chain, tail);
+        }
+    }
+
+    /// Whether it has a state.
+    pub const fn has_state(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// The slots that it holds.
+    pub fn held_slots(&self) -> impl Iterator<Item = u32> {
+        let state = self.state.iter();
+        state.flat_map(|state| {
+            let other = state.to.filter(|_| state.to != state.from);
+            state.from.into_iter().chain(other)
+        })
+    }
+
+    /// The block that it holds to copy from.
+    pub fn copied_block(&self) -> Option<u32> {
+        self.state.as_ref()?.source
+    }
+
+    pub(super) fn drop_state(&mut self) {
+        let pool = Arc::clone(self.pool());
+        if let Some(states) = pool.states() {
+            for slot in self.held_slots() {
+                states.release(slot);
+            }
+        }
+        if let Some(state) = self.state.take() {
+            pool.release(state.source.as_slice());
+        }
+    }
+}
