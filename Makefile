@@ -66,7 +66,7 @@ test-aarch64: ## lint and test the CPU kernels for aarch64, in an emulator: need
 # What Miri can run of the kernels' tests in minutes: it has the portable kernels only, and is some thousand times slower.
 MIRI_TESTS := cpu::memory cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
 	cpu::quant::gguf cpu::elementwise::tests::a_pooled cpu::attention::tests::a_plan
-test-miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-permissive-provenance
+test-miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-deterministic-floats
 test-miri: ## the unsafe code of the portable kernels in Miri: needs the nightly toolchain with miri and rust-src
 	cargo +nightly miri test --locked --lib --no-default-features --target-dir target/miri -- $(MIRI_TESTS) --skip lasting
 
