@@ -45,9 +45,19 @@ def test_nothing_but_a_line_for_each_request_is_written_while_it_serves(default_
     """A library's warning there would be one that users see, too."""
     request = {"model": "SmolLM2-135M-Instruct", "input": "Hello"}
     assert httpx.post(f"{default_server.url}/v1/embeddings", json=request, timeout=60).status_code == 200
-    written = default_server.output().partition("Ready after")[2].splitlines()[1:]
-    assert any(" INFO lmserve.requests: POST /v1/embeddings 200 " in line and " in=" in line for line in written)
-    assert all(" INFO lmserve.requests: " in line for line in written)
+
+    def written() -> list[str]:
+        return default_server.output().partition("Ready after")[2].splitlines()[1:]
+
+    def is_logged() -> bool:
+        return any(" INFO lmserve.requests: POST /v1/embeddings 200 " in line and " in=" in line for line in written())
+
+    # A request's line comes after its reply.
+    deadline = time.monotonic() + 60
+    while not is_logged():
+        assert time.monotonic() < deadline, written()
+        time.sleep(0.01)
+    assert all(" INFO lmserve.requests: " in line for line in written())
 
 
 def test_embedding_model_with_keys_and_ctrl_c(minilm_folder: Path, tmp_path: Path) -> None:
