@@ -3,20 +3,28 @@
 //! Templates are Jinja, written for Python's `jinja2` as `transformers` sets it up; minijinja renders them here the same way.
 
 mod continuation;
+mod fuel;
 mod functions;
+mod guard;
 mod json;
+mod made;
 mod methods;
 mod python;
 mod traits;
 mod value;
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use minijinja::machinery::{Instructions, eval, get_compiled_template, make_string_output};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value as Variable};
+use minijinja::{Environment, ErrorKind, Template, Value as Variable};
 use serde_json::{Map, Value};
 
 use super::user_text::SpecialTexts;
 use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
+use guard::guarded;
 use traits::Traits;
 pub use traits::{without_notes, without_tools};
 
@@ -69,6 +77,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.set_debug(true);
         python::install(&mut environment);
+        fuel::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", functions::raise_exception);
         add_template(&mut environment, DEFAULT, source)?;
@@ -169,9 +178,49 @@ impl ChatTemplate {
             .flatten()
             .map_or_else(|| self.environment.get_template(DEFAULT), Ok)
             .map_err(|e| Error::internal(e.to_string()))?;
-        template
-            .render(Variable::from_pairs(variables))
+        let guarded = Guarded::of(&template).map_err(|e| invalid_template(template.name(), &e))?;
+        guarded
+            .render(&self.environment, Variable::from_pairs(variables))
             .map_err(|e| refusal(&e))
+    }
+}
+
+/// A template whose cost is within its fuel.
+struct Guarded<'a> {
+    instructions: Instructions<'a>,
+    blocks: BTreeMap<&'a str, Instructions<'a>>,
+}
+
+impl<'a> Guarded<'a> {
+    fn of(template: &Template<'a, 'a>) -> Result<Self, String> {
+        let compiled = get_compiled_template(template);
+        let blocks = compiled.blocks.iter();
+        Ok(Self {
+            instructions: guarded(&compiled.instructions)?,
+            blocks: blocks
+                .map(|(&name, block)| Ok((name, guarded(block)?)))
+                .collect::<Result<_, String>>()?,
+        })
+    }
+
+    fn render(
+        &self,
+        environment: &Environment<'a>,
+        root: Variable,
+    ) -> Result<String, minijinja::Error> {
+        let mut text = String::new();
+        let mut out = make_string_output(&mut text);
+        let none = minijinja::AutoEscape::None;
+        eval(
+            environment,
+            &self.instructions,
+            root,
+            &self.blocks,
+            &mut out,
+            none,
+        )?;
+        drop(out);
+        Ok(text)
     }
 }
 
@@ -182,13 +231,17 @@ fn add_template(
 ) -> Result<()> {
     environment
         .add_template_owned(name, neutralize_generation_tags(source))
-        .map_err(|e| {
-            Error::new(
-                Kind::Invalid,
-                "invalid_template",
-                format!("the {name} template cannot be compiled: {e}"),
-            )
-        })
+        .map_err(|e| invalid_template(name, &e))?;
+    let template = environment.get_template(name);
+    let template = template.map_err(|e| Error::internal(e.to_string()))?;
+    Guarded::of(&template)
+        .map(drop)
+        .map_err(|e| invalid_template(name, &e))
+}
+
+fn invalid_template(name: &str, reason: &dyn Display) -> Error {
+    let message = format!("the {name} template cannot be compiled: {reason}");
+    Error::new(Kind::Invalid, "invalid_template", message)
 }
 
 /// What a failed render means to the client: its messages (or tools) are not what the template takes.

@@ -27,12 +27,71 @@ CASES = [
     "{{ dict([('a', 1), ('b', 2)]).b }}{{ dict(a=1).a }}{{ dict({'a': 1}, b=2).b }}{{ dict() | length }}",
     "{{ 'a'.ljust(3) }}|{{ 'a'.rjust(3) }}|{{ 'abcd'.ljust(3) }}|",
     "{{ 'AbC'.casefold() }}{{ 'a b c' | wordcount }}",
+    # Slices.
+    *(
+        "{% set x = " + value + " %}{{ x" + part + " | list | join('-') }}"
+        for value in ("[1, 2, 3, 4, 5]", "'añb日c'", "'abcde'", "(1, 2, 3, 4, 5)", "[]", "range(5)")
+        for part in (
+            *("[1:]", "[:-1]", "[-2:]", "[1:3]", "[::2]", "[::-1]", "[3:0:-1]", "[-1:-4:-2]", "[9:]", "[-9:2]"),
+            *("[:]", "[2:1]", "[1:9:3]", "[:2:-1]"),
+        )
+    ),
+    # Operators.
+    "{{ ([1, 2] + [3] + [])|join('-') }}{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 1.5 + 2 }}{{ (1, 2) + (3,) }}",
+    "{% set ns = namespace(x=[]) %}{% for i in range(50) %}{% set ns.x = ns.x + [i] %}{% endfor %}{{ ns.x[49] }}",
+    "{{ ([1] * 3)|join }}{{ 'ab' * 2 }}{{ 3 * 4 }}",
+    (
+        "{{ 1 < 2 < 3 }}{{ 1 < 3 < 2 }}{{ 1 == 1 != 2 }}{{ 1 in [1] }}"
+        "{{ 4 not in [1] }}{{ 'a' in 'bab' }}{{ 'a' in {'a': 1} }}"
+    ),
+    "{{ [1, [2]] == [1, [2]] }}{{ {'a': 1} == {'a': 1} }}{{ [1] != [2] }}{{ [1] < [2] }}",
+    "{{ 1 ~ 'a' ~ 2.5 ~ true ~ none }}",
+    "{{ {'a': 1, 'b': [2]}.b[0] }}{{ [[1, 2], [3]][0][-1] }}{{ 'abc'[1] }}{{ 'abc'[-1] }}",
+    "{{ 'x' if [1] + [2] == [1, 2] else 'y' }}{{ ([] or [1]) + [2] }}{{ (none or 'a') + 'b' }}",
+    "{{ ('a' if false else 'b') == ('b' or 'c') }}{{ {'b': 1}['b' if true else 'c'] }}",
+    # Filters and tests.
+    (
+        "{{ [[1], [2, 3]] | sum(start=[]) | join('-') }}"
+        "{{ [1, 2.5] | sum }}{{ [{'a': 1}, {'a': 2}] | sum(attribute='a') }}"
+    ),
+    "{{ [{'a': {'b': 'x'}}, {'a': {'b': 'y'}}] | join(', ', attribute='a.b') }}{{ [1, 'a'] | join(d='+') }}",
+    (
+        "{{ [3, 1, 2] | sort | join }}{{ ['b', 'a'] | unique | join }}"
+        "{{ [1, 2, 3] | max }}{{ {'b': 1, 'a': 2} | dictsort }}"
+    ),
+    "{{ [1, 2, 3] | select('gt', 1) | list }}{{ ['a', ''] | select | list }}{{ [1, 2] | reject('eq', 1) | list }}",
+    (
+        "{{ [{'a': 1}, {'a': 2}] | selectattr('a', 'eq', 2) | map(attribute='a') | list }}"
+        "{{ ['a'] | map('upper') | first }}"
+    ),
+    "{{ [1, 2, 3] | batch(2) | list }}{{ [1, 2, 3] | slice(2) | list }}{{ [1, 2] | reverse | list }}",
+    "{{ 1 is eq(1) }}{{ 1 is ne(2) }}{{ 1 is in([1, 2]) }}{{ [1] is sequence }}{{ ([1] + [2]) is sequence }}",
+    "{{ ', '.join(['a', 'b']) }}{{ '-'.join('abc') }}{{ 'a,b'.split(',') | join('+') }}{{ '{} {:>3}'.format(1, 2) }}",
+    # Scopes, loops and macros.
+    "{% macro f(a, b='x') %}{{ a }}{{ b }}{% endmacro %}{{ f(1) }}{{ f(1, 2) }}{{ f(*[5, 6]) }}{{ f(**{'a': 1}) }}",
+    "{{ 'a b' | replace(*['a', 'c']) }}{{ 3 is divisibleby(*[3]) }}{{ [2, 1] | sort(**{'reverse': true}) | join }}",
+    "{% macro f() %}<{{ caller() }}>{% endmacro %}{% call f() %}a{% endcall %}",
+    "{% for a in [[1, [2]], [3]] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}",
+    "{% for a, b in {'x': 1, 'y': 2}.items() if b > 1 %}{{ a }}{{ b }}{% else %}none{% endfor %}",
+    (
+        "{% for a in [] %}{{ a }}{% else %}none{% endfor %}{% for a in [1, 2, 3] %}"
+        "{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}"
+    ),
+    "{% for a in 'ab' %}{{ loop.cycle('x', 'y') }}{{ loop.changed(a) }}{{ loop.previtem }}{% endfor %}",
+    (
+        "{% set a, b = [1, 2] %}{{ a }}{{ b }}{% set x %}c{{ a }}"
+        "{% endset %}{{ x }}{% filter upper %}d{{ x }}{% endfilter %}"
+    ),
+    "{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}",
+    "{% block a %}{{ [1] + [2] }}{% endblock %}{% with x = [1] + [2] %}{{ x | length }}{% endwith %}",
 ]
 
 
 @pytest.mark.parametrize("source", CASES)
 def test_a_template_gives_what_jinja2_gives(source: str) -> None:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = str
     expected = environment.from_string(source).render(messages=[])
     assert ChatTemplate(source).render(b"[]", add_generation_prompt=False) == expected

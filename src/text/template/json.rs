@@ -5,9 +5,12 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value as Variable};
 
+use super::fuel::{WRITTEN, check_bytes};
 use super::python::number;
 use crate::text::MARK;
 
+/// Longest indentation of a level, in characters.
+const MAX_INDENT: usize = 64;
 /// Deepest nesting that is written.
 const MAX_DEPTH: usize = 256;
 
@@ -33,6 +36,7 @@ pub(super) fn tojson(
     let sort_keys = option(3, "sort_keys")?.is_true();
     kwargs.assert_all_used()?;
     let mut writer = Writer {
+        state,
         out: String::new(),
         ensure_ascii,
         indent,
@@ -41,7 +45,7 @@ pub(super) fn tojson(
         depth: 0,
     };
     writer.value(value)?;
-    state.consume_fuel((writer.out.len() / 64) as u64)?;
+    state.consume_fuel((writer.out.len() / 64 * WRITTEN) as u64)?;
     Ok(writer.out)
 }
 
@@ -50,10 +54,14 @@ fn indent_of(indent: &Variable) -> Result<Option<String>, Error> {
         return Ok(None);
     }
     if let Some(text) = indent.as_str() {
+        if text.len() > MAX_INDENT {
+            let message = format!("tojson: indent has at most {MAX_INDENT} characters");
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
         return Ok(Some(text.to_owned()));
     }
     let width = i64::try_from(indent.clone())?;
-    let width = usize::try_from(width.clamp(0, 64)).unwrap_or_default();
+    let width = usize::try_from(width.clamp(0, MAX_INDENT as i64)).unwrap_or_default();
     Ok(Some(" ".repeat(width)))
 }
 
@@ -76,7 +84,8 @@ fn separators_of(separators: &Variable, indented: bool) -> Result<(String, Strin
     }
 }
 
-struct Writer {
+struct Writer<'a> {
+    state: &'a State<'a, 'a>,
     out: String,
     ensure_ascii: bool,
     indent: Option<String>,
@@ -86,8 +95,9 @@ struct Writer {
     depth: usize,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn value(&mut self, value: &Variable) -> Result<(), Error> {
+        check_bytes(self.state, self.out.len().saturating_mul(WRITTEN))?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self

@@ -5,6 +5,9 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use minijinja_contrib::globals::{cycler, joiner};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::fuel::{check_bytes, check_pieces, joined_text, option, weigh};
+use super::made::made;
+
 /// Longest text that a method pads to, in characters.
 const MAX_WIDTH: usize = 10_000;
 
@@ -14,13 +17,59 @@ pub(super) fn install(environment: &mut Environment) {
     environment.add_filter("indent", indent);
     environment.add_filter("truncate", truncate);
     environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
-    environment.add_function("cycler", |Rest(items): Rest<Variable>| cycler(items));
+    environment.add_function("cycler", cycler_of);
     environment.add_function("joiner", joiner);
     environment.add_function("dict", dict);
     environment.add_test("callable", is_callable);
 }
 
+/// `cycler(items...)`: one of texts and numbers, for whatever it holds is out of sight.
+fn cycler_of(Rest(items): Rest<Variable>) -> Result<Variable, Error> {
+    if items.iter().any(|item| item.as_object().is_some()) {
+        return Err(refuse("cycler takes texts and numbers".to_owned()));
+    }
+    cycler(items)
+}
+
+/// What a method of Python gives, within the fuel.
 fn call(
+    state: &mut State,
+    value: &Variable,
+    method: &str,
+    args: &[Variable],
+) -> Result<Variable, Error> {
+    if let (Some(separator), "join", [items]) = (value.as_str(), method, args) {
+        return joined_text(state, items, separator, None).map(Variable::from);
+    }
+    for arg in args {
+        weigh(state, arg, 1)?;
+    }
+    if let Some(text) = value.as_str() {
+        let first = args.first().and_then(Variable::as_str);
+        match method {
+            "split" | "rsplit" | "splitlines" => check_pieces(state, text, first)?,
+            "format" if has_wide_field(text) => {
+                let message = "a field of format() has a width of at most 9999".to_owned();
+                return Err(refuse(message));
+            }
+            _ => {}
+        }
+    } else if matches!(method, "count" | "index") {
+        weigh(state, value, 1)?;
+    }
+    let result = called(state, value, method, args)?;
+    made(state, result)
+}
+
+/// Whether a field of a format asks for a width or a precision of five digits.
+fn has_wide_field(format: &str) -> bool {
+    let fields = format.split('{').filter_map(|part| part.split_once('}'));
+    fields
+        .flat_map(|(field, _)| field.split(|c: char| !c.is_ascii_digit()))
+        .any(|digits| digits.len() > 4)
+}
+
+fn called(
     state: &mut State,
     value: &Variable,
     method: &str,
@@ -37,7 +86,7 @@ fn call(
             .try_iter()?
             .position(|item| item == *wanted)
             .map(Variable::from)
-            .ok_or_else(|| refuse(format!("{wanted} is not in the list"))),
+            .ok_or_else(|| refuse("the value is not in the list".to_owned())),
         _ => unknown_method_callback(state, value, method, args),
     }
 }
@@ -106,25 +155,17 @@ fn refuse(reason: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
-/// A keyword argument, or the positional one at `at`.
-fn option(
-    args: &[Variable],
-    kwargs: &Kwargs,
-    at: usize,
-    name: &str,
-) -> Result<Option<Variable>, Error> {
-    match args.get(at) {
-        Some(given) => Ok(Some(given.clone())),
-        None => kwargs.get(name),
-    }
-}
-
 /// `indent(width=4, first=False, blank=False)`, which keeps a newline at the end.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "a minijinja filter takes its keyword arguments by value"
 )]
-fn indent(text: &str, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<String, Error> {
+fn indent(
+    state: &State,
+    text: &str,
+    Rest(args): Rest<Variable>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
     let width = option(&args, &kwargs, 0, "width")?;
     let first = option(&args, &kwargs, 1, "first")?.is_some_and(|flag| flag.is_true());
     let blank = option(&args, &kwargs, 2, "blank")?.is_some_and(|flag| flag.is_true());
@@ -136,6 +177,8 @@ fn indent(text: &str, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Stri
             None => " ".repeat(usize::try_from(i64::try_from(width)?.clamp(0, 64)).unwrap_or(0)),
         },
     };
+    let most = text.matches('\n').count() + 1;
+    check_bytes(state, text.len() + most.saturating_mul(space.len()))?;
     let lines = text.split('\n').enumerate().map(|(at, line)| {
         let indented = if at == 0 {
             first
@@ -177,9 +220,11 @@ fn truncate(text: &str, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<St
     clippy::needless_pass_by_value,
     reason = "a minijinja function takes its keyword arguments by value"
 )]
-fn dict(Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Variable, Error> {
+fn dict(state: &State, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Variable, Error> {
     let mut pairs: Vec<(Variable, Variable)> = Vec::new();
     if let Some(given) = args.first() {
+        // Its keys are compared with one another.
+        weigh(state, given, 1)?;
         for item in given.try_iter()? {
             if given.kind() == ValueKind::Map {
                 let value = given.get_item(&item)?;

@@ -3,6 +3,8 @@
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, Output, State, Value as Variable, escape_formatter};
 
+use super::fuel::text_of;
+
 /// Makes `environment` print and test values as `jinja2` does.
 pub(super) fn install(environment: &mut Environment) {
     environment.set_formatter(print);
@@ -18,17 +20,19 @@ fn is_float(value: &Variable) -> bool {
 fn print(out: &mut Output, state: &mut State, value: &Variable) -> Result<(), Error> {
     if is_float(value) {
         out.write_str(&number(value)).map_err(Error::from)
+    } else if value.as_object().is_some() {
+        out.write_str(&text_of(state, value)?).map_err(Error::from)
     } else {
         escape_formatter(out, state, value)
     }
 }
 
-fn string(value: &Variable) -> Variable {
-    match value.kind() {
+fn string(state: &State, value: &Variable) -> Result<Variable, Error> {
+    Ok(match value.kind() {
         ValueKind::String => value.clone(),
         ValueKind::Number => Variable::from(number(value)),
-        _ => Variable::from(value.to_string()),
-    }
+        _ => Variable::from(text_of(state, value)?),
+    })
 }
 
 /// What has `__iter__`; None has not.
