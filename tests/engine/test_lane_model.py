@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from lmserve import _core
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import Messages, SamplingParams, StopParams, Submission
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
+
+sys.path.append(str(Path(__file__).parents[1] / "http"))
 from tiny_engine import EOS, byte_tokenizer, chat_template
 
 TURNS = 6
