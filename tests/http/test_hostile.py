@@ -27,7 +27,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/responses": {"model": MODEL, "input": "Hi", "max_output_tokens": 2},
     "/v1/chat/interactive": {"prompt": "Hi", "request_output_len": 2},
 }
-MODELS = [None, 1, [], "nobody", "x" * 600]
+MODELS = [1, [], "nobody", "x" * 600]
 
 NOT_JSON = [
     b"",
@@ -75,13 +75,14 @@ NOT_JSON = [
 WRONG: list[Any] = ["0.5", [], {}, [[]], True, 2**64, -(2**64), 1e300, "x" * 600]
 FLOATS = ["0.5", True, [], {}, -0.001, 1e300, 2**64, -(2**70)]
 INTS = ["5", 1.5, True, [], {}, -(2**63) - 1, 2**63, 2**64, 10**40]
+IDS = [*(given for given in INTS if given != "5"), -2, "", "x" * 129, "a\nb"]
 BOOLS = ["true", 0, 1, 0.0, [], {}]
 TEXTS: list[Any] = [None, 1, "", [], {}, [""], [None], [1], [[]], True]
 
 FIELDS: dict[str, dict[str, list[Any]]] = {
     "/generate": {
         "prompt": [None, 5, True, {}, [1], [None], [{}], [{"role": "user"}], [{"role": "x", "content": "y"}], [[]]],
-        "instance_id": [None, -2, *INTS],
+        "instance_id": [None, *IDS],
         "sequence_start": [None, *BOOLS],
         "sequence_end": [None, *BOOLS],
         "stream": [None, *BOOLS],
@@ -119,7 +120,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "logit_bias": [[], 1, {"a": 1}, {"-1": 1}, {"1": "x"}, {"1": 101}, {"99999999999": 1}],
         "logprobs": [*BOOLS],
         "top_logprobs": [*INTS, 1],
-        "session_id": [*INTS, -2],
+        "session_id": IDS,
         "min_tokens": [*INTS, -1, 3],
         "stop_token_ids": [1, "1", {}, [-1], [2**31], ["1"], [[1]], [1] * 65],
         "skip_special_tokens": [*BOOLS],
@@ -217,7 +218,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     },
     "/v1/chat/interactive": {
         "prompt": [None, 5, True, {}, [1], [None], [{}], [{"role": "user"}], [{"role": "x", "content": "y"}], [[]], []],
-        "session_id": [None, -2, *INTS],
+        "session_id": [None, *IDS],
         "interactive_mode": [None, *BOOLS],
         "stream": [None, *BOOLS],
         "stop": [1, True, [""], [1], ["x"] * 65, ["x" * 1025], {}, [None]],

@@ -53,7 +53,7 @@ class TorchExperts(TorchWeight):
         outputs = self._grouped(rows, pairs)
         if not self.scaled_inputs:
             outputs = outputs * scales
-        return outputs.view(*chosen.shape, -1).sum(1)
+        return outputs.view(*chosen.shape, x.shape[-1]).sum(1)
 
     def _grouped(self, rows: Tensor, pairs: Tensor) -> Tensor:
         """What each row's expert makes of it. Sorted by expert, a grouped product takes them all: nothing waits for the
