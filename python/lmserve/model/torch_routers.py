@@ -44,7 +44,7 @@ def corrected_sigmoid(logits: Tensor, router: Router, correction: Tensor | None)
     scores = logits.sigmoid()
     corrected = scores if correction is None else scores + correction
     if router.groups > 1:
-        grouped = corrected.view(len(corrected), router.groups, -1)
+        grouped = corrected.view(len(corrected), router.groups, corrected.shape[-1] // router.groups)
         best = grouped.topk(min(2, grouped.shape[-1]), dim=-1)[0].sum(-1)
         corrected = corrected.masked_fill(~_open(best, router, grouped.shape[-1]), -torch.inf)
     chosen = corrected.topk(router.top_k, dim=-1)[1]
@@ -60,7 +60,7 @@ def grouped_softmax(logits: Tensor, router: Router, correction: Tensor | None) -
     del correction
     scores = logits.softmax(-1)
     if router.groups > 1:
-        grouped = scores.view(len(scores), router.groups, -1)
+        grouped = scores.view(len(scores), router.groups, scores.shape[-1] // router.groups)
         scores = scores.masked_fill(~_open(grouped.amax(-1), router, grouped.shape[-1]), 0.0)
     weights, chosen = scores.topk(router.top_k, dim=-1)
     return chosen, weights
