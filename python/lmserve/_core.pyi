@@ -9,6 +9,7 @@ from lmserve.model.interface import Runner
 
 __all__ = [
     "END_OF_TURN",
+    "ENTRY_TOKENS",
     "VERSION",
     "ChatTemplate",
     "CpuArrays",
@@ -35,6 +36,8 @@ __all__ = [
 VERSION: Final[str]
 END_OF_TURN: Final[list[str]]
 """Texts of the tokens that chat models end a turn or a document with."""
+ENTRY_TOKENS: Final[int]
+"""Tokens of a step beyond one for each sequence of a batch: a step has at least so many, for one that is admitted."""
 
 @final
 class GgufFile:

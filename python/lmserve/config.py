@@ -224,9 +224,6 @@ class ServeConfig:
         for name in self.served_model_names:
             if not name or name != name.strip() or not name.isprintable():
                 raise ConfigError("served_model_names", f"must be printable and not empty, but {name!r} was given")
-        if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_batch:
-            limit = f"{self.max_batch} (one token for each sequence of a batch)"
-            raise ConfigError("max_batch_tokens", f"must be at least {limit}, but {self.max_batch_tokens} was given")
 
     @property
     def keyring(self) -> Keyring:

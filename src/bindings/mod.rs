@@ -67,5 +67,8 @@ mod _core {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
+    const ENTRY_TOKENS: usize = crate::sched::ENTRY_TOKENS;
+
+    #[pymodule_export]
     const END_OF_TURN: &[&str] = crate::text::END_OF_TURN;
 }

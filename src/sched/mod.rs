@@ -19,6 +19,7 @@ mod speculation;
 mod step;
 
 pub use commit::{Finished, NO_TOKEN, StepTokens};
+pub use plan::ENTRY_TOKENS;
 pub use policy::{Policy, PolicyKind};
 pub use sampling::{SeenTokens, mix_seed, uniform};
 pub use scheduler::{Scheduler, SchedulerConfig, Stats};

@@ -5,7 +5,7 @@ use super::sequence::Sequence;
 use super::step::Step;
 
 /// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
-pub(super) const ENTRY_TOKENS: usize = 16;
+pub const ENTRY_TOKENS: usize = 16;
 
 /// What one running sequence computes in a step.
 #[derive(Debug, Default)]

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from lmserve import LmserveError, Scheduler
+from lmserve._core import ENTRY_TOKENS
 from lmserve.model import OptionError, RunnerOptions, device, load, open_checkpoint, options, plan_memory
 from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
@@ -56,11 +58,11 @@ def test_cpu(checkpoint, machine):
 
 
 def test_gpu_where_there_is_one(checkpoint, machine):
-    plan = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3000))
+    plan = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3016))
     assert (plan.device, plan.dtype, plan.block_size) == ("cuda:0", "bf16", 256)
     assert plan.kv_bytes_per_token == VALUES_PER_TOKEN * 2
     assert 3 * GIB < plan.kv_bytes < 0.9 * 4 * GIB - plan.weight_bytes
-    known = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3000), gpu_memory=2 * GIB)
+    known = plan_memory(checkpoint, RunnerOptions(max_batch=3000, max_batch_tokens=3016), gpu_memory=2 * GIB)
     assert plan.kv_bytes - known.kv_bytes == pytest.approx(0.9 * 2 * GIB, abs=256 * VALUES_PER_TOKEN * 2)
     with pytest.raises(OptionError, match="the CUDA driver shows no GPU for cuda:1"):
         plan_memory(checkpoint, RunnerOptions(device="cuda:1"))
@@ -101,7 +103,11 @@ def test_context_shrinks_to_the_memory_unless_it_was_asked_for(checkpoint, machi
         ({"device": "cuda:x"}, "device", "device is 'cuda:x'; it must be auto, cpu or cuda"),
         ({"dtype": "int8"}, "dtype", "dtype is 'int8'; it must be one of auto, fp32, fp16, bf16"),
         ({"max_batch": 0}, "max_batch", "max_batch is 0; it must be 1 to 4096"),
-        ({"max_batch": 9, "max_batch_tokens": 8}, "max_batch_tokens", "is 8; it must be at least max_batch, 9"),
+        (
+            {"max_batch": 9, "max_batch_tokens": 8},
+            "max_batch_tokens",
+            "is 8; it must be at least 25: max_batch, 9, and 16",
+        ),
         ({"max_model_len": 1001}, "max_model_len", "max_model_len is 1001; this model takes 1 to 1000 tokens"),
         ({"max_model_len": 0}, "max_model_len", "max_model_len is 0; this model takes 1 to 1000 tokens"),
         ({"ops": "gpu"}, "ops", "ops is 'gpu'"),
@@ -122,6 +128,20 @@ def test_pieces_of_prompts_are_as_large_as_the_threads_are_many(checkpoint, mach
     assert [most(threads=threads) for threads in (1, 2, 6, 64)] == [128, 128, 384, 512]
     assert most(threads=2, max_batch=200) == 264
     assert most(threads=2, max_batch_tokens=77, max_batch=7) == 77
+
+
+@pytest.mark.parametrize("ops", ["torch", "cpu"])
+@pytest.mark.parametrize("max_batch", [1, 64, 500, 4096])
+def test_a_step_is_no_smaller_than_the_scheduler_wants_it(checkpoint, machine, ops, max_batch):
+    plan = plan_memory(checkpoint, RunnerOptions(device="cpu", ops=ops, max_batch=max_batch))
+    sizes = {"num_blocks": 8, "block_size": 16, "vocab_size": 100, "max_model_len": 64, "max_batch": max_batch}
+    assert Scheduler(**sizes, max_batch_tokens=plan.max_batch_tokens) is not None
+    least = max_batch + ENTRY_TOKENS
+    assert Scheduler(**sizes, max_batch_tokens=least) is not None
+    with pytest.raises(LmserveError, match=f"= {least}, but {least - 1} was given"):
+        Scheduler(**sizes, max_batch_tokens=least - 1)
+    with pytest.raises(OptionError, match=f"is {least - 1}; it must be at least {least}"):
+        plan_memory(checkpoint, RunnerOptions(device="cpu", ops=ops, max_batch=max_batch, max_batch_tokens=least - 1))
 
 
 def test_drafts_get_the_rows_that_a_batch_leaves(checkpoint, machine):

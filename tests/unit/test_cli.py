@@ -85,7 +85,7 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         (["m", "h", "1", "--port", "2"], "--port 2 contradicts PORT 1"),
         (["--host", "a b"], "--host must be a host name or an address, but 'a b' was given"),
         (["--max-batch", "0"], "--max-batch must lie in [1, 4096], but 0 was given"),
-        (["--max-batch-tokens", "63"], "--max-batch-tokens must be at least 64 (one token for each sequence"),
+        (["--max-batch-tokens", "0"], "--max-batch-tokens must lie in [1, 1048576], but 0 was given"),
         (["--max-model-len", "0"], "--max-model-len must lie in [1, "),
         (["--max-queue", "-1"], "--max-queue must lie in [1, 1000000], but -1 was given"),
         (["--kv-memory", "2 parsecs"], "a size such as 2GiB, 512MiB or a number of bytes expected, but '2 parsecs'"),

@@ -260,7 +260,7 @@ def test_a_header_of_weights_is_no_larger_than_its_file(folder):
     with pytest.raises(CheckpointError, match=r"header of 1000000000000000000 bytes in 108"):
         open_checkpoint(folder)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
-    with pytest.raises(CheckpointError, match=r"model.safetensors has a broken safetensors header"):
+    with pytest.raises(CheckpointError, match=r"the header of .*model.safetensors is nested too deeply"):
         open_checkpoint(folder)
 
 

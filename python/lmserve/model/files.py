@@ -57,14 +57,21 @@ def read_file(path: Path, most: int) -> bytes | None:
 def read_json(path: Path, most: int = MAX_CONFIG) -> Any:
     """The JSON value of a file, or None where there is none. Raises CheckpointError."""
     data = read_file(path, most)
-    if data is None:
-        return None
+    return None if data is None else parse_json(str(path), data)
+
+
+def parse_json(what: str, data: bytes) -> Any:
+    """A JSON value whose texts are all Unicode. `what`: for messages. Raises CheckpointError."""
     try:
-        return json.loads(data)
+        value = json.loads(data)
+        if b"\\ud" in data.lower():
+            # Half of a surrogate pair is a text to Python, and to nobody else.
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise CheckpointError(f"{path} is nested too deeply") from error
+        raise CheckpointError(f"{what} is nested too deeply") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+        raise CheckpointError(f"{what} is not JSON: {error}") from error
+    return value
 
 
 def read_object(path: Path, most: int = MAX_CONFIG) -> dict[str, Any]:

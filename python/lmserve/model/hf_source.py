@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from lmserve._core import END_OF_TURN
 from lmserve.loading import reading
-from lmserve.model.config import EncoderConfig
+from lmserve.model.config import LARGEST, EncoderConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.files import MAX_TEMPLATE, MAX_TOKENIZER, read_file, read_json, read_object, read_template
 
@@ -108,7 +108,7 @@ def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
 
 def _ids(given: Any) -> list[int]:
     ids = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(type(token) is int and token >= 0 for token in ids):
+    if not all(type(token) is int and 0 <= token < LARGEST["vocab_size"] for token in ids):
         raise CheckpointError(f"eos_token_id must be a token id or a list of them, but {given!r} was given")
     return ids
 

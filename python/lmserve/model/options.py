@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmserve._core import cpu_kv_bytes_per_token, cpu_linear_bytes
+from lmserve._core import ENTRY_TOKENS, cpu_kv_bytes_per_token, cpu_linear_bytes
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
@@ -103,10 +103,12 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     quantize, kv_dtype = _formats(options, ops, dtype)
     weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)
     max_batch_tokens = options.max_batch_tokens or _default_batch_tokens(ops, device, options)
+    least = _least_batch_tokens(options)
     _check(
-        max_batch_tokens >= options.max_batch,
+        max_batch_tokens >= least,
         "max_batch_tokens",
-        f"max_batch_tokens is {max_batch_tokens}; it must be at least max_batch, {options.max_batch}",
+        f"max_batch_tokens is {max_batch_tokens}; it must be at least {least}: max_batch, {options.max_batch}, and"
+        f" {ENTRY_TOKENS} for a sequence that is admitted",
     )
     _check(options.speculate >= 0, "speculate", f"speculate is {options.speculate}; it must be at least 0")
     _check(
@@ -179,7 +181,12 @@ def _default_batch_tokens(ops: str, device: str, options: RunnerOptions) -> int:
     if ops == "cpu":
         threads = options.threads or usable_cores()
         return max(min(64 * threads, 512), 128, options.max_batch + 64)
-    return max(512 if device == "cpu" else 8192, options.max_batch)
+    return max(512 if device == "cpu" else 8192, _least_batch_tokens(options))
+
+
+def _least_batch_tokens(options: RunnerOptions) -> int:
+    """The scheduler's rule: a step holds a token of every running sequence, and a few of one that is admitted."""
+    return options.max_batch + ENTRY_TOKENS
 
 
 def _check(holds: bool, option: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -76,10 +75,10 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
         raise CheckpointError(f"{path} is truncated or no safetensors file: header of {header_bytes} bytes in {size}")
     try:
-        header: dict[str, Any] = json.loads(bytes(mapped[8 : 8 + header_bytes]))
+        header: dict[str, Any] = files.parse_json(f"the header of {path}", bytes(mapped[8 : 8 + header_bytes]))
         header.pop("__metadata__", None)
         return {name: _tensor(path, name, entry, mapped[8 + header_bytes :]) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a broken safetensors header: {error!r}") from error
 
 
