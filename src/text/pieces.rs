@@ -30,9 +30,14 @@ const LONG_WORD: usize = 8192;
 /// GPT-2's pattern as `tokenizer.json` files write it.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// Words that are tokenized between two looks at whether they are still wanted.
+const WORDS: usize = 256;
+
 /// How a tokenizer's texts may be cut.
 #[derive(Debug)]
 pub(super) struct Pieces {
+    /// A text may be cut somewhere. Otherwise it is one piece, whose words are tokenized one by one.
+    cuts: bool,
     /// Tokens that a text gets around it.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -73,31 +78,28 @@ pub(super) struct Piece {
 }
 
 impl Pieces {
-    /// `None` where no cut is known to change nothing. `has_prefix`: a space is put before a text.
+    /// `None` where more happens to a text than that its words are tokenized. `has_prefix`: a space is put before a text.
     pub(super) fn of(inner: &Tokenizer, has_prefix: bool) -> Option<Self> {
-        if !inner.get_normalizer().is_none_or(is_local) {
-            return None;
-        }
-        let unjoined = match inner.get_pre_tokenizer() {
-            Some(step) if !is_restartable(step) => return None,
-            // Nothing in it cuts a text into words.
-            Some(step) if splits_nothing(step) => Some(Unjoined::of(inner)?),
-            Some(_) => None,
-            None => Some(Unjoined::of(inner)?),
-        };
         if matches!(inner.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some()) {
             return None;
         }
+        // Nothing cuts a text into words.
+        let one_word = inner.get_pre_tokenizer().is_none_or(splits_nothing);
+        let unjoined = Unjoined::of(inner).filter(|_| one_word);
         let added = inner.get_added_vocabulary().get_added_tokens_decoder();
         let single_words = added.values().any(|token| token.single_word);
         let spaced = |content: &str| content.starts_with(char::is_whitespace);
-        if single_words && (has_prefix || added.values().any(|token| spaced(&token.content))) {
-            return None;
-        }
+        let looks_back =
+            single_words && (has_prefix || added.values().any(|token| spaced(&token.content)));
+        let cuts = inner.get_normalizer().is_none_or(is_local)
+            && inner.get_pre_tokenizer().is_none_or(is_restartable)
+            && (!one_word || unjoined.is_some())
+            && !looks_back;
         let (prefix, suffix) = around(inner)?;
         let vocabulary = inner.get_vocab(false);
         let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(0);
         Some(Self {
+            cuts,
             prefix,
             suffix,
             longest_added: added
@@ -108,8 +110,13 @@ impl Pieces {
             overlap: longest_token.max(512) + 1,
             single_words,
             short_numbers: inner.get_pre_tokenizer().is_some_and(has_short_numbers),
-            unjoined,
+            unjoined: unjoined.filter(|_| cuts),
         })
+    }
+
+    /// Whether a text may be cut.
+    pub(super) const fn cuts(&self) -> bool {
+        self.cuts
     }
 
     pub(super) fn prefix(&self) -> &[u32] {
@@ -122,7 +129,7 @@ impl Pieces {
 
     /// The tokens of `text` up to the last place where it may be cut, or of all of it where it is the `last` piece. `bare`: without
     /// the space that some vocabularies put before a text. `None` where it cannot be cut. `look` is told of the tokens so far
-    /// within very long words.
+    /// every few words, and within very long ones.
     ///
     /// # Errors
     /// Those of the tokenizer and of `look`.
@@ -144,7 +151,12 @@ impl Pieces {
             }
         };
         let mut ids = Vec::new();
-        for word in &words[..count] {
+        for (at, word) in words[..count].iter().enumerate() {
+            if at % WORDS == WORDS - 1
+                && let Err(error) = look(ids.len())
+            {
+                return Ok(Err(error));
+            }
             let text = match &word.kind {
                 WordKind::Added(tokens) => {
                     ids.extend_from_slice(tokens);

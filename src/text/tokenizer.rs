@@ -17,6 +17,8 @@ pub type Watch<'a> = dyn Fn(usize) -> Result<()> + 'a;
 
 /// Bytes of a text that are tokenized at a time.
 pub const PIECE_BYTES: usize = 32 << 10;
+/// Most bytes of a text that must be cut into words at once: a million tokens of four bytes.
+const MAX_WHOLE_BYTES: usize = 4 << 20;
 
 /// A vocabulary and the rules that split text into its tokens.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub struct Tokenizer {
     without_prefix: Option<WithoutPrefix>,
     /// Absent: a token can stand for any number of bytes.
     bound: Option<ByteBound>,
-    /// Absent: every text is tokenized whole.
+    /// Absent: every text is tokenized whole, and nobody can end that.
     pieces: Option<Pieces>,
 }
 
@@ -108,6 +110,7 @@ impl Tokenizer {
         }
         let Some(pieces) = &self.pieces else {
             watch(self.least_tokens(text))?;
+            check_whole(text)?;
             return whole(text);
         };
         let mut ids = Vec::new();
@@ -155,6 +158,7 @@ impl Tokenizer {
         } else {
             self.least_tokens(text)
         })?;
+        check_whole(text)?;
         let (mut tokens, rest) =
             guarded(|| bare.encode_first(&self.inner, text)).map_err(not_tokenized)?;
         if !rest.is_empty() {
@@ -174,6 +178,11 @@ impl Tokenizer {
     ) -> Result<()> {
         let mut left = self.weight(text);
         let (mut at, mut size) = (0, piece);
+        if !pieces.cuts() {
+            watch(self.least_of(left))?;
+            check_whole(text)?;
+            size = text.len();
+        }
         while at < text.len() {
             let least = ids.len() + self.least_of(left);
             watch(least)?;
@@ -201,8 +210,8 @@ impl Tokenizer {
     }
 
     /// Whether long texts are tokenized in pieces.
-    pub const fn works_in_pieces(&self) -> bool {
-        self.pieces.is_some()
+    pub fn works_in_pieces(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Pieces::cuts)
     }
 
     /// The fewest tokens that `text` can have, by its bytes; 0 where the vocabulary sets no bound.
@@ -271,6 +280,18 @@ impl Tokenizer {
     pub(super) fn table(&self) -> &TokenTable {
         &self.table
     }
+}
+
+/// Refuses a text that would be cut into words at once, and is too long for that.
+fn check_whole(text: &str) -> Result<()> {
+    if text.len() <= MAX_WHOLE_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "this model's tokenizer takes texts of at most {MAX_WHOLE_BYTES} bytes, but {} were given",
+        text.len()
+    );
+    Err(Error::invalid("prompt", message))
 }
 
 fn not_tokenized(reason: impl std::fmt::Display) -> Error {
@@ -360,5 +381,64 @@ mod tests {
         let json = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}}"#;
         let error = Tokenizer::from_json(json.as_bytes()).unwrap_err();
         assert!(error.message.contains("4000000000"), "{error}");
+    }
+
+    /// One whose texts cannot be cut, for its pattern looks as far ahead as it likes, and have no bound by their bytes, for a token
+    /// takes the space around it.
+    fn uncut() -> Tokenizer {
+        let split = r#"{"type":"Split","pattern":{"Regex":"a+b|a|[^a]+"},"behavior":"Isolated","invert":false}"#;
+        let bytes = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}"#;
+        let mask = r#"{"id":2,"content":"<m>","special":true,"normalized":false,"single_word":false,"lstrip":true,"rstrip":true}"#;
+        let json = format!(
+            r#"{{"version":"1.0","added_tokens":[{mask}],"decoder":{bytes},
+            "pre_tokenizer":{{"type":"Sequence","pretokenizers":[{split},{bytes}]}},
+            "model":{{"type":"BPE","vocab":{{"a":0,"x":1}},"merges":[]}}}}"#
+        );
+        Tokenizer::from_json(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_cut_is_left_in_the_middle_of_it_all_the_same() {
+        let tokenizer = uncut();
+        assert!(!tokenizer.works_in_pieces());
+        assert_eq!(tokenizer.least_tokens("x"), 0);
+        let text = "xa".repeat(50_000);
+        assert_eq!(
+            tokenizer.encode(&text, true).unwrap(),
+            [1, 0].repeat(50_000)
+        );
+        let most = std::cell::Cell::new(0);
+        let watch = |tokens| {
+            most.set(tokens);
+            if tokens > 1000 {
+                return Err(Error::invalid("prompt", "it does not fit"));
+            }
+            Ok(())
+        };
+        let error = tokenizer
+            .encode_watched(&text, true, PIECE_BYTES, &watch)
+            .unwrap_err();
+        assert_eq!(error.message, "it does not fit");
+        assert!((1001..1500).contains(&most.get()), "{}", most.get());
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_cut_has_a_limit_in_bytes() {
+        let text = "x".repeat(MAX_WHOLE_BYTES + 1);
+        for error in [
+            uncut().encode(&text, false).unwrap_err(),
+            uncut().encode_continued(&text).unwrap_err(),
+        ] {
+            assert_eq!(error.kind, Kind::Invalid);
+            assert!(
+                error
+                    .message
+                    .contains("at most 4194304 bytes, but 4194305 were given")
+            );
+        }
+        assert_eq!(
+            fixtures::byte_level().encode(&text, false).unwrap().len(),
+            text.len()
+        );
     }
 }
