@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers simulate constraints test-newest clean
+.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ bench-overhead: build ## what a token costs engine and HTTP server, without a mo
 
 bench-peers: build ## lmserve beside the peers found on this machine, see benchmarks/README.md; ARGS="--rounds 1"
 	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+soak: build ## ten minutes of mixed load with clients that leave, and what the server holds meanwhile; ARGS="--minutes 2"
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)
