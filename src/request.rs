@@ -119,6 +119,29 @@ impl OnOverflow {
     }
 }
 
+/// What becomes of a session's KV after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Retention {
+    /// It, and the session, are kept for so long, where others can make room.
+    Hold {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// It is given up at once; the session's tokens stay.
+    GiveUp,
+}
+
+/// Where token ids are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenIds {
+    /// Those of prompt and answer beside the text.
+    pub beside_text: bool,
+    /// In the place of the tokens' texts, in log-probabilities.
+    pub as_tokens: bool,
+}
+
 /// The session a turn belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[expect(
@@ -144,6 +167,9 @@ pub struct SessionRef {
     /// Run this turn, then drop the session.
     #[serde(default)]
     pub end: bool,
+    /// What becomes of the session's KV after the turn; absent: it is evicted in its time.
+    #[serde(default)]
+    pub retention: Option<Retention>,
     /// What becomes of the turn if the client leaves.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
@@ -263,6 +289,9 @@ pub struct Submission {
     /// Alternatives to report for each token of the prompt, beside its own; absent: none, and not its own.
     #[serde(default)]
     pub prompt_logprobs: Option<u32>,
+    /// Where token ids are told (chat and text completions).
+    #[serde(default)]
+    pub token_ids: TokenIds,
     /// What goes to the model.
     pub input: Input,
     /// Absent: an anonymous session that ends with its turn.

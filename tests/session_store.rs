@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use lmserve::kv::{BlockPool, BlockTable};
 use lmserve::request::SessionId;
-use lmserve::session::{Commit, SessionKey, SessionStore, Start, StoreLimits, Turn, TurnHistory};
+use lmserve::session::{
+    Commit, SessionKey, SessionStore, SessionUsage, Start, StoreLimits, Turn, TurnHistory,
+};
 use lmserve::text::Tail;
 use proptest::prelude::*;
 
@@ -13,13 +15,15 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 enum Act {
     Begin(SessionKey, u8),
-    /// The running turn of a session ends with so many tokens more; or the session ends.
-    Commit(SessionKey, usize, bool),
+    /// The running turn of a session ends with so many tokens more, and is held for so long; or the session ends.
+    Commit(SessionKey, usize, bool, Option<u64>),
     Rollback(SessionKey),
     /// The running turn leaves the session's first turns, and forgets the others.
     Rewind(SessionKey, usize),
     Wait(u64),
     Cap(u32, usize),
+    /// An idle session is held for so long.
+    Hold(SessionKey, u64),
 }
 
 fn key() -> impl Strategy<Value = SessionKey> {
@@ -33,7 +37,9 @@ fn key() -> impl Strategy<Value = SessionKey> {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (key(), 0_u8..4).prop_map(|(key, start)| Act::Begin(key, start)),
-        4 => (key(), 0_usize..5, prop::bool::weighted(0.1)).prop_map(|(key, n, end)| Act::Commit(key, n, end)),
+        4 => (key(), 0_usize..5, prop::bool::weighted(0.1), prop::option::weighted(0.3, 1_u64..80))
+            .prop_map(|(key, n, end, hold)| Act::Commit(key, n, end, hold)),
+        1 => (key(), 0_u64..80).prop_map(|(key, hold)| Act::Hold(key, hold)),
         1 => key().prop_map(Act::Rollback),
         1 => (key(), 0_usize..4).prop_map(|(key, turns)| Act::Rewind(key, turns)),
         1 => (0_u64..60).prop_map(Act::Wait),
@@ -47,6 +53,7 @@ struct Known {
     ends: Vec<usize>,
     running: Option<(u64, bool)>,
     used: (u64, usize),
+    hold_until: u64,
 }
 
 /// The store as a list to search through.
@@ -57,6 +64,8 @@ struct Naive {
     limits: StoreLimits,
     caps: BTreeMap<u32, usize>,
     commits: usize,
+    /// When the store last looked at the clock.
+    seen: u64,
 }
 
 impl Naive {
@@ -64,7 +73,17 @@ impl Naive {
         while self.sessions.keys().filter(|key| which(key)).count() > most {
             let idle = self.sessions.iter();
             let idle = idle.filter(|(key, s)| which(key) && s.running.is_none());
-            let Some((_, key)) = idle.map(|(key, s)| (s.used.1, key.clone())).min() else {
+            let seen = self.seen;
+            // What is held goes after all else, and what is held the shortest first.
+            let order = |s: &Known| {
+                let held = s.hold_until > seen;
+                if held {
+                    (1, s.hold_until)
+                } else {
+                    (0, s.used.1 as u64)
+                }
+            };
+            let Some((_, key)) = idle.map(|(key, s)| (order(s), key.clone())).min() else {
                 return;
             };
             self.sessions.remove(&key);
@@ -80,8 +99,11 @@ impl Naive {
     }
 
     fn expire(&mut self, now_ms: u64) {
-        let ttl = self.limits.ttl_ms;
-        let old = |s: &Known| ttl > 0 && s.running.is_none() && s.used.0 + ttl <= now_ms;
+        self.seen = self.seen.max(now_ms);
+        let (ttl, seen) = (self.limits.ttl_ms, self.seen);
+        let old = |s: &Known| {
+            ttl > 0 && s.hold_until <= seen && s.running.is_none() && s.used.0 + ttl <= now_ms
+        };
         let gone: Vec<_> = self
             .sessions
             .iter()
@@ -122,7 +144,13 @@ impl Naive {
         Ok(base)
     }
 
-    fn settle(&mut self, key: &SessionKey, after: Option<(Vec<u32>, Vec<usize>)>, now_ms: u64) {
+    fn settle(
+        &mut self,
+        key: &SessionKey,
+        after: Option<(Vec<u32>, Vec<usize>)>,
+        now_ms: u64,
+        hold_ms: Option<u64>,
+    ) {
         self.evicted.remove(key);
         self.sessions.remove(key);
         if let Some((tokens, ends)) = after {
@@ -132,6 +160,7 @@ impl Naive {
                 ends,
                 running: None,
                 used: (now_ms, self.commits),
+                hold_until: hold_ms.map_or(0, |hold_ms| now_ms + hold_ms),
             };
             self.sessions.insert(key.clone(), session);
             self.enforce(key.tenant);
@@ -210,10 +239,13 @@ fn put(store: &mut SessionStore, key: &SessionKey, request: u64, now_ms: u64) {
             input_tokens: 1,
             output_tokens: 0,
             tail: Tail::Closed,
+            logprobs: None,
         }],
         seed: 0,
         system_tokens: 0,
         end: false,
+        usage: SessionUsage::default(),
+        hold_ms: None,
     };
     store.commit(key, request, commit, now_ms);
 }
@@ -260,6 +292,7 @@ proptest! {
             limits,
             caps: BTreeMap::new(),
             commits: 0,
+            seen: 0,
         };
         // What each running turn builds on, as the store gave it.
         let mut bases: BTreeMap<SessionKey, (u64, TurnHistory)> = BTreeMap::new();
@@ -280,7 +313,7 @@ proptest! {
                         (begun, expected) => prop_assert!(false, "{:?}, not {:?}", begun, expected),
                     }
                 }
-                Act::Commit(key, count, end) => {
+                Act::Commit(key, count, end, hold_ms) => {
                     let Some((request, base)) = bases.remove(&key) else { continue };
                     let (mut tokens, mut turns) = (base.history, base.turns);
                     if count == 0 && turns.is_empty() {
@@ -290,13 +323,13 @@ proptest! {
                     let start = tokens.len();
                     tokens.extend((0..count as u32).map(|n| n + now as u32));
                     if count > 0 {
-                        turns.push(Turn { start, input_tokens: count, output_tokens: 0, tail: Tail::Closed });
+                        turns.push(Turn { start, input_tokens: count, output_tokens: 0, tail: Tail::Closed, logprobs: None });
                     }
                     let ends = turns.iter().map(Turn::end).collect();
                     let after = (!end).then(|| (tokens.clone(), ends));
-                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, end };
+                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, end, usage: SessionUsage::default(), hold_ms };
                     store.commit(&key, request, commit, now);
-                    naive.settle(&key, after, now);
+                    naive.settle(&key, after, now, hold_ms);
                 }
                 Act::Rollback(key) => {
                     let Some((request, _)) = bases.remove(&key) else { continue };
@@ -311,7 +344,7 @@ proptest! {
                             let ends = ends[..turns].to_vec();
                             let tokens = history[..ends[turns - 1]].to_vec();
                             store.commit(&key, request, commit, now);
-                            naive.settle(&key, Some((tokens, ends)), now);
+                            naive.settle(&key, Some((tokens, ends)), now, None);
                         }
                         Err(error) => {
                             prop_assert!(turns == 0 || turns > ends.len(), "{}", error.message);
@@ -324,6 +357,14 @@ proptest! {
                     now += ms;
                     store.expire(now);
                     naive.expire(now);
+                }
+                Act::Hold(key, hold_ms) => {
+                    let until = if hold_ms == 0 { 0 } else { now + hold_ms };
+                    let held = store.hold(&key, until);
+                    prop_assert_eq!(held.is_ok(), naive.sessions.contains_key(&key));
+                    if let Some(session) = naive.sessions.get_mut(&key) {
+                        session.hold_until = until;
+                    }
                 }
                 Act::Cap(tenant, cap) => {
                     store.set_tenant_cap(tenant, cap);
@@ -339,7 +380,10 @@ proptest! {
     /// is free, owned or cached.
     #[test]
     fn a_pool_finds_what_was_computed_and_nothing_else(
-        prompts in prop::collection::vec((0_u32..2, prop::collection::vec(0_u32..3, 1..24), any::<bool>()), 1..60),
+        prompts in prop::collection::vec(
+            (0_u32..2, prop::collection::vec(0_u32..3, 1..24), any::<bool>(), 0_u64..6),
+            1..60,
+        ),
         num_blocks in 8_usize..30,
         block_size in 1_usize..5,
         shared: bool,
@@ -352,8 +396,10 @@ proptest! {
         // Every prefix that a tenant has computed and may find, be it cached still or not: whole blocks, and where a table ended.
         let mut computed: BTreeSet<(u32, Vec<u32>)> = BTreeSet::new();
         let mut held: Vec<(BlockTable, Vec<u32>)> = Vec::new();
-        for (tenant, tokens, keep) in prompts {
+        for (at, (tenant, tokens, keep, hint)) in prompts.into_iter().enumerate() {
+            pool.set_time(at as u64);
             let owner = if shared { 0 } else { tenant };
+            let said = tokens.clone();
             let cached = pool.cached_prefix(tenant, &tokens);
             let mut table = BlockTable::from_prefix(&pool, tenant, &tokens);
             let whole = table.capacity();
@@ -380,6 +426,16 @@ proptest! {
             for (table, tokens) in held.drain(..leaves) {
                 table.leave_tail(&tokens, tokens.len());
             }
+            let before = pool.cached_prefix(tenant, &said);
+            match hint {
+                0 => pool.hold(tenant, &said, 5),
+                1 => {
+                    let given_up = pool.give_up(tenant, &said);
+                    let after = pool.cached_prefix(tenant, &said);
+                    prop_assert!(after <= before && (after < before) == (given_up > 0));
+                }
+                _ => {}
+            }
             let mut references = vec![0; num_blocks];
             for &block in held.iter().flat_map(|(table, _)| table.blocks()) {
                 references[block as usize] += 1;
@@ -391,5 +447,8 @@ proptest! {
         }
         drop(held);
         prop_assert_eq!(pool.counts().owned, 0);
+        // What is held makes room, too.
+        let mut all = BlockTable::from_prefix(&pool, 0, &[]);
+        prop_assert!(all.grow(num_blocks * block_size));
     }
 }

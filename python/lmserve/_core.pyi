@@ -305,10 +305,10 @@ class Engine:
     def rewind_session(self, tenant: int, session_id: SessionId, turns: int) -> None:
         """Take a session back to where it stood after its first `turns` turns. Raises as `fork_session`."""
 
-    def session_info(self, tenant: int, session_id: SessionId) -> dict[str, SessionId | bool]:
+    def session_info(self, tenant: int, session_id: SessionId) -> dict[str, Any]:
         """id, turns, tokens, cached_tokens, busy, created_ms and used_ms (since 1970). 404 if unknown."""
 
-    def list_sessions(self, tenant: int, after: SessionId | None, limit: int) -> list[dict[str, SessionId | bool]]:
+    def list_sessions(self, tenant: int, after: SessionId | None, limit: int) -> list[dict[str, Any]]:
         """At most `limit` sessions behind id `after`, in order of their ids, without `cached_tokens`."""
 
     def session_tokens(self, tenant: int, session_id: SessionId) -> list[int]:
@@ -316,6 +316,31 @@ class Engine:
 
     def session_transcript(self, tenant: int, session_id: SessionId) -> list[tuple[str, str, list[int], list[int]]]:
         """(input text, output text, input token ids, output token ids) of each turn, special tokens written out."""
+
+    def export_session(
+        self, tenant: int, session_id: SessionId
+    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int]:
+        """The members of a `lmserve.engine.sessions.SessionState`, and of its turns.
+
+        Raises LmserveError: 404, 409 session_busy while the first turn runs.
+        """
+
+    def import_session(
+        self,
+        tenant: int,
+        session_id: SessionId,
+        tokens: bytes,
+        turns: Sequence[tuple[int, int, bool, bytes | None]],
+        seed: int,
+        system_tokens: int,
+    ) -> None:
+        """Make a session of what `export_session` gave. Raises LmserveError: 400, 409 session_exists."""
+
+    def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int) -> None:
+        """Keep an idle session and its KV for so many milliseconds, where others can make room; 0: no longer. 404."""
+
+    def give_up_session(self, tenant: int, session_id: SessionId) -> int:
+        """Give up what is cached of a session alone; return how many of its tokens are cached then. 404."""
 
     def wake_fd(self) -> int:
         """A file descriptor that is readable while some stream has news."""

@@ -43,6 +43,12 @@ from lmserve.api.routes.responses import (
 )
 from lmserve.api.routes.scoring import rerank, score
 from lmserve.api.routes.server import ping, props, version
+from lmserve.api.routes.session_state import (
+    export_session,
+    import_session,
+    list_session_completions,
+    retain_session,
+)
 from lmserve.api.routes.sessions import (
     append_to_session,
     cancel_session,
@@ -96,6 +102,10 @@ API: Final = (
     continue_session,
     cancel_session,
     delete_session,
+    list_session_completions,
+    export_session,
+    import_session,
+    retain_session,
     usage,
     metrics,
     health,

@@ -10,11 +10,12 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
+use super::session_state::{Exported, ImportedTurn, exported, imported, info_dict};
 use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{self, EngineConfig, ModelSpec};
 use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
-use crate::session::{LaneLimits, SessionInfo, SessionKey};
+use crate::session::{LaneLimits, SessionKey};
 use crate::tenant::{Quota, Tenant};
 use crate::wire::Poll;
 
@@ -47,18 +48,6 @@ impl StopAtExit {
 
 fn key(tenant: u32, id: SessionId) -> SessionKey {
     SessionKey::new(tenant, id)
-}
-
-fn info_dict<'py>(py: Python<'py>, info: &SessionInfo) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    dict.set_item("id", &info.key.id)?;
-    dict.set_item("turns", info.turns)?;
-    dict.set_item("tokens", info.tokens)?;
-    dict.set_item("busy", info.busy)?;
-    dict.set_item("created_ms", info.created_ms)?;
-    dict.set_item("used_ms", info.used_ms)?;
-    dict.set_item("lost_turn", info.lost_turn)?;
-    Ok(dict)
 }
 
 /// One request's finished wire bytes. Dropping it before the end aborts the request.
@@ -265,6 +254,54 @@ impl Engine {
             .into_iter()
             .map(|turn| (turn.input, turn.output, turn.input_ids, turn.output_ids))
             .collect())
+    }
+
+    /// Keeps an idle session and its KV for so long, where others can make room; 0: no longer.
+    fn hold_session(&self, tenant: u32, session_id: SessionId, hold_ms: u64) -> PyResult<()> {
+        Ok(self.inner.hold_session(&key(tenant, session_id), hold_ms)?)
+    }
+
+    /// Gives up what is cached of a session and of nothing else. Returns how many of its tokens are cached then.
+    fn give_up_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: SessionId,
+    ) -> PyResult<usize> {
+        let key = key(tenant, session_id);
+        Ok(py.detach(|| self.inner.give_up_session(&key))?)
+    }
+
+    /// All that makes a session: (token ids, (input tokens, output tokens, open, log-probabilities) of each turn, seed, tokens of
+    /// the system prompt). Numbers are little-endian, of four bytes each.
+    fn export_session<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: u32,
+        session_id: SessionId,
+    ) -> PyResult<Exported<'py>> {
+        let state = self.inner.committed_state(&key(tenant, session_id))?;
+        Ok(exported(py, &state))
+    }
+
+    /// Makes a session of what `export_session` gave.
+    #[allow(clippy::too_many_arguments)]
+    fn import_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: SessionId,
+        tokens: &[u8],
+        turns: Vec<ImportedTurn>,
+        seed: u64,
+        system_tokens: usize,
+    ) -> PyResult<()> {
+        let key = key(tenant, session_id);
+        let work = || {
+            let commit = imported(tokens, turns, seed, system_tokens)?;
+            self.inner.import_session(&key, commit)
+        };
+        Ok(py.detach(work)?)
     }
 
     /// A file descriptor that is readable while some stream has news.

@@ -12,6 +12,7 @@ mod masks;
 mod scheduler;
 mod session_id;
 mod session_log;
+mod session_state;
 mod simulation;
 mod step_buffers;
 mod text;

@@ -8,11 +8,11 @@ use super::prepare::Echo;
 use super::thoughts::ThoughtBudget;
 use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::guided::MaskRow;
-use crate::request::{OnDisconnect, Submission};
+use crate::request::{OnDisconnect, Retention, Submission};
 use crate::sched::{FinishReason, Sequence};
-use crate::session::{Commit, Turn};
+use crate::session::{Commit, Logprobs, SessionUsage, Turn};
 use crate::text::{Detokenizer, StopMatcher, Tail};
-use crate::wire::{Delta, TokenLogprob};
+use crate::wire::{Delta, TokenLogprob, Usage};
 
 /// A session's turn while it runs.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct OpenTurn {
     pub(super) system_tokens: usize,
     pub(super) end: bool,
     pub(super) on_disconnect: OnDisconnect,
+    pub(super) tenant: u32,
+    pub(super) retention: Option<Retention>,
 }
 
 /// What the log-probabilities of a prompt are for, and with how many alternatives.
@@ -73,6 +75,9 @@ pub(super) struct Choice {
     pub(super) seed: u64,
     pub(super) tail: Tail,
     pub(super) wants_logprobs: bool,
+    pub(super) wants_ids: bool,
+    /// Of its tokens so far, where its session is to remember them.
+    pub(super) logprobs: Option<Vec<f32>>,
     pub(super) scoring: Scoring,
     pub(super) guide: Option<Guide>,
     pub(super) thoughts: Option<ThoughtBudget>,
@@ -99,11 +104,18 @@ pub(super) fn kept_tokens(sequence: &Sequence, reason: FinishReason) -> &[u32] {
     &tokens[..tokens.len() - usize::from(ends)]
 }
 
+/// Of a turn's output, if all of it was scored.
+fn logprobs_of(choice: &Choice, output_tokens: usize) -> Option<Logprobs> {
+    let scored = choice.logprobs.as_ref()?.get(..output_tokens)?;
+    Some(Logprobs::new(scored.iter().copied()))
+}
+
 pub(super) fn finished_turn(
     turn: OpenTurn,
     choice: &Choice,
     sequence: &Sequence,
     reason: FinishReason,
+    usage: Usage,
 ) -> FinishedTurn {
     let tokens = kept_tokens(sequence, reason).to_vec();
     let mut turns = turn.turns;
@@ -119,6 +131,7 @@ pub(super) fn finished_turn(
             input_tokens: choice.prompt_tokens - start,
             output_tokens: tokens.len() - choice.prompt_tokens,
             tail: choice.tail,
+            logprobs: logprobs_of(choice, tokens.len() - choice.prompt_tokens),
         });
     }
     let commit = Commit {
@@ -127,6 +140,17 @@ pub(super) fn finished_turn(
         seed: choice.seed,
         system_tokens: turn.system_tokens,
         end: turn.end,
+        usage: SessionUsage {
+            prompt_tokens: usage.prompt_tokens as u64,
+            cached_tokens: usage.cached_tokens as u64,
+            generated_tokens: usage.completion_tokens as u64,
+            // Its arrival is known to whoever took it in.
+            time_ms: 0,
+        },
+        hold_ms: match turn.retention {
+            Some(Retention::Hold { ms }) => Some(ms),
+            Some(Retention::GiveUp) | None => None,
+        },
     };
     FinishedTurn {
         lease: turn.lease,

@@ -14,7 +14,7 @@ use super::token_sink::{TokenSink, token_logprob};
 use super::turn_guard::TurnGuard;
 use crate::error::{Error, Result};
 use crate::guided::{MaskRow, StepMasks};
-use crate::request::{MAX_CHOICES, OnDisconnect, Submission};
+use crate::request::{MAX_CHOICES, OnDisconnect, Retention, Submission};
 use crate::sched::{FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, mix_seed};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 use crate::wire::{Delta, Usage};
@@ -27,6 +27,8 @@ pub struct Core {
     eos_tokens: Arc<[u32]>,
     choices: HashMap<u64, Choice>,
     finished: Vec<Finished>,
+    /// Tenants and tokens of turns whose KV is not needed any more.
+    given_up: Vec<(u32, Vec<u32>)>,
 }
 
 impl Core {
@@ -42,6 +44,7 @@ impl Core {
             eos_tokens: eos_tokens.into(),
             choices: HashMap::new(),
             finished: Vec::new(),
+            given_up: Vec::new(),
         }
     }
 
@@ -93,6 +96,8 @@ impl Core {
             system_tokens: prepared.system_tokens,
             end: session.is_some_and(|session| session.end),
             on_disconnect: session.map_or(OnDisconnect::Rollback, |session| session.on_disconnect),
+            tenant: submission.tenant,
+            retention: session.and_then(|session| session.retention),
         });
         let mut lane = prepared.lane;
         let mut borders = prepared.borders;
@@ -139,7 +144,9 @@ impl Core {
                 history_tokens: prepared.history_tokens,
                 seed,
                 tail: prepared.tail,
+                wants_ids: submission.token_ids.beside_text,
                 wants_logprobs: submission.sampling.logprobs.is_some(),
+                logprobs: (turn.is_some() && submission.sampling.logprobs.is_some()).then(Vec::new),
                 scoring,
                 markers: Arc::clone(&markers),
                 guide: matchers.next().map(|matcher| {
@@ -194,6 +201,10 @@ impl Core {
             self.finish(&sequence, reason, events);
         }
         self.finished = finished;
+        // Now that nobody owns their blocks.
+        for (tenant, tokens) in self.given_up.drain(..) {
+            self.scheduler.pool().give_up(tenant, &tokens);
+        }
         Ok(())
     }
 
@@ -225,9 +236,21 @@ impl Core {
             completion_tokens: choice.tokens,
         };
         let turn = choice.turn.take();
-        let turn = turn.map(|turn| finished_turn(turn, &choice, sequence, reason));
+        if let Some(turn) = &turn {
+            self.keep_cached(turn, kept_tokens(sequence, reason));
+        }
+        let turn = turn.map(|turn| finished_turn(turn, &choice, sequence, reason, usage));
         let (request, index) = request_of(sequence.id());
         events.finish(request, index, delta, reason, usage, turn);
+    }
+
+    /// What becomes of the KV of a session's turn that has ended: it is held, given up, or evicted in its time.
+    fn keep_cached(&mut self, turn: &OpenTurn, tokens: &[u32]) {
+        match turn.retention {
+            Some(Retention::GiveUp) => self.given_up.push((turn.tenant, tokens.to_vec())),
+            Some(Retention::Hold { ms }) => self.scheduler.pool().hold(turn.tenant, tokens, ms),
+            None => {}
+        }
     }
 
     /// Ends a request before its time. A turn that has generated nothing yet leaves no trace.

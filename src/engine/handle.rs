@@ -44,7 +44,7 @@ pub struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Arc<BlockPool>,
     pub(super) model: ModelSpec,
-    limits: Limits,
+    pub(super) limits: Limits,
     log: Mutex<Option<LogSender>>,
     preparing: Pool,
     preparing_long: Pool,

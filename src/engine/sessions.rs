@@ -1,14 +1,16 @@
 //! The engine's verbs on sessions. None but [`Engine::cancel_and_end_session`] waits for the model.
 
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use super::clock::now_ms;
+use super::config::Limits;
+use super::encode::check_vocabulary;
 use super::events::Abort;
 use super::handle::Engine;
 use super::locks::lock;
 use super::log_writer::settle;
 use super::turn_guard::{FinishedTurn, TurnGuard};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::request::SessionId;
 use crate::session::{
     Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
@@ -79,11 +81,8 @@ impl Engine {
         new_id: SessionId,
         turns: Option<usize>,
     ) -> Result<()> {
-        let state = self.session_state(key)?;
+        let state = self.committed_state(key)?;
         let fork = SessionKey::new(key.tenant, new_id);
-        if state.turns.is_empty() {
-            return Err(session_busy(key));
-        }
         let commit = state.base().after_turns(turns)?;
         self.change_session(&fork, Start::New, |_| Ok(commit))
     }
@@ -109,6 +108,56 @@ impl Engine {
             TurnGuard::begin(&self.shared.sessions, key.clone(), request, start, now_ms())?;
         let commit = change(base)?;
         settle(self.log().as_ref(), FinishedTurn { lease, commit })
+    }
+
+    /// Keeps an idle session and its KV for so long, where others can make room; 0: no longer.
+    ///
+    /// # Errors
+    /// 404 as for [`Self::session_info`].
+    pub fn hold_session(&self, key: &SessionKey, hold_ms: u64) -> Result<()> {
+        let now_ms = now_ms();
+        let until = if hold_ms == 0 { 0 } else { now_ms + hold_ms };
+        let tokens = {
+            let mut sessions = self.sessions();
+            sessions.hold(key, until)?;
+            Arc::clone(&sessions.state(key)?.tokens)
+        };
+        self.pool.set_time(now_ms);
+        self.pool.hold(key.tenant, &tokens, hold_ms);
+        Ok(())
+    }
+
+    /// Gives up what is cached of a session and of nothing else. Returns how many of its tokens are cached then.
+    ///
+    /// # Errors
+    /// 404 as for [`Self::session_info`].
+    pub fn give_up_session(&self, key: &SessionKey) -> Result<usize> {
+        let state = self.session_state(key)?;
+        self.pool.give_up(key.tenant, &state.tokens);
+        Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
+    }
+
+    /// Makes `key` a session that stands where one of another server stood.
+    ///
+    /// # Errors
+    /// `session_exists` (409) where it lives; 400 for tokens that the model does not have, or more than its context.
+    pub fn import_session(&self, key: &SessionKey, commit: Commit) -> Result<()> {
+        let Limits {
+            context_length,
+            vocab_size,
+            ..
+        } = self.limits;
+        check_vocabulary("tokens", commit.tokens.iter().copied(), vocab_size)?;
+        if commit.tokens.len() >= context_length {
+            let message = format!(
+                "the context holds {context_length} tokens, the next one among them, but the session has {}",
+                commit.tokens.len()
+            );
+            return Err(
+                Error::new(Kind::Invalid, "context_length_exceeded", message).with_param("tokens"),
+            );
+        }
+        self.change_session(key, Start::New, |_| Ok(commit))
     }
 
     /// What can be said of a session.
@@ -144,6 +193,18 @@ impl Engine {
     /// As for [`Self::session_info`].
     pub fn session_state(&self, key: &SessionKey) -> Result<SessionState> {
         self.sessions().state(key).cloned()
+    }
+
+    /// A session at its last committed turn.
+    ///
+    /// # Errors
+    /// As for [`Self::session_info`]; `session_busy` (409) while its first turn runs.
+    pub fn committed_state(&self, key: &SessionKey) -> Result<SessionState> {
+        let state = self.session_state(key)?;
+        if state.turns.is_empty() {
+            return Err(session_busy(key));
+        }
+        Ok(state)
     }
 
     /// A session's committed turns in words.

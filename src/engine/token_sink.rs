@@ -53,10 +53,16 @@ impl<E: Events> StepTokens for TokenSink<'_, E> {
                 }
             }
         }
+        if choice.wants_ids {
+            choice.delta.token_ids.push(token);
+        }
         let tokenizer = self.tokenizer?;
         if choice.wants_logprobs
             && let Some(top) = self.output.top.get(row)
         {
+            if let Some(logprobs) = &mut choice.logprobs {
+                logprobs.push(self.output.logprobs[row]);
+            }
             choice.delta.logprobs.push(token_logprob(
                 tokenizer,
                 token,

@@ -56,7 +56,10 @@ impl Events for Replies {
         if let Some((_, open)) = self.open.get_mut(&request) {
             open.count(choice, usage);
         }
-        if let Some(turn) = turn {
+        if let Some(mut turn) = turn {
+            if let Some((_, open)) = self.open.get(&request) {
+                turn.commit.usage.time_ms = open.age().as_millis() as u64;
+            }
             if let Some(log) = &self.log
                 && let Some((mut reply, open)) = self.open.remove(&request)
             {
@@ -205,6 +208,7 @@ impl Worker {
                 }
             }
         }
+        self.core.scheduler().pool().set_time(now_ms());
         if let Err(error) = self.step() {
             self.failed_steps += 1;
             self.core.fail_step(&error, &mut self.replies);
@@ -229,6 +233,9 @@ impl Worker {
         } = request;
         let request = open.id();
         let (prompt_tokens, history_tokens) = (prepared.prompt.len(), prepared.history_tokens);
+        if submission.token_ids.beside_text {
+            reply.tell_ids(prepared.prompt.clone());
+        }
         match self.core.add(request, &submission, prepared, lease, seed) {
             Ok(()) => {
                 reply.accept(prompt_tokens, history_tokens);

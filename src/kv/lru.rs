@@ -41,12 +41,14 @@ impl LruList {
         self.len += 1;
     }
 
+    /// The least recently used block.
+    pub(super) fn front(&self) -> Option<u32> {
+        Some(self.head).filter(|&block| block != NONE)
+    }
+
     /// Takes the least recently used block.
     pub(super) fn pop_front(&mut self) -> Option<u32> {
-        let block = self.head;
-        if block == NONE {
-            return None;
-        }
+        let block = self.front()?;
         self.remove(block);
         Some(block)
     }

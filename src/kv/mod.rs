@@ -4,6 +4,7 @@ mod chain;
 mod known;
 mod lru;
 mod pool;
+mod retention;
 mod slots;
 mod state;
 mod table;

@@ -20,25 +20,32 @@ use super::lru::LruList;
 use super::state::StatePool;
 
 #[derive(Debug, Clone, Copy)]
-struct Cached {
+pub(super) struct Cached {
     /// Where the index has it; a tail that belongs to a snapshot is found through that.
     key: Option<u64>,
-    parent: ChainId,
+    pub(super) parent: ChainId,
     /// Of a full block; a tail has none.
-    chain: Option<ChainId>,
+    pub(super) chain: Option<ChainId>,
     /// Tokens whose K and V it holds.
-    len: usize,
+    pub(super) len: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Shelves {
-    references: Vec<u32>,
-    free: Vec<u32>,
-    cached: Vec<Option<Cached>>,
+    pub(super) references: Vec<u32>,
+    pub(super) free: Vec<u32>,
+    pub(super) cached: Vec<Option<Cached>>,
     /// `block_size` token ids per block, valid where `cached` is set.
-    tokens: Vec<u32>,
-    index: HashMap<u64, u32>,
-    evictable: LruList,
+    pub(super) tokens: Vec<u32>,
+    pub(super) index: HashMap<u64, u32>,
+    pub(super) evictable: LruList,
+    /// Evictable, too, but after all others: somebody said that they will be needed.
+    pub(super) held: LruList,
+    /// Until when each block is held, in milliseconds; a block before it in a chain is held as long at least.
+    pub(super) hold_until: Vec<u64>,
+    pub(super) in_held: Vec<bool>,
+    /// The time, as far as anybody has told it.
+    pub(super) now_ms: u64,
     next_chain: ChainId,
     evictions: u64,
 }
@@ -75,7 +82,7 @@ fn key_of(parent: ChainId, tokens: &[u32]) -> u64 {
 }
 
 /// Where the tail of a chain is found.
-fn tail_key(parent: ChainId) -> u64 {
+pub(super) fn tail_key(parent: ChainId) -> u64 {
     key_of(parent, &[])
 }
 
@@ -127,7 +134,7 @@ impl Shelves {
     }
 
     /// The block is found no more.
-    fn forget(&mut self, block: u32) {
+    pub(super) fn forget(&mut self, block: u32) {
         if let Some(key) = self.cached[block as usize]
             .take()
             .and_then(|cached| cached.key)
@@ -137,11 +144,10 @@ impl Shelves {
     }
 
     pub(super) fn retain(&mut self, block: u32) {
-        let count = &mut self.references[block as usize];
-        if *count == 0 {
-            self.evictable.remove(block);
+        if self.references[block as usize] == 0 {
+            self.unlist(block);
         }
-        *count += 1;
+        self.references[block as usize] += 1;
     }
 
     fn release(&mut self, block: u32) {
@@ -149,23 +155,29 @@ impl Shelves {
         *count -= 1;
         if *count == 0 {
             if self.cached[block as usize].is_some() {
-                self.evictable.push_back(block);
+                self.list(block);
             } else {
                 self.free.push(block);
             }
         }
     }
 
+    const fn available(&self) -> usize {
+        self.free.len() + self.evictable.len() + self.held.len()
+    }
+
     fn take(&mut self) -> Option<u32> {
         let block = if let Some(block) = self.free.pop() {
             block
         } else {
-            let block = self.evictable.pop_front()?;
+            let block = self.next_to_evict()?;
+            self.unlist(block);
             self.forget(block);
             self.evictions += 1;
             block
         };
         self.references[block as usize] = 1;
+        self.hold_until[block as usize] = 0;
         Some(block)
     }
 }
@@ -180,6 +192,10 @@ impl BlockPool {
             tokens: vec![0; num_blocks * block_size],
             index: HashMap::new(),
             evictable: LruList::new(num_blocks),
+            held: LruList::new(num_blocks),
+            hold_until: vec![0; num_blocks],
+            in_held: vec![false; num_blocks],
+            now_ms: 0,
             next_chain: FIRST_CHAIN,
             evictions: 0,
         };
@@ -235,14 +251,14 @@ impl BlockPool {
 
     /// Blocks that can be had now: free ones, and cached ones by eviction.
     pub fn available(&self) -> usize {
-        let shelves = self.shelves();
-        shelves.free.len() + shelves.evictable.len()
+        self.shelves().available()
     }
 
     /// How many blocks are in which shelves.
     pub fn counts(&self) -> Counts {
         let shelves = self.shelves();
-        let (free, cached) = (shelves.free.len(), shelves.evictable.len());
+        let free = shelves.free.len();
+        let cached = shelves.available() - free;
         Counts {
             free,
             owned: self.num_blocks - free - cached,
@@ -286,7 +302,7 @@ impl BlockPool {
     /// Appends `count` new blocks to `blocks`, or none at all.
     pub(super) fn allocate(&self, count: usize, blocks: &mut Vec<u32>) -> bool {
         let mut shelves = self.shelves();
-        if shelves.free.len() + shelves.evictable.len() < count {
+        if shelves.available() < count {
             return false;
         }
         for _ in 0..count {
@@ -375,7 +391,7 @@ impl BlockPool {
             }
             shelves.forget(other);
             if shelves.references[other as usize] == 0 {
-                shelves.evictable.remove(other);
+                shelves.unlist(other);
                 shelves.free.push(other);
             }
         }

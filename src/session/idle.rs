@@ -13,31 +13,66 @@ const MAX_TOMBSTONES: usize = 65_536;
 pub(super) struct Idle {
     all: BTreeSet<(u64, SessionKey)>,
     by_tenant: BTreeSet<(u32, u64, SessionId)>,
+    /// Idle, too, but asked to be kept until some time: in order of these times, with the numbers of their last uses.
+    held: BTreeSet<(u64, SessionKey)>,
+    orders: HashMap<SessionKey, (u64, u64)>,
 }
 
 impl Idle {
-    pub(super) fn insert(&mut self, used_order: u64, key: &SessionKey) {
+    /// A session is idle; `hold_until`: it is to be kept until then, where others can go.
+    pub(super) fn insert(&mut self, used_order: u64, hold_until: u64, key: &SessionKey) {
+        if hold_until > 0 {
+            self.held.insert((hold_until, key.clone()));
+            self.orders.insert(key.clone(), (used_order, hold_until));
+            return;
+        }
         self.all.insert((used_order, key.clone()));
         let of_tenant = (key.tenant, used_order, key.id.clone());
         self.by_tenant.insert(of_tenant);
     }
 
     pub(super) fn remove(&mut self, used_order: u64, key: &SessionKey) {
+        if let Some((_, until)) = self.orders.remove(key) {
+            self.held.remove(&(until, key.clone()));
+            return;
+        }
         self.all.remove(&(used_order, key.clone()));
         let of_tenant = (key.tenant, used_order, key.id.clone());
         self.by_tenant.remove(&of_tenant);
     }
 
-    /// The least recently used session.
-    pub(super) fn oldest(&self) -> Option<SessionKey> {
+    /// Those that were held until now are idle as all others.
+    pub(super) fn let_go(&mut self, now_ms: u64) {
+        while let Some((until, key)) = self.held.first().cloned()
+            && until <= now_ms
+        {
+            let used_order = self.orders.get(&key).map_or(0, |&(order, _)| order);
+            self.remove(used_order, &key);
+            self.insert(used_order, 0, &key);
+        }
+    }
+
+    /// The least recently used session that nobody holds.
+    pub(super) fn oldest_free(&self) -> Option<SessionKey> {
         self.all.first().map(|(_, key)| key.clone())
+    }
+
+    /// The session that makes room next: the least recently used one, and where all are held, the one that is for the shortest.
+    pub(super) fn oldest(&self) -> Option<SessionKey> {
+        let held = || self.held.first().map(|(_, key)| key.clone());
+        self.oldest_free().or_else(held)
     }
 
     /// A tenant's least recently used session.
     pub(super) fn oldest_of(&self, tenant: u32) -> Option<SessionKey> {
         let first = (tenant, 0, SessionId::FIRST);
-        let (owner, _, id) = self.by_tenant.range(first..).next()?;
-        (*owner == tenant).then(|| SessionKey::new(tenant, id.clone()))
+        let free = self.by_tenant.range(first..).next();
+        let free = free.filter(|(owner, _, _)| *owner == tenant);
+        if let Some((_, _, id)) = free {
+            return Some(SessionKey::new(tenant, id.clone()));
+        }
+        let mut held = self.held.iter().map(|(_, key)| key);
+        held.find(|key| key.tenant == tenant).cloned()
     }
 }
 

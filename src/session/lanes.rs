@@ -170,6 +170,7 @@ impl Known {
                 input_tokens: turn.input_tokens,
                 output_tokens: turn.tokens.len() - turn.input_tokens,
                 tail: turn.tail,
+                logprobs: None,
             });
             history.history.extend_from_slice(&turn.tokens);
             history.tail = turn.tail;

@@ -2,6 +2,7 @@
 
 mod idle;
 mod lanes;
+mod ledger;
 mod log;
 mod state;
 mod store;
@@ -9,6 +10,7 @@ mod store;
 pub use lanes::{
     Known, LaneKey, LaneLimits, LaneTurn, LaneView, Lanes, NewTurn, Setting, ToldAnswer, written,
 };
+pub use ledger::{Logprobs, SessionUsage};
 pub use log::{
     Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
     TenantName,

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::ledger::{Logprobs, SessionUsage};
 use crate::error::{Error, Result};
 use crate::request::SessionId;
 use crate::text::Tail;
 
 /// About the bytes of a session's record in a log without its turns and tokens, and of a turn.
-const PUT_BYTES: usize = 124;
+const PUT_BYTES: usize = 161;
 const TURN_BYTES: usize = 9;
 
 /// A session id within its tenant: two API keys may use the same id without meeting.
@@ -60,7 +61,7 @@ impl Gone {
 }
 
 /// One committed turn. Turns follow one another without a gap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
     /// Token offset in the session at which the turn begins (0 for the first).
     pub start: usize,
@@ -70,6 +71,8 @@ pub struct Turn {
     pub output_tokens: usize,
     /// Whether it left the assistant's message open.
     pub tail: Tail,
+    /// Of its output tokens, where they were asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 impl Turn {
@@ -99,6 +102,8 @@ pub struct SessionState {
     /// Turns behind the last one here and up to this one were in a log and are lost; 0: none is. What comes next would follow
     /// something that nobody knows, so the session takes no turn until it is taken back to one that it has.
     pub lost_turn: u32,
+    /// What its turns have used, those that it was taken back behind included.
+    pub usage: SessionUsage,
 }
 
 /// What a turn builds on.
@@ -131,6 +136,10 @@ pub struct Commit {
     pub system_tokens: usize,
     /// Drop the session with this turn.
     pub end: bool,
+    /// What the turn has used.
+    pub usage: SessionUsage,
+    /// Keep the session for so long from now on, where others can make room.
+    pub hold_ms: Option<u64>,
 }
 
 /// What a transaction makes of a session.
@@ -143,14 +152,73 @@ pub struct Outcome {
 }
 
 impl Commit {
+    /// A session of these turns: input tokens, output tokens, whether the assistant's message is open, and what is known of the
+    /// output's log-probabilities.
+    ///
+    /// # Errors
+    /// `invalid_value` (400) where turns and tokens are not those of a session.
+    pub fn of_turns(
+        tokens: Vec<u32>,
+        parts: Vec<(usize, usize, Tail, Option<Logprobs>)>,
+        seed: u64,
+        system_tokens: usize,
+    ) -> Result<Self> {
+        let mut turns: Vec<Turn> = Vec::with_capacity(parts.len());
+        for (at, (input_tokens, output_tokens, tail, logprobs)) in parts.into_iter().enumerate() {
+            let scored = logprobs.as_ref().map_or(output_tokens, Logprobs::len);
+            let start = turns.last().map_or(0, Turn::end);
+            let end = start
+                .checked_add(input_tokens)
+                .and_then(|end| end.checked_add(output_tokens));
+            if end.is_none_or(|end| end == start || end > tokens.len()) || scored != output_tokens {
+                let message = format!(
+                    "turns[{at}] has {input_tokens} input tokens, {output_tokens} output tokens and {scored} \
+                     log-probabilities, but the session has {} tokens behind the turns before",
+                    tokens.len() - start
+                );
+                return Err(Error::invalid("turns", message));
+            }
+            turns.push(Turn {
+                start,
+                input_tokens,
+                output_tokens,
+                tail,
+                logprobs,
+            });
+        }
+        let end = turns.last().map_or(0, Turn::end);
+        if turns.is_empty() || end != tokens.len() || system_tokens > end {
+            let message = format!(
+                "the turns have {end} tokens and the system prompt {system_tokens}, but the session has {}",
+                tokens.len()
+            );
+            return Err(Error::invalid("turns", message));
+        }
+        Ok(Self {
+            tokens,
+            turns,
+            seed,
+            system_tokens,
+            ..Self::end()
+        }
+        .kept())
+    }
+
+    const fn kept(mut self) -> Self {
+        self.end = false;
+        self
+    }
+
     /// The end of a session.
-    pub const fn end() -> Self {
+    pub fn end() -> Self {
         Self {
             tokens: Vec::new(),
             turns: Vec::new(),
             seed: 0,
             system_tokens: 0,
             end: true,
+            usage: SessionUsage::default(),
+            hold_ms: None,
         }
     }
 }
@@ -187,6 +255,8 @@ impl TurnHistory {
             seed: self.seed.unwrap_or(0),
             system_tokens: self.system_tokens,
             end: false,
+            usage: SessionUsage::default(),
+            hold_ms: None,
         })
     }
 }
@@ -194,7 +264,12 @@ impl TurnHistory {
 impl SessionState {
     /// Bytes that the state takes in a log.
     pub(super) fn log_bytes(&self) -> u64 {
-        (PUT_BYTES + TURN_BYTES * self.turns.len() + 4 * self.tokens.len()) as u64
+        {
+            let logprobs = self.turns.iter().filter_map(|turn| turn.logprobs.as_ref());
+            let scored: usize = logprobs.map(Logprobs::len).sum();
+            let turns = TURN_BYTES * self.turns.len();
+            (PUT_BYTES + turns + 4 * (self.tokens.len() + scored)) as u64
+        }
     }
 
     pub(super) fn new(now_ms: u64) -> Self {
@@ -207,6 +282,7 @@ impl SessionState {
             used_ms: now_ms,
             used_order: 0,
             lost_turn: 0,
+            usage: SessionUsage::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 
 use super::idle::{Idle, Tombstones};
+use super::ledger::SessionUsage;
 use super::state::{Commit, Gone, Outcome, SessionKey, SessionState, TurnHistory};
 use crate::error::{Error, Kind, Result};
 use crate::request::SessionId;
@@ -64,12 +65,16 @@ impl Start {
 struct Running {
     request: u64,
     fresh: bool,
+    /// Until when the session is to be held once the turn is committed.
+    hold_until: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Session {
     state: SessionState,
     running: Option<Running>,
+    /// It makes room after all that nobody holds, until then.
+    hold_until: u64,
 }
 
 /// What can be said of a session without its tokens.
@@ -89,6 +94,10 @@ pub struct SessionInfo {
     pub used_ms: u64,
     /// The last of the turns that it lost, which makes it read-only; 0: it lost none.
     pub lost_turn: u32,
+    /// What its turns have used.
+    pub usage: SessionUsage,
+    /// It is kept until then where others can make room, in milliseconds of the caller's clock; 0: it is not held.
+    pub hold_until: u64,
 }
 
 /// All sessions of one server.
@@ -205,7 +214,9 @@ impl SessionStore {
                 running: Some(Running {
                     request,
                     fresh: true,
+                    hold_until: 0,
                 }),
+                hold_until: 0,
             };
             self.insert(key.clone(), session);
             self.evict_over_cap(key.tenant);
@@ -223,7 +234,11 @@ impl SessionStore {
         }
         self.idle.remove(state.used_order, key);
         let fresh = start == Start::Fresh;
-        session.running = Some(Running { request, fresh });
+        session.running = Some(Running {
+            request,
+            fresh,
+            hold_until: 0,
+        });
         Ok(if fresh {
             TurnHistory {
                 replaced_turns: session.state.turns.len(),
@@ -249,8 +264,10 @@ impl SessionStore {
         commit: Commit,
         now_ms: u64,
     ) -> Option<Outcome> {
-        let session = self.sessions.get(key)?;
-        let running = session.running.as_ref().filter(|r| r.request == request)?;
+        let session = self.sessions.get_mut(key)?;
+        let running = session.running.as_mut();
+        let running = running.filter(|r| r.request == request)?;
+        running.hold_until = commit.hold_ms.map_or(0, |hold_ms| now_ms + hold_ms);
         let state = &session.state;
         let after = (!commit.end).then(|| SessionState {
             tokens: commit.tokens.into(),
@@ -265,6 +282,11 @@ impl SessionStore {
             used_ms: now_ms,
             used_order: self.uses + 1,
             lost_turn: 0,
+            usage: if running.fresh {
+                commit.usage
+            } else {
+                state.usage + commit.usage
+            },
         });
         self.uses += 1;
         let before = (!state.turns.is_empty()).then(|| state.clone());
@@ -276,7 +298,9 @@ impl SessionStore {
         let Some(session) = self.running_mut(key, request) else {
             return;
         };
-        session.running = None;
+        let running = session.running.take();
+        session.hold_until = running.map_or(0, |running| running.hold_until);
+        let hold_until = session.hold_until;
         let Some(after) = outcome.after else {
             self.take(key);
             self.tombstones.remove(key);
@@ -285,7 +309,7 @@ impl SessionStore {
         let before = std::mem::replace(&mut session.state, after.clone());
         self.totals.add(&after);
         self.totals.remove(&before);
-        self.idle.insert(after.used_order, key);
+        self.idle.insert(after.used_order, hold_until, key);
         self.tombstones.remove(key);
         self.evict_over_cap(key.tenant);
     }
@@ -297,12 +321,30 @@ impl SessionStore {
         };
         session.running = None;
         let (empty, used_order) = (session.state.turns.is_empty(), session.state.used_order);
+        let hold_until = session.hold_until;
         if empty {
             self.take(key);
         } else {
-            self.idle.insert(used_order, key);
+            self.idle.insert(used_order, hold_until, key);
         }
         self.evict_over_cap(key.tenant);
+    }
+
+    /// Keeps an idle session until then, where others can make room; 0: no longer.
+    ///
+    /// # Errors
+    /// `session_not_found`, `session_expired` or `session_lost` (404).
+    pub fn hold(&mut self, key: &SessionKey, until_ms: u64) -> Result<()> {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return Err(self.missing(key));
+        };
+        session.hold_until = until_ms;
+        let (idle, used_order) = (session.running.is_none(), session.state.used_order);
+        if idle {
+            self.idle.remove(used_order, key);
+            self.idle.insert(used_order, until_ms, key);
+        }
+        Ok(())
     }
 
     fn running_mut(&mut self, key: &SessionKey, request: u64) -> Option<&mut Session> {
@@ -395,6 +437,8 @@ impl Session {
             created_ms: self.state.created_ms,
             used_ms: self.state.used_ms,
             lost_turn: self.state.lost_turn,
+            usage: self.state.usage,
+            hold_until: self.hold_until,
         }
     }
 }

@@ -4,14 +4,15 @@ use super::chat_answer::Answer;
 use super::chat_pieces::{chunks, push_message};
 use super::choice::Choice;
 use super::chunk::{
-    close_chunk, end_stream, error_chunk, open_chunk, push_head, push_logprobs, push_usage,
-    reason_word,
+    close_chunk, close_object, end_stream, error_chunk, open_chunk, push_head, push_logprobs,
+    push_usage, reason_word,
 };
 use super::format::WireFormat;
 use super::head::Head;
 use super::json::{push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::said::{Reads, Said};
+use super::token_ids::{push_prompt_ids, push_token_ids};
 use crate::error::Error;
 use crate::request::CallMember;
 use crate::sched::FinishReason;
@@ -19,9 +20,12 @@ use crate::sched::FinishReason;
 fn opening_chunk(out: &mut Vec<u8>, head: &Head, index: usize) {
     open_chunk(out, head, index);
     out.extend_from_slice(
-        b"\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}",
+        b"\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]",
     );
-    close_chunk(out, head);
+    if index == 0 {
+        push_prompt_ids(out, head);
+    }
+    close_object(out, head);
 }
 
 fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choice) {
@@ -30,6 +34,7 @@ fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choi
     push_string(out, text);
     out.extend_from_slice(b"},\"logprobs\":");
     push_logprobs(out, head, &choice.logprobs);
+    push_token_ids(out, head, choice);
     out.extend_from_slice(b",\"finish_reason\":null}");
     close_chunk(out, head);
 }
@@ -87,7 +92,10 @@ impl WireFormat for Chat {
     ) {
         if !said.pieces().is_empty() {
             chunks(out, head, index, said.pieces(), choice);
-        } else if !said.text().is_empty() || !choice.logprobs.is_empty() {
+        } else if !said.text().is_empty()
+            || !choice.logprobs.is_empty()
+            || !choice.token_ids.is_empty()
+        {
             chunk(out, head, index, said.text(), choice);
         }
         open_chunk(out, head, index);
@@ -122,10 +130,12 @@ impl WireFormat for Chat {
             }
             out.extend_from_slice(b",\"refusal\":null},\"logprobs\":");
             push_logprobs(out, head, &choice.logprobs);
+            push_token_ids(out, head, choice);
             let word = chat_word(head, choice, choice.finish.unwrap_or(FinishReason::Stop));
             write_bytes(out, format_args!(",\"finish_reason\":\"{word}\"}}"));
         }
         out.push(b']');
+        push_prompt_ids(out, head);
         push_prompt_logprobs(out, head, &choices[0]);
         out.push(b',');
         push_usage(out, &head.usage, reasoning_tokens(choices));

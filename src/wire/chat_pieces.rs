@@ -9,6 +9,7 @@ use super::chunk::{close_chunk, open_chunk, push_logprobs};
 use super::custom::{custom_input, is_custom};
 use super::head::Head;
 use super::json::{push_string, write_bytes};
+use super::token_ids::push_token_ids;
 use crate::request::CallMember;
 
 /// What a call is one of.
@@ -65,7 +66,7 @@ fn push_called(out: &mut Vec<u8>, head: &Head, name: &str, arguments: &str) {
     out.extend_from_slice(b"}}");
 }
 
-/// A chunk for each piece; the log-probabilities that wait go with the first.
+/// A chunk for each piece; the log-probabilities and ids that wait go with the first.
 pub(super) fn chunks(
     out: &mut Vec<u8>,
     head: &Head,
@@ -126,6 +127,9 @@ pub(super) fn chunks(
             &[]
         };
         push_logprobs(out, head, logprobs);
+        if at == 0 {
+            push_token_ids(out, head, choice);
+        }
         out.extend_from_slice(b",\"finish_reason\":null}");
         close_chunk(out, head);
     }

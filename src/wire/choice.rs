@@ -16,6 +16,10 @@ pub(super) struct Choice {
     /// Not yet written (streams), or all (whole replies).
     pub(super) logprobs: Vec<TokenLogprob>,
     pub(super) prompt_logprobs: Vec<TokenLogprob>,
+    /// Not yet written (streams), or all (whole replies).
+    pub(super) token_ids: Vec<u32>,
+    /// Something of it was written (streams).
+    pub(super) begun: bool,
     /// Characters of the tokens that were written before `logprobs` (streams).
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::delta::{TokenLogprob, Usage};
 use super::head::Head;
 use super::json::{push_f32, push_string, write_bytes};
+use super::token_ids::push_id_as_text;
 use crate::error::Error;
 use crate::request::UsageChunks;
 use crate::sched::FinishReason;
@@ -38,18 +39,24 @@ pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
 
 /// Closes a chunk: with the usage so far, or with none where it comes in a chunk of its own.
 pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
+    out.push(b']');
+    close_object(out, head);
+}
+
+/// As [`close_chunk`], behind the list of choices.
+pub(super) fn close_object(out: &mut Vec<u8>, head: &Head) {
     let Usage {
         prompt_tokens,
         completion_tokens,
         ..
     } = head.usage;
     match head.usage_chunks {
-        UsageChunks::None => out.extend_from_slice(b"]}\n\n"),
-        UsageChunks::Last => out.extend_from_slice(b"],\"usage\":null}\n\n"),
+        UsageChunks::None => out.extend_from_slice(b"}\n\n"),
+        UsageChunks::Last => out.extend_from_slice(b",\"usage\":null}\n\n"),
         UsageChunks::Every => write_bytes(
             out,
             format_args!(
-                "],\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+                ",\"usage\":{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
                  \"total_tokens\":{}}}}}\n\n",
                 prompt_tokens + completion_tokens
             ),
@@ -81,27 +88,32 @@ pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning: Option<usi
     out.push(b'}');
 }
 
-fn push_token(out: &mut Vec<u8>, bytes: &[u8], logprob: f32) {
+fn push_token(out: &mut Vec<u8>, id: Option<u32>, bytes: &[u8], logprob: f32) {
     out.extend_from_slice(b"{\"token\":");
-    push_string(out, &String::from_utf8_lossy(bytes));
+    match id {
+        Some(id) => push_id_as_text(out, id),
+        None => push_string(out, &String::from_utf8_lossy(bytes)),
+    }
     out.extend_from_slice(b",\"logprob\":");
     push_f32(out, logprob);
     write_bytes(out, format_args!(",\"bytes\":{bytes:?}"));
 }
 
-/// Tokens with their log-probabilities, as a list without its brackets.
-pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob]) {
+/// Tokens with their log-probabilities, as a list without its brackets. `as_ids`: each by its id in place of its text.
+pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob], as_ids: bool) {
+    let id = |token: u32| as_ids.then_some(token);
     for (at, token) in tokens.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        push_token(out, &token.bytes, token.logprob.unwrap_or_default());
+        let logprob = token.logprob.unwrap_or_default();
+        push_token(out, id(token.token), &token.bytes, logprob);
         out.extend_from_slice(b",\"top_logprobs\":[");
         for (at, other) in token.top.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            push_token(out, &other.bytes, other.logprob);
+            push_token(out, id(other.token), &other.bytes, other.logprob);
             out.push(b'}');
         }
         out.extend_from_slice(b"]}");
@@ -114,7 +126,7 @@ pub(super) fn push_logprobs(out: &mut Vec<u8>, head: &Head, logprobs: &[TokenLog
         return;
     }
     out.extend_from_slice(b"{\"content\":[");
-    push_tokens(out, logprobs);
+    push_tokens(out, logprobs, head.tokens_as_ids);
     out.extend_from_slice(b"],\"refusal\":null}");
 }
 

@@ -9,6 +9,7 @@ use super::head::Head;
 use super::json::{push_f32, push_string, write_bytes};
 use super::prompt::push_prompt_logprobs;
 use super::said::Said;
+use super::token_ids::{push_id_as_text, push_prompt_ids, push_token_ids};
 use crate::error::Error;
 use crate::sched::FinishReason;
 
@@ -46,7 +47,16 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
         return;
     }
     out.extend_from_slice(b"{\"tokens\":");
-    push_list(out, tokens, |out, token| push_text_of(out, &token.bytes));
+    let push = |out: &mut Vec<u8>, id: u32, bytes: &[u8]| {
+        if head.tokens_as_ids {
+            push_id_as_text(out, id);
+        } else {
+            push_text_of(out, bytes);
+        }
+    };
+    push_list(out, tokens, |out, token| {
+        push(out, token.token, &token.bytes);
+    });
     out.extend_from_slice(b",\"token_logprobs\":");
     push_list(out, tokens, |out, token| match token.logprob {
         Some(logprob) => push_f32(out, logprob),
@@ -63,7 +73,7 @@ fn push_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
             if at > 0 {
                 out.push(b',');
             }
-            push_text_of(out, &other.bytes);
+            push(out, other.token, &other.bytes);
             out.push(b':');
             push_f32(out, other.logprob);
         }
@@ -92,6 +102,10 @@ fn push_choice(
     out.extend_from_slice(b",\"logprobs\":");
     push_logprobs(out, head, choice);
     push_prompt_logprobs(out, head, choice);
+    if !choice.begun {
+        push_prompt_ids(out, head);
+    }
+    push_token_ids(out, head, choice);
     match reason {
         Some(reason) => write_bytes(
             out,

@@ -79,4 +79,6 @@ pub struct Delta {
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// The stop string that ended it.
     pub stop_string: Option<String>,
+    /// Ids of the new tokens, where asked for.
+    pub token_ids: Vec<u32>,
 }

@@ -23,6 +23,7 @@ mod response_calls;
 mod responses;
 mod routes;
 mod said;
+mod token_ids;
 
 pub use delta::{Alternative, Delta, TokenLogprob, Usage};
 pub use mailbox::{Mailbox, Poll, ReadLimits, Wake};

@@ -16,6 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::request::Submission;
 use crate::sched::FinishReason;
 
+/// About the bytes of a token id on the wire.
+const ID_BYTES: usize = 7;
+
 /// The reply of one request.
 #[derive(Debug)]
 pub struct Reply {
@@ -44,6 +47,8 @@ impl Reply {
                 usage_chunks: submission.usage_chunks,
                 logprobs: submission.sampling.logprobs.is_some(),
                 prompt_logprobs: submission.prompt_logprobs.is_some(),
+                prompt_ids: None,
+                tokens_as_ids: submission.token_ids.as_tokens,
                 first_choice: submission.first_choice as usize,
                 usage: Usage::default(),
                 events: 0,
@@ -77,6 +82,11 @@ impl Reply {
     /// What its client should know, for the reply's end.
     pub fn warn(&mut self, warning: String) {
         self.head.warnings.push(warning);
+    }
+
+    /// Token ids are told beside texts, those of the prompt first.
+    pub fn tell_ids(&mut self, prompt: Vec<u32>) {
+        self.head.prompt_ids = Some(prompt);
     }
 
     /// The request will run, on a prompt of so many tokens, of which some are its session's history.
@@ -124,6 +134,8 @@ impl Reply {
         self.waiting_bytes -= std::mem::take(&mut choice.waiting_bytes);
         self.mailbox
             .write(|out| format.more(out, head, index, choice, &said));
+        choice.begun = true;
+        choice.token_ids.clear();
         let written = choice.logprobs.drain(..);
         choice.text_offset += written.map(|token| token.chars).sum::<usize>();
     }
@@ -133,7 +145,8 @@ impl Reply {
         let choice = &mut self.choices[index];
         if self.stream {
             let logprobs = delta.logprobs.iter().map(TokenLogprob::wire_bytes);
-            let bytes = delta.text.len() + logprobs.sum::<usize>();
+            let ids = ID_BYTES * delta.token_ids.len();
+            let bytes = delta.text.len() + logprobs.sum::<usize>() + ids;
             choice.waiting_bytes += bytes;
             self.waiting_bytes += bytes;
         } else if self.format.reads() != Reads::Blocks {
@@ -142,6 +155,7 @@ impl Reply {
         choice.waiting.push_str(&delta.text);
         choice.tokens = delta.tokens;
         choice.logprobs.append(&mut delta.logprobs);
+        choice.token_ids.append(&mut delta.token_ids);
         choice.prompt_logprobs.append(&mut delta.prompt_logprobs);
         self.head.usage.completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
     }

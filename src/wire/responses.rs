@@ -100,7 +100,7 @@ fn push_part(out: &mut Vec<u8>, block: &Block, empty: bool) {
     out.extend_from_slice(b"{\"type\":\"output_text\",\"text\":");
     push_string(out, text);
     out.extend_from_slice(b",\"annotations\":[],\"logprobs\":[");
-    push_tokens(out, logprobs);
+    push_tokens(out, logprobs, false);
     out.extend_from_slice(b"]}");
 }
 
@@ -270,7 +270,7 @@ const fn text_event(block: &Block, done: bool) -> &'static str {
 fn push_logprobs(out: &mut Vec<u8>, block: &Block, logprobs: &[TokenLogprob]) {
     if matches!(block, Block::Text { .. }) {
         out.extend_from_slice(b",\"logprobs\":[");
-        push_tokens(out, logprobs);
+        push_tokens(out, logprobs, false);
         out.push(b']');
     }
 }

@@ -64,6 +64,7 @@ ROUTES: dict[str, tuple[str, Any, Any, dict[str, Any], list[dict[str, Any]]]] = 
             {"n": 2},
             {"logprobs": True, "top_logprobs": 2},
             {"prompt_logprobs": 1},
+            {"return_token_ids": True},
             CHAT_TOOLS,
             CHAT_CUSTOM,
             CHAT_FUNCTIONS,
@@ -74,7 +75,14 @@ ROUTES: dict[str, tuple[str, Any, Any, dict[str, Any], list[dict[str, Any]]]] = 
         CompletionReply,
         CompletionChunk,
         {"model": MODEL, "prompt": "Hello", "max_tokens": 4, "ignore_eos": True},
-        [{}, {"n": 2}, {"logprobs": 2}, {"echo": True, "logprobs": 1}, {"prompt_logprobs": 1}],
+        [
+            {},
+            {"n": 2},
+            {"logprobs": 2},
+            {"echo": True, "logprobs": 1},
+            {"prompt_logprobs": 1},
+            {"return_token_ids": True},
+        ],
     ),
     "responses": (
         "/v1/responses",

@@ -13,8 +13,8 @@ use lmserve::engine::TurnGuard;
 use lmserve::error::Error;
 use lmserve::request::SessionId;
 use lmserve::session::{
-    Change, Commit, LogOptions, LogStorage, Loss, Restored, SessionKey, SessionLog, SessionState,
-    SessionStore, Start, StoreLimits, Turn,
+    Change, Commit, LogOptions, LogStorage, Logprobs, Loss, Restored, SessionKey, SessionLog,
+    SessionState, SessionStore, SessionUsage, Start, StoreLimits, Turn,
 };
 use lmserve::text::Tail;
 
@@ -133,6 +133,11 @@ impl<S: LogStorage> Server<S> {
             } else {
                 Tail::OpenAssistant
             },
+            // Some turns are scored.
+            logprobs: tokens
+                .len()
+                .is_multiple_of(3)
+                .then(|| Logprobs::new(tokens[1..].iter().map(|&token| token as f32 / -8.0))),
         });
         let commit = Commit {
             tokens: [&base.history, tokens].concat(),
@@ -140,6 +145,13 @@ impl<S: LogStorage> Server<S> {
             seed: 5,
             system_tokens: 1,
             end,
+            usage: SessionUsage {
+                prompt_tokens: base.history.len() as u64 + 1,
+                cached_tokens: base.history.len() as u64,
+                generated_tokens: tokens.len() as u64,
+                time_ms: now,
+            },
+            hold_ms: None,
         };
         let turn = lease.finish(commit).prepare(now).unwrap();
         let evicted = self.store.lock().unwrap().evicted();

@@ -14,7 +14,15 @@ from typing import Any, Self
 from msgspec import structs
 
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
-from lmserve.engine.sessions import SessionId, SessionInfo, StorageFault, TranscriptTurn, session_info_of
+from lmserve.engine.sessions import (
+    SessionId,
+    SessionInfo,
+    SessionState,
+    StateTurn,
+    StorageFault,
+    TranscriptTurn,
+    session_info_of,
+)
 from lmserve.engine.submission import EmbedSubmission, GuidedWhitespace, Submission, encode, with_defaults
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
@@ -53,15 +61,17 @@ class AsyncEngine:
         text: TextLayer | None = None,
         defaults: GenerationDefaults = NONE,
         guided_whitespace: GuidedWhitespace = "compact",
+        fingerprint: bytes | None = None,
     ) -> None:
         """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
 
         `defaults`: what holds for a request that leaves it out. `guided_whitespace`: that of JSON in guided answers,
-        where a submission does not say.
+        where a submission does not say. `fingerprint`: 32 bytes that tell tokens of one model from another's.
         """
         self.max_model_len = max_model_len
         self.text = text
         self.defaults = defaults
+        self.fingerprint = fingerprint
         self._core = core
         self._guided_whitespace = guided_whitespace
         self._streams: dict[int, AsyncStream] = {}
@@ -116,6 +126,27 @@ class AsyncEngine:
     def list_sessions(self, tenant: int, *, after: SessionId | None = None, limit: int = 100) -> list[SessionInfo]:
         """At most `limit` sessions of a tenant behind id `after`, in order of their ids: numbers, then names."""
         return [session_info_of(info) for info in self._core.list_sessions(tenant, after, limit)]
+
+    def export_session(self, tenant: int, session_id: SessionId) -> SessionState:
+        """All that makes a session. Raises LmserveError (404, 409 while its first turn runs).
+
+        It may take its time, and can be called on any thread.
+        """
+        tokens, turns, seed, system_tokens = self._core.export_session(tenant, session_id)
+        return SessionState(tokens, [StateTurn(*turn) for turn in turns], seed, system_tokens)
+
+    def import_session(self, tenant: int, session_id: SessionId, state: SessionState) -> None:
+        """Make a session of another server's. Raises LmserveError (400, 409). As `export_session`, for any thread."""
+        turns: list[tuple[int, int, bool, bytes | None]] = [*state.turns]
+        self._core.import_session(tenant, session_id, state.tokens, turns, state.seed, state.system_tokens)
+
+    def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int) -> None:
+        """Keep a session and its KV for so long, where others can make room. Raises LmserveError (404)."""
+        self._core.hold_session(tenant, session_id, hold_ms)
+
+    async def give_up_session(self, tenant: int, session_id: SessionId) -> int:
+        """Give up a session's KV; return how many of its tokens are cached then. Raises LmserveError (404)."""
+        return await asyncio.to_thread(self._core.give_up_session, tenant, session_id)
 
     async def session_transcript(self, tenant: int, session_id: SessionId) -> list[TranscriptTurn]:
         """The committed turns of a session, oldest first. Raises LmserveError (404)."""

@@ -56,14 +56,37 @@ class CoreEngine(Protocol):
     def rewind_session(self, tenant: int, session_id: SessionId, turns: int, /) -> None:
         """Takes a session back to where it stood after its first turns. Raises LmserveError."""
 
-    def session_info(self, tenant: int, session_id: SessionId, /) -> dict[str, SessionId | bool]:
+    def session_info(self, tenant: int, session_id: SessionId, /) -> dict[str, Any]:
         """What `SessionInfo` holds. Raises LmserveError (404)."""
 
-    def list_sessions(self, tenant: int, after: SessionId | None, limit: int, /) -> list[dict[str, SessionId | bool]]:
+    def list_sessions(self, tenant: int, after: SessionId | None, limit: int, /) -> list[dict[str, Any]]:
         """The same for the sessions behind `after`, in order of their ids, without what is cached."""
 
     def session_transcript(self, tenant: int, session_id: SessionId, /) -> list[tuple[str, str, list[int], list[int]]]:
         """(input, output, input token ids, output token ids) of each turn. Raises LmserveError (404)."""
+
+    def export_session(
+        self, tenant: int, session_id: SessionId, /
+    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int]:
+        """The members of a `SessionState`, and of its turns. Raises LmserveError (404, 409)."""
+
+    def import_session(
+        self,
+        tenant: int,
+        session_id: SessionId,
+        tokens: bytes,
+        turns: list[tuple[int, int, bool, bytes | None]],
+        seed: int,
+        system_tokens: int,
+        /,
+    ) -> None:
+        """Makes a session of what `export_session` gave. Raises LmserveError (400, 409 `session_exists`)."""
+
+    def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int, /) -> None:
+        """Keeps a session and its KV for so long, where others can make room. Raises LmserveError (404)."""
+
+    def give_up_session(self, tenant: int, session_id: SessionId, /) -> int:
+        """Gives up a session's KV; returns how many of its tokens are cached then. Raises LmserveError (404)."""
 
     def wake_fd(self) -> int:
         """A file descriptor that is readable while some stream has news."""

@@ -148,4 +148,5 @@ class ModelPlan:
             text=self.text,
             defaults=self.defaults,
             guided_whitespace=self._config.guided_whitespace,
+            fingerprint=fingerprint(self.checkpoint),
         )

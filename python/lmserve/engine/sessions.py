@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -71,6 +71,34 @@ def log_report_of(json: bytes) -> LogReport:
     return msgspec.json.decode(json, type=LogReport)
 
 
+class SessionUsage(Struct, frozen=True):
+    """What the committed turns of a session have used."""
+
+    prompt_tokens: int = 0  # history and input of every turn
+    cached_tokens: int = 0  # of these, not computed again
+    computed_tokens: int = 0  # of these, computed
+    generated_tokens: int = 0
+    time_ms: int = 0  # from the turns' arrivals to their ends
+
+
+class StateTurn(NamedTuple):
+    """A committed turn of a session, without its token ids."""
+
+    input_tokens: int
+    output_tokens: int
+    open: bool  # it left the assistant's message open
+    logprobs: bytes | None  # of its output, 32-bit floats, little-endian; None: not recorded
+
+
+class SessionState(NamedTuple):
+    """All that makes a session."""
+
+    tokens: bytes  # token ids of all turns, 32-bit integers, little-endian
+    turns: list[StateTurn]
+    seed: int
+    system_tokens: int
+
+
 class SessionInfo(Struct, frozen=True, kw_only=True):
     """A session without its tokens. Times are in milliseconds since 1970."""
 
@@ -81,6 +109,8 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     created_ms: int
     used_ms: int
     lost_turn: int = 0  # the last of the turns that a damaged log lost, which makes it read-only; 0: none
+    hold_until_ms: int = 0  # it makes room after all that nobody holds, until then; 0: nobody does
+    usage: SessionUsage = SessionUsage()
     cached_tokens: int | None = None  # of `tokens`, those that the next turn need not compute; None: not asked for
 
 

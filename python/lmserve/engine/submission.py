@@ -48,6 +48,23 @@ class Tokens(Struct, tag_field="type", tag="tokens", frozen=True):
     ids: list[int]
 
 
+class Hold(Struct, tag_field="type", tag="hold", frozen=True):
+    """A session and its KV are kept for so long, where others can make room."""
+
+    ms: int
+
+
+class GiveUp(Struct, tag_field="type", tag="give_up", frozen=True):
+    """A session's KV is given up; its tokens stay."""
+
+
+class TokenIds(Struct, frozen=True, omit_defaults=True):
+    """Where token ids are told."""
+
+    beside_text: bool = False
+    as_tokens: bool = False
+
+
 class SessionRef(Struct, frozen=True, omit_defaults=True):
     """The session that a turn belongs to."""
 
@@ -58,6 +75,7 @@ class SessionRef(Struct, frozen=True, omit_defaults=True):
     parent: SessionId | None = None
     end: bool = False
     on_disconnect: OnDisconnect = "rollback"
+    retention: Hold | GiveUp | None = None
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
@@ -173,6 +191,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     usage_chunks: UsageChunks = "none"
     first_choice: int = 0
     echo: bool = False
+    token_ids: TokenIds | None = None
     prompt_logprobs: int | None = None
     session: SessionRef | None = None
     lane: str | None = None

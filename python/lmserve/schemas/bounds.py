@@ -47,7 +47,12 @@ MAX_SESSION_CHARS: Final = 128
 # No control characters; which one is in the way is said where the id is read.
 SESSION_PATTERN: Final = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
 SessionName = Annotated[
-    str, Meta(min_length=1, max_length=MAX_SESSION_CHARS, extra_json_schema={"pattern": SESSION_PATTERN})
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_SESSION_CHARS,
+        extra_json_schema={"pattern": SESSION_PATTERN},
+    ),
 ]
 # A number and its decimal digits are one session.
 SessionId = Annotated[int, Meta(ge=ANONYMOUS, le=MAX_SESSION_NUMBER)] | SessionName

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from lmserve.schemas.bounds import ANONYMOUS, MAX_MESSAGES, MAX_TOKENS, RequestedModel, Role, SessionId, Tag, Text
 from lmserve.schemas.completion_sampling import CompletionSampling
 from lmserve.schemas.hints import NoEffect, Unsupported
+from lmserve.schemas.retention import Retention
 from lmserve.schemas.sampling import OutputLimit, ThinkingBudget
 from lmserve.schemas.thinking import EFFORT, Effort, Reasoning, ThinkingSwitch
 from lmserve.schemas.tools import (
@@ -150,6 +151,9 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
         Literal["none", "auto"] | NamedFunction | None, Meta(description="The older form of tool_choice.")
     ] = None
 
+    retention: Annotated[
+        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
+    ] = None
     prompt_cache_key: Annotated[
         Tag | None,
         Meta(
@@ -261,6 +265,9 @@ ChatFinishReason = Annotated[
 ]
 
 
+TokenIdList = Annotated[list[int] | UnsetType, Meta(description="Where return_token_ids is true.")]
+
+
 class ChatChoice(Struct, frozen=True):
     """One answer."""
 
@@ -268,6 +275,7 @@ class ChatChoice(Struct, frozen=True):
     message: AssistantMessage
     finish_reason: ChatFinishReason
     logprobs: ChoiceLogprobs | None = None
+    token_ids: TokenIdList = UNSET
 
 
 SystemFingerprint = Annotated[
@@ -284,6 +292,7 @@ class ChatReply(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: SystemFingerprint = UNSET
     choices: list[ChatChoice]
+    prompt_token_ids: TokenIdList = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     usage: ChatUsage
 
@@ -305,6 +314,7 @@ class ChunkChoice(Struct, frozen=True):
     delta: ChatDelta
     finish_reason: ChatFinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
+    token_ids: TokenIdList = UNSET
 
 
 class ChatChunk(Struct, frozen=True, kw_only=True):
@@ -316,4 +326,5 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: SystemFingerprint = UNSET
     choices: list[ChunkChoice]
+    prompt_token_ids: TokenIdList = UNSET
     usage: ChatUsage | UnsetType | None = UNSET

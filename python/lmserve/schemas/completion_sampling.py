@@ -45,4 +45,10 @@ class CompletionSampling(GuidedRequest, frozen=True, kw_only=True, forbid_unknow
     skip_special_tokens: Annotated[
         bool | None, Meta(description="Leave special tokens out of the text; null: true.")
     ] = None
+    return_token_ids: Annotated[
+        bool | None, Meta(description="Report the token ids of prompt and answer beside the text.")
+    ] = None
+    return_tokens_as_token_ids: Annotated[
+        bool | None, Meta(description="In log-probabilities, write tokens as `token_id:7`, so that no two are alike.")
+    ] = None
     priority: Annotated[Priority | None, Meta(description="Smaller runs first; null: 0.")] = None

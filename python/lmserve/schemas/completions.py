@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import RequestedModel, SessionId, Text, TokenId
-from lmserve.schemas.chat import ChatUsage, FinishReason, PromptLogprobs, SystemFingerprint
+from lmserve.schemas.chat import ChatUsage, FinishReason, PromptLogprobs, SystemFingerprint, TokenIdList
 from lmserve.schemas.completion_sampling import CompletionSampling
 from lmserve.schemas.hints import NoEffect, Unsupported
 from lmserve.schemas.sampling import OutputLimit
@@ -80,6 +80,8 @@ class CompletionChoice(Struct, frozen=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: TokenIdList = UNSET
+    token_ids: TokenIdList = UNSET
 
 
 class CompletionReply(Struct, frozen=True, kw_only=True):
@@ -101,6 +103,8 @@ class CompletionChunkChoice(Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    prompt_token_ids: TokenIdList = UNSET
+    token_ids: TokenIdList = UNSET
 
 
 class CompletionChunk(Struct, frozen=True, kw_only=True):

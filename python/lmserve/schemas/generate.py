@@ -22,6 +22,7 @@ from lmserve.schemas.bounds import (
     TopP,
 )
 from lmserve.schemas.errors import ErrorObject
+from lmserve.schemas.retention import Retention
 
 
 class Message(Struct, frozen=True):
@@ -79,6 +80,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
         Literal["error", "truncate_output", "drop_oldest_turns"],
         Meta(description="If history, input and output exceed the context."),
     ] = "error"
+    retention: Annotated[
+        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
+    ] = None
 
 
 class GenerateUsage(Struct, frozen=True):

@@ -26,6 +26,7 @@ from lmserve.schemas.generate import GenerateRequest
 from lmserve.schemas.guided import NamedSchema, StructuredOutputs
 from lmserve.schemas.interactive import InteractiveRequest
 from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest, SchemaFormat
+from lmserve.schemas.retention import Retention
 from lmserve.schemas.scoring import RerankRequest
 from lmserve.schemas.sessions import TurnRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
@@ -182,7 +183,7 @@ WORDS_OR_NULL: Final = ["string", "array", "null"]
 
 RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
     GenerateRequest: (
-        either(off("stop"), required(instance_id=LIVE)),
+        either(both(off("stop"), null("retention")), required(instance_id=LIVE)),
         # A verb on a session needs no words.
         either(
             required(prompt=WORDS),
@@ -286,6 +287,12 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
             required(role={"const": "system"}, content=blocks("text")),
         ),
     ),
+    Retention: (
+        either(
+            both(required(hold=TEXT), optional(drop={"const": False})),
+            both(null("hold"), required(drop={"const": True})),
+        ),
+    ),
     StreamOptions: (either(off("continuous_usage_stats"), on("include_usage")),),
     ChatRequest: (
         STREAMED,
@@ -293,7 +300,9 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         either(null("top_logprobs"), on("logprobs")),
         either(
             both(required(session_id=LIVE), optional(n={"enum": [1, None]}), null("prompt_logprobs")),
-            both(optional(session_id={"enum": [-1, "-1", None]}, stop=NO_CANCEL), off("renew_session")),
+            both(
+                optional(session_id={"enum": [-1, "-1", None]}, stop=NO_CANCEL), off("renew_session"), null("retention")
+            ),
         ),
     ),
     CompletionRequest: (STREAMED, GUIDED),

@@ -8,11 +8,22 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, StopStrings, Text
 from lmserve.schemas.generate import GenerateUsage, Message
+from lmserve.schemas.retention import Retention
 from lmserve.schemas.sampling import OutputLimit, SamplingRequest
 
 MAX_PAGE: Final = 1000
 
 Turns = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+
+
+class SessionTotals(Struct, frozen=True, kw_only=True):
+    """What the committed turns have used, those that a rewind took back included."""
+
+    prompt_tokens: Annotated[int, Meta(description="All that the model saw: history and input of every turn.")]
+    cached_tokens: Annotated[int, Meta(description="Of the prompts: not computed again.")]
+    computed_tokens: Annotated[int, Meta(description="Of the prompts: computed.")]
+    generated_tokens: int
+    seconds: Annotated[float, Meta(description="From the turns' arrivals to their ends.")]
 
 
 class SessionCard(Struct, frozen=True, kw_only=True):
@@ -33,6 +44,8 @@ class SessionCard(Struct, frozen=True, kw_only=True):
     created: Annotated[int, Meta(description="Seconds since 1970.")]
     age: Annotated[float, Meta(description="Seconds since the session began.")]
     idle: Annotated[float, Meta(description="Seconds since its last turn was committed.")]
+    held: Annotated[float, Meta(description="Seconds for which it makes room after all that nobody holds.")] = 0
+    usage: SessionTotals
 
 
 class SessionList(Struct, frozen=True, kw_only=True):
@@ -114,6 +127,9 @@ class TurnRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fie
     on_overflow: Annotated[
         Literal["error", "truncate_output", "drop_oldest_turns"] | None,
         Meta(description="If history, input and output exceed the context; null: error."),
+    ] = None
+    retention: Annotated[
+        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
     ] = None
 
 

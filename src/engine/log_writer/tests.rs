@@ -4,7 +4,7 @@ use std::thread::JoinHandle;
 
 use super::super::turn_guard::TurnGuard;
 use super::*;
-use crate::session::{Commit, SessionKey, Start, StoreLimits, Turn};
+use crate::session::{Commit, SessionKey, SessionUsage, Start, StoreLimits, Turn};
 use crate::text::Tail;
 
 /// What a disk does, and what was done to it.
@@ -174,6 +174,7 @@ fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> Fini
         input_tokens: 1,
         output_tokens: 0,
         tail: Tail::Closed,
+        logprobs: None,
     });
     lease.finish(Commit {
         tokens: [base.history, vec![9]].concat(),
@@ -181,6 +182,8 @@ fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> Fini
         seed: 0,
         system_tokens: 0,
         end: false,
+        usage: SessionUsage::default(),
+        hold_ms: None,
     })
 }
 

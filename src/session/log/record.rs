@@ -1,8 +1,13 @@
 //! What records say, as bytes: little-endian. Their frames are in [`super::frame`].
 
 use super::Fingerprint;
+use crate::session::ledger::{Logprobs, SessionUsage};
 use crate::session::state::{SessionState, Turn};
 use crate::text::Tail;
+
+/// Parts at the end of a record: what the session's turns have used, and the log-probabilities of one of the record's turns.
+const USAGE: u8 = 1;
+const LOGPROBS: u8 = 2;
 
 /// A session's state as its difference from the one before: leading tokens and turns that stay, and what comes behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +22,10 @@ pub(super) struct Put {
     pub(super) keep_tokens: u32,
     /// Input tokens, output tokens and what each turn leaves open.
     pub(super) turns: Vec<(u32, u32, Tail)>,
+    /// Of these turns; none where nothing is known of any.
+    pub(super) logprobs: Vec<Option<Logprobs>>,
     pub(super) tokens: Vec<u32>,
+    pub(super) usage: SessionUsage,
 }
 
 fn common<T: PartialEq>(a: &[T], b: &[T]) -> usize {
@@ -44,7 +52,9 @@ impl Put {
             turns: turns
                 .map(|t| (t.input_tokens as u32, t.output_tokens as u32, t.tail))
                 .collect(),
+            logprobs: logprobs_of(&after.turns[keep_turns..]),
             tokens: after.tokens[keep_tokens..].to_vec(),
+            usage: after.usage,
         }
     }
 
@@ -80,12 +90,13 @@ impl Put {
         turns.truncate(self.keep_turns as usize);
         tokens.truncate(self.keep_tokens as usize);
         tokens.extend_from_slice(&self.tokens);
-        for &(input, output, tail) in &self.turns {
+        for (at, &(input, output, tail)) in self.turns.iter().enumerate() {
             turns.push(Turn {
                 start: turns.last().map_or(0, Turn::end),
                 input_tokens: input as usize,
                 output_tokens: output as usize,
                 tail,
+                logprobs: self.logprobs.get(at).cloned().flatten(),
             });
         }
     }
@@ -114,6 +125,38 @@ impl Put {
         for token in &self.tokens {
             out.extend_from_slice(&token.to_le_bytes());
         }
+        if self.usage != SessionUsage::default() {
+            out.push(USAGE);
+            out.extend_from_slice(&(SessionUsage::BYTES as u32).to_le_bytes());
+            self.usage.write(out);
+        }
+        for (turn, logprobs) in self.logprobs.iter().enumerate() {
+            let Some(logprobs) = logprobs else { continue };
+            out.push(LOGPROBS);
+            out.extend_from_slice(&(4 + 4 * logprobs.len() as u32).to_le_bytes());
+            out.extend_from_slice(&(turn as u32).to_le_bytes());
+            logprobs.write(out);
+        }
+    }
+
+    /// Takes one of the parts at the end; None where it is none of this format. An unknown one is skipped.
+    fn take(&mut self, tag: u8, part: &[u8]) -> Option<()> {
+        match tag {
+            USAGE => self.usage = SessionUsage::parse(part)?,
+            LOGPROBS => {
+                let mut rest = Bytes(part);
+                let turn = rest.u32()? as usize;
+                let logprobs = Logprobs::parse(rest.take_all())?;
+                let &(_, output, _) = self.turns.get(turn)?;
+                if logprobs.len() != output as usize {
+                    return None;
+                }
+                self.logprobs.resize(self.turns.len(), None);
+                self.logprobs[turn] = Some(logprobs);
+            }
+            _ => {}
+        }
+        Some(())
     }
 
     /// The body of a record; None where it is none of this format. What a later version adds at its end is skipped.
@@ -124,7 +167,7 @@ impl Put {
         let [lost_turn, system_tokens, keep_turns, keep_tokens] =
             [rest.u32()?, rest.u32()?, rest.u32()?, rest.u32()?];
         let (turns, tokens) = (rest.u32()? as usize, rest.u32()? as usize);
-        let put = Self {
+        let mut put = Self {
             seed,
             created_ms,
             used_ms,
@@ -134,11 +177,22 @@ impl Put {
             keep_turns,
             keep_tokens,
             turns: rest.turns(turns)?,
+            logprobs: Vec::new(),
             tokens: rest.tokens(tokens)?,
+            usage: SessionUsage::default(),
         };
-        rest.sections(|_, _| {})?;
-        Some(put)
+        let mut whole = true;
+        rest.sections(|tag, part| whole &= put.take(tag, part).is_some())?;
+        whole.then_some(put)
     }
+}
+
+/// Of the turns, as a record has them.
+fn logprobs_of(turns: &[Turn]) -> Vec<Option<Logprobs>> {
+    if turns.iter().all(|turn| turn.logprobs.is_none()) {
+        return Vec::new();
+    }
+    turns.iter().map(|turn| turn.logprobs.clone()).collect()
 }
 
 /// The body of a log's header: whose tokens it holds.

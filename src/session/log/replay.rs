@@ -7,6 +7,7 @@ use super::frame::{DROP, HEADER, Head, Marker, PADDING, PUT};
 use super::record::Put;
 use super::{Fingerprint, TenantTag};
 use crate::request::SessionId;
+use crate::session::ledger::SessionUsage;
 use crate::session::state::{Gone, SessionState, Turn};
 
 /// A session as the log names it.
@@ -35,6 +36,7 @@ struct Growing {
     seq: u64,
     /// Turns up to this one are lost, those behind `turns`; 0: none.
     lost_turn: u32,
+    usage: SessionUsage,
 }
 
 /// What a whole record says.
@@ -138,6 +140,7 @@ impl Replay {
         session.used_order = put.used_order;
         session.seq = seq;
         session.lost_turn = put.lost_turn;
+        session.usage = put.usage;
     }
 
     pub(super) fn drop(&mut self, name: Name, gone: Gone) {
@@ -237,6 +240,7 @@ impl Growing {
             used_ms: self.used_ms,
             used_order: self.used_order,
             lost_turn: self.lost_turn,
+            usage: self.usage,
         }
     }
 }

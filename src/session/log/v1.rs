@@ -8,6 +8,7 @@ use super::record::{Bytes, Put};
 use super::replay::{Header, Name, Replay};
 use super::window::Window;
 use super::{Fingerprint, TenantName, TenantTag, tag};
+use crate::session::ledger::SessionUsage;
 use crate::session::state::Gone;
 
 /// First bytes of a log of the first version.
@@ -78,7 +79,9 @@ fn parse_put(rest: &mut Bytes<'_>) -> Option<Put> {
         keep_turns,
         keep_tokens,
         turns,
+        logprobs: Vec::new(),
         tokens: rest.tokens(count)?,
+        usage: SessionUsage::default(),
     })
 }
 

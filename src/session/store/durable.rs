@@ -67,10 +67,11 @@ impl SessionStore {
         self.uses = self.uses.max(state.used_order);
         // A clock that was ahead must not keep a session for ever.
         state.used_ms = state.used_ms.min(now_ms);
-        self.idle.insert(state.used_order, &key);
+        self.idle.insert(state.used_order, 0, &key);
         let session = Session {
             state,
             running: None,
+            hold_until: 0,
         };
         self.insert(key, session);
     }

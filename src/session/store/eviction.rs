@@ -12,10 +12,11 @@ impl SessionStore {
 
     /// Drops idle sessions older than the time to live.
     pub fn expire(&mut self, now_ms: u64) {
+        self.idle.let_go(now_ms);
         if self.limits.ttl_ms == 0 {
             return;
         }
-        while let Some(key) = self.idle.oldest() {
+        while let Some(key) = self.idle.oldest_free() {
             let used_ms = self.sessions.get(&key).map_or(0, |s| s.state.used_ms);
             if used_ms.saturating_add(self.limits.ttl_ms) > now_ms {
                 break;

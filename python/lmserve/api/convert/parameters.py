@@ -6,11 +6,13 @@ from typing import Final, TypeVar
 
 from msgspec import structs
 
+from lmserve.api.convert.session_state import retention_of
 from lmserve.engine.sessions import SessionId
-from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams, UsageChunks
+from lmserve.engine.submission import OnDisconnect, SamplingParams, SessionRef, StopParams, TokenIds, UsageChunks
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS, MAX_TOKENS
 from lmserve.schemas.completion_sampling import CompletionSampling
+from lmserve.schemas.retention import Retention
 from lmserve.schemas.sampling import UNLIMITED, SamplingRequest
 
 T = TypeVar("T")
@@ -40,13 +42,26 @@ def session_ref(
     end: bool,
     on_disconnect: OnDisconnect,
     by_default: bool = False,
+    retention: Retention | None = None,
 ) -> SessionRef | None:
-    """The turn's session; None for an anonymous one. `by_default`: the client has not said whether it starts."""
-    if session_id == ANONYMOUS:
-        return None
-    return SessionRef(
-        id=session_id, start=start, by_default=by_default, create=create, end=end, on_disconnect=on_disconnect
-    )
+    """The turn's session; None for an anonymous one. `by_default`: the client has not said whether it starts.
+
+    Raises LmserveError (400) for a retention of none.
+    """
+    kept = retention_of(retention)
+    if session_id != ANONYMOUS:
+        return SessionRef(
+            id=session_id,
+            start=start,
+            by_default=by_default,
+            create=create,
+            end=end,
+            on_disconnect=on_disconnect,
+            retention=kept,
+        )
+    if kept is not None:
+        raise LmserveError.invalid("retention", "retention needs a session, but the request names none")
+    return None
 
 
 def usage_chunks(data: CompletionSampling) -> UsageChunks:
@@ -65,6 +80,12 @@ def usage_chunks(data: CompletionSampling) -> UsageChunks:
         param = "stream_options.continuous_usage_stats"
         raise LmserveError.invalid(param, "continuous_usage_stats needs include_usage true")
     return "every"
+
+
+def token_ids(data: CompletionSampling) -> TokenIds | None:
+    """Where token ids are told; None: nowhere."""
+    told = TokenIds(beside_text=bool(data.return_token_ids), as_tokens=bool(data.return_tokens_as_token_ids))
+    return told if told.beside_text or told.as_tokens else None
 
 
 def check_prompt_logprobs(data: CompletionSampling) -> None:

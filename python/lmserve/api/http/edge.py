@@ -34,6 +34,9 @@ ANY: Final = "*"  # every host, or every origin
 VERSION: Final = "/v1"
 # Names of sessions may hold slashes and percent signs.
 QUOTED: Final = re.compile(rb"^/v1/sessions/.*%2(?:5|f)", re.IGNORECASE)
+# A session may be called as the last part of this route, which has no GET and no DELETE.
+IMPORT: Final = "/v1/sessions/import"
+CALLED_IMPORT: Final = "/v1/sessions/%69mport"
 UNKNOWN: Final = "unknown"  # stands for all paths that are no route
 MAX_PATH: Final = 512  # characters of a path in the request log
 # Longest quotation of what was given, in characters.
@@ -84,6 +87,8 @@ class Edge:
             inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
         if QUOTED.search(inner["raw_path"] or b""):
             inner["path"] = quoted_twice(inner["raw_path"] or b"")
+        elif inner["path"] == IMPORT and inner["method"] in ("GET", "DELETE"):
+            inner["path"] = CALLED_IMPORT
         sender = _Sender(send, request_id, inner["path"], head=method == "HEAD")
         started, streams = time.monotonic(), list[AsyncStream]()
         token = begun.set(streams)

@@ -27,8 +27,10 @@ from lmserve.schemas.health import HealthReply
 from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
 from lmserve.schemas.models import ModelCard, ModelList
 from lmserve.schemas.responses import ItemList, ResponseDeleted, ResponseEvent, ResponseReply, ResponsesRequest
+from lmserve.schemas.retention import Retention
 from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
 from lmserve.schemas.server import PropsReply, VersionReply
+from lmserve.schemas.session_state import SessionCompletions, SessionExport
 from lmserve.schemas.sessions import (
     Appended,
     AppendRequest,
@@ -79,6 +81,28 @@ SESSION: Final = {
     "created": CREATED,
     "age": 12.5,
     "idle": 4.25,
+    "held": 0,
+    "usage": {
+        "prompt_tokens": 18,
+        "cached_tokens": 0,
+        "computed_tokens": 18,
+        "generated_tokens": 14,
+        "seconds": 0.62,
+    },
+}
+FINGERPRINT: Final = "6f1ed002ab5595859014ebf0951522d9c0e7c2a4f2f3d3b5a7f9a1c3e5d7b9f1"
+EXPORT: Final = {
+    "id": 7,
+    "object": "session.export",
+    "version": 1,
+    "model": MODEL,
+    "fingerprint": FINGERPRINT,
+    "created": CREATED,
+    "seed": "3",
+    "system_tokens": 0,
+    "turns": [{"input_tokens": 1, "output_tokens": 1, "open": True, "logprobs": "AACAvg=="}],
+    "tokens": "AQAAAAIAAAA=",
+    "checksum": "d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592",
 }
 CARD: Final = {
     "id": MODEL,
@@ -403,6 +427,27 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "id": 7,
             "object": "session.transcript",
             "turns": [{"input": "<|im_start|>user\nMy name is Ada.<|im_end|>\n", "output": "Hello, Ada!<|im_end|>"}],
+        },
+    ),
+    Retention: ({"hold": "10m"}, {"drop": True}),
+    SessionExport: (EXPORT,),
+    SessionCompletions: (
+        {
+            "id": 7,
+            "object": "session.completions",
+            "model": MODEL,
+            "fingerprint": FINGERPRINT,
+            "data": [
+                {
+                    "turn": 1,
+                    "context_tokens": 0,
+                    "input_ids": [1, 4093, 198],
+                    "output_ids": [19556, 28],
+                    "logprobs": [-0.25, -1.5],
+                    "loss_mask": [0, 0, 0, 1, 1],
+                }
+            ],
+            "has_more": False,
         },
     ),
     ForkRequest: ({"session_id": 8}, {"session_id": 8, "turns": 1}),

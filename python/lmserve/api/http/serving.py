@@ -110,6 +110,15 @@ class Serving:
         self._fingerprint = f"fp_{sha256(told.encode()).hexdigest()[:12]}"
         return self._fingerprint
 
+    @property
+    def model_fingerprint(self) -> str:
+        """What tells tokens of one model, tokenizer and chat template from another's, in hexadecimal digits."""
+        engine = self.engine
+        if engine.fingerprint is not None:
+            return engine.fingerprint.hex()
+        template = None if engine.text is None else engine.text.template_source
+        return sha256(repr((self.names[0], template)).encode()).hexdigest()
+
     def check_ready(self) -> None:
         """Raises LmserveError (503) while no request would be served: loading, draining, a dead or stalled engine."""
         self.engine.check_health()

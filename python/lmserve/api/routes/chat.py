@@ -21,6 +21,7 @@ from lmserve.api.convert.parameters import (
     sampling_params,
     session_ref,
     stop_params,
+    token_ids,
     usage_chunks,
 )
 from lmserve.api.convert.session_ids import with_session
@@ -102,6 +103,7 @@ def submission(
         stream=bool(data.stream),
         usage_chunks=usage_chunks(data),
         prompt_logprobs=data.prompt_logprobs,
+        token_ids=token_ids(data),
         session=session,
         lane=lane if session is None else None,
         on_overflow=data.on_overflow or _on_overflow(data, session),
@@ -148,6 +150,7 @@ def _session(data: ChatRequest) -> SessionRef | None:
         create=True,
         end=False,
         on_disconnect=data.on_disconnect or "rollback",
+        retention=data.retention,
     )
 
 

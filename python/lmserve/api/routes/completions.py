@@ -18,6 +18,7 @@ from lmserve.api.convert.parameters import (
     given_or,
     sampling_params,
     stop_params,
+    token_ids,
     unlimited,
     usage_chunks,
 )
@@ -98,6 +99,7 @@ def submissions(data: CompletionRequest, *, tenant: int, fingerprint: str) -> li
         usage_chunks=usage_chunks(data),
         echo=bool(data.echo),
         prompt_logprobs=data.prompt_logprobs,
+        token_ids=token_ids(data),
         n=candidates,
         tenant=tenant,
         priority=given_or(data.priority, 0),

@@ -89,6 +89,7 @@ def submission(data: GenerateRequest, *, model: str, tenant: int) -> Submission:
             create=False,
             end=data.sequence_end,
             on_disconnect=data.on_disconnect,
+            retention=data.retention,
         ),
         on_overflow=data.on_overflow,
         tenant=tenant,

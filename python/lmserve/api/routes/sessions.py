@@ -12,6 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from lmserve.api.convert.chat_messages import messages_input
 from lmserve.api.convert.parameters import output_limit, sampling_params, stop_params
 from lmserve.api.convert.session_ids import named_session, session_id_of, session_in_path
+from lmserve.api.convert.session_state import retention_of
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
@@ -32,6 +33,7 @@ from lmserve.schemas.sessions import (
     RewindRequest,
     SessionCard,
     SessionList,
+    SessionTotals,
     SessionTurn,
     Transcript,
     TurnRequest,
@@ -79,7 +81,7 @@ async def list_sessions(
     found = engine.list_sessions(tenant_of(request), after=behind, limit=limit + 1)
     page = found[:limit]
     last_id = page[-1].id if page else None
-    return SessionList(data=[_card(info) for info in page], has_more=len(found) > limit, last_id=last_id)
+    return SessionList(data=[card_of(info) for info in page], has_more=len(found) > limit, last_id=last_id)
 
 
 @get(
@@ -91,7 +93,7 @@ async def list_sessions(
 )
 async def get_session(session_id: SessionName, request: Request[Any, Any, Any]) -> SessionCard:
     """Its size, its age, what of it is cached, and whether a turn runs."""
-    return _card(serving_of(request).engine.session_info(tenant_of(request), session_in_path(session_id)))
+    return card_of(serving_of(request).engine.session_info(tenant_of(request), session_in_path(session_id)))
 
 
 @get(
@@ -137,7 +139,7 @@ async def fork_session(
     engine, tenant = serving_of(request).engine, tenant_of(request)
     new_id = named_session(data.session_id, "session_id")
     await engine.fork_session(tenant, session_in_path(session_id), new_id, data.turns)
-    return _card(engine.session_info(tenant, new_id))
+    return card_of(engine.session_info(tenant, new_id))
 
 
 @post(
@@ -157,7 +159,7 @@ async def rewind_session(
     engine, tenant = serving_of(request).engine, tenant_of(request)
     named = session_in_path(session_id)
     await engine.rewind_session(tenant, named, data.turns)
-    return _card(engine.session_info(tenant, named))
+    return card_of(engine.session_info(tenant, named))
 
 
 @post(
@@ -209,6 +211,7 @@ async def continue_session(
         create=bool(data.create),
         end=bool(data.end),
         on_disconnect=data.on_disconnect or "rollback",
+        retention=retention_of(data.retention),
     )
     stream = serving.engine.submit(
         Submission(
@@ -290,7 +293,7 @@ class _Appending:
         self._stream.abort()
 
 
-def _card(info: SessionInfo) -> SessionCard:
+def card_of(info: SessionInfo) -> SessionCard:
     now_ms = time.time() * 1000
     return SessionCard(
         id=info.id,
@@ -302,6 +305,14 @@ def _card(info: SessionInfo) -> SessionCard:
         created=info.created_ms // 1000,
         age=_seconds(now_ms - info.created_ms),
         idle=_seconds(now_ms - info.used_ms),
+        held=_seconds(info.hold_until_ms - now_ms),
+        usage=SessionTotals(
+            prompt_tokens=info.usage.prompt_tokens,
+            cached_tokens=info.usage.cached_tokens,
+            computed_tokens=info.usage.computed_tokens,
+            generated_tokens=info.usage.generated_tokens,
+            seconds=_seconds(info.usage.time_ms),
+        ),
     )
 
 

@@ -1,0 +1,136 @@
+"""`/v1/sessions`: what trainers and other servers take of a session, and how long its cache is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import JSONBody, QueryParameter
+
+from lmserve.api.convert.session_ids import named_session, session_in_path
+from lmserve.api.convert.session_state import completions, exported, imported, retention_of
+from lmserve.api.http.body import StrictJson
+from lmserve.api.http.openapi import responses
+from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.routes.sessions import ID, TAGS, SessionName, card_of
+from lmserve.engine.submission import Hold
+from lmserve.schemas.bounds import MAX_SESSION_CHARS, SESSION_PATTERN
+from lmserve.schemas.retention import Retention
+from lmserve.schemas.session_state import SessionCompletions, SessionExport
+from lmserve.schemas.sessions import MAX_PAGE, SessionCard
+
+IMPORT: Final = "/v1/sessions/import"
+
+
+@get(
+    f"{ID}/completions",
+    operation_id="list_session_completions",
+    summary="Read what a session's model read and sampled",
+    description="Token ids turn by turn, and log-probabilities of the sampled ones, where a turn asked for them.",
+    tags=TAGS,
+    responses=responses(SessionCompletions, 400, 401, 404, 409, 503),
+)
+async def list_session_completions(
+    session_id: SessionName,
+    request: Request[Any, Any, Any],
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most turns of the page.")] = 100,
+    after: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Turns behind this one.")] = 0,
+) -> Response[bytes]:
+    """A page of the turns."""
+    serving, named = serving_of(request), session_in_path(session_id)
+    engine, model, fingerprint = serving.engine, serving.names[0], serving.model_fingerprint
+    tenant = tenant_of(request)
+
+    def work() -> bytes:
+        turns = list(completions(engine.export_session(tenant, named)))
+        page = turns[after : after + limit]
+        more = after + limit < len(turns)
+        reply = SessionCompletions(id=named, model=model, fingerprint=fingerprint, data=page, has_more=more)
+        return msgspec.json.encode(reply)
+
+    return Response(await asyncio.to_thread(work), media_type="application/json")
+
+
+@get(
+    f"{ID}/export",
+    operation_id="export_session",
+    summary="Take a session to another server",
+    description="All of it as of its last committed turn, with a checksum. A server of the same model takes it in.",
+    tags=TAGS,
+    responses=responses(SessionExport, 400, 401, 404, 409, 503),
+)
+async def export_session(session_id: SessionName, request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The session, which stays as it is."""
+    serving, named = serving_of(request), session_in_path(session_id)
+    engine, model, fingerprint = serving.engine, serving.names[0], serving.model_fingerprint
+    tenant = tenant_of(request)
+
+    def work() -> bytes:
+        state = engine.export_session(tenant, named)
+        return msgspec.json.encode(exported(named, state, model=model, fingerprint=fingerprint))
+
+    return Response(await asyncio.to_thread(work), media_type="application/json")
+
+
+@post(
+    IMPORT,
+    dto=StrictJson[SessionExport],
+    return_dto=None,
+    status_code=200,
+    operation_id="import_session",
+    summary="Take a session of another server in",
+    description="What `export` gave. A session of another model is refused. Its next turn computes what is not cached.",
+    tags=TAGS,
+    responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
+)
+async def import_session(
+    data: JSONBody[SessionExport],
+    request: Request[Any, Any, Any],
+    session_id: Annotated[
+        str | None,
+        QueryParameter(
+            description="What to call it here; left out: as it was called. None of this id may live.",
+            schema_extra={"minLength": 1, "maxLength": MAX_SESSION_CHARS, "pattern": SESSION_PATTERN},
+        ),
+    ] = None,
+) -> SessionCard:
+    """The session, as if its turns had been here."""
+    serving = serving_of(request)
+    engine, tenant = serving.engine, tenant_of(request)
+    named = named_session(data.id if session_id is None else session_id, "session_id")
+    model, fingerprint = serving.names[0], serving.model_fingerprint
+
+    def work() -> None:
+        engine.import_session(tenant, named, imported(data, model=model, fingerprint=fingerprint))
+
+    await asyncio.to_thread(work)
+    return card_of(engine.session_info(tenant, named))
+
+
+@post(
+    f"{ID}/retention",
+    dto=StrictJson[Retention],
+    return_dto=None,
+    status_code=200,
+    operation_id="retain_session",
+    summary="Say how long a session will be needed",
+    description=(
+        "A hint: a session that is held, and its KV, make room after all others. One that is dropped gives up its KV "
+        "at once, and computes it again with its next turn."
+    ),
+    tags=TAGS,
+    responses=responses(SessionCard, 400, 401, 404, 408, 413, 503),
+)
+async def retain_session(
+    data: JSONBody[Retention], session_id: SessionName, request: Request[Any, Any, Any]
+) -> SessionCard:
+    """The session as it is then."""
+    engine, tenant, named = serving_of(request).engine, tenant_of(request), session_in_path(session_id)
+    match retention_of(data, "retention"):
+        case Hold(ms):
+            engine.hold_session(tenant, named, ms)
+        case _:
+            await engine.give_up_session(tenant, named)
+    return card_of(engine.session_info(tenant, named))

@@ -1,0 +1,126 @@
+//! What becomes of cached blocks by the word of those who will need them, or will not.
+
+use std::collections::HashMap;
+
+use super::chain::ChainId;
+use super::pool::{BlockPool, Shelves, tail_key};
+
+impl BlockPool {
+    /// Tells the time, in milliseconds, by which blocks are held.
+    pub fn set_time(&self, now_ms: u64) {
+        self.shelves().now_ms = now_ms;
+    }
+
+    /// What is cached of `tokens` is given up after all that nobody holds, for so many milliseconds from now.
+    pub fn hold(&self, tenant: u32, tokens: &[u32], hold_ms: u64) {
+        let (root, block_size) = (self.root(tenant), self.block_size());
+        self.shelves().hold(root, tokens, block_size, hold_ms);
+    }
+
+    /// Frees what is cached of `tokens` and of nothing else. Returns how many blocks that are.
+    pub fn give_up(&self, tenant: u32, tokens: &[u32]) -> usize {
+        let (root, block_size) = (self.root(tenant), self.block_size());
+        self.shelves().give_up(root, tokens, block_size)
+    }
+}
+
+impl Shelves {
+    /// Nobody owns a cached block any more.
+    pub(super) fn list(&mut self, block: u32) {
+        let held = self.hold_until[block as usize] > self.now_ms;
+        self.in_held[block as usize] = held;
+        if held {
+            self.held.push_back(block);
+        } else {
+            self.evictable.push_back(block);
+        }
+    }
+
+    pub(super) fn unlist(&mut self, block: u32) {
+        if self.in_held[block as usize] {
+            self.held.remove(block);
+        } else {
+            self.evictable.remove(block);
+        }
+    }
+
+    /// The block that is given up next: one that was held for long enough, the least recently used one, and the first one that
+    /// is held where all are.
+    pub(super) fn next_to_evict(&self) -> Option<u32> {
+        let held = self.held.front();
+        held.filter(|&block| self.hold_until[block as usize] <= self.now_ms)
+            .or_else(|| self.evictable.front())
+            .or(held)
+    }
+
+    /// The cached blocks of the longest known prefix of `tokens`, the first one first.
+    fn cached_chain(&self, mut chain: ChainId, tokens: &[u32], block_size: usize) -> Vec<u32> {
+        let mut blocks = Vec::new();
+        for chunk in tokens.chunks_exact(block_size) {
+            let Some((block, next)) = self.find(chain, chunk, block_size) else {
+                break;
+            };
+            blocks.push(block);
+            chain = next;
+        }
+        let rest = &tokens[blocks.len() * block_size..];
+        let tail = self.index.get(&tail_key(chain));
+        blocks.extend(tail.filter(|&&block| {
+            self.cached[block as usize].is_some_and(|cached| {
+                let at = block as usize * block_size;
+                cached.parent == chain
+                    && cached.chain.is_none()
+                    && rest.starts_with(&self.tokens[at..at + cached.len])
+            })
+        }));
+        blocks
+    }
+
+    /// What is cached of `tokens` is given up after all that nobody holds.
+    fn hold(&mut self, root: ChainId, tokens: &[u32], block_size: usize, hold_ms: u64) {
+        let until = self.now_ms.saturating_add(hold_ms);
+        // The last one first, so that it is given up before those that it follows.
+        for block in self
+            .cached_chain(root, tokens, block_size)
+            .into_iter()
+            .rev()
+        {
+            let at = block as usize;
+            self.hold_until[at] = until.max(self.hold_until[at]);
+            if self.references[at] == 0 {
+                self.unlist(block);
+                self.list(block);
+            }
+        }
+    }
+
+    /// Frees what is cached of `tokens` and of nothing else. Returns how many blocks that are.
+    fn give_up(&mut self, root: ChainId, tokens: &[u32], block_size: usize) -> usize {
+        let mut children: HashMap<ChainId, usize> = HashMap::new();
+        for cached in self.cached.iter().flatten() {
+            *children.entry(cached.parent).or_default() += 1;
+        }
+        let mut given_up = 0;
+        for block in self
+            .cached_chain(root, tokens, block_size)
+            .into_iter()
+            .rev()
+        {
+            let Some(cached) = self.cached[block as usize] else {
+                break;
+            };
+            let followed = |chain| children.get(&chain).is_some_and(|&count| count > 0);
+            if cached.chain.is_some_and(followed) || self.references[block as usize] > 0 {
+                break;
+            }
+            if let Some(count) = children.get_mut(&cached.parent) {
+                *count -= 1;
+            }
+            self.unlist(block);
+            self.forget(block);
+            self.free.push(block);
+            given_up += 1;
+        }
+        given_up
+    }
+}
