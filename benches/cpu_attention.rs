@@ -119,6 +119,7 @@ fn measure(
     let shapes = [AttentionShape {
         kv: shape,
         heads: HEADS,
+        parts: 1,
         window: None,
     }];
     let mut attention = Attention::new(isa, &shapes, pool.size());

@@ -594,6 +594,9 @@ class CpuModel:
     def add_sinks(self, sinks: Any) -> int:
         """Take the float32 sinks of a layer's attention, one for each query head; gives their number."""
 
+    def add_heads(self, parts: Sequence[tuple[str, Any, int, int, Any | None]], quantize: str | None = None) -> int:
+        """Pack matrices of one shape, one for each head, as parts of `add_linear`; gives their number."""
+
     def add_router(
         self, part: tuple[str, Any, int, int, Any | None], router: Any, correction: Any | None, scale: Any | None
     ) -> int:
@@ -652,6 +655,12 @@ class CpuModel:
         start: int = 0,
     ) -> int:
         """Record an activation: `gated`, of x's first half times the second; or of x, times columns of `factor`."""
+
+    def heads(self, program: CpuProgram, x: int, weight: int, passed: int) -> int:
+        """Record a linear layer for each head, of its first columns; the `passed` ones after them stay as they are."""
+
+    def latent_cache(self, program: CpuProgram, q: int, kv: int, layer: int, norm: int) -> int:
+        """Record the norm of latents, rotation, and their write to the cache; gives the queries. Consumes q and kv."""
 
     def route(self, program: CpuProgram, x: int, weight: int) -> int:
         """Record the choice of experts for each row."""

@@ -74,6 +74,7 @@ struct GivenLayer {
     window: Option<usize>,
     softcap: Option<f32>,
     shares: Option<usize>,
+    latent_rank: Option<usize>,
 }
 
 impl GivenLayer {
@@ -90,6 +91,11 @@ impl GivenLayer {
                     head_dim: self.head_dim,
                 },
                 heads: self.num_heads,
+                parts: if self.latent_rank.is_some() {
+                    AttentionShape::parts_of(self.num_heads)
+                } else {
+                    1
+                },
                 window: self.window,
             },
             scale: self.scale,
@@ -97,6 +103,7 @@ impl GivenLayer {
             rope,
             query_scales,
             shares: self.shares,
+            rank: self.latent_rank,
         }
     }
 }
@@ -246,6 +253,25 @@ impl CpuModel {
         Ok(lock(&self.0).add_sinks(values(sinks)?))
     }
 
+    /// Packs matrices of one shape, one for each head, as parts of `add_linear`; gives their number.
+    #[pyo3(signature = (parts, quantize=None))]
+    fn add_heads(
+        &self,
+        py: Python<'_>,
+        parts: Vec<GivenPart<'_>>,
+        quantize: Option<&str>,
+    ) -> PyResult<usize> {
+        let parts: Vec<_> = parts
+            .into_iter()
+            .map(|part| StoredPart::new(part, quantize))
+            .collect::<PyResult<_>>()?;
+        let matrices: Vec<_> = parts
+            .iter()
+            .map(StoredPart::matrix)
+            .collect::<Result<_>>()?;
+        Ok(py.detach(|| lock(&self.0).add_heads(&matrices))?)
+    }
+
     /// Takes a layer's router: its matrix as a part of `add_linear`, and numbers for each expert (or none) that are added to
     /// the scores that choose, and that weights are multiplied with; gives its number.
     fn add_router(
@@ -375,6 +401,21 @@ impl CpuModel {
         let activation = activation(name, &parameters)?;
         let factor = factor.map(|factor| (factor, start));
         lock(&self.0).record_activate(&mut lock(&program.0), x, activation, gated, factor)
+    }
+
+    fn heads(&self, program: &CpuProgram, x: usize, weight: usize, passed: usize) -> Result<usize> {
+        lock(&self.0).record_heads(&mut lock(&program.0), x, weight, passed)
+    }
+
+    fn latent_cache(
+        &self,
+        program: &CpuProgram,
+        q: usize,
+        kv: usize,
+        layer: usize,
+        norm: usize,
+    ) -> Result<usize> {
+        lock(&self.0).record_latent_cache(&mut lock(&program.0), (q, kv), layer, norm)
     }
 
     fn route(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {

@@ -47,9 +47,9 @@ impl Norm<'_> {
         }
     }
 
-    /// The same in place.
+    /// The same in place, of an RMS norm.
     #[inline(always)]
-    fn apply_to<S: Simd>(&self, s: S, x: &mut [f32]) {
+    pub(super) fn apply_to<S: Simd>(&self, s: S, x: &mut [f32]) {
         let scale = inverse_rms(s, x, self.eps);
         for (x, weight) in x.iter_mut().zip(self.weight) {
             *x = *x * scale * weight;
@@ -217,8 +217,9 @@ fn prepare<S: Simd>(
     }
 }
 
+/// Rotates the pairs of a head, half a head apart.
 #[inline(always)]
-fn rotate<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rotate<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
     assert!(head.len() == 2 * half && sin.len() == half);
     let (low, high) = head.split_at_mut(half);

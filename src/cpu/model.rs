@@ -4,6 +4,7 @@ use super::activation::Activation;
 use super::attention::{Attention, AttentionShape, KvCache, KvShape, PAGE};
 use super::elementwise::Norm;
 use super::experts::{ExpertMatrices, ExpertNumbers, ExpertsWeight, Router, RouterWeight};
+use super::heads::HeadsWeight;
 use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
@@ -27,6 +28,8 @@ pub struct LayerShape {
     pub query_scales: Option<usize>,
     /// The layer whose keys and values it reads, if it has none of its own.
     pub shares: Option<usize>,
+    /// Of latent attention: how wide the latent is. What follows it in each head is rotated.
+    pub rank: Option<usize>,
 }
 
 /// Sizes of a decoder. Lengths in tokens.
@@ -84,6 +87,7 @@ pub(super) enum Weight {
     Norm(NormWeight),
     /// Of attention, one for each query head.
     Sinks(Vec<f32>),
+    Heads(HeadsWeight),
     Router(Box<RouterWeight>),
     Experts(ExpertsWeight),
     Conv(ConvWeight),
@@ -131,14 +135,25 @@ fn check_layer(shape: &ModelShape, tables: &PositionTables, index: usize) -> Res
     let layer = &shape.layers[index];
     let kv = layer.attention.kv;
     check(
-        kv.kv_heads > 0 && layer.attention.heads.is_multiple_of(kv.kv_heads),
+        kv.kv_heads > 0
+            && layer.attention.parts > 0
+            && layer
+                .attention
+                .heads
+                .is_multiple_of(kv.kv_heads * layer.attention.parts),
         "layers",
         || format!("the query heads of layer {index} are no multiple of its key-value heads"),
     )?;
     check(layer.attention.window != Some(0), "layers", || {
         format!("the window of layer {index} must be at least 1")
     })?;
-    let angles = shape.positions * (kv.head_dim / 2);
+    let rank = layer.rank.unwrap_or(0);
+    check(
+        layer.rank.is_none() || (kv.kv_heads == 1 && rank < kv.head_dim && layer.shares.is_none()),
+        "layers",
+        || format!("layer {index} must have one latent, less wide than its heads"),
+    )?;
+    let angles = shape.positions * (kv.head_dim.saturating_sub(rank) / 2);
     let table = layer.rope.map(|rope| tables.ropes.get(rope));
     check(
         table.is_none_or(|table| {
@@ -316,6 +331,16 @@ impl Model {
         }
     }
 
+    /// Packs matrices of one shape, one for each head; gives their number.
+    ///
+    /// # Errors
+    /// `invalid_value` for matrices that do not fit each other or their bytes.
+    pub fn add_heads(&mut self, matrices: &[Matrix]) -> Result<usize> {
+        let weight = HeadsWeight::pack(self.isa, &self.pool, matrices)?;
+        self.weights.push(Weight::Heads(weight));
+        Ok(self.weights.len() - 1)
+    }
+
     /// Bytes of all weights.
     pub fn weight_bytes(&self) -> usize {
         let bytes = |weight: &Weight| match weight {
@@ -324,6 +349,7 @@ impl Model {
                 (norm.weight.len() + norm.bias.as_ref().map_or(0, Vec::len)) * size_of::<f32>()
             }
             Weight::Sinks(sinks) => size_of_val(&**sinks),
+            Weight::Heads(heads) => heads.bytes(),
             Weight::Router(router) => router.bytes(),
             Weight::Experts(experts) => experts.bytes(),
             Weight::Conv(conv) => conv.bytes(),
@@ -506,6 +532,48 @@ impl Model {
         factor: Option<(usize, usize)>,
     ) -> Result<usize> {
         program.activate(x, activation, gated, factor)
+    }
+
+    /// Records a linear layer for each head: of a head's columns the first, then the `passed` ones after them as they are.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_heads(
+        &self,
+        program: &mut Program,
+        x: usize,
+        weight: usize,
+        passed: usize,
+    ) -> Result<usize> {
+        let Some(Weight::Heads(heads)) = self.weights.get(weight) else {
+            return Err(Error::invalid(
+                "program",
+                format!("weight {weight} is not one for each head"),
+            ));
+        };
+        let shape = (heads.count(), heads.inputs, heads.outputs);
+        program.heads(x, weight, shape, passed)
+    }
+
+    /// Records the norm of latents, the rotation of what follows them and of the queries' ends, and the write of both as keys and
+    /// values; gives the queries.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_latent_cache(
+        &self,
+        program: &mut Program,
+        values: (usize, usize),
+        layer: usize,
+        norm: usize,
+    ) -> Result<usize> {
+        let shape = self.layer(layer)?;
+        let width = self.norm_width(norm)?;
+        let (heads, head_dim) = (shape.attention.heads, shape.attention.kv.head_dim);
+        check(shape.rank == Some(width), "program", || {
+            format!("layer {layer} needs latents as wide as their norm, {width}")
+        })?;
+        program.latent_cache(values, layer, norm, (heads * head_dim, head_dim))
     }
 
     /// Records the choice of experts for each row.

@@ -111,6 +111,20 @@ pub(super) enum Op {
         gate: ConvGate,
         out: Value,
     },
+    /// Of each head's columns the first through its matrix, then the `passed` columns after them.
+    Heads {
+        x: Value,
+        weight: usize,
+        passed: usize,
+        out: Value,
+    },
+    /// In place: the queries stay in `q`. The norm is that of the latents of `kv`.
+    LatentCache {
+        q: Value,
+        kv: Value,
+        layer: usize,
+        norm: usize,
+    },
 }
 
 impl Op {
@@ -121,7 +135,8 @@ impl Op {
             Self::Norm { x, out, .. }
             | Self::Linear { x, out, .. }
             | Self::Conv { x, out, .. }
-            | Self::GatherRows { x, out } => {
+            | Self::GatherRows { x, out }
+            | Self::Heads { x, out, .. } => {
                 f(x);
                 f(out);
             }
@@ -148,6 +163,10 @@ impl Op {
                     f(factor);
                 }
                 f(out);
+            }
+            Self::LatentCache { q, kv, .. } => {
+                f(q);
+                f(kv);
             }
             Self::Route { x, logits, out, .. } => {
                 f(x);
@@ -498,6 +517,60 @@ impl Program {
             out,
         });
         Ok(handle)
+    }
+
+    /// Gives what each of so many heads makes of its columns of `x`, and the `passed` columns that follow them.
+    pub(super) fn heads(
+        &mut self,
+        x: usize,
+        weight: usize,
+        (heads, inputs, outputs): (usize, usize, usize),
+        passed: usize,
+    ) -> Result<usize> {
+        let x = self.value(x)?;
+        if !x.width.is_multiple_of(heads) || x.width / heads < inputs + passed {
+            let given = x.width;
+            return Err(Error::invalid(
+                "program",
+                format!(
+                    "heads takes at least {inputs} and {passed} columns for each of {heads} heads, but rows of {given} were given"
+                ),
+            ));
+        }
+        let (handle, out) = self.push(x.rows, heads * (outputs + passed));
+        self.ops.push(Op::Heads {
+            x,
+            weight,
+            passed,
+            out,
+        });
+        Ok(handle)
+    }
+
+    /// Gives the queries.
+    pub(super) fn latent_cache(
+        &mut self,
+        (q, kv): (usize, usize),
+        layer: usize,
+        norm: usize,
+        (q_size, kv_size): (usize, usize),
+    ) -> Result<usize> {
+        let queries = self.expect(q, "latent_cache", q_size)?;
+        let latents = self.expect(kv, "latent_cache", kv_size)?;
+        if queries.rows != latents.rows || queries.buffer == latents.buffer {
+            return Err(Error::invalid(
+                "program",
+                "latent_cache takes two values with as many rows",
+            ));
+        }
+        self.ops.push(Op::LatentCache {
+            q: queries,
+            kv: latents,
+            layer,
+            norm,
+        });
+        self.values[kv] = None;
+        Ok(self.changed(q, queries))
     }
 
     /// Ends the recording: `result` is what the program leaves. Values get their buffers.

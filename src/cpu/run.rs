@@ -175,6 +175,11 @@ impl Model {
                 let (rows, top_k) = (rows_of(x.rows), routing.width / 2);
                 scratch.experts.reserve(experts, rows, top_k, threads);
             }
+            if let Op::Heads { x, weight, .. } = op
+                && let Weight::Heads(heads) = &self.weights[*weight]
+            {
+                scratch.heads.reserve(heads, rows_of(x.rows));
+            }
         }
         grow(&mut scratch.quantized, quantized);
         grow(&mut scratch.part, part);

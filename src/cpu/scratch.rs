@@ -1,6 +1,7 @@
 //! The memory that programs write to.
 
 use super::experts::ExpertMemory;
+use super::heads::HeadsMemory;
 use super::memory::Aligned;
 
 /// What programs write, kept from step to step.
@@ -11,5 +12,6 @@ pub(super) struct Scratch {
     /// One part of a linear layer whose parts differ.
     pub(super) part: Aligned<f32>,
     pub(super) experts: ExpertMemory,
+    pub(super) heads: HeadsMemory,
     pub(super) logits: Aligned<f32>,
 }

@@ -3,7 +3,9 @@
 use super::attention::{AttentionStep, CacheView, KvView, LayerAttention};
 use super::elementwise::Norm;
 use super::experts::{ExpertScratch, ExpertsWeight, RouterWeight};
+use super::heads::{HeadsScratch, HeadsWeight};
 use super::isa::Isa;
+use super::latent::LatentCache;
 use super::linear::{Linear, QuantizedRows};
 use super::memory::SharedSlice;
 use super::model::{Architecture, Weight};
@@ -27,6 +29,7 @@ pub(super) struct StepContext<'a> {
     quantized: SharedSlice<'a, u8>,
     part: SharedSlice<'a, f32>,
     experts: ExpertScratch<'a>,
+    heads: HeadsScratch<'a>,
     pub(super) logits: SharedSlice<'a, f32>,
 }
 
@@ -56,6 +59,7 @@ impl<'a> StepContext<'a> {
             quantized: SharedSlice::new(&mut scratch.quantized),
             part: SharedSlice::new(&mut scratch.part),
             experts: scratch.experts.share(),
+            heads: scratch.heads.share(),
             logits: SharedSlice::new(&mut scratch.logits),
         }
     }
@@ -106,6 +110,27 @@ impl<'a> StepContext<'a> {
             Weight::Experts(experts) => experts,
             _ => unreachable!("the recorder has looked at the weight"),
         }
+    }
+
+    fn heads(&self, weight: usize) -> &'a HeadsWeight {
+        match &self.weights[weight] {
+            Weight::Heads(heads) => heads,
+            _ => unreachable!("the recorder has looked at the weight"),
+        }
+    }
+
+    /// Cos and sin of a layer's rotation.
+    fn angles(&self, layer: usize) -> Option<(&'a [f32], &'a [f32])> {
+        self.architecture.shape.layers[layer].rope.map(|rope| {
+            let (cos, sin) = &self.architecture.tables.ropes[rope];
+            (cos.as_slice(), sin.as_slice())
+        })
+    }
+
+    /// What the queries of a layer are multiplied by.
+    fn query_scales(&self, layer: usize) -> Option<&'a [f32]> {
+        let scales = self.architecture.shape.layers[layer].query_scales;
+        scales.map(|at| self.architecture.tables.query_scales[at].as_slice())
     }
 
     /// The keys and values that a layer reads.
@@ -177,21 +202,13 @@ impl<'a> StepContext<'a> {
                     self.linear(team, x, weight, self.buffer(out), quantized);
                 }
                 Op::RopeAndCache { qkv, layer, norms } => {
-                    let (shape, tables) = (
-                        &self.architecture.shape.layers[layer],
-                        &self.architecture.tables,
-                    );
+                    let shape = &self.architecture.shape.layers[layer];
                     let [q_norm, k_norm, v_norm] =
                         norms.map(|norm| norm.map(|norm| self.norm(norm)));
                     let rotation = row_ops::RopeAndCache {
                         heads: shape.attention.heads,
-                        angles: shape.rope.map(|rope| {
-                            let (cos, sin) = &tables.ropes[rope];
-                            (cos.as_slice(), sin.as_slice())
-                        }),
-                        query_scales: shape
-                            .query_scales
-                            .map(|scales| tables.query_scales[scales].as_slice()),
+                        angles: self.angles(layer),
+                        query_scales: self.query_scales(layer),
                         q_norm,
                         k_norm,
                         v_norm,
@@ -259,6 +276,28 @@ impl<'a> StepContext<'a> {
                         self.step.sample_rows,
                         self.buffer(out),
                     );
+                }
+                Op::Heads {
+                    x,
+                    weight,
+                    passed,
+                    out,
+                } => {
+                    let heads = self.heads(weight);
+                    let given = (self.buffer(x), self.rows(x), x.width / heads.count());
+                    heads.forward(team, isa, given, passed, &self.heads, self.buffer(out));
+                }
+                Op::LatentCache { q, kv, layer, norm } => {
+                    let latents = LatentCache {
+                        rank: self.architecture.shape.layers[layer].rank.unwrap_or(0),
+                        angles: self.angles(layer),
+                        query_scales: self.query_scales(layer),
+                        norm: self.norm(norm),
+                        cache: self.kv(layer),
+                    };
+                    let (queries, latent) = ((self.buffer(q), q.width), self.buffer(kv));
+                    let at = (self.step.positions, self.step.slots);
+                    latents.run(team, isa, queries, latent, at);
                 }
                 Op::Route {
                     x,

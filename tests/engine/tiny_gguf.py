@@ -68,6 +68,15 @@ OTHER_NAMES = {
         "self_attn.sinks": "attn_sinks",
         "mlp.router": "ffn_gate_inp",
     },
+    "deepseek2": {
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "self_attn.k_b_proj": "attn_k_b",
+        "self_attn.v_b_proj": "attn_v_b",
+    },
     "glm4moe": {"post_attention_layernorm": "post_attention_norm"},
     "granitemoe": {
         "block_sparse_moe.router": "ffn_gate_inp",
@@ -140,7 +149,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         writer.add_head_count_kv(heads)
     else:
         writer.add_feed_forward_length(getattr(config, "intermediate_size_mlp", config.intermediate_size))
-        writer.add_head_count_kv(config.num_key_value_heads)
+        # One latent is what all heads have in common.
+        writer.add_head_count_kv(1 if architecture == "deepseek2" else config.num_key_value_heads)
     counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     if experts := next((count for count in counts if count), None):
         writer.add_expert_count(experts)
@@ -149,8 +159,9 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    head_dim = max(layer.self_attn.head_dim for layer in model.model.layers if hasattr(layer, "self_attn"))
-    if head_dim != config.hidden_size // config.num_attention_heads:
+    attention = [layer.self_attn for layer in model.model.layers if hasattr(layer, "self_attn")]
+    head_dim = max(getattr(layer, "head_dim", 0) for layer in attention)
+    if head_dim and head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
     KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
     _write_vocabulary(writer, config.vocab_size)
@@ -172,7 +183,10 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         for name, buffer in model.named_buffers()
         if name.endswith("e_score_correction_bias")
     }
-    for name, parameter in _separated(tensors).items():
+    tensors = _separated(tensors)
+    if architecture == "deepseek2":
+        tensors = _with_heads_apart(tensors, config)
+    for name, parameter in tensors.items():
         if "act_fn" in name:
             continue
         stem, kind = name.rsplit(".", 1)
@@ -236,6 +250,19 @@ def _separated(tensors: dict) -> dict:
                 found[name.replace("router.per_expert_scale", "experts.down_proj.scale")] = values
             case _:
                 found[name] = tensor
+    return found
+
+
+def _with_heads_apart(tensors: dict, config) -> dict:
+    """The tensors with kv_b_proj taken apart; all share the memory of what is given."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith("kv_b_proj.weight"):
+            heads = tensor.data.view(config.num_attention_heads, -1, config.kv_lora_rank)
+            found[name.replace("kv_b", "k_b")] = heads[:, : config.qk_nope_head_dim].transpose(1, 2)
+            found[name.replace("kv_b", "v_b")] = heads[:, config.qk_nope_head_dim :]
+        else:
+            found[name] = tensor
     return found
 
 
@@ -340,6 +367,27 @@ def _glm4_moe(writer: gguf.GGUFWriter, config) -> None:
     writer.add_nextn_predict_layers(config.num_nextn_predict_layers)
 
 
+def _deepseek2(writer: gguf.GGUFWriter, config) -> None:
+    rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    softmax = config.model_type == "deepseek_v2"
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(rank)
+    writer.add_key_length(rank + rope)
+    writer.add_value_length(rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + rope)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(rope)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX if softmax else gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(not softmax and config.norm_topk_prob)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+    if config.rope_parameters.get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
+
+
 def _granite_moe(writer: gguf.GGUFWriter, config) -> None:
     _granite(writer, config)
     if getattr(config, "shared_intermediate_size", None):
@@ -411,6 +459,7 @@ KEYS = {
     "gemma4": _gemma4,
     "gpt-oss": _gpt_oss,
     "glm4moe": _glm4_moe,
+    "deepseek2": _deepseek2,
     "granitemoe": _granite_moe,
     "llama4": _llama4,
     "mistral3": _mistral3,

@@ -30,6 +30,13 @@ LLAMA3_ROPE = {
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3}
+LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 WINDOW = 24
 
@@ -131,6 +138,35 @@ CONFIGS = {
         use_qk_norm=True,
         attention_bias=True,
         num_nextn_predict_layers=0,
+    ),
+    "glm4_moe_lite": lambda: transformers.Glm4MoeLiteConfig(
+        **SHAPE | LATENT, q_lora_rank=20, n_routed_experts=6, num_experts_per_tok=3, moe_intermediate_size=40
+    ),
+    # Two of three groups, yarn that scales scores.
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **SHAPE | LATENT,
+        q_lora_rank=20,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        n_group=3,
+        topk_group=2,
+        moe_intermediate_size=40,
+        first_k_dense_replace=1,
+        num_nextn_predict_layers=0,
+        rope_parameters=YARN_ROPE | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    # As V2-Lite: queries without a latent.
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(
+        **SHAPE | LATENT,
+        q_lora_rank=None,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        n_group=3,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=2.0,
+        moe_intermediate_size=40,
+        first_k_dense_replace=1,
     ),
     "minimax_m2": lambda: transformers.MiniMaxM2Config(
         **SHAPE,

@@ -388,7 +388,7 @@ def test_gguf(tmp_path):
         ({"architecture": "mamba"}, r"GGUF architecture 'mamba' is not supported \(llama, "),
         ({"dtype": np.float64}, r"blk.1.attn_q.weight is stored as F64, which is not supported \(F32, "),
         ({"block_count": None}, r"the key llama.block_count is missing"),
-        ({"architecture": "qwen2", "expert_count": 8}, r"mixture-of-experts models are not supported"),
+        ({"architecture": "qwen2", "expert_count": 8}, r"architecture qwen2 with experts are not supported"),
         ({"rope.dimension_count": 10}, r"llama.rope.dimension_count must be even and in \[2, 8\], but is 10"),
         ({"feed_forward_length": 33}, r"tensor blk.0.ffn_gate.weight has shape \[32, 32\]"),
         ({"block_count": 3}, r"tensor model.layers.2.input_layernorm.weight is missing"),

@@ -32,8 +32,6 @@ def test_every_family_that_generates_is_compared_with_transformers():
 @pytest.mark.parametrize(
     ("raw", "part"),
     [
-        ({"architectures": ["DbrxForCausalLM"], "num_experts": 128}, "it has a mixture of experts"),
-        ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}, "it has latent attention"),
         (
             {"architectures": ["X"], "text_config": {"linear_num_value_heads": 32}},
             "it has layers with a recurrent state",

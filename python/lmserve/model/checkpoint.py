@@ -210,7 +210,9 @@ def _rotated_half_apart(tensors: Tensors, config: ModelConfig | EncoderConfig) -
         return tensors
     reordered = dict(tensors)
     for index, layer in zip(config.attention_places, config.attention, strict=True):
-        order = None if layer.rope is None else head_order(layer.rope, layer.head_dim)
+        if layer.rope is None or layer.latent_rank is not None:
+            continue
+        order = head_order(layer.rope, layer.head_dim)
         if order is None:
             continue
         for part in ROTATED:

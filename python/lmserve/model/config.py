@@ -79,6 +79,15 @@ class AttentionLayer:
     temperature: tuple[float, int] | None = None
     temperature_offset: int = 0
 
+    # Of latent attention (DeepSeek's MLA): one key for all heads, of which the first so many elements are the latent,
+    # which is the value too, and the rest is rotated. num_kv_heads is 1.
+    latent_rank: int | None = None
+
+    @property
+    def rotary_width(self) -> int:
+        """Elements of a head that its rotation's tables are for."""
+        return self.head_dim - (self.latent_rank or 0)
+
     @property
     def q_size(self) -> int:
         """Width of one token's queries: num_heads * head_dim."""

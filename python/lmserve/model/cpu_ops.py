@@ -87,6 +87,9 @@ class CpuOps:
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> int:
         return self.core.add_norm(_floats(source), eps, bias=None if bias is None else _floats(bias), centered=True)
 
+    def load_heads(self, source: TensorSource) -> int:
+        return self.core.add_heads([self._part(head, None, self._quantize) for head in split(source)], self._quantize)
+
     def load_sinks(self, source: TensorSource) -> int:
         return self.core.add_sinks(_floats(source))
 
@@ -155,6 +158,12 @@ class CpuOps:
         self, qkv: int, layer: int, q_norm: int | None = None, k_norm: int | None = None, v_norm: int | None = None
     ) -> int:
         return self.core.rope_and_cache(self.program, qkv, layer, (q_norm, k_norm, v_norm))
+
+    def heads(self, x: int, w: int, passed: int = 0) -> int:
+        return self.core.heads(self.program, x, w, passed)
+
+    def latent_and_cache(self, q: int, kv: int, layer: int, norm: int) -> int:
+        return self.core.latent_cache(self.program, q, kv, layer, norm)
 
     def attention(self, q: int, layer: int, sinks: int | None = None) -> int:
         return self.core.attention(self.program, q, layer, sinks)

@@ -1,4 +1,4 @@
-"""The weights of a layer's experts as they are stored: one tensor for all, or one for each."""
+"""The weights of a layer's experts, or of its heads, as they are stored: one tensor for all, or one for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve.model.tensors import F32, StoredTensor, TensorSource
+from lmserve.model.tensors import F32, PLAIN_TYPES, StoredTensor, TensorSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,68 @@ class StackedTensor:
         return replace(self, parts=tuple(self.parts[row] for row in rows))
 
 
+@dataclass(frozen=True, slots=True)
+class HeadsTensor:
+    """A `TensorSource` [heads, rows, columns], or [heads, columns, rows] where `transposed`.
+
+    It is of the same rows of each head of a matrix [heads * all, columns].
+    """
+
+    whole: TensorSource
+    heads: int
+    rows: slice
+    transposed: bool = False
+    order: NDArray[np.int64] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = (self.rows.stop - self.rows.start, self.whole.shape[1])
+        heads = self.heads if self.order is None else len(self.order)
+        return (heads, *(shape[::-1] if self.transposed else shape))
+
+    @property
+    def dtype(self) -> str:
+        """A transposed row is no row of blocks any more."""
+        return "F32" if self.transposed and self.whole.dtype not in PLAIN_TYPES else self.whole.dtype
+
+    @property
+    def nbytes(self) -> int:
+        rows: int = self.shape[0] * (self.rows.stop - self.rows.start)
+        return self.whole.nbytes * rows // self.whole.shape[0]
+
+    @property
+    def data(self) -> NDArray[Any]:
+        return self.whole.data
+
+    def split(self) -> list[StoredTensor]:
+        """Each head's."""
+        values = self.whole.raw() if self.dtype == self.whole.dtype else self.whole.dequantize()
+        each = values.reshape(self.heads, -1, values.shape[-1])[:, self.rows]
+        each = each if self.order is None else each[self.order]
+        each = each.swapaxes(1, 2) if self.transposed else each
+        return [StoredTensor(self.name, self.shape[1:], self.dtype, data) for data in each]
+
+    def raw(self) -> NDArray[Any]:
+        return np.stack([head.raw() for head in self.split()])
+
+    def dequantize(self) -> F32:
+        values: F32 = np.stack([head.dequantize() for head in self.split()])
+        return values
+
+    def select_rows(self, rows: NDArray[np.int64]) -> HeadsTensor:
+        return replace(self, order=rows if self.order is None else self.order[rows])
+
+
 def split(source: TensorSource) -> Sequence[TensorSource]:
     """The sources of the single experts of a tensor [experts, ...]; nothing is read or copied."""
     if isinstance(source, StackedTensor):
         return source.parts
+    if isinstance(source, HeadsTensor):
+        return source.split()
     if not isinstance(source, StoredTensor) or source.order is not None:
         raise TypeError(f"{source.name} is not stored by experts")
     # A quantized tensor's data are its rows of blocks, whatever their number of dimensions.

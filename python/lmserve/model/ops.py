@@ -57,6 +57,9 @@ class Ops(Protocol[A, W]):
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> W:
         """Weight and bias [width] of a layer norm: (x - mean(x)) * rsqrt(var(x) + eps) * weight + bias."""
 
+    def load_heads(self, source: TensorSource) -> W:
+        """Weight [heads, out, in] of `heads`."""
+
     def load_sinks(self, source: TensorSource) -> W:
         """The sinks [heads] of a layer's attention."""
 
@@ -118,6 +121,16 @@ class Ops(Protocol[A, W]):
         is given q alone. A norm comes first: of each head where it is head_dim wide, else of all heads of a token
         together. Rotation pairs element i with i + head_dim / 2. Token t goes to `slots[t]`. Consumes qkv; returns q,
         [T, heads * head_dim].
+        """
+
+    def heads(self, x: A, w: W, passed: int = 0) -> A:
+        """[n, heads * (out + passed)] of x [n, heads * width]: the first `in` columns of each head times its own weight
+        transposed, then the `passed` columns after them as they are.
+        """
+
+    def latent_and_cache(self, q: A, kv: A, layer: int, norm: W) -> A:
+        """Of a layer with latent attention: norm the latent of kv [T, head_dim], rotate what follows it and the ends of
+        the heads of q [T, heads * head_dim], and write kv to the cache as key and value. Consumes q and kv; returns q.
         """
 
     def attention(self, q: A, layer: int, sinks: W | None = None) -> A:

@@ -9,7 +9,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
-from lmserve.model.expert_tensors import split
+from lmserve.model.expert_tensors import StackedTensor
 from lmserve.model.tensors import UNPACKED_TYPES, TensorSource
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -257,14 +257,16 @@ def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | 
             total += _elements(tensor.shape) * ITEM_BYTES["fp32"]
         elif len(tensor.shape) == 2:
             total += _linear_bytes(tensor, head_format(quantize) if name in HEADS else quantize)
+        elif isinstance(tensor, StackedTensor):
+            total += sum(_linear_bytes(expert, quantize) for expert in tensor.parts)
         else:
-            total += sum(_linear_bytes(expert, quantize) for expert in split(tensor))
+            total += tensor.shape[0] * _linear_bytes(tensor, quantize)
     return total
 
 
 def _linear_bytes(tensor: TensorSource, kept: str | None) -> int:
     stored = "F32" if kept is not None or tensor.dtype in UNPACKED_TYPES else tensor.dtype
-    return cpu_linear_bytes(stored, kept, *tensor.shape)
+    return cpu_linear_bytes(stored, kept, *tensor.shape[-2:])
 
 
 def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:

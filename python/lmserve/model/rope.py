@@ -89,7 +89,7 @@ def position_tables(layers: Sequence[AttentionLayer], length: int) -> PositionTa
         temperature = None if layer.temperature is None else (*layer.temperature, layer.temperature_offset)
         places.append(
             (
-                None if rope is None else ropes.setdefault((rope, layer.head_dim), len(ropes)),
+                None if rope is None else ropes.setdefault((rope, layer.rotary_width), len(ropes)),
                 None if temperature is None else temperatures.setdefault(temperature, len(temperatures)),
             )
         )

@@ -102,6 +102,9 @@ class TorchOps:
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> TorchWeight:
         return TorchWeight(self._load([source]), None if bias is None else self._load([bias]), eps, centered=True)
 
+    def load_heads(self, source: TensorSource) -> TorchWeight:
+        return TorchWeight(self._load_experts([source]))
+
     def load_sinks(self, source: TensorSource) -> TorchWeight:
         return TorchWeight(self._load([source]))
 
@@ -218,6 +221,24 @@ class TorchOps:
         if self._device.type == "cpu":
             # torch's attention for CPUs gives numbers for rows whose scores are none, at some sizes.
             self._not_finite = (qkv * 0).sum(-1, keepdim=True)
+        temperature = self._places[layer][1]
+        return query if temperature is None else query * self._step_scales[temperature].to(query.dtype)
+
+    def heads(self, x: Tensor, w: TorchWeight, passed: int = 0) -> Tensor:
+        heads, _, inputs = w.weight.shape
+        columns = x.view(len(x), heads, -1)
+        out = torch.einsum("nhi,hoi->nho", columns[..., :inputs], w.weight)
+        return torch.cat((out, columns[..., inputs : inputs + passed]), dim=-1).flatten(1)
+
+    def latent_and_cache(self, q: Tensor, kv: Tensor, layer: int, norm: TorchWeight) -> Tensor:
+        shape = self.config.attention[layer]
+        query, rank = q.view(len(q), shape.num_heads, shape.head_dim), shape.latent_rank
+        latent, rotated = self.norm(kv[:, :rank], norm), self._rotate(kv[:, None, rank:], layer)
+        key = torch.cat((latent[:, None], rotated), dim=-1)
+        self._attention.write(layer, key, key)
+        if self._device.type == "cpu":
+            self._not_finite = (q * 0).sum(-1, keepdim=True) + (kv * 0).sum(-1, keepdim=True)
+        query = torch.cat((query[..., :rank], self._rotate(query[..., rank:], layer)), dim=-1)
         temperature = self._places[layer][1]
         return query if temperature is None else query * self._step_scales[temperature].to(query.dtype)
 

@@ -48,14 +48,28 @@ pub struct AttentionShape {
     pub kv: KvShape,
     /// Query heads.
     pub heads: usize,
+    /// Parts that the query heads of a key-value head are cut into, each computed by itself: more than one where so many share one
+    /// that threads would be without work.
+    pub parts: usize,
     /// Tokens that a token sees, itself included; `None`: all before it.
     pub window: Option<usize>,
 }
 
 impl AttentionShape {
-    /// Query heads that share a key-value head.
+    /// Parts for `heads` query heads that share one key-value head: as few as leave each so few that they read it as stored.
+    pub fn parts_of(heads: usize) -> usize {
+        let fits = |parts: &usize| heads.is_multiple_of(*parts) && heads / parts <= NARROW_ROWS;
+        (1..=heads).find(fits).unwrap_or(1)
+    }
+
+    /// Parts of all key-value heads.
+    const fn all_parts(self) -> usize {
+        self.kv.kv_heads * self.parts
+    }
+
+    /// Query heads of a part.
     const fn group(self) -> usize {
-        self.heads / self.kv.kv_heads
+        self.heads / self.all_parts()
     }
 }
 
@@ -65,7 +79,7 @@ struct Plan {
     units: Vec<Unit>,
     /// Units that a thread takes at once.
     chunk: usize,
-    /// Spans whose splits are to be merged: the first unit of a key-value head, whose further splits follow it.
+    /// Spans whose splits are to be merged: the first unit of a part, whose further splits follow it.
     merges: Vec<Unit>,
     partial_len: usize,
 }
@@ -164,6 +178,7 @@ impl AttentionStep<'_> {
         let layer = Layer {
             cache: given.cache,
             group: shape.group(),
+            parts: shape.parts,
             scale: given.scale,
             softcap: given.softcap,
             window: shape.window,
@@ -225,12 +240,12 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         let rows = span.tokens * group;
         let start = span.context - span.tokens;
         // The tokens `first..first + tokens` of the span.
-        let unit = |kv_head, first: usize, tokens: usize| {
+        let unit = |part, first: usize, tokens: usize| {
             let position = start + first;
             let first_split = first_key(position) / SPLIT;
             Unit {
                 sequence,
-                kv_head,
+                part,
                 first_token: span.first_token + first,
                 first_position: position,
                 tokens,
@@ -241,8 +256,8 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
             }
         };
         if rows <= NARROW_ROWS {
-            for kv_head in 0..kv.kv_heads {
-                let whole = unit(kv_head, 0, span.tokens);
+            for part in 0..shape.all_parts() {
+                let whole = unit(part, 0, span.tokens);
                 if whole.splits == 1 {
                     short.push(whole);
                     continue;
@@ -265,12 +280,12 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         }
         // Tokens of a unit: what fills its rows, unless that leaves threads without work.
         let most = (WIDE_ROWS / group).max(1);
-        let share = (span.tokens * kv.kv_heads).div_ceil(4 * threads);
+        let share = (span.tokens * shape.all_parts()).div_ceil(4 * threads);
         let tokens = share.clamp(most.min(1 + most / 4), most);
         // The last tokens see most keys: they come first.
         for first in (0..span.tokens).step_by(tokens).rev() {
             let count = tokens.min(span.tokens - first);
-            let units = (0..kv.kv_heads).map(|kv_head| unit(kv_head, first, count));
+            let units = (0..shape.all_parts()).map(|part| unit(part, first, count));
             plan.units.extend(units);
         }
     }
@@ -281,7 +296,7 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
     plan
 }
 
-/// Merges the splits of `first`, which the units of the same key-value head have left among the partial results.
+/// Merges the splits of `first`, which the units of the same part have left among the partial results.
 fn merge_splits(layer: &Layer, first: &Unit) {
     let rows = first.tokens * layer.group;
     let width = layer.cache.shape().width();

@@ -169,10 +169,11 @@ fn cases(isa: Isa, dtype: KvType, head_dim: usize) -> (Vec<Case>, KvCache) {
     (cases, cache)
 }
 
-/// What attention gives the tokens `from..to` of some cases, computed in one step: a result for each case.
+/// What attention gives the tokens `from..to` of some cases, computed in one step: a result for each case. The query heads of a
+/// key-value head are cut into `heads_in` parts.
 fn attend(
     isa: Isa,
-    threads: usize,
+    (threads, heads_in): (usize, usize),
     cache: &mut KvCache,
     kind: &Kind,
     parts: &[(&Case, Range<usize>)],
@@ -202,6 +203,7 @@ fn attend(
     let shapes = [AttentionShape {
         kv: shape,
         heads: HEADS,
+        parts: heads_in,
         window: kind.window,
     }];
     let mut attention = Attention::new(isa, &shapes, threads);
@@ -245,7 +247,7 @@ fn every_kernel_gives_what_attention_is() {
                 let what = format!("{} {dtype:?} {head_dim} {kind:?}", isa.name());
                 for tokens in [0..1, 0..40, 255..256, 256..257, 600..603, 639..700] {
                     let parts = [(&cases[0], tokens.clone()), (&cases[1], 30..31)];
-                    let found = attend(isa, 2, &mut cache, &kind, &parts);
+                    let found = attend(isa, (2, 1), &mut cache, &kind, &parts);
                     let width = HEADS * head_dim;
                     for (row, position) in tokens.enumerate() {
                         let expected = cases[0].expected(position, &kind);
@@ -265,13 +267,16 @@ fn a_row_is_the_same_to_the_bit_however_the_step_is_cut() {
             let (cases, mut cache) = cases(isa, dtype, 64);
             for kind in &KINDS {
                 let all = [(&cases[0], 0..LONGEST)];
-                let whole = attend(isa, 1, &mut cache, kind, &all).remove(0);
+                let whole = attend(isa, (1, 1), &mut cache, kind, &all).remove(0);
                 let width = HEADS * 64;
                 for tokens in [0..1, 5..6, 299..300, 699..700, 520..524, 100..170, 60..700] {
                     let parts = [(&cases[1], 650..653), (&cases[0], tokens.clone())];
-                    let found = attend(isa, 3, &mut cache, kind, &parts).remove(1);
-                    let same = whole[tokens.start * width..tokens.end * width] == found;
-                    assert!(same, "{} {dtype:?} {kind:?} {tokens:?}", isa.name());
+                    for heads_in in [1, HEADS / KV_HEADS] {
+                        let cut = (3, heads_in);
+                        let found = attend(isa, cut, &mut cache, kind, &parts).remove(1);
+                        let same = whole[tokens.start * width..tokens.end * width] == found;
+                        assert!(same, "{} {dtype:?} {kind:?} {tokens:?}", isa.name());
+                    }
                 }
             }
         }
@@ -295,13 +300,14 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
     let shape = |window| AttentionShape {
         kv: shape(KvType::F16, 64),
         heads: 3 * KV_HEADS,
+        parts: 1,
         window,
     };
     let whole = plan(&spans, shape(None), 2);
     let mut covered = vec![[0; KV_HEADS]; 303];
     for unit in &whole.units {
         for token in &mut covered[unit.first_token..][..unit.tokens] {
-            token[unit.kv_head] += unit.splits;
+            token[unit.part] += unit.splits;
         }
         assert_eq!(unit.partial.is_some(), unit.sequence == 2);
     }
@@ -318,6 +324,12 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
         assert!(unit.first_key <= seen && seen < unit.first_key + TILE);
         assert!(unit.splits <= 2);
     }
+}
+
+#[test]
+fn heads_that_share_a_key_are_cut_into_parts_of_few() {
+    let parts = [1, 6, 12, 16, 20, 64, 128, 13].map(AttentionShape::parts_of);
+    assert_eq!(parts, [1, 1, 1, 2, 2, 8, 16, 13]);
 }
 
 #[test]

@@ -38,7 +38,8 @@ impl Sequence<'_> {
 pub(super) struct Unit {
     /// The sequence's index in the step.
     pub(super) sequence: usize,
-    pub(super) kv_head: usize,
+    /// Which part of the query heads of a key-value head, of those of all.
+    pub(super) part: usize,
     /// The first token among the step's.
     pub(super) first_token: usize,
     /// Its position in the sequence.
@@ -84,8 +85,10 @@ impl UnitScratch {
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
     pub(super) cache: KvView<'a>,
-    /// Query heads that share a key-value head.
+    /// Query heads of a part.
     pub(super) group: usize,
+    /// Parts of a key-value head.
+    pub(super) parts: usize,
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) window: Option<usize>,
@@ -110,7 +113,7 @@ impl Layer<'_> {
         let head_dim = self.cache.shape().head_dim;
         let (token, head) = (row / self.group, row % self.group);
         let start =
-            (unit.first_token + token) * stride + (unit.kv_head * self.group + head) * head_dim;
+            (unit.first_token + token) * stride + (unit.part * self.group + head) * head_dim;
         start..start + head_dim
     }
 
@@ -118,7 +121,7 @@ impl Layer<'_> {
     pub(super) fn finish(&self, unit: &Unit, row: usize, sums: &[f32], softmax: Softmax) {
         // SAFETY: every unit has rows and heads of its own.
         let to = unsafe { self.out.get_mut(self.at(unit, row, self.out_stride())) };
-        let head = unit.kv_head * self.group + row % self.group;
+        let head = unit.part * self.group + row % self.group;
         let inverse = softmax.inverse(self.sinks.map(|sinks| sinks[head] * LOG2_E));
         for (to, sum) in to.iter_mut().zip(sums) {
             *to = sum * inverse;
@@ -127,7 +130,8 @@ impl Layer<'_> {
 
     /// Elements of a row of `out`.
     pub(super) fn out_stride(&self) -> usize {
-        self.cache.shape().kv_heads * self.group * self.cache.shape().head_dim
+        let shape = self.cache.shape();
+        shape.kv_heads * self.parts * self.group * shape.head_dim
     }
 }
 
@@ -192,7 +196,9 @@ impl Tile {
         let page = |p: usize| {
             // Beyond the context any page will do: what it gives is not seen.
             let position = last.min(start + p * PAGE);
-            layer.cache.head(sequence.page(position), unit.kv_head)
+            layer
+                .cache
+                .head(sequence.page(position), unit.part / layer.parts)
         };
         Self {
             pages: [page(0), page(1), page(2), page(3)],

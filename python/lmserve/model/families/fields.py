@@ -88,9 +88,7 @@ def gguf_fields(
     experts: the family has them.
     """
     if not experts and file.value("expert_count", 0):
-        raise CheckpointError(
-            f"{file.path}: mixture-of-experts models are not supported ({file.architecture} with experts)"
-        )
+        raise CheckpointError(f"{file.path}: models of architecture {file.architecture} with experts are not supported")
     hidden_size, num_heads = int(file.value("embedding_length")), int(file.value("attention.head_count"))
     head_dim = int(file.value("attention.key_length", hidden_size // num_heads))
     embedding = file.tensors.get("token_embd.weight")

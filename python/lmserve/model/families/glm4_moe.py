@@ -153,9 +153,15 @@ def load_feed_forward(config: SparseConfig, index: int, load: Loader[A, W]) -> G
     shared = None
     if config.shared_size is not None:
         shared = load_gated_mlp(load.within("shared_experts"), hidden, config.shared_size)
+    corrected = config.router.kind == "corrected_sigmoid"
     return Experts(
         router=load_router(
-            load, "gate", config.router, config.num_experts, hidden, correction="gate.e_score_correction_bias"
+            load,
+            "gate",
+            config.router,
+            config.num_experts,
+            hidden,
+            correction="gate.e_score_correction_bias" if corrected else None,
         ),
         experts=load_experts(
             load.within("experts"), ExpertSizes(config.num_experts, config.expert_size), hidden, config.activation

@@ -13,11 +13,11 @@ from lmserve.model.families.expert_tensors import GGUF_NAMES, renamed, stacked
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import attention_layers, gguf_fields, hf_fields
 from lmserve.model.gguf_source import GgufModel
-from lmserve.model.layers.attention import attend, load_self_attention
+from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import load_gated_mlp
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer, feed_forward
+from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer, attend_layer, feed_forward
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -108,7 +108,7 @@ class GraniteMoe(SparseDecoder[A, W]):
         normed = ops.norm(states, self.layers[0].input_norm)
         for index, layer in enumerate(self.layers):
             last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
+            attended = attend_layer(ops, normed, index, layer.attention)
             if last and sampled_rows_only:
                 attended, states = ops.rows(attended), ops.rows(states)
             attended = ops.linear(attended, layer.attention.output)

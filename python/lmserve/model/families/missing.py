@@ -8,11 +8,6 @@ from typing import Any, Final
 # The first key that is there and not 0 tells.
 PARTS: Final = (
     (("is_encoder_decoder",), "an encoder beside the decoder"),
-    (("kv_lora_rank",), "latent attention (MLA)"),
-    (
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "expert_count"),
-        "a mixture of experts",
-    ),
     (
         ("linear_num_value_heads", "mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache", "rwkv_version"),
         "layers with a recurrent state",

@@ -69,6 +69,10 @@ class Loader(Generic[A, W]):
         values = self.tensor(name, (1,)).dequantize().reshape(-1)
         return float(values[0]) if len(values) else 1.0
 
+    def heads(self, name: str, heads: int, outputs: int, inputs: int) -> W:
+        """A linear layer for each head."""
+        return self.ops.load_heads(self.tensor(f"{name}.weight", (heads, outputs, inputs)))
+
     def sinks(self, name: str, heads: int) -> W:
         """The sinks of a layer's attention."""
         return self.ops.load_sinks(self.tensor(name, (heads,)))
@@ -91,6 +95,9 @@ class _Nowhere:
         """Nothing."""
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> None:
+        """Nothing."""
+
+    def load_heads(self, source: TensorSource) -> None:
         """Nothing."""
 
     def load_sinks(self, source: TensorSource) -> None:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from lmserve.model.activation import Activation
 from lmserve.model.layers.attention import SelfAttention, attend
 from lmserve.model.layers.experts import Experts, mixture
+from lmserve.model.layers.latent_attention import LatentAttention, attend_latent
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, gated_mlp
 from lmserve.model.ops import Ops
@@ -24,7 +25,7 @@ class SparseLayer(Generic[W]):
     """Loaded weights of one layer."""
 
     input_norm: W
-    attention: SelfAttention[W]
+    attention: SelfAttention[W] | LatentAttention[W]
     mlp_norm: W
     mlp: GatedMlp[W] | Experts[W]
 
@@ -47,7 +48,7 @@ class SparseDecoder(Generic[A, W]):
         normed = ops.norm(states, self.layers[0].input_norm)
         for index, layer in enumerate(self.layers):
             last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
+            attended = attend_layer(ops, normed, index, layer.attention)
             if last and sampled_rows_only:
                 attended, states = ops.rows(attended), ops.rows(states)
             attended = ops.linear(attended, layer.attention.output)
@@ -56,6 +57,13 @@ class SparseDecoder(Generic[A, W]):
             inner = feed_forward(ops, normed, layer.mlp, self.config.activation)
             normed, states = ops.add_norm(inner, states, following)
         return normed
+
+
+def attend_layer(ops: Ops[A, W], normed: A, layer: int, weights: SelfAttention[W] | LatentAttention[W]) -> A:
+    """What the heads of a layer see, before the output's linear layer."""
+    if isinstance(weights, LatentAttention):
+        return attend_latent(ops, normed, layer, weights)
+    return attend(ops, normed, layer, weights)
 
 
 def feed_forward(ops: Ops[A, W], x: A, weights: GatedMlp[W] | Experts[W], activation: Activation) -> A:
