@@ -373,6 +373,10 @@ fn written(format: &str) -> String {
             <｜DSML｜parameter name=\"city\" string=\"true\">é <</｜DSML｜parameter>\n\
             <｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>"
             .to_owned(),
+        "deepseek_v4" => written("deepseek_v32").replace("function_calls", "tool_calls"),
+        "command" => format!(
+            "<|START_ACTION|>[\n    {{\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {CALL}}}\n]<|END_ACTION|>"
+        ),
         "kimi_k2" => format!(
             "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{CALL}\
              <|tool_call_end|><|tool_calls_section_end|>"

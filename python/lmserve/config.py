@@ -23,9 +23,11 @@ AgentSessions = Literal["on", "off"]
 # The formats of src/text/formats/.
 ToolParser = Literal[
     "auto",
+    "command",
     "deepseek_v3",
     "deepseek_v31",
     "deepseek_v32",
+    "deepseek_v4",
     "functionary_v31",
     "functionary_v32",
     "gemma4",
@@ -45,7 +47,7 @@ ToolParser = Literal[
     "pythonic",
     "qwen3_coder",
 ]
-ReasoningParser = Literal["auto", "none", "gemma4", "harmony", "mistral", "seed", "think"]
+ReasoningParser = Literal["auto", "none", "command", "gemma4", "harmony", "mistral", "seed", "think"]
 GenerationConfig = Literal["model", "none"]
 GuidedWhitespace = Literal["compact", "free"]
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::gguf;
-use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_notes, without_tools};
+use crate::text::{self, Detokenizer, Ending, StopMatcher, Tail, without_notes};
 
 /// Arrays longer than this are left out of `GgufFile.metadata()`.
 const MAX_LISTED: usize = 64;
@@ -287,7 +287,8 @@ impl ChatTemplate {
         py.detach(|| {
             let (mut messages, mut tools) = (list("messages", messages)?, tools_list(tools)?);
             if !self.0.knows_tools() {
-                messages = without_tools(&messages, &tools.take().unwrap_or_default(), true);
+                let given = tools.take().unwrap_or_default();
+                messages = self.0.without_tools(&messages, &given, true);
             }
             if !self.0.knows_notes() {
                 messages = without_notes(&messages, true);

@@ -9,9 +9,7 @@ use crate::error::{Error, Result};
 use crate::request::{Function, Input, Submission, functions};
 use crate::session::TurnHistory;
 use crate::text::formats::Thoughts;
-use crate::text::{
-    ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_notes, without_tools,
-};
+use crate::text::{ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_notes};
 use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
 
 /// The input of a request in tokens, and what its template says of it.
@@ -142,7 +140,8 @@ fn for_template<'a>(
 ) -> (Cow<'a, [Value]>, Option<&'a [Value]>) {
     let mut messages = Cow::Borrowed(messages);
     if !template.knows_tools() {
-        messages = without_tools(&messages, tools.take().unwrap_or_default(), first).into();
+        let given = tools.take().unwrap_or_default();
+        messages = template.without_tools(&messages, given, first).into();
     }
     let is_note =
         |(at, message): (usize, &Value)| message["role"] == "system" && !(first && at == 0);

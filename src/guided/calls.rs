@@ -168,12 +168,26 @@ impl<'a> CallRules<'a> {
                     format!("{named} {after} {arguments}"),
                 )
             }
-            Some(Shape::Object { arguments }) => {
-                let before = format!("{{\"name\": {}, \"{arguments}\": ", json!(name));
+            Some(Shape::Object {
+                number,
+                name: key,
+                arguments,
+            }) => {
+                let numbered = number.map_or_else(
+                    || quoted("{"),
+                    |number| {
+                        format!(
+                            "{} /[0-9]{{1,3}}/ {}",
+                            quoted(&format!("{{\"{number}\": \"")),
+                            quoted("\", ")
+                        )
+                    },
+                );
+                let before = format!("\"{key}\": {}, \"{arguments}\": ", json!(name));
                 let arguments = self.json(&format!("args_{at}"), &schema, strict);
                 (
                     String::new(),
-                    format!("{} {arguments} \"}}\"", quoted(&before)),
+                    format!("{numbered} {} {arguments} \"}}\"", quoted(&before)),
                 )
             }
             None => (String::new(), quoted(name)),

@@ -45,8 +45,12 @@ pub struct ToolFormat {
 /// How a call says what it calls, and with what.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A JSON object: `{"name": ..., "<arguments>": {...}}`.
+    /// A JSON object: `{"<name>": ..., "<arguments>": {...}}`.
     Object {
+        /// The key of a number in quotes, which comes first.
+        number: Option<&'static str>,
+        /// The key of the name.
+        name: &'static str,
         /// The key of the arguments.
         arguments: &'static str,
     },
@@ -136,6 +140,8 @@ pub struct ThoughtFormat {
     pub close: &'static str,
     /// Before the words of the answer.
     pub answer: &'static str,
+    /// Texts around the words of the answer that are no part of it.
+    pub around: &'static [&'static str],
     /// Every part of an answer is a message with a header.
     pub messages: Option<&'static Messages>,
     /// Texts among these that are single tokens in some vocabularies.

@@ -24,6 +24,6 @@ mod user_text;
 pub use detokenizer::Detokenizer;
 pub use markers::END_OF_TURN;
 pub use stop::{Matched, StopMatcher};
-pub use template::{ChatTemplate, Ending, Tail, without_notes, without_tools};
+pub use template::{ChatTemplate, Ending, Tail, without_notes};
 pub use tokenizer::{PIECE_BYTES, Tokenizer, Watch};
 pub use user_text::{MARK, SpecialTexts};

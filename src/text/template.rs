@@ -26,7 +26,7 @@ use crate::error::{Error, Kind, Result};
 pub use continuation::Tail;
 use guard::guarded;
 use traits::Traits;
-pub use traits::{without_notes, without_tools};
+pub use traits::without_notes;
 
 /// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
 /// about a second of work.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from installed import Client, of_npm, of_pypi
-from scripted_agent import CONTEXT, call
+from scripted_agent import CONTEXT, Dialect
 
 HERE: Final = Path(__file__).parent
 TASKS: Final = (
@@ -29,10 +29,15 @@ class Place:
     home: Path
     url: str
     model: str
+    dialect: Dialect
 
     @property
     def notes(self) -> str:
         return str(self.work / "notes.txt")
+
+    def call(self, name: str, **arguments: Any) -> str:
+        """As the model writes it."""
+        return self.dialect.call(name, **arguments)
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,9 @@ class ClaudeCode(Program):
     """On /v1/messages."""
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
-        edit = call("Edit", file_path=place.notes, old_string="draft", new_string="final text")
-        count = call("Bash", command="wc -c notes.txt", description="Count bytes")
-        return [[call("Read", file_path=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
+        edit = place.call("Edit", file_path=place.notes, old_string="draft", new_string="final text")
+        count = place.call("Bash", command="wc -c notes.txt", description="Count bytes")
+        return [[place.call("Read", file_path=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
 
     def environment(self, place: Place) -> dict[str, str]:
         return {
@@ -95,8 +100,8 @@ class Codex(Program):
             "*** End Patch",
             "",
         ]
-        edit = call("apply_patch", input="\n".join(lines))
-        read, count = (call("exec_command", cmd=command) for command in ("cat notes.txt", "wc -c notes.txt"))
+        edit = place.call("apply_patch", input="\n".join(lines))
+        read, count = (place.call("exec_command", cmd=command) for command in ("cat notes.txt", "wc -c notes.txt"))
         return [[read, edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
 
     def environment(self, place: Place) -> dict[str, str]:
@@ -145,9 +150,9 @@ class OpenCode(Program):
     """On /v1/chat/completions."""
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
-        edit = call("edit", filePath=place.notes, oldString="draft", newString="final text")
-        count = call("bash", command="wc -c notes.txt", description="Count bytes")
-        return [[call("read", filePath=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
+        edit = place.call("edit", filePath=place.notes, oldString="draft", newString="final text")
+        count = place.call("bash", command="wc -c notes.txt", description="Count bytes")
+        return [[place.call("read", filePath=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
 
     def environment(self, place: Place) -> dict[str, str]:
         provider = {
@@ -169,9 +174,9 @@ class QwenCode(Program):
     """On /v1/chat/completions."""
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
-        edit = call("edit", file_path=place.notes, old_string="draft", new_string="final text")
-        count = call("run_shell_command", command="wc -c notes.txt", is_background=False)
-        return [[call("read_file", file_path=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
+        edit = place.call("edit", file_path=place.notes, old_string="draft", new_string="final text")
+        count = place.call("run_shell_command", command="wc -c notes.txt", is_background=False)
+        return [[place.call("read_file", file_path=place.notes), edit, SAID[0]], [count, SAID[1]], [SAID[2]]]
 
     def environment(self, place: Place) -> dict[str, str]:
         return {"OPENAI_BASE_URL": f"{place.url}/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": place.model}
@@ -207,8 +212,8 @@ class Sdk(Program):
     at_once = True
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
-        edit = call("edit_file", path=place.notes, old="draft", new="final text")
-        read = call("read_file", path=place.notes)
+        edit = place.call("edit_file", path=place.notes, old="draft", new="final text")
+        read = place.call("read_file", path=place.notes)
         return [[read, edit, SAID[0]], [read, SAID[1]], [SAID[2]]]
 
 

@@ -7,7 +7,7 @@ detokenizer, parser and wire form, as those of any model do.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +23,48 @@ CONTEXT: Final = 400_000
 BEGIN: Final = 256  # <|im_start|>
 HEADER: Final = b"assistant\n"
 NO_THOUGHTS: Final = b"<think>\n\n</think>\n\n"
+THOUGHTS: Final = b"<think>\nLet me see.\n</think>\n\n"
 RESULT: Final = "<tool_response>\n"
-# Qwen 3's own: with tools, results of tools, and thoughts.
-TEMPLATE: Final = (Path(__file__).parents[1] / "unit" / "templates" / "qwen3.jinja").read_text("utf-8")
+TEMPLATES: Final = Path(__file__).parents[1] / "unit" / "templates"
 
 
-def call(name: str, **arguments: Any) -> str:
-    """A call as the template has the model write it."""
+@dataclass(frozen=True)
+class Dialect:
+    """How a model writes: a published chat template, and calls as it has the model write them."""
+
+    template: str
+    # In the prompt, where there are tools.
+    tools: str
+    thoughts: bytes
+    write: Callable[[str, dict[str, Any]], str]
+
+    def call(self, name: str, **arguments: Any) -> str:
+        return self.write(name, arguments)
+
+    def text_layer(self) -> TextLayer:
+        """The server's own view of its texts."""
+        return TextLayer(byte_tokenizer(), self.chat_template())
+
+    def chat_template(self) -> _core.ChatTemplate:
+        return chat_template((TEMPLATES / self.template).read_text("utf-8"))
+
+
+def in_json(name: str, arguments: dict[str, Any]) -> str:
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def in_tags(name: str, arguments: dict[str, Any]) -> str:
+    """A text stands as it is."""
+    lines = ["<tool_call>", f"<function={name}>"]
+    for key, value in arguments.items():
+        lines += [f"<parameter={key}>", value if isinstance(value, str) else json.dumps(value), "</parameter>"]
+    return "\n".join([*lines, "</function>", "</tool_call>"])
+
+
+DIALECTS: Final = {
+    "qwen3": Dialect("qwen3.jinja", "<tools>\n{", THOUGHTS, in_json),
+    "qwen3-coder": Dialect("qwen3-coder.jinja", "<tools>\n<function>", b"", in_tags),
+}
 
 
 @dataclass
@@ -51,6 +85,7 @@ class Asked:
 class Script:
     """What the model says: to each task, the answers in their order, one more for each result of a tool."""
 
+    dialect: Dialect
     tasks: dict[str, Sequence[str]]
     # Said to prompts without tools, which agents send for titles and summaries; None: these are answered as all are.
     aside: str | None = "Notes"
@@ -65,7 +100,7 @@ class Script:
     def _chosen(self, prompt: str) -> str:
         places = {task: prompt.rfind(task) for task in self.tasks}
         task = max(places, key=places.__getitem__)
-        if places[task] < 0 or (self.aside is not None and "<tools>\n{" not in prompt):
+        if places[task] < 0 or (self.aside is not None and self.dialect.tools not in prompt):
             return self.aside or "Yes."
         answers = self.tasks[task]
         return answers[min(prompt.count(RESULT, places[task]), len(answers) - 1)]
@@ -99,7 +134,7 @@ class AgentRunner(FormulaRunner):
         key = hash(prompt.tobytes())
         if key not in self._answers:
             said = self._script.answer(text_of(prompt).decode("utf-8", "replace"))
-            thoughts = NO_THOUGHTS if without_thoughts else b"<think>\nLet me see.\n</think>\n\n"
+            thoughts = NO_THOUGHTS if without_thoughts else self._script.dialect.thoughts
             self._answers[key] = thoughts + said.encode()
         return self._answers[key]
 
@@ -109,11 +144,6 @@ def text_of(tokens: I32) -> bytes:
     return tokens[tokens < BEGIN].astype(np.uint8).tobytes()
 
 
-def text_layer() -> TextLayer:
-    """The server's own view of its texts."""
-    return TextLayer(byte_tokenizer(), chat_template(TEMPLATE))
-
-
 def agent_engine(script: Script) -> _core.Engine:
     """The real core over such a model."""
-    return _core.Engine(AgentRunner(script), byte_tokenizer(), chat_template(TEMPLATE), eos_token_ids=[EOS])
+    return _core.Engine(AgentRunner(script), byte_tokenizer(), script.dialect.chat_template(), eos_token_ids=[EOS])

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from installed import NotInstalledError, home
 from programs import AFTER, BEFORE, PROGRAMS, SAID, TASKS, Place, Program
-from scripted_agent import CONTEXT, Script, agent_engine, text_layer
+from scripted_agent import CONTEXT, DIALECTS, Dialect, Script, agent_engine
 from server_thread import MODEL, serve_core
 
 TIMEOUT = 240  # seconds a command may take
@@ -85,21 +85,21 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
-def run(program: Program, folder: Path) -> Run:
+def run(program: Program, dialect: Dialect, folder: Path) -> Run:
     work, own = folder / "work", folder / "home"
     for each in (work, own):
         each.mkdir()
     (work / "notes.txt").write_text(BEFORE, "utf-8")
-    answers = program.answers(Place(work, own, "", MODEL))
-    script = Script(dict(zip(TASKS, answers, strict=True)))
+    answers = program.answers(Place(work, own, "", MODEL, dialect))
+    script = Script(dialect, dict(zip(TASKS, answers, strict=True)))
     if not program.has_tools:
         script.aside = None
     done = Run(program.client.version, script)
     serving = serve_core(
-        agent_engine(script), text_layer(), max_model_len=CONTEXT, max_body=MAX_BODY, request_log="json"
+        agent_engine(script), dialect.text_layer(), max_model_len=CONTEXT, max_body=MAX_BODY, request_log="json"
     )
     with done.requests.listening(), serving as running:
-        place = Place(work, own, running.url, MODEL)
+        place = Place(work, own, running.url, MODEL, dialect)
         environment = {"PATH": os.environ["PATH"], "HOME": str(own)} | program.environment(place)
         for task in TASKS[:1] if program.at_once else TASKS:
             ended = subprocess.run(
@@ -118,16 +118,21 @@ def run(program: Program, folder: Path) -> Run:
     return done
 
 
+# Each in one dialect; of each route, one more in the other.
+RUNS = [(name, "qwen3") for name in PROGRAMS]
+RUNS += [(name, "qwen3-coder") for name in ("claude-code", "codex", "qwen-code")]
+
+
 @pytest.mark.timeout(3 * TIMEOUT)
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_three_turns_with_tools_and_an_edit(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "dialect"), RUNS)
+def test_three_turns_with_tools_and_an_edit(name: str, dialect: str, tmp_path: Path) -> None:
     kind, find, package = PROGRAMS[name]
     try:
         program = kind(find(package))
     except NotInstalledError as error:
         pytest.skip(str(error))
-    done = run(program, tmp_path)
-    done.write(name)
+    done = run(program, DIALECTS[dialect], tmp_path)
+    done.write(f"{name}-{dialect}")
     printed = "\n".join(done.printed)
     assert done.codes == [0] * (1 if program.at_once else len(TASKS)), printed
     refused = [entry for entry in done.requests.entries if entry["status"] >= 400]

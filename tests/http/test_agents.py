@@ -180,6 +180,16 @@ def test_an_unknown_key_of_sampling_is_refused_by_the_nearest_name(
     assert f"`{nearest}`" in error["message"]
 
 
+@pytest.mark.parametrize("route", ["/generate", "/v1/chat/interactive"])
+def test_the_names_that_are_refused_are_listed(client: httpx.Client, route: str) -> None:
+    operation = client.get("/openapi.json").json()["paths"][route]["post"]
+    listed = re.findall("`([^`]+)`", operation["description"].partition("Unknown keys")[2])
+    assert len(listed) > 80
+    for name in listed:
+        reply = client.post(route, json={"prompt": "Hi", "request_output_len": 3, name: 1})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unknown_field"), name
+
+
 def test_other_unknown_keys_of_lmdeploys_routes_are_ignored(client: httpx.Client) -> None:
     for route in ("/generate", "/v1/chat/interactive"):
         body = {"prompt": "Hi", "request_output_len": 3, "model": "x", "user": "y", "tools": [], "no_such_thing": 1}

@@ -26,6 +26,7 @@ TOOLS = json.dumps(
 
 # Template, format of calls, format of thoughts, and what ends the last call.
 SHOWN = [
+    ("call_templates/command-r7b", "command", "command", "<|END_ACTION|>"),
     ("call_templates/deepseek-r1", "deepseek_v3", "think", "<\uff5ctool▁calls▁end\uff5c>"),
     ("call_templates/deepseek-v3.1", "hermes", "think", None),  # it does not show tools
     ("call_templates/deepseek-v3.2", "deepseek_v32", "think", "</\uff5cDSML\uff5cfunction_calls>"),
@@ -45,6 +46,7 @@ SHOWN = [
     ("templates/granite-3.3", "granite", "think", None),  # it does not show calls
     ("templates/llama-3.1", "llama3", None, None),  # one call in a message
     ("templates/mistral-nemo", "mistral", None, "}]"),
+    ("templates/phi-4-mini", "phi4", None, None),  # it shows the tools of its system message, and no calls
     ("templates/qwen2.5", "hermes", None, "</tool_call>"),
     ("templates/qwen3", "hermes", "think", "</tool_call>"),
     ("templates/qwen3-coder", "qwen3_coder", None, "</tool_call>"),
@@ -111,3 +113,42 @@ def test_every_format_has_a_name_that_the_command_line_takes() -> None:
         known = re.search("must be one of (.*), but", str(caught.value))
         assert known is not None
         assert known[1].split(", ") == list(names)
+
+
+def test_phi_4_mini_gets_its_tools_in_the_system_message_and_calls_in_its_words() -> None:
+    called, results = conversation(2, as_text=False)
+    messages = json.dumps([{"role": "system", "content": "Be brief."}, *called, *results]).encode()
+    text = template_of("templates/phi-4-mini").render_prompt(messages, tools=TOOLS)
+    system, _, rest = text.partition("<|end|>")
+    before, _, listed = system.removesuffix("<|/tool|>").partition("<|tool|>")
+    assert before == "<|system|>Be brief."
+    assert json.loads(listed) == [tool["function"] for tool in json.loads(TOOLS)]
+    expected = json.dumps([{"name": name, "arguments": arguments} for name, arguments in CALLS])
+    wrote = rest.partition("<|assistant|><|tool_call|>")[2].partition("<|/tool_call|>")[0]
+    assert json.loads(wrote) == json.loads(expected)
+    assert "<|tool_response|>result of now<|end|>" in rest
+    assert rest.endswith("<|assistant|>")
+    # Without a system message there is one for them.
+    alone = template_of("templates/phi-4-mini").render_prompt(json.dumps(called[:1]).encode(), tools=TOOLS)
+    assert alone.startswith("<|system|><|tool|>[{")
+
+
+# Templates of which only what tells the format is here: too long, or not published as one.
+PIECES = {
+    "llama 4": ("{{- '<|python_start|>' }}{{- '<|python_end|>' }}{{ tools }}", "pythonic"),
+    "llama 4 of vLLM": (
+        "{{- 'Use exact format: [func_name1(param1=value1, func_name2(...)]' }}{{ tools }}",
+        "pythonic",
+    ),
+    "deepseek v4": (
+        "{%- set dsml_token = '\uff5cDSML\uff5c' -%}<{{ dsml_token }}tool_calls>{{ tools }}",
+        "deepseek_v4",
+    ),
+    "phi 4 of llama.cpp": ("{{ '<|tool|>' + (tools | tojson) + '<|/tool|>' }}", "phi4"),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_templates_show_their_formats(name: str) -> None:
+    source, expected = PIECES[name]
+    assert compiled(source).tool_format == expected

@@ -4,11 +4,12 @@ use super::ThoughtFormat;
 use super::tools::HARMONY_MESSAGES;
 
 /// All formats of thoughts; of several that a template shows, the first is taken.
-pub const THOUGHT_FORMATS: [&ThoughtFormat; 5] = [
+pub const THOUGHT_FORMATS: [&ThoughtFormat; 6] = [
     &HARMONY_THOUGHTS,
     &GEMMA4_THOUGHTS,
     &MISTRAL_THOUGHTS,
     &SEED_THOUGHTS,
+    &COMMAND_THOUGHTS,
     &THINK,
 ];
 
@@ -19,6 +20,7 @@ pub const THINK: ThoughtFormat = ThoughtFormat {
     open: "<think>",
     close: "</think>",
     answer: "",
+    around: &[],
     messages: None,
     tokens: &["<think>", "</think>"],
 };
@@ -30,6 +32,7 @@ pub const MISTRAL_THOUGHTS: ThoughtFormat = ThoughtFormat {
     open: "[THINK]",
     close: "[/THINK]",
     answer: "",
+    around: &[],
     messages: None,
     tokens: &["[THINK]", "[/THINK]"],
 };
@@ -41,6 +44,7 @@ pub const GEMMA4_THOUGHTS: ThoughtFormat = ThoughtFormat {
     open: "<|channel>thought\n",
     close: "<channel|>",
     answer: "",
+    around: &[],
     messages: None,
     tokens: &["<|channel>", "<channel|>"],
 };
@@ -52,6 +56,7 @@ pub const HARMONY_THOUGHTS: ThoughtFormat = ThoughtFormat {
     open: "<|channel|>analysis<|message|>",
     close: "<|end|><|start|>assistant",
     answer: "<|channel|>final<|message|>",
+    around: &[],
     messages: Some(&HARMONY_MESSAGES),
     tokens: &["<|channel|>", "<|message|>", "<|end|>", "<|start|>"],
 };
@@ -63,6 +68,24 @@ pub const SEED_THOUGHTS: ThoughtFormat = ThoughtFormat {
     open: "<seed:think>",
     close: "</seed:think>",
     answer: "",
+    around: &[],
     messages: None,
     tokens: &["<seed:think>", "</seed:think>"],
+};
+
+/// Command R7B, Command A and North (template of `c4ai-command-r7b-12-2024`), whose answers have marks around their words.
+pub const COMMAND_THOUGHTS: ThoughtFormat = ThoughtFormat {
+    name: "command",
+    templates: &[&["<|START_THINKING|>"]],
+    open: "<|START_THINKING|>",
+    close: "<|END_THINKING|>",
+    answer: "",
+    around: &[
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+        "<|START_TEXT|>",
+        "<|END_TEXT|>",
+    ],
+    messages: None,
+    tokens: &["<|START_THINKING|>", "<|END_THINKING|>"],
 };

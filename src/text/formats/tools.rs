@@ -5,13 +5,15 @@ use super::{Arguments, Loose, Messages, Shape, ToolFormat};
 
 /// All formats of calls. Of several that a template shows, the first is taken: those with marks of their own come before those
 /// that share marks with others.
-pub const TOOL_FORMATS: [&ToolFormat; 21] = [
+pub const TOOL_FORMATS: [&ToolFormat; 23] = [
     &HARMONY,
     &GEMMA4,
     &DEEPSEEK_V32,
+    &DEEPSEEK_V4,
     &DEEPSEEK_V3,
     &DEEPSEEK_V31,
     &KIMI_K2,
+    &COMMAND,
     &MINIMAX_M2,
     &MINIMAX_M1,
     &GLM,
@@ -50,7 +52,15 @@ const NONE: ToolFormat = ToolFormat {
 };
 
 const OBJECT: Shape = Shape::Object {
+    number: None,
+    name: "name",
     arguments: "arguments",
+};
+
+const OBJECT_OF_PARAMETERS: Shape = Shape::Object {
+    number: None,
+    name: "name",
+    arguments: "parameters",
 };
 
 /// Hermes, Qwen 2.5 and 3, Granite 4, Phi with Hermes' template: one JSON object between two tags.
@@ -72,27 +82,20 @@ pub const LLAMA3: ToolFormat = ToolFormat {
     between: "; ",
     also: &["<|python_tag|>"],
     bare: true,
-    shapes: &[Shape::Object {
-        arguments: "parameters",
-    }],
+    shapes: &[OBJECT_OF_PARAMETERS],
     tokens: &["<|python_tag|>"],
     ..NONE
 };
 
-/// Llama 4 (`tool_chat_template_llama4_pythonic` of vLLM): Python's calls in a list.
+/// Llama 4 (its template, which asks for objects, and `tool_chat_template_llama4_pythonic` of vLLM): Python's calls in a list.
 pub const PYTHONIC: ToolFormat = ToolFormat {
     name: "pythonic",
-    templates: &[&["<|python_start|>"], &["[func_name1(params_name1="]],
+    templates: &[&["<|python_start|>"], &["[func_name1(param"]],
     between: ", ",
     also: &["<|python_start|>"],
     list: true,
     bare: true,
-    shapes: &[
-        PYTHON,
-        Shape::Object {
-            arguments: "parameters",
-        },
-    ],
+    shapes: &[PYTHON, OBJECT_OF_PARAMETERS],
     tokens: &["<|python_start|>", "<|python_end|>"],
     ..NONE
 };
@@ -375,6 +378,31 @@ pub const DEEPSEEK_V32: ToolFormat = ToolFormat {
         },
     }],
     tokens: &["｜DSML｜"],
+    ..NONE
+};
+
+/// `DeepSeek` V4: the same between other marks.
+pub const DEEPSEEK_V4: ToolFormat = ToolFormat {
+    name: "deepseek_v4",
+    templates: &[&["dsml_token", "tool_calls>"], &["<｜DSML｜tool_calls>"]],
+    open: "<｜DSML｜tool_calls>\n",
+    close: "</｜DSML｜tool_calls>",
+    ..DEEPSEEK_V32
+};
+
+/// Command R7B, Command A and North: numbered JSON objects in a list.
+pub const COMMAND: ToolFormat = ToolFormat {
+    name: "command",
+    templates: &[&["<|START_ACTION|>"]],
+    open: "<|START_ACTION|>[\n    ",
+    close: "\n]<|END_ACTION|>",
+    between: ",\n    ",
+    shapes: &[Shape::Object {
+        number: Some("tool_call_id"),
+        name: "tool_name",
+        arguments: "parameters",
+    }],
+    tokens: &["<|START_ACTION|>", "<|END_ACTION|>"],
     ..NONE
 };
 

@@ -12,6 +12,8 @@ use crate::text::formats::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Traits {
     knows_tools: bool,
+    /// It shows tools that are the text of a member of the system message.
+    tools_in_system: bool,
     tools: &'static ToolFormat,
     thoughts: Option<&'static ThoughtFormat>,
     /// A system message may come after others.
@@ -21,6 +23,7 @@ pub(super) struct Traits {
 impl Traits {
     pub(super) const UNKNOWN: Self = Self {
         knows_tools: false,
+        tools_in_system: false,
         tools: &HERMES,
         thoughts: None,
         notes: false,
@@ -35,10 +38,17 @@ impl ChatTemplate {
         let messages = [json!({"role": "user", "content": "X"})];
         let shown = self.render(&messages, Some(&tools), Ending::Answer, &Map::new());
         let knows_tools = shown.is_ok_and(|text| text.contains(mark));
+        let system = [
+            json!({"role": "system", "content": "X", "tools": mark}),
+            json!({"role": "user", "content": "X"}),
+        ];
+        let shown = self.render(&system, None, Ending::Answer, &Map::new());
+        let tools_in_system = !knows_tools && shown.is_ok_and(|text| text.contains(mark));
         // Where the template does not show tools they are described in Hermes' words, whatever its model was trained on.
-        let tools = ToolFormat::of_template(source).filter(|_| knows_tools);
+        let tools = ToolFormat::of_template(source).filter(|_| knows_tools || tools_in_system);
         Traits {
             knows_tools,
+            tools_in_system,
             tools: tools.unwrap_or(&HERMES),
             thoughts: ThoughtFormat::of_template(source),
             notes: self.shows_notes(),
@@ -93,6 +103,20 @@ impl ChatTemplate {
     /// Whether it writes descriptions of tools into the prompt.
     pub const fn knows_tools(&self) -> bool {
         self.traits.knows_tools
+    }
+
+    /// Messages for this template, which does not know tools as such. `described`: they begin the conversation.
+    pub fn without_tools(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        described: bool,
+    ) -> Vec<Value> {
+        if self.traits.tools_in_system {
+            with_system_tools(self.traits.tools, messages, tools, described)
+        } else {
+            without_tools(messages, tools, described)
+        }
     }
 
     /// Whether a system message may come after others.
@@ -153,7 +177,7 @@ fn unknown(
 
 /// Messages for a template that knows nothing of tools: these are described in the system's words where `described`, calls
 /// are written as Hermes does, and what the tools gave is the user's.
-pub fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Vec<Value> {
+fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Vec<Value> {
     let mut plain: Vec<Value> = Vec::with_capacity(messages.len() + 1);
     for message in messages {
         let text = |key: &str| message.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -191,6 +215,47 @@ pub fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Ve
     }
     if described && !tools.is_empty() {
         describe(&mut plain, tools);
+    }
+    plain
+}
+
+/// Messages for a template that shows the tools of its system message, and nothing of calls: these are written in `format`,
+/// and what the tools gave is a message of the role that Phi 4 mini has a token for.
+fn with_system_tools(
+    format: &ToolFormat,
+    messages: &[Value],
+    tools: &[Value],
+    described: bool,
+) -> Vec<Value> {
+    let listed = |objects: Vec<Value>| Value::from(objects).to_string();
+    let mut plain = messages.to_vec();
+    for message in &mut plain {
+        if message["role"] == "tool" {
+            message["role"] = "tool_response".into();
+        }
+        let calls = message.get("tool_calls").and_then(Value::as_array);
+        if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
+            let called = calls.iter().map(|call| {
+                let function = &call["function"];
+                json!({"name": function["name"], "arguments": function["arguments"]})
+            });
+            let words = message["content"].as_str().unwrap_or_default();
+            let text = format!(
+                "{words}{}{}{}",
+                format.open,
+                listed(called.collect()),
+                format.close
+            );
+            message["content"] = text.into();
+        }
+    }
+    if described && !tools.is_empty() {
+        let functions = tools.iter().map(|tool| tool["function"].clone());
+        let text = listed(functions.collect());
+        match plain.first_mut() {
+            Some(first) if first["role"] == "system" => first["tools"] = text.into(),
+            _ => plain.insert(0, json!({"role": "system", "content": "", "tools": text})),
+        }
     }
     plain
 }

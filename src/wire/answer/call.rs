@@ -162,7 +162,7 @@ impl Call {
 
     /// False where it is no call.
     fn end_value(&mut self, known: &dyn Fn(&str) -> bool, said: &mut Vec<Said>) -> bool {
-        if self.key == "name" && !self.named {
+        if matches!(self.key.as_str(), "name" | "tool_name") && !self.named {
             let Ok(name) = serde_json::from_str::<String>(&self.text) else {
                 return false;
             };

@@ -2,7 +2,10 @@
 //! that a stream says the same as a whole reply, wherever its text is cut.
 
 mod arguments;
+mod around;
 mod call;
+#[cfg(test)]
+mod chunkings;
 mod escape;
 mod fate;
 mod follower;
@@ -20,6 +23,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::request::Function;
 use crate::text::formats::{Thoughts, ToolFormat};
+use around::Around;
 pub use follower::ThoughtFollower;
 use messages::MessageParser;
 use reasoning::ThoughtParser;
@@ -81,6 +85,7 @@ enum Parts {
     /// Thoughts, then words and calls.
     Plain {
         thoughts: Option<ThoughtParser>,
+        around: Around,
         tools: Option<ToolParser>,
     },
 }
@@ -105,6 +110,11 @@ impl AnswerParser {
         } else {
             Parts::Plain {
                 thoughts: format.thinking.map(ThoughtParser::new),
+                around: Around::new(
+                    format
+                        .thinking
+                        .map_or(&[], |thoughts| thoughts.format.around),
+                ),
                 tools: tools.map(|(format, functions)| ToolParser::new(format, functions)),
             }
         };
@@ -131,7 +141,11 @@ impl AnswerParser {
                     messages.flush(&mut pieces);
                 }
             }
-            Parts::Plain { thoughts, tools } => {
+            Parts::Plain {
+                thoughts,
+                around,
+                tools,
+            } => {
                 let (mut reasoning, mut answer) = (String::new(), String::new());
                 match thoughts {
                     None => answer.push_str(text),
@@ -146,6 +160,7 @@ impl AnswerParser {
                 if !reasoning.is_empty() {
                     pieces.push(Piece::Reasoning(reasoning));
                 }
+                let answer = around.push(answer, last);
                 match tools {
                     None => say(answer, &mut pieces),
                     Some(tools) => {

@@ -43,7 +43,10 @@ fn tools(name: &str) -> &'static ToolFormat {
     ToolFormat::named(name).unwrap()
 }
 
-fn format(tools: Option<&'static ToolFormat>, thinking: Option<Thoughts>) -> AnswerFormat {
+pub(super) fn format(
+    tools: Option<&'static ToolFormat>,
+    thinking: Option<Thoughts>,
+) -> AnswerFormat {
     AnswerFormat {
         thinking,
         tools: tools.map(|format| (format, functions())),
@@ -51,7 +54,7 @@ fn format(tools: Option<&'static ToolFormat>, thinking: Option<Thoughts>) -> Ans
     }
 }
 
-fn parse(format: &AnswerFormat, chunks: &[&str]) -> Whole {
+pub(super) fn parse(format: &AnswerFormat, chunks: &[&str]) -> Whole {
     let mut parser = AnswerParser::new(format).unwrap();
     let mut pieces: Vec<Piece> = chunks
         .iter()
@@ -61,7 +64,7 @@ fn parse(format: &AnswerFormat, chunks: &[&str]) -> Whole {
     join(pieces)
 }
 
-fn calls(format_name: &str, text: &str) -> (String, Vec<(String, String)>) {
+pub(super) fn calls(format_name: &str, text: &str) -> (String, Vec<(String, String)>) {
     let (_, content, calls) = parse(&format(Some(tools(format_name)), None), &[text]);
     (content, calls)
 }
@@ -71,7 +74,7 @@ fn call(name: &str, arguments: &str) -> (String, String) {
 }
 
 /// The same two calls as the models of each format write them, after words where that is possible.
-const WRITTEN: [(&str, &str); 21] = [
+pub(super) const WRITTEN: [(&str, &str); 23] = [
     (
         "hermes",
         "So.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Rome, \\\"é\\\"\", \"days\": 3}}\n</tool_call>\n\
@@ -149,6 +152,17 @@ const WRITTEN: [(&str, &str); 21] = [
         "So.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Rome, \"é\"\
          </｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n\
          <｜DSML｜invoke name=\"get_weather\">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    ),
+    (
+        "deepseek_v4",
+        "So.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Rome, \"é\"\
+         </｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n\
+         <｜DSML｜invoke name=\"get_weather\">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+    ),
+    (
+        "command",
+        "So.<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"f\", \"parameters\": {\"city\": \"Rome, \\\"é\\\"\", \
+         \"days\": 3}},\n    {\"tool_call_id\": \"1\", \"tool_name\": \"get_weather\", \"parameters\": {}}\n]<|END_ACTION|>",
     ),
     (
         "kimi_k2",
@@ -471,6 +485,10 @@ fn thoughts_are_read_in_each_format() {
         ("mistral", "[THINK]Hm.[/THINK]Yes."),
         ("gemma4", "<|channel>thought\nHm.<channel|>Yes."),
         ("seed", "<seed:think>Hm.</seed:think>Yes."),
+        (
+            "command",
+            "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>",
+        ),
         (
             "harmony",
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",

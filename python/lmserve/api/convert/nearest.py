@@ -81,3 +81,13 @@ def advice(name: str, fields: Collection[str]) -> str:
     """The end of a message that refuses `name`."""
     field = nearest(name, fields)
     return "" if field is None else f"; the nearest that is supported is `{field}`"
+
+
+def refused(fields: Collection[str]) -> str:
+    """What a route with these fields, which ignores other unknown keys, says of those that it refuses."""
+    names = sorted({name for own, others in GROUPS for name in (*own, *others) if name not in fields})
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        "Unknown keys are ignored, except those that look like sampling, which are a 400: what is spelled almost like "
+        f"one of these parameters, and {listed}."
+    )

@@ -9,6 +9,7 @@ from litestar.params import JSONBody
 from msgspec import UNSET
 
 from lmserve.api.convert.chat_messages import messages_input
+from lmserve.api.convert.nearest import refused
 from lmserve.api.convert.parameters import seed_bits, session_ref
 from lmserve.api.convert.session_ids import with_session
 from lmserve.api.http.body import LenientJson
@@ -39,7 +40,8 @@ NO_TURN: Final = (
     description=(
         "Runs one turn of a session. With `stream`, each frame is a JSON object in ASCII followed by one NUL byte. "
         'To end a session: prompt "", request_output_len 0, sequence_start false, sequence_end true. '
-        "To cancel its running turn: stop true. To fill it without generating: a list, request_output_len 0."
+        "To cancel its running turn: stop true. To fill it without generating: a list, request_output_len 0. "
+        + refused(GenerateRequest.__struct_fields__)
     ),
     tags=["sessions"],
     operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),

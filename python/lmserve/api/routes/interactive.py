@@ -9,6 +9,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.chat_messages import messages_input
+from lmserve.api.convert.nearest import refused
 from lmserve.api.convert.parameters import given_or, seed_bits, session_ref, stop_strings
 from lmserve.api.convert.session_ids import with_session
 from lmserve.api.http.body import LenientJson
@@ -35,7 +36,8 @@ NO_TURN: Final = InteractiveReply(text="", tokens=0, input_tokens=0, history_tok
     summary="Generate, in a session of LMDeploy's clients",
     description=(
         "Runs one turn; with `interactive_mode` its session goes on, the same one as `/generate`'s of that id. "
-        'To end a session: prompt "", request_output_len 0, interactive_mode false. To cancel its running turn: cancel.'
+        'To end a session: prompt "", request_output_len 0, interactive_mode false. '
+        "To cancel its running turn: cancel. " + refused(InteractiveRequest.__struct_fields__)
     ),
     tags=["sessions"],
     operation_class=streams("lines", InteractiveReply, "Lines, as LMDeploy sent them."),
