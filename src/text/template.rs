@@ -65,6 +65,10 @@ impl ChatTemplate {
     /// # Errors
     /// `invalid_template` says where the syntax is at fault.
     pub fn new(source: &str, special_tokens: &Map<String, Value>) -> Result<Self> {
+        Self::with_fuel(source, special_tokens, FUEL)
+    }
+
+    fn with_fuel(source: &str, special_tokens: &Map<String, Value>, fuel: u64) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -73,7 +77,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         methods::install(&mut environment);
-        environment.set_fuel(Some(FUEL));
+        environment.set_fuel(Some(fuel));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.set_debug(true);
         python::install(&mut environment);

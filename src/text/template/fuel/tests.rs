@@ -14,8 +14,7 @@ const TWINS: &str = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60)
 const LARGE: &str = "{% set s = 'é' * 500000 %}{% set t = 'é' * 500000 %}";
 
 fn render(source: &str) -> Result<String> {
-    let mut template = ChatTemplate::new(source, &Map::new())?;
-    template.environment.set_fuel(Some(FUEL));
+    let template = ChatTemplate::with_fuel(source, &Map::new(), FUEL)?;
     let messages = [json!({"role": "user", "content": "Hello"})];
     template.render(&messages, None, Ending::Closed, &Map::new())
 }
