@@ -115,8 +115,8 @@ def _print_urls(url: str) -> None:
 
 
 def _print(line: str) -> None:
-    # Flushed: whoever waits for these lines may read them through a pipe.
-    print(line, flush=True)
+    # Flushed: whoever waits for it may read through a pipe. In one write: the thread that loads the model prints, too.
+    print(f"{line}\n", end="", flush=True)
 
 
 def _log_to_stderr(level: str, request_log: str) -> None:
