@@ -32,6 +32,7 @@ def matches(shown: str, output: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_output_is_as_shown(default_server: ServerProcess, page: str) -> None:
+    end_sessions(default_server)
     compared = 0
     for command, shown in commands(page):
         script = command.replace(URL, default_server.url).replace("curl ", "curl -sS ")
@@ -40,9 +41,13 @@ def test_the_output_is_as_shown(default_server: ServerProcess, page: str) -> Non
             compared += 1
             assert matches(shown, done.stdout), f"{command}\nshown:\n{shown}\nanswered:\n{done.stdout}"
     assert compared
-    # Other tests run these commands on the same server.
-    for session in httpx.get(f"{default_server.url}/v1/sessions").json()["data"]:
-        assert httpx.delete(f"{default_server.url}/v1/sessions/{session['id']}").status_code == 200
+    end_sessions(default_server)
+
+
+def end_sessions(server: ServerProcess) -> None:
+    """Other tests run these commands on the same server."""
+    for session in httpx.get(f"{server.url}/v1/sessions").json()["data"]:
+        assert httpx.delete(f"{server.url}/v1/sessions/{session['id']}").status_code == 200
 
 
 def test_what_matches() -> None:
