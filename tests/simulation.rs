@@ -7,7 +7,8 @@ use lmserve::sim::simulate;
 fn a_million_steps_break_no_promise() {
     let report = simulate(1, 1_000_000).unwrap();
     eprintln!("{report:?}");
-    for (name, count) in report.counters.entries() {
+    let (counters, faults) = (report.counters.entries(), report.faults.entries());
+    for (name, count) in counters.into_iter().chain(faults) {
         assert!(count > 100, "the simulator hardly tried {name}: {report:?}");
     }
 }

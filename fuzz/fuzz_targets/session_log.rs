@@ -54,6 +54,14 @@ impl LogStorage for Memory {
     fn sync_place(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    fn mark_suspect(&mut self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_marked_suspect(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 const MARKER: [u8; 8] = *b"\x05marker!";

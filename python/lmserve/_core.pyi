@@ -506,8 +506,11 @@ class Scheduler:
     def session_tokens(self, tenant: int, session_id: SessionId) -> list[int]: ...
     def stats(self) -> dict[str, int]: ...
 
-def simulate(seed: int, steps: int) -> dict[str, int]:
-    """Run the simulator for at least `steps` steps: what happened how often, and the `digest` of what clients read.
+def simulate(seed: int, steps: int) -> dict[str, Any]:
+    """Run the simulator for at least `steps` steps.
+
+    Its `worlds`; how often what happened (`counters`) and what was made to go wrong (`faults`), by name; the `digest` of what
+    clients read.
 
     Raises LmserveError (500) that names the broken promise.
     """

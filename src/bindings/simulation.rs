@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::sim;
 use crate::sim::capacity::{Setup, TraceRequest};
 
-/// Runs the simulator and returns its counters and the digest of what its clients read.
+/// Runs the simulator and returns its counters, its faults and the digest of what its clients read.
 #[pyfunction]
 #[pyo3(signature = (seed, steps))]
 pub fn simulate(py: Python<'_>, seed: u64, steps: u64) -> PyResult<Bound<'_, PyDict>> {
@@ -15,8 +15,15 @@ pub fn simulate(py: Python<'_>, seed: u64, steps: u64) -> PyResult<Bound<'_, PyD
     let report = report?;
     let dict = PyDict::new(py);
     dict.set_item("worlds", report.worlds)?;
-    for (name, count) in report.counters.entries() {
-        dict.set_item(name, count)?;
+    for (name, entries) in [
+        ("counters", report.counters.entries()),
+        ("faults", report.faults.entries()),
+    ] {
+        let counts = PyDict::new(py);
+        for (name, count) in entries {
+            counts.set_item(name, count)?;
+        }
+        dict.set_item(name, counts)?;
     }
     dict.set_item("digest", report.digest)?;
     Ok(dict)

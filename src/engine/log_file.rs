@@ -13,6 +13,7 @@ use crate::session::LogStorage;
 pub(super) const LOG: &str = "sessions.log";
 const NEW_LOG: &str = "sessions.log.new";
 const KEPT: &str = "sessions.log.damaged";
+const SUSPECT: &str = "sessions.log.suspect";
 const LOCK: &str = "lock";
 /// Bytes of a new log that may be on their way to the disk, so that its end has not to wait for all of it.
 const UNSYNCED_BYTES: u64 = 32 << 20;
@@ -276,5 +277,20 @@ impl LogStorage for LogFile {
 
     fn sync_place(&mut self) -> io::Result<()> {
         self.directory.sync_all()
+    }
+
+    fn mark_suspect(&mut self, suspect: bool) -> io::Result<()> {
+        let path = self.folder.join(SUSPECT);
+        if suspect {
+            return open_regular(&path).map(drop);
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_marked_suspect(&mut self) -> io::Result<bool> {
+        self.folder.join(SUSPECT).try_exists()
     }
 }

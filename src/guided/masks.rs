@@ -143,13 +143,18 @@ impl StepMasks {
 
     /// Computes masks that nobody has begun with, until there is none.
     pub fn work(&self) {
-        loop {
-            let at = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some((row, _)) = self.rows.get(at) else {
-                return;
-            };
-            self.fill(at, || row.mask(&self.end_tokens));
-        }
+        while self.next_by(|row| row.mask(&self.end_tokens)).is_some() {}
+    }
+
+    /// Computes the mask of the row that is next, in a way of its own; its place among the step's rows.
+    pub(crate) fn next_by(
+        &self,
+        compute: impl FnOnce(&MaskRow) -> Result<Vec<u32>>,
+    ) -> Option<usize> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        let (row, _) = self.rows.get(at)?;
+        self.fill(at, || compute(row));
+        Some(row.row)
     }
 
     /// Takes a row's mask. Whatever becomes of it: whoever waits for all masks waits for this one, too.
@@ -207,8 +212,7 @@ mod tests {
             MaskRow::by_grammar(row, Arc::new(Mutex::new(matcher)), Arc::default(), false)
         };
         let masks = StepMasks::new(vec![row(3), row(5)], Arc::default());
-        let first = masks.next.fetch_add(1, Ordering::Relaxed);
-        masks.fill(first, || panic!("out of luck"));
+        assert_eq!(masks.next_by(|_| panic!("out of luck")), Some(3));
         masks.wait();
         assert_eq!(masks.error(3).unwrap().code, "internal_error");
         assert_eq!(masks.error(5).unwrap().code, "grammar_too_complex");

@@ -5,11 +5,11 @@ use std::sync::PoisonError;
 use serde_json::{Value, json};
 
 use super::ledger::{Answer, Check, Fault, Open, ensure};
-use super::vocabulary::{STOPS, VOCAB_SIZE};
+use super::vocabulary::{GUIDES, Guide, STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnGuard, prepare};
 use crate::error::Error;
-use crate::request::{Input, OnOverflow, SessionId, Submission};
+use crate::request::{self, Input, OnOverflow, SessionId, Submission};
 use crate::session::{SessionKey, Start, TurnHistory};
 
 /// Sessions that clients of one tenant talk about, and tenants.
@@ -141,6 +141,9 @@ impl World {
         });
         let key = self.draw_key();
         let random = &mut self.random;
+        let guide = random
+            .once_in(8)
+            .then(|| GUIDES[random.range(0, GUIDES.len() - 1)]);
         let session = if random.once_in(3) {
             Value::Null
         } else {
@@ -162,6 +165,7 @@ impl World {
             "on_overflow": if random.once_in(2) { "error" } else { "truncate_output" },
             "tenant": key.tenant,
             "priority": random.range(0, 2) as i64 - 1,
+            "guide": guide.map(|guide| json!({"type": "regex", "pattern": guide.pattern()})),
         })
     }
 
@@ -202,11 +206,21 @@ impl World {
             self.limits,
             &|| Ok(()),
         );
+        let guide = submission.guide.as_ref().and_then(|guide| {
+            let same = |known: &Guide| {
+                *guide
+                    == request::Guide::Regex {
+                        pattern: known.pattern(),
+                    }
+            };
+            GUIDES.iter().position(same)
+        });
         let mut open = Open {
             history_tokens: history.len(),
             prompt: history,
             max_tokens: 0,
             stopping: submission.stopping.clone(),
+            guide: guide.map(|guide| GUIDES[guide]),
             session,
             answers: (0..submission.n).map(|_| Answer::default()).collect(),
             aborted: None,
@@ -219,6 +233,10 @@ impl World {
                 // As a template's system prompt would be.
                 let border = self.random.range(1, prepared.prompt.len());
                 prepared.borders.push(border);
+                if let Some(guide) = guide {
+                    let matcher = &self.matchers[guide];
+                    prepared.matchers = (0..submission.n).map(|_| matcher.fork()).collect();
+                }
                 let same = prepared.prompt == open.prompt && prepared.max_tokens == open.max_tokens;
                 ensure(same, || format!("{prepared:?}, not {open:?}"))?;
                 let pace = [1, 1, 3, 20][self.random.range(0, 3)];

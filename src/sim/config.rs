@@ -30,6 +30,8 @@ pub(super) struct Config {
     pub(super) kill: usize,
     /// Turns are written to a log, which outlives the server.
     pub(super) durable: bool,
+    /// A log that cannot be written is tried again in one step of that many.
+    pub(super) patience: usize,
 }
 
 impl Config {
@@ -67,8 +69,9 @@ impl Config {
             arrivals: random.range(1, 3),
             fault: random.range(20, 200),
             faulty: random.range(10, 100),
-            kill: random.range(300, 3000),
+            kill: random.range(150, 1500),
             durable: !random.once_in(3),
+            patience: [2, 10, 100][random.range(0, 2)],
         }
     }
 }

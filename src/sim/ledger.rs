@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::journal::Known;
 use super::next_token;
-use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
+use super::records::Known;
+use super::toy::nearest;
+use super::vocabulary::{END_TOKEN, Guide, VOCAB_SIZE};
 use crate::engine::Abort;
 use crate::request::{OnDisconnect, SessionRef, StopParams};
 use crate::sched::FinishReason;
@@ -56,6 +57,7 @@ pub(super) struct Open {
     pub(super) history_tokens: usize,
     pub(super) max_tokens: usize,
     pub(super) stopping: StopParams,
+    pub(super) guide: Option<Guide>,
     pub(super) session: Option<(SessionKey, SessionRef)>,
     pub(super) answers: Vec<Answer>,
     pub(super) aborted: Option<Abort>,
@@ -67,13 +69,28 @@ pub(super) struct Open {
 impl Open {
     /// The token that the model must give next.
     pub(super) fn expected(&self, choice: usize) -> u32 {
-        let context = [&self.prompt[..], &self.answers[choice].tokens].concat();
-        next_token(&context, VOCAB_SIZE as usize)
+        let tokens = &self.answers[choice].tokens;
+        let context = [&self.prompt[..], tokens].concat();
+        let token = next_token(&context, VOCAB_SIZE as usize);
+        let Some(guide) = &self.guide else {
+            return token;
+        };
+        let ends = &self.stopping.stop_token_ids;
+        let held_off = tokens.len() < self.stopping.min_tokens as usize;
+        nearest(token, VOCAB_SIZE as usize, |token| {
+            guide.allows(token, tokens.len(), ends, held_off)
+        })
     }
 
     fn is_stop_token(&self, token: u32) -> bool {
+        // The end of a grammar is no end that a client can have ignored.
         self.stopping.stop_token_ids.contains(&token)
-            || (token == END_TOKEN && !self.stopping.ignore_eos)
+            || (token == END_TOKEN && (self.guide.is_some() || !self.stopping.ignore_eos))
+    }
+
+    /// Whether an answer of so many tokens has all that its grammar allows.
+    fn is_complete(&self, tokens: usize) -> bool {
+        self.guide.is_some_and(|guide| guide.most == tokens)
     }
 
     fn first_stop(&self, text: &str) -> Option<(usize, usize)> {
@@ -89,7 +106,7 @@ impl Open {
         let Some((&last, before)) = tokens.split_last() else {
             return false;
         };
-        if tokens.len() == self.max_tokens {
+        if tokens.len() == self.max_tokens || self.is_complete(tokens.len()) {
             return true;
         }
         if before.len() >= self.stopping.min_tokens as usize && self.is_stop_token(last) {
@@ -141,10 +158,11 @@ impl Open {
         ensure(answer.text == text, || {
             format!("the text is {:?}, not {text:?}", answer.text)
         })?;
+        let by_itself = by_token || by_text.is_some() || self.is_complete(count);
         let expected = match reason {
-            FinishReason::Abort => self.aborted.is_some() && !by_token && by_text.is_none(),
-            FinishReason::Stop => by_token || by_text.is_some(),
-            FinishReason::Length => count == self.max_tokens && !by_token && by_text.is_none(),
+            FinishReason::Abort => self.aborted.is_some() && !by_itself,
+            FinishReason::Stop => by_itself,
+            FinishReason::Length => count == self.max_tokens && !by_itself,
         };
         ensure(expected && count <= self.max_tokens, || {
             format!(
@@ -162,6 +180,8 @@ pub(super) struct Session {
     /// Where each turn ends.
     pub(super) turns: Vec<usize>,
     pub(super) running: Option<u64>,
+    /// The last of the turns that a damaged record took; it is read-only then. 0: none.
+    pub(super) lost_turn: u32,
     used_ms: u64,
     /// A number that grows with every commit.
     used_order: u64,
@@ -174,6 +194,7 @@ impl Session {
             tokens: state.tokens.to_vec(),
             turns: state.turns.iter().map(Turn::end).collect(),
             running: None,
+            lost_turn: state.lost_turn,
             used_ms: state.used_ms,
             used_order: state.used_order,
         }
@@ -185,11 +206,13 @@ impl Session {
 pub(super) struct Ledger {
     pub(super) open: BTreeMap<u64, Open>,
     pub(super) sessions: BTreeMap<SessionKey, Session>,
-    /// Ids whose session was evicted, and which nobody has begun anew or ended since.
-    pub(super) evicted: BTreeSet<SessionKey>,
+    /// Ids whose session was evicted or is lost, and which nobody has begun anew or ended since.
+    pub(super) gone: BTreeSet<SessionKey>,
     pub(super) limits: StoreLimits,
     /// The only request of a step that failed by no fault of it.
     pub(super) alone: Option<u64>,
+    /// The answer whose mask panicked in this step: its request, and its place in that.
+    pub(super) unmasked: Option<(u64, usize)>,
     commits: u64,
 }
 
@@ -198,9 +221,10 @@ impl Ledger {
         Self {
             open: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            evicted: BTreeSet::new(),
+            gone: BTreeSet::new(),
             limits,
             alone: None,
+            unmasked: None,
             commits: 0,
         }
     }
@@ -212,7 +236,7 @@ impl Ledger {
         let mut ledger = Self {
             commits: used.max().unwrap_or(0),
             sessions: known.sessions,
-            evicted: known.evicted,
+            gone: known.gone,
             ..Self::new(limits)
         };
         ledger.expire(now_ms);
@@ -230,7 +254,8 @@ impl Ledger {
         };
         Known {
             sessions: committed.map(|(key, s)| (key.clone(), idle(s))).collect(),
-            evicted: self.evicted.clone(),
+            gone: self.gone.clone(),
+            damaged: None,
         }
     }
 
@@ -241,10 +266,11 @@ impl Ledger {
             tokens: tokens.to_vec(),
             turns: turns.to_vec(),
             running: None,
+            lost_turn: 0,
             used_ms: now_ms,
             used_order: self.commits,
         };
-        self.evicted.remove(&key);
+        self.gone.remove(&key);
         self.sessions.insert(key, session);
         self.evict();
     }
@@ -258,12 +284,12 @@ impl Ledger {
         now_ms: u64,
     ) -> Result<Vec<u32>, u16> {
         self.expire(now_ms);
-        let may_begin = turn.start || (turn.create && !self.evicted.contains(key));
+        let may_begin = turn.start || (turn.create && !self.gone.contains(key));
         if !self.sessions.contains_key(key) && !may_begin {
             return Err(404);
         }
         let session = self.sessions.entry(key.clone()).or_default();
-        if session.running.is_some() {
+        if session.running.is_some() || (session.lost_turn > 0 && !turn.start) {
             return Err(409);
         }
         session.running = Some(request);
@@ -303,7 +329,7 @@ impl Ledger {
     /// A session's client has ended it.
     pub(super) fn end(&mut self, key: &SessionKey) {
         self.sessions.remove(key);
-        self.evicted.remove(key);
+        self.gone.remove(key);
     }
 
     pub(super) fn expire(&mut self, now_ms: u64) {
@@ -311,7 +337,7 @@ impl Ledger {
         if ttl_ms > 0 {
             let old = |s: &Session| s.running.is_none() && s.used_ms + ttl_ms <= now_ms;
             let gone = self.sessions.iter().filter(|(_, s)| old(s));
-            self.evicted.extend(gone.map(|(key, _)| key.clone()));
+            self.gone.extend(gone.map(|(key, _)| key.clone()));
             self.sessions.retain(|_, s| !old(s));
         }
     }
@@ -323,7 +349,7 @@ impl Ledger {
                 return;
             };
             self.sessions.remove(&key);
-            self.evicted.insert(key);
+            self.gone.insert(key);
         }
     }
 
@@ -405,10 +431,12 @@ impl Ledger {
         open.map(|answer| answer.tokens.len()).sum()
     }
 
-    /// Books that the core gave a request up, which it may do to those alone that have a fault, or were alone in a step that failed.
+    /// Books that the core gave a request up, which it may do to those alone that have a fault, had no mask, or were alone in a step
+    /// that failed.
     pub(super) fn give_up(&mut self, request: u64, code: &str) -> Check {
         let fault = self.open.get(&request).and_then(|open| open.fault);
-        let by_chance = self.alone == Some(request) && code == "internal_error";
+        let unmasked = self.unmasked.map(|(request, _)| request);
+        let by_chance = [self.alone, unmasked].contains(&Some(request)) && code == "internal_error";
         ensure(by_chance || fault.map(Fault::code) == Some(code), || {
             format!("a request with the fault {fault:?} was given up with {code}")
         })?;

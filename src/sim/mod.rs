@@ -5,11 +5,14 @@
 pub mod capacity;
 mod clients;
 mod config;
+mod crashes;
 mod disk;
+mod frames;
 mod journal;
 mod ledger;
 mod random;
 mod reader;
+mod records;
 mod report;
 mod simulation;
 mod toy;
@@ -17,6 +20,6 @@ mod verbs;
 mod vocabulary;
 mod world;
 
-pub use report::{Counters, Report};
+pub use report::{Counters, Faults, Report};
 pub use simulation::simulate;
 pub use toy::{ToyModel, next_token};

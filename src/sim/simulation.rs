@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::ledger::Check;
 use super::random::Random;
-use super::report::{Counters, Report};
-use super::vocabulary::tokenizer;
+use super::report::{Counters, Faults, Report};
+use super::vocabulary::{matchers, tokenizer};
 use super::world::World;
 use crate::error::{Error, Result};
 
@@ -38,10 +38,12 @@ fn live(world: &mut World) -> Check {
 /// `internal_error` that names the broken promise and the seed of the world in which it broke.
 pub fn simulate(seed: u64, steps: u64) -> Result<Report> {
     let tokenizer = Arc::new(tokenizer()?);
+    let matchers = Arc::from(matchers(&tokenizer)?);
     let mut seeds = Random::new(seed);
     let mut report = Report {
         worlds: 0,
         counters: Counters::default(),
+        faults: Faults::default(),
         digest: 0xcbf2_9ce4_8422_2325,
     };
     while report.counters.steps < steps {
@@ -55,11 +57,12 @@ pub fn simulate(seed: u64, steps: u64) -> Result<Report> {
                 "step {tick} of the world with seed {seed}: {what}; repeat with --seed {seed} --steps 1"
             ))
         };
-        let mut world =
-            World::new(seed, report.digest, &tokenizer).map_err(|what| violated(0, what))?;
+        let mut world = World::new(seed, report.digest, &tokenizer, &matchers)
+            .map_err(|what| violated(0, what))?;
         live(&mut world).map_err(|what| violated(world.tick, what))?;
         report.worlds += 1;
         report.counters += world.counters;
+        report.faults += world.faults;
         report.digest = world.replies.digest;
     }
     Ok(report)

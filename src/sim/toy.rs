@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
+use crate::guided::StepMasks;
 use crate::sched::{NO_TOKEN, Step};
 
 /// The token that follows `context`, in [0, `vocab_size`): by turns a new one, and the one that followed the last token where it
@@ -27,6 +28,41 @@ fn token_behind(hash: u64, context: &[u32], vocab_size: usize) -> u32 {
         Some(context[at + 1]).filter(|_| hash >> 63 == 0)
     });
     repeated.unwrap_or(((hash >> 17) % vocab_size as u64) as u32)
+}
+
+/// The first token that is allowed, from `token` on and around the vocabulary; `token` where none is.
+pub(super) fn nearest(token: u32, vocab_size: usize, allowed: impl Fn(u32) -> bool) -> u32 {
+    let size = vocab_size as u32;
+    let mut tokens = (0..size).map(|step| (token + step) % size);
+    tokens.find(|&token| allowed(token)).unwrap_or(token)
+}
+
+fn is_allowed(words: &[u32], token: u32) -> bool {
+    words[token as usize / 32] >> (token % 32) & 1 == 1
+}
+
+/// The masks of a step, as a device gets them.
+struct Masks {
+    rows: Vec<usize>,
+    words: Vec<u32>,
+}
+
+impl Masks {
+    fn of(masks: &StepMasks) -> Self {
+        masks.wait();
+        let bytes = masks.to_bytes();
+        let (words, _) = bytes.as_chunks::<4>();
+        Self {
+            rows: masks.rows().collect(),
+            words: words.iter().map(|&word| u32::from_ne_bytes(word)).collect(),
+        }
+    }
+
+    fn of_row(&self, row: usize) -> Option<&[u32]> {
+        let at = self.rows.binary_search(&row).ok()?;
+        let size = self.words.len() / self.rows.len();
+        Some(&self.words[at * size..(at + 1) * size])
+    }
 }
 
 /// The toy model with its paged memory: one token id per slot.
@@ -148,6 +184,7 @@ impl Executor for ToyModel {
 
     fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
         output.tokens.clear();
+        let masks = step.masks.as_deref().map(Masks::of);
         for (at, scheduled) in step.scheduled.iter().enumerate() {
             for _ in 0..scheduled.prompt_rows {
                 // A row that scores a token of a prompt is biased towards it alone.
@@ -159,16 +196,21 @@ impl Executor for ToyModel {
             }
             let context = self.context(&step.block_tables[at], step.context_lens[at] as usize)?;
             for end in context.len() - scheduled.drafts..=context.len() {
-                output
-                    .tokens
-                    .push(if reached(&self.not_finite, scheduled.id, end) {
-                        NO_TOKEN
-                    } else if let Some(&slot) = step.state_to.get(at) {
+                let row = output.tokens.len();
+                let token = if reached(&self.not_finite, scheduled.id, end) {
+                    NO_TOKEN
+                } else {
+                    let free = if let Some(&slot) = step.state_to.get(at) {
                         let state = self.states[slot as usize].unwrap_or(0);
                         token_behind(state, &context, self.vocab_size)
                     } else {
                         next_token(&context[..end], self.vocab_size)
-                    });
+                    };
+                    let mask = masks.as_ref().and_then(|masks| masks.of_row(row));
+                    let allowed = |token| mask.is_none_or(|words| is_allowed(words, token));
+                    nearest(free, self.vocab_size, allowed)
+                };
+                output.tokens.push(token);
             }
         }
         Ok(())

@@ -4,6 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
+use crate::guided::{Compiler, Grammar, Matcher, Spacing};
+use crate::request;
 use crate::text::Tokenizer;
 
 /// Tokens of the vocabulary.
@@ -13,6 +15,67 @@ pub const END_TOKEN: u32 = 0;
 /// Stop strings that requests ask for; none is a part of another of its list.
 pub(super) const STOPS: [&[&str]; 5] =
     [&["a"], &["bc", "é"], &["你"], &["d e", "fg"], &["hi", "j"]];
+
+/// What some answers are made of: letters of the beginning of the alphabet, in some number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guide {
+    /// Letters that it may have: the tokens from 1 on.
+    letters: u32,
+    least: usize,
+    pub(super) most: usize,
+}
+
+pub(super) const GUIDES: [Guide; 3] = [
+    Guide {
+        letters: 2,
+        least: 1,
+        most: 4,
+    },
+    Guide {
+        letters: 7,
+        least: 3,
+        most: 20,
+    },
+    Guide {
+        letters: 17,
+        least: 8,
+        most: 90,
+    },
+];
+
+impl Guide {
+    pub(super) fn pattern(&self) -> String {
+        let last = char::from(b'a' + self.letters as u8 - 1);
+        format!("[a-{last}]{{{},{}}}", self.least, self.most)
+    }
+
+    /// Whether a token may come behind so many letters, where those of `ends` end the answer and `held_off` says that it must go on.
+    pub(super) fn allows(&self, token: u32, behind: usize, ends: &[u32], held_off: bool) -> bool {
+        let is_letter = (1..=self.letters).contains(&token);
+        let is_end = token == END_TOKEN || ends.contains(&token);
+        let may_end = behind >= self.least;
+        if held_off {
+            // Of the letters, one at most is an end.
+            return is_letter && !is_end;
+        }
+        is_letter || (may_end && is_end)
+    }
+}
+
+/// The compiled grammars of [`GUIDES`].
+pub(super) fn matchers(tokenizer: &Tokenizer) -> Result<Vec<Matcher>> {
+    let compiler = Compiler::new(tokenizer, VOCAB_SIZE as usize, &[END_TOKEN])?;
+    let compile = |guide: &Guide| {
+        let pattern = guide.pattern();
+        let grammar = Grammar::of(
+            &request::Guide::Regex { pattern },
+            "guide",
+            Spacing::Compact,
+        );
+        Ok(compiler.compile(&grammar)?.0)
+    };
+    GUIDES.iter().map(compile).collect()
+}
 
 /// A byte-level tokenizer over the vocabulary.
 pub(super) fn tokenizer() -> Result<Tokenizer> {

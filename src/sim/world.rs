@@ -5,17 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
 use super::config::Config;
-use super::disk::MemoryFile;
-use super::journal::{Journal, Known, check_store};
+use super::journal::Journal;
 use super::ledger::{Check, Fault, Ledger, ensure};
 use super::random::Random;
 use super::reader::{Observer, Replies};
-use super::report::Counters;
+use super::records::check_store;
+use super::report::{Counters, Faults};
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
 use crate::engine::{
     Abort, Core, Executor, Limits, Prepared, StepOutput, TurnGuard, request_of, sequence_id,
 };
 use crate::error::Error;
+use crate::guided::Matcher;
 use crate::kv::{BlockPool, StatePool};
 use crate::request::Submission;
 use crate::sched::{NO_TOKEN, Scheduler};
@@ -39,23 +40,31 @@ pub(super) struct World {
     pub(super) store: Arc<Mutex<SessionStore>>,
     pub(super) journal: Option<Journal>,
     pub(super) core: Core,
-    model: ToyModel,
+    pub(super) model: ToyModel,
     output: StepOutput,
     pub(super) tokenizer: Arc<Tokenizer>,
+    /// Of the grammars that answers follow, at their beginnings.
+    pub(super) matchers: Arc<[Matcher]>,
     pub(super) limits: Limits,
     pub(super) ledger: Ledger,
     pub(super) replies: Replies,
     pub(super) preparing: Vec<Preparing>,
     pub(super) next_request: u64,
     pub(super) counters: Counters,
+    pub(super) faults: Faults,
 }
 
-fn text<T>(result: crate::error::Result<T>) -> Result<T, String> {
+pub(super) fn text<T>(result: crate::error::Result<T>) -> Result<T, String> {
     result.map_err(|error| error.message)
 }
 
 impl World {
-    pub(super) fn new(seed: u64, digest: u64, tokenizer: &Arc<Tokenizer>) -> Result<Self, String> {
+    pub(super) fn new(
+        seed: u64,
+        digest: u64,
+        tokenizer: &Arc<Tokenizer>,
+        matchers: &Arc<[Matcher]>,
+    ) -> Result<Self, String> {
         let mut random = Random::new(seed);
         let config = Config::draw(&mut random);
         let (core, model) = Self::boot(config, tokenizer)?;
@@ -64,8 +73,12 @@ impl World {
             vocab_size: VOCAB_SIZE as usize,
             has_states: config.states.is_some(),
         };
-        let (file, known) = (MemoryFile::default(), Known::default());
-        let (store, journal) = Self::open_sessions(config, file, 1, known)?;
+        let (store, journal) = if config.durable {
+            let (journal, store) = Journal::begin(config.sessions, 1)?;
+            (store, Some(journal))
+        } else {
+            (SessionStore::new(config.sessions), None)
+        };
         Ok(Self {
             config,
             random,
@@ -77,16 +90,21 @@ impl World {
             model,
             output: StepOutput::default(),
             tokenizer: Arc::clone(tokenizer),
+            matchers: Arc::clone(matchers),
             limits,
             ledger: Ledger::new(config.sessions),
             replies: Replies::new(config.reading, digest)?,
             preparing: Vec::new(),
             next_request: 1,
             counters: Counters::default(),
+            faults: Faults::default(),
         })
     }
 
-    fn boot(config: Config, tokenizer: &Arc<Tokenizer>) -> Result<(Core, ToyModel), String> {
+    pub(super) fn boot(
+        config: Config,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<(Core, ToyModel), String> {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let (slots, every) = config.states.unwrap_or_default();
         let pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
@@ -98,19 +116,6 @@ impl World {
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
         let model = ToyModel::new(blocks, size, VOCAB_SIZE as usize);
         Ok((core, model.with_states(slots)))
-    }
-
-    fn open_sessions(
-        config: Config,
-        file: MemoryFile,
-        now_ms: u64,
-        known: Known,
-    ) -> Result<(SessionStore, Option<Journal>), String> {
-        if !config.durable {
-            return Ok((SessionStore::new(config.sessions), None));
-        }
-        let (journal, store, _) = text(Journal::open(file, config.sessions, now_ms, known))?;
-        Ok((store, Some(journal)))
     }
 
     /// One step of the server; `unruly`: clients come, and things go wrong.
@@ -125,9 +130,14 @@ impl World {
             self.kill()?;
         }
         if unruly {
-            self.disturb_log()?;
+            self.disturb_log();
+        } else {
+            self.mend_log()?;
         }
         self.compute(unruly)?;
+        if let Some(unfair) = self.journal.as_mut().and_then(|j| j.unfair.take()) {
+            return Err(unfair);
+        }
         self.check()?;
         self.replies.read(&mut self.random)
     }
@@ -179,7 +189,7 @@ impl World {
         }
         let fault = open.and_then(|open| open.fault);
         if fault == Some(Fault::Panics) {
-            self.counters.panics += 1;
+            self.faults.prepare_panics += 1;
             let caught = catch_unwind(AssertUnwindSafe(move || {
                 let _held = (prepared, lease);
                 // Without a word from the panic hook.
@@ -220,7 +230,10 @@ impl World {
     /// Tells the model from which length on it cannot compute the choices of a request.
     fn make_faulty(&mut self, request: u64, choices: usize, prompt: usize, fault: Option<Fault>) {
         let faults = match fault {
-            Some(Fault::FailsSteps) => &mut self.model.failing,
+            Some(Fault::FailsSteps) => {
+                self.faults.failing_rows += 1;
+                &mut self.model.failing
+            }
             Some(Fault::NotFinite) => &mut self.model.not_finite,
             Some(Fault::Panics) | None => return,
         };
@@ -244,6 +257,9 @@ impl World {
         }
         let fault =
             (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
+        if unruly {
+            self.disturb_masks();
+        }
         let step = self.core.scheduler().step();
         let launched = if fault == Some(0) {
             self.model.spoil_states(step);
@@ -260,7 +276,7 @@ impl World {
             ensure(refused.is_err(), || "a step took too many tokens".into())?;
         }
         if fault.is_some() || launched.is_err() {
-            self.counters.faults += 1;
+            self.faults.failed_steps += u64::from(fault.is_some());
             return self.fail_step(fault.is_some());
         }
         self.take_tokens()?;
@@ -272,6 +288,21 @@ impl World {
             self.abort(request, Abort::Disconnect)?;
         }
         Ok(())
+    }
+
+    /// The mask of an answer panics on the thread that computes it.
+    fn disturb_masks(&mut self) {
+        self.ledger.unmasked = None;
+        let step = self.core.scheduler().step();
+        if let Some(masks) = &step.masks
+            && self.random.once_in(200)
+        {
+            // Without a word from the panic hook.
+            let row = masks.next_by(|_| resume_unwind(Box::new("a panic while it was computed")));
+            let guided = step.guided.iter().find(|(at, _)| Some(*at) == row);
+            self.ledger.unmasked = guided.map(|&(_, id)| request_of(id));
+            self.faults.mask_panics += 1;
+        }
     }
 
     /// The step could not be computed; `by_chance`: whatever it held.
@@ -305,78 +336,24 @@ impl World {
             let drafts = drafts.iter().map(|&draft| Some(draft as u32));
             for (token, draft) in sampled.into_iter().zip(drafts.chain([None])) {
                 if token == NO_TOKEN && open.fault == Some(Fault::NotFinite) {
-                    self.counters.not_finite += 1;
+                    self.faults.not_finite_rows += 1;
                     break;
                 }
                 let expected = open.expected(choice);
-                ensure(token == expected, || {
+                // Without its mask it is any token, and nobody's.
+                let unmasked = self.ledger.unmasked == Some((request, choice));
+                ensure(token == expected || unmasked, || {
                     format!("request {request}: token {token} came, {expected} is right")
                 })?;
                 open.answers[choice].tokens.push(token);
                 self.counters.tokens += 1;
+                self.counters.guided_tokens += u64::from(open.guide.is_some());
                 if draft != Some(token) || open.has_ended(choice, &self.tokenizer) {
                     break;
                 }
             }
         }
         Ok(())
-    }
-
-    /// The disk fills up for a moment, or the log is rewritten a little.
-    fn disturb_log(&mut self) -> Check {
-        let Some(journal) = &mut self.journal else {
-            return Ok(());
-        };
-        if self.random.once_in(100) {
-            journal.file.disk().full_after = Some(self.random.range(0, 60));
-        }
-        if self.random.once_in(4) && text(journal.rewrite(&self.store, &self.ledger))? {
-            self.counters.rewrites += 1;
-        }
-        Ok(())
-    }
-
-    /// The process ends at once: requests and KV are gone, and so are sessions that no log has. A new one starts.
-    fn kill(&mut self) -> Check {
-        self.counters.kills += 1;
-        self.note_life();
-        self.check_sessions()?;
-        let pool = Arc::clone(self.core.scheduler().pool());
-        let (core, model) = Self::boot(self.config, &self.tokenizer)?;
-        self.core = core;
-        self.model = model;
-        self.preparing.clear();
-        ensure(pool.counts().owned == 0, || {
-            "a dead core owns blocks".into()
-        })?;
-        let (file, known) = match self.journal.take() {
-            Some(journal) => journal.die(&mut self.random, &self.ledger.sessions)?,
-            None => (MemoryFile::default(), Known::default()),
-        };
-        let (store, journal) = Self::open_sessions(self.config, file, self.now_ms, known.clone())?;
-        self.store = Arc::new(Mutex::new(store));
-        self.journal = journal;
-        self.ledger = Ledger::restored(self.config.sessions, known, self.now_ms);
-        self.counters.restored += self.ledger.sessions.len() as u64;
-        self.check_sessions()
-            .map_err(|what| format!("after a restart, {what}"))?;
-        self.replies = Replies::new(self.config.reading, self.replies.digest)?;
-        Ok(())
-    }
-
-    /// Adds what the core has counted since it started.
-    pub(super) fn note_life(&mut self) {
-        let stats = self.core.scheduler().stats();
-        self.counters.preemptions += stats.preemptions;
-        self.counters.drafted_tokens += stats.drafted_tokens;
-        self.counters.accepted_tokens += stats.accepted_tokens;
-        self.counters.cached_tokens += stats.cached_tokens;
-        let pool = self.core.scheduler().pool();
-        self.counters.evictions += pool.evictions();
-        let states = pool.states().map(StatePool::stats).unwrap_or_default();
-        self.counters.snapshots += states.taken;
-        self.counters.snapshot_hits += states.hits;
-        self.counters.snapshot_evictions += states.evictions;
     }
 
     fn check(&self) -> Check {
@@ -461,7 +438,7 @@ impl World {
     }
 
     /// Each session is at its last committed turn, whatever runs.
-    fn check_sessions(&self) -> Check {
+    pub(super) fn check_sessions(&self) -> Check {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         check_store(&store, &self.ledger.sessions)
     }

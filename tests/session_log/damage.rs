@@ -119,6 +119,19 @@ fn a_session_whose_only_record_is_damaged_is_lost_and_said_to_be() {
     store.begin(&key(0, 1), 99, Start::Fresh, 9).unwrap();
 }
 
+#[test]
+fn a_log_without_a_record_loses_none_to_a_bit_of_its_header() {
+    let begun = Server::open(Memory::default(), options(&[(0, 0)])).unwrap();
+    let log = begun.log.into_storage().log;
+    for bit in 0..log.len() * 8 {
+        let mut log = log.clone();
+        log[bit / 8] ^= 1 << (bit % 8);
+        let server = reopen(log).unwrap();
+        assert!(server.restored.losses.is_empty() && server.restored.unnamed == 0);
+        assert!(server.restored.damaged > 0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 

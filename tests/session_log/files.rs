@@ -1,6 +1,6 @@
 //! The log as a file in a folder: who may have it, and what becomes of it when its place is gone.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use lmserve::engine::LogFile;
@@ -42,6 +42,33 @@ fn a_folder_is_one_servers_and_its_files_are_its_owners() {
             .mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }
+}
+
+#[test]
+fn a_log_that_was_left_suspect_is_written_anew() {
+    let folder = Folder::new("log-suspect");
+    let open = || Server::open(LogFile::open(&folder.0).unwrap(), options(&[(0, 0)])).unwrap();
+    let mut server = open();
+    server.turn(key(0, 1), Start::Create, &[1, 2, 3], false);
+    let expected = server.states();
+    let mut file = server.log.into_storage();
+    let inode = || {
+        std::fs::metadata(folder.0.join("sessions.log"))
+            .unwrap()
+            .ino()
+    };
+    let before = inode();
+    file.mark_suspect(true).unwrap();
+    file.mark_suspect(true).unwrap();
+    drop(file);
+    let server = open();
+    assert_eq!(server.states(), expected);
+    assert!(server.log.fault().is_none());
+    assert_ne!(inode(), before);
+    drop(server);
+    let before = inode();
+    drop(open());
+    assert_eq!(inode(), before, "once is enough");
 }
 
 #[test]

@@ -19,6 +19,15 @@ def test_a_seed_replays_and_another_does_not(capsys: pytest.CaptureFixture[str])
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_it_says_how_many_faults_of_each_kind_it_injected(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "--steps", "20000", "--seed", "1")
+    faults = lines[lines.index("injected faults:") + 1 : -1]
+    counts = {name: int(count.replace(",", "")) for name, count in (line.rsplit(maxsplit=1) for line in faults)}
+    kinds = {"failing rows", "not finite rows", "prepare panics", "mask panics", "log panics", "failed syncs", "flipped bits"}
+    assert kinds <= {name.strip() for name in counts}
+    assert min(counts.values()) > 0
+
+
 def test_without_a_seed_each_run_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "--steps", "1")[0] != output(capsys, "--steps", "1")[0]
 

@@ -53,6 +53,11 @@ def _bounded(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _print_counts(counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        print(f"{name.replace('_', ' '):>17} {count:>12,}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     if arguments.trace is not None:
         return capacity.run(arguments)
@@ -64,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         report = _core.simulate(seed, arguments.steps)
     except LmserveError as error:
         raise CommandError(str(error)) from error
-    digest = report.pop("digest")
-    for name, count in report.items():
-        print(f"{name.replace('_', ' '):>14} {count:>12,}")
-    print(f"no violation in {time.monotonic() - start:.1f} s; digest {digest:016x}")
+    _print_counts({"worlds": report["worlds"]} | report["counters"])
+    print("injected faults:")
+    _print_counts(report["faults"])
+    print(f"no violation in {time.monotonic() - start:.1f} s; digest {report['digest']:016x}")
     return 0

@@ -17,6 +17,7 @@ struct Disk {
     panics: bool,
     /// So many fsyncs fail.
     failing_syncs: usize,
+    suspect: bool,
     calls: Vec<&'static str>,
 }
 
@@ -96,6 +97,15 @@ impl LogStorage for Handle {
 
     fn sync_place(&mut self) -> io::Result<()> {
         self.sync_disk("sync_place")
+    }
+
+    fn mark_suspect(&mut self, suspect: bool) -> io::Result<()> {
+        self.disk().suspect = suspect;
+        Ok(())
+    }
+
+    fn is_marked_suspect(&mut self) -> io::Result<bool> {
+        Ok(self.disk().suspect)
     }
 }
 
@@ -271,6 +281,16 @@ fn a_disk_that_cannot_be_trusted_is_refused_until_it_can() {
     assert!(running.disk.disk().calls.is_empty());
     assert_eq!(running.turns(1), 1);
     assert!(!running.counters.fault().unwrap().full);
+    // A server that begins before that writes the log anew: nobody else's fsync would write what this one's could not.
+    assert!(running.disk.disk().suspect);
+    let disk = running.disk.clone();
+    running.stop();
+    let calls = std::mem::take(&mut disk.disk().calls);
+    assert!(
+        calls.ends_with(&["finish_rewrite", "sync_place"]),
+        "{calls:?}"
+    );
+    assert!(!disk.disk().suspect);
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl<S: LogStorage> SessionLog<S> {
             staged.change(change)?;
         }
         let (bytes, links) = staged.finish();
+        self.begin_write();
         if let Err(e) = self.storage.append(&bytes) {
             self.write_failed(&e);
             return Err(self.refusal());
@@ -172,6 +173,7 @@ impl<S: LogStorage> SessionLog<S> {
             self.suspend(LogFault::of(&e));
             return Err(self.refusal());
         }
+        self.suspect = false;
         self.chain.take(links);
         self.len += bytes.len() as u64;
         if synced {
@@ -185,11 +187,18 @@ impl<S: LogStorage> SessionLog<S> {
         Ok(())
     }
 
+    /// Until a write has ended, nobody knows what is on the disk: a panic on the way leaves it so.
+    pub(super) fn begin_write(&mut self) {
+        self.suspect = true;
+        self.fault = Some(LogFault::interrupted());
+    }
+
     /// Half a record may be there, and the next one must not come behind it.
     fn write_failed(&mut self, error: &io::Error) {
         let fault = LogFault::of(error);
         let cut = self.storage.truncate(self.len);
         if fault.full && cut.is_ok() {
+            self.suspect = false;
             self.fault = Some(fault);
         } else {
             self.suspend(fault);
@@ -197,6 +206,8 @@ impl<S: LogStorage> SessionLog<S> {
     }
 
     pub(super) fn suspend(&mut self, fault: LogFault) {
+        // A server that dies before the log is written anew leaves pages behind that no later fsync writes.
+        drop(self.storage.mark_suspect(true));
         self.fault = Some(fault);
         self.suspect = true;
         self.rewrite = None;
@@ -258,6 +269,7 @@ impl<S: LogStorage> SessionLog<S> {
         let mut bytes = Vec::new();
         let body = vec![0; PROBE_BYTES];
         plain(PADDING, self.chain.seq + 1, body.len()).write(self.marker, &body, &mut bytes);
+        self.begin_write();
         let tried = self
             .storage
             .append(&bytes)
@@ -270,7 +282,7 @@ impl<S: LogStorage> SessionLog<S> {
             self.suspend(LogFault::of(&e));
             return Err(self.refusal());
         }
-        self.fault = None;
+        (self.suspect, self.fault) = (false, None);
         Ok(())
     }
 }

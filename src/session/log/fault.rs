@@ -22,6 +22,20 @@ impl LogFault {
         }
     }
 
+    pub(super) fn interrupted() -> Self {
+        Self {
+            full: false,
+            why: "a write of it did not come to its end".to_owned(),
+        }
+    }
+
+    pub(super) fn left_behind() -> Self {
+        Self {
+            full: false,
+            why: "a server before this one could not tell what is on the disk".to_owned(),
+        }
+    }
+
     /// `storage_full` or `storage_failed`.
     pub const fn code(&self) -> &'static str {
         if self.full {

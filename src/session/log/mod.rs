@@ -103,6 +103,10 @@ pub trait LogStorage {
     fn finish_rewrite(&mut self) -> io::Result<()>;
     /// Makes the new file's place safe from the death of the machine.
     fn sync_place(&mut self) -> io::Result<()>;
+    /// Leaves word beside the log, for whoever opens it next, that nobody knows what of it is on the disk; or takes it back.
+    fn mark_suspect(&mut self, suspect: bool) -> io::Result<()>;
+    /// Whether there is such word.
+    fn is_marked_suspect(&mut self) -> io::Result<bool>;
 }
 
 /// What damaged records took from a session.

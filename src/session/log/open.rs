@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::append::Chain;
+use super::fault::LogFault;
 use super::replay::{Header, Name, Replay};
 use super::{
     Fingerprint, LogOptions, LogStorage, Loss, Restored, SessionLog, TenantTag, scan, tag,
@@ -33,6 +34,7 @@ impl<S: LogStorage> SessionLog<S> {
         let mut restored = describe(&replay);
         let known = options.tenants.iter().map(|(n, name)| (*n, tag(name)));
         let marker = replay.header.as_ref().and_then(|header| header.marker);
+        let suspect = storage.is_marked_suspect().map_err(|e| unreadable(&e))?;
         let mut log = Self {
             storage,
             tags: known.collect(),
@@ -42,8 +44,8 @@ impl<S: LogStorage> SessionLog<S> {
             len: replay.end - (replay.torn.end - replay.torn.start),
             synced: 0,
             rewrite: None,
-            fault: None,
-            suspect: false,
+            fault: suspect.then(LogFault::left_behind),
+            suspect,
         };
         if replay.header.is_none() {
             log.begin().map_err(|e| unreadable(&e))?;
@@ -58,7 +60,7 @@ impl<S: LogStorage> SessionLog<S> {
         let store = log.fill(&mut replay, &numbers, limits, now_ms);
         (restored.sessions, restored.tokens) = (store.len(), store.tokens());
         let old_version = replay.header.is_some() && marker.is_none();
-        if old_version || replay.is_damaged() {
+        if old_version || replay.is_damaged() || suspect {
             let next = |last, limit| store.states_after(last, limit);
             let rewritten = log.rewrite_all(next, || store.tombstones());
             // What is damaged may stay where it is; the old version's records go with none of this one's.

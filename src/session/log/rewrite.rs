@@ -80,7 +80,13 @@ impl<S: LogStorage> SessionLog<S> {
             self.rewrite = Some(rewrite);
             return Ok(());
         }
-        self.storage.finish_rewrite()?;
+        let was_suspect = self.suspect;
+        let fault = self.fault.take();
+        self.begin_write();
+        if let Err(e) = self.storage.finish_rewrite() {
+            (self.suspect, self.fault) = (was_suspect, fault);
+            return Err(e);
+        }
         self.chain = rewrite.chain;
         self.len = rewrite.len;
         self.synced = rewrite.len;
@@ -89,6 +95,10 @@ impl<S: LogStorage> SessionLog<S> {
             // After the machine's death the old log might be there again, and with it what was refused.
             self.suspend(LogFault::of(&e));
             return Err(e);
+        }
+        if was_suspect {
+            // Where the word stays, the next server writes the log anew for nothing.
+            drop(self.storage.mark_suspect(false));
         }
         Ok(())
     }

@@ -153,7 +153,9 @@ impl<R: Read> Scan<R> {
             self.replay.torn = begin..end;
         } else {
             self.replay.damaged.push(begin..end);
-            self.replay.lose_numbers(heads.len() as u64);
+            // The header has no number.
+            let numbered = heads.iter().filter(|(_, head)| head.kind != HEADER);
+            self.replay.lose_numbers(numbered.count() as u64);
             self.name(heads.iter().map(|(_, head)| head));
         }
         Ok(())
