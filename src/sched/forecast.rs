@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::scheduler::SchedulerConfig;
+use super::config::SchedulerConfig;
 use super::sequence::Sequence;
 use crate::kv::BlockPool;
 

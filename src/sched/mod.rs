@@ -4,9 +4,11 @@
 //! hands out one token budget among them (after vLLM V1's unified scheduler).
 
 mod commit;
+mod config;
 mod cost;
 mod draft;
 mod forecast;
+mod grant;
 mod plan;
 mod policy;
 mod queue;
@@ -19,10 +21,9 @@ mod speculation;
 mod step;
 
 pub use commit::{Finished, NO_TOKEN, StepTokens};
-pub use plan::ENTRY_TOKENS;
+pub use config::{ENTRY_TOKENS, SchedulerConfig, Speculation};
 pub use policy::{Policy, PolicyKind};
 pub use sampling::{SeenTokens, mix_seed, uniform};
-pub use scheduler::{Scheduler, SchedulerConfig, Stats};
+pub use scheduler::{Scheduler, Stats};
 pub use sequence::{FinishReason, NewSequence, Sequence};
-pub use speculation::Speculation;
 pub use step::{Scheduled, Step};

@@ -1,41 +1,10 @@
 //! What the next step computes. Each pass says who gets how many tokens; [`Scheduler::grant`] alone finds the blocks for them.
 
-use super::scheduler::{Scheduler, SchedulerConfig};
+use super::config::ENTRY_TOKENS;
+use super::grant::{Grant, Plan};
+use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::Step;
-
-/// Tokens that a newly admitted sequence may compute in its first step even while a long prompt is being computed.
-pub const ENTRY_TOKENS: usize = 16;
-
-/// What one running sequence computes in a step.
-#[derive(Debug, Default)]
-pub(super) struct Grant {
-    /// Its next known tokens.
-    pub(super) tokens: usize,
-    /// Tokens that may come after all known ones.
-    pub(super) drafts: Vec<u32>,
-}
-
-/// A step while it is planned.
-#[derive(Debug)]
-pub(super) struct Plan {
-    /// Tokens that nobody has been granted.
-    pub(super) budget: usize,
-    /// One for each running sequence, in their order.
-    pub(super) grants: Vec<Grant>,
-}
-
-impl Plan {
-    /// Nothing is granted to that many running sequences yet.
-    pub(super) fn new(config: &SchedulerConfig, running: usize) -> Self {
-        let mut grants = Vec::with_capacity(config.max_batch);
-        grants.resize_with(running, Grant::default);
-        Self {
-            budget: config.max_batch_tokens,
-            grants,
-        }
-    }
-}
 
 /// A running sequence, by its place, and the tokens that it should get.
 type Share = (usize, usize);

@@ -4,14 +4,9 @@
 //! Where a model has recurrent layers, a failed step leaves states that are neither those before nor those behind it. Its sequences
 //! lose what they have, and compute it again in such halves, from the nearest snapshot on.
 
-use super::plan::{Grant, Plan};
+use super::grant::{Grant, Part, Plan};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
-
-/// Sequences of a step that failed, each with the number of its tokens in that step; in a model with recurrent layers with the
-/// number of all its tokens that the step would have left computed.
-#[derive(Debug)]
-pub(super) struct Part(Vec<(u64, usize)>);
 
 impl Scheduler {
     /// Books that the step planned last could not be computed. What it held is planned again in two halves before anything else is;

@@ -2,31 +2,17 @@
 
 use std::sync::Arc;
 
+use super::config::{ENTRY_TOKENS, SchedulerConfig, Speculation};
 use super::cost::StepCost;
 use super::forecast::Forecast;
-use super::plan::{ENTRY_TOKENS, Grant};
+use super::grant::{Grant, Part};
 use super::policy::{Policy, PolicyKind};
 use super::queue::Queue;
-use super::retry::Part;
 use super::sequence::{NewSequence, Sequence};
-use super::speculation::Speculation;
 use super::step::Step;
 use crate::error::{Error, Kind, Result};
 use crate::guided::StepMasks;
 use crate::kv::BlockPool;
-
-/// Sizes of the scheduler.
-#[derive(Debug, Clone, Copy)]
-pub struct SchedulerConfig {
-    /// Most sequences in a step.
-    pub max_batch: usize,
-    /// Most tokens in a step.
-    pub max_batch_tokens: usize,
-    /// Most tokens of a sequence, prompt and output.
-    pub max_model_len: usize,
-    /// Most sequences that wait.
-    pub max_queue: usize,
-}
 
 /// Counters since the start, and the state now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

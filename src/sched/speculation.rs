@@ -2,20 +2,8 @@
 //! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
 
 use super::cost::Size;
-use super::plan::Plan;
+use super::grant::Plan;
 use super::scheduler::Scheduler;
-
-/// How much is speculated.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Speculation {
-    /// Most tokens drafted for a sequence in a step.
-    pub max_draft: usize,
-    /// Most rows that a step may sample.
-    pub max_rows: usize,
-    /// What a further row adds to the time of a step, as a share of what a step takes with no row at all: assumed until
-    /// [`Scheduler::note_time`] has shown it.
-    pub row_cost: f32,
-}
 
 /// Weighs tokens against time: a draft pays where it makes the step's tokens cheaper.
 #[derive(Debug)]

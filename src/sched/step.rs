@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::plan::Grant;
+use super::grant::Grant;
 use super::sampling::{SeenTokens, uniform};
 use super::sequence::Sequence;
 use crate::guided::StepMasks;

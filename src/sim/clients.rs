@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 
 use serde_json::{Value, json};
 
-use super::ledger::{Answer, Check, Fault, Open, ensure};
+use super::check::{Check, ensure};
+use super::ledger::{Answer, Fault, Open};
 use super::vocabulary::{GUIDES, Guide, STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnGuard, prepare};

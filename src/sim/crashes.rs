@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::check::{Check, ensure};
 use super::journal::Journal;
-use super::ledger::{Check, Ledger, ensure};
+use super::ledger::Ledger;
 use super::reader::Replies;
 use super::world::World;
 use crate::kv::StatePool;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::check::ensure;
 use super::disk::MemoryFile;
 use super::frames::frames;
-use super::ledger::{Ledger, Session, ensure};
+use super::ledger::Ledger;
 use super::random::Random;
+use super::records::Session;
 use super::records::{Entry, Known, Records, add, bring_back, check_restored};
 use crate::engine::FinishedTurn;
 use crate::error::{Error, Result};

@@ -2,24 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::check::{Check, ensure};
 use super::next_token;
-use super::records::Known;
+use super::records::{Known, Session};
 use super::toy::nearest;
 use super::vocabulary::{END_TOKEN, Guide, VOCAB_SIZE};
 use crate::engine::Abort;
 use crate::request::{OnDisconnect, SessionRef, StopParams};
 use crate::sched::FinishReason;
-use crate::session::{SessionKey, SessionState, StoreLimits, Turn};
+use crate::session::{SessionKey, StoreLimits};
 use crate::text::Tokenizer;
 use crate::wire::Usage;
 
 /// A broken promise, in words.
-pub(super) type Check = Result<(), String>;
-
-pub(super) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Check {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 /// One answer of an admitted request.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
@@ -170,34 +165,6 @@ impl Open {
                 self.max_tokens
             )
         })
-    }
-}
-
-/// A session as its turns must leave it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Session {
-    pub(super) tokens: Vec<u32>,
-    /// Where each turn ends.
-    pub(super) turns: Vec<usize>,
-    pub(super) running: Option<u64>,
-    /// The last of the turns that a damaged record took; it is read-only then. 0: none.
-    pub(super) lost_turn: u32,
-    used_ms: u64,
-    /// A number that grows with every commit.
-    used_order: u64,
-}
-
-impl Session {
-    /// A session as the core has it.
-    pub(super) fn of(state: &SessionState) -> Self {
-        Self {
-            tokens: state.tokens.to_vec(),
-            turns: state.turns.iter().map(Turn::end).collect(),
-            running: None,
-            lost_turn: state.lost_turn,
-            used_ms: state.used_ms,
-            used_order: state.used_order,
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`capacity`] puts a trace on them instead and says what it comes to.
 
 pub mod capacity;
+mod check;
 mod clients;
 mod config;
 mod crashes;

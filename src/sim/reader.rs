@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
+use super::check::{Check, ensure};
 use super::journal::Journal;
-use super::ledger::{Check, Ledger, ensure};
+use super::ledger::Ledger;
 use super::random::Random;
 use crate::engine::{Events, FinishedTurn};
 use crate::error::{Error, Result};

@@ -2,9 +2,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::check::{Check, ensure};
 use super::frames::Frame;
-use super::ledger::{Check, Session, ensure};
-use crate::session::{Restored, SessionKey, SessionStore, Turn};
+use crate::session::{Restored, SessionKey, SessionState, SessionStore, Turn};
+
+/// A session as its turns must leave it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Session {
+    pub(super) tokens: Vec<u32>,
+    /// Where each turn ends.
+    pub(super) turns: Vec<usize>,
+    pub(super) running: Option<u64>,
+    /// The last of the turns that a damaged record took; it is read-only then. 0: none.
+    pub(super) lost_turn: u32,
+    pub(super) used_ms: u64,
+    /// A number that grows with every commit.
+    pub(super) used_order: u64,
+}
+
+impl Session {
+    /// A session as the core has it.
+    pub(super) fn of(state: &SessionState) -> Self {
+        Self {
+            tokens: state.tokens.to_vec(),
+            turns: state.turns.iter().map(Turn::end).collect(),
+            running: None,
+            lost_turn: state.lost_turn,
+            used_ms: state.used_ms,
+            used_order: state.used_order,
+        }
+    }
+}
 
 /// What a log brings back.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::ledger::Check;
+use super::check::Check;
 use super::random::Random;
 use super::report::{Counters, Faults, Report};
 use super::vocabulary::{matchers, tokenizer};

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::ledger::{Check, Session, ensure};
+use super::check::{Check, ensure};
+use super::records::Session;
 use super::world::World;
 use crate::engine::{FinishedTurn, TurnGuard};
 use crate::error::Result;

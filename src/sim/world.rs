@@ -4,9 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
+use super::check::{Check, ensure};
 use super::config::Config;
 use super::journal::Journal;
-use super::ledger::{Check, Fault, Ledger, ensure};
+use super::ledger::{Fault, Ledger};
 use super::random::Random;
 use super::reader::{Observer, Replies};
 use super::records::check_store;

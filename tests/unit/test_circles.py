@@ -45,6 +45,12 @@ def test_no_two_files_of_the_package_import_each_other() -> None:
     assert rooms.circles(graph) == []
 
 
+def test_no_two_files_of_the_crate_use_each_other() -> None:
+    graph = rooms.rust_graph(rooms.CRATE)
+    assert "engine/locks.rs" in graph["engine/health.rs"]
+    assert rooms.circles(graph) == []
+
+
 def test_the_picture_is_as_generated() -> None:
     written = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     assert written == rooms.page(written), "run make rooms"
