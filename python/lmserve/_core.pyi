@@ -509,8 +509,8 @@ class Scheduler:
 def simulate(seed: int, steps: int) -> dict[str, Any]:
     """Run the simulator for at least `steps` steps.
 
-    Its `worlds`; how often what happened (`counters`) and what was made to go wrong (`faults`), by name; the `digest` of what
-    clients read.
+    Its `worlds`; how often what happened (`counters`) and what was made to go wrong (`faults`), by name; the `digest`
+    of what clients read.
 
     Raises LmserveError (500) that names the broken promise.
     """
