@@ -231,21 +231,24 @@ def test_hub_without_a_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(caught.value)
 
 
-def test_fetch_prints_the_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["pull", "fetch"])
+def test_pull_prints_the_path(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fake(asset: Asset, _progress: object) -> Path:
         return Path("/cache") / asset.name
 
-    monkeypatch.setattr("lmserve.cli.fetch.fetch_asset", fake)
-    assert main(["fetch", "all-MiniLM-L6-v2"]) == 0
+    monkeypatch.setattr("lmserve.source.fetch", fake)
+    assert main([command, "all-MiniLM-L6-v2"]) == 0
     assert capsys.readouterr().out == "/cache/all-MiniLM-L6-v2\n"
 
 
-def test_fetch_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pull_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_asset: Asset, _progress: object) -> Path:
         raise AssetError("no index could be reached")
 
-    monkeypatch.setattr("lmserve.cli.fetch.fetch_asset", fail)
-    assert main(["fetch"]) == 1
+    monkeypatch.setattr("lmserve.source.fetch", fail)
+    assert main(["pull"]) == 1
     assert capsys.readouterr().err == "lmserve: error: no index could be reached\n"
 
 
@@ -261,6 +264,6 @@ def test_command_error_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     def fail(_arguments: argparse.Namespace) -> int:
         raise CommandError("out of patience", exit_code=2)
 
-    monkeypatch.setattr("lmserve.cli.fetch.run", fail)
-    assert main(["fetch"]) == 2
+    monkeypatch.setattr("lmserve.cli.models.run_pull", fail)
+    assert main(["pull"]) == 2
     assert capsys.readouterr().err == "lmserve: error: out of patience\n"

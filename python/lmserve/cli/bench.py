@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lmserve.bench.workload import WORKLOADS
 from lmserve.cli.errors import CommandError
+from lmserve.cli.models import tell
 from lmserve.cli.progress import DownloadProgress
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _run_fit(arguments: argparse.Namespace) -> int:
 
     config = config_from(shlex.split(arguments.serve))
     try:
-        source = find_model(config.model, DownloadProgress("the model"))
+        source = find_model(config.model, DownloadProgress("the model"), tell)
         plan = ModelPlan(source.path, config, source.published)
         fit = measure_fit(plan, config, bench_view.draw_fit)
     except (SourceError, LmserveError) as error:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION: Final = """\
 Say what `lmserve serve` with the same MODEL and flags would take: weights, KV cache, and how many sessions of a given
-length the cache holds at a time. Reads the configuration and the files' headers, and loads nothing.
+length the cache holds at a time. Reads the configuration and the files' headers, and loads nothing: of a GGUF file on
+the hub that is not in the cache only the header is fetched.
 """
 
 
@@ -32,15 +33,16 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
+    from lmserve.cli.models import tell
     from lmserve.cli.progress import DownloadProgress
     from lmserve.engine.load import ModelPlan
     from lmserve.errors import LmserveError
     from lmserve.loading import load
-    from lmserve.source import SourceError, find_model
+    from lmserve.source import SourceError, headers_of_model
 
     try:
-        source = find_model(config.model, DownloadProgress("the model"))
-        plan = load(lambda: ModelPlan(source.path, config, source.published))
+        with headers_of_model(config.model, DownloadProgress("the model"), tell) as source:
+            plan = load(lambda: ModelPlan(source.path, config, source.published))
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error
     for line in plan_lines(plan, config.served_model_names or source.names):

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError("there is no question: give one as an argument or through a pipe")
     if _serves(DEFAULT_URL, arguments):
         return talk(DEFAULT_URL, arguments, question)
+    _fetch(arguments.model)
     with _server(arguments.model) as url:
         return talk(url, arguments, question)
 
@@ -60,13 +61,38 @@ def _serves(url: str, arguments: argparse.Namespace) -> bool:
     """Whether a server answers there and has the model that was asked for."""
     import httpx
 
+    from lmserve.hub.errors import HubError
+    from lmserve.hub.names import served_name
+
     headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
     try:
         reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=2)
         names = [card["id"] for card in reply.json()["data"]] if reply.status_code == 200 else None
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return False
-    return names is not None and (arguments.model is None or arguments.model in names)
+    if names is None or arguments.model is None:
+        return names is not None
+    try:
+        wanted = {arguments.model, served_name(arguments.model)}
+    except HubError:
+        # The server that is started for it says why.
+        return False
+    return any(name in wanted for name in names)
+
+
+def _fetch(model: str | None) -> None:
+    """Fetch a model that is named and not here, as its progress is seen: the server that is started has no terminal."""
+    if model is not None and Path(model).expanduser().exists():
+        return
+    from lmserve.cli.models import tell
+    from lmserve.cli.progress import DownloadProgress
+    from lmserve.errors import LmserveError
+    from lmserve.source import SourceError, find_model
+
+    try:
+        find_model(model, DownloadProgress(model or "the default model"), tell)
+    except (SourceError, LmserveError) as error:
+        raise CommandError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ T = TypeVar("T")
 DESCRIPTION = """\
 Serve a model over HTTP: LMDeploy's /generate with its sessions, and OpenAI's API. The docs are at /docs.
 
-MODEL is a GGUF file, a Hugging Face folder (config.json, tokenizer.json, *.safetensors), SmolLM2-135M-Instruct,
-all-MiniLM-L6-v2, or the id of a model on the hub (owner/name). Without it: SmolLM2-135M-Instruct.
+MODEL is a GGUF file, a Hugging Face folder (config.json, tokenizer.json, *.safetensors), a model of the hub
+(owner/name, owner/name:Q4_K_M, hf.co/owner/name), a short name (qwen3:4b; lmserve list --known), the URL of a GGUF
+file, SmolLM2-135M-Instruct or all-MiniLM-L6-v2. Without it: SmolLM2-135M-Instruct.
 """
 
 

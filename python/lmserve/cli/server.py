@@ -14,6 +14,7 @@ from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
+from lmserve.cli.models import tell
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
 from lmserve.cli.tracing import open_tracing
@@ -34,7 +35,7 @@ def serve_model(config: ServeConfig) -> None:
     tracing = open_tracing(config.otlp_endpoint)
     try:
         tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
-        source = find_model(config.model, DownloadProgress("the model"))
+        source = find_model(config.model, DownloadProgress("the model"), tell)
         plan = loading.load(lambda: ModelPlan(source.path, config, source.published))
         names = config.served_model_names or source.names
         for line in plan_lines(plan, names):

@@ -1,0 +1,7 @@
+"""Why a model of the hub cannot be had."""
+
+from __future__ import annotations
+
+
+class HubError(Exception):
+    """There is no such model, the hub cannot be reached, or what came is not what was published."""

@@ -1,0 +1,88 @@
+"""The models that are on this machine because somebody asked for them by name, and how they leave it again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lmserve.assets import ASSETS, cache_dir
+from lmserve.hub import cache
+from lmserve.hub.names import HubName, UrlName, read_name, read_short_name
+from lmserve.model import gguf_source
+from lmserve.source import url_folder
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model in one of the caches. `names`: what it is called, the full name first. `size` in bytes."""
+
+    names: tuple[str, ...]
+    path: Path
+    size: int
+    changed: float  # when it came, in seconds since 1970
+    remove: Callable[[], int]  # returns the bytes that it took
+
+
+def stored_models() -> list[StoredModel]:
+    """Every model in the caches: bundled ones, those of the hub, those of URLs."""
+    return [*_bundled(), *_of_hub(), *_of_urls()]
+
+
+def find_stored(name: str) -> list[StoredModel]:
+    """The stored models that `name` means: all quantizations of a repository where it names none."""
+    from huggingface_hub import constants
+
+    called = read_short_name(name) or read_name(name, constants.ENDPOINT)
+    if isinstance(called, HubName):
+        full = called.repository if called.choice is None else f"{called.repository}:{called.choice}"
+        return [
+            model
+            for model in stored_models()
+            if model.names[0].lower() == full.lower() or model.names[-1].lower() == full.lower()
+        ]
+    if isinstance(called, UrlName):
+        name = gguf_source.name_of(Path(called.file))
+    return [model for model in stored_models() if (called if isinstance(called, str) else name) in model.names]
+
+
+def _bundled() -> Iterator[StoredModel]:
+    for asset in ASSETS.values():
+        home = cache_dir() / f"{asset.name}-{asset.version}"
+        if home.is_dir():
+            yield StoredModel((asset.name,), home / asset.entry, _size(home), home.stat().st_mtime, _folder(home))
+
+
+def _of_hub() -> Iterator[StoredModel]:
+    for repository in cache.all_cached():
+        for quantization in repository.quantizations():
+            path = repository.snapshot / quantization.files[0].path
+            names = (f"{repository.name}:{quantization.label}", repository.name)
+            remove = partial(cache.remove, repository, quantization)
+            yield StoredModel(names, path, quantization.size, path.lstat().st_mtime, remove)
+        if repository.is_folder_model():
+            size = sum(file.size for file in repository.files() if not file.path.endswith(".gguf"))
+            changed = repository.snapshot.stat().st_mtime
+            remove = partial(cache.remove, repository)
+            yield StoredModel((repository.name,), repository.snapshot, size, changed, remove)
+
+
+def _of_urls() -> Iterator[StoredModel]:
+    for path in sorted(url_folder().glob("*/*.gguf")):
+        status = path.stat()
+        yield StoredModel((gguf_source.name_of(path),), path, status.st_size, status.st_mtime, _folder(path.parent))
+
+
+def _folder(folder: Path) -> Callable[[], int]:
+    def remove() -> int:
+        size = _size(folder)
+        shutil.rmtree(folder)
+        return size
+
+    return remove
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
