@@ -21,7 +21,7 @@ URL = "http://127.0.0.1:23333"
 EXAMPLES = [
     pytest.param(language, text, id=f"{language}-{number}")
     for number, (language, text) in enumerate(re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-    if URL in text
+    if URL in text or language == "python"
 ]
 COMMANDS = [text for language, text in (example.values for example in EXAMPLES) if language == "bash"]
 
@@ -71,6 +71,11 @@ def test_python_session(default_server: ServerProcess) -> None:
     assert printed.count("Tokyo") == 2
     usages = re.findall(r"history_tokens=(\d+)", printed)
     assert [int(tokens) > 20 for tokens in usages] == [False, True]
+
+
+def test_python_offline(default_server: ServerProcess) -> None:
+    (example,) = [text for language, text in (e.values for e in EXAMPLES) if language == "python" and "LLM(" in text]
+    assert re.search(r"Tokyo.*\(\d+, .*Paris.*\(\d+, ", run(default_server, "python", example), re.DOTALL)
 
 
 def flag_table() -> str:

@@ -402,6 +402,8 @@ def ending(stream: ScriptedStream, reason: str) -> bytes:
             return generate_object(stream, "", reason) + b"\0"
         return generate_object(stream, stream.text, reason)
     reason = "stop" if reason == "abort" else reason
+    if request["route"] == "completions":
+        return completion_object(stream, reason)
     if request.get("stream"):
         last = event(stream, [choice({}, reason)])
         if request.get("usage_chunks", "none") != "none":
@@ -420,6 +422,22 @@ def ending(stream: ScriptedStream, reason: str) -> bytes:
         "usage": chat_usage(stream),
     }
     return json.dumps(reply, ensure_ascii=False).encode()
+
+
+def completion_object(stream: ScriptedStream, reason: str) -> bytes:
+    """The whole reply, with token ids beside the text."""
+    choices = [
+        {
+            "index": i,
+            "text": stream.text,
+            "logprobs": None,
+            "prompt_token_ids": list(range(stream.prompt_tokens)),
+            "token_ids": list(range(stream.tokens)),
+            "finish_reason": reason,
+        }
+        for i in range(stream.request.get("n", 1))
+    ]
+    return json.dumps({"object": "text_completion", "choices": choices, "usage": chat_usage(stream)}).encode()
 
 
 def embedding_object(index: int, text: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from conftest import MODEL, ServerThread
 from litestar import Litestar, asgi, get
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.submission import SamplingParams, StopParams, Submission, Turn
+from lmserve.engine.submission import Messages, SamplingParams, StopParams, Submission, Tokens, Turn
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import GenerationDefaults
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
+from tiny_engine import formula_engine
 
 
 @pytest.fixture
@@ -224,3 +225,25 @@ def test_in_another_asgi_app(core: ScriptedCore) -> None:
         assert client.post("/llm/v1/chat/completions", json=body).content.endswith(b"data: [DONE]\n\n")
         assert client.post("/llm/generate", content=b"[").status_code == 400
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_session_is_appended_to() -> None:
+    core = formula_engine()
+
+    async def run() -> tuple[int, list[list[int]]]:
+        engine = AsyncEngine(core, max_model_len=core.context_length)
+        with pytest.raises(LmserveError, match="session talk does not exist"):
+            await engine.append_session(0, "talk", Turn("one"))
+        await engine.append_session(0, "talk", Turn("one"), create=True)
+        await engine.append_session(0, "talk", Messages([{"role": "user", "content": "two"}]))
+        await engine.append_session(0, "talk", Tokens([65, 66]))
+        turns = await engine.session_transcript(0, "talk")
+        assert turns[-1].input_ids[-2:] == [65, 66]
+        info = engine.session_info(0, "talk")
+        engine.close()
+        return info.turns, [turn.output_ids for turn in turns]
+
+    try:
+        assert asyncio.run(run()) == (3, [[], [], []])
+    finally:
+        core.shutdown(0)

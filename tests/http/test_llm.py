@@ -90,6 +90,16 @@ def test_an_answer_as_it_comes_is_the_whole_one(core: ScriptedCore) -> None:
         list(llm.stream("a b [[fail late]]"))
 
 
+def test_answers_of_one_prompt(core: ScriptedCore) -> None:
+    first, second = LLM.over(core).generate(["a b", "c"], stopping=StopParams(max_tokens=3), n=3)
+    assert core.submitted[-1]["n"] == 3
+    for answer in (first, second):
+        assert [other.tokens for other in answer.alternatives] == [3, 3]
+    assert first.token_ids == (0, 1, 2)
+    assert first.prompt_token_ids == (0, 1)
+    assert second.prompt_token_ids == (0,)
+
+
 def test_guides_and_progress(core: ScriptedCore, capsys: pytest.CaptureFixture[str]) -> None:
     LLM.over(core).generate(["a", "b"], guide=Regex("[0-9]+"), progress=True)
     assert core.submitted[-1]["guide"] == {"type": "regex", "pattern": "[0-9]+"}
@@ -105,6 +115,20 @@ def test_a_model_by_path_with_sizes_as_text(smollm2_gguf: Path) -> None:
         assert answer.usage.completion_tokens == answer.tokens
         ids = llm.tokenizer.encode("Hello")
         assert llm.generate(ids, stopping=StopParams(max_tokens=2))[0].usage.prompt_tokens == len(ids)
+        prompt, sampling = llm.tokenizer.encode("The capital of France is"), SamplingParams(temperature=0, logprobs=3)
+        (likely,) = llm.generate(prompt, sampling, StopParams(max_tokens=4))
+        assert likely.prompt_token_ids == tuple(prompt)
+        assert likely.text == llm.tokenizer.decode(list(likely.token_ids))
+        assert likely.logprobs is not None
+        assert [entry.token_id for entry in likely.logprobs] == list(likely.token_ids)
+        for entry in likely.logprobs:
+            assert len(entry.top) == 3
+            assert next(iter(entry.top.items())) == (entry.token_id, entry.logprob)
+        seeded = SamplingParams(temperature=1, seed=7)
+        (several,) = llm.generate("Once", seeded, StopParams(max_tokens=8), n=3)
+        assert len({several.text, *(other.text for other in several.alternatives)}) == 3
+        with pytest.raises(LmserveError, match="n must"):
+            llm.generate("Once", n=0)
         long, short = llm.generate(["word " * 3000, "Hi"], stopping=StopParams(max_tokens=2), on_error="keep")
         assert long.error is not None
         assert long.error.code == "context_length_exceeded"

@@ -23,7 +23,18 @@ from lmserve.engine.sessions import (
     TranscriptTurn,
     session_info_of,
 )
-from lmserve.engine.submission import EmbedSubmission, GuidedWhitespace, Submission, encode, with_defaults
+from lmserve.engine.submission import (
+    EmbedSubmission,
+    GuidedWhitespace,
+    Messages,
+    SessionRef,
+    StopParams,
+    Submission,
+    Tokens,
+    Turn,
+    encode,
+    with_defaults,
+)
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
@@ -118,6 +129,19 @@ class AsyncEngine:
     async def rewind_session(self, tenant: int, session_id: SessionId, turns: int) -> None:
         """Take a session back to where it stood after its first `turns` turns. Raises LmserveError (400, 404, 409)."""
         await asyncio.to_thread(self._core.rewind_session, tenant, session_id, turns)
+
+    async def append_session(
+        self, tenant: int, session_id: SessionId, added: Turn | Messages | Tokens, *, create: bool = False
+    ) -> None:
+        """Put messages or tokens behind a session's history: they are read now, and nothing is generated.
+
+        `create`: begin the session where there is none. Raises LmserveError (400, 404, 409).
+        """
+        session = SessionRef(id=session_id, create=create)
+        submission = Submission(
+            route="generate", input=added, session=session, stopping=StopParams(max_tokens=0), tenant=tenant
+        )
+        await self.submit(submission).body()
 
     def session_info(self, tenant: int, session_id: SessionId) -> SessionInfo:
         """What can be said of a session without its tokens. Raises LmserveError (404)."""

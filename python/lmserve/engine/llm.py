@@ -6,14 +6,14 @@ import select
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from lmserve.engine.core import ENDED, CoreEngine, CoreStream
+from lmserve.engine.generation import FinishReason, Generation, read_generation
 from lmserve.engine.submission import (
     Guide,
     Messages,
@@ -21,6 +21,7 @@ from lmserve.engine.submission import (
     StopParams,
     Submission,
     Text,
+    TokenIds,
     Tokens,
     encode,
     with_defaults,
@@ -33,41 +34,19 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length", "abort", "error"]
 OnError = Literal["raise", "keep"]
 
 # Settings that may be given as text, such as "2GiB".
 SIZES: Final = ("kv_memory", "max_body")
 
 
-class Usage(Struct, frozen=True):
-    """Tokens of one answer; `cached_tokens` of the prompt were not computed again."""
-
-    prompt_tokens: int
-    history_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
 class _Frame(Struct, frozen=True):
-    """A frame of `/generate`; a whole reply is one, and has a usage."""
+    """A frame of `/generate`."""
 
     text: str
     tokens: int
     finish_reason: FinishReason | None
-    usage: Usage | None = None
     error: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One answer. `tokens`: how many were generated. `error`: why there is none, where failures are kept."""
-
-    text: str
-    tokens: int
-    finish_reason: FinishReason
-    usage: Usage | None
-    error: LmserveError | None = None
 
 
 class LLM:
@@ -112,18 +91,20 @@ class LLM:
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
         *,
+        n: int = 1,
         guide: Guide | None = None,
         on_error: OnError = "raise",
         progress: bool = False,
     ) -> list[Generation]:
         """Continue each prompt: plain text or token ids, no chat template. Answers in the order of the prompts.
 
-        A string, or a list of token ids, is one prompt. `guide`: what each answer must be. `progress`: count the
+        A string, or a list of token ids, is one prompt. `n`: answers to each; those after the first are its
+        `alternatives`. `guide`: what each answer must be. `progress`: count the
         answers on stderr. With `on_error="raise"` the first LmserveError that a prompt meets is raised, and the others
         are aborted; with "keep" it is that prompt's `Generation.error`, and the others go on.
         """
         inputs = [Text(p) if isinstance(p, str) else Tokens(list(p)) for p in _prompts(prompts)]
-        return self._run(self._submissions(inputs, sampling, stopping, guide), on_error, progress)
+        return self._run(self._submissions(inputs, sampling, stopping, guide, n=n), on_error, progress)
 
     def chat(
         self,
@@ -131,6 +112,7 @@ class LLM:
         sampling: SamplingParams | None = None,
         stopping: StopParams | None = None,
         *,
+        n: int = 1,
         guide: Guide | None = None,
         on_error: OnError = "raise",
         progress: bool = False,
@@ -140,7 +122,7 @@ class LLM:
         A list of messages is one conversation. The rest is as in `generate`.
         """
         inputs = [Messages(list(conversation)) for conversation in _conversations(conversations)]
-        return self._run(self._submissions(inputs, sampling, stopping, guide), on_error, progress)
+        return self._run(self._submissions(inputs, sampling, stopping, guide, n=n), on_error, progress)
 
     def stream(
         self,
@@ -201,14 +183,18 @@ class LLM:
         stopping: StopParams | None,
         guide: Guide | None,
         *,
+        n: int = 1,
         stream: bool = False,
     ) -> list[bytes]:
         sampling, stopping = sampling or SamplingParams(), stopping or StopParams()
-        requests = [
-            Submission(route="generate", input=i, sampling=sampling, stopping=stopping, guide=guide, stream=stream)
-            for i in inputs
-        ]
-        return [encode(with_defaults(request, self._defaults)) for request in requests]
+        # Of the core's forms, the one that has token ids and log-probabilities.
+        whole = Submission(
+            route="completions", input=Text(""), n=n, token_ids=TokenIds(beside_text=True, as_tokens=True)
+        )
+        common = Submission(route="generate", input=Text(""), stream=True) if stream else whole
+        common = structs.replace(common, sampling=sampling, stopping=stopping, guide=guide)
+        common = with_defaults(common, self._defaults)
+        return [encode(structs.replace(common, input=each)) for each in inputs]
 
     def _run(self, submissions: Sequence[bytes], on_error: OnError, progress: bool) -> list[Generation]:
         waiting = deque(enumerate(submissions))
@@ -254,7 +240,7 @@ class LLM:
                     return
                 if on_error == "raise":
                     raise
-                answers[index] = _failed(error)
+                answers[index] = Generation.failed(error)
                 waiting.popleft()
                 continue
             waiting.popleft()
@@ -293,15 +279,10 @@ def _poll(stream: CoreStream, on_error: OnError) -> Generation | None:
     except LmserveError as error:
         if on_error == "raise":
             raise
-        return _failed(error)
+        return Generation.failed(error)
     if state != ENDED:
         return None
-    reply = msgspec.json.decode(body, type=_Frame)
-    return Generation(reply.text, reply.tokens, reply.finish_reason or "stop", reply.usage)
-
-
-def _failed(error: LmserveError) -> Generation:
-    return Generation("", 0, "error", None, error)
+    return read_generation(body)
 
 
 def _count(done: int, of: int) -> None:
