@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 test-page: build $(DEV) ## the page at / in headless Chromium, which must be installed
 	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group page
 	$(BIN)/python -m pytest tests/page
+
+test-install: ## what a new user types: maturin develop and lmserve serve in a fresh environment with its Python's own pip
+	$(PYTHON) tools/plain_venv.py
+
+wheel: $(RUNTIME) ## a wheel for this kind of machine in dist/, without debug symbols
+	$(BIN)/maturin build --release --locked --strip --out dist
 
 test-clients: build $(DEV) ## coding agents and SDKs of others against the server: from npm and PyPI, into a cache folder
 	$(BIN)/python tests/clients/installed.py
