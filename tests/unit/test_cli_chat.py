@@ -268,6 +268,7 @@ def test_what_is_text_and_what_is_not(monkeypatch: pytest.MonkeyPatch, capsys: p
     server = Session()
     lines = (
         "/usr/bin/env what is this?",
+        "/tmp is full, why?",
         '"""first',
         "second",
         'third"""',
@@ -278,7 +279,13 @@ def test_what_is_text_and_what_is_not(monkeypatch: pytest.MonkeyPatch, capsys: p
         "never",
     )
     assert converse(monkeypatch, server, *lines) == 0
-    assert server.prompts() == ["/usr/bin/env what is this?", "first\nsecond\nthird", "one line", "exit now?"]
+    assert server.prompts() == [
+        "/usr/bin/env what is this?",
+        "/tmp is full, why?",
+        "first\nsecond\nthird",
+        "one line",
+        "exit now?",
+    ]
     assert "There is no command /neu" in capsys.readouterr().err
 
 

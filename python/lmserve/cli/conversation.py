@@ -124,7 +124,7 @@ class Chat:
             elif stripped in ("exit", "quit"):
                 self._leave("")
             # A path is text; what looks like a command and is none would be a strange question.
-            elif word.startswith("/") and "/" not in word[1:] and "\n" not in stripped:
+            elif word.startswith("/") and "/" not in word[1:] and "\n" not in stripped and not Path(word).exists():
                 print(f"There is no command {word}; /help lists all commands.", file=sys.stderr)
             else:
                 self._turn(text)
