@@ -27,6 +27,7 @@ __all__ = [
     "Tokenizer",
     "capacity",
     "check_session_log",
+    "cpu_isa",
     "cpu_kv_bytes_per_token",
     "cpu_linear_bytes",
     "repair_session_log",
@@ -519,6 +520,12 @@ def capacity(trace: bytes, setup: bytes) -> bytes:
     """What a trace (JSON lines) comes to on the servers of a setup (JSON), as JSON; see src/sim/capacity.rs.
 
     Raises `LmserveError` that names the line or the size that cannot be.
+    """
+
+def cpu_isa(isa: str | None = None) -> str:
+    """The instruction set that the CPU kernels use here, such as "avx512"; `isa` asks for one.
+
+    Raises LmserveError for one that this processor does not have.
     """
 
 def cpu_linear_bytes(stored: str, quantize: str | None, rows: int, columns: int) -> int:

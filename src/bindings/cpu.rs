@@ -49,6 +49,13 @@ fn kv_type(name: &str) -> Result<KvType> {
     }
 }
 
+/// The instruction set that the kernels use here, such as `avx512`; `isa` asks for one.
+#[pyfunction]
+#[pyo3(signature = (isa=None))]
+pub(super) fn cpu_isa(isa: Option<&str>) -> Result<&'static str> {
+    Ok(Isa::choose(isa)?.name())
+}
+
 /// Bytes that a token takes in the KV cache of layers with so many heads of this size, `(kv_heads, head_dim)`.
 #[pyfunction]
 pub(super) fn cpu_kv_bytes_per_token(kv_dtype: &str, layers: Vec<(usize, usize)>) -> Result<usize> {

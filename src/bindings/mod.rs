@@ -44,7 +44,7 @@ impl From<Error> for PyErr {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::cpu::{CpuModel, CpuProgram, cpu_kv_bytes_per_token};
+    use super::cpu::{CpuModel, CpuProgram, cpu_isa, cpu_kv_bytes_per_token};
     #[pymodule_export]
     use super::cpu_arrays::CpuArrays;
     #[pymodule_export]

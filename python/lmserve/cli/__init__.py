@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lmserve import __version__
-from lmserve.cli import bench, chat, models, plan, replay, run, serve, sessions, simulate
+from lmserve.cli import bench, chat, doctor, models, plan, replay, run, serve, sessions, simulate
 from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.secrets import hide
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lmserve", description=description)
     top.add_argument("--version", action="version", version=f"lmserve {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, serve, chat, models, plan, bench, sessions, simulate, replay):
+    for module in (run, serve, chat, models, plan, doctor, bench, sessions, simulate, replay):
         module.add_parser(commands)
     return top
 
