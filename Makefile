@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ openapi: build ## write docs/openapi.json anew, after a change of the API
 
 models: build ## write docs/models.md anew, after a change of the families or of the types of weights
 	$(BIN)/python tools/models.py docs/models.md
+
+man: build ## write the manual page lmserve(1) into target/man/ from the command line's help
+	$(BIN)/python tools/man.py target/man/lmserve.1
 
 rooms: ## write the picture in ARCHITECTURE.md anew, after a change of who imports whom
 	$(BIN)/python tools/rooms.py ARCHITECTURE.md

@@ -7,20 +7,22 @@ import sys
 from collections.abc import Sequence
 
 from lmserve import __version__
-from lmserve.cli import bench, chat, doctor, models, plan, replay, run, serve, sessions, simulate
+from lmserve.cli import bench, chat, completion, doctor, models, plan, replay, run, serve, sessions, simulate
 from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
+from lmserve.cli.help import Parser
 from lmserve.cli.secrets import hide
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line."""
     description = "An LLM inference server whose conversations live on the server."
-    top = argparse.ArgumentParser(prog="lmserve", description=description)
+    top = Parser(prog="lmserve", description=description)
     top.add_argument("--version", action="version", version=f"lmserve {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, serve, chat, models, plan, doctor, bench, sessions, simulate, replay):
+    for module in (run, serve, chat, models, plan, doctor, bench, sessions, simulate, replay, completion):
         module.add_parser(commands)
+    commands.choices["completion"].set_defaults(top=top)
     return top
 
 

@@ -34,6 +34,8 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION + names,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.common = ("--workload", "--concurrency", "--requests", "--model", "--api-key", "--json", "--plot", "--trace")
+    parser.brief = DESCRIPTION.partition("\n\n")[0] + f" Workloads: {', '.join(WORKLOADS)}."
     parser.set_defaults(run=run)
     add_options(parser)
 

@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.common = ("--url", "--api-key", "--session", "--system", "--max-tokens", "--temperature", "--plain")
     parser.set_defaults(run=run)
     add_options(parser)
 

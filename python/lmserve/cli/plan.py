@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.common = ("--device", "--quantize", "--max-model-len", "--max-batch", "--kv-memory", "--config")
     parser.set_defaults(run=run, host_positional=None, port_positional=None)
     parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model, as for serve")
     add_options(parser)

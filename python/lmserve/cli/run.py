@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="as for serve (default: the default model)")
     parser.add_argument("question", metavar="QUESTION", nargs="*", help="answer this, and end")
     add_chat_options(parser)
+    parser.common = ("--session", "--system", "--max-tokens", "--temperature", "--plain")
     parser.set_defaults(run=run)
 
 

@@ -55,6 +55,18 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.common = (
+        "--host",
+        "--port",
+        "--api-key",
+        "--device",
+        "--threads",
+        "--max-model-len",
+        "--max-batch",
+        "--kv-memory",
+        "--session-dir",
+        "--config",
+    )
     parser.set_defaults(run=run)
     _add_arguments(parser)
 

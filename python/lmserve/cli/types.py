@@ -4,4 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse gives this type no public name
+from lmserve.cli.help import Parser
+
+Commands = argparse._SubParsersAction[Parser]  # noqa: SLF001 - argparse gives this type no public name
