@@ -18,6 +18,8 @@ PAGES: Final = {
     "README.md": "index.md",
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "benchmarks/results.md": "benchmarks.md",
 }
 SOURCES: Final = {page: source for source, page in PAGES.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,3 +150,40 @@ def test_the_probes(behind: Running) -> None:
     assert probes.keys() == {"startupProbe", "livenessProbe", "readinessProbe"}
     for probe in probes.values():
         assert httpx.get(behind.url + probe["httpGet"]["path"]).status_code == 200
+
+
+def test_the_container(behind: Running) -> None:
+    text = (DEPLOY / "Containerfile").read_text("utf-8").replace("\\\n", " ")
+    instructions = [line.split(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    for name, rest in instructions:
+        if name == "COPY" and not rest.startswith("--from"):
+            assert (DEPLOY.parents[1] / rest.split()[0]).exists()
+    (variables,) = [rest for name, rest in instructions if name == "ENV"]
+    environment = dict(pair.split("=", 1) for pair in variables.split())
+    (command,) = [json.loads(rest) for name, rest in instructions if name == "CMD"]
+    config = config_of(parse(command), environment)
+    assert (config.host, config.session_dir) == ("0.0.0.0", Path("/sessions"))
+    # docker stop waits for ten seconds.
+    assert config.grace < 10
+    (port,) = [rest for name, rest in instructions if name == "EXPOSE"]
+    assert int(port) == config.port
+    (health,) = [rest.partition("CMD ")[2] for name, rest in instructions if name == "HEALTHCHECK"]
+    _, *arguments = json.loads(health.replace(f"http://127.0.0.1:{port}", behind.url))
+    subprocess.run([sys.executable, *arguments], check=True, timeout=60)
+
+
+def test_the_manifest(behind: Running) -> None:
+    stateful_set, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8"))
+    pod = stateful_set["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    config = config_of(parse(container["args"]), {})
+    assert config.grace < pod["terminationGracePeriodSeconds"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == config.port == service["spec"]["ports"][0]["port"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == port["name"]
+        assert httpx.get(behind.url + container[probe]["httpGet"]["path"]).status_code == 200
+    claims = [claim["metadata"]["name"] for claim in stateful_set["spec"]["volumeClaimTemplates"]]
+    volumes = {*claims, *(volume["name"] for volume in pod["volumes"])}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    assert service["spec"]["selector"] == stateful_set["spec"]["template"]["metadata"]["labels"]

@@ -11,6 +11,9 @@ from lmserve.cli.errors import CommandError
 ALIASES: Final = {
     "-m": "--model",
     "--model-path": "--model",
+    "-hf": "--model",
+    "-hfr": "--model",
+    "--hf-repo": "--model",
     "-c": "--max-model-len",
     "--ctx-size": "--max-model-len",
     "--context-length": "--max-model-len",
