@@ -46,7 +46,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + STARTING_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         printed = log.read_text("utf-8")
-        if (url := re.search(r"^API +(http://\S+)$", printed, re.MULTILINE)) and "Ready after" in printed:
+        if (url := re.search(r"^API +(http://\S+)$", printed, re.MULTILINE)) and re.search(
+            "^Ready", printed, re.MULTILINE
+        ):
             return url[1]
         time.sleep(0.05)
     pytest.fail(f"the server did not start:\n{log.read_text('utf-8')}")

@@ -20,6 +20,7 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 from lmserve import __version__
 from lmserve.api.http.edge import Edge
 from lmserve.api.http.errors import respond_to_exception
+from lmserve.api.http.members import ChooseModel, Members
 from lmserve.api.http.middleware import ApiKeys, BodyLimits
 from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
 from lmserve.api.http.request_log import Form
@@ -135,8 +136,8 @@ class Application(Litestar):
 
 
 def create_app(
-    engine: AsyncEngine | Callable[[], AsyncEngine],
-    model_names: Sequence[str],
+    engine: AsyncEngine | Callable[[], AsyncEngine] | Members,
+    model_names: Sequence[str] = (),
     *,
     keys: Keyring | None = None,
     responses: ResponseStore | None = None,
@@ -151,8 +152,9 @@ def create_app(
     """The application.
 
     `engine`: a ready one, or a function that loads one; it runs on a thread of its own while /health answers 503, and
-    its engine is shut down with the app. `model_names`: the first is the model's id, the others are accepted and listed
-    too. `keys`: one of them is asked for on every route but /health and the pages, which hold no data; their limits are
+    its engine is shut down with the app. Or several models, which bring their names and keys. `model_names`: the first
+    is the model's id, the others are accepted and listed too. `keys`: one of them is asked for on every route but
+    /health and the pages, which hold no data; their limits are
     the engine's to hold, which must have been given `keys.tenants()`. `responses`: where stored responses are kept,
     restored by the time that the engine is there; None: in memory alone. `cors_origins`: of pages that may use the
     server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
@@ -162,7 +164,12 @@ def create_app(
     prompt_cache_key name conversations.
     """
     keys = keys or Keyring()
-    serving = Serving(model_names, engine, keys, responses, agent_sessions=agent_sessions)
+    if isinstance(engine, Members):
+        serving: Serving = engine
+        choosing = [DefineMiddleware(ChooseModel, members=engine)]
+    else:
+        serving = Serving(model_names, engine, keys, responses, agent_sessions=agent_sessions)
+        choosing = []
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -179,6 +186,7 @@ def create_app(
         middleware=[
             DefineMiddleware(ApiKeys, keys=keys),
             DefineMiddleware(BodyLimits, max_bytes=max_body, timeout=body_timeout),
+            *choosing,
         ],
         cors_config=CORSConfig(allow_origins=list(cors_origins)) if cors_origins else None,
         # BodyLimits has its own, which lets clients finish sending.

@@ -71,6 +71,7 @@ DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]A-Z]+)(:\d{1,5})?")
 HOST: Final = re.compile(r"\*|[^\s/?#@:\[\]]+|[0-9a-fA-F:.]+")
 
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.:/-]*")
 URL: Final = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?", re.IGNORECASE)
 
 KIB: Final = 1024
@@ -120,6 +121,10 @@ class ServeConfig:
     """
 
     model: str | None = None  # None: the default model
+    models: tuple[
+        tuple[str, str], ...
+    ] = ()  # several in place of one: name and model of each, the first is the default
+    idle_unload: float = 0.0  # unload a model after so long without a request; 0: never by time
     host: str = "127.0.0.1"
     port: int = 23333  # 0: any free port
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # each is a tenant of its own, without limits
@@ -179,6 +184,8 @@ class ServeConfig:
         self._check_range("session_ttl", 0, 1_000_000_000)
         self._check_range("max_body", KIB, GIB)
         self._check_range("grace", 0, 3600)
+        self._check_range("idle_unload", 0, 1_000_000_000)
+        self._check_models()
         if not self.host or any(c.isspace() for c in self.host):
             raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
         if DEVICE.fullmatch(self.device) is None:
@@ -231,6 +238,18 @@ class ServeConfig:
     def keyring(self) -> Keyring:
         """All keys."""
         return Keyring((*Keyring.of(*self.api_keys).keys, *self.keys))
+
+    def _check_models(self) -> None:
+        names = [name for name, _ in self.models]
+        if len(set(names)) < len(names):
+            raise ConfigError("model", f"names each model once, but {max(names, key=names.count)!r} was given twice")
+        for name, model in self.models:
+            if MODEL_NAME.fullmatch(name) is None or not model:
+                form = "NAME=MODEL, with letters, digits and ._:/- in NAME"
+                raise ConfigError("model", f"must be {form}, but {f'{name}={model}'!r} was given")
+        for setting in ("served_model_names", "record"):
+            if self.models and getattr(self, setting):
+                raise ConfigError(setting, "is for one model, but several were given")
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

@@ -437,7 +437,16 @@ def completion_object(stream: ScriptedStream, reason: str) -> bytes:
         }
         for i in range(stream.request.get("n", 1))
     ]
-    return json.dumps({"object": "text_completion", "choices": choices, "usage": chat_usage(stream)}).encode()
+    request = stream.request
+    reply = {
+        "id": request.get("reply_id", ""),
+        "object": "text_completion",
+        "created": request.get("created", 0),
+        "model": request.get("model", ""),
+        "choices": choices,
+        "usage": chat_usage(stream),
+    }
+    return json.dumps(reply, ensure_ascii=False).encode()
 
 
 def embedding_object(index: int, text: str, request: dict[str, Any]) -> dict[str, Any]:

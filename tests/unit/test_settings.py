@@ -213,3 +213,23 @@ def test_keys_are_not_in_the_list_of_processes() -> None:
     assert "--api-key ****** --api-key=****** ******" in shown
     assert given == "'sk-one', 'sk-two']\n"
     assert done.stderr == ""
+
+
+def test_several_models_have_names(tmp_path: Path) -> None:
+    named = (("a", "./x"), ("b", "owner/name:Q4_0"))
+    assert config("--model", "a=./x", "--model", "b=owner/name:Q4_0").models == named
+    assert config(LMSERVE_MODEL="a=./x b=owner/name:Q4_0").models == named
+    assert config(LMSERVE_MODEL="./a model").model == "./a model"
+    file = tmp_path / "settings.toml"
+    file.write_text('model = ["a=./x", "b=owner/name:Q4_0"]')
+    assert config("--config", str(file)).models == named
+    file.write_text('model = "./m"')
+    assert config("--config", str(file)).model == "./m"
+    path = tmp_path / "a=b.gguf"
+    path.touch()
+    assert (config("--model", str(path)).model, config("--model", str(path)).models) == (str(path), ())
+    assert refusal("--model", "a=x", "--model", "a=y") == "--model names each model once, but 'a' was given twice"
+    assert refusal("--model", "=x").startswith("--model must be NAME=MODEL, with letters")
+    assert refusal("m", "--model", "a=x") == "--model a=x contradicts MODEL m: give one"
+    given = ("--model", "a=x", "--served-model-name", "b")
+    assert refusal(*given) == "--served-model-name is for one model, but several were given"

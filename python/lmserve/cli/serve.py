@@ -165,7 +165,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="MODEL", help="same as MODEL (default: SmolLM2-135M-Instruct)")
+    group.add_argument(
+        "--model",
+        metavar="[NAME=]MODEL",
+        action="append",
+        help="same as MODEL; or, repeated with names, several models in one server: each is loaded when a request's "
+        "`model` asks for it, and the first serves requests that name none (default: SmolLM2-135M-Instruct)",
+    )
+    group.add_argument(
+        "--idle-unload",
+        metavar="SECONDS",
+        type=_number,
+        help="load a model when a request asks for it, and unload it when none has for so long; its sessions are kept "
+        "(default: 0, which loads one model at the start, and of several unloads one only to make room for another)",
+    )
     group.add_argument(
         "--served-model-name",
         dest="served_model_names",
@@ -345,11 +358,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def config_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> ServeConfig:
     """The settings by command line, environment and file. Raises CommandError (exit code 2) if they cannot be."""
     given = dict(vars(arguments))
-    for setting in ("model", "host", "port"):
+    for setting in ("host", "port"):
         given[setting] = _one_of(setting, given[f"{setting}_positional"], given[setting])
     flags = argparse.ArgumentParser(add_help=False)
     add_options(flags)
-    origins = fill(given, flags, environment, REPEATABLE)
+    if given["model_positional"] is not None and given["model"] is None:
+        # So that neither the environment nor the file names another one.
+        given["model"] = [given["model_positional"]]
+    origins = fill(given, flags, environment, (*REPEATABLE, "model"))
+    given["model"], given["models"] = _models(given["model_positional"], given["model"] or [], origins.of("model"))
     values = {setting.name: given[setting.name] for setting in fields(ServeConfig)}
     for setting in REPEATABLE:
         values[setting] = tuple(given[setting] or ())
@@ -381,6 +398,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     serve_model(config)
     return 0
+
+
+def _models(positional: str | None, flags: list[str], origin: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """One model, or several with names."""
+    # A path may have an equals sign.
+    named = [
+        (flag.split("=", 1)[0], flag.split("=", 1)[1]) for flag in flags if "=" in flag and not Path(flag).exists()
+    ]
+    plain = {*(flag for flag in flags if "=" not in flag or Path(flag).exists())}
+    if positional is not None:
+        if named or plain - {positional}:
+            raise CommandError(f"{origin} {flags[0]} contradicts MODEL {positional}: give one", exit_code=2)
+        return positional, ()
+    if len(plain) > 1 or (plain and named):
+        raise CommandError(f"{origin}: each of several models needs a name: --model NAME={min(plain)}", exit_code=2)
+    return (plain.pop(), ()) if plain else (None, tuple(named))
 
 
 def _one_of(setting: str, positional: Any, flag: Any) -> Any:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from lmserve import loading
 from lmserve.api.http.edge import is_loopback
@@ -14,6 +15,7 @@ from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
+from lmserve.cli.members import members_of
 from lmserve.cli.models import tell
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
@@ -25,6 +27,9 @@ from lmserve.errors import LmserveError
 from lmserve.server import BindError, Tls, TlsError, bind, heard_signals, serve
 from lmserve.source import SourceError, find_model
 
+if TYPE_CHECKING:
+    from lmserve.api.http.tracing import Tracing
+
 logger = logging.getLogger("lmserve.http")
 
 
@@ -35,6 +40,9 @@ def serve_model(config: ServeConfig) -> None:
     tracing = open_tracing(config.otlp_endpoint)
     try:
         tls = None if config.tls_cert is None or config.tls_key is None else Tls(config.tls_cert, config.tls_key)
+        if config.models or config.idle_unload:
+            _serve_several(config, tls, tracing)
+            return
         source = find_model(config.model, DownloadProgress("the model"), tell)
         plan = loading.load(lambda: ModelPlan(source.path, config, source.published))
         names = config.served_model_names or source.names
@@ -53,24 +61,33 @@ def serve_model(config: ServeConfig) -> None:
             _print(f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C stops the server.")
             return engine
 
-        app = create_app(
-            load,
-            names,
-            keys=config.keyring,
-            responses=responses,
-            cors_origins=config.cors_origins,
-            allowed_hosts=allowed_hosts(config),
-            request_log=config.request_log,
-            tracing=tracing,
-            max_body=config.max_body,
-            agent_sessions=config.agent_sessions == "on",
-        )
+        agent_sessions = config.agent_sessions == "on"
+        common = _app_options(config, tracing)
+        app = create_app(load, names, responses=responses, agent_sessions=agent_sessions, **common)
         serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
     finally:
         if tracing is not None:
             tracing.close()
+
+
+def _serve_several(config: ServeConfig, tls: Tls | None, tracing: Tracing | None) -> None:
+    with members_of(config, _print) as members:
+        app = create_app(members, **_app_options(config, tracing))
+        listener = bind(config.host, config.port)
+        serve(app, listener, tls=tls, grace=config.grace, on_listening=_print_urls_on_demand)
+
+
+def _app_options(config: ServeConfig, tracing: Tracing | None) -> dict[str, Any]:
+    return {
+        "keys": config.keyring,
+        "cors_origins": config.cors_origins,
+        "allowed_hosts": allowed_hosts(config),
+        "request_log": config.request_log,
+        "tracing": tracing,
+        "max_body": config.max_body,
+    }
 
 
 def _obey_signals() -> None:
@@ -113,6 +130,12 @@ def _print_urls(url: str) -> None:
     _print(f"API       {url}")
     _print(f"Docs      {url}/docs")
     _print("Loading the model ...")
+
+
+def _print_urls_on_demand(url: str) -> None:
+    _print(f"API       {url}")
+    _print(f"Docs      {url}/docs")
+    _print("Ready. A model is loaded when a request asks for it. Ctrl-C stops the server.")
 
 
 def _print(line: str) -> None:

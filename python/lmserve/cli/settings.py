@@ -104,7 +104,9 @@ def _of_text(name: str, action: argparse.Action, text: str, *, many: bool) -> An
     if action.nargs == 0:
         return _switch(name, action, text.strip().lower())
     if many:
-        return [_converted(name, action, word) for word in text.split()]
+        # One model's path may have spaces; several have names.
+        words = [text] if action.dest == "model" and "=" not in text else text.split()
+        return [_converted(name, action, word) for word in words]
     return _converted(name, action, text)
 
 

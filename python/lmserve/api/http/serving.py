@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -52,6 +53,15 @@ RequestT = TypeVar(
 def model_of(data: RequestT) -> str:
     """The model of a request that `with_model` gave back."""
     return data.model or ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What `/v1/models` tells of a name: the model's first one, its context in tokens, what it samples with."""
+
+    root: str
+    max_model_len: int
+    sampling: Mapping[str, float | int]
 
 
 class Serving:
@@ -176,6 +186,12 @@ class Serving:
             message = f"the model {name!r} is not served here; served: {served}"
             raise LmserveError.new(404, "model_not_found", message, param="model")
 
+    def facts_of(self, name: str) -> ModelFacts:
+        """Raises LmserveError (404) for a name that is not served, and (503) while no model is loaded."""
+        self.check_model(name)
+        engine = self.engine
+        return ModelFacts(self.names[0], engine.max_model_len, engine.defaults.given())
+
     async def load(self) -> None:
         """Load the engine on a thread of its own; sets `failure` if that raises."""
         if self._load is None:
@@ -231,7 +247,8 @@ def _load_into(load: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngi
 
 
 def serving_of(request: Request[Any, Any, Any]) -> Serving:
-    serving: Serving = request.app.state.serving
+    """What serves the request: the model that it chose, where the server has several."""
+    serving: Serving = request.scope["state"].get("serving") or request.app.state.serving
     return serving
 
 

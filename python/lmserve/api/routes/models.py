@@ -36,17 +36,17 @@ async def get_model(model_id: FromPath[str], request: Request[Any, Any, Any]) ->
     """One name; it may contain slashes."""
     serving = serving_of(request)
     name = model_id.removeprefix("/")
-    serving.check_model(name)
     return _card(serving, name)
 
 
 def _card(serving: Serving, name: str) -> ModelCard:
+    facts = serving.facts_of(name)
     permission = ModelPermission(id=f"modelperm-{name}", created=serving.created)
     return ModelCard(
         id=name,
         created=serving.created,
-        root=serving.names[0],
+        root=facts.root,
         permission=[permission],
-        max_model_len=serving.engine.max_model_len,
-        default_sampling_params=serving.engine.defaults.given(),
+        max_model_len=facts.max_model_len,
+        default_sampling_params=dict(facts.sampling),
     )

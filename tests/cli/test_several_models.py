@@ -1,0 +1,57 @@
+"""`lmserve serve --model NAME=MODEL` more than once, in a process, with real models."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from server_process import ServerProcess, serving
+
+
+def resident(server: ServerProcess) -> int:
+    """Bytes of the process in memory that are its own, and no file's."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text("utf-8")
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
+
+
+def wait_for(server: ServerProcess, text: str, times: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while server.output().count(text) < times:
+        assert time.monotonic() < deadline, server.output()
+        time.sleep(0.05)
+
+
+def test_models_come_and_go_and_their_sessions_stay(smollm2_gguf: Path, tmp_path: Path) -> None:
+    arguments = ["--model", f"one={smollm2_gguf}", "--model", f"two={smollm2_gguf}", "--idle-unload", "1"]
+    with serving(tmp_path, *arguments) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert server.output().count("Model     ") == 2
+        before = resident(server)
+        turn = {"instance_id": 5, "prompt": "What is the capital of Japan?", "temperature": 0, "model": "two"}
+        first = client.post("/generate", json=turn).json()
+        assert "Tokyo" in first["text"]
+        weights = smollm2_gguf.stat().st_size
+        assert resident(server) - before > weights / 2
+        wait_for(server, "the model two was unloaded")
+        # What is left of it is less than half of what it took.
+        assert resident(server) - before < weights / 2
+        again = turn | {"prompt": "How many people live there?", "sequence_start": False}
+        second = client.post("/generate", json=again).json()
+        assert second["usage"]["history_tokens"] > 20
+        ask = {"model": "one", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=ask).status_code == 200
+        wait_for(server, "the model one was unloaded")
+        assert "the model one was loaded in" in server.output()
+    assert not list(tmp_path.glob("lmserve-sessions-*"))
+
+
+def test_models_without_names_are_refused() -> None:
+    command = [sys.executable, "-m", "lmserve", "serve", "--model", "a=x", "--model", "y"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "lmserve: error: --model: each of several models needs a name: --model NAME=y\n"
