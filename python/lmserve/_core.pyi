@@ -627,6 +627,9 @@ class CpuModel:
     def add_conv(self, weight: Any, kernel: int, bias: Any | None = None) -> int:
         """Take the float32 weight [channels, kernel] of a causal convolution; gives its number."""
 
+    def add_scan(self, decay: Any, bias: Any, skip: Any | None, limits: tuple[float, float]) -> int:
+        """Take the float32 numbers of each head of a recurrence, and the limits of its step; gives their number."""
+
     def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
         """Record the look-up of the step's tokens, times `scale`."""
 
@@ -680,6 +683,12 @@ class CpuModel:
 
     def conv(self, program: CpuProgram, x: int, layer: int, weight: int, gate: str) -> int:
         """Record a causal convolution; gate is "none", "silu" or "inputs"."""
+
+    def scan(self, program: CpuProgram, x: int, gates: int, layer: int, weight: int, rule: str) -> int:
+        """Record a recurrence; rule is "delta", "delta_tiled" or "mamba"."""
+
+    def gate_rows(self, program: CpuProgram, x: int, gates: int) -> int:
+        """Record each row of x times the sigmoid of its gate, which consumes x."""
 
     def rows(self, program: CpuProgram, x: int) -> int:
         """Record the choice of the sampled rows."""

@@ -13,7 +13,7 @@ use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
     Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Model, ModelShape, PositionTables,
-    Program, RecurrentShape, StepSampling,
+    Program, RecurrentShape, ScanRule, StepSampling,
 };
 use crate::error::{Error, Result};
 
@@ -140,6 +140,7 @@ impl From<GivenState> for RecurrentShape {
 pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
     match (name, parameters) {
         ("silu", []) => Ok(Activation::Silu),
+        ("sigmoid", []) => Ok(Activation::Sigmoid),
         ("gelu", []) => Ok(Activation::Gelu),
         ("gelu_tanh", []) => Ok(Activation::GeluTanh),
         ("relu2", []) => Ok(Activation::ReluSquared),
@@ -152,7 +153,7 @@ pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
         _ => Err(Error::invalid(
             "activation",
             format!(
-                "must be silu, gelu, gelu_tanh, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
+                "must be silu, sigmoid, gelu, gelu_tanh, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
                 parameters.len()
             ),
         )),
@@ -339,6 +340,19 @@ impl CpuModel {
         Ok(lock(&self.0).add_conv(&weight, bias, kernel)?)
     }
 
+    /// Takes the numbers of each head of a recurrence, and the limits of its time step; gives their number.
+    fn add_scan(
+        &self,
+        decay: &Bound<'_, PyAny>,
+        bias: &Bound<'_, PyAny>,
+        skip: Option<&Bound<'_, PyAny>>,
+        limits: (f32, f32),
+    ) -> PyResult<usize> {
+        let (decay, bias) = (values(decay)?, values(bias)?);
+        let skip = skip.map(values).transpose()?;
+        Ok(lock(&self.0).add_scan(decay, bias, skip, limits)?)
+    }
+
     fn embed(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
         lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
     }
@@ -458,6 +472,33 @@ impl CpuModel {
             }
         };
         lock(&self.0).record_conv(&mut lock(&program.0), x, layer, weight, gate)
+    }
+
+    /// A recurrence; `rule` is "delta", `delta_tiled` or "mamba".
+    fn scan(
+        &self,
+        program: &CpuProgram,
+        x: usize,
+        gates: usize,
+        layer: usize,
+        weight: usize,
+        rule: &str,
+    ) -> Result<usize> {
+        let rule = match rule {
+            "delta" => ScanRule::Delta { tiled: false },
+            "delta_tiled" => ScanRule::Delta { tiled: true },
+            "mamba" => ScanRule::Mamba,
+            _ => {
+                let message = format!("must be delta, delta_tiled or mamba, but {rule} was given");
+                return Err(Error::invalid("rule", message));
+            }
+        };
+        lock(&self.0).record_scan(&mut lock(&program.0), (x, gates), layer, weight, rule)
+    }
+
+    /// Each row times the sigmoid of its gate, in place.
+    fn gate_rows(&self, program: &CpuProgram, x: usize, gates: usize) -> Result<usize> {
+        lock(&self.0).record_gate_rows(&mut lock(&program.0), x, gates)
     }
 
     fn rows(&self, program: &CpuProgram, x: usize) -> Result<usize> {

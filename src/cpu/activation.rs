@@ -11,6 +11,8 @@ use super::simd::{Kernel, Simd, exp};
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
+    /// 1 / (1 + e^-x).
+    Sigmoid,
     /// x times the normal distribution up to x.
     Gelu,
     /// The same, by a tangens hyperbolicus.
@@ -44,6 +46,7 @@ impl Kernel for Activate<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.activation {
             Activation::Silu => self.apply(s, Silu),
+            Activation::Sigmoid => self.apply(s, Sigmoid),
             Activation::Gelu => self.apply(s, Gelu),
             Activation::GeluTanh => self.apply(s, GeluTanh),
             Activation::ReluSquared => self.apply(s, ReluSquared),
@@ -132,6 +135,16 @@ impl Function for Silu {
     #[inline(always)]
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
         silu(s, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sigmoid;
+
+impl Function for Sigmoid {
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
+        sigmoid(s, x)
     }
 }
 
@@ -233,6 +246,7 @@ mod tests {
     fn exact(activation: Activation, x: f64) -> f64 {
         match activation {
             Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2.0_f64.sqrt())),
             Activation::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
@@ -277,6 +291,7 @@ mod tests {
         };
         let all = [
             Activation::Silu,
+            Activation::Sigmoid,
             Activation::Gelu,
             Activation::GeluTanh,
             Activation::ReluSquared,

@@ -35,5 +35,5 @@ pub use model::{LayerShape, Model, ModelShape, PositionTables};
 pub use pool::{Pool, Team};
 pub use program::Program;
 pub use quant::BlockType;
-pub use recurrent::{ConvGate, RecurrentShape};
+pub use recurrent::{ConvGate, RecurrentShape, ScanRule};
 pub use step::{StepInput, StepSampling};

@@ -9,7 +9,7 @@ use super::isa::Isa;
 use super::linear::{Linear, Matrix};
 use super::pool::Pool;
 use super::program::{LinearShape, Program, QkvShape};
-use super::recurrent::{ConvWeight, RecurrentShape, StateCache};
+use super::recurrent::{ConvWeight, RecurrentShape, ScanWeight, StateCache};
 use super::scratch::Scratch;
 use crate::error::{Error, Result};
 
@@ -91,6 +91,7 @@ pub(super) enum Weight {
     Router(Box<RouterWeight>),
     Experts(ExpertsWeight),
     Conv(ConvWeight),
+    Scan(ScanWeight),
 }
 
 /// What of a model a step reads, and what follows from its shape.
@@ -353,6 +354,7 @@ impl Model {
             Weight::Router(router) => router.bytes(),
             Weight::Experts(experts) => experts.bytes(),
             Weight::Conv(conv) => conv.bytes(),
+            Weight::Scan(scan) => scan.bytes(),
         };
         self.weights.iter().map(bytes).sum()
     }
@@ -448,6 +450,14 @@ impl Model {
     /// As [`Self::record_embed`].
     pub fn record_scale(&self, program: &mut Program, x: usize, factor: f32) -> Result<usize> {
         program.scale(x, factor)
+    }
+
+    /// Records each row of `x` times the sigmoid of its gate, which takes the place of `x`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_gate_rows(&self, program: &mut Program, x: usize, gates: usize) -> Result<usize> {
+        program.gate_rows(x, gates)
     }
 
     /// Records a linear layer.

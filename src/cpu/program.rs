@@ -1,7 +1,7 @@
 //! A model's operations, recorded once and run in every step: what each reads and writes, and in which buffer.
 
 use super::activation::Activation;
-use super::recurrent::ConvGate;
+use super::recurrent::{ConvGate, ScanRule};
 use crate::error::{Error, Result};
 
 /// How many rows a value has in a step.
@@ -66,6 +66,11 @@ pub(super) enum Op {
         out: Value,
         quantized: bool,
     },
+    /// In place: each row times the sigmoid of its gate.
+    GateRows {
+        x: Value,
+        gates: Value,
+    },
     /// In place: the queries stay in `qkv`. The norms are those of q, k and v.
     RopeAndCache {
         qkv: Value,
@@ -125,6 +130,16 @@ pub(super) enum Op {
         layer: usize,
         norm: usize,
     },
+    /// A recurrence with so many heads of keys.
+    Scan {
+        x: Value,
+        gates: Value,
+        layer: usize,
+        weight: usize,
+        rule: ScanRule,
+        groups: usize,
+        out: Value,
+    },
 }
 
 impl Op {
@@ -150,6 +165,15 @@ impl Op {
             Self::Add { x, residual, .. } => {
                 f(x);
                 f(residual);
+            }
+            Self::GateRows { x, gates } => {
+                f(x);
+                f(gates);
+            }
+            Self::Scan { x, gates, out, .. } => {
+                f(x);
+                f(gates);
+                f(out);
             }
             Self::Scale { x, .. } => f(x),
             Self::RopeAndCache { qkv, .. } => f(qkv),
@@ -334,6 +358,16 @@ impl Program {
         Ok(self.changed(handle, x))
     }
 
+    pub(super) fn gate_rows(&mut self, handle: usize, gates: usize) -> Result<usize> {
+        let (x, gates) = (self.value(handle)?, self.expect(gates, "gate_rows", 1)?);
+        if x.rows != gates.rows || x.buffer == gates.buffer {
+            let message = "gate_rows takes a gate for each row";
+            return Err(Error::invalid("program", message));
+        }
+        self.ops.push(Op::GateRows { x, gates });
+        Ok(self.changed(handle, x))
+    }
+
     /// The handle of what an operation has made of another's value, in its place.
     fn changed(&mut self, handle: usize, value: Value) -> usize {
         self.values[handle] = None;
@@ -447,6 +481,16 @@ impl Program {
         Ok(handle)
     }
 
+    /// A value of a row for each token, as recurrent layers take it.
+    pub(super) fn tokens(&self, handle: usize, width: usize) -> Result<Value> {
+        let value = self.expect(handle, "a recurrent layer", width)?;
+        if value.rows != Rows::Tokens {
+            let message = "a recurrent layer takes a row of each token";
+            return Err(Error::invalid("program", message));
+        }
+        Ok(value)
+    }
+
     /// An operation of a recurrent layer on rows of `width` tokens, which gives rows of `out` numbers.
     pub(super) fn recurrent(
         &mut self,
@@ -455,11 +499,7 @@ impl Program {
         out: usize,
         op: impl FnOnce(Value, Value) -> Op,
     ) -> Result<usize> {
-        let x = self.expect(x, "a recurrent layer", width)?;
-        if x.rows != Rows::Tokens {
-            let message = "a recurrent layer takes a row of each token";
-            return Err(Error::invalid("program", message));
-        }
+        let x = self.tokens(x, width)?;
         let (handle, out) = self.push(x.rows, out);
         self.ops.push(op(x, out));
         Ok(handle)

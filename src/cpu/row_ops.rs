@@ -165,6 +165,35 @@ pub unsafe fn scale(team: &Team, x: SharedSlice<f32>, rows: usize, width: usize,
     });
 }
 
+/// Each of `rows` rows of `x`, `width` wide, times 1 / (1 + e^-gate) of its number of `gates`.
+///
+/// # Safety
+/// Until it returns on all threads, nobody may write `gates`, and nobody else touch `x`.
+///
+/// # Panics
+/// If a buffer is too small.
+pub unsafe fn gate_rows(
+    team: &Team,
+    x: SharedSlice<f32>,
+    gates: SharedSlice<f32>,
+    rows: usize,
+    width: usize,
+) {
+    team.for_chunks(rows, chunk(team, rows), |range| {
+        for row in range {
+            // SAFETY: each row is written by one thread.
+            let (x, gate) = unsafe {
+                let gate = gates.get(row..row + 1)[0];
+                (x.get_mut(row * width..(row + 1) * width), gate)
+            };
+            let factor = 1.0 / (1.0 + (-gate).exp());
+            for x in x {
+                *x *= factor;
+            }
+        }
+    });
+}
+
 /// Every number of `x` times `scale`, if there is one, then `cap * tanh(x / cap)` where there is a cap.
 ///
 /// # Safety

@@ -193,6 +193,10 @@ impl<'a> StepContext<'a> {
                 Op::Scale { x, factor } => {
                     row_ops::scale(team, self.buffer(x), self.rows(x), x.width, factor);
                 }
+                Op::GateRows { x, gates } => {
+                    let (rows, gates) = (self.rows(x), self.buffer(gates));
+                    row_ops::gate_rows(team, self.buffer(x), gates, rows, x.width);
+                }
                 Op::Linear {
                     x,
                     weight,
@@ -268,6 +272,15 @@ impl<'a> StepContext<'a> {
                     gate,
                     out,
                 } => self.conv(team, (x, out), layer, weight, gate),
+                Op::Scan {
+                    x,
+                    gates,
+                    layer,
+                    weight,
+                    rule,
+                    groups,
+                    out,
+                } => self.scan(team, (x, gates, out), layer, weight, (rule, groups)),
                 Op::GatherRows { x, out } => {
                     row_ops::gather(
                         team,

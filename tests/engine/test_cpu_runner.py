@@ -78,7 +78,9 @@ def test_a_request_has_the_same_logits_alone_and_in_a_batch_to_the_bit(checkpoin
             assert np.array_equal(np.array(alone.logits), np.array(sequence.logits)), quantize
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma4", "cohere2", "ministral3", "apertus", "lfm2"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma4", "cohere2", "ministral3", "apertus", "lfm2", "qwen3_5", "qwen3_5_moe", "qwen3_next"]
+)
 def test_whatever_a_layer_computes_it_does_so_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, tmp_path):
     tiny_models.make(family, tmp_path)
     runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(OPTIONS, quantize="q8", kv_dtype="fp16"))

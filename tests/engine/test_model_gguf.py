@@ -49,6 +49,10 @@ ARCHITECTURES = {
     "olmo3": "olmo2",
     "cohere": "command-r",
     "lfm2_tied": "lfm2",
+    "qwen3_5": "qwen35",
+    "qwen3_5_small": "qwen35",
+    "qwen3_5_moe": "qwen35moe",
+    "qwen3_next": "qwen3next",
 }
 
 

@@ -56,7 +56,26 @@ GEMMA4_NAMES = GEMMA_NAMES | {
     "model.per_layer_model_projection": "per_layer_model_proj",
     "model.per_layer_projection_norm": "per_layer_proj_norm",
 }
+QWEN_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.dt": "ssm_dt",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
 OTHER_NAMES = {
+    "qwen35": QWEN_NAMES,
+    "qwen35moe": QWEN_NAMES,
+    "qwen3next": QWEN_NAMES,
     "gemma4": GEMMA4_NAMES,
     "gemma2": GEMMA_NAMES,
     "gemma3": GEMMA_NAMES,
@@ -121,7 +140,9 @@ OTHER_NAMES = {
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
 PERMUTED = ("llama", "internlm2", "mistral3", "granite", "granitemoe", "smollm3")
 # Architectures whose norms are stored as what is multiplied by, not as what is added to 1.
-SHIFTED = ("gemma2", "gemma3")
+SHIFTED = ("gemma2", "gemma3", "qwen35", "qwen35moe", "qwen3next")
+# Architectures whose files have so many layers behind the others, which guess tokens ahead.
+DRAFTS = {"qwen35": 1, "qwen35moe": 1}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
@@ -132,7 +153,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
+    drafts = DRAFTS.get(architecture, 0)
+    writer.add_block_count(config.num_hidden_layers + drafts)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_head_count(config.num_attention_heads)
@@ -148,7 +170,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
         writer.add_head_count_kv(heads)
     else:
-        writer.add_feed_forward_length(getattr(config, "intermediate_size_mlp", config.intermediate_size))
+        if (inner := getattr(config, "intermediate_size_mlp", getattr(config, "intermediate_size", None))) is not None:
+            writer.add_feed_forward_length(inner)
         # One latent is what all heads have in common.
         writer.add_head_count_kv(1 if architecture == "deepseek2" else config.num_key_value_heads)
     counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
@@ -186,13 +209,23 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
     tensors = _separated(tensors)
     if architecture == "deepseek2":
         tensors = _with_heads_apart(tensors, config)
+    if architecture in ("qwen35", "qwen35moe", "qwen3next"):
+        assert dtype == "F32"
+        tensors = _delta_nets(tensors, config, tiled=architecture != "qwen3next")
+        draft = [name for name in tensors if name.startswith("model.layers.1.self_attn")] * drafts
+        for name in draft:
+            writer.add_tensor(f"blk.{config.num_hidden_layers}.nextn.{name}", np.ones((2, 2), np.float32))
     for name, parameter in tensors.items():
         if "act_fn" in name:
+            continue
+        if name.endswith(".A_log"):
+            target = f"blk.{name.split('.')[2]}.ssm_a"
+            writer.add_tensor(target, -np.exp(parameter.detach().numpy()))
             continue
         stem, kind = name.rsplit(".", 1)
         prefix, _, rest = stem.removeprefix("model.layers.").partition(".")
         target = f"blk.{prefix}.{names[rest]}" if stem not in names else names[stem]
-        is_conv = name.endswith(".conv.weight")
+        is_conv = name.endswith((".conv.weight", ".conv1d.weight"))
         stored_parameter = parameter.squeeze(1) if is_conv else parameter
         values = stored_parameter.detach().numpy()
         rows = np.arange(len(values))
@@ -206,7 +239,7 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         stored = stored.reshape(*values.shape[:-1], -1)
         with torch.no_grad():
             stored_parameter.copy_(torch.from_numpy(restored))
-        if architecture in SHIFTED and name.endswith("norm.weight"):
+        if architecture in SHIFTED and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
             stored = stored + np.float32(1)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
     for name, values in (extra or {}).items():
@@ -263,6 +296,47 @@ def _with_heads_apart(tensors: dict, config) -> dict:
             found[name.replace("kv_b", "v_b")] = heads[:, config.qk_nope_head_dim :]
         else:
             found[name] = tensor
+    return found
+
+
+def _delta_nets(tensors: dict, config, *, tiled: bool) -> dict:
+    """The tensors with those of delta nets as the converter has them.
+
+    What Qwen3-Next stores by heads of keys is taken apart. If `tiled`, of heads of values the first of each head of
+    keys come first, then the second ones, and so on.
+    """
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    rows, columns = config.linear_key_head_dim, config.linear_value_head_dim
+
+    def reordered(tensor, width: int, dim: int = 0):
+        if not tiled:
+            return tensor
+        parts = tensor.unflatten(dim, (keys, values // keys, width))
+        return parts.transpose(dim, dim + 1).flatten(dim, dim + 2)
+
+    found = {}
+    for name, tensor in tensors.items():
+        stem, _, part = name.partition(".linear_attn.")
+        stem = f"{stem}.linear_attn."
+        match part:
+            case "in_proj_qkvz.weight":
+                heads = tensor.data.unflatten(0, (keys, -1))
+                widths = [rows, rows, values // keys * columns, values // keys * columns]
+                *qkv, z = (part.flatten(0, 1) for part in heads.split(widths, dim=1))
+                found[f"{stem}in_proj_qkv.weight"], found[f"{stem}in_proj_z.weight"] = torch.cat(qkv), z
+            case "in_proj_qkv.weight" | "conv1d.weight":
+                both, own = tensor.data.split([2 * keys * rows, values * columns])
+                found[name] = torch.cat([both, reordered(own, columns)])
+            case "in_proj_z.weight":
+                found[name] = reordered(tensor.data, columns)
+            case "in_proj_b.weight" | "in_proj_a.weight" | "A_log":
+                found[name] = reordered(tensor.data, 1)
+            case "dt_bias":
+                found[f"{stem}dt.bias"] = reordered(tensor.data, 1)
+            case "out_proj.weight":
+                found[name] = reordered(tensor.data, columns, 1)
+            case _:
+                found[name] = tensor
     return found
 
 
@@ -451,6 +525,24 @@ def _lfm2(writer: gguf.GGUFWriter, config) -> None:
     writer.add_shortconv_l_cache(config.conv_L_cache)
 
 
+def _delta_net(writer: gguf.GGUFWriter, config) -> None:
+    drafts = DRAFTS.get(writer.arch, 0)
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+    recurrent = [kind == "linear_attention" for kind in config.layer_types] + [False] * drafts
+    writer.add_array(f"{writer.arch}.attention.recurrent_layers", recurrent)
+    writer.add_full_attention_interval(4)
+    if drafts:
+        writer.add_nextn_predict_layers(drafts)
+    if writer.arch != "qwen3next":
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+    if getattr(config, "shared_expert_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
 # What the converter writes for an architecture beside the keys of all.
 KEYS = {
     "llama": _windows,
@@ -458,6 +550,9 @@ KEYS = {
     "gemma3": _windows,
     "gemma4": _gemma4,
     "gpt-oss": _gpt_oss,
+    "qwen35": _delta_net,
+    "qwen35moe": _delta_net,
+    "qwen3next": _delta_net,
     "glm4moe": _glm4_moe,
     "deepseek2": _deepseek2,
     "granitemoe": _granite_moe,

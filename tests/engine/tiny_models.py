@@ -38,6 +38,7 @@ LATENT = {
     "v_head_dim": 16,
 }
 SLIDING, FULL = "sliding_attention", "full_attention"
+LINEAR = "linear_attention"
 WINDOW = 24
 
 # One row for each family, and one more for each form of it that computes something else.
@@ -259,6 +260,61 @@ CONFIGS = {
     "lfm2_tied": lambda: transformers.Lfm2Config(
         **SHAPE, layer_types=["conv", FULL, FULL], block_multiple_of=32, conv_L_cache=4
     ),
+    "qwen3_5": lambda: transformers.Qwen3_5TextConfig(
+        **SHAPE | {"num_hidden_layers": 5},
+        head_dim=16,
+        layer_types=[LINEAR, LINEAR, FULL, LINEAR, FULL],
+        linear_num_key_heads=2,
+        linear_num_value_heads=6,
+        linear_key_head_dim=12,
+        linear_value_head_dim=12,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    ),
+    "qwen3_5_moe": lambda: transformers.Qwen3_5MoeTextConfig(
+        **{key: value for key, value in SHAPE.items() if key != "intermediate_size"},
+        head_dim=16,
+        layer_types=[LINEAR, FULL, LINEAR],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **SHAPE,
+        head_dim=16,
+        layer_types=[LINEAR, FULL, LINEAR],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
+    # As 0.8B to 4B: as many heads of keys as of values, and a delta net in the last layer.
+    "qwen3_5_small": lambda: transformers.Qwen3_5TextConfig(
+        **SHAPE,
+        head_dim=16,
+        layer_types=[LINEAR, FULL, LINEAR],
+        attention_bias=True,
+        linear_num_key_heads=3,
+        linear_num_value_heads=3,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        linear_conv_kernel_dim=3,
+    ),
     "apertus": lambda: transformers.ApertusConfig(**SHAPE, rope_parameters=LLAMA3_ROPE),
 }
 
@@ -277,6 +333,9 @@ def make(family: str, folder: Path, **changes):
                 ("norm.weight", "router.scale", "per_expert_scale", "layernorm_1.weight", "layernorm_2.weight")
             ):
                 parameter.uniform_(0.5, 1.5)
+            elif name.endswith(("A_log", "dt_bias")):
+                # Drawn as for training, a state would forget all but the last tokens.
+                parameter.uniform_(-2, 0)
             elif "act_fn" in name:
                 parameter.uniform_(-0.5, 0.5)
             elif name.endswith((".bias", "proj_bias")):

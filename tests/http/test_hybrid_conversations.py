@@ -38,6 +38,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         layer_types=["conv", "full_attention", "conv", "conv"],
         block_auto_adjust_ff_dim=False,
     ),
+    "qwen3_5": lambda: transformers.Qwen3_5TextConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
 }
 
 

@@ -10,7 +10,8 @@ from lmserve.model.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """silu; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu2: max(x, 0)^2; or xielu (Huang and Schlag, 2024).
+    """silu; sigmoid; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu2: max(x, 0)^2; or xielu (Huang and Schlag,
+    2024).
 
     xielu has parameters p, n and b: b * x, plus p * x^2 above 0 and n * (e^x - 1 - x) below.
 
@@ -23,6 +24,7 @@ class Activation:
 
 
 SILU: Final = Activation("silu")
+SIGMOID: Final = Activation("sigmoid")
 GELU: Final = Activation("gelu")
 GELU_TANH: Final = Activation("gelu_tanh")
 RELU_SQUARED: Final = Activation("relu2")

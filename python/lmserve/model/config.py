@@ -104,6 +104,8 @@ class RecurrentLayer:
     """What a layer with a recurrent state keeps of a sequence, in fp32, in place of keys and values.
 
     That is the last `kernel` - 1 inputs of a causal convolution over `channels`, and `heads` matrices [rows, columns].
+    `tiled`: where there are n heads of keys and more of values, value head h goes with key head h % n; otherwise the
+    first few go with the first, and so on.
     """
 
     channels: int
@@ -111,6 +113,7 @@ class RecurrentLayer:
     heads: int = 0
     rows: int = 0
     columns: int = 0
+    tiled: bool = False
 
     @property
     def state_bytes(self) -> int:

@@ -5,6 +5,7 @@ A step is then one call into the core, without the GIL: no torch, and no Python 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,7 +18,7 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
-from lmserve.model.ops import ConvGate
+from lmserve.model.ops import ConvGate, ScanRule
 from lmserve.model.options import head_format
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
@@ -126,6 +127,15 @@ class CpuOps:
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> int:
         return self.core.add_conv(_floats(source), source.shape[-1], None if bias is None else _floats(bias))
 
+    def load_scan(
+        self,
+        decay: TensorSource,
+        bias: TensorSource,
+        skip: TensorSource | None = None,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> int:
+        return self.core.add_scan(_floats(decay), _floats(bias), None if skip is None else _floats(skip), limits)
+
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
         del n_tokens, n_seqs, n_rows
@@ -182,6 +192,12 @@ class CpuOps:
 
     def conv(self, x: int, layer: int, w: int, gate: ConvGate = "none") -> int:
         return self.core.conv(self.program, x, layer, w, gate)
+
+    def scan(self, x: int, gates: int, layer: int, w: int, rule: ScanRule) -> int:
+        return self.core.scan(self.program, x, gates, layer, w, rule)
+
+    def gate_rows(self, x: int, gates: int) -> int:
+        return self.core.gate_rows(self.program, x, gates)
 
     def rows(self, x: int) -> int:
         return self.core.rows(self.program, x)

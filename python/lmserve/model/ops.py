@@ -11,6 +11,7 @@ changes none of the activations given to it but those that it says it consumes, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
 ConvGate = Literal["none", "silu", "inputs"]
+ScanRule = Literal["delta", "delta_tiled", "mamba"]
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -82,6 +84,15 @@ class Ops(Protocol[A, W]):
 
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> W:
         """Weight [channels, 1, kernel] and bias [channels] of `conv`."""
+
+    def load_scan(
+        self,
+        decay: TensorSource,
+        bias: TensorSource,
+        skip: TensorSource | None = None,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> W:
+        """Numbers [heads] of `scan`: what it calls decay, bias and skip, and the least and the most that dt may be."""
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
@@ -160,6 +171,21 @@ class Ops(Protocol[A, W]):
         `layer` is an entry of the configuration's `recurrent`. gate: "silu": silu of the outcome; "inputs": x is
         b | c | input, [T, 3 * channels], and the outcome c * conv(b * input).
         """
+
+    def scan(self, x: A, gates: A, layer: int, w: W, rule: ScanRule) -> A:
+        """A recurrence over the matrices [rows, columns] of a layer's heads: [T, heads * columns].
+
+        For each token, S becomes e^(decay * dt) S + k u, and the output is q S, with dt = softplus(gate + bias).
+        "mamba" (Mamba-2, Dao and Gu 2024): x is v | k | q, gates [T, heads] are of dt, u is dt * v, and skip * v comes
+        to the output. "delta" (gated delta rule, Yang et al. 2024): x is q | k | v, gates [T, 2 * heads] are b | dt, q
+        and k are divided by their lengths and q by sqrt(rows), and u is sigmoid(b) * (v - k e^(decay * dt) S).
+
+        There may be fewer heads of q and k than of v; the first goes with the first few of v, and so on, but in
+        "delta_tiled" head h of v goes with head h % n of n. `layer` is an entry of the configuration's `recurrent`.
+        """
+
+    def gate_rows(self, x: A, gates: A) -> A:
+        """Each row of x times sigmoid(its row of gates [n, 1]). Consumes x."""
 
     def rows(self, x: A) -> A:
         """[R, width]: the rows `sample_rows` of x [T, width]."""

@@ -14,6 +14,8 @@ def activate(x: Tensor, activation: Activation, factor: Tensor | None = None) ->
     match activation.name:
         case "silu":
             activated = functional.silu(x)
+        case "sigmoid":
+            activated = torch.sigmoid(x)
         case "gelu":
             activated = functional.gelu(x)
         case "gelu_tanh":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
-from lmserve.model.ops import ConvGate
+from lmserve.model.ops import ConvGate, ScanRule
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
 from lmserve.model.sampler import SamplingRows
@@ -31,6 +32,7 @@ from lmserve.model.torch_attention import (
     StepLayout,
 )
 from lmserve.model.torch_experts import TorchExperts, TorchRouter
+from lmserve.model.torch_scan import TorchScan
 from lmserve.model.torch_state import StateLayout, States
 from lmserve.model.torch_upload import on_device
 from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
@@ -143,6 +145,18 @@ class TorchOps:
 
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> TorchWeight:
         return TorchWeight(self._load([source]), None if bias is None else self._load([bias]))
+
+    def load_scan(
+        self,
+        decay: TensorSource,
+        bias: TensorSource,
+        skip: TensorSource | None = None,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> TorchScan:
+        def load(source: TensorSource) -> Tensor:
+            return self._load([source], torch.float32)
+
+        return TorchScan(load(decay), load(bias), skip=None if skip is None else load(skip), limits=limits)
 
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         self.upload(n_tokens, n_seqs, n_rows)
@@ -262,6 +276,13 @@ class TorchOps:
 
     def conv(self, x: Tensor, layer: int, w: TorchWeight, gate: ConvGate = "none") -> Tensor:
         return self._states.conv(x, layer, w.weight, w.bias, gate)
+
+    def scan(self, x: Tensor, gates: Tensor, layer: int, w: TorchWeight, rule: ScanRule) -> Tensor:
+        assert isinstance(w, TorchScan)
+        return self._states.scan(layer, w.inputs(x, gates, self.config.recurrent[layer], rule)).to(x.dtype)
+
+    def gate_rows(self, x: Tensor, gates: Tensor) -> Tensor:
+        return x.mul_(torch.sigmoid(gates))
 
     def rows(self, x: Tensor) -> Tensor:
         return x.index_select(0, self._sample_rows)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.interface import I32
 from lmserve.model.ops import ConvGate
+from lmserve.model.torch_scan import ScanInputs, run, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class States:
 
         self.spare_slot = cache.state_slots
         self._convs = [zeros(slots, layer.kernel - 1, layer.channels) for layer in config.recurrent]
+        self._matrices = [zeros(slots, layer.heads, layer.rows, layer.columns) for layer in config.recurrent]
         self._bounds: list[tuple[int, int]] = []
         self._from: list[int] = []
         self._to: list[int] = []
@@ -79,3 +81,28 @@ class States:
         if gate == "silu":
             return functional.silu(out)
         return after * out if gate == "inputs" else out
+
+    def scan(self, layer: int, inputs: ScanInputs) -> Tensor:
+        """`Ops.scan`: [T, heads * columns], float32."""
+        states = self._matrices[layer]
+        out = torch.empty_like(inputs.value)
+        spans = list(zip(self._bounds, self._from, self._to, strict=True))
+        # Those that decode go together.
+        decoding = [span for span in spans if span[0][1] - span[0][0] == 1 and span[1] >= 0]
+        if decoding:
+            rows, read, write = (
+                torch.tensor(each, device=out.device)
+                for each in zip(*((s[0][0], *s[1:]) for s in decoding), strict=True)
+            )
+            moved, output = step(states.index_select(0, read), inputs.part(rows))
+            states.index_copy_(0, write, moved)
+            out[rows] = output
+        for (start, end), begin, write_slot in spans:
+            if end - start == 1 and begin >= 0:
+                continue
+            state = states[begin] if begin >= 0 else torch.zeros_like(states[0])
+            moved, output = run(state, inputs.part(slice(start, end)))
+            if write_slot >= 0:
+                states[write_slot] = moved
+            out[start:end] = output
+        return out.flatten(1)

@@ -11,12 +11,15 @@ mod conv;
 mod lanes;
 mod record;
 mod run;
+mod scan;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use conv::ConvGate;
+pub use scan::ScanRule;
 pub use state::{RecurrentShape, StateCache, StateSpan, StateStep, StateView};
 
 pub(super) use conv::ConvWeight;
+pub(super) use scan::ScanWeight;
 pub(super) use state::spans;

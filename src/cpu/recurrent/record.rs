@@ -3,6 +3,7 @@
 use super::super::model::{Model, Weight};
 use super::super::program::{Op, Program};
 use super::conv::{ConvGate, ConvWeight, MAX_KERNEL};
+use super::scan::{MAX_ROWS, ScanRule, ScanWeight};
 use super::state::RecurrentShape;
 use crate::error::{Error, Result};
 
@@ -79,6 +80,83 @@ impl Model {
             layer,
             weight,
             gate,
+            out,
+        })
+    }
+
+    /// Takes the numbers of each head of a recurrence in: `decay`, which is negative, the bias of the time step and its limits, and
+    /// what of its input is added to the output; gives their number.
+    ///
+    /// # Errors
+    /// `invalid_value` for numbers that are not as many, or limits that are none.
+    pub fn add_scan(
+        &mut self,
+        decay: Vec<f32>,
+        bias: Vec<f32>,
+        skip: Option<Vec<f32>>,
+        limits: (f32, f32),
+    ) -> Result<usize> {
+        let heads = decay.len();
+        if bias.len() != heads || skip.as_ref().is_some_and(|skip| skip.len() != heads) {
+            return refused(format!(
+                "a recurrence of {heads} heads needs as many of each number"
+            ));
+        }
+        let (least, most) = limits;
+        if least.is_nan() || most.is_nan() || least > most {
+            return refused(format!("the limits {limits:?} of the time step are none"));
+        }
+        self.weights.push(Weight::Scan(ScanWeight {
+            decay,
+            bias,
+            skip,
+            limits,
+        }));
+        Ok(self.weights.len() - 1)
+    }
+
+    /// Records a recurrence of a layer over rows `x`, with its gates.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_scan(
+        &self,
+        program: &mut Program,
+        (x, gates): (usize, usize),
+        layer: usize,
+        weight: usize,
+        rule: ScanRule,
+    ) -> Result<usize> {
+        let shape = self.recurrent_shape(layer)?;
+        let heads = match self.weights.get(weight) {
+            Some(Weight::Scan(scan)) => scan.decay.len(),
+            _ => return refused(format!("weight {weight} is no recurrence")),
+        };
+        let inner = heads * shape.columns;
+        let keys = program.value(x)?.width.saturating_sub(inner) / 2;
+        let groups = keys / shape.rows.max(1);
+        let fits = heads == shape.heads
+            && (1..=MAX_ROWS).contains(&shape.rows)
+            && groups > 0
+            && heads.is_multiple_of(groups);
+        if !fits {
+            return refused(format!(
+                "the recurrence does not fit recurrent layer {layer}"
+            ));
+        }
+        let gate_width = match rule {
+            ScanRule::Delta { .. } => 2 * heads,
+            ScanRule::Mamba => heads,
+        };
+        let gates = program.tokens(gates, gate_width)?;
+        let width = 2 * groups * shape.rows + inner;
+        program.recurrent(x, width, inner, |x, out| Op::Scan {
+            x,
+            gates,
+            layer,
+            weight,
+            rule,
+            groups,
             out,
         })
     }

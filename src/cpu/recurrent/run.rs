@@ -6,6 +6,8 @@ use super::super::program::Value;
 use super::super::simd::dispatch;
 use super::super::step_context::StepContext;
 use super::conv::{CHANNELS, ConvGate, ConvTokens};
+use super::scan::{COLUMNS, ScanRule, ScanTokens, TokenRows};
+use super::state::StateSpan;
 
 impl StepContext<'_> {
     /// A causal convolution; every thread of the team calls it. Ends with a barrier.
@@ -41,6 +43,57 @@ impl StepContext<'_> {
                     from: span.from.map(state),
                     to: state(span.to),
                     out: to.part(rows(out.stride)),
+                };
+                dispatch(self.isa, tokens);
+            }
+        });
+    }
+
+    /// A recurrence; every thread of the team calls it. Ends with a barrier.
+    pub(in super::super) fn scan(
+        &self,
+        team: &Team,
+        (x, gates, out): (Value, Value, Value),
+        layer: usize,
+        weight: usize,
+        (rule, groups): (ScanRule, usize),
+    ) {
+        let Weight::Scan(weight) = &self.weights[weight] else {
+            unreachable!("the recorder has looked at the weight")
+        };
+        let shape = self.states.view.shape(layer);
+        let parts = shape.columns.div_ceil(COLUMNS);
+        let of_sequence = shape.heads * parts;
+        let rows = |value: Value, span: StateSpan| {
+            let start = span.first_token * value.stride;
+            let end = start + span.tokens * value.stride;
+            self.buffer(value).part(start..end)
+        };
+        team.for_chunks(self.states.spans.len() * of_sequence, 1, |units| {
+            for unit in units {
+                let span = self.states.spans[unit / of_sequence];
+                let head = unit % of_sequence / parts;
+                let first = unit % parts * COLUMNS;
+                let state = |slot| self.states.view.matrix(layer, slot, head);
+                let tokens = ScanTokens {
+                    rule,
+                    weight,
+                    shape,
+                    groups,
+                    head,
+                    columns: first..shape.columns.min(first + COLUMNS),
+                    x: TokenRows {
+                        values: rows(x, span),
+                        stride: x.stride,
+                    },
+                    gates: TokenRows {
+                        values: rows(gates, span),
+                        stride: gates.stride,
+                    },
+                    tokens: span.tokens,
+                    from: span.from.map(state),
+                    to: state(span.to),
+                    out: rows(out, span),
                 };
                 dispatch(self.isa, tokens);
             }

@@ -25,7 +25,7 @@ impl RecurrentShape {
     }
 
     /// Numbers of one head's matrix, `[rows][columns]`.
-    const fn matrix_len(self) -> usize {
+    pub(super) const fn matrix_len(self) -> usize {
         self.rows * self.columns
     }
 
@@ -95,11 +95,23 @@ pub struct StateView<'a> {
 }
 
 impl<'a> StateView<'a> {
+    pub(super) fn shape(&self, layer: usize) -> RecurrentShape {
+        self.layers[layer].0
+    }
+
     /// The convolution's part of a slot, `[kernel - 1][channels]`.
     pub(super) fn conv(&self, layer: usize, slot: usize) -> SharedSlice<'a, f32> {
         let (shape, start) = self.layers[layer];
         let start = slot * self.slot_len + start;
         self.memory.part(start..start + shape.conv_len())
+    }
+
+    /// One head's matrix of a slot, `[rows][columns]`.
+    pub(super) fn matrix(&self, layer: usize, slot: usize, head: usize) -> SharedSlice<'a, f32> {
+        let (shape, start) = self.layers[layer];
+        assert!(head < shape.heads);
+        let start = slot * self.slot_len + start + shape.conv_len() + head * shape.matrix_len();
+        self.memory.part(start..start + shape.matrix_len())
     }
 }
 
@@ -201,19 +213,24 @@ mod tests {
 
     #[test]
     fn slots_and_layers_lie_apart() {
-        let shape = |channels, kernel| RecurrentShape {
+        let shape = |channels, kernel, heads| RecurrentShape {
             channels,
             kernel,
-            heads: 0,
-            rows: 0,
-            columns: 0,
+            heads,
+            rows: 2,
+            columns: 5,
         };
-        let mut cache = StateCache::new(&[shape(3, 4), shape(7, 3)], 3);
+        let mut cache = StateCache::new(&[shape(3, 4, 2), shape(7, 3, 0)], 3);
         let view = cache.view();
-        let parts: Vec<_> = (0..3)
-            .flat_map(|slot| [view.conv(0, slot), view.conv(1, slot)])
-            .collect();
-        assert_eq!((parts[0].len(), parts[1].len()), (9, 14));
+        let mut parts = Vec::new();
+        for slot in 0..3 {
+            let matrices = [0, 1].map(|head| view.matrix(0, slot, head));
+            parts.push(view.conv(0, slot));
+            parts.extend(matrices);
+            parts.push(view.conv(1, slot));
+        }
+        let lens: Vec<usize> = parts[..4].iter().map(SharedSlice::len).collect();
+        assert_eq!(lens, [9, 10, 10, 14]);
         for pair in parts.windows(2) {
             // SAFETY: the end of a part lies within the memory or right behind it.
             let end = unsafe { pair[0].as_ptr().add(pair[0].len()) };

@@ -36,7 +36,10 @@ from lmserve.model.families import (
     phimoe,
     qwen2,
     qwen3,
+    qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
     seed_oss,
     smollm3,
     stablelm,
@@ -80,6 +83,9 @@ FAMILIES: tuple[Family, ...] = (
     apertus.FAMILY,
     internlm2.FAMILY,
     lfm2.FAMILY,
+    qwen3_5.FAMILY,
+    qwen3_5_moe.FAMILY,
+    qwen3_next.FAMILY,
     bert.FAMILY,
 )
 

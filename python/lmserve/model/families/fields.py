@@ -98,7 +98,8 @@ def gguf_fields(
     if isinstance(kv_heads, list):
         # Those of layers without attention are 0.
         kv_heads = next((heads for heads in kv_heads if heads), 0)
-    inner = file.value("feed_forward_length")
+    # Where all layers have experts there may be none.
+    inner = file.value("feed_forward_length", file.value("expert_feed_forward_length", 0) if experts else None)
     return _checked(
         {
             "architecture": family,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from lmserve.model.config import ModelConfig, RecurrentLayer
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import FULL, gguf_fields, gguf_windows, hf_fields, hybrid_layers
+from lmserve.model.families.recurrent_tensors import conv_tensor
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import SelfAttention, attend
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, gated_mlp
 from lmserve.model.layers.short_conv import ShortConv, load_short_conv, short_conv
-from lmserve.model.tensors import StoredTensor
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -85,14 +85,8 @@ def _config(
 
 
 def _gguf_tensors(tensors: Tensors, _config: Lfm2Config) -> Tensors:
-    """The tensors with the convolutions' weights in the shape that Hugging Face stores them in."""
-    shaped = dict(tensors)
-    for name, tensor in tensors.items():
-        if name.endswith(".conv.conv.weight") and isinstance(tensor, StoredTensor) and len(tensor.shape) == 2:
-            channels, kernel = tensor.shape
-            data = tensor.data.reshape(channels, 1, kernel)
-            shaped[name] = replace(tensor, shape=(channels, 1, kernel), data=data)
-    return shaped
+    is_conv = ".conv.conv.weight"
+    return {name: conv_tensor(tensor) if name.endswith(is_conv) else tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,15 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True)
 class Experts(Generic[W]):
-    """Loaded weights; `shared`: of the network that every token passes beside its experts, if there is one."""
+    """Loaded weights; `shared`: of the network that every token passes beside its experts, if there is one.
+
+    `shared_gate`: of the linear layer whose sigmoid that network's output is multiplied with.
+    """
 
     router: W
     experts: W
     shared: GatedMlp[W] | None = None
+    shared_gate: W | None = None
     activation: Activation = SILU
 
 
@@ -87,4 +91,7 @@ def mixture(ops: Ops[A, W], x: A, weights: Experts[W]) -> A:
     mixed = ops.experts(x, ops.route(x, weights.router), weights.experts)
     if weights.shared is None:
         return mixed
-    return ops.add(gated_mlp(ops, x, weights.shared, weights.activation), mixed)
+    shared = gated_mlp(ops, x, weights.shared, weights.activation)
+    if weights.shared_gate is not None:
+        shared = ops.gate_rows(shared, ops.linear(x, weights.shared_gate))
+    return ops.add(shared, mixed)

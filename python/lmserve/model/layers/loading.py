@@ -5,6 +5,7 @@ The same constructor says which tensors a checkpoint must have (`expected_tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
@@ -64,6 +65,11 @@ class Loader(Generic[A, W]):
         own = self.tensor(f"{name}.bias", (channels,)) if bias else None
         return self.ops.load_conv(self.tensor(f"{name}.weight", (channels, 1, kernel)), own)
 
+    def scan(self, heads: int, *, skip: bool = False, limits: tuple[float, float] = (0.0, math.inf)) -> W:
+        """The numbers of a recurrence: A, which is negative, dt_bias, and D if it has one."""
+        decay, bias = self.tensor("A", (heads,)), self.tensor("dt_bias", (heads,))
+        return self.ops.load_scan(decay, bias, self.tensor("D", (heads,)) if skip else None, limits)
+
     def number(self, name: str) -> float:
         """A tensor of one number; 1 where nothing is loaded."""
         values = self.tensor(name, (1,)).dequantize().reshape(-1)
@@ -110,6 +116,9 @@ class _Nowhere:
         """Nothing."""
 
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> None:
+        """Nothing."""
+
+    def load_scan(self, *numbers: object) -> None:
         """Nothing."""
 
 
