@@ -598,8 +598,13 @@ class CpuModel:
         Without the GIL, on all threads. Raises LmserveError where the bytes are not those of the shape.
         """
 
-    def add_norm(self, weight: Any, eps: float, *, bias: Any | None = None, centered: bool = False) -> int:
-        """Take the float32 weight of an RMS norm, or of a layer norm (`centered`); gives its number."""
+    def add_norm(
+        self, weight: Any, eps: float, *, bias: Any | None = None, centered: bool = False, parts: int = 1
+    ) -> int:
+        """Take the float32 weight of an RMS norm, or of a layer norm (`centered`); gives its number.
+
+        Each of `parts` of a row is normed by itself.
+        """
 
     def add_sinks(self, sinks: Any) -> int:
         """Take the float32 sinks of a layer's attention, one for each query head; gives their number."""

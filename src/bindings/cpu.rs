@@ -243,17 +243,19 @@ impl CpuModel {
         Ok(py.detach(|| lock(&self.0).add_linear(&matrices))?)
     }
 
-    /// Takes the weight of an RMS norm, or of a layer norm (`centered`); gives its number.
-    #[pyo3(signature = (weight, eps, *, bias=None, centered=false))]
+    /// Takes the weight of an RMS norm, or of a layer norm (`centered`); gives its number. Each of `parts` of a row is
+    /// normed by itself.
+    #[pyo3(signature = (weight, eps, *, bias=None, centered=false, parts=1))]
     fn add_norm(
         &self,
         weight: &Bound<'_, PyAny>,
         eps: f32,
         bias: Option<&Bound<'_, PyAny>>,
         centered: bool,
+        parts: usize,
     ) -> PyResult<usize> {
         let (weight, bias) = (values(weight)?, bias.map(values).transpose()?);
-        Ok(lock(&self.0).add_norm(weight, bias, eps, centered)?)
+        Ok(lock(&self.0).add_norm(weight, bias, eps, centered, parts)?)
     }
 
     /// Takes the sinks of a layer's attention; gives their number.

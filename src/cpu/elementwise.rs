@@ -21,6 +21,13 @@ pub struct Norm<'a> {
 }
 
 impl Norm<'_> {
+    /// Of weights for several parts of a row, those of one; they have no bias unless there is but one part.
+    #[must_use]
+    pub fn part(&self, index: usize, width: usize) -> Self {
+        let weight = &self.weight[index * width..(index + 1) * width];
+        Self { weight, ..*self }
+    }
+
     /// `out` = the norm of `x`; all of one length.
     #[inline(always)]
     fn apply<S: Simd>(&self, s: S, x: &[f32], out: &mut [f32]) {

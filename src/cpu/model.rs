@@ -67,9 +67,15 @@ pub(super) struct NormWeight {
     bias: Option<Vec<f32>>,
     eps: f32,
     centered: bool,
+    /// Parts of a row that are normed by themselves and have weights of their own.
+    pub(super) parts: usize,
 }
 
 impl NormWeight {
+    fn width(&self) -> usize {
+        self.weight.len() / self.parts
+    }
+
     pub(super) fn view(&self) -> Norm<'_> {
         Norm {
             weight: &self.weight,
@@ -273,6 +279,7 @@ impl Model {
         bias: Option<Vec<f32>>,
         eps: f32,
         centered: bool,
+        parts: usize,
     ) -> Result<usize> {
         let fits = |bias: &Vec<f32>| bias.len() == weight.len();
         check(
@@ -280,11 +287,16 @@ impl Model {
             "norm",
             || "a norm's weight and bias must be of one width".to_owned(),
         )?;
+        let divided = parts > 0 && weight.len().is_multiple_of(parts);
+        check(divided && (parts == 1 || bias.is_none()), "norm", || {
+            format!("{parts} parts must share a norm's weights, and have no bias")
+        })?;
         self.weights.push(Weight::Norm(NormWeight {
             weight,
             bias,
             eps,
             centered,
+            parts,
         }));
         Ok(self.weights.len() - 1)
     }
@@ -369,10 +381,18 @@ impl Model {
         }
     }
 
-    /// How wide a norm is.
+    /// How wide a norm is that is not of parts of a row.
     fn norm_width(&self, weight: usize) -> Result<usize> {
+        let norm = self.norm_weight(weight)?;
+        check(norm.parts == 1, "program", || {
+            format!("norm {weight} is one of parts of a row")
+        })?;
+        Ok(norm.width())
+    }
+
+    fn norm_weight(&self, weight: usize) -> Result<&NormWeight> {
         match self.weights.get(weight) {
-            Some(Weight::Norm(norm)) => Ok(norm.weight.len()),
+            Some(Weight::Norm(norm)) => Ok(norm),
             _ => Err(Error::invalid(
                 "program",
                 format!("weight {weight} is no norm"),
@@ -414,7 +434,11 @@ impl Model {
     /// # Errors
     /// As [`Self::record_embed`].
     pub fn record_norm(&self, program: &mut Program, x: usize, weight: usize) -> Result<usize> {
-        program.norm(x, weight, self.norm_width(weight)?)
+        let norm = self.norm_weight(weight)?;
+        if norm.parts > 1 {
+            program.expect(x, "norm", norm.weight.len())?;
+        }
+        program.norm(x, weight, norm.width())
     }
 
     /// Records the norm of `residual + x * scale`, and gives it and the sum, which takes the place of `residual`.

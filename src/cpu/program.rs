@@ -270,7 +270,7 @@ impl Program {
         }
     }
 
-    fn expect(&self, handle: usize, what: &str, width: usize) -> Result<Value> {
+    pub(super) fn expect(&self, handle: usize, what: &str, width: usize) -> Result<Value> {
         let value = self.value(handle)?;
         if value.width == width {
             return Ok(value);

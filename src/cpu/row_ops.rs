@@ -57,11 +57,11 @@ pub unsafe fn norm(
     isa: Isa,
     x: SharedSlice<f32>,
     rows: usize,
-    norm: Norm,
+    (norm, parts): (Norm, usize),
     out: SharedSlice<f32>,
     quantized: Option<&QuantizedRows>,
 ) {
-    let width = norm.weight.len();
+    let width = norm.weight.len() / parts;
     team.for_chunks(rows, quantized_chunk(team, rows, quantized), |range| {
         let each = |row: usize| {
             let at = row * width..(row + 1) * width;
@@ -69,7 +69,7 @@ pub unsafe fn norm(
             unsafe {
                 let row = NormRow {
                     x: x.get(at.clone()),
-                    norm,
+                    norm: norm.part(row % parts, width),
                     out: out.get_mut(at),
                 };
                 dispatch(isa, row);
@@ -475,7 +475,7 @@ mod tests {
         let given = SharedSlice::read_only(&x);
         // SAFETY: nobody else has the buffers.
         let normed = run(50 * WIDTH, |team, out| unsafe {
-            norm(team, isa, given, 50, rms(&weight), out, None);
+            norm(team, isa, given, 50, (rms(&weight), 1), out, None);
         });
         let mut one = vec![0.0; WIDTH];
         for (row, found) in x.chunks(WIDTH).zip(normed.chunks(WIDTH)) {
@@ -541,7 +541,7 @@ mod tests {
                 // SAFETY: nobody else has the buffers.
                 unsafe {
                     match way {
-                        0 => norm(team, isa, x, rows, rms(&weight), out, quantized),
+                        0 => norm(team, isa, x, rows, (rms(&weight), 1), out, quantized),
                         1 => add_norm(
                             team,
                             isa,

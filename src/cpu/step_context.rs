@@ -78,8 +78,13 @@ impl<'a> StepContext<'a> {
     }
 
     fn norm(&self, weight: usize) -> Norm<'a> {
+        self.norm_of_parts(weight).0
+    }
+
+    /// A norm, and for how many parts of a row it has weights.
+    fn norm_of_parts(&self, weight: usize) -> (Norm<'a>, usize) {
         match &self.weights[weight] {
-            Weight::Norm(weight) => weight.view(),
+            Weight::Norm(weight) => (weight.view(), weight.parts),
             _ => unreachable!("the recorder has looked at the weight"),
         }
     }
@@ -170,7 +175,8 @@ impl<'a> StepContext<'a> {
                 } => {
                     let (x, n, to) = (self.buffer(x), self.rows(out) * groups, self.buffer(out));
                     let quantized = self.quantized_rows(out, quantize);
-                    row_ops::norm(team, isa, x, n, self.norm(weight), to, quantized.as_ref());
+                    let norm = self.norm_of_parts(weight);
+                    row_ops::norm(team, isa, x, n, norm, to, quantized.as_ref());
                 }
                 Op::AddNorm {
                     x,

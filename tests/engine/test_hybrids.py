@@ -50,7 +50,7 @@ def test_chunks_give_what_steps_give_over_a_long_prompt(rule, speed):
             assert (one - other).abs().max() < 1e-4 * max(1.0, other.abs().max().item())
 
 
-@pytest.mark.parametrize("family", ["qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_5", "granitemoehybrid"])
 def test_both_ops_agree_over_a_long_prompt(family, tmp_path):
     tiny_models.make(family, tmp_path, max_position_embeddings=2 * LONG)
     prompt = np.random.default_rng(3).integers(0, 199, LONG)
@@ -122,3 +122,44 @@ def test_configurations_that_do_not_fit_are_refused(changes, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw | changes))
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("ops", ["torch", "cpu"])
+def test_time_steps_are_held_within_their_limits(ops, tmp_path):
+    reference = tiny_models.make("granitemoehybrid_dense", tmp_path, time_step_limit=(0.2, 0.4))
+    options = RunnerOptions(device="cpu", ops=ops, quantize="none" if ops == "cpu" else "auto", kv_memory=4 << 20)
+    runner = load_runner(open_checkpoint(tmp_path), options)
+    greedy(runner)
+    driver = Driver(runner)
+    sequence = driver.start(np.random.default_rng(2).integers(0, 199, 50))
+    driver.generate([sequence], 16)
+    logits = tiny_models.reference_logits(reference, sequence.tokens)[49:-1]
+    assert np.abs(np.array(sequence.logits) - logits).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mamba_n_groups": 3}, "a Mamba-2 mixer of width 96 has 4 heads in 3 groups"),
+        ({"mamba_n_heads": 8}, "tensor model.layers.1.mamba.in_proj.weight must have 232 rows, but has 228"),
+        ({"time_step_limit": [1, 0]}, "time_step_limit must be two numbers in order"),
+        ({"time_step_limit": [1]}, "time_step_limit must be two numbers, but is"),
+        ({"layer_types": ["mamba", "rnn", "attention"]}, "'rnn' is among them"),
+    ],
+)
+def test_mixers_that_do_not_fit_are_refused(changes, message, tmp_path):
+    tiny_models.make("granitemoehybrid_dense", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_older_names_of_layers_are_known(tmp_path):
+    tiny_models.make("granitemoehybrid", tmp_path)
+    newer = open_checkpoint(tmp_path).config
+    raw = json.loads((tmp_path / "config.json").read_text())
+    older = {"linear_attention": "mamba", "full_attention": "attention"}
+    raw["layer_types"] = [older[kind] for kind in raw["layer_types"]]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert open_checkpoint(tmp_path).config == newer

@@ -53,6 +53,9 @@ ARCHITECTURES = {
     "qwen3_5_small": "qwen35",
     "qwen3_5_moe": "qwen35moe",
     "qwen3_next": "qwen3next",
+    "granitemoehybrid": "granitehybrid",
+    "granitemoehybrid_dense": "granitehybrid",
+    "granitemoehybrid_attention": "granite",
 }
 
 

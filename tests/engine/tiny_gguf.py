@@ -73,6 +73,25 @@ QWEN_NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
 OTHER_NAMES = {
+    "granite": {
+        "shared_mlp.gate_proj": "ffn_gate",
+        "shared_mlp.up_proj": "ffn_up",
+        "shared_mlp.output_linear": "ffn_down",
+    },
+    "granitehybrid": {
+        "mamba.in_proj": "ssm_in",
+        "mamba.conv1d": "ssm_conv1d",
+        "mamba.dt": "ssm_dt",
+        "mamba.norm": "ssm_norm",
+        "mamba.out_proj": "ssm_out",
+        "block_sparse_moe.router": "ffn_gate_inp",
+        "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+        "block_sparse_moe.experts.up_proj": "ffn_up_exps",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+        "shared_mlp.gate_proj": "ffn_gate_shexp",
+        "shared_mlp.up_proj": "ffn_up_shexp",
+        "shared_mlp.output_linear": "ffn_down_shexp",
+    },
     "qwen35": QWEN_NAMES,
     "qwen35moe": QWEN_NAMES,
     "qwen3next": QWEN_NAMES,
@@ -138,7 +157,7 @@ OTHER_NAMES = {
     "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
 }
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
-PERMUTED = ("llama", "internlm2", "mistral3", "granite", "granitemoe", "smollm3")
+PERMUTED = ("llama", "internlm2", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3")
 # Architectures whose norms are stored as what is multiplied by, not as what is added to 1.
 SHIFTED = ("gemma2", "gemma3", "qwen35", "qwen35moe", "qwen3next")
 # Architectures whose files have so many layers behind the others, which guess tokens ahead.
@@ -169,6 +188,11 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
         heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
         writer.add_head_count_kv(heads)
+    elif architecture == "granitehybrid":
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(
+            [config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types]
+        )
     else:
         if (inner := getattr(config, "intermediate_size_mlp", getattr(config, "intermediate_size", None))) is not None:
             writer.add_feed_forward_length(inner)
@@ -218,13 +242,17 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
     for name, parameter in tensors.items():
         if "act_fn" in name:
             continue
-        if name.endswith(".A_log"):
-            target = f"blk.{name.split('.')[2]}.ssm_a"
-            writer.add_tensor(target, -np.exp(parameter.detach().numpy()))
+        if name.endswith((".A_log", ".D")):
+            values = parameter.detach().numpy()
+            part, values = ("d", values) if name.endswith(".D") else ("a", -np.exp(values))
+            values = values.reshape(-1, 1) if ".mamba." in name else values
+            writer.add_tensor(f"blk.{name.split('.')[2]}.ssm_{part}", values)
             continue
         stem, kind = name.rsplit(".", 1)
         prefix, _, rest = stem.removeprefix("model.layers.").partition(".")
         target = f"blk.{prefix}.{names[rest]}" if stem not in names else names[stem]
+        if architecture == "granitehybrid" and not config.num_local_experts:
+            target = target.removesuffix("_shexp")
         is_conv = name.endswith((".conv.weight", ".conv1d.weight"))
         stored_parameter = parameter.squeeze(1) if is_conv else parameter
         values = stored_parameter.detach().numpy()
@@ -241,6 +269,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
             stored_parameter.copy_(torch.from_numpy(restored))
         if architecture in SHIFTED and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
             stored = stored + np.float32(1)
+        if name.endswith("mamba.norm.weight"):
+            stored, rows = stored.reshape(config.mamba_n_groups, -1), np.arange(config.mamba_n_groups)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
@@ -279,6 +309,8 @@ def _separated(tensors: dict) -> dict:
                 found[f"{stem}.down_proj.bias"] = values
             case "gate_up_proj" | "down_proj" | "sinks":
                 found[f"{name}.weight"] = values
+            case "dt_bias":
+                found[f"{stem}.dt.bias"] = tensor
             case "per_expert_scale":
                 found[name.replace("router.per_expert_scale", "experts.down_proj.scale")] = values
             case _:
@@ -329,10 +361,8 @@ def _delta_nets(tensors: dict, config, *, tiled: bool) -> dict:
                 found[name] = torch.cat([both, reordered(own, columns)])
             case "in_proj_z.weight":
                 found[name] = reordered(tensor.data, columns)
-            case "in_proj_b.weight" | "in_proj_a.weight" | "A_log":
+            case "in_proj_b.weight" | "in_proj_a.weight" | "A_log" | "dt.bias":
                 found[name] = reordered(tensor.data, 1)
-            case "dt_bias":
-                found[f"{stem}dt.bias"] = reordered(tensor.data, 1)
             case "out_proj.weight":
                 found[name] = reordered(tensor.data, columns, 1)
             case _:
@@ -468,6 +498,18 @@ def _granite_moe(writer: gguf.GGUFWriter, config) -> None:
         writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
 
 
+def _granite_hybrid(writer: gguf.GGUFWriter, config) -> None:
+    _granite(writer, config)
+    if config.num_local_experts:
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_inner_size(config.mamba_expand * config.hidden_size)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+    writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
+
+
 def _llama4(writer: gguf.GGUFWriter, config) -> None:
     writer.add_expert_feed_forward_length(config.intermediate_size)
     writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
@@ -556,6 +598,7 @@ KEYS = {
     "glm4moe": _glm4_moe,
     "deepseek2": _deepseek2,
     "granitemoe": _granite_moe,
+    "granitehybrid": _granite_hybrid,
     "llama4": _llama4,
     "mistral3": _mistral3,
     "phi3": _windows,

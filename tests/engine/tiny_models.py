@@ -40,6 +40,12 @@ LATENT = {
 SLIDING, FULL = "sliding_attention", "full_attention"
 LINEAR = "linear_attention"
 WINDOW = 24
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.4,
+}
 
 # One row for each family, and one more for each form of it that computes something else.
 CONFIGS = {
@@ -315,6 +321,45 @@ CONFIGS = {
         linear_value_head_dim=16,
         linear_conv_kernel_dim=3,
     ),
+    # As H tiny and small: experts, and no rotation.
+    "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(
+        **SHAPE,
+        **GRANITE,
+        layer_types=[LINEAR, FULL, LINEAR],
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        shared_intermediate_size=56,
+        mamba_n_heads=6,
+        mamba_d_state=12,
+    ),
+    # As H micro: no experts; and what no published model has.
+    "granitemoehybrid_dense": lambda: transformers.GraniteMoeHybridConfig(
+        **SHAPE,
+        **GRANITE,
+        layer_types=[FULL, LINEAR, LINEAR],
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        shared_intermediate_size=80,
+        position_embedding_type="rope",
+        attention_bias=True,
+        mamba_n_heads=4,
+        mamba_n_groups=2,
+        mamba_d_state=8,
+        mamba_d_conv=3,
+        tie_word_embeddings=True,
+    ),
+    # As 4.0 micro, which has no recurrent layer.
+    "granitemoehybrid_attention": lambda: transformers.GraniteMoeHybridConfig(
+        **SHAPE,
+        **GRANITE,
+        layer_types=[FULL] * 3,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        shared_intermediate_size=80,
+        position_embedding_type="rope",
+        mamba_n_heads=4,
+        mamba_d_state=8,
+    ),
     "apertus": lambda: transformers.ApertusConfig(**SHAPE, rope_parameters=LLAMA3_ROPE),
 }
 
@@ -336,6 +381,8 @@ def make(family: str, folder: Path, **changes):
             elif name.endswith(("A_log", "dt_bias")):
                 # Drawn as for training, a state would forget all but the last tokens.
                 parameter.uniform_(-2, 0)
+            elif name.endswith(".D"):
+                parameter.uniform_(0.5, 1.5)
             elif "act_fn" in name:
                 parameter.uniform_(-0.5, 0.5)
             elif name.endswith((".bias", "proj_bias")):

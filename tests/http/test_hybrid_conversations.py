@@ -53,6 +53,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         linear_key_head_dim=8,
         linear_value_head_dim=8,
     ),
+    "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_local_experts=4,
+        shared_intermediate_size=32,
+        mamba_n_heads=4,
+        mamba_d_state=8,
+    ),
 }
 
 

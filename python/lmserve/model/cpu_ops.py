@@ -82,8 +82,8 @@ class CpuOps:
         del head  # rows are looked up in the layout of a linear layer
         return self._add_linear([source], [None], head_format(self._quantize))
 
-    def load_rms_norm(self, source: TensorSource, eps: float) -> int:
-        return self.core.add_norm(_floats(source), eps)
+    def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> int:
+        return self.core.add_norm(_floats(source), eps, parts=parts)
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> int:
         return self.core.add_norm(_floats(source), eps, bias=None if bias is None else _floats(bias), centered=True)

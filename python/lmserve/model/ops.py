@@ -53,8 +53,11 @@ class Ops(Protocol[A, W]):
     def load_embedding(self, source: TensorSource, *, head: bool) -> W:
         """Weight [vocab, hidden] of `embed`; with `head` (tied embeddings) it is given to `sample` as well."""
 
-    def load_rms_norm(self, source: TensorSource, eps: float) -> W:
-        """Weight [width] of an RMS norm: x * rsqrt(mean(x^2) + eps) * weight."""
+    def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> W:
+        """Weight [width] of an RMS norm: x * rsqrt(mean(x^2) + eps) * weight.
+
+        Each of `parts` of a row is normed by itself, with its part of the weight; such a norm is for `norm` alone.
+        """
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> W:
         """Weight and bias [width] of a layer norm: (x - mean(x)) * rsqrt(var(x) + eps) * weight + bias."""

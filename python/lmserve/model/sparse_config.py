@@ -11,6 +11,16 @@ from lmserve.model.router import Router
 MOST_EXPERTS = 1 << 16
 
 
+def check_experts(num_experts: int, expert_size: int, shared_size: int | None, router: Router) -> None:
+    """Raises CheckpointError for a size that is out of bounds, or a router that does not fit so many experts."""
+    largest = LARGEST["intermediate_size"]
+    sizes = ("num_experts", num_experts, MOST_EXPERTS), ("expert_size", expert_size, largest)
+    for name, size, most in (*sizes, ("shared_size", shared_size or 1, largest)):
+        if not 1 <= size <= most:
+            raise CheckpointError(f"{name} is {size}; it must be at least 1 and at most {most}")
+    router.check(num_experts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseConfig(ModelConfig):
     """`sparse` says for each layer whether it has experts: `num_experts` of width `expert_size`, chosen by `router`.
@@ -28,9 +38,4 @@ class SparseConfig(ModelConfig):
     def __post_init__(self) -> None:
         # A dataclass with slots is another class than the one that super() without arguments would look in.
         ModelConfig.__post_init__(self)
-        largest = LARGEST["intermediate_size"]
-        sizes = ("num_experts", self.num_experts, MOST_EXPERTS), ("expert_size", self.expert_size, largest)
-        for name, size, most in (*sizes, ("shared_size", self.shared_size or 1, largest)):
-            if not 1 <= size <= most:
-                raise CheckpointError(f"{name} is {size}; it must be at least 1 and at most {most}")
-        self.router.check(self.num_experts)
+        check_experts(self.num_experts, self.expert_size, self.shared_size, self.router)

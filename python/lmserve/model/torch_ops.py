@@ -98,8 +98,8 @@ class TorchOps:
         del head  # one layout serves both uses
         return TorchWeight(self._load([source]))
 
-    def load_rms_norm(self, source: TensorSource, eps: float) -> TorchWeight:
-        return TorchWeight(self._load([source]), eps=eps)
+    def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> TorchWeight:
+        return TorchWeight(self._load([source]), eps=eps, parts=parts)
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> TorchWeight:
         return TorchWeight(self._load([source]), None if bias is None else self._load([bias]), eps, centered=True)
@@ -198,6 +198,9 @@ class TorchOps:
         return rows if scale == 1 else rows * scale
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
+        if w.parts > 1:
+            own = x.view(*x.shape[:-1], w.parts, -1)
+            return functional.rms_norm(own, own.shape[-1:], None, w.eps).view(x.shape) * w.weight
         shape = w.weight.shape
         parts = x.view(*x.shape[:-1], x.shape[-1] // shape[0], *shape)
         if w.centered:

@@ -9,9 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TorchWeight:
-    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, and if it is a layer norm."""
+    """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, if it is a layer norm, and how
+    many parts of a row are normed by themselves.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     eps: float = 0.0
     centered: bool = False
+    parts: int = 1

@@ -22,6 +22,7 @@ from lmserve.model.families import (
     gpt_oss,
     granite,
     granitemoe,
+    granitemoehybrid,
     internlm2,
     lfm2,
     llama,
@@ -86,6 +87,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_5.FAMILY,
     qwen3_5_moe.FAMILY,
     qwen3_next.FAMILY,
+    granitemoehybrid.FAMILY,
     bert.FAMILY,
 )
 

@@ -84,7 +84,12 @@ def _gguf_config(file: GgufModel) -> GraniteMoeConfig:
 
 
 def _tensors(tensors: Tensors, config: GraniteMoeConfig) -> Tensors:
-    found = stacked(renamed(tensors, NAMES), config.num_experts)
+    return granite_tensors(tensors, config.num_experts)
+
+
+def granite_tensors(tensors: Tensors, experts: int) -> Tensors:
+    """The tensors under the names of `mlp` that are loaded: `gate`, `experts` and `shared_experts`."""
+    found = stacked(renamed(tensors, NAMES), experts)
     for name in [name for name in found if name.endswith(SHARED_INPUT)]:
         both, prefix = found.pop(name), name.removesuffix(SHARED_INPUT)
         half = both.shape[0] // 2

@@ -1,15 +1,27 @@
-"""How checkpoints store what recurrent layers load: the decay of a state, and the weights of a convolution."""
+"""How checkpoints store what recurrent layers load: the decay of a state, the weights of a convolution, and mixers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmserve.model.config import ModelConfig
+from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Tensors
 from lmserve.model.tensors import F32, StoredTensor, TensorSource
+
+# Of the mixers of Mamba-2 in GGUF files, but those that no `.weight` or `.bias` is behind.
+MAMBA_NAMES = {
+    "ssm_in": "in_proj",
+    "ssm_conv1d": "conv1d",
+    "ssm_dt": "dt",
+    "ssm_norm": "norm",
+    "ssm_out": "out_proj",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +77,58 @@ def conv_tensor(tensor: TensorSource) -> TensorSource:
         return tensor
     shape = (tensor.shape[0], 1, tensor.shape[1])
     return replace(tensor, shape=shape, data=tensor.data.reshape(shape))
+
+
+def mamba_tensors(tensors: Tensors, config: ModelConfig, mixer: str) -> Tensors:
+    """The tensors with those of Mamba-2's mixers, `mixer` of a layer, under the names and in the shapes that it loads.
+
+    in_proj becomes in_proj_z, in_proj_xbc and in_proj_dt. GGUF files store some with a dimension more than they have.
+    """
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if parts[0] == "blk" and parts[2:] in (["ssm_a"], ["ssm_d"]):
+            found[f"model.layers.{parts[1]}.{mixer}.{parts[2][-1].upper()}"] = _flat(tensor)
+            continue
+        prefix, _, last = name.partition(f".{mixer}.")
+        match last:
+            case "in_proj.weight" | "in_proj.bias" if config.recurrent:
+                found |= _input_parts(f"{prefix}.{mixer}.in_proj", last.rpartition(".")[2], tensor, config)
+            case "conv1d.weight":
+                found[name] = conv_tensor(tensor)
+            case "dt.bias":
+                found[f"{prefix}.{mixer}.dt_bias"] = tensor
+            case "norm.weight":
+                found[name] = _flat(tensor)
+            case _:
+                found[name] = tensor
+    return found
+
+
+def _input_parts(stem: str, kind: str, tensor: TensorSource, config: ModelConfig) -> Tensors:
+    layer = config.recurrent[0]
+    ends = np.cumsum([0, layer.heads * layer.columns, layer.channels, layer.heads])
+    if tensor.shape[0] != ends[-1]:
+        raise CheckpointError(f"tensor {tensor.name} must have {ends[-1]} rows, but has {tensor.shape[0]}")
+    return {
+        f"{stem}_{part}.{kind}": tensor.select_rows(np.arange(ends[at], ends[at + 1]))
+        for at, part in enumerate(("z", "xbc", "dt"))
+    }
+
+
+def _flat(tensor: TensorSource) -> TensorSource:
+    if not isinstance(tensor, StoredTensor) or len(tensor.shape) == 1:
+        return tensor
+    return replace(tensor, shape=(math.prod(tensor.shape),), data=tensor.data.reshape(-1))
+
+
+def time_step_limits(raw: dict[str, Any]) -> tuple[float, float]:
+    """The least and the most that a time step may be, of config.json. Raises CheckpointError for other than two."""
+    given = raw.get("time_step_limit") or (0.0, math.inf)
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        raise CheckpointError(f"config.json: time_step_limit must be two numbers, but is {given!r}")
+    # An infinite number is written as an object by transformers.
+    least, most = (float(limit["__float__"]) if isinstance(limit, dict) else float(limit) for limit in given)
+    if math.isnan(least) or math.isnan(most) or least > most:
+        raise CheckpointError(f"config.json: time_step_limit must be two numbers in order, but is {given!r}")
+    return least, most

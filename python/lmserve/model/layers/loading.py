@@ -47,9 +47,9 @@ class Loader(Generic[A, W]):
         """A table of embeddings; `head`: it is the head as well."""
         return self.ops.load_embedding(self.tensor(f"{name}.weight", (rows, width)), head=head)
 
-    def rms_norm(self, name: str, width: int, eps: float) -> W:
-        """The weight of an RMS norm."""
-        return self.ops.load_rms_norm(self.tensor(f"{name}.weight", (width,)), eps)
+    def rms_norm(self, name: str, width: int, eps: float, *, parts: int = 1) -> W:
+        """The weight of an RMS norm, or of one of each of so many parts of a row."""
+        return self.ops.load_rms_norm(self.tensor(f"{name}.weight", (width,)), eps, parts)
 
     def unweighted_rms_norm(self, width: int, eps: float) -> W:
         """An RMS norm whose weights are all 1, which no file stores."""
@@ -97,7 +97,7 @@ class _Nowhere:
     def load_embedding(self, source: TensorSource, *, head: bool) -> None:
         """Nothing."""
 
-    def load_rms_norm(self, source: TensorSource, eps: float) -> None:
+    def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> None:
         """Nothing."""
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> None:
