@@ -315,6 +315,9 @@ class Engine:
     def session_tokens(self, tenant: int, session_id: SessionId) -> list[int]:
         """Committed token ids of a session. 404 if unknown."""
 
+    def count_tokens(self, submission: bytes) -> int:
+        """Tokens of the prompt that a submission would be computed for; nothing is. Raises LmserveError (400, 404)."""
+
     def session_transcript(self, tenant: int, session_id: SessionId) -> list[tuple[str, str, list[int], list[int]]]:
         """(input text, output text, input token ids, output token ids) of each turn, special tokens written out."""
 

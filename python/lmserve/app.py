@@ -35,6 +35,7 @@ from lmserve.api.routes.interactive import chat_interactive
 from lmserve.api.routes.messages import count_tokens, create_message
 from lmserve.api.routes.metrics import metrics
 from lmserve.api.routes.models import get_model, list_models
+from lmserve.api.routes.response_tools import compact_response, count_input_tokens
 from lmserve.api.routes.responses import (
     cancel_response,
     create_response,
@@ -84,6 +85,8 @@ API: Final = (
     list_input_items,
     cancel_response,
     delete_response,
+    count_input_tokens,
+    compact_response,
     create_message,
     count_tokens,
     embeddings,

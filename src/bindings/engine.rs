@@ -235,6 +235,11 @@ impl Engine {
         page.iter().map(|info| info_dict(py, info)).collect()
     }
 
+    /// Tokens of the prompt that a submission would be computed for; nothing is.
+    fn count_tokens(&self, py: Python<'_>, submission: &[u8]) -> PyResult<usize> {
+        Ok(py.detach(|| self.inner.count_tokens(submission))?)
+    }
+
     /// Committed token ids of a session.
     fn session_tokens(&self, tenant: u32, session_id: SessionId) -> PyResult<Vec<u32>> {
         let state = self.inner.session_state(&key(tenant, session_id))?;

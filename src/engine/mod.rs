@@ -7,6 +7,7 @@ mod choice;
 mod clock;
 mod config;
 mod core;
+mod count;
 mod embed;
 mod encode;
 mod events;

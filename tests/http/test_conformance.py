@@ -36,6 +36,8 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
     "/v1/responses": {"model": MODEL, "input": "Hello", "max_output_tokens": 2},
+    "/v1/responses/input_tokens": {"model": MODEL, "input": "Hello"},
+    "/v1/responses/compact": {"model": MODEL, "input": "Hello"},
     "/v1/embeddings": {"model": MODEL, "input": "Hello"},
     "/v1/messages": {"model": MODEL, "messages": HELLO, "max_tokens": 2},
     "/v1/messages/count_tokens": {"model": MODEL, "messages": HELLO},
@@ -146,6 +148,9 @@ PROBES: dict[str, Probe] = {
     "/v1/completions return_tokens_as_token_ids": probe(True, logprobs=1),
     "/v1/chat/completions prompt_cache_key": probe("a"),
     "/v1/responses prompt_cache_key": probe("a"),
+    "/v1/responses/input_tokens reasoning": probe({"effort": "none"}),
+    "/v1/responses/input_tokens tools": probe([{"type": "function", "name": "f"}]),
+    "/v1/responses/input_tokens tool_choice": probe("required", tools=[{"type": "function", "name": "f"}]),
     "previous_response_id": probe("resp_0123456789abcdef"),
     "instructions": probe("Be brief."),
     "store": probe(False),
@@ -266,8 +271,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    core = RecordingCore(formula_engine())
-    text = TextLayer(byte_tokenizer(begins=True), _core.ChatTemplate(f"{TEMPLATE}{{{{ enable_thinking }}}}", b"{}"))
+    template = _core.ChatTemplate(f"{TEMPLATE}{{{{ enable_thinking }}}}", b"{}")
+    core = RecordingCore(formula_engine(template=template))
+    text = TextLayer(byte_tokenizer(begins=True), template)
     engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text)  # type: ignore[arg-type]
     with (
         ServerThread(create_app(engine, NAMES)) as thread,

@@ -405,7 +405,8 @@ def test_keys_do_not_share_responses() -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"background": True, "stream": True}, "background"),
+        ({"input": [{"type": "compaction"}]}, "input[0].encrypted_content"),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAA.x"}]}, "input[0].encrypted_content"),
         ({"background": True, "store": False}, "background"),
         ({"n": 2}, "n"),
     ],
@@ -424,9 +425,11 @@ def test_ids_of_nothing(client: httpx.Client, response_id: str) -> None:
     error_of(response, 404, "previous_response_not_found", "previous_response_id")
 
 
-def test_a_stored_response_is_not_streamed_again(client: httpx.Client) -> None:
-    first = respond(client)
-    error_of(client.get(f"{ROUTE}/{first['id']}", params={"stream": "true"}), 400, "unsupported_parameter", "stream")
+def test_what_was_no_stream_of_the_background_is_not_streamed_again(client: httpx.Client) -> None:
+    first, silent = respond(client), respond(client, background=True)
+    for given in (first, silent):
+        error_of(client.get(f"{ROUTE}/{given['id']}", params={"stream": "true"}), 400, "events_not_kept", "stream")
+    error_of(client.get(f"{ROUTE}/{first['id']}", params={"starting_after": 3}), 400, param="starting_after")
 
 
 def stored(text: str = "x" * 100) -> StoredResponse:

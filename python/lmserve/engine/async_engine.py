@@ -105,6 +105,13 @@ class AsyncEngine:
         self._attach()
         return self._follow(self._core.embed(encode(submission)))
 
+    def count_tokens(self, submission: Submission) -> int:
+        """Tokens of the prompt that a submission would be computed for, history included; nothing is computed.
+
+        Raises LmserveError (400, 404). It may take its time, and can be called on any thread.
+        """
+        return self._core.count_tokens(encode(submission))
+
     def cancel_session(self, tenant: int, session_id: SessionId) -> bool:
         """The session's running turn ends with what it has. False: none runs."""
         return self._core.cancel_session(tenant, session_id)

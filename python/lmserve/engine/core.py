@@ -41,6 +41,9 @@ class CoreEngine(Protocol):
     def embed(self, submission: bytes) -> CoreStream:
         """Takes one JSON `EmbedSubmission`; the reply is whole."""
 
+    def count_tokens(self, submission: bytes, /) -> int:
+        """Tokens of the prompt that a `Submission` would be computed for. Raises LmserveError (400, 404)."""
+
     def cancel_session(self, tenant: int, session_id: SessionId, /) -> bool:
         """Ends the running turn with what it has. False: none ran."""
 

@@ -23,6 +23,12 @@ Metadata = Annotated[
 ]
 
 
+Previous = Annotated[
+    ResponseId | None,
+    Meta(description="Go on from this stored response, token for token. It stays, and may be continued again."),
+]
+
+
 class InputPart(Struct, frozen=True):
     """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
 
@@ -46,7 +52,7 @@ class InputItem(Struct, frozen=True, kw_only=True):
         Tag | None,
         Meta(
             description="message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, "
-            "reasoning; null: message. Items of other types are left out."
+            "reasoning, compaction; null: message. Items of other types are left out."
         ),
     ] = None
     role: Annotated[Role | None, Meta(description="Of a message.")] = None
@@ -60,6 +66,9 @@ class InputItem(Struct, frozen=True, kw_only=True):
     arguments: Annotated[Text | Arguments | None, Meta(description="Of a call: JSON, as a text or an object.")] = None
     input: Annotated[Text | None, Meta(description="Of a custom tool's call: its text.")] = None
     output: Annotated[Parts | None, Meta(description="Of a call's output.")] = None
+    encrypted_content: Annotated[
+        Text | None, Meta(description="Of a compaction: what /v1/responses/compact gave. Of reasoning: of no effect.")
+    ] = None
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,10 +100,7 @@ class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknow
         Text | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(description="One user message, or messages; with previous_response_id, what is new.", examples=["Hello!"]),
     ]
-    previous_response_id: Annotated[
-        ResponseId | None,
-        Meta(description="Go on from this stored response, token for token. It stays, and may be continued again."),
-    ] = None
+    previous_response_id: Previous = None
     instructions: Annotated[
         Text | None,
         Meta(description="A system message before the input; one that the conversation has already is not repeated."),
@@ -102,7 +108,11 @@ class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknow
     store: Annotated[bool | None, Meta(description="Keep the response; null: true.")] = None
     stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
     background: Annotated[
-        bool | None, Meta(description="Reply at once; GET shows how far it is. Not with stream, or store false.")
+        bool | None,
+        Meta(
+            description="Run it whoever waits for it. Without stream, the reply comes at once, and GET shows how far "
+            "it is; with stream, GET tells the events again. Not with store false."
+        ),
     ] = None
     max_output_tokens: Annotated[
         OutputLimit, Meta(description="Most tokens to generate; null, -1, or too many: what the context has left.")
@@ -369,7 +379,16 @@ class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="fun
     output: str
 
 
-StoredItem = StoredMessage | OutputCall | OutputCustomCall | StoredOutput | StoredCustomOutput | OutputReasoning
+class CompactionItem(Struct, frozen=True, kw_only=True, tag_field="type", tag="compaction"):
+    """A summary of what was said."""
+
+    id: str
+    encrypted_content: Annotated[str, Meta(description="Base64 of the summary, behind a word that names this form.")]
+
+
+StoredItem = (
+    StoredMessage | OutputCall | OutputCustomCall | StoredOutput | StoredCustomOutput | OutputReasoning | CompactionItem
+)
 
 
 class ItemList(Struct, frozen=True, kw_only=True):

@@ -159,7 +159,8 @@ TEXTS: Final = text_or_list_of(*READ, "refusal")
 SAID: Final = either(NULL, TEXTS)
 THOUGHTS: Final = text_or_list_of("reasoning_text", "text", "refusal")
 ITEMS: Final = [
-    *("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
+    *("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning"),
+    "compaction",
 ]
 # A tool of any other kind would be the server's to run, and is left out whatever it holds.
 OTHER_TOOL: Final = required(type=other_than("function", "custom"))
@@ -204,7 +205,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
         ),
     ),
     ResponsesRequest: (
-        either(off("background"), both(off("stream"), optional(store={"enum": [True, None]}))),
+        either(off("background"), optional(store={"enum": [True, None]})),
         either(
             optional(top_logprobs={"enum": [0, None]}),
             required(include={"type": "array", "contains": {"const": "message.output_text.logprobs"}}),
@@ -219,6 +220,7 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
             required(type={"const": "custom_tool_call"}, call_id=TEXT, name=TEXT, input=TEXT),
             required(type={"enum": ["function_call_output", "custom_tool_call_output"]}, call_id=TEXT, output=GIVEN),
             both(required(type={"const": "reasoning"}), optional(content=either(NULL, THOUGHTS))),
+            required(type={"const": "compaction"}, encrypted_content=TEXT),
             required(type=other_than(*ITEMS)),
         ),
     ),

@@ -8,10 +8,12 @@ from typing import Any, Final
 import msgspec
 
 from lmserve.api.convert.chat_messages import CUSTOM_ARGUMENT, arguments_of
+from lmserve.api.convert.compaction import opened
 from lmserve.api.convert.tools import Functions, qualified
 from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import (
+    CompactionItem,
     InputItem,
     InputPart,
     OutputCall,
@@ -35,7 +37,10 @@ NEEDED: Final = {
     "custom_tool_call": ("call_id", "name", "input"),
     "custom_tool_call_output": ("call_id", "output"),
     "reasoning": (),
+    "compaction": ("encrypted_content",),
 }
+# What the model reads before a summary of what was said.
+SUMMED_UP: Final = "Summary of our conversation so far:\n\n"
 
 
 def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]:
@@ -45,7 +50,7 @@ def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]
     """
     known = []
     for at, item in enumerate(items):
-        kind = item.type or "message"
+        kind = _kind(item)
         if kind not in NEEDED:
             ignored.add(f"input.{kind}")
             continue
@@ -66,10 +71,13 @@ def messages_of(items: Sequence[InputItem], functions: Functions) -> list[dict[s
     messages: list[dict[str, Any]] = []
     thoughts = ""
     for at, item in enumerate(items):
-        match item.type or "message":
+        match _kind(item):
             case "reasoning":
                 thoughts += _text_of(item.content or "", f"input[{at}].content", REASONING_PARTS)
                 continue
+            case "compaction":
+                summary = opened(item.encrypted_content or "", f"input[{at}].encrypted_content")
+                messages.append({"role": "user", "content": SUMMED_UP + summary})
             case "function_call_output" | "custom_tool_call_output":
                 output = _given_by(item, f"input[{at}].output")
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
@@ -94,11 +102,13 @@ def stored_items(items: Sequence[InputItem], unique: str) -> list[StoredItem]:
 
 
 def _stored(item: InputItem, unique: str) -> StoredItem:
-    match item.type or "message":
+    match _kind(item):
         case "reasoning":
             text = _text_of(item.content or "", "", REASONING_PARTS)
             content = [ReasoningText(text=text)] if text else []
             return OutputReasoning(id=f"rs_{unique}", status="completed", content=content)
+        case "compaction":
+            return CompactionItem(id=f"cmp_{unique}", encrypted_content=item.encrypted_content or "")
         case "function_call_output":
             return StoredOutput(id=f"fco_{unique}", call_id=item.call_id or "", output=_given_by(item))
         case "custom_tool_call_output":
@@ -126,6 +136,10 @@ def _stored(item: InputItem, unique: str) -> StoredItem:
             if item.role == "assistant":
                 part = StoredPart(type="output_text", text=text, annotations=[])
             return StoredMessage(id=f"msg_{unique}", role=item.role or "user", content=[part])
+
+
+def _kind(item: InputItem) -> str:
+    return "message" if item.type is None else item.type
 
 
 def _written(arguments: str | dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import CountTokensRequest, CustomTool, MessagesRequest, OutputConfig
 from lmserve.schemas.chat import ChatRequest
+from lmserve.schemas.compaction import CompactRequest, InputTokensRequest
 from lmserve.schemas.completions import CompletionRequest
 from lmserve.schemas.responses import ResponsesRequest, TextConfig
 from lmserve.schemas.thinking import Adaptive, Disabled, Enabled, Reasoning
@@ -49,7 +50,15 @@ REASONS: Final = {
     "suffix": "suffix asks for a text between prompt and suffix, which the served models do not write; leave it out",
 }
 
-REQUESTS: Final = (ChatRequest, CompletionRequest, MessagesRequest, CountTokensRequest, ResponsesRequest)
+REQUESTS: Final = (
+    ChatRequest,
+    CompletionRequest,
+    MessagesRequest,
+    CountTokensRequest,
+    ResponsesRequest,
+    InputTokensRequest,
+    CompactRequest,
+)
 PARTS: Final = (OutputConfig, TextConfig, Reasoning, Adaptive, Enabled, Disabled, CustomTool, FlatTool, ResponseTool)
 
 

@@ -19,6 +19,7 @@ from lmserve.schemas.anthropic import (
     MessagesRequest,
 )
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
+from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
 from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
 from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
@@ -371,6 +372,46 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "item_id": "fc_0123456789abcdef_out0",
             "output_index": 0,
             "delta": '{"city": "Par',
+        },
+    ),
+    InputTokensRequest: ({"model": MODEL, "input": "My name is Ada.", "instructions": "Be brief."},),
+    InputTokensReply: ({"object": "response.input_tokens", "input_tokens": 31},),
+    CompactRequest: (
+        {
+            "model": MODEL,
+            "input": [
+                {"role": "user", "content": "My name is Ada."},
+                {"role": "assistant", "content": "Hello, Ada!"},
+            ],
+        },
+        {"previous_response_id": RESPONSE_ID},
+    ),
+    CompactReply: (
+        {
+            "id": RESPONSE_ID,
+            "object": "response.compaction",
+            "created_at": CREATED,
+            "output": [
+                {
+                    "type": "message",
+                    "id": "msg_0123456789abcdef_0",
+                    "role": "user",
+                    "status": "completed",
+                    "content": [{"type": "input_text", "text": "My name is Ada."}],
+                },
+                {
+                    "type": "compaction",
+                    "id": "cmp_0123456789abcdef",
+                    "encrypted_content": "lmserve1.VGhlIHVzZXIgaXMgQWRhLg==",
+                },
+            ],
+            "usage": {
+                "input_tokens": 90,
+                "input_tokens_details": {"cached_tokens": 16, "cache_write_tokens": 0},
+                "output_tokens": 6,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": 96,
+            },
         },
     ),
     ResponseDeleted: ({"id": RESPONSE_ID, "object": "response", "deleted": True},),

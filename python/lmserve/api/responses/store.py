@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lmserve.api.responses.events import ResponseEvents
 from lmserve.api.responses.log import Remembered, ResponseLog
 from lmserve.engine.sessions import Fsync, StorageFault
 from lmserve.errors import LmserveError
@@ -23,6 +24,7 @@ from lmserve.schemas.responses import StoredItem
 
 MAX_RESPONSES: Final = 10_000
 MAX_BYTES: Final = 268_435_456  # of the texts that are kept
+MAX_EVENT_BYTES: Final = 67_108_864  # of the events of responses that have ended
 
 ID_BITS: Final = 62
 RESPONSE_ID: Final = re.compile("resp_([0-3][0-9a-f]{15})")
@@ -44,17 +46,45 @@ def session_of(response_id: str, param: str = "response_id") -> int:
     return FIRST_SESSION - int(match[1], 16)
 
 
+def ended_by_restart(body: bytes) -> bytes:
+    """A response that ran when the server ended has failed; others are as they were."""
+    if b'"status":"in_progress"' not in body:
+        return body
+    response = msgspec.json.decode(body)
+    if response["status"] != "in_progress":
+        return body
+    error = {"code": "server_error", "message": "the server ended while the response ran"}
+    return msgspec.json.encode({**response, "status": "failed", "error": error})
+
+
 def no_response(response_id: str, param: str = "response_id") -> LmserveError:
     code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
     message = f"there is no stored response {response_id!r}; it was never stored, was deleted, or had to make room"
     return LmserveError.new(404, code, message, param=param)
 
 
+class _Link(msgspec.Struct):
+    """The part of a response that says what it goes on from."""
+
+    previous_response_id: str | None
+
+
 class StoredResponse:
     """A response, from when it begins to run."""
 
-    def __init__(self, *, instructions: str | None, items: Sequence[StoredItem], body: bytes) -> None:
-        """`instructions`: those in force in the conversation. `body`: the response's JSON as it stands."""
+    def __init__(
+        self,
+        *,
+        instructions: str | None,
+        items: Sequence[StoredItem],
+        body: bytes,
+        events: ResponseEvents | None = None,
+    ) -> None:
+        """`instructions`: those in force in the conversation. `body`: the response's JSON as it stands.
+
+        `events`: where it was asked for in the background as a stream.
+        """
+        self.events = events
         self.instructions = instructions
         self.items = items
         self.body = body
@@ -77,6 +107,7 @@ class ResponseStore:
         *,
         max_responses: int = MAX_RESPONSES,
         max_bytes: int = MAX_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES,
     ) -> None:
         """`log`: where they are written down at their end, and when that is made safe: see `SessionLog`."""
         self._log = log
@@ -89,13 +120,17 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._responses: OrderedDict[tuple[int, str], StoredResponse] = OrderedDict()
         self._bytes = 0
+        self._max_event_bytes = max_event_bytes
+        self._replayable: OrderedDict[tuple[int, str], int] = OrderedDict()  # bytes of the events of those that ended
+        self._event_bytes = 0
 
     def restore(self) -> int:
         """Take what the log has. Blocks; before the first request. Raises LmserveError if it cannot be read."""
         if self._log is None:
             return 0
         for tenant, kept in self._log.open(self._remembered):
-            response = StoredResponse(instructions=kept.instructions, items=kept.items, body=bytes(kept.body))
+            body = ended_by_restart(bytes(kept.body))
+            response = StoredResponse(instructions=kept.instructions, items=kept.items, body=body)
             response.ended.set()
             self.begin(tenant, kept.id, response)
         # One thread: what is written is written in order.
@@ -123,6 +158,14 @@ class ResponseStore:
         self._bytes += response.size
         self._make_room()
 
+    def write_down(self, tenant: int, response_id: str) -> None:
+        """Let a response that runs outlive the server, as one that has failed: its client was told of it."""
+        response = self._responses.get((tenant, response_id))
+        if response is not None and self._log is not None:
+            self._write(
+                self._log.append, tenant, response_id, response.instructions, list(response.items), response.body
+            )
+
     def end(self, tenant: int, response_id: str, body: bytes | None) -> None:
         """Its outcome; None: there is none, and it is not kept."""
         response = self._responses.get((tenant, response_id))
@@ -136,6 +179,8 @@ class ResponseStore:
             response.ended.set()
             if self._log is not None:
                 self._write(self._log.append, tenant, response_id, response.instructions, list(response.items), body)
+            if response.events is not None:
+                self._keep_events((tenant, response_id), response.events.size)
             self._make_room()
         response.ended.set()
 
@@ -146,12 +191,21 @@ class ResponseStore:
             self._responses.move_to_end((tenant, response_id))
         return response
 
+    def conversation(self, tenant: int, response_id: str | None) -> list[StoredItem]:
+        """What was asked from the conversation's begin up to a response, as far as its responses are kept."""
+        links: list[Sequence[StoredItem]] = []
+        while response_id is not None and (response := self._responses.get((tenant, response_id))) is not None:
+            links.append(response.items)
+            response_id = msgspec.json.decode(response.body, type=_Link).previous_response_id
+        return [item for items in reversed(links) for item in items]
+
     def drop(self, tenant: int, response_id: str) -> bool:
         """Forget it. False: there was none."""
         response = self._responses.pop((tenant, response_id), None)
         if response is None:
             return False
         self._bytes -= response.size
+        self._event_bytes -= self._replayable.pop((tenant, response_id), 0)
         response.ended.set()
         if self._log is not None:
             self._write(self._log.drop, tenant, response_id)
@@ -203,6 +257,17 @@ class ResponseStore:
 
         if self._writer is not None and self._log is not None:
             self._writer.submit(work, self._log)
+
+    def _keep_events(self, key: tuple[int, str], size: int) -> None:
+        self._replayable[key] = size
+        self._event_bytes += size
+        while self._event_bytes > self._max_event_bytes:
+            oldest, given_up = self._replayable.popitem(last=False)
+            self._event_bytes -= given_up
+            response = self._responses[oldest]
+            if response.events is not None:
+                response.events.forget()
+                response.events = None
 
     def _make_room(self) -> None:
         while len(self._responses) > self._max_responses or (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 import msgspec
@@ -15,6 +17,7 @@ from lmserve.api.convert.thinking import response_thinking
 from lmserve.api.convert.tools import Functions, response_calling
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.serving import Serving, model_of
+from lmserve.api.responses.events import ResponseEvents
 from lmserve.api.responses.store import (
     ResponseStore,
     StoredResponse,
@@ -45,6 +48,8 @@ from lmserve.schemas.responses import (
 
 LOGPROBS: Final = "message.output_text.logprobs"
 PREVIOUS: Final = "previous_response_id"
+ENDS: Final = (b"event: response.completed\n", b"event: response.incomplete\n")
+FAILED: Final = b"event: response.failed\n"
 
 
 class ResponseTurn:
@@ -98,29 +103,63 @@ class ResponseTurn:
         self._keep()
         return RecordedResponse(stream, self._serving.responses, self._tenant, self._id)
 
-    def run_in_background(self) -> bytes:
-        """The response as it begins to run. Raises as `start`."""
-        stream = self._submit(stream=False)
-        stored = self._keep()
-        task = asyncio.create_task(self._run(stream))
+    def run_in_background(self) -> StoredResponse:
+        """Begin to run it, whoever waits for it. Raises as `start`; a later refusal is the response's error.
+
+        Where it is streamed, the response has events, which tell of a refusal.
+        """
+        stream = self._submit(stream=bool(self._data.stream))
+        stored = self._keep(ResponseEvents() if self._data.stream else None)
+        self._serving.responses.write_down(self._tenant, self._id)
+        task = asyncio.create_task(self._run(stream, stored.events))
         self._serving.background.add(task)
         task.add_done_callback(self._serving.background.discard)
-        return stored.body
+        return stored
 
-    async def _run(self, stream: AsyncStream) -> None:
+    def count_tokens(self) -> int:
+        """Tokens of the prompt, with what it goes on from. Blocks. Raises LmserveError (400, 404)."""
+        with self._known_parent():
+            return self._serving.engine.count_tokens(self._submission(stream=False))
+
+    @property
+    def size(self) -> int:
+        """About how many characters the input is."""
+        return len(msgspec.json.encode([self._messages, self._tools]))
+
+    async def _run(self, stream: AsyncStream, events: ResponseEvents | None) -> None:
+        responses = self._serving.responses
+        body, last, refusal = None, b"", None
         try:
-            body = await stream.body()
+            if events is None:
+                body = await stream.body()
+            else:
+                body, last = await _recorded(stream, events)
+                if body is None:
+                    body = self._failed(LmserveError.new(503, "draining", "the server stopped"))
         except LmserveError as error:
-            failure = ResponseFailure("server_error", str(error))
-            body = msgspec.json.encode(msgspec.structs.replace(self._reply(), status="failed", error=failure))
+            if events is not None and not events.count:
+                refusal = error
+            else:
+                body = self._failed(error)
         finally:
             stream.abort()
-        self._serving.responses.end(self._tenant, self._id, body)
-        await self._serving.responses.settled()
+        responses.end(self._tenant, self._id, body)
+        await responses.settled()
+        if events is not None:
+            # A reader hears of the end once the response is kept.
+            events.add(last)
+            events.end(refusal)
 
-    def _keep(self) -> StoredResponse:
+    def _failed(self, error: LmserveError) -> bytes:
+        failure = ResponseFailure("server_error", str(error))
+        return msgspec.json.encode(msgspec.structs.replace(self._reply(), status="failed", error=failure))
+
+    def _keep(self, events: ResponseEvents | None = None) -> StoredResponse:
         stored = StoredResponse(
-            instructions=self._instructions, items=self._items, body=msgspec.json.encode(self._reply())
+            instructions=self._instructions,
+            items=self._items,
+            body=msgspec.json.encode(self._reply()),
+            events=events,
         )
         self._serving.responses.begin(self._tenant, self._id, stored)
         return stored
@@ -136,8 +175,13 @@ class ResponseTurn:
         )
 
     def _submit(self, *, stream: bool) -> AsyncStream:
-        try:
+        with self._known_parent():
             return self._serving.engine.submit(self._submission(stream=stream))
+
+    @contextmanager
+    def _known_parent(self) -> Iterator[None]:
+        try:
+            yield
         except LmserveError as error:
             if error.status == 404 and self._data.previous_response_id is not None:
                 raise no_response(self._data.previous_response_id, PREVIOUS) from error
@@ -171,6 +215,17 @@ class ResponseTurn:
             sampling=sampling_params(data, logprobs=_logprobs(data)),
             stopping=stop_params(data, max_tokens=output_limit("max_output_tokens", data.max_output_tokens)),
         )
+
+
+async def _recorded(stream: AsyncStream, events: ResponseEvents) -> tuple[bytes | None, bytes]:
+    """Read `stream` into `events` up to its last piece; the response that this one has, and the piece."""
+    await stream.opened()
+    async for chunk in stream.chunks():
+        response = _response_at_end_of(chunk, (*ENDS, FAILED))
+        if response is not None:
+            return response, chunk
+        events.add(chunk)
+    return None, b""
 
 
 class _LastEvent(msgspec.Struct):
@@ -239,10 +294,10 @@ class RecordedResponse:
             self._store = None
 
 
-def _response_at_end_of(events: bytes) -> bytes | None:
-    """The response where the last event ends one; None too where it failed, for then there is no turn to go on from."""
+def _response_at_end_of(events: bytes, ends: tuple[bytes, ...] = ENDS) -> bytes | None:
+    """The response where the last event is one of `ends`; after a failure there is no turn to go on from."""
     last = events[events.rfind(b"\nevent: ") + 1 :]
-    if not last.startswith((b"event: response.completed\n", b"event: response.incomplete\n")):
+    if not last.startswith(ends):
         return None
     _, _, data = last.partition(b"\ndata: ")
     return bytes(msgspec.json.decode(data, type=_LastEvent).response)
@@ -251,8 +306,6 @@ def _response_at_end_of(events: bytes) -> bytes | None:
 def _check_background(data: ResponsesRequest, *, stores: bool) -> None:
     if not data.background:
         return
-    if data.stream:
-        raise LmserveError.invalid("background", "background excludes stream, but both were given as true")
     if not stores:
         raise LmserveError.invalid("background", "background needs store true, but false was given")
 

@@ -59,7 +59,11 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     turn = ResponseTurn(data, ignored, serving, tenant_of(request), lane)
     headers = ignored.headers()
     if data.background:
-        return Response(turn.run_in_background(), media_type="application/json", headers=headers)
+        stored = turn.run_in_background()
+        await serving.responses.settled()
+        if stored.events is not None:
+            return sse_reply(stored.events.follow(), headers)
+        return Response(stored.body, media_type="application/json", headers=headers)
     recorded = turn.start()
     return sse_reply(recorded, headers) if data.stream else EngineReply(recorded, headers=headers)
 
@@ -68,21 +72,34 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     ID,
     operation_id="get_response",
     summary="Read a stored response",
+    description="One of the background that was streamed can be streamed again, while its events are kept.",
     tags=TAGS,
+    operation_class=streams("named events", ResponseEvent, "Server-sent events, as they were and as they come."),
     responses=responses(ResponseReply, 400, 401, 404, 503),
 )
 async def get_response(
     response_id: FromPath[str],
     request: Request[Any, Any, Any],
-    stream: Annotated[
-        bool, QueryParameter(description="Not supported: a 400, unless false.", schema_extra={"enum": [False]})
-    ] = False,
-) -> Response[bytes]:
+    stream: Annotated[bool, QueryParameter(description="Its events, instead of the response as it stands.")] = False,
+    starting_after: Annotated[
+        int | None,
+        QueryParameter(ge=-1, le=2**31 - 1, description="With stream: only the events behind this sequence_number."),
+    ] = None,
+) -> Response[Any]:
     """As it stands: one that runs is in progress."""
-    if stream:
-        message = "a stored response is not streamed again; leave stream out"
-        raise LmserveError.invalid("stream", message, "unsupported_parameter")
-    return Response(_stored(request, response_id).body, media_type="application/json")
+    stored = _stored(request, response_id)
+    if not stream:
+        if starting_after is not None:
+            message = f"starting_after {starting_after} needs stream true, but it was false"
+            raise LmserveError.invalid("starting_after", message)
+        return Response(stored.body, media_type="application/json")
+    if stored.events is None:
+        message = (
+            "the events of this response are not kept: they are for a while, where it was asked for with background "
+            "and stream; leave stream out"
+        )
+        raise LmserveError.invalid("stream", message, "events_not_kept")
+    return sse_reply(stored.events.follow(-1 if starting_after is None else starting_after))
 
 
 @get(
