@@ -28,6 +28,16 @@ from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.routes.chat import chat_completions
 from lmserve.api.routes.completions import completions
+from lmserve.api.routes.conversations import (
+    create_conversation,
+    create_conversation_items,
+    delete_conversation,
+    delete_conversation_item,
+    get_conversation,
+    get_conversation_item,
+    list_conversation_items,
+    update_conversation,
+)
 from lmserve.api.routes.embeddings import embeddings
 from lmserve.api.routes.generate import generate
 from lmserve.api.routes.health import health, live
@@ -65,6 +75,7 @@ from lmserve.api.routes.sessions import (
 from lmserve.api.routes.tokenize import detokenize, encode, tokenize, tokenizer_info
 from lmserve.api.routes.usage import usage
 from lmserve.api.routes.web import index, web_file
+from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.keys import Keyring
 
@@ -87,6 +98,14 @@ API: Final = (
     delete_response,
     count_input_tokens,
     compact_response,
+    create_conversation,
+    get_conversation,
+    update_conversation,
+    delete_conversation,
+    list_conversation_items,
+    create_conversation_items,
+    get_conversation_item,
+    delete_conversation_item,
     create_message,
     count_tokens,
     embeddings,
@@ -144,6 +163,7 @@ def create_app(
     *,
     keys: Keyring | None = None,
     responses: ResponseStore | None = None,
+    database: Database | None = None,
     cors_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
     request_log: Form = "off",
@@ -159,7 +179,8 @@ def create_app(
     is the model's id, the others are accepted and listed too. `keys`: one of them is asked for on every route but
     /health and the pages, which hold no data; their limits are
     the engine's to hold, which must have been given `keys.tenants()`. `responses`: where stored responses are kept,
-    restored by the time that the engine is there; None: in memory alone. `cors_origins`: of pages that may use the
+    restored by the time that the engine is there; None: in memory alone. `database`: where conversations are kept, as
+    well; it must know the tenants of `keys`. `cors_origins`: of pages that may use the
     server; without keys, pages of other origins can change nothing. `allowed_hosts`: names that a request may give as
     the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `request_log`: the form of a line
     for each request. `tracing`: where a span for each request goes; its owner closes it. `max_body`: bytes of a
@@ -171,7 +192,7 @@ def create_app(
         serving: Serving = engine
         choosing = [DefineMiddleware(ChooseModel, members=engine)]
     else:
-        serving = Serving(model_names, engine, keys, responses, agent_sessions=agent_sessions)
+        serving = Serving(model_names, engine, keys, responses, database, agent_sessions=agent_sessions)
         choosing = []
 
     @asynccontextmanager

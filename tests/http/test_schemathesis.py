@@ -41,7 +41,7 @@ BEYOND_THE_SCHEMA = re.compile(
     r"|the session belongs to another model"
     r"|the session is not as it was exported|must be Base64|seed has decimal digits|the turns have \d+ tokens"
     r"|hold is at most"
-    r"|after must be an item of the response"
+    r"|after must be an item of the (?:response|conversation)"
     r"|the events of this response are not kept|starting_after \d+ needs stream true"
     r"|must be what /v1/responses/compact of this server gave|input or previous_response_id must be given"
     r"|the model wrote no summary"
@@ -129,4 +129,5 @@ def test_the_server_is_as_its_schema_says(url: str) -> None:
     assert {label for label in outcomes if label} == operations
     for label, outcome in outcomes.items():
         if label.startswith("POST"):
-            assert outcome.fuzzed >= EXAMPLES, label
+            # With an id in its path, an operation may get fewer cases: the ids that replies gave are tried first.
+            assert outcome.fuzzed >= (20 if "{" in label else EXAMPLES), label

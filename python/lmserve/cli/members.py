@@ -15,6 +15,7 @@ from lmserve import loading
 from lmserve.api.http.members import Member, Members
 from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.database import Database
 from lmserve.cli.models import tell
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
@@ -70,6 +71,7 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
     memory = plan.memory
     context = min(memory.max_model_len, USEFUL_CONTEXT)
     store: list[ResponseStore] = []
+    opened: list[Database] = []
 
     def responses() -> ResponseStore:
         assert config.session_dir is not None
@@ -78,11 +80,16 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
         ]
         return store[0]
 
+    def database() -> Database:
+        opened[:] = [Database(config.session_dir, config.keyring.durable_names(), config.session_fsync)]
+        return opened[0]
+
     def load() -> AsyncEngine:
         # Anew: the memory is that of now.
         engine = ModelPlan(source.path, config, source.published).load_async_engine()
         try:
             store[0].restore()
+            opened[0].open()
         except BaseException:
             engine.stop()
             raise
@@ -95,4 +102,5 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
         memory.max_model_len,
         plan.defaults.given(),
         responses,
+        database,
     )

@@ -13,6 +13,7 @@ from lmserve import loading
 from lmserve.api.http.edge import is_loopback
 from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.database import Database
 from lmserve.app import create_app
 from lmserve.cli.errors import CommandError
 from lmserve.cli.members import members_of
@@ -50,12 +51,13 @@ def serve_model(config: ServeConfig) -> None:
             _print(line)
 
         responses = _response_store(config)
+        database = Database(config.session_dir, config.keyring.durable_names(), config.session_fsync)
 
         def load() -> AsyncEngine:
             started = time.monotonic()
             try:
                 engine = plan.load_async_engine()
-                _restore(responses, engine)
+                _restore(responses, database, engine)
             except (OSError, MemoryError, RuntimeError) as error:
                 raise CommandError(f"the model could not be loaded: {error}") from error
             _print(f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C stops the server.")
@@ -63,7 +65,8 @@ def serve_model(config: ServeConfig) -> None:
 
         agent_sessions = config.agent_sessions == "on"
         common = _app_options(config, tracing)
-        app = create_app(load, names, responses=responses, agent_sessions=agent_sessions, **common)
+        stores: dict[str, Any] = {"responses": responses, "database": database}
+        app = create_app(load, names, agent_sessions=agent_sessions, **stores, **common)
         serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
@@ -115,10 +118,11 @@ def _response_store(config: ServeConfig) -> ResponseStore:
     return ResponseStore(log, config.session_fsync)
 
 
-def _restore(responses: ResponseStore, engine: AsyncEngine) -> None:
+def _restore(responses: ResponseStore, database: Database, engine: AsyncEngine) -> None:
     """The folder is this server's once the engine has it."""
     try:
         count = responses.restore()
+        database.open()
     except BaseException:
         engine.stop()
         raise

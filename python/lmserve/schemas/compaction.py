@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct
 
 from lmserve.schemas.bounds import MAX_MESSAGES, RequestedModel, Text
-from lmserve.schemas.hints import NoEffect, Unsupported
+from lmserve.schemas.hints import NoEffect
 from lmserve.schemas.responses import (
     CompactionItem,
+    ConversationId,
+    ConversationRef,
     InputItem,
     Previous,
     ResponseId,
@@ -17,6 +19,7 @@ from lmserve.schemas.responses import (
     StoredMessage,
     TextConfig,
 )
+from lmserve.schemas.sampling import OutputLimit
 from lmserve.schemas.thinking import Reasoning
 from lmserve.schemas.tools import MAX_TOOLS, FlatToolChoice, ResponseTool
 
@@ -46,7 +49,9 @@ class InputTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="Of no effect.")] = None
     personality: NoEffect = UNSET
-    conversation: Unsupported = UNSET
+    conversation: Annotated[
+        ConversationId | ConversationRef | None, Meta(description="As in /v1/responses; it stays as it is.")
+    ] = None
 
 
 class InputTokensReply(Struct, frozen=True, kw_only=True):
@@ -65,6 +70,10 @@ class CompactRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     previous_response_id: Previous = None
     instructions: Annotated[Text | None, Meta(description="A system message before the input.")] = None
+    max_output_tokens: Annotated[
+        OutputLimit,
+        Meta(description="Most tokens of the summary; null: 1024; -1, or too many: what the context has left."),
+    ] = None
     image: NoEffect = UNSET
     prompt_cache_key: NoEffect = UNSET
     prompt_cache_options: NoEffect = UNSET

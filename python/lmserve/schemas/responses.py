@@ -29,6 +29,15 @@ Previous = Annotated[
 ]
 
 
+ConversationId = Annotated[str, Meta(max_length=64, examples=["conv_0123456789abcdef0123456789abcdef"])]
+
+
+class ConversationRef(Struct, frozen=True):
+    """A conversation by its id."""
+
+    id: ConversationId
+
+
 class InputPart(Struct, frozen=True):
     """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
 
@@ -160,7 +169,13 @@ class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknow
         ),
     ] = None
 
-    conversation: Unsupported = UNSET
+    conversation: Annotated[
+        ConversationId | ConversationRef | None,
+        Meta(
+            description="Go on in this conversation: the model reads its items first, and what is asked and answered "
+            "is added to them. Not with previous_response_id."
+        ),
+    ] = None
     image: Unsupported = UNSET
     moderation: Unsupported = UNSET
     prompt: Unsupported = UNSET
@@ -276,6 +291,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     """What a response repeats of its request."""
 
     background: bool
+    conversation: ConversationRef | None
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
@@ -353,11 +369,11 @@ class StoredPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StoredMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
-    """A message of a response's input."""
+    """A message that is kept."""
 
     id: str
     role: Role
-    status: Literal["completed"] = "completed"
+    status: ItemStatus = "completed"
     content: list[StoredPart]
 
 
@@ -392,7 +408,7 @@ StoredItem = (
 
 
 class ItemList(Struct, frozen=True, kw_only=True):
-    """A page of a response's input."""
+    """A page of items."""
 
     object: Literal["list"] = "list"
     data: list[StoredItem]

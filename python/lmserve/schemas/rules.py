@@ -19,6 +19,7 @@ from lmserve.schemas.anthropic import (
 )
 from lmserve.schemas.bounds import MAX_TEXT_CHARS, MAX_TOKENS
 from lmserve.schemas.chat import ChatMessage, ChatRequest, ContentPart
+from lmserve.schemas.compaction import CompactRequest, InputTokensRequest
 from lmserve.schemas.completion_sampling import StreamOptions
 from lmserve.schemas.completions import MAX_PROMPT_TOKENS, CompletionRequest
 from lmserve.schemas.embeddings import MAX_INPUT_TOKENS, EmbeddingsRequest
@@ -64,6 +65,7 @@ FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
     SchemaFormat: {"schema": NOT_FALSE},
     ChatRequest: {"max_tokens": NOT_ZERO, "max_completion_tokens": NOT_ZERO, "guided_json": NOT_FALSE},
     ResponsesRequest: {"max_output_tokens": NOT_ZERO, "stop": NO_CANCEL},
+    CompactRequest: {"max_output_tokens": NOT_ZERO},
     TurnRequest: {"max_tokens": NOT_ZERO},
     InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
     MessagesRequest: {"system": SYSTEM},
@@ -206,11 +208,13 @@ RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
     ),
     ResponsesRequest: (
         either(off("background"), optional(store={"enum": [True, None]})),
+        at_most_one(previous_response_id=NULL, conversation=NULL),
         either(
             optional(top_logprobs={"enum": [0, None]}),
             required(include={"type": "array", "contains": {"const": "message.output_text.logprobs"}}),
         ),
     ),
+    InputTokensRequest: (at_most_one(previous_response_id=NULL, conversation=NULL),),
     InputItem: (
         either(
             both(required(role=TEXT, content=TEXTS), optional(type={"enum": ["message", None]})),

@@ -18,6 +18,8 @@ from lmserve.schemas.responses import (
     InputPart,
     OutputCall,
     OutputCustomCall,
+    OutputItem,
+    OutputMessage,
     OutputReasoning,
     ReasoningText,
     StoredCustomOutput,
@@ -43,7 +45,7 @@ NEEDED: Final = {
 SUMMED_UP: Final = "Summary of our conversation so far:\n\n"
 
 
-def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]:
+def known_items(items: Sequence[InputItem], ignored: Ignored, param: str = "input") -> list[InputItem]:
     """Those that the model can be shown; the others, what a server's own tools did, are added to `ignored`.
 
     Raises LmserveError (400) for an item that lacks a field.
@@ -51,35 +53,45 @@ def known_items(items: Sequence[InputItem], ignored: Ignored) -> list[InputItem]
     known = []
     for at, item in enumerate(items):
         kind = _kind(item)
+        for field, content in (("content", item.content), ("output", item.output)):
+            if content is not None and not isinstance(content, str):
+                _check_parts(content, f"{param}[{at}].{field}")
         if kind not in NEEDED:
-            ignored.add(f"input.{kind}")
+            ignored.add(f"{param}.{kind}")
             continue
         for field in NEEDED[kind]:
             if getattr(item, field) is None:
-                message = f"input[{at}]: a {kind} must have {field}"
-                raise LmserveError.invalid(f"input[{at}].{field}", message, "missing_field")
+                message = f"{param}[{at}]: a {kind} must have {field}"
+                raise LmserveError.invalid(f"{param}[{at}].{field}", message, "missing_field")
         known.append(item)
         if kind in OUTPUTS and not isinstance(item.output, str):
             for part in item.output or ():
                 if part.type not in (*TEXT_PARTS, "refusal"):
-                    ignored.add(f"input.{kind}.{part.type}")
+                    ignored.add(f"{param}.{kind}.{part.type}")
     return known
 
 
-def messages_of(items: Sequence[InputItem], functions: Functions) -> list[dict[str, Any]]:
+def _check_parts(parts: Sequence[InputPart], param: str) -> None:
+    for at, part in enumerate(parts):
+        if part.type in (*TEXT_PARTS, *REASONING_PARTS) and part.text is None:
+            message = f"{param}[{at}]: a part of type {part.type} must have a text"
+            raise LmserveError.invalid(f"{param}[{at}].text", message, "missing_field")
+
+
+def messages_of(items: Sequence[InputItem], functions: Functions, param: str = "input") -> list[dict[str, Any]]:
     """What known `items` stand for in a chat template. Raises LmserveError (400) for parts that are no text."""
     messages: list[dict[str, Any]] = []
     thoughts = ""
     for at, item in enumerate(items):
         match _kind(item):
             case "reasoning":
-                thoughts += _text_of(item.content or "", f"input[{at}].content", REASONING_PARTS)
+                thoughts += _text_of(item.content or "", f"{param}[{at}].content", REASONING_PARTS)
                 continue
             case "compaction":
-                summary = opened(item.encrypted_content or "", f"input[{at}].encrypted_content")
+                summary = opened(item.encrypted_content or "", f"{param}[{at}].encrypted_content")
                 messages.append({"role": "user", "content": SUMMED_UP + summary})
             case "function_call_output" | "custom_tool_call_output":
-                output = _given_by(item, f"input[{at}].output")
+                output = _given_by(item, f"{param}[{at}].output")
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
             case "function_call" | "custom_tool_call":
                 # Calls of one answer are one message with its words.
@@ -88,12 +100,24 @@ def messages_of(items: Sequence[InputItem], functions: Functions) -> list[dict[s
                 messages[-1].setdefault("tool_calls", []).append(_call(item, functions))
             case _:
                 role = "system" if item.role == "developer" else item.role
-                text = _text_of(item.content or "", f"input[{at}].content")
+                text = _text_of(item.content or "", f"{param}[{at}].content")
                 messages.append({"role": role, "content": text})
         if thoughts and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("reasoning_content", thoughts)
         thoughts = ""
     return messages
+
+
+def answered_items(output: Sequence[OutputItem]) -> list[StoredItem]:
+    """What is kept of an answer in a conversation."""
+    return [_answered(item) for item in output]
+
+
+def _answered(item: OutputItem) -> StoredItem:
+    if not isinstance(item, OutputMessage):
+        return item
+    parts = [StoredPart(type="output_text", text=part.text, annotations=[]) for part in item.content]
+    return StoredMessage(id=item.id, role="assistant", status=item.status, content=parts)
 
 
 def stored_items(items: Sequence[InputItem], unique: str) -> list[StoredItem]:

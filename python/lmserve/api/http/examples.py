@@ -21,13 +21,27 @@ from lmserve.schemas.anthropic import (
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
 from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
 from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
+from lmserve.schemas.conversations import (
+    ConversationDeleted,
+    ConversationReply,
+    CreateConversation,
+    CreateItems,
+    UpdateConversation,
+)
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
 from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
 from lmserve.schemas.models import ModelCard, ModelList
-from lmserve.schemas.responses import ItemList, ResponseDeleted, ResponseEvent, ResponseReply, ResponsesRequest
+from lmserve.schemas.responses import (
+    ItemList,
+    ResponseDeleted,
+    ResponseEvent,
+    ResponseReply,
+    ResponsesRequest,
+    StoredMessage,
+)
 from lmserve.schemas.retention import Retention
 from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
 from lmserve.schemas.server import PropsReply, VersionReply
@@ -57,6 +71,14 @@ from lmserve.schemas.usage import UsageReply
 
 MODEL: Final = "SmolLM2-135M-Instruct"
 RESPONSE_ID: Final = "resp_0123456789abcdef"
+CONVERSATION_ID: Final = "conv_0123456789abcdef0123456789abcdef"
+STORED_MESSAGE: Final = {
+    "type": "message",
+    "id": "msg_0123456789abcdef_0",
+    "role": "user",
+    "status": "completed",
+    "content": [{"type": "input_text", "text": "My name is Ada."}],
+}
 CREATED: Final = 1767225600
 ASKED: Final = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
 USAGE: Final = {
@@ -338,6 +360,7 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
                 "total_tokens": 35,
             },
             "background": False,
+            "conversation": None,
             "instructions": None,
             "max_output_tokens": 24,
             "metadata": {},
@@ -374,6 +397,17 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "delta": '{"city": "Par',
         },
     ),
+    CreateConversation: (
+        {"items": [{"role": "user", "content": "My name is Ada."}], "metadata": {"topic": "names"}},
+        {},
+    ),
+    UpdateConversation: ({"metadata": {"topic": "names"}},),
+    ConversationReply: (
+        {"id": CONVERSATION_ID, "object": "conversation", "created_at": CREATED, "metadata": {"topic": "names"}},
+    ),
+    ConversationDeleted: ({"id": CONVERSATION_ID, "object": "conversation.deleted", "deleted": True},),
+    CreateItems: ({"items": [{"role": "user", "content": "I like tea."}]},),
+    StoredMessage: (STORED_MESSAGE,),
     InputTokensRequest: ({"model": MODEL, "input": "My name is Ada.", "instructions": "Be brief."},),
     InputTokensReply: ({"object": "response.input_tokens", "input_tokens": 31},),
     CompactRequest: (

@@ -19,6 +19,7 @@ from litestar.types import ASGIApp, HTTPScope, Receive, ReceiveMessage, Scope, S
 from lmserve.api.http.middleware import BODILESS, PUBLIC
 from lmserve.api.http.serving import ModelFacts, Serving
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
@@ -43,6 +44,7 @@ class Member:
     max_model_len: int
     sampling: Mapping[str, float | int]
     responses: Callable[[], ResponseStore] = ResponseStore
+    database: Callable[[], Database | None] = lambda: None
     serving: Serving | None = None  # while it is loaded
     requests: int = 0  # that use it now, or wait for it
     used: float = field(default_factory=time.monotonic)  # when the last one ended
@@ -181,11 +183,19 @@ class Members(Serving):
                 logger.info("the model %s is being loaded", member.names[0])
                 began = time.monotonic()
                 responses = member.responses()
-                serving = Serving(member.names, member.load, self.keys, responses, agent_sessions=self.agent_sessions)
+                serving = Serving(
+                    member.names,
+                    member.load,
+                    self.keys,
+                    responses,
+                    member.database(),
+                    agent_sessions=self.agent_sessions,
+                )
                 serving.http = self.http
                 await serving.load()
                 if serving.failure is not None:
                     await responses.close()
+                    await serving.database.close()
                     message = f"the model {member.names[0]} could not be loaded: {serving.failure}"
                     raise LmserveError.new(503, "engine_failed", message)
                 logger.info("the model %s was loaded in %.1f s", member.names[0], time.monotonic() - began)

@@ -42,8 +42,8 @@ ERRORS: Final = {
 }
 
 
-def responses(reply: type[Struct], *statuses: int, error: type[Struct] = ErrorReply) -> dict[int, ResponseSpec]:
-    """What a handler replies: `reply`, and `error` with each of `statuses`."""
+def responses(reply: Any, *statuses: int, error: type[Struct] = ErrorReply) -> dict[int, ResponseSpec]:
+    """What a handler replies: `reply`, a Struct or a union of some, and `error` with each of `statuses`."""
     specs = {status: ResponseSpec(error, description=ERRORS[status], generate_examples=False) for status in statuses}
     return {200: ResponseSpec(reply, description="The reply.", generate_examples=False), **specs}
 
@@ -127,7 +127,9 @@ def _in_order(paths: dict[str, Any]) -> dict[str, Any]:
 
 def _add_example(status: int, media: dict[str, Any]) -> None:
     # Litestar would leave out the nulls.
-    model = next(model for model in SCHEMAS if media["schema"]["$ref"] == SCHEMA_PATH.format(name=model.__name__))
+    schema = media["schema"]
+    ref = schema["$ref"] if "$ref" in schema else schema["oneOf"][0]["$ref"]
+    model = next(model for model in SCHEMAS if ref == SCHEMA_PATH.format(name=model.__name__))
     media["example"] = EXAMPLES[model][0] if model in EXAMPLES else failure(status, model)
 
 

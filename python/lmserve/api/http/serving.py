@@ -17,6 +17,8 @@ from litestar import Request
 
 from lmserve import __version__
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.conversations import Conversations
+from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
@@ -73,12 +75,14 @@ class Serving:
         engine: AsyncEngine | Callable[[], AsyncEngine],
         keys: Keyring | None = None,
         responses: ResponseStore | None = None,
+        database: Database | None = None,
         *,
         agent_sessions: bool = True,
     ) -> None:
         """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
 
         `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
+        `database`: of conversations; closed here. None: in memory alone.
         `agent_sessions`: requests may name the conversation that they go on with.
         """
         if not names:
@@ -89,6 +93,8 @@ class Serving:
         self.draining = False
         self.http: Counter[tuple[str, int]] = Counter()  # requests by route and status
         self.responses = responses or ResponseStore()
+        self.database = database or Database(None, self.keys.durable_names())
+        self.conversations = Conversations(self.database)
         self.agent_sessions = agent_sessions
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
@@ -136,7 +142,8 @@ class Serving:
     def storage_faults(self) -> list[StorageFault]:
         """Why sessions or stored responses cannot be written down now; everything else is served."""
         sessions = None if self._engine is None else self._engine.storage_fault
-        return [fault for fault in (sessions, self.responses.storage_fault) if fault is not None]
+        faults = (sessions, self.responses.storage_fault, self.database.fault)
+        return [fault for fault in faults if fault is not None]
 
     def tell_of_storage(self) -> None:
         """Log that the session log fails, or is well again, if that is news. The log of responses tells by itself."""
@@ -221,6 +228,7 @@ class Serving:
         if self._load is not None:
             await self.drain(0)
         await self.responses.close()
+        await self.database.close()
 
 
 def _load_into(load: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngine]) -> None:

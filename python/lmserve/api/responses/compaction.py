@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from lmserve.api.convert.compaction import sealed
-from lmserve.api.responses.turn import RecordedResponse
+from lmserve.api.responses.outcome import RecordedResponse
 from lmserve.errors import LmserveError
 from lmserve.schemas.compaction import CompactReply
 from lmserve.schemas.responses import CompactionItem, InputItem, OutputMessage, ResponseReply, StoredMessage
@@ -18,7 +18,7 @@ ASK: Final = (
     "Sum up our conversation so far, so that it can go on from your summary alone. Keep what I want, what was decided, "
     "names, numbers, paths and code that matter, what tools gave, and what is still to be done. Write the summary only."
 )
-MAX_SUMMARY_TOKENS: Final = 4096
+SUMMARY_TOKENS: Final = 1024  # where the request does not say how many
 
 
 def question() -> InputItem:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
@@ -18,13 +18,14 @@ from lmserve.api.convert.tools import Functions, response_calling
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.serving import Serving, model_of
 from lmserve.api.responses.events import ResponseEvents
+from lmserve.api.responses.outcome import Outcome, RecordedResponse, Said, ends_well, recorded
 from lmserve.api.responses.store import (
-    ResponseStore,
     StoredResponse,
     new_response_id,
     no_response,
     session_of,
 )
+from lmserve.api.state.conversations import OpenTurn, Standing
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.submission import (
     Guide,
@@ -39,6 +40,7 @@ from lmserve.model.generation_defaults import GenerationDefaults
 from lmserve.schemas.guided import JsonObjectFormat, TextFormat
 from lmserve.schemas.responses import (
     Asked,
+    ConversationRef,
     InputItem,
     ResponseFailure,
     ResponseReply,
@@ -48,17 +50,24 @@ from lmserve.schemas.responses import (
 
 LOGPROBS: Final = "message.output_text.logprobs"
 PREVIOUS: Final = "previous_response_id"
-ENDS: Final = (b"event: response.completed\n", b"event: response.incomplete\n")
-FAILED: Final = b"event: response.failed\n"
 
 
 class ResponseTurn:
     """A request on its way to the core, and its place among the stored responses."""
 
     def __init__(
-        self, data: ResponsesRequest, ignored: Ignored, serving: Serving, tenant: int, lane: str | None
+        self,
+        data: ResponsesRequest,
+        ignored: Ignored,
+        serving: Serving,
+        tenant: int,
+        lane: str | None,
+        standing: Standing | None = None,
     ) -> None:
-        """Raises LmserveError (400, 404) for what cannot be honoured; hints that are not are added to `ignored`."""
+        """Raises LmserveError (400, 404) for what cannot be honoured; hints that are not are added to `ignored`.
+
+        `standing`: of the conversation that it goes on in.
+        """
         refuse_unsupported(data)
         ignored.hints_of(data)
         ignored.hints_of(data.text, "text.")
@@ -83,27 +92,40 @@ class ResponseTurn:
         items = known_items(items, ignored)
         messages = messages_of(items, functions)
         self._items = stored_items(items, self._id.removeprefix("resp_"))
-        parent = data.previous_response_id
+        self._standing = standing
+        if standing is not None and standing.pending:
+            # An item that cannot be read was named by its place in the request.
+            before = [msgspec.json.decode(body, type=InputItem) for body in standing.pending]
+            messages = messages_of([*before, *items], functions)
+        parent, in_force = self._going_on()
         self._parent = None if parent is None else session_of(parent, PREVIOUS)
-        before = None if parent is None else serving.responses.get(tenant, parent)
-        self._instructions = data.instructions
-        if self._instructions is None and before is not None:
-            self._instructions = before.instructions
-        if data.instructions is not None and (before is None or before.instructions != data.instructions):
-            messages.insert(0, {"role": "system", "content": data.instructions})
+        self._instructions = in_force if data.instructions is None else data.instructions
+        if self._instructions is not None and (parent is None or in_force != self._instructions):
+            messages.insert(0, {"role": "system", "content": self._instructions})
         if messages and messages[0]["role"] == "system":
             messages[0]["content"] = stable(messages[0]["content"], ignored)
         self._messages = messages
 
-    def start(self) -> RecordedResponse:
-        """Hand it to the core. Raises LmserveError if that refuses at once."""
-        stream = self._submit(stream=bool(self._data.stream))
-        if not self._stores:
-            return RecordedResponse(stream, None, self._tenant, self._id)
-        self._keep()
-        return RecordedResponse(stream, self._serving.responses, self._tenant, self._id)
+    def _going_on(self) -> tuple[str | None, str | None]:
+        """The response whose session has what came before, and the instructions in force."""
+        if self._standing is not None:
+            tip = self._standing.tip
+            return None if tip is None else tip.response_id, self._standing.instructions
+        parent = self._data.previous_response_id
+        before = None if parent is None else self._serving.responses.get(self._tenant, parent)
+        return parent, None if before is None else before.instructions
 
-    def run_in_background(self) -> StoredResponse:
+    def start(self, open_turn: OpenTurn | None = None) -> RecordedResponse:
+        """Hand it to the core. Raises LmserveError if that refuses at once.
+
+        `open_turn`: of its conversation; it is ended with the response.
+        """
+        stream = self._submit(stream=bool(self._data.stream))
+        if self._stores:
+            self._keep()
+        return RecordedResponse(stream, self._outcome(open_turn))
+
+    def run_in_background(self, open_turn: OpenTurn | None = None) -> StoredResponse:
         """Begin to run it, whoever waits for it. Raises as `start`; a later refusal is the response's error.
 
         Where it is streamed, the response has events, which tell of a refusal.
@@ -111,10 +133,16 @@ class ResponseTurn:
         stream = self._submit(stream=bool(self._data.stream))
         stored = self._keep(ResponseEvents() if self._data.stream else None)
         self._serving.responses.write_down(self._tenant, self._id)
-        task = asyncio.create_task(self._run(stream, stored.events))
+        task = asyncio.create_task(self._run(stream, stored.events, self._outcome(open_turn)))
         self._serving.background.add(task)
         task.add_done_callback(self._serving.background.discard)
         return stored
+
+    def _outcome(self, open_turn: OpenTurn | None) -> Outcome:
+        said = None
+        if open_turn is not None:
+            said = Said(open_turn, self._serving.engine, self._instructions, self._items, stored=self._stores)
+        return Outcome(self._serving.responses if self._stores else None, self._tenant, self._id, said)
 
     def count_tokens(self) -> int:
         """Tokens of the prompt, with what it goes on from. Blocks. Raises LmserveError (400, 404)."""
@@ -126,25 +154,25 @@ class ResponseTurn:
         """About how many characters the input is."""
         return len(msgspec.json.encode([self._messages, self._tools]))
 
-    async def _run(self, stream: AsyncStream, events: ResponseEvents | None) -> None:
-        responses = self._serving.responses
-        body, last, refusal = None, b"", None
+    async def _run(self, stream: AsyncStream, events: ResponseEvents | None, outcome: Outcome) -> None:
+        last, refusal = b"", None
         try:
             if events is None:
-                body = await stream.body()
+                body: bytes | None = await stream.body()
             else:
-                body, last = await _recorded(stream, events)
-                if body is None:
-                    body = self._failed(LmserveError.new(503, "draining", "the server stopped"))
+                body, last = await recorded(stream, events)
+            if body is None:
+                outcome.fail(self._failed(LmserveError.new(503, "draining", "the server stopped")))
+            elif last and not ends_well(last):
+                outcome.fail(body)
+            else:
+                await outcome.keep(body)
         except LmserveError as error:
-            if events is not None and not events.count:
-                refusal = error
-            else:
-                body = self._failed(error)
+            refusal = error if events is not None and not events.count else None
+            outcome.fail(None if refusal else self._failed(error))
         finally:
             stream.abort()
-        responses.end(self._tenant, self._id, body)
-        await responses.settled()
+        await self._serving.responses.settled()
         if events is not None:
             # A reader hears of the end once the response is kept.
             events.add(last)
@@ -190,10 +218,10 @@ class ResponseTurn:
     def _submission(self, *, stream: bool) -> Submission:
         data = self._data
         session = None
-        if self._stores or self._parent is not None:
-            session = SessionRef(
-                id=session_of(self._id), start=self._parent is None, parent=self._parent, end=not self._stores
-            )
+        if self._stores or self._parent is not None or self._standing is not None:
+            # What its conversation goes on from is kept, be the response stored or not.
+            ends = not self._stores and self._standing is None
+            session = SessionRef(id=session_of(self._id), start=self._parent is None, parent=self._parent, end=ends)
         return Submission(
             route="responses",
             reply_id=self._id,
@@ -217,90 +245,13 @@ class ResponseTurn:
         )
 
 
-async def _recorded(stream: AsyncStream, events: ResponseEvents) -> tuple[bytes | None, bytes]:
-    """Read `stream` into `events` up to its last piece; the response that this one has, and the piece."""
-    await stream.opened()
-    async for chunk in stream.chunks():
-        response = _response_at_end_of(chunk, (*ENDS, FAILED))
-        if response is not None:
-            return response, chunk
-        events.add(chunk)
-    return None, b""
-
-
-class _LastEvent(msgspec.Struct):
-    """The part of a stream's last event that is kept."""
-
-    response: msgspec.Raw
-
-
-class RecordedResponse:
-    """The core's reply on its way to the client, kept at its end. One that does not get there is not kept."""
-
-    def __init__(self, stream: AsyncStream, store: ResponseStore | None, tenant: int, response_id: str) -> None:
-        """`store`: where it is kept; None: nowhere."""
-        self._stream = stream
-        self._store = store
-        self._key = (tenant, response_id)
-
-    @property
-    def aborted(self) -> bool:
-        """Whether `abort` came before the reply's end."""
-        return self._stream.aborted
-
-    async def opened(self) -> None:
-        """As `AsyncStream.opened`."""
-        await self._stream.opened()
-
-    async def body(self) -> bytes:
-        """As `AsyncStream.body`."""
-        body = await self._stream.body()
-        await self._keep(body)
-        return body
-
-    def chunks(self) -> Self:
-        """As `AsyncStream.chunks`."""
-        return self
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            events = await anext(self._stream)
-        except StopAsyncIteration:
-            self._end(None)
-            raise
-        if (response := _response_at_end_of(events)) is not None:
-            # The client hears of the end once it is kept.
-            await self._keep(response)
-        return events
-
-    def abort(self) -> None:
-        """Stop the request. Does nothing after the reply's end. Idempotent."""
-        self._stream.abort()
-        # Nothing, where the outcome is there already.
-        self._end(None)
-
-    async def _keep(self, body: bytes) -> None:
-        store = self._store
-        self._end(body)
-        if store is not None:
-            await store.settled()
-
-    def _end(self, body: bytes | None) -> None:
-        if self._store is not None:
-            self._store.end(*self._key, body)
-            self._store = None
-
-
-def _response_at_end_of(events: bytes, ends: tuple[bytes, ...] = ENDS) -> bytes | None:
-    """The response where the last event is one of `ends`; after a failure there is no turn to go on from."""
-    last = events[events.rfind(b"\nevent: ") + 1 :]
-    if not last.startswith(ends):
-        return None
-    _, _, data = last.partition(b"\ndata: ")
-    return bytes(msgspec.json.decode(data, type=_LastEvent).response)
+def conversation_id(data: ResponsesRequest) -> str | None:
+    """The conversation that a request names. Raises LmserveError (400) where it goes on from a response, too."""
+    given = data.conversation
+    if given is not None and data.previous_response_id is not None:
+        message = "conversation excludes previous_response_id, but both were given"
+        raise LmserveError.invalid("conversation", message)
+    return given.id if isinstance(given, ConversationRef) else given
 
 
 def _check_background(data: ResponsesRequest, *, stores: bool) -> None:
@@ -323,6 +274,7 @@ def _asked(data: ResponsesRequest, functions: Functions, defaults: GenerationDef
     choice = data.tool_choice or "auto"
     return Asked(
         background=bool(data.background),
+        conversation=None if data.conversation is None else ConversationRef(conversation_id(data) or ""),
         instructions=data.instructions,
         max_output_tokens=data.max_output_tokens,
         metadata=data.metadata or {},

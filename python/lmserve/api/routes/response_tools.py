@@ -8,15 +8,17 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
+from lmserve.api.convert.parameters import output_limit
 from lmserve.api.convert.response_items import known_items, stored_items
 from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import serving_of, tenant_of
-from lmserve.api.responses.compaction import MAX_SUMMARY_TOKENS, Compaction, question
+from lmserve.api.responses.begin import is_gone
+from lmserve.api.responses.compaction import SUMMARY_TOKENS, Compaction, question
 from lmserve.api.responses.store import new_response_id
-from lmserve.api.responses.turn import ResponseTurn
+from lmserve.api.responses.turn import ResponseTurn, conversation_id
 from lmserve.api.routes.tokenize import text_of
 from lmserve.errors import LmserveError
 from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
@@ -47,6 +49,7 @@ async def count_input_tokens(data: JSONBody[InputTokensRequest], request: Reques
         model=data.model,
         input=data.input,
         previous_response_id=data.previous_response_id,
+        conversation=data.conversation,
         instructions=data.instructions,
         tools=data.tools,
         tool_choice=data.tool_choice,
@@ -56,13 +59,19 @@ async def count_input_tokens(data: JSONBody[InputTokensRequest], request: Reques
         truncation=data.truncation,
         store=False,
     )
-    turn = ResponseTurn(serving.with_model(asked), ignored, serving, tenant_of(request), None)
-
-    def work() -> bytes:
-        return msgspec.json.encode(InputTokensReply(input_tokens=turn.count_tokens()))
-
-    counted = await text.run(turn.size, work)
-    return Response(counted, media_type="application/json", headers=ignored.headers())
+    asked, tenant, named = serving.with_model(asked), tenant_of(request), conversation_id(asked)
+    standing = None if named is None else await serving.conversations.standing(tenant, named)
+    turn = ResponseTurn(asked, ignored, serving, tenant, None, standing)
+    try:
+        counted = await text.run(turn.size, turn.count_tokens)
+    except LmserveError as error:
+        if named is None or standing is None or standing.tip is None or not is_gone(error):
+            raise
+        standing = await serving.conversations.standing(tenant, named, anew=True)
+        turn = ResponseTurn(asked, ignored, serving, tenant, None, standing)
+        counted = await text.run(turn.size, turn.count_tokens)
+    reply = msgspec.json.encode(InputTokensReply(input_tokens=counted))
+    return Response(reply, media_type="application/json", headers=ignored.headers())
 
 
 @post(
@@ -96,7 +105,7 @@ async def compact_response(data: JSONBody[CompactRequest], request: Request[Any,
         input=[*given, question()],
         previous_response_id=data.previous_response_id,
         instructions=data.instructions,
-        max_output_tokens=MAX_SUMMARY_TOKENS,
+        max_output_tokens=output_limit("max_output_tokens", data.max_output_tokens) or SUMMARY_TOKENS,
         store=False,
     )
     turn = ResponseTurn(serving.with_model(asked), ignored, serving, tenant, None)

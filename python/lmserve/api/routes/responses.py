@@ -14,12 +14,12 @@ from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
 from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.responses.begin import begin
 from lmserve.api.responses.store import (
     StoredResponse,
     no_response,
     session_of,
 )
-from lmserve.api.responses.turn import ResponseTurn
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import (
     MAX_PAGE,
@@ -30,7 +30,7 @@ from lmserve.schemas.responses import (
     ResponsesRequest,
 )
 
-STATUSES: Final = (400, 401, 404, 408, 409, 413, 429, 503)
+STATUSES: Final = (400, 401, 404, 408, 409, 413, 429, 503, 507)
 TAGS: Final = ["OpenAI"]
 ID: Final = "/v1/responses/{response_id:str}"
 
@@ -56,16 +56,14 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     data = serving.with_model(data)
     ignored = Ignored("/v1/responses")
     lane = lane_of(request, ignored, data.prompt_cache_key, enabled=serving.agent_sessions)
-    turn = ResponseTurn(data, ignored, serving, tenant_of(request), lane)
+    begun = await begin(data, ignored, serving, tenant_of(request), lane)
     headers = ignored.headers()
-    if data.background:
-        stored = turn.run_in_background()
+    if isinstance(begun, StoredResponse):
         await serving.responses.settled()
-        if stored.events is not None:
-            return sse_reply(stored.events.follow(), headers)
-        return Response(stored.body, media_type="application/json", headers=headers)
-    recorded = turn.start()
-    return sse_reply(recorded, headers) if data.stream else EngineReply(recorded, headers=headers)
+        if begun.events is not None:
+            return sse_reply(begun.events.follow(), headers)
+        return Response(begun.body, media_type="application/json", headers=headers)
+    return sse_reply(begun, headers) if data.stream else EngineReply(begun, headers=headers)
 
 
 @get(
