@@ -49,7 +49,12 @@ def test_every_example_runs_in_order(default_server: ServerProcess, page: str) -
     assert blocks
     for language, text in blocks:
         program = {"bash": ["bash", "-e"], "python": [sys.executable, "-"]}[language]
-        script = text.replace(URL, default_server.url).replace("curl ", "curl -sS --fail-with-body ")
+        here = default_server.url
+        script = (
+            text.replace(URL, here)
+            .replace(URL.replace("http", "ws"), here.replace("http", "ws"))
+            .replace("curl ", "curl -sS --fail-with-body ")
+        )
         done = subprocess.run(program, input=script, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, text + done.stdout + done.stderr
         assert done.stdout.strip(), text

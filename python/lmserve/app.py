@@ -53,6 +53,7 @@ from lmserve.api.routes.responses import (
     get_response,
     list_input_items,
 )
+from lmserve.api.routes.responses_socket import responses_socket
 from lmserve.api.routes.scoring import rerank, score
 from lmserve.api.routes.server import ping, props, version
 from lmserve.api.routes.session_state import (
@@ -137,6 +138,7 @@ API: Final = (
     version,
     props,
 )
+SOCKETS: Final = (responses_socket,)
 PAGES: Final = (index, web_file, docs, docs_asset, openapi_json)
 
 
@@ -205,7 +207,7 @@ def create_app(
             await serving.close()
 
     app = Application(
-        [*shared_path_options(API), *API, *PAGES],
+        [*shared_path_options(API), *API, *PAGES, *SOCKETS],
         exception_handlers={Exception: respond_to_exception},
         middleware=[
             DefineMiddleware(ApiKeys, keys=keys),

@@ -25,6 +25,8 @@ MAX_FIELDS: Final = 256  # fields of a head, or trailers
 HEAD_TIMEOUT: Final = 30.0  # seconds for a request's head, once its connection is open or its first byte is there
 UNREAD_TIMEOUT: Final = 60.0  # seconds for the rest of a body that nobody reads, once its reply is sent
 
+SOCKETS: Final = frozenset({b"/v1/responses", b"/responses"})  # paths that are a WebSocket's, too
+
 PIECE: Final = 4096  # bytes that the parser takes at once, where one byte may cost a callback
 CALLBACKS: Final = 512  # of the parser, after which the loop serves others first
 # A chunk of one byte has five bytes of framing. More than that, and MAX_HEAD, is extensions or trailers.
@@ -50,7 +52,7 @@ class Connection(HttpToolsProtocol):
     - A head may have MAX_HEAD bytes in MAX_FIELDS fields, and must arrive within HEAD_TIMEOUT seconds.
     - The event loop is given back after CALLBACKS callbacks of the parser.
     - One request runs at a time; what follows it on the connection waits unparsed.
-    - A request to upgrade is answered without an upgrade, its body included.
+    - A request to upgrade is answered without an upgrade, its body included, unless it is a WebSocket's of SOCKETS.
     - A client that has closed its sending half gets its reply. One that has left is found by a probe.
     """
 
@@ -169,7 +171,11 @@ class Connection(HttpToolsProtocol):
             elif not in_head and self._body_left is None:
                 self._count_framing(len(piece) - (self._body_bytes - body_bytes))
         except httptools.HttpParserUpgrade as upgrade:
-            self._parse_without_upgrade(piece[upgrade.args[0] :])
+            rest = piece[upgrade.args[0] :]
+            if self._becomes_socket():
+                self._become_socket(rest)
+            else:
+                self._parse_without_upgrade(rest)
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause.error if isinstance(cause, _RefusedError) else _invalid(error))
@@ -187,6 +193,32 @@ class Connection(HttpToolsProtocol):
         if self._framing_bytes > MAX_HEAD + FRAMING * self._body_bytes:
             message = f"chunk extensions and trailers may have {MAX_HEAD} bytes, but they have more"
             raise _RefusedError(431, "head_too_large", message)
+
+    def _becomes_socket(self) -> bool:
+        """Whether the head is a handshake (RFC 6455, 4.2.1) for a route that has a socket, with nothing before it."""
+        if self.ws_protocol_class is None or self.parser.get_method() != b"GET" or not self._idle:
+            return False
+        path = bytes(self.url).partition(b"?")[0]
+        upgrade = next((value for name, value in self.headers if name == b"upgrade"), b"")
+        return path in SOCKETS and upgrade.lower() == b"websocket"
+
+    def _become_socket(self, rest: memoryview) -> None:
+        """Hand the connection over, with what has arrived."""
+        fields = b"".join(b"%b: %b\r\n" % field for field in self.headers)
+        head = b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, fields)
+        arrived = b"".join((head, rest, *self._unparsed))
+        self._unparsed.clear()
+        self._stop_timer()
+        self.flow.release()
+        self.connections.discard(self)
+        if self.ws_protocol_class is None:
+            raise RuntimeError("there is no protocol for WebSockets")
+        protocol: Any = self.ws_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.data_received(arrived)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
         # httptools ends the message after the head. Without that one field it reads the body, and what follows.

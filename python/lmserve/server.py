@@ -28,6 +28,7 @@ KEEP_ALIVE: Final = 75  # seconds that an idle connection may live
 CLOSING_TIMEOUT: Final = 1  # seconds for clients to take what the engine had written when it stopped
 # The engine thread waits for the interpreter lock once a step, by default for up to 5 ms each time.
 SWITCH_INTERVAL: Final = 5e-5
+MAX_MESSAGE: Final = 32 * 1024 * 1024
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -94,29 +95,36 @@ def serve(
     *,
     tls: Tls | None = None,
     grace: float = 1.0,
+    max_message: int = MAX_MESSAGE,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP, then return.
 
     New requests are then refused (503 draining) and running turns have `grace` seconds; a second signal ends the
-    process at once. `on_listening` is called with the URL. Raises what the app's engine loader raised, if it did.
+    process at once. `max_message`: bytes of a WebSocket's message. `on_listening` is called with the URL.
+    Raises what the app's engine loader raised, if it did.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
     serving: Serving = app.state.serving
     url = url_of(listener, "http" if tls is None else "https")
-    server = Server(server_config(app, tls), serving, grace, lambda: on_listening and on_listening(url))
+    config = server_config(app, tls, max_message)
+    server = Server(config, serving, grace, lambda: on_listening and on_listening(url))
     server.run(sockets=[listener])
     if serving.failure is not None:
         raise serving.failure
 
 
-def server_config(app: Litestar, tls: Tls | None = None) -> uvicorn.Config:
-    """uvicorn's settings for an app of lmserve."""
+def server_config(app: Litestar, tls: Tls | None = None, max_message: int = MAX_MESSAGE) -> uvicorn.Config:
+    """uvicorn's settings for an app of lmserve. `max_message`: bytes of a WebSocket's message."""
     return uvicorn.Config(
         app,
         http=Connection,
         loop="uvloop",
-        ws="none",
+        # Messages of a socket are bodies of requests, and are not compressed: one could be a bomb.
+        ws="websockets-sansio",
+        ws_max_size=max_message,
+        ws_max_queue=1,
+        ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
         access_log=False,

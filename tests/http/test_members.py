@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
 from scripted_core import MAX_MODEL_LEN, ScriptedCore
 from server_thread import ServerThread
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from wire import wait_until
 
@@ -213,3 +216,19 @@ def test_two_models_of_one_name_are_refused() -> None:
     twice = [Member(("a",), Loader(), 0, 1, {}), Member(("b", "a"), Loader(), 0, 1, {})]
     with pytest.raises(ValueError, match="two models have the name 'a'"):
         Members(twice, free_memory=lambda: 0)
+
+
+def test_a_socket_holds_the_model_that_its_handshake_chose(begin: Begin) -> None:
+    fleet = begin(room=1)
+    url = str(fleet.client.base_url).replace("http://", "ws://").rstrip("/") + "/v1/responses"
+    with pytest.raises(InvalidStatus) as caught, connect(url, additional_headers={"x-lmserve-model": "d"}):
+        pass
+    assert caught.value.response.status_code == 404
+    with connect(f"{url}?model=b") as socket:
+        assert fleet.loaded() == {"b"}
+        socket.send('{"type": "response.create", "model": "a", "input": "x"}')
+        told = json.loads(socket.recv(timeout=30))
+        assert (told["status"], told["error"]["code"]) == (404, "model_not_found")
+        # There is no room for another, but this one is used.
+        fleet.chat("a")
+        assert "b" in fleet.loaded()

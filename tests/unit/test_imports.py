@@ -35,8 +35,8 @@ RUST_LAYERS = (
     "sim",
     "bindings",
 )
-# The first holds the files of the docs page, the second is a part of the package `opentelemetry`.
-USED_BY_NAME = {"swagger-ui-py", "opentelemetry-exporter-otlp-proto-http"}
+# The first holds the files of the docs page, the second is a part of `opentelemetry`, the third is for uvicorn.
+USED_BY_NAME = {"swagger-ui-py", "opentelemetry-exporter-otlp-proto-http", "websockets"}
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
 
 

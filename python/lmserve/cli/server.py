@@ -67,7 +67,8 @@ def serve_model(config: ServeConfig) -> None:
         common = _app_options(config, tracing)
         stores: dict[str, Any] = {"responses": responses, "database": database}
         app = create_app(load, names, agent_sessions=agent_sessions, **stores, **common)
-        serve(app, bind(config.host, config.port), tls=tls, grace=config.grace, on_listening=_print_urls)
+        listener, limit = bind(config.host, config.port), config.max_body
+        serve(app, listener, tls=tls, grace=config.grace, max_message=limit, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:
         raise CommandError(str(error.strerror) if isinstance(error, BindError) else str(error)) from error
     finally:
@@ -79,7 +80,8 @@ def _serve_several(config: ServeConfig, tls: Tls | None, tracing: Tracing | None
     with members_of(config, _print) as members:
         app = create_app(members, **_app_options(config, tracing))
         listener = bind(config.host, config.port)
-        serve(app, listener, tls=tls, grace=config.grace, on_listening=_print_urls_on_demand)
+        limit = config.max_body
+        serve(app, listener, tls=tls, grace=config.grace, max_message=limit, on_listening=_print_urls_on_demand)
 
 
 def _app_options(config: ServeConfig, tracing: Tracing | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from litestar import Request
+from litestar.connection import ASGIConnection
 
 from lmserve.api.convert.unsupported import Ignored
 
@@ -22,7 +22,7 @@ MAX_BYTES: Final = 256  # as in src/request.rs
 
 
 def lane_of(
-    request: Request[Any, Any, Any], ignored: Ignored, cache_key: str | None = None, *, enabled: bool
+    request: ASGIConnection[Any, Any, Any, Any], ignored: Ignored, cache_key: str | None = None, *, enabled: bool
 ) -> str | None:
     """The lane that the request names; None: none, or one that cannot be followed.
 

@@ -16,11 +16,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, WebSocketScope
 
 from lmserve.api.http.errors import ANTHROPIC, CLIENT_CLOSED_REQUEST, CLIENT_LEFT, error_body
 from lmserve.api.http.request_log import Entry, Form, total, write
 from lmserve.api.http.serving import Serving
+from lmserve.api.http.websocket import deny
 from lmserve.engine.async_engine import AsyncStream, begun
 from lmserve.errors import LmserveError
 from lmserve.keys import NO_TENANT
@@ -71,8 +72,8 @@ class Edge:
         self._unversioned = unversioned(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
+        if scope["type"] == ScopeType.WEBSOCKET:
+            await self._open_socket(scope, receive, send)
             return
         given = {name: value for name, value in scope["headers"] if name in (b"host", b"origin", b"x-request-id")}
         request_id = given.get(b"x-request-id", b"")
@@ -102,6 +103,22 @@ class Edge:
             begun.reset(token)
             status = CLIENT_CLOSED_REQUEST if inner["state"].get(CLIENT_LEFT) else sender.status
             self._account(scope, inner, status, time.monotonic() - started, streams)
+
+    async def _open_socket(self, scope: WebSocketScope, receive: Receive, send: Send) -> None:
+        given = {name: value for name, value in scope["headers"] if name in (b"host", b"origin", b"x-request-id")}
+        request_id = given.get(b"x-request-id", b"")
+        if REQUEST_ID.fullmatch(request_id) is None:
+            request_id = uuid.uuid4().hex.encode()
+        inner: WebSocketScope = {**scope, "state": {**scope.get("state", {}), "request_id": request_id.decode()}}
+        if scope["path"].partition("/")[2].partition("/")[0] in self._unversioned:
+            inner["path"] = VERSION + scope["path"]
+            inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
+        # A page of another origin can open a socket without asking.
+        refusal = self._refusal("POST", given.get(b"host"), given.get(b"origin"))
+        if refusal is None:
+            await self._app(inner, receive, send)
+        else:
+            await deny(refusal, inner, send)
 
     def _account(
         self, sent: HTTPScope, inner: HTTPScope, status: int, seconds: float, streams: Sequence[AsyncStream]

@@ -14,10 +14,11 @@ from urllib.parse import parse_qs
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, ReceiveMessage, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, ReceiveMessage, Scope, Send, WebSocketScope
 
 from lmserve.api.http.middleware import BODILESS, PUBLIC
 from lmserve.api.http.serving import ModelFacts, Serving
+from lmserve.api.http.websocket import deny
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
@@ -240,6 +241,9 @@ class ChooseModel:
         self._members = members
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.WEBSOCKET:
+            await self._open_socket(scope, receive, send)
+            return
         if (
             scope["type"] != ScopeType.HTTP
             or scope["method"] == "OPTIONS"
@@ -264,7 +268,18 @@ class ChooseModel:
             scope["state"]["serving"] = await self._members.open(member)
             await self._app(scope, receive_again, send)
 
-    def _name(self, scope: HTTPScope, body: bytes) -> str | None:
+    async def _open_socket(self, scope: WebSocketScope, receive: Receive, send: Send) -> None:
+        """The handshake chooses, as its messages come later: `?model=`, the header, or else the first."""
+        try:
+            member = self._members.find(self._name(scope, b""))
+            with self._members.use(member):
+                scope["state"]["serving"] = await self._members.open(member)
+                await self._app(scope, receive, send)
+        except LmserveError as error:
+            # The handler sends its own errors.
+            await deny(error, scope, send)
+
+    def _name(self, scope: HTTPScope | WebSocketScope, body: bytes) -> str | None:
         query = parse_qs(scope["query_string"].decode("latin-1")).get("model")
         header = next((value for name, value in scope["headers"] if name == CHOOSES.encode()), None)
         if query or header:

@@ -8,6 +8,7 @@ from typing import Final
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPRequestEvent, Receive, ReceiveMessage, Scope, Send
 
+from lmserve.api.http.websocket import deny
 from lmserve.errors import LmserveError
 from lmserve.keys import NO_TENANT, Keyring
 
@@ -28,7 +29,13 @@ class ApiKeys:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["tenant"] = self._tenant(scope) if self._keys else NO_TENANT
+        try:
+            scope["state"]["tenant"] = self._tenant(scope) if self._keys else NO_TENANT
+        except LmserveError as error:
+            if scope["type"] != ScopeType.WEBSOCKET:
+                raise
+            await deny(error, scope, send)
+            return
         await self._app(scope, receive, send)
 
     def _tenant(self, scope: Scope) -> int:

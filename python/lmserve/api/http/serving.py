@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
-from litestar import Request
+from litestar.connection import ASGIConnection
 
 from lmserve import __version__
 from lmserve.api.responses.store import ResponseStore
@@ -254,13 +254,13 @@ def _load_into(load: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngi
             engine.stop()
 
 
-def serving_of(request: Request[Any, Any, Any]) -> Serving:
+def serving_of(request: ASGIConnection[Any, Any, Any, Any]) -> Serving:
     """What serves the request: the model that it chose, where the server has several."""
     serving: Serving = request.scope["state"].get("serving") or request.app.state.serving
     return serving
 
 
-def tenant_of(request: Request[Any, Any, Any]) -> int:
+def tenant_of(request: ASGIConnection[Any, Any, Any, Any]) -> int:
     """The number of the request's API key."""
     tenant: int = request.scope["state"]["tenant"]
     return tenant

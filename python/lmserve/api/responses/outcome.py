@@ -104,6 +104,8 @@ class RecordedResponse:
         self._stream = stream
         self._outcome: Outcome | None = outcome
         self._failed = False
+        self.kept = False  # it was answered, and all is written down
+        self.ended = False  # there is nothing behind the piece that was given out last
 
     @property
     def aborted(self) -> bool:
@@ -135,6 +137,7 @@ class RecordedResponse:
         except StopAsyncIteration:
             self._lose()
             raise
+        self.ended = _last_of(events).startswith((*ENDS, FAILED))
         if (response := response_at_end_of(events)) is not None:
             # The client hears of the end once it is kept.
             try:
@@ -154,6 +157,7 @@ class RecordedResponse:
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             await outcome.keep(body)
+            self.kept = True
 
     def _lose(self) -> None:
         outcome, self._outcome = self._outcome, None

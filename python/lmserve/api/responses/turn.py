@@ -42,6 +42,7 @@ from lmserve.schemas.responses import (
     Asked,
     ConversationRef,
     InputItem,
+    ResponseEvent,
     ResponseFailure,
     ResponseReply,
     ResponsesRequest,
@@ -143,6 +144,37 @@ class ResponseTurn:
         if open_turn is not None:
             said = Said(open_turn, self._serving.engine, self._instructions, self._items, stored=self._stores)
         return Outcome(self._serving.responses if self._stores else None, self._tenant, self._id, said)
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return self._id
+
+    @property
+    def instructions(self) -> str | None:
+        """Those in force."""
+        return self._instructions
+
+    @property
+    def stores(self) -> bool:
+        """Whether the response is kept as one."""
+        return self._stores
+
+    def events_without_output(self) -> list[bytes]:
+        """What a client reads of a response for which nothing is computed: the `data` of its events."""
+        ended = msgspec.structs.replace(self._reply(), status="completed")
+        told = [
+            ResponseEvent(type="response.created", sequence_number=0, response=self._reply()),
+            ResponseEvent(type="response.completed", sequence_number=1, response=ended),
+        ]
+        return [msgspec.json.encode(event) for event in told]
+
+    def standing_without_output(self) -> Standing:
+        """Where a conversation then stands: the input waits for the next request."""
+        before = self._standing or Standing("", None, None, [])
+        pending = [*before.pending, *(msgspec.json.encode(item) for item in self._items)]
+        instructions = self._instructions if before.tip is None else before.instructions
+        return Standing(self._id, instructions, before.tip, pending)
 
     def count_tokens(self) -> int:
         """Tokens of the prompt, with what it goes on from. Blocks. Raises LmserveError (400, 404)."""

@@ -44,7 +44,8 @@ ID: Final = "/v1/responses/{response_id:str}"
     summary="Answer, and keep the conversation",
     description=(
         "OpenAI's Responses API. A stored response is kept token for token; `previous_response_id` goes on from it, "
-        "as often as you like, with nothing computed again that is cached."
+        "as often as you like, with nothing computed again that is cached. The path is also a WebSocket's, for "
+        "messages of type `response.create`."
     ),
     tags=TAGS,
     operation_class=streams("named events", ResponseEvent, "Server-sent events, the last one has the response."),
