@@ -50,6 +50,18 @@ def test_models_come_and_go_and_their_sessions_stay(smollm2_gguf: Path, tmp_path
     assert not list(tmp_path.glob("lmserve-sessions-*"))
 
 
+def test_loading_again_and_again_takes_no_more_memory(smollm2_gguf: Path, tmp_path: Path) -> None:
+    arguments = [str(smollm2_gguf), "--idle-unload", "1", "--kv-memory", "64MiB"]
+    with serving(tmp_path, *arguments) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        taken = []
+        for times in range(1, 6):
+            assert client.post("/generate", json={"prompt": "Hi", "request_output_len": 2}).status_code == 200
+            wait_for(server, "was unloaded", times)
+            taken.append(resident(server))
+        # A heap that each loading left behind would be a fifth of the weights.
+        assert taken[-1] - taken[0] < smollm2_gguf.stat().st_size / 3, taken
+
+
 def test_models_without_names_are_refused() -> None:
     command = [sys.executable, "-m", "lmserve", "serve", "--model", "a=x", "--model", "y"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from lmserve.api.http.websocket import deny
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.memory import give_back_memory
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
@@ -115,6 +115,8 @@ class Members(Serving):
                 raise LmserveError.new(503, "draining", "the server is stopping and takes no new request")
             if member.opening is None:
                 member.opening = asyncio.create_task(self._load_member(member))
+                # If they have all left, nobody else looks at its failure.
+                member.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
             # A client that leaves does not end the loading that others wait for.
             await asyncio.shield(member.opening)
         return member.serving
@@ -220,7 +222,7 @@ class Members(Serving):
         await serving.close()
         del serving
         # Its weights are freed with the last object that knows them.
-        gc.collect()
+        give_back_memory()
         logger.info("the model %s was unloaded", member.names[0])
 
 
