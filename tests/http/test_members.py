@@ -136,6 +136,25 @@ def test_routes_without_a_model_in_their_body_choose_by_header_or_query(begin: B
     assert fleet.client.get("/v1/sessions?model=d").status_code == 404
 
 
+def test_who_watches_loads_no_model(begin: Begin) -> None:
+    fleet = begin()
+    alone = fleet.client.get("/metrics").text
+    assert "lmserve_build_info" in alone
+    assert "lmserve_requests_running" not in alone
+    assert fleet.loaded() == set()
+    fleet.chat("b")
+    fleet.chat("c")
+    text = fleet.client.get("/metrics?model=a").text
+    assert fleet.loaded() == {"b", "c"}
+    running = [line for line in text.splitlines() if line.startswith("lmserve_requests_running")]
+    assert running == ['lmserve_requests_running{model="b"} 0', 'lmserve_requests_running{model="c"} 0']
+    assert text.count("# TYPE lmserve_requests_running ") == 1
+    chats = [line for line in text.splitlines() if "chat/completions" in line]
+    assert chats == [
+        'lmserve_http_requests_total{route="/v1/chat/completions",status="200"} 2',
+    ]
+
+
 def test_many_at_once_load_a_model_once(begin: Begin) -> None:
     fleet = begin()
     fleet.loaders["b"].seconds = 0.2

@@ -48,8 +48,13 @@ class Family:
     samples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def page(core: str, model: str, http: Mapping[tuple[str, int], int], *, response_log_faulty: bool = False) -> str:
-    """Prometheus' text format. `core`: the core's own page. `http`: requests by route and status."""
+def page(
+    core: str, model: str | None, http: Mapping[tuple[str, int], int], *, response_log_faulty: bool = False
+) -> str:
+    """Prometheus' text format. `core`: the core's own page. `model`: whose it is; None: of none alone.
+
+    `http`: requests by route and status.
+    """
     families = parsed(core)
     build = Family("gauge", "Always 1: the version that runs.", [("", f'version="{__version__}"', "1")])
     replies = Family("counter", "Replies of HTTP, by route and status.")
@@ -65,6 +70,15 @@ def page(core: str, model: str, http: Mapping[tuple[str, int], int], *, response
     }
     lines = [line for name, family in ours.items() for line in _lines(name, family, model)]
     return "\n".join([*lines, *_aliases(families, model), ""])
+
+
+def merged(pages: Sequence[str]) -> str:
+    """The pages of several models, whose samples differ in the label of the model, as one."""
+    families: dict[str, Family] = {}
+    for text in pages:
+        for name, family in parsed(text).items():
+            families.setdefault(name, Family(family.kind, family.help)).samples += family.samples
+    return "\n".join([*(line for name, family in families.items() for line in _lines(name, family, None)), ""])
 
 
 def parsed(text: str) -> dict[str, Family]:
@@ -91,18 +105,18 @@ def quoted(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _lines(name: str, family: Family, model: str) -> Iterator[str]:
+def _lines(name: str, family: Family, model: str | None) -> Iterator[str]:
     if family.help:
         yield f"# HELP {name} {family.help}"
     yield f"# TYPE {name} {family.kind}"
     label = MODEL_LABELS.get(re.split("[_:]", name)[0])
-    own = [] if label is None else [f'{label}="{quoted(model)}"']
+    own = [] if label is None or model is None else [f'{label}="{quoted(model)}"']
     for suffix, labels, value in family.samples:
         every = ",".join([*own, *([labels] if labels else [])])
         yield f"{name}{suffix}{{{every}}} {value}" if every else f"{name}{suffix} {value}"
 
 
-def _aliases(families: Mapping[str, Family], model: str) -> Iterator[str]:
+def _aliases(families: Mapping[str, Family], model: str | None) -> Iterator[str]:
     for alias, name in ALIASES:
         if name in families:
             source = families[name]

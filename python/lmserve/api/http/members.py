@@ -15,6 +15,7 @@ import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, ReceiveMessage, Scope, Send, WebSocketScope
 
+from lmserve.api.http.exposition import merged, page
 from lmserve.api.http.middleware import BODILESS, PUBLIC
 from lmserve.api.http.serving import ModelFacts, Serving
 from lmserve.api.http.websocket import deny
@@ -32,6 +33,7 @@ CHOOSES: Final = "x-lmserve-model"  # of requests whose body names no model
 # These take any name of a model, or none, and mean the first one: LMDeploy's clients send one that is not served.
 LENIENT: Final = ("/generate", "/v1/chat/interactive", "/v1/sessions")
 LISTS: Final = "/v1/models"
+METRICS: Final = "/metrics"
 LOOK_SECONDS: Final = 1.0  # between two looks for models that nobody uses
 
 
@@ -176,6 +178,11 @@ class Members(Serving):
         for serving in self._loaded():
             serving.tell_of_storage()
 
+    def metrics(self) -> str:
+        """The pages of the loaded models as one: who watches a server loads no model."""
+        first = page("", None, self.http)
+        return merged([first, *(serving.metrics() for serving in self._loaded())])
+
     def _loaded(self) -> list[Serving]:
         return [member.serving for member in self._members if member.serving is not None]
 
@@ -194,7 +201,6 @@ class Members(Serving):
                     member.database(),
                     agent_sessions=self.agent_sessions,
                 )
-                serving.http = self.http
                 await serving.load()
                 if serving.failure is not None:
                     await responses.close()
@@ -250,7 +256,7 @@ class ChooseModel:
             scope["type"] != ScopeType.HTTP
             or scope["method"] == "OPTIONS"
             or scope["route_handler"].opt.get(PUBLIC)
-            or scope["path"] == LISTS
+            or scope["path"] in (LISTS, METRICS)
             or scope["path"].startswith(f"{LISTS}/")
         ):
             await self._app(scope, receive, send)

@@ -16,6 +16,7 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from lmserve import __version__
+from lmserve.api.http.exposition import page
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.state.conversations import Conversations
 from lmserve.api.state.database import Database
@@ -174,6 +175,11 @@ class Serving:
                 logger.error("the server ends: %s", error)  # noqa: TRY400 - it says all there is to say
                 self.failure = error
         return self.failure is not None
+
+    def metrics(self) -> str:
+        """All of Prometheus' text format. Raises LmserveError (503) while there is no engine to serve with."""
+        faulty = self.responses.storage_fault is not None
+        return page(self.engine.metrics(), self.names[0], self.http, response_log_faulty=faulty)
 
     def quota(self, tenant: int) -> dict[str, int]:
         """What a tenant may still do, of what is limited; nothing once the server stops."""

@@ -7,7 +7,6 @@ from typing import Any, Final
 from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
-from lmserve.api.http.exposition import page
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.serving import serving_of
 from lmserve.schemas.health import HealthReply
@@ -25,7 +24,4 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
 )
 async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
     """The whole server's, of all keys."""
-    serving = serving_of(request)
-    faulty = serving.responses.storage_fault is not None
-    text = page(serving.engine.metrics(), serving.names[0], serving.http, response_log_faulty=faulty)
-    return Response(text, media_type=MEDIA_TYPE)
+    return Response(serving_of(request).metrics(), media_type=MEDIA_TYPE)
