@@ -219,11 +219,14 @@ def _fetch(hub: Hub, repository: Repository, files: Sequence[RemoteFile], progre
                 progress=_part_of(progress, before, total),
             )
         before += file.size
-    paths = [cache.place(repository.name, repository.commit, file) for file in files]
+    # What came with an earlier commit, and is the same in this one, stays visible.
+    for file in repository.files:
+        if cache.blob_path(repository.name, file.digest).exists():
+            cache.place(repository.name, repository.commit, file)
     cache.set_main(repository.name, repository.commit)
     if progress is not None:
         progress(total, total)
-    return paths[0]
+    return cache.repository_folder(repository.name) / "snapshots" / repository.commit / files[0].path
 
 
 def _part_of(progress: Progress | None, before: int, total: int) -> Callable[[int], None]:

@@ -123,6 +123,27 @@ def test_damage_is_told_and_not_kept(hub: StandIn) -> None:
     assert find_model(f"{REPOSITORY}:Q4_0").path.is_file()
 
 
+def test_a_new_commit_hides_nothing_that_is_here(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    find_model(f"{REPOSITORY}:Q4_0")
+    hub.commit = "beef" + "0" * 36
+    find_model(f"{REPOSITORY}:Q8_0")
+    assert hub.bytes_of("tiny-Q4_0.gguf") == len(hub.files[REPOSITORY]["tiny-Q4_0.gguf"])
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count(f"{REPOSITORY}:Q") == 2
+
+
+def test_a_path_of_any_characters(hub: StandIn) -> None:
+    hub.files["owner/odd"] = {"a #1?/m 100%.gguf": hub.files[REPOSITORY]["tiny-Q4_0.gguf"]}
+    assert find_model("owner/odd").path.name == "m 100%.gguf"
+
+
+def test_a_full_disk_is_told_before_the_first_byte(hub: StandIn) -> None:
+    hub.claimed["tiny-Q8_0.gguf"] = 1 << 60
+    with pytest.raises(SourceError, match=r"bytes free, but 1152921504606846976 more are needed"):
+        find_model(f"{REPOSITORY}:Q8_0")
+    assert hub.sent == []
+
+
 def test_two_at_once_download_once(hub: StandIn) -> None:
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(find_model(f"{REPOSITORY}:Q4_0").path)) for _ in range(3)]
@@ -130,7 +151,7 @@ def test_two_at_once_download_once(hub: StandIn) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 1
+    assert (len(found), len(set(found))) == (3, 1)
     assert hub.bytes_of("tiny-Q4_0.gguf") == len(hub.files[REPOSITORY]["tiny-Q4_0.gguf"])
 
 

@@ -6,9 +6,11 @@ names a commit.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +98,10 @@ def place(name: str, commit: str, file: RemoteFile) -> Path:
     blob, path = blob_path(name, file.digest), repository_folder(name) / "snapshots" / commit / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.unlink(missing_ok=True)
-        path.symlink_to(os.path.relpath(blob, path.parent))
+        with contextlib.suppress(FileExistsError):
+            # Another process was first.
+            path.unlink(missing_ok=True)
+            path.symlink_to(os.path.relpath(blob, path.parent))
     return path
 
 
@@ -105,9 +109,12 @@ def set_main(name: str, commit: str) -> None:
     """`commit` is what `main` is now."""
     refs = repository_folder(name) / "refs"
     refs.mkdir(parents=True, exist_ok=True)
-    partial = refs / "main.partial"
-    partial.write_text(commit, "utf-8")
-    partial.rename(refs / "main")
+    # Of its own: another process may write at the same time.
+    descriptor, partial = tempfile.mkstemp(prefix="main.", dir=refs)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(commit)
+    Path(partial).chmod(0o644)
+    Path(partial).rename(refs / "main")
 
 
 def remove(repository: CachedRepository, quantization: Quantization | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_name(f"{target.name}.lock")):
             if not target.exists():
+                _check_room(target, partial, size)
                 _fill(url, partial, size, headers or {}, progress)
                 _verify(partial, url, size, digest)
                 partial.rename(target)
@@ -52,6 +54,17 @@ def download(
         target.with_name(f"{target.name}.lock").unlink(missing_ok=True)
     except OSError as error:
         raise HubError(f"{target.name} cannot be kept in {target.parent}: {error.strerror or error}") from error
+
+
+def _check_room(target: Path, partial: Path, size: int | None) -> None:
+    """A full disk harms others, too: it is told before the first byte."""
+    free = shutil.disk_usage(target.parent).free
+    missing = 0 if size is None else size - (partial.stat().st_size if partial.exists() else 0)
+    if missing > free:
+        raise HubError(
+            f"{target.parent} has {free} bytes free, but {missing} more are needed; "
+            "LMSERVE_CACHE and HF_HOME choose another folder"
+        )
 
 
 @contextmanager

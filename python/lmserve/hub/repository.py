@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 
@@ -74,7 +75,7 @@ class Hub:
 
     def file_url(self, repository: Repository, path: str) -> str:
         """Where a file's bytes are."""
-        return f"{self.endpoint}/{repository.name}/resolve/{repository.commit}/{path}"
+        return f"{self.endpoint}/{repository.name}/resolve/{repository.commit}/{quote(path)}"
 
     def read(self, name: str) -> Repository:
         """What a repository has. Raises HubError where that cannot be known."""
