@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -49,10 +49,11 @@ class ApiKey:
     name: str
     digest: bytes = field(repr=False)
     limits: Limits = UNLIMITED
+    operator: bool = False  # /metrics tells it what each key uses
 
     @classmethod
-    def of(cls, key: str, name: str, limits: Limits = UNLIMITED) -> Self:
-        return cls(name, sha256(key.encode()).digest(), limits)
+    def of(cls, key: str, name: str, limits: Limits = UNLIMITED, *, operator: bool = False) -> Self:
+        return cls(name, sha256(key.encode()).digest(), limits, operator)
 
     @property
     def durable_name(self) -> bytes:
@@ -96,6 +97,14 @@ class Keyring:
         """The name of a tenant's key; None where no key is needed."""
         return None if tenant == NO_TENANT else self.keys[tenant - 1].name
 
+    def seen_by(self, tenant: int) -> Iterator[tuple[str, int]]:
+        """The keys whose use a tenant may look at, by name and number: an operator's all, others their own alone."""
+        if tenant == NO_TENANT:
+            return
+        for number, key in enumerate(self.keys, NO_TENANT + 1):
+            if number == tenant or self.keys[tenant - 1].operator:
+                yield key.name, number
+
     def tenants(self) -> bytes:
         """The tenants as `lmserve._core.Engine` takes them: each with its number and its limits."""
         numbered = enumerate(self.keys, NO_TENANT + 1)
@@ -111,6 +120,7 @@ class _Entry(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name
     key: Secret | None = None
     sha256: Digest | None = None
+    operator: bool = False
 
 
 class _File(Struct, forbid_unknown_fields=True):
@@ -138,5 +148,5 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
             raise KeysError(f"is wrong: {entry.name!r} must have either key or sha256")
         limits = Limits(**{field: getattr(entry, field) for field in Limits.__struct_fields__})
         digest = sha256(entry.key.encode()).digest() if entry.key is not None else bytes.fromhex(entry.sha256 or "")
-        keys.append(ApiKey(entry.name, digest, limits))
+        keys.append(ApiKey(entry.name, digest, limits, entry.operator))
     return tuple(keys)

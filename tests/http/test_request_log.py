@@ -181,6 +181,6 @@ def test_every_alias_has_a_source_and_a_type(logged: Running) -> None:
 
 
 def test_a_models_name_is_quoted() -> None:
-    text = page("# TYPE lmserve_x gauge\nlmserve_x 1\n", 'a"b\\c\nd', {})
+    text = page("# TYPE lmserve_x gauge\nlmserve_x 1\n", 'a"b\\c\nd', {}, {})
     assert 'lmserve_x{model="a\\"b\\\\c\\nd"} 1' in text.splitlines()
     assert quoted("plain") == "plain"

@@ -281,3 +281,24 @@ def test_a_server_with_keys_asks_for_one(browser: sync_api.Browser, tmp_path: Pa
         person.turn(1)
         assert list(sessions(server.url, {"Authorization": "Bearer secret"}).values()) == [1]
         person.context.close()
+
+
+def test_an_operator_sees_what_each_key_uses(browser: sync_api.Browser, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        '[[key]]\nname = "watch"\nkey = "sk-watch"\noperator = true\n[[key]]\nname = "w\\"eb"\nkey = "sk-web"\n',
+        "utf-8",
+    )
+    with serving(tmp_path, "--keys", str(keys)) as server:
+        body = {"prompt": "Hello", "request_output_len": 7, "ignore_eos": True}
+        reply = httpx.post(f"{server.url}/generate", json=body, headers={"Authorization": "Bearer sk-web"}, timeout=60)
+        prompt = reply.json()["usage"]["prompt_tokens"]
+        person = Person(browser, server.url)
+        person.page.fill("#key", "sk-watch")
+        person.page.click("#key-dialog button[value=save]")
+        sync_api.expect(person.page.locator("#model")).to_contain_text("SmolLM2")
+        person.page.goto(f"{person.url}/#server")
+        row = person.page.locator("#keys tbody tr", has_text='w"eb')
+        sync_api.expect(row).to_have_text(f'w"eb001{prompt}07')
+        person.check_accessibility()
+        person.context.close()

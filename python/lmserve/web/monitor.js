@@ -16,6 +16,18 @@ export function read(page, name, labels = "") {
   return sum;
 }
 
+// What each key uses, by its name, of those that the page tells of.
+export function keysOf(page) {
+  const keys = new Map();
+  for (const [, name, labels, value] of page.matchAll(/^lmserve_key_(\w+)\{(.*)\} (\d+)$/gm)) {
+    const told = Object.fromEntries([...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, label, text]) => [label, text.replace(/\\(.)/g, "$1")]));
+    const used = keys.get(told.key) ?? {};
+    used[told.kind ?? told.state ?? name] = Number(value);
+    keys.set(told.key, used);
+  }
+  return keys;
+}
+
 const number = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
 const percent = new Intl.NumberFormat(undefined, { style: "percent", maximumFractionDigits: 1 });
 
@@ -73,6 +85,7 @@ export class Monitor {
     line(this.rates);
     const blocks = Object.fromEntries(["owned", "cached", "free"].map((state) => [state, value("kv_blocks", `state="${state}"`)]));
     cache(blocks);
+    table(keysOf(page));
   }
 
   showUsage(usage) {
@@ -113,4 +126,17 @@ function cache({ owned, cached, free }) {
   document.querySelector("#kv .owned").style.width = `${(100 * owned) / all}%`;
   document.querySelector("#kv .cached").style.width = `${(100 * cached) / all}%`;
   document.querySelector("#kv-text").textContent = `Of ${all} blocks, ${owned} are in use, ${cached} keep what was computed, and ${free} are free.`;
+}
+
+function table(keys) {
+  document.querySelector("#all-keys").hidden = keys.size < 2;
+  const rows = [...keys].map(([name, used]) => {
+    const row = document.createElement("tr");
+    row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: name }));
+    for (const value of [used.in_flight - used.waiting, used.waiting, used.requests_total, used.prompt, used.cached, used.generated]) {
+      row.append(Object.assign(document.createElement("td"), { textContent: number.format(value) }));
+    }
+    return row;
+  });
+  document.querySelector("#keys tbody").replaceChildren(...rows);
 }

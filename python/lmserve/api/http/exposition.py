@@ -37,6 +37,8 @@ ALIASES: Final = (
 MODEL_LABELS: Final = {"vllm": "model_name", "lmserve": "model"}
 KV_BLOCKS: Final = "lmserve_kv_blocks"
 KV_USE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio")
+# Kinds of tokens, and what /v1/usage calls them.
+KEY_TOKENS: Final = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "completion_tokens"}
 
 
 @dataclass
@@ -49,11 +51,16 @@ class Family:
 
 
 def page(
-    core: str, model: str | None, http: Mapping[tuple[str, int], int], *, response_log_faulty: bool = False
+    core: str,
+    model: str | None,
+    http: Mapping[tuple[str, int], int],
+    keys: Mapping[str, Mapping[str, int]],
+    *,
+    response_log_faulty: bool = False,
 ) -> str:
     """Prometheus' text format. `core`: the core's own page. `model`: whose it is; None: of none alone.
 
-    `http`: requests by route and status.
+    `http`: requests by route and status. `keys`: by name, what each uses, as /v1/usage tells it.
     """
     families = parsed(core)
     build = Family("gauge", "Always 1: the version that runs.", [("", f'version="{__version__}"', "1")])
@@ -67,6 +74,7 @@ def page(
         "lmserve_build_info": build,
         "lmserve_http_requests_total": replies,
         "lmserve_response_log_faulty": faulty,
+        **_of_keys(keys),
     }
     lines = [line for name, family in ours.items() for line in _lines(name, family, model)]
     return "\n".join([*lines, *_aliases(families, model), ""])
@@ -79,6 +87,26 @@ def merged(pages: Sequence[str]) -> str:
         for name, family in parsed(text).items():
             families.setdefault(name, Family(family.kind, family.help)).samples += family.samples
     return "\n".join([*(line for name, family in families.items() for line in _lines(name, family, None)), ""])
+
+
+def _of_keys(keys: Mapping[str, Mapping[str, int]]) -> dict[str, Family]:
+    if not keys:
+        return {}
+    requests = Family("counter", "Requests of a key that ended, whatever their end.")
+    tokens = Family("counter", "Tokens of a key: prompts, what was cached of them, and what was generated.")
+    unfinished = Family("gauge", "Requests of a key that have not ended, and of these, those that wait.")
+    for name, used in keys.items():
+        key = f'key="{quoted(name)}"'
+        requests.samples.append(("", key, str(used["requests"])))
+        for kind, counter in KEY_TOKENS.items():
+            tokens.samples.append(("", f'{key},kind="{kind}"', str(used[counter])))
+        for state in ("in_flight", "waiting"):
+            unfinished.samples.append(("", f'{key},state="{state}"', str(used[state])))
+    return {
+        "lmserve_key_requests_total": requests,
+        "lmserve_key_tokens_total": tokens,
+        "lmserve_key_requests_open": unfinished,
+    }
 
 
 def parsed(text: str) -> dict[str, Family]:

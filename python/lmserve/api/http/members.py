@@ -178,10 +178,10 @@ class Members(Serving):
         for serving in self._loaded():
             serving.tell_of_storage()
 
-    def metrics(self) -> str:
+    def metrics(self, tenant: int) -> str:
         """The pages of the loaded models as one: who watches a server loads no model."""
-        first = page("", None, self.http)
-        return merged([first, *(serving.metrics() for serving in self._loaded())])
+        first = page("", None, self.http, {})
+        return merged([first, *(serving.metrics(tenant) for serving in self._loaded())])
 
     def _loaded(self) -> list[Serving]:
         return [member.serving for member in self._members if member.serving is not None]

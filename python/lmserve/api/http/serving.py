@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar.connection import ASGIConnection
@@ -32,6 +33,7 @@ from lmserve.schemas.embeddings import EmbeddingsRequest
 from lmserve.schemas.responses import ResponsesRequest
 from lmserve.schemas.scoring import RerankRequest, ScoreRequest
 
+MOST_KEYS: Final = 1000  # of which /metrics has series
 logger = logging.getLogger("lmserve.http")
 
 # Seconds after which a client may ask a server that is still loading again.
@@ -176,10 +178,14 @@ class Serving:
                 self.failure = error
         return self.failure is not None
 
-    def metrics(self) -> str:
-        """All of Prometheus' text format. Raises LmserveError (503) while there is no engine to serve with."""
-        faulty = self.responses.storage_fault is not None
-        return page(self.engine.metrics(), self.names[0], self.http, response_log_faulty=faulty)
+    def metrics(self, tenant: int) -> str:
+        """Prometheus' text format, with what each key uses that a tenant may look at.
+
+        Raises LmserveError (503) while there is no engine to serve with.
+        """
+        engine, faulty = self.engine, self.responses.storage_fault is not None
+        keys = {name: engine.usage(number) for name, number in islice(self.keys.seen_by(tenant), MOST_KEYS)}
+        return page(engine.metrics(), self.names[0], self.http, keys, response_log_faulty=faulty)
 
     def quota(self, tenant: int) -> dict[str, int]:
         """What a tenant may still do, of what is limited; nothing once the server stops."""

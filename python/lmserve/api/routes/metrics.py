@@ -8,7 +8,7 @@ from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.serving import serving_of
+from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.schemas.health import HealthReply
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
@@ -23,5 +23,5 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
     | {200: ResponseSpec(str, media_type=MEDIA_TYPE, description="The text.", generate_examples=False)},
 )
 async def metrics(request: Request[Any, Any, Any]) -> Response[str]:
-    """The whole server's, of all keys."""
-    return Response(serving_of(request).metrics(), media_type=MEDIA_TYPE)
+    """The whole server's, and of each key that the asking one may look at."""
+    return Response(serving_of(request).metrics(tenant_of(request)), media_type=MEDIA_TYPE)
