@@ -269,17 +269,42 @@ def test_the_page_about_the_server(person: Person) -> None:
     sync_api.expect(person.page.locator("#usage")).to_contain_text("completion tokens")
 
 
-def test_a_server_with_keys_asks_for_one(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_a_conversation_from_the_key_to_the_reload(browser: sync_api.Browser, tmp_path: Path) -> None:
+    key = {"Authorization": "Bearer secret"}
     with serving(tmp_path, "--api-key", "secret") as server:
         person = Person(browser, server.url)
         sync_api.expect(person.page.locator("#key-dialog")).to_be_visible()
         person.page.fill("#key", "secret")
         person.page.click("#key-dialog button[value=save]")
         sync_api.expect(person.page.locator("#model")).to_contain_text("SmolLM2")
-        person.settings(max_tokens="8")
-        person.say("Hello")
-        person.turn(1)
-        assert list(sessions(server.url, {"Authorization": "Bearer secret"}).values()) == [1]
+        person.settings(temperature="0", max_tokens="8")
+        for number, words in enumerate(["Hello", "Name a river.", "Name a city."], 1):
+            person.say(words)
+            person.turn(number)
+        assert list(sessions(server.url, key).values()) == [3]
+
+        person.turn(2).get_by_role("button", name="Fork after turn 2").click()
+        person.page.locator("#conversations li").nth(1).wait_for()
+        person.turn(2).get_by_role("button", name="Edit the message of turn 2").click()
+        sync_api.expect(person.page.locator("#prompt")).to_have_value("Name a river.")
+        person.settings(max_tokens="2000")
+        person.say("Write a very long story about a ship.")
+        person.page.locator(".turn").nth(1).get_by_role("button", name="Fork").wait_for(state="detached")
+        person.page.locator(".turn .said").nth(3).get_by_text(re.compile(r"\w{3}")).first.wait_for()
+        person.page.keyboard.press("Escape")
+        stopped = person.turn(2).inner_text()
+        assert 0 < person.usage(2)[2] < 2000
+        assert sorted(sessions(server.url, key).values()) == [2, 3]
+
+        # The key, the conversations and the stopped answer are there again.
+        person.page.reload()
+        sync_api.expect(person.page.locator("#conversations li")).to_have_count(2)
+        assert person.turn(2).inner_text() == stopped
+        person.say("Thank you.")
+        person.page.keyboard.press("Escape")
+        person.turn(3)
+        assert sorted(sessions(server.url, key).values()) == [3, 3]
+        assert person.errors == []
         person.context.close()
 
 
