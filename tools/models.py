@@ -34,7 +34,25 @@ TAIL = """
 | safetensors, one or several files | {plain}; {methods} |
 | GGUF, one or several files | {plain}, {quantized} |
 
-A model that is not supported is refused before its weights are read; the message says which part of it is not computed.
+## Other models
+
+`pip install 'lmserve[transformers]'` lets the server run a model folder of another architecture. transformers computes
+its layers; lmserve keeps the KV cache, batches, sessions and prefixes, and samples. This is slower than a family of its
+own. It works on the CPU and on CUDA with torch's operations, so `--quantize` and `--kv-dtype` do not apply.
+
+- transformers must know the model as a causal language model, and let its attention be replaced: GPT-2, GPT-NeoX,
+  GPT-J, OPT, Phi 1 and 2, Gemma, GLM-4, OLMo, Helium, ERNIE 4.5, and most others since 2023. Code of the model's own is
+  not run.
+- Attention of latents is expanded there: the cache holds all heads, and takes more memory than in a family of its own.
+- At start, the server compares a prompt in pieces with what transformers computes alone, and ends if they differ.
+- Refused with the reason: layers with a recurrent state or linear attention, positions that are not given to the model
+  (ALiBi), encoders beside a decoder, rotations that depend on the longest sequence of a batch, models that see or hear.
+
+The tests compare 14 such architectures with transformers: in a batch, with the prompt in chunks of 7 tokens, with a
+shared prefix, preempted, continued and rewound.
+
+A model that is not supported at all is refused before its weights are read. The message says which part of it is not
+computed.
 """
 
 

@@ -15,9 +15,9 @@ from lmserve._core import GgufFile, Tokenizer
 from lmserve.loading import reading
 from lmserve.model import families, files, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
-from lmserve.model.errors import CheckpointError
+from lmserve.model.errors import CheckpointError, UnknownArchitectureError
 from lmserve.model.families import bert
-from lmserve.model.families.family import Decoder, Family, Tensors
+from lmserve.model.families.family import ANY, Decoder, Family, Tensors
 from lmserve.model.generation_defaults import (
     GENERATION_CONFIG,
     GenerationDefaults,
@@ -122,7 +122,12 @@ def _open_folder(folder: Path) -> Checkpoint:
     notes: tuple[str, ...] = ()
     with _reading(folder), reading(f"the configuration of {folder}"):
         inner = text_config(raw)
-        family = families.hf_family(raw if inner is None else inner)
+        try:
+            family = families.hf_family(raw if inner is None else inner)
+        except UnknownArchitectureError as error:
+            if inner is not None:
+                raise
+            return _open_by_transformers(folder, raw, error)
         config = family.hf_config(raw if inner is None else inner)
         text = hf_source.text_settings(folder, raw if inner is None else raw | inner)
         generation = from_generation_config(files.read_object(folder / GENERATION_CONFIG))
@@ -137,6 +142,39 @@ def _open_folder(folder: Path) -> Checkpoint:
             notes = (f"served text-only: {others} tensors that see or hear are not loaded",)
         tensors = family.hf_tensors(stored, config)
     return _checked(folder, family, config, tensors, text, generation, notes)
+
+
+def _open_by_transformers(folder: Path, raw: dict[str, Any], unknown: UnknownArchitectureError) -> Checkpoint:
+    try:
+        # Imported late: it brings torch.
+        from lmserve.model import transformers_model
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        way = "pip install 'lmserve[transformers]' may run it, slower, through transformers"
+        raise CheckpointError(f"{unknown}; {way}") from unknown
+    try:
+        config = transformers_model.describe(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{unknown}; nor does it run through transformers: {error}") from error
+    text = hf_source.text_settings(folder, raw)
+    with reading(f"the headers of the weights in {folder}"):
+        tensors = read_safetensors(folder)
+    _check_numbers(folder, config)
+    return Checkpoint(
+        path=folder,
+        name=folder.resolve().name,
+        family=ANY,
+        kind="generate",
+        config=config,
+        tensors=tensors,
+        chat_template=text.chat_template,
+        tool_template=text.tool_template,
+        special_tokens=text.special_tokens,
+        eos_token_ids=text.eos_token_ids,
+        generation=from_generation_config(files.read_object(folder / GENERATION_CONFIG)),
+        notes=("runs through transformers, which is slower than a family of its own",),
+    )
 
 
 def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:

@@ -14,6 +14,10 @@ class CheckpointError(LmserveError):
         )
 
 
+class UnknownArchitectureError(CheckpointError):
+    """A model that is of none of the families."""
+
+
 class OptionError(LmserveError):
     """A runner option that does not fit the checkpoint or this machine; `option` names it."""
 

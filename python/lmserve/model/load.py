@@ -26,6 +26,10 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
         return cpu_runner.load(checkpoint, options, plan)
     try:
         # Imported late: torch takes a second, and the cpu operations do without it.
+        if checkpoint.family.by_transformers:
+            from lmserve.model import transformers_runner
+
+            return transformers_runner.load(checkpoint, options, plan)
         from lmserve.model import torch_runner
     except ModuleNotFoundError as error:
         if error.name != "torch":

@@ -216,6 +216,11 @@ def _ops(checkpoint: Checkpoint, options: RunnerOptions, device: str) -> str:
     _check(options.ops in OPS, "ops", f"ops is {options.ops!r}; it must be one of {', '.join(OPS)}")
     # The cpu kernels compute in fp32: a user who wants another type gets torch's.
     fits = checkpoint.kind == "generate" and device == "cpu" and options.dtype in ("auto", "fp32")
+    if checkpoint.family.by_transformers:
+        _check(
+            options.ops != "cpu", "ops", f"ops is 'cpu'; {checkpoint.name} runs through transformers, on torch alone"
+        )
+        return "torch"
     if options.ops == "auto":
         return "cpu" if fits else "torch"
     _check(

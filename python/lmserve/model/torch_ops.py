@@ -84,7 +84,8 @@ class TorchOps:
         self._padding = self._padding_inputs(cache.block_size) if self._copied else {}
         self._attention: Attention = self.cache
         self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
-        self._token_ids = self._sample_rows = torch.empty(0, dtype=torch.int64)
+        # Of the step, or pass: the tokens' ids and positions, and which of them are sampled.
+        self.token_ids = self.positions = self.sample_rows = torch.empty(0, dtype=torch.int64)
         # Of the step's tokens: cos and sin of each rope, and the scales of queries.
         self._step_ropes: list[tuple[Tensor, Tensor]] = []
         self._step_scales: list[Tensor] = []
@@ -186,7 +187,7 @@ class TorchOps:
 
     def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
         # A copy: torch takes no read-only array.
-        self._token_ids = torch.from_numpy(token_ids.copy()).to(self._device)
+        self.token_ids = torch.from_numpy(token_ids.copy()).to(self._device)
         starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
         self._rotate_at(torch.from_numpy(np.arange(len(token_ids)) - starts).to(self._device))
         self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
@@ -194,7 +195,7 @@ class TorchOps:
         self._states.begin_pass(cu_seqlens)
 
     def embed(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
-        rows = functional.embedding(self._token_ids, w.weight)
+        rows = functional.embedding(self.token_ids, w.weight)
         return rows if scale == 1 else rows * scale
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
@@ -240,6 +241,20 @@ class TorchOps:
             self._not_finite = (qkv * 0).sum(-1, keepdim=True)
         temperature = self._places[layer][1]
         return query if temperature is None else query * self._step_scales[temperature].to(query.dtype)
+
+    def cache_and_attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, sinks: Tensor | None = None
+    ) -> Tensor:
+        """Write key and value [T, kv_heads, head_dim], rotated already, and attend with query [T, heads, head_dim].
+
+        [T, heads * head_dim]. For models that come with all but the attention.
+        """
+        self._attention.write(layer, key, value)
+        attended = self._attention.attend(layer, query, sinks)
+        if self._device.type != "cpu":
+            return attended
+        not_finite = torch.cat([rows.flatten(1) * 0 for rows in (query, key, value)], dim=1)
+        return attended + not_finite.sum(-1, keepdim=True)
 
     def heads(self, x: Tensor, w: TorchWeight, passed: int = 0) -> Tensor:
         heads, _, inputs = w.weight.shape
@@ -288,7 +303,7 @@ class TorchOps:
         return x.mul_(torch.sigmoid(gates))
 
     def rows(self, x: Tensor) -> Tensor:
-        return x.index_select(0, self._sample_rows)
+        return x.index_select(0, self.sample_rows)
 
     def sample(self, x: Tensor, head: TorchWeight, edits: LogitEdits | None) -> None:
         self.sample_logits(self.raw_logits(x, head), edits)
@@ -337,7 +352,7 @@ class TorchOps:
         n_seqs = len(context_lens)
         lengths = _lengths(n_tokens, n_seqs, n_rows)
         step = {name: tensor[: lengths[name]] for name, tensor in self._inputs.items()}
-        self._token_ids, self._sample_rows = step["token_ids"], step["sample_rows"].long()
+        self.token_ids, self.sample_rows = step["token_ids"], step["sample_rows"].long()
         self._rotate_at(step["positions"])
         self._attention = self.cache
         self.cache.begin(
@@ -391,6 +406,7 @@ class TorchOps:
         return [self._on_device(table) for table in tables]
 
     def _rotate_at(self, positions: Tensor) -> None:
+        self.positions = positions
         self._step_ropes = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._ropes]
         self._step_scales = [scales[positions][:, None, None] for scales in self._query_scales]
 

@@ -113,19 +113,25 @@ def _graph_pool() -> Any:
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
     """Load a checkpoint as planned; on CUDA the KV cache is planned again from what is free."""
     torch.set_num_threads(options.threads or usable_cores())
-    if plan.device != "cpu":
-        plan = _plan_cuda(checkpoint, options, plan)
-    if plan.device != "cpu":
-        torch.cuda.set_device(plan.device)
+    plan = planned_for_device(checkpoint, options, plan)
     if isinstance(checkpoint.config, EncoderConfig):
         return EncoderRunner(checkpoint.config, checkpoint, plan)
-    buffers = allocate_buffers(plan, _pinned if plan.device != "cpu" else np.zeros)
+    buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
     ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     if options.graphs and isinstance(ops.cache, VarlenAttention) and not checkpoint.config.recurrent:
         return GraphRunner(info, buffers, model, ops, capture=capture_cuda_graph)
     return TorchRunner(info, buffers, model, ops)
+
+
+def planned_for_device(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:
+    """The plan, on CUDA made again from what is free there; the device is torch's then."""
+    if plan.device != "cpu":
+        plan = _plan_cuda(checkpoint, options, plan)
+    if plan.device != "cpu":
+        torch.cuda.set_device(plan.device)
+    return plan
 
 
 def _plan_cuda(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:
@@ -137,7 +143,8 @@ def _plan_cuda(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan)
     return plan_memory(checkpoint, options, gpu_memory=free)
 
 
-def _pinned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def allocate_pinned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros in memory that a GPU copies from by itself."""
     # The array keeps the tensor's memory alive.
     template = torch.from_numpy(np.empty(0, dtype))
     pinned: NDArray[Any] = torch.zeros(shape, dtype=template.dtype, pin_memory=True).numpy()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lmserve.model.errors import CheckpointError
+from lmserve.model.errors import CheckpointError, UnknownArchitectureError
 from lmserve.model.families import (
     apertus,
     bert,
@@ -111,7 +111,7 @@ def hf_family(raw: Mapping[str, Any]) -> Family:
     what = ", ".join(names) or f"of model_type {kind!r}"
     part = missing_part(raw)
     needs = "" if part is None else f"; it has {part}, which is not computed here"
-    raise CheckpointError(f"config.json: architecture {what} is not supported ({supported} are){needs}")
+    raise UnknownArchitectureError(f"config.json: architecture {what} is not supported ({supported} are){needs}")
 
 
 def _stem(name: str) -> str:

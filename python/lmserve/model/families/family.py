@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.gguf_source import GgufModel
@@ -54,6 +54,7 @@ class Family:
     gguf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     # GGUF stores q and k of these families with each rotated pair in adjacent rows.
     gguf_interleaved_rope: bool = False
+    by_transformers: bool = False  # transformers computes all but the attention
 
     def read_gguf(self, file: GgufModel) -> ModelConfig:
         """The configuration of a GGUF file of this family's architecture."""
@@ -73,3 +74,11 @@ class Family:
         if self.decoder is None:
             raise TypeError(f"{self.name} is no decoder")
         return self.decoder(config, Loader(ops, lambda name, _shape: tensors[name]))
+
+
+def _no_config(_: dict[str, Any]) -> ModelConfig:
+    raise TypeError("transformers reads this configuration")
+
+
+# Models that are of none of the families, as far as transformers runs them.
+ANY: Final = Family("transformers", "generate", hf_architectures=(), hf_config=_no_config, by_transformers=True)
