@@ -163,3 +163,36 @@ def test_older_names_of_layers_are_known(tmp_path):
     raw["layer_types"] = [older[kind] for kind in raw["layer_types"]]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert open_checkpoint(tmp_path).config == newer
+
+
+LETTERS = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+
+
+def test_letters_say_what_layers_are(tmp_path):
+    tiny_models.make("nemotron_h", tmp_path)
+    named = open_checkpoint(tmp_path).config
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["hybrid_override_pattern"] = "".join(LETTERS[kind] for kind in raw.pop("layers_block_type"))
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert open_checkpoint(tmp_path).config == named
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("M-*ME", "the experts of Nemotron 3, which have no gate, are not supported"),
+        ("M-*MX", "a layer of kind 'X' is not known"),
+        ("M-MM-", "must have Mamba-2 mixers and attention"),
+        ("*-**-", "must have Mamba-2 mixers and attention"),
+        ("M-*M", "tensor model.layers.4"),
+        ("", "must say what the layers are"),
+        (7, "must say what the layers are"),
+    ],
+)
+def test_layers_that_are_not_known_are_refused(pattern, message, tmp_path):
+    tiny_models.make("nemotron_h", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw["layers_block_type"]
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"hybrid_override_pattern": pattern}))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)

@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "qwen3_5_moe": "qwen35moe",
     "qwen3_next": "qwen3next",
     "granitemoehybrid": "granitehybrid",
+    "nemotron_h_biased": "nemotron_h",
     "granitemoehybrid_dense": "granitehybrid",
     "granitemoehybrid_attention": "granite",
 }

@@ -73,6 +73,22 @@ QWEN_NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
 OTHER_NAMES = {
+    "nemotron_h": {
+        "model.embeddings": "token_embd",
+        "model.norm_f": "output_norm",
+        "norm": "attn_norm",
+        "mixer.q_proj": "attn_q",
+        "mixer.k_proj": "attn_k",
+        "mixer.v_proj": "attn_v",
+        "mixer.o_proj": "attn_output",
+        "mixer.up_proj": "ffn_up",
+        "mixer.down_proj": "ffn_down",
+        "mixer.in_proj": "ssm_in",
+        "mixer.conv1d": "ssm_conv1d",
+        "mixer.dt": "ssm_dt",
+        "mixer.norm": "ssm_norm",
+        "mixer.out_proj": "ssm_out",
+    },
     "granite": {
         "shared_mlp.gate_proj": "ffn_gate",
         "shared_mlp.up_proj": "ffn_up",
@@ -188,6 +204,10 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
         heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
         writer.add_head_count_kv(heads)
+    elif architecture == "nemotron_h":
+        kinds = config.layers_block_type
+        writer.add_feed_forward_length([config.intermediate_size if kind == "mlp" else 0 for kind in kinds])
+        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
     elif architecture == "granitehybrid":
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(
@@ -199,7 +219,8 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         # One latent is what all heads have in common.
         writer.add_head_count_kv(1 if architecture == "deepseek2" else config.num_key_value_heads)
     counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    if experts := next((count for count in counts if count), None):
+    experts = next((count for count in counts if count), None)
+    if experts and architecture != "nemotron_h":
         writer.add_expert_count(experts)
         writer.add_expert_used_count(getattr(config, "top_k_experts", None) or config.num_experts_per_tok)
         if getattr(config, "moe_intermediate_size", None):
@@ -207,12 +228,13 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     attention = [layer.self_attn for layer in model.model.layers if hasattr(layer, "self_attn")]
-    head_dim = max(getattr(layer, "head_dim", 0) for layer in attention)
+    head_dim = max(getattr(layer, "head_dim", 0) for layer in attention) if attention else config.head_dim
     if head_dim and head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
     KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
     _write_vocabulary(writer, config.vocab_size)
-    _write_rope(writer, config)
+    if architecture != "nemotron_h":
+        _write_rope(writer, config)
     if architecture == "apertus":
         activations = [layer.mlp.act_fn for layer in model.model.layers]
         for part in ("alpha_p", "alpha_n", "beta", "eps"):
@@ -245,7 +267,7 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
         if name.endswith((".A_log", ".D")):
             values = parameter.detach().numpy()
             part, values = ("d", values) if name.endswith(".D") else ("a", -np.exp(values))
-            values = values.reshape(-1, 1) if ".mamba." in name else values
+            values = values.reshape(-1, 1) if ".linear_attn." not in name else values
             writer.add_tensor(f"blk.{name.split('.')[2]}.ssm_{part}", values)
             continue
         stem, kind = name.rsplit(".", 1)
@@ -269,8 +291,9 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
             stored_parameter.copy_(torch.from_numpy(restored))
         if architecture in SHIFTED and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
             stored = stored + np.float32(1)
-        if name.endswith("mamba.norm.weight"):
-            stored, rows = stored.reshape(config.mamba_n_groups, -1), np.arange(config.mamba_n_groups)
+        if name.endswith(("mamba.norm.weight", "mixer.norm.weight")):
+            groups = config.mamba_n_groups if "mamba" in name else config.n_groups
+            stored, rows = stored.reshape(groups, -1), np.arange(groups)
         writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
@@ -510,6 +533,18 @@ def _granite_hybrid(writer: gguf.GGUFWriter, config) -> None:
     writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
 
 
+def _nemotron_h(writer: gguf.GGUFWriter, config) -> None:
+    # Files have one or the other.
+    add_eps = writer.add_layer_norm_eps if config.mlp_bias else writer.add_layer_norm_rms_eps
+    add_eps(config.layer_norm_epsilon)
+    writer.add_ssm_conv_kernel(config.conv_kernel)
+    writer.add_ssm_state_size(config.ssm_state_size)
+    writer.add_ssm_group_count(config.n_groups)
+    writer.add_ssm_inner_size(config.mamba_num_heads * config.mamba_head_dim)
+    writer.add_ssm_time_step_rank(config.mamba_num_heads)
+    writer.add_rope_scaling_finetuned(False)
+
+
 def _llama4(writer: gguf.GGUFWriter, config) -> None:
     writer.add_expert_feed_forward_length(config.intermediate_size)
     writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
@@ -599,6 +634,7 @@ KEYS = {
     "deepseek2": _deepseek2,
     "granitemoe": _granite_moe,
     "granitehybrid": _granite_hybrid,
+    "nemotron_h": _nemotron_h,
     "llama4": _llama4,
     "mistral3": _mistral3,
     "phi3": _windows,

@@ -360,6 +360,28 @@ CONFIGS = {
         mamba_n_heads=4,
         mamba_d_state=8,
     ),
+    "nemotron_h": lambda: transformers.NemotronHConfig(
+        **{key: value for key, value in SHAPE.items() if key != "num_hidden_layers"},
+        layers_block_type=[LINEAR, "mlp", FULL, LINEAR, "mlp"],
+        head_dim=16,
+        mamba_num_heads=6,
+        mamba_head_dim=8,
+        ssm_state_size=12,
+        n_groups=3,
+        conv_kernel=3,
+    ),
+    # With what no published model has, and a mixer in the last layer.
+    "nemotron_h_biased": lambda: transformers.NemotronHConfig(
+        **{key: value for key, value in SHAPE.items() if key != "num_hidden_layers"},
+        layers_block_type=[FULL, "mlp", LINEAR],
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        ssm_state_size=8,
+        n_groups=1,
+        use_bias=True,
+        mlp_bias=True,
+    ),
     "apertus": lambda: transformers.ApertusConfig(**SHAPE, rope_parameters=LLAMA3_ROPE),
 }
 

@@ -31,6 +31,7 @@ from lmserve.model.families import (
     ministral3,
     mistral,
     mixtral,
+    nemotron_h,
     olmo2,
     olmoe,
     phi3,
@@ -88,6 +89,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_5_moe.FAMILY,
     qwen3_next.FAMILY,
     granitemoehybrid.FAMILY,
+    nemotron_h.FAMILY,
     bert.FAMILY,
 )
 

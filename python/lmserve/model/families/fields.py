@@ -98,14 +98,16 @@ def gguf_fields(
     if isinstance(kv_heads, list):
         # Those of layers without attention are 0.
         kv_heads = next((heads for heads in kv_heads if heads), 0)
-    # Where all layers have experts there may be none.
+    # Where all layers have experts there may be none; that of layers without a network is 0.
     inner = file.value("feed_forward_length", file.value("expert_feed_forward_length", 0) if experts else None)
     return _checked(
         {
             "architecture": family,
             "vocab_size": embedding.shape[0],
             "hidden_size": hidden_size,
-            "intermediate_size": int(inner[0] if isinstance(inner, list) else inner),
+            "intermediate_size": int(
+                next((width for width in inner if width), 0) if isinstance(inner, list) else inner
+            ),
             "num_layers": int(file.value("block_count")),
             "num_heads": num_heads,
             "num_kv_heads": int(kv_heads),

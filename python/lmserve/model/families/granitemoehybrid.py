@@ -7,13 +7,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from lmserve.model.config import ModelConfig, RecurrentLayer
+from lmserve.model.config import ModelConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.expert_tensors import GGUF_NAMES as EXPERT_NAMES
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import gguf_fields, hf_fields, hybrid_layers
 from lmserve.model.families.granitemoe import granite_tensors
-from lmserve.model.families.recurrent_tensors import MAMBA_NAMES, decay_tensors, mamba_tensors, time_step_limits
+from lmserve.model.families.recurrent_tensors import (
+    MAMBA_NAMES,
+    decay_tensors,
+    mamba_state,
+    mamba_tensors,
+    time_step_limits,
+)
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
@@ -108,16 +114,6 @@ def _hf_config(raw: dict[str, Any]) -> GraniteHybridConfig:
         expert_size=fields["intermediate_size"],
         router=Router("softmax_of_chosen", int(raw["num_experts_per_tok"])),
     )
-
-
-def mamba_state(shape: Mamba2Shape, *, kernel: int, heads: int, rows: int, inner: int) -> RecurrentLayer:
-    """The state of a mixer whose heads have `inner` columns in all. Raises CheckpointError where they do not."""
-    if shape.groups < 1 or heads < 1 or inner % heads or heads % shape.groups:
-        raise CheckpointError(
-            f"a Mamba-2 mixer of width {inner} has {heads} heads in {shape.groups} groups, but must have a multiple of "
-            f"the groups, and a width that is one of the heads"
-        )
-    return RecurrentLayer(inner + 2 * shape.groups * rows, kernel, heads, rows, inner // heads)
 
 
 def _gguf_config(file: GgufModel) -> GraniteHybridConfig:

@@ -1,4 +1,6 @@
-"""How checkpoints store what recurrent layers load: the decay of a state, the weights of a convolution, and mixers."""
+"""How checkpoints store what recurrent layers load: the decay of a state, the weights of a convolution, and mixers; and
+what configurations say of a mixer.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve.model.config import ModelConfig
+from lmserve.model.config import ModelConfig, RecurrentLayer
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Tensors
+from lmserve.model.layers.mamba2 import Mamba2Shape
 from lmserve.model.tensors import F32, StoredTensor, TensorSource
 
 # Of the mixers of Mamba-2 in GGUF files, but those that no `.weight` or `.bias` is behind.
@@ -132,3 +135,13 @@ def time_step_limits(raw: dict[str, Any]) -> tuple[float, float]:
     if math.isnan(least) or math.isnan(most) or least > most:
         raise CheckpointError(f"config.json: time_step_limit must be two numbers in order, but is {given!r}")
     return least, most
+
+
+def mamba_state(shape: Mamba2Shape, *, kernel: int, heads: int, rows: int, inner: int) -> RecurrentLayer:
+    """The state of a mixer whose heads have `inner` columns in all. Raises CheckpointError where they do not."""
+    if shape.groups < 1 or heads < 1 or inner % heads or heads % shape.groups:
+        raise CheckpointError(
+            f"a Mamba-2 mixer of width {inner} has {heads} heads in {shape.groups} groups, but must have a multiple of "
+            f"the groups, and a width that is one of the heads"
+        )
+    return RecurrentLayer(inner + 2 * shape.groups * rows, kernel, heads, rows, inner // heads)
