@@ -23,6 +23,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 # Below target/, so that the next run compiles only what has changed.
 FOLDER: Final = ROOT / "target" / "plain"
+BUILT: Final = frozenset({"target", "dist", ".venv", ".venv-newest", "__pycache__"})
 READY_SECONDS: Final = 300.0
 QUESTION: Final = {"prompt": "What is the capital of Japan?", "temperature": 0}
 # Not in a shell of the developer's: what would make this environment another than a new user's.
@@ -60,16 +61,20 @@ class Venv:
         return sum(file.stat().st_size for file in files) // 1_000_000
 
 
+def source_names() -> set[str]:
+    """The files of the repository; where it is no checkout of git, all but what is built."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode()
+        return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".so")
+    return {str(file) for file in files if not BUILT.intersection(file.parts)}
+
+
 def copied_sources() -> Path:
     """The sources as they are here, without anything that was built, each file as old as it is here."""
     copy = FOLDER / "lmserve"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    names = {name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()}
+    names = source_names()
     for old in sorted(copy.rglob("*"), reverse=True):
         if old.is_dir() and not any(old.iterdir()):
             old.rmdir()

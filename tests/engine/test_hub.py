@@ -224,6 +224,22 @@ def test_pull_list_show_and_rm(hub: StandIn, capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().err == f"lmserve: error: {REPOSITORY} is not in the cache; lmserve list has what is\n"
 
 
+def test_models_of_every_kind_are_listed_and_removed(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    url = hub.url.replace("127.0.0.1", "localhost") + f"/{REPOSITORY}/resolve/main/tiny-Q4_0.gguf"
+    find_model(url)
+    find_model("owner/tiny")
+    find_model(f"{REPOSITORY}:Q8_0")
+    assert main(["list"]) == 0
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert names == {"tiny-Q4_0", "owner/tiny", f"{REPOSITORY}:Q8_0"}
+    assert main(["rm", url, "owner/tiny", f"hf.co/{REPOSITORY}"]) == 0
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["rm", "qwen3:99b"]) == 1
+    assert "qwen3 is known in the sizes" in capsys.readouterr().err
+
+
 def test_the_short_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--known"]) == 0
     assert "qwen3:4b, qwen3" in capsys.readouterr().out
