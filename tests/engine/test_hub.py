@@ -166,6 +166,11 @@ def test_a_url_with_a_checksum(hub: StandIn) -> None:
         find_model(f"{other}#sha256={checksum}")
 
 
+def test_a_url_where_nobody_answers(hub: StandIn) -> None:
+    with pytest.raises(SourceError, match=r"^http://127\.0\.0\.1:9/m\.gguf cannot be reached: "):
+        find_model("http://127.0.0.1:9/m.gguf")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -87,6 +87,8 @@ def _fill(url: str, partial: Path, size: int | None, headers: Mapping[str, str],
             fruitless = 0 if here > before else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
                 reason = str(error) or type(error).__name__
+                if here == 0:
+                    raise HubError(f"{url} cannot be reached: {reason}") from error
                 raise HubError(
                     f"{url} broke off after {here} bytes: {reason}. The next try goes on from there"
                 ) from error
