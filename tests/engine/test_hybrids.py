@@ -196,3 +196,14 @@ def test_layers_that_are_not_known_are_refused(pattern, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw | {"hybrid_override_pattern": pattern}))
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_small", "granitemoehybrid", "lfm2"])
+def test_models_without_attention_are_refused(family, tmp_path):
+    tiny_models.make(family, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    recurrent = "conv" if family == "lfm2" else "linear_attention"
+    raw["layer_types"] = [recurrent] * raw["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="all layers are recurrent"):
+        open_checkpoint(tmp_path)

@@ -160,7 +160,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         # Before anything is made for each layer.
         check_sizes(self)
-        if not self.attention and not self.recurrent:
+        if self.recurrent and not self.attention:
+            raise CheckpointError("all layers are recurrent; a model without attention is not supported")
+        if not self.attention:
             scale = max(self.head_dim, 1) ** -0.5
             layer = AttentionLayer(self.num_heads, self.num_kv_heads, self.head_dim, scale, self.rope)
             object.__setattr__(self, "attention", (layer,) * self.num_layers)
