@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ bench-peers: build ## lmserve beside the peers found on this machine, see benchm
 
 soak: build ## ten minutes of mixed load with clients that leave, and what the server holds meanwhile; ARGS="--minutes 2"
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+kill: build $(DEV) ## kill a server 200 times at random points of turns, conversations and batches: KILLS=..., SEED=...
+	KILLS=$(or $(KILLS),200) SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/http/test_kill.py
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)

@@ -26,6 +26,7 @@ from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
 from lmserve.api.http.request_log import Form
 from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.routes.batches import cancel_batch, create_batch, get_batch, list_batches
 from lmserve.api.routes.chat import chat_completions
 from lmserve.api.routes.completions import completions
 from lmserve.api.routes.conversations import (
@@ -39,6 +40,7 @@ from lmserve.api.routes.conversations import (
     update_conversation,
 )
 from lmserve.api.routes.embeddings import embeddings
+from lmserve.api.routes.files import delete_file, get_file, get_file_content, list_files, upload_file
 from lmserve.api.routes.generate import generate
 from lmserve.api.routes.health import health, live
 from lmserve.api.routes.interactive import chat_interactive
@@ -107,6 +109,15 @@ API: Final = (
     create_conversation_items,
     get_conversation_item,
     delete_conversation_item,
+    upload_file,
+    list_files,
+    get_file,
+    get_file_content,
+    delete_file,
+    create_batch,
+    list_batches,
+    get_batch,
+    cancel_batch,
     create_message,
     count_tokens,
     embeddings,
@@ -223,8 +234,10 @@ def create_app(
         logging_config=None,
         state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(keys))}),
     )
+    routes = super(Application, app).__call__
+    serving.batch_runner.app = routes
     app.edge = Edge(
-        super(Application, app).__call__,
+        routes,
         paths=[path for handler in (*API, *PAGES) for path in handler.paths],
         serving=serving,
         request_log=request_log,

@@ -57,6 +57,10 @@ class RequestRecord:
 begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 
 
+# The least priority number of what is submitted in this context: it runs behind all that is more urgent.
+least_priority: ContextVar[int] = ContextVar("least_priority", default=-(2**31))
+
+
 class AsyncEngine:
     """A core engine on one event loop.
 
@@ -95,6 +99,8 @@ class AsyncEngine:
         Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
         """
         self._attach()
+        if submission.priority < (least := least_priority.get()):
+            submission = structs.replace(submission, priority=least)
         if submission.guide is not None and submission.guided_whitespace is None:
             submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
         stream = self._core.submit(encode(with_defaults(submission, self.defaults)))

@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 
 from lmserve.errors import LmserveError
 from lmserve.schemas.anthropic import CountTokensRequest, CustomTool, MessagesRequest, OutputConfig
+from lmserve.schemas.batches import CreateBatch
 from lmserve.schemas.chat import ChatRequest
 from lmserve.schemas.compaction import CompactRequest, InputTokensRequest
 from lmserve.schemas.completions import CompletionRequest
@@ -58,6 +59,7 @@ REQUESTS: Final = (
     ResponsesRequest,
     InputTokensRequest,
     CompactRequest,
+    CreateBatch,
 )
 PARTS: Final = (OutputConfig, TextConfig, Reasoning, Adaptive, Enabled, Disabled, CustomTool, FlatTool, ResponseTool)
 

@@ -18,6 +18,7 @@ from lmserve.schemas.anthropic import (
     MessageReply,
     MessagesRequest,
 )
+from lmserve.schemas.batches import BatchList, BatchReply, CreateBatch
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
 from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
 from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
@@ -30,6 +31,7 @@ from lmserve.schemas.conversations import (
 )
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsRequest
 from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
+from lmserve.schemas.files import FileDeleted, FileList, FileReply
 from lmserve.schemas.generate import GenerateReply, GenerateRequest
 from lmserve.schemas.health import HealthReply
 from lmserve.schemas.interactive import InteractiveReply, InteractiveRequest
@@ -70,8 +72,41 @@ from lmserve.schemas.tokenize import (
 from lmserve.schemas.usage import UsageReply
 
 MODEL: Final = "SmolLM2-135M-Instruct"
+CREATED: Final = 1767225600
 RESPONSE_ID: Final = "resp_0123456789abcdef"
 CONVERSATION_ID: Final = "conv_0123456789abcdef0123456789abcdef"
+FILE_ID: Final = "file-0123456789abcdef0123456789abcdef"
+FILE: Final = {
+    "id": FILE_ID,
+    "object": "file",
+    "bytes": 217,
+    "created_at": CREATED,
+    "filename": "questions.jsonl",
+    "purpose": "batch",
+    "status": "processed",
+}
+BATCH: Final = {
+    "id": "batch_0123456789abcdef0123456789abcdef",
+    "object": "batch",
+    "endpoint": "/v1/chat/completions",
+    "errors": None,
+    "input_file_id": FILE_ID,
+    "completion_window": "24h",
+    "status": "in_progress",
+    "output_file_id": None,
+    "error_file_id": None,
+    "created_at": CREATED,
+    "in_progress_at": CREATED,
+    "expires_at": CREATED + 86400,
+    "finalizing_at": None,
+    "completed_at": None,
+    "failed_at": None,
+    "expired_at": None,
+    "cancelling_at": None,
+    "cancelled_at": None,
+    "request_counts": {"completed": 1, "failed": 0, "total": 2},
+    "metadata": {},
+}
 STORED_MESSAGE: Final = {
     "type": "message",
     "id": "msg_0123456789abcdef_0",
@@ -79,7 +114,6 @@ STORED_MESSAGE: Final = {
     "status": "completed",
     "content": [{"type": "input_text", "text": "My name is Ada."}],
 }
-CREATED: Final = 1767225600
 ASKED: Final = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
 USAGE: Final = {
     "prompt_tokens": 31,
@@ -408,6 +442,14 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
     ConversationDeleted: ({"id": CONVERSATION_ID, "object": "conversation.deleted", "deleted": True},),
     CreateItems: ({"items": [{"role": "user", "content": "I like tea."}]},),
     StoredMessage: (STORED_MESSAGE,),
+    FileReply: (FILE,),
+    FileList: ({"object": "list", "data": [FILE], "first_id": FILE_ID, "last_id": FILE_ID, "has_more": False},),
+    FileDeleted: ({"id": FILE_ID, "object": "file", "deleted": True},),
+    CreateBatch: ({"input_file_id": FILE_ID, "endpoint": "/v1/chat/completions", "completion_window": "24h"},),
+    BatchReply: (BATCH,),
+    BatchList: (
+        {"object": "list", "data": [BATCH], "first_id": BATCH["id"], "last_id": BATCH["id"], "has_more": False},
+    ),
     InputTokensRequest: ({"model": MODEL, "input": "My name is Ada.", "instructions": "Be brief."},),
     InputTokensReply: ({"object": "response.input_tokens", "input_tokens": 31},),
     CompactRequest: (

@@ -57,7 +57,9 @@ class Member:
     def idle(self) -> bool:
         """Loaded, and used by nobody."""
         serving = self.serving
-        return serving is not None and self.requests == 0 and not serving.background and not serving.engine.open_streams
+        if serving is None or self.requests or serving.background or serving.batch_runner.runs:
+            return False
+        return not serving.engine.open_streams
 
 
 class Members(Serving):
@@ -201,6 +203,7 @@ class Members(Serving):
                     member.database(),
                     agent_sessions=self.agent_sessions,
                 )
+                serving.batch_runner.app = self.batch_runner.app
                 await serving.load()
                 if serving.failure is not None:
                     await responses.close()

@@ -8,6 +8,7 @@ from typing import Final
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPRequestEvent, Receive, ReceiveMessage, Scope, Send
 
+from lmserve.api.batches.inner_request import ON_BEHALF_OF
 from lmserve.api.http.websocket import deny
 from lmserve.errors import LmserveError
 from lmserve.keys import NO_TENANT, Keyring
@@ -29,6 +30,12 @@ class ApiKeys:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trusted = scope["state"].get(ON_BEHALF_OF)
+        if trusted is not None:
+            # A request of the server itself.
+            scope["state"]["tenant"] = trusted
+            await self._app(scope, receive, send)
+            return
         try:
             scope["state"]["tenant"] = self._tenant(scope) if self._keys else NO_TENANT
         except LmserveError as error:

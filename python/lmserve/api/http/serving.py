@@ -17,10 +17,13 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from lmserve import __version__
+from lmserve.api.batches.runner import BatchRunner
 from lmserve.api.http.exposition import page
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.batches import Batches
 from lmserve.api.state.conversations import Conversations
 from lmserve.api.state.database import Database
+from lmserve.api.state.files import Files
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
@@ -98,6 +101,9 @@ class Serving:
         self.responses = responses or ResponseStore()
         self.database = database or Database(None, self.keys.durable_names())
         self.conversations = Conversations(self.database)
+        self.files = Files(self.database)
+        self.batches = Batches(self.database)
+        self.batch_runner = BatchRunner(self.batches, self.database.tenant_of)
         self.agent_sessions = agent_sessions
         self.background: set[asyncio.Task[None]] = set()  # requests that no connection waits for
         self.failure: BaseException | None = None
@@ -212,8 +218,9 @@ class Serving:
         return ModelFacts(self.names[0], engine.max_model_len, engine.defaults.given())
 
     async def load(self) -> None:
-        """Load the engine on a thread of its own; sets `failure` if that raises."""
+        """Load the engine on a thread of its own, and run the batches on; sets `failure` if the first raises."""
         if self._load is None:
+            await self.batch_runner.wake()
             return
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[AsyncEngine] = loop.create_future()
@@ -221,6 +228,7 @@ class Serving:
         self._loading, _ = begin(partial(_load_into, self._load, loaded))
         try:
             self._engine = await loaded
+            await self.batch_runner.wake()
         except LmserveError as error:
             logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - it says all there is to say
             self.failure = error
@@ -231,6 +239,7 @@ class Serving:
     async def drain(self, grace: float) -> None:
         """Refuse new requests and stop the engine: running turns have `grace` seconds to end by themselves."""
         self.draining = True
+        await self.batch_runner.stop()
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.shutdown(grace)
@@ -239,6 +248,7 @@ class Serving:
         """Stop the engine, if it was loaded here."""
         if self._load is not None:
             await self.drain(0)
+        await self.batch_runner.stop()
         await self.responses.close()
         await self.database.close()
 

@@ -29,7 +29,7 @@ SYNCHRONOUS: Final[Mapping[Fsync, str]] = {"always": "FULL", "interval": "NORMAL
 T = TypeVar("T")
 
 TABLES: Final = """
-CREATE TABLE conversations (
+CREATE TABLE IF NOT EXISTS conversations (
     tenant TEXT NOT NULL,
     id TEXT NOT NULL,
     created INTEGER NOT NULL,
@@ -40,7 +40,7 @@ CREATE TABLE conversations (
     tip_item INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (tenant, id)
 );
-CREATE TABLE items (
+CREATE TABLE IF NOT EXISTS items (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant TEXT NOT NULL,
     conversation TEXT NOT NULL,
@@ -49,7 +49,49 @@ CREATE TABLE items (
     UNIQUE (tenant, conversation, id),
     FOREIGN KEY (tenant, conversation) REFERENCES conversations (tenant, id) ON DELETE CASCADE
 );
-CREATE INDEX items_in_order ON items (tenant, conversation, number);
+CREATE INDEX IF NOT EXISTS items_in_order ON items (tenant, conversation, number);
+CREATE TABLE IF NOT EXISTS files (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    filename TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    content BLOB,
+    batch TEXT,
+    failed INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (tenant, id)
+);
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    input_file TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    errors BLOB,
+    status TEXT NOT NULL,
+    output_file TEXT,
+    error_file TEXT,
+    created INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    cancelling INTEGER,
+    ended INTEGER,
+    UNIQUE (tenant, id)
+);
+CREATE TABLE IF NOT EXISTS lines (
+    tenant TEXT NOT NULL,
+    batch TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    custom_id TEXT NOT NULL,
+    body BLOB NOT NULL,
+    failed INTEGER,
+    reply BLOB,
+    PRIMARY KEY (tenant, batch, number),
+    FOREIGN KEY (tenant, batch) REFERENCES batches (tenant, id) ON DELETE CASCADE
+);
+CREATE INDEX IF NOT EXISTS lines_without_answer ON lines (tenant, batch, number) WHERE failed IS NULL;
 """
 
 
@@ -109,12 +151,11 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS[self._fsync]}")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-            elif version != VERSION:
+            if version not in (0, VERSION):
                 connection.close()
                 message = f"{self._path} has version {version}, and this server knows {VERSION}; move it away"
                 raise LmserveError.new(400, "session_dir_unusable", message)
+            connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise LmserveError.new(400, "session_dir_unusable", f"{self._path} cannot be used: {reason}") from error

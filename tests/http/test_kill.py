@@ -1,0 +1,178 @@
+"""kill -9 at random points: nothing that was acknowledged is lost, and nothing is answered twice.
+
+A real process serves sessions, conversations and a batch while clients ask, and is killed; the next one must have all
+that clients were told. KILLS=... and SEED=... for more rounds, and others (`make kill`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+KILLS = int(os.environ.get("KILLS", "5"))
+SEED = int(os.environ.get("SEED", "1"))
+LINES = 8 * KILLS
+TALKERS = 2  # of each kind
+CHAT = "/v1/chat/completions"
+SERVER = Path(__file__).with_name("durable_server.py")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with (folder / "errors").open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(SERVER), str(folder)], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, (folder / "errors").read_text("utf-8")
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{url}/health").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Talk:
+    """A conversation as its client knows it."""
+
+    name: str
+    told: list[tuple[str, str]] = field(default_factory=list)  # what was asked and answered
+
+    def ask(self, client: httpx.Client, text: str) -> str:
+        raise NotImplementedError
+
+    def read(self, client: httpx.Client) -> list[tuple[str, str]]:
+        """What the server has of it."""
+        raise NotImplementedError
+
+    def go_on(self, client: httpx.Client) -> None:
+        text = f"Question {len(self.told)}"
+        self.told.append((text, self.ask(client, text)))
+
+    def check(self, client: httpx.Client) -> None:
+        """The server has all that was told, in order and once; the turn that ran may be there as well."""
+        there = self.read(client)
+        assert there[: len(self.told)] == self.told, self.name
+        assert len(there) - len(self.told) in (0, 1), self.name
+        if len(there) > len(self.told):
+            assert there[-1][0] == f"Question {len(self.told)}"
+        self.told = there
+
+
+class SessionTalk(Talk):
+    def ask(self, client: httpx.Client, text: str) -> str:
+        body = {"prompt": text, "create": True, "max_tokens": 8, "seed": 5, "ignore_eos": True}
+        reply = client.post(f"/v1/sessions/{self.name}/turns", json=body)
+        assert reply.status_code == 200, reply.text
+        return str(reply.json()["text"])
+
+    def read(self, client: httpx.Client) -> list[tuple[str, str]]:
+        reply = client.get(f"/v1/sessions/{self.name}/transcript")
+        if reply.status_code == 404:
+            return []
+        turns = [(turn["input"], turn["output"]) for turn in reply.json()["turns"]]
+        said = [(text.rpartition("user\n")[2].partition("<|im_end|>")[0], answer) for text, answer in turns]
+        return [(text, answer.replace("<|im_end|>", "")) for text, answer in said]
+
+
+class ConversationTalk(Talk):
+    def ask(self, client: httpx.Client, text: str) -> str:
+        store = len(self.told) % 2 == 0
+        body = {"input": text, "conversation": self.name, "max_output_tokens": 8, "seed": 5, "store": store}
+        reply = client.post("/v1/responses", json=body | {"ignore_eos": True})
+        assert reply.status_code == 200, reply.text
+        return str(reply.json()["output"][0]["content"][0]["text"])
+
+    def read(self, client: httpx.Client) -> list[tuple[str, str]]:
+        texts: list[str] = []
+        after: dict[str, str] = {}
+        while True:
+            params = {"order": "asc", "limit": "100"} | after
+            page = client.get(f"/v1/conversations/{self.name}/items", params=params).json()
+            texts += [item["content"][0]["text"] for item in page["data"]]
+            if not page["has_more"]:
+                return list(zip(texts[::2], texts[1::2], strict=True))
+            after = {"after": page["last_id"]}
+
+
+def until_it_dies(url: str, work: Callable[[httpx.Client], None]) -> threading.Thread:
+    """Do the work again and again, as long as there is a server."""
+
+    def run() -> None:
+        with suppress(httpx.TransportError), httpx.Client(base_url=url, timeout=60) as client:
+            while True:
+                work(client)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def begin_batch(client: httpx.Client) -> str:
+    lines = [
+        {"custom_id": str(at), "method": "POST", "url": CHAT, "body": {"messages": f"Line {at}", "max_tokens": 40}}
+        for at in range(LINES)
+    ]
+    content = "\n".join(json.dumps(each) for each in lines).encode()
+    file = client.post("/v1/files", files={"file": ("a", content)}, data={"purpose": "batch"}).json()["id"]
+    body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    return str(client.post("/v1/batches", json=body).json()["id"])
+
+
+@pytest.mark.timeout(60 * KILLS)
+def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    talks: list[Talk] = [SessionTalk(f"talk-{number}") for number in range(TALKERS)]
+    batch, answered = "", 0
+    for kill in range(KILLS + 1):
+        with served(tmp_path) as (url, process), httpx.Client(base_url=url, timeout=60) as client:
+            if kill == 0:
+                made = [client.post("/v1/conversations", json={}).json()["id"] for _ in range(TALKERS)]
+                talks += [ConversationTalk(name) for name in made]
+                batch = begin_batch(client)
+            for talk in talks:
+                talk.check(client)
+            counts = client.get(f"/v1/batches/{batch}").json()["request_counts"]
+            assert counts["completed"] >= answered
+            assert counts["total"] == LINES
+            if kill == KILLS:
+                break
+            threads = [until_it_dies(url, talk.go_on) for talk in talks]
+            time.sleep(chance.uniform(0.05, 0.6))
+            answered = client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"]
+            process.send_signal(signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+    assert sum(len(talk.told) for talk in talks) > KILLS
+    with served(tmp_path) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        deadline = time.monotonic() + 120
+        while (done := client.get(f"/v1/batches/{batch}").json())["status"] != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert done["request_counts"] == {"completed": LINES, "failed": 0, "total": LINES}
+        content = client.get(f"/v1/files/{done['output_file_id']}/content").text
+        names = [json.loads(line)["custom_id"] for line in content.splitlines()]
+        assert sorted(names, key=int) == [str(at) for at in range(LINES)]
+        # And each goes on, token for token: a conversation's session is the log's.
+        for talk in talks:
+            talk.go_on(client)
+            talk.check(client)
