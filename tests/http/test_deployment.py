@@ -20,6 +20,7 @@ from lmserve.cli import parse
 from lmserve.cli.serve import config_of
 from lmserve.server import bind
 from scripted_core import ScriptedCore
+from websockets.sync.client import connect
 
 from wire import wait_until
 
@@ -80,6 +81,13 @@ def streams_and_notices(client: httpx.Client, behind: Running) -> None:
     assert client.post("/generate", json={"prompt": "x" * 900_000, "request_output_len": 2}).json()["tokens"] == 2
 
 
+def opens_a_socket(client: httpx.Client, trust: ssl.SSLContext | None = None) -> None:
+    url = str(client.base_url).rstrip("/").replace("http", "ws", 1)
+    with connect(f"{url}/v1/responses", ssl=trust) as socket:
+        socket.send("{}")
+        assert json.loads(socket.recv(timeout=30))["error"]["param"] == "type"
+
+
 @pytest.mark.skipif(NGINX is None or shutil.which("openssl") is None, reason="no nginx, or no openssl")
 def test_nginx(behind: Running, tmp_path: Path) -> None:
     names = ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
@@ -105,6 +113,7 @@ def test_nginx(behind: Running, tmp_path: Path) -> None:
     command = [NGINX, "-p", str(tmp_path), "-c", "nginx.conf", "-e", "stderr"]
     with proxy(command, tmp_path, client) as through:
         streams_and_notices(through, behind)
+        opens_a_socket(through, trust)
 
 
 @pytest.mark.skipif(CADDY is None, reason="no Caddy")
@@ -119,6 +128,7 @@ def test_caddy(behind: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
     with proxy([CADDY, "run", "--config", "Caddyfile"], tmp_path, client) as through:
         streams_and_notices(through, behind)
+        opens_a_socket(through)
 
 
 @pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze")
