@@ -207,3 +207,20 @@ def test_models_without_attention_are_refused(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="all layers are recurrent"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mamba_proj_bias": True}, "mamba_proj_bias is not supported in a Falcon-H1"),
+        ({"mamba_rms_norm": True, "mamba_norm_before_gate": True}, "mamba_norm_before_gate is not supported"),
+        ({"ssm_multipliers": [1, 2]}, "ssm_multipliers must be 5 numbers"),
+        ({"key_multiplier": float("inf")}, "key_multiplier must be finite"),
+    ],
+)
+def test_what_no_falcon_has_is_refused(changes, message, tmp_path):
+    tiny_models.make("falcon_h1", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)

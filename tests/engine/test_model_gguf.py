@@ -55,6 +55,8 @@ ARCHITECTURES = {
     "qwen3_next": "qwen3next",
     "granitemoehybrid": "granitehybrid",
     "nemotron_h_biased": "nemotron_h",
+    "falcon_h1": "falcon-h1",
+    "falcon_h1_normed": "falcon-h1",
     "granitemoehybrid_dense": "granitehybrid",
     "granitemoehybrid_attention": "granite",
 }

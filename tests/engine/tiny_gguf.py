@@ -73,6 +73,18 @@ QWEN_NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
 OTHER_NAMES = {
+    "falcon-h1": {
+        "model.final_layernorm": "output_norm",
+        "pre_ff_layernorm": "ffn_norm",
+        "feed_forward.gate_proj": "ffn_gate",
+        "feed_forward.up_proj": "ffn_up",
+        "feed_forward.down_proj": "ffn_down",
+        "mamba.in_proj": "ssm_in",
+        "mamba.conv1d": "ssm_conv1d",
+        "mamba.dt": "ssm_dt",
+        "mamba.norm": "ssm_norm",
+        "mamba.out_proj": "ssm_out",
+    },
     "nemotron_h": {
         "model.embeddings": "token_embd",
         "model.norm_f": "output_norm",
@@ -291,10 +303,14 @@ def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict 
             stored_parameter.copy_(torch.from_numpy(restored))
         if architecture in SHIFTED and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
             stored = stored + np.float32(1)
+        if architecture == "falcon-h1":
+            assert dtype == "F32"
+            stored = stored * _falcon_multiplier(name, config)
         if name.endswith(("mamba.norm.weight", "mixer.norm.weight")):
             groups = config.mamba_n_groups if "mamba" in name else config.n_groups
             stored, rows = stored.reshape(groups, -1), np.arange(groups)
-        writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
+        end = "" if architecture == "falcon-h1" and target.endswith("ffn_norm") else f".{kind}"
+        writer.add_tensor(f"{target}{end}", np.ascontiguousarray(stored[rows]), raw_dtype=storage)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -533,6 +549,34 @@ def _granite_hybrid(writer: gguf.GGUFWriter, config) -> None:
     writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
 
 
+def _falcon_multiplier(name: str, config):
+    """What the converter multiplies a tensor by."""
+    inner, states = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+    parts = np.repeat(config.ssm_multipliers, [inner, inner, states, states, config.mamba_n_heads])
+    attention, (gate, down) = config.attention_in_multiplier, config.mlp_multipliers
+    multipliers = {
+        "down_proj": down,
+        "gate_proj": gate,
+        "k_proj": config.key_multiplier * attention,
+        "q_proj": attention,
+        "v_proj": attention,
+        "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier,
+        "in_proj": config.ssm_in_multiplier * parts[:, None],
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }
+    return np.float32(multipliers.get(name.split(".")[-2], 1.0))
+
+
+def _falcon_h1(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_inner_size(config.mamba_d_ssm)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+
+
 def _nemotron_h(writer: gguf.GGUFWriter, config) -> None:
     # Files have one or the other.
     add_eps = writer.add_layer_norm_eps if config.mlp_bias else writer.add_layer_norm_rms_eps
@@ -635,6 +679,7 @@ KEYS = {
     "granitemoe": _granite_moe,
     "granitehybrid": _granite_hybrid,
     "nemotron_h": _nemotron_h,
+    "falcon-h1": _falcon_h1,
     "llama4": _llama4,
     "mistral3": _mistral3,
     "phi3": _windows,

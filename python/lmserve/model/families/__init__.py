@@ -14,6 +14,7 @@ from lmserve.model.families import (
     deepseek_v2,
     deepseek_v3,
     exaone4,
+    falcon_h1,
     gemma2,
     gemma3,
     gemma4,
@@ -90,6 +91,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_next.FAMILY,
     granitemoehybrid.FAMILY,
     nemotron_h.FAMILY,
+    falcon_h1.FAMILY,
     bert.FAMILY,
 )
 

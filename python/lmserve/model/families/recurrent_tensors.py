@@ -64,6 +64,44 @@ class DecayTensor:
         return replace(self, source=self.source.select_rows(rows))
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledRows:
+    """A `TensorSource` of another's values, each row [of the first dimension] times its own factor."""
+
+    source: TensorSource
+    factors: F32
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> str:
+        return "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.nbytes
+
+    @property
+    def data(self) -> NDArray[Any]:
+        return self.source.data
+
+    def raw(self) -> F32:
+        return self.dequantize()
+
+    def dequantize(self) -> F32:
+        values: F32 = self.source.dequantize() * self.factors.reshape(-1, *[1] * (len(self.shape) - 1))
+        return values
+
+    def select_rows(self, rows: NDArray[np.int64]) -> ScaledRows:
+        return replace(self, source=self.source.select_rows(rows), factors=self.factors[rows])
+
+
 def decay_tensors(tensors: Tensors) -> Tensors:
     """The tensors with A, which is negative, in place of A_log, the logarithm of what it is the opposite of."""
     return {

@@ -23,6 +23,7 @@ class Mamba2Shape:
     conv_bias: bool
     bias: bool  # of the linear layers
     limits: tuple[float, float] = (0.0, math.inf)  # of the time step
+    normed: bool = True  # the output is normed behind the gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Mamba2(Generic[W]):
     steps: W
     conv: W
     scan: W
-    norm: W
+    norm: W | None
     output: W
 
 
@@ -49,13 +50,21 @@ def load_mamba2(
         steps=load.linear({"in_proj_dt": layer.heads}, hidden_size, bias=shape.bias),
         conv=load.conv("conv1d", layer.channels, layer.kernel, bias=shape.conv_bias),
         scan=load.scan(layer.heads, skip=True, limits=shape.limits),
-        norm=load.rms_norm("norm", inner, eps, parts=shape.groups),
+        norm=load.rms_norm("norm", inner, eps, parts=shape.groups) if shape.normed else None,
         output=load.linear({"out_proj": hidden_size}, inner, bias=shape.bias),
     )
 
 
-def mamba2(ops: Ops[A, W], normed: A, layer: int, weights: Mamba2[W]) -> A:
-    """[T, heads * columns], before the output's linear layer; `layer` is an entry of `recurrent`."""
+def mamba2(
+    ops: Ops[A, W], normed: A, layer: int, weights: Mamba2[W], *, gate_scale: float = 1.0, step_scale: float = 1.0
+) -> A:
+    """[T, heads * columns], before the output's linear layer; `layer` is an entry of `recurrent`.
+
+    What the linear layers of the gate and of the time step give is multiplied by their scales.
+    """
     inputs = ops.conv(ops.linear(normed, weights.inputs), layer, weights.conv, "silu")
-    mixed = ops.scan(inputs, ops.linear(normed, weights.steps), layer, weights.scan, "mamba")
-    return ops.norm(ops.activate(ops.linear(normed, weights.gate), SILU, mixed), weights.norm)
+    steps, gate = ops.linear(normed, weights.steps), ops.linear(normed, weights.gate)
+    steps = steps if step_scale == 1 else ops.scale(steps, step_scale)
+    gate = gate if gate_scale == 1 else ops.scale(gate, gate_scale)
+    gated = ops.activate(gate, SILU, ops.scan(inputs, steps, layer, weights.scan, "mamba"))
+    return gated if weights.norm is None else ops.norm(gated, weights.norm)
