@@ -121,6 +121,7 @@ fn measure(
         heads: HEADS,
         parts: 1,
         window: None,
+        causal: true,
     }];
     let mut attention = Attention::new(isa, &shapes, pool.size());
     let step = attention.begin(&spans);

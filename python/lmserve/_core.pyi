@@ -641,6 +641,9 @@ class CpuModel:
     def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
         """Record the look-up of the step's tokens, times `scale`."""
 
+    def embed_places(self, program: CpuProgram, weight: int) -> int:
+        """Record the look-up of rows by where tokens stand in the texts that are embedded."""
+
     def norm(self, program: CpuProgram, x: int, weight: int) -> int:
         """Record a norm."""
 
@@ -722,5 +725,16 @@ class CpuModel:
     def logits(self, n_rows: int) -> bytes:
         """Float32 logits of the last step's rows; changed where a row had a temperature or edits."""
 
-    def embed_texts(self, program: CpuProgram, token_ids: Any, cu_seqlens: Any, max_tokens: int) -> bytes:
-        """Float32 embeddings of whole texts, computed without the GIL, at most max_tokens tokens at a time."""
+    def embed_texts(
+        self,
+        program: CpuProgram,
+        token_ids: Any,
+        cu_seqlens: Any,
+        max_tokens: int,
+        pooling: str,
+        separator: tuple[int, int] | None = None,
+    ) -> bytes:
+        """Float32 pooled states of whole texts, computed without the GIL, at most max_tokens tokens at a time.
+
+        separator: the token that ends the first of a text's two segments, and the rows of tables for each segment.
+        """

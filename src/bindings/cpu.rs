@@ -12,8 +12,8 @@ use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Model, ModelShape, PositionTables,
-    Program, RecurrentShape, ScanRule, StepSampling,
+    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Model, ModelShape, Pooling,
+    PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
 };
 use crate::error::{Error, Result};
 
@@ -79,6 +79,7 @@ struct GivenLayer {
     head_dim: usize,
     scale: f32,
     window: Option<usize>,
+    causal: bool,
     softcap: Option<f32>,
     shares: Option<usize>,
     latent_rank: Option<usize>,
@@ -104,6 +105,7 @@ impl GivenLayer {
                     1
                 },
                 window: self.window,
+                causal: self.causal,
             },
             scale: self.scale,
             softcap: self.softcap,
@@ -143,6 +145,7 @@ pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
         ("sigmoid", []) => Ok(Activation::Sigmoid),
         ("gelu", []) => Ok(Activation::Gelu),
         ("gelu_tanh", []) => Ok(Activation::GeluTanh),
+        ("relu", []) => Ok(Activation::Relu),
         ("relu2", []) => Ok(Activation::ReluSquared),
         ("xielu", &[positive, negative, beta]) => Ok(Activation::Xielu {
             positive,
@@ -153,7 +156,7 @@ pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
         _ => Err(Error::invalid(
             "activation",
             format!(
-                "must be silu, sigmoid, gelu, gelu_tanh, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
+                "must be silu, sigmoid, gelu, gelu_tanh, relu, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
                 parameters.len()
             ),
         )),
@@ -359,6 +362,10 @@ impl CpuModel {
         lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
     }
 
+    fn embed_places(&self, program: &CpuProgram, weight: usize) -> Result<usize> {
+        lock(&self.0).record_embed_places(&mut lock(&program.0), weight)
+    }
+
     fn norm(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
         lock(&self.0).record_norm(&mut lock(&program.0), x, weight)
     }
@@ -548,7 +555,9 @@ impl CpuModel {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// Embeddings of whole texts, float32 row after row; without the GIL.
+    /// Pooled states of whole texts, float32 row after row; without the GIL.
+    #[pyo3(signature = (program, token_ids, cu_seqlens, max_tokens, pooling, separator=None))]
+    #[allow(clippy::too_many_arguments)]
     fn embed_texts<'py>(
         &self,
         py: Python<'py>,
@@ -556,11 +565,19 @@ impl CpuModel {
         token_ids: &Bound<'py, PyAny>,
         cu_seqlens: &Bound<'py, PyAny>,
         max_tokens: usize,
+        pooling: &str,
+        separator: Option<(i32, usize)>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let (tokens, bounds) = (values::<i32>(token_ids)?, values::<i32>(cu_seqlens)?);
+        let pooling = Pooling::named(pooling)?;
         let bytes = py.detach(|| {
+            let texts = Texts {
+                token_ids: &tokens,
+                cu_seqlens: &bounds,
+                separator,
+            };
             let vectors =
-                contained(|| lock(&self.0).embed(&lock(&program.0), &tokens, &bounds, max_tokens))?;
+                contained(|| lock(&self.0).embed(&lock(&program.0), &texts, pooling, max_tokens))?;
             Ok::<_, Error>(
                 vectors
                     .iter()

@@ -42,6 +42,7 @@ impl CpuArrays {
             let step = StepInput {
                 token_ids: entries(&b.token_ids, n_tokens)?,
                 positions: entries(&b.positions, n_tokens)?,
+                places: &[],
                 slots: entries(&b.slots, n_tokens)?,
                 query_start: entries(&b.query_start, n_seqs + 1)?,
                 context_lens: entries(&b.context_lens, n_seqs)?,

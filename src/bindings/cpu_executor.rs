@@ -20,7 +20,10 @@ pub(super) struct CpuStep {
 impl CpuStep {
     /// That of a runner which has one.
     pub(super) fn of(runner: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
-        let Some(native) = runner.getattr_opt("native")? else {
+        let Some(native) = runner
+            .getattr_opt("native")?
+            .filter(|native| !native.is_none())
+        else {
             return Ok(None);
         };
         let (model, program, head, arrays) = native.extract()?;

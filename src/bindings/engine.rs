@@ -113,7 +113,7 @@ impl Engine {
             template: template.map(|template| Arc::clone(&template.0)),
             eos_tokens: eos_token_ids,
             vocab_size: size("vocab_size")?,
-            hidden_size: size("hidden_size")?,
+            embedding_size: size("embedding_size")?,
             max_embed_len: size("max_model_len")?,
             can_generate: flag("can_generate")?,
             can_embed: flag("can_embed")?,

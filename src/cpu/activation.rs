@@ -17,6 +17,8 @@ pub enum Activation {
     Gelu,
     /// The same, by a tangens hyperbolicus.
     GeluTanh,
+    /// max(x, 0).
+    Relu,
     /// max(x, 0)^2.
     ReluSquared,
     /// xIELU (Huang and Schlag, 2024): beta * x, plus positive * x^2 above 0 and negative * (e^x - 1 - x) below.
@@ -49,6 +51,7 @@ impl Kernel for Activate<'_> {
             Activation::Sigmoid => self.apply(s, Sigmoid),
             Activation::Gelu => self.apply(s, Gelu),
             Activation::GeluTanh => self.apply(s, GeluTanh),
+            Activation::Relu => self.apply(s, Relu),
             Activation::ReluSquared => self.apply(s, ReluSquared),
             Activation::Xielu {
                 positive,
@@ -183,6 +186,16 @@ impl Function for Gelu {
 }
 
 #[derive(Clone, Copy)]
+struct Relu;
+
+impl Function for Relu {
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.max(x, s.splat(0.0))
+    }
+}
+
+#[derive(Clone, Copy)]
 struct ReluSquared;
 
 impl Function for ReluSquared {
@@ -252,6 +265,7 @@ mod tests {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }
+            Activation::Relu => x.max(0.0),
             Activation::ReluSquared => x.max(0.0).powi(2),
             Activation::Xielu {
                 positive,
@@ -294,6 +308,7 @@ mod tests {
             Activation::Sigmoid,
             Activation::Gelu,
             Activation::GeluTanh,
+            Activation::Relu,
             Activation::ReluSquared,
             xielu,
             Activation::ClampedSwiglu {

@@ -282,25 +282,6 @@ impl Kernel for Cap<'_> {
     }
 }
 
-/// `out`: the mean of the rows of `x`, each as long as `out`, divided by its length (not below 1e-12).
-pub(super) fn pool_mean(x: &[f32], out: &mut [f32]) {
-    let rows = x.len() / out.len();
-    out.fill(0.0);
-    for row in x.chunks_exact(out.len()) {
-        for (sum, x) in out.iter_mut().zip(row) {
-            *sum += x;
-        }
-    }
-    let length: f64 = out
-        .iter()
-        .map(|&sum| (f64::from(sum) / rows as f64).powi(2))
-        .sum();
-    let scale = 1.0 / (rows as f64 * length.sqrt().max(1e-12));
-    for x in out {
-        *x = (f64::from(*x) * scale) as f32;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Isa;
@@ -498,14 +479,5 @@ mod tests {
                 (qkv[2 * HEAD..3 * HEAD].to_vec(), given[3 * HEAD..].to_vec())
             );
         }
-    }
-
-    #[test]
-    fn a_pooled_mean_has_length_1_and_zeros_stay_zeros() {
-        let mut out = [0.0; 2];
-        pool_mean(&[1.0, 2.0, 5.0, 6.0], &mut out);
-        assert!((out[0] - 0.6).abs() < 1e-6 && (out[1] - 0.8).abs() < 1e-6);
-        pool_mean(&[0.0; 4], &mut out);
-        assert!(out.iter().all(|&x| x == 0.0));
     }
 }

@@ -1,30 +1,55 @@
-//! Embeddings of whole texts by a decoder: the mean of its states over each text. The KV cache and the states of sequences are not
-//! touched.
+//! Embeddings of whole texts: one vector of the states of each. The KV cache and the states of sequences are not touched.
 
 use std::ops::Range;
 
 use super::attention::{KvCache, PAGE};
-use super::elementwise::pool_mean;
 use super::model::Model;
+use super::pooling::Pooling;
 use super::program::Program;
 use super::recurrent::StateCache;
 use super::step::StepInput;
 use crate::error::Result;
 
+/// What is embedded: text `i` is `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Texts<'a> {
+    /// Of all texts.
+    pub token_ids: &'a [i32],
+    /// Their borders.
+    pub cu_seqlens: &'a [i32],
+    /// The token that ends the first of a text's two segments, and the rows that a table has for each segment.
+    pub separator: Option<(i32, usize)>,
+}
+
+impl Texts<'_> {
+    /// Of the tokens of a text their rows in a table.
+    fn places(&self, token_ids: &[i32]) -> Vec<i32> {
+        let (separator, segment) = self.separator.unwrap_or((-1, 0));
+        let first = token_ids.iter().position(|&id| id == separator);
+        let first = first.map_or(token_ids.len(), |end| end + 1);
+        let row = |at: usize| if at < first { at } else { segment + at };
+        (0..token_ids.len()).map(|at| row(at) as i32).collect()
+    }
+}
+
 impl Model {
-    /// `[n, hidden]`: for each text, `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`, the mean over its tokens of what `program`
-    /// leaves for them, divided by its length. At most `max_tokens` tokens, of as many texts as fit, are computed at once.
+    /// `[n, hidden]`: the pooled states that `program` leaves for each text. At most `max_tokens` tokens, of as many texts as fit,
+    /// are computed at once; a text whose tokens see what follows them is computed whole.
     ///
     /// # Errors
     /// As [`Model::run`].
     pub fn embed(
         &mut self,
         program: &Program,
-        token_ids: &[i32],
-        cu_seqlens: &[i32],
+        texts: &Texts,
+        pooling: Pooling,
         max_tokens: usize,
     ) -> Result<Vec<f32>> {
+        let given = texts;
+        let (token_ids, cu_seqlens) = (given.token_ids, given.cu_seqlens);
         let max_tokens = max_tokens.max(1);
+        let layers = &self.architecture.shape.layers;
+        let whole = layers.iter().any(|layer| !layer.attention.causal);
         let mut embeddings = Vec::new();
         let bounds: Vec<usize> = cu_seqlens.iter().map(|&at| at as usize).collect();
         let mut texts = bounds.as_slice();
@@ -39,9 +64,15 @@ impl Model {
                 StateCache::new(&self.architecture.shape.recurrent, batch.lens.len());
             let (mut states, mut width) = (Vec::new(), 0);
             let tokens = batch.lens.iter().sum();
-            for from in (0..tokens).step_by(max_tokens) {
-                let part = from..tokens.min(from + max_tokens);
-                let step = batch.step(part.clone());
+            let at_once = if whole { tokens } else { max_tokens };
+            let mut places = Vec::new();
+            for text in texts[..=count].windows(2) {
+                places.extend(given.places(&token_ids[text[0]..text[1]]));
+            }
+            for from in (0..tokens).step_by(at_once) {
+                let part = from..tokens.min(from + at_once);
+                let mut step = batch.step(part.clone());
+                step.places = places[part.clone()].to_vec();
                 let step = step.input(&token_ids[first + part.start..first + part.end]);
                 let other = (&mut cache, &mut states_of_texts);
                 let (value, rows) = self.run_states(program, &step, other)?;
@@ -53,7 +84,7 @@ impl Model {
                 let (own, rest) = states.split_at(len * width);
                 let start = embeddings.len();
                 embeddings.resize(start + width, 0.0);
-                pool_mean(own, &mut embeddings[start..]);
+                pooling.pool(own, &mut embeddings[start..]);
                 states = rest;
             }
             texts = &texts[count..];
@@ -75,6 +106,7 @@ struct Batch {
 /// Some tokens of a batch: all, or a part of its only text.
 struct Step {
     positions: Vec<i32>,
+    places: Vec<i32>,
     slots: Vec<i32>,
     query_start: Vec<i32>,
     context_lens: Vec<i32>,
@@ -100,6 +132,7 @@ impl Batch {
     fn step(&self, part: Range<usize>) -> Step {
         let mut step = Step {
             positions: Vec::with_capacity(part.len()),
+            places: Vec::new(),
             slots: Vec::with_capacity(part.len()),
             query_start: vec![0],
             context_lens: Vec::with_capacity(self.lens.len()),
@@ -132,6 +165,7 @@ impl Step {
         StepInput {
             token_ids,
             positions: &self.positions,
+            places: &self.places,
             slots: &self.slots,
             query_start: &self.query_start,
             context_lens: &self.context_lens,

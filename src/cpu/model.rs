@@ -429,6 +429,15 @@ impl Model {
         Ok(program.embed(weight, shape.cols, scale))
     }
 
+    /// Records the look-up of rows of a table by [`StepInput::places`](super::StepInput).
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_embed_places(&self, program: &mut Program, weight: usize) -> Result<usize> {
+        let shape = self.linear_shape(weight)?;
+        Ok(program.embed_places(weight, shape.cols))
+    }
+
     /// Records a norm.
     ///
     /// # Errors

@@ -32,6 +32,11 @@ pub(super) enum Op {
         scale: f32,
         out: Value,
     },
+    /// Rows of a table by where the tokens stand in their texts.
+    EmbedPlaces {
+        weight: usize,
+        out: Value,
+    },
     /// Of each of the parts of a row, which are as wide as the weight.
     Norm {
         x: Value,
@@ -146,7 +151,7 @@ impl Op {
     /// Calls `f` for each value that it reads or writes.
     fn visit(&mut self, mut f: impl FnMut(&mut Value)) {
         match self {
-            Self::Embed { out, .. } => f(out),
+            Self::Embed { out, .. } | Self::EmbedPlaces { out, .. } => f(out),
             Self::Norm { x, out, .. }
             | Self::Linear { x, out, .. }
             | Self::Conv { x, out, .. }
@@ -298,6 +303,12 @@ impl Program {
     pub(super) fn embed(&mut self, weight: usize, width: usize, scale: f32) -> usize {
         let (handle, out) = self.push(Rows::Tokens, width);
         self.ops.push(Op::Embed { weight, scale, out });
+        handle
+    }
+
+    pub(super) fn embed_places(&mut self, weight: usize, width: usize) -> usize {
+        let (handle, out) = self.push(Rows::Tokens, width);
+        self.ops.push(Op::EmbedPlaces { weight, out });
         handle
     }
 

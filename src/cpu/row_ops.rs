@@ -5,9 +5,7 @@
 
 use super::activation::{Activate, Activation};
 use super::attention::KvView;
-use super::elementwise::{
-    AddNormRow, AddRow, Cap, Norm, NormRow, RopeAndCache as RotateRow, pool_mean,
-};
+use super::elementwise::{AddNormRow, AddRow, Cap, Norm, NormRow, RopeAndCache as RotateRow};
 use super::linear::Linear;
 use super::simd::dispatch;
 use super::{Isa, QuantizedRows, SharedSlice, Team};
@@ -369,36 +367,6 @@ pub unsafe fn gather(
     });
 }
 
-/// `out` [n, width]: the mean over each sequence's rows of `x`, `bounds[i]..bounds[i + 1]`, L2-normalised.
-///
-/// # Safety
-/// Until it returns on all threads, nobody may write `x`, and nobody else touch `out`.
-///
-/// # Panics
-/// If `bounds` is empty or a sequence is, or a buffer is too small.
-pub unsafe fn pool(
-    team: &Team,
-    x: SharedSlice<f32>,
-    width: usize,
-    bounds: &[i32],
-    out: SharedSlice<f32>,
-) {
-    team.for_chunks(bounds.len() - 1, 1, |range| {
-        for sequence in range {
-            let rows = bounds[sequence] as usize..bounds[sequence + 1] as usize;
-            assert!(!rows.is_empty(), "sequence {sequence} has no tokens");
-            // SAFETY: each row is written by one thread.
-            unsafe {
-                let states = x.get(rows.start * width..rows.end * width);
-                pool_mean(
-                    states,
-                    out.get_mut(sequence * width..(sequence + 1) * width),
-                );
-            }
-        }
-    });
-}
-
 /// Calls `f` for each row, which writes it to `out`, and quantizes what a block's rows have become.
 ///
 /// # Safety
@@ -495,12 +463,6 @@ mod tests {
         for (&row, found) in chosen.iter().zip(gathered.chunks(WIDTH)) {
             assert_eq!(found, &x[row as usize * WIDTH..][..WIDTH]);
         }
-        // SAFETY: as above.
-        let means = run(2 * WIDTH, |team, out| unsafe {
-            pool(team, given, WIDTH, &[0, 1, 50], out);
-        });
-        pool_mean(&x[WIDTH..], &mut one);
-        assert_eq!(means[WIDTH..], one);
         let table = layer(50, WIDTH, Format::F32);
         // SAFETY: as above.
         let embedded = run(20 * WIDTH, |team, out| unsafe {

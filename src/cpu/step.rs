@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 pub struct StepInput<'a> {
     pub token_ids: &'a [i32],
     pub positions: &'a [i32],
+    /// Of each token the row of the tables that [`Model::record_embed_places`](super::Model::record_embed_places) reads; of texts
+    /// that are embedded alone.
+    pub places: &'a [i32],
     pub slots: &'a [i32],
     pub query_start: &'a [i32],
     pub context_lens: &'a [i32],

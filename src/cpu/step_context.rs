@@ -166,6 +166,10 @@ impl<'a> StepContext<'a> {
                     let (table, ids) = (&self.parts(weight)[0], self.step.token_ids);
                     row_ops::embed(team, table, ids, scale, self.buffer(out));
                 }
+                Op::EmbedPlaces { weight, out } => {
+                    let (table, places) = (&self.parts(weight)[0], self.step.places);
+                    row_ops::embed(team, table, places, 1.0, self.buffer(out));
+                }
                 Op::Norm {
                     x,
                     groups,

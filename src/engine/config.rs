@@ -63,7 +63,7 @@ pub struct ModelSpec {
     /// Rows of the logits.
     pub vocab_size: usize,
     /// Length of an embedding.
-    pub hidden_size: usize,
+    pub embedding_size: usize,
     /// Most tokens of one input to embed.
     pub max_embed_len: usize,
     /// Generates text.

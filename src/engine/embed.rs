@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::admission::Admission;
 use crate::error::{Error, Kind, Result};
-use crate::text::{PIECE_BYTES, Tokenizer};
 use crate::wire::{Mailbox, Usage};
 
 /// Most inputs of one request.
@@ -35,6 +34,31 @@ pub enum EmbedInput {
     Text(String),
     /// Token ids, taken as they are.
     Ids(Vec<u32>),
+    /// Two texts that the model compares: a query and a document.
+    Pair(String, String),
+}
+
+/// The end of a text that is cut off where it is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Its end.
+    #[default]
+    End,
+    /// Its beginning.
+    Start,
+}
+
+/// How inputs that are too long are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Truncation {
+    /// Most tokens of an input, special tokens included; absent: what the model takes.
+    #[serde(default)]
+    pub to: Option<usize>,
+    /// What is cut off. Of a pair it is cut off the second text.
+    #[serde(default)]
+    pub cut: Cut,
 }
 
 /// An embedding request.
@@ -51,6 +75,9 @@ pub struct EmbedSubmission {
     /// Leading dimensions to keep (and normalise again); absent: all.
     #[serde(default)]
     pub dimensions: Option<usize>,
+    /// Absent: an input that is too long is an error.
+    #[serde(default)]
+    pub truncation: Option<Truncation>,
     /// The API key's number.
     #[serde(default)]
     pub tenant: u32,
@@ -61,7 +88,7 @@ impl EmbedSubmission {
     ///
     /// # Errors
     /// `invalid_value` (400) names the field, its limit and what was given.
-    pub fn parse(json: &[u8], hidden_size: usize) -> Result<Self> {
+    pub fn parse(json: &[u8], size: usize) -> Result<Self> {
         let submission: Self = serde_json::from_slice(json)
             .map_err(|e| Error::invalid("input", format!("malformed request: {e}")))?;
         let count = submission.inputs.len();
@@ -72,67 +99,12 @@ impl EmbedSubmission {
             ));
         }
         if let Some(n) = submission.dimensions
-            && (n == 0 || n > hidden_size)
+            && (n == 0 || n > size)
         {
-            let message = format!("dimensions must lie in [1, {hidden_size}], but {n} was given");
+            let message = format!("dimensions must lie in [1, {size}], but {n} was given");
             return Err(Error::invalid("dimensions", message));
         }
         Ok(submission)
-    }
-
-    /// Token ids of each input. A text that is too long is refused before it is tokenized, or once as much of it is as may be;
-    /// `wanted` is asked before each text, and each piece of a long one, and its error ends the work.
-    ///
-    /// # Errors
-    /// `invalid_value` or `context_length_exceeded` (400) names the input at fault. Those of `wanted`.
-    pub fn tokenize(
-        &self,
-        tokenizer: Option<&Tokenizer>,
-        max_len: usize,
-        vocab_size: usize,
-        wanted: &dyn Fn() -> Result<()>,
-    ) -> Result<Vec<Vec<u32>>> {
-        let too_long = |at: usize, tokens: String| {
-            let message =
-                format!("an input has at most {max_len} tokens, but input {at} has {tokens}");
-            let error = Error::invalid("input", message).with_detail("context_length", max_len);
-            Error {
-                code: "context_length_exceeded",
-                ..error
-            }
-        };
-        let tokenize_one = |(at, input): (usize, &EmbedInput)| {
-            let ids = match input {
-                EmbedInput::Ids(ids) => ids.clone(),
-                EmbedInput::Text(text) => tokenizer
-                    .ok_or_else(|| {
-                        Error::invalid("input", "this model has no tokenizer; send token ids")
-                    })?
-                    .encode_watched(text, true, PIECE_BYTES, &|tokens| {
-                        wanted()?;
-                        if tokens > max_len {
-                            return Err(too_long(at, format!("at least {tokens}")));
-                        }
-                        Ok(())
-                    })?,
-            };
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                let message =
-                    format!("token ids lie in [0, {vocab_size}), but input {at} has {id}");
-                return Err(Error::invalid("input", message));
-            }
-            if ids.is_empty() {
-                return Err(Error::invalid(
-                    "input",
-                    format!("input {at} has no tokens; at least one is needed"),
-                ));
-            }
-            if ids.len() > max_len {
-                return Err(too_long(at, ids.len().to_string()));
-            }
-            Ok(ids)
-        };
-        self.inputs.iter().enumerate().map(tokenize_one).collect()
     }
 }
 
@@ -170,7 +142,7 @@ impl Drop for EmbedReply {
 pub(super) struct EmbedJob {
     submission: EmbedSubmission,
     sequences: Vec<Vec<u32>>,
-    hidden_size: usize,
+    size: usize,
     vectors: Vec<f32>,
     done: usize,
     // Dropped in this order: all is free again before the client hears of an error.
@@ -182,14 +154,14 @@ impl EmbedJob {
     pub(super) fn new(
         submission: EmbedSubmission,
         sequences: Vec<Vec<u32>>,
-        hidden_size: usize,
+        size: usize,
         open: Admission,
         reply: EmbedReply,
     ) -> Self {
         Self {
             submission,
             sequences,
-            hidden_size,
+            size,
             vectors: Vec::new(),
             done: 0,
             open,
@@ -223,14 +195,14 @@ impl EmbedJob {
     /// `internal_error` if the model returned another number of values; `numerical_error` names an input whose values are not
     /// finite.
     pub(super) fn accept(&mut self, batch: &Range<usize>, vectors: &[f32]) -> Result<bool> {
-        let wanted = batch.len() * self.hidden_size;
+        let wanted = batch.len() * self.size;
         if vectors.len() != wanted {
             return Err(Error::internal(format!(
                 "the model gave {} values for {wanted}",
                 vectors.len()
             )));
         }
-        let mut texts = batch.clone().zip(vectors.chunks_exact(self.hidden_size));
+        let mut texts = batch.clone().zip(vectors.chunks_exact(self.size));
         if let Some((at, _)) = texts.find(|(_, vector)| vector.iter().any(|x| !x.is_finite())) {
             let message = format!(
                 "the embedding of input {at} is not finite: the model has a weight that is no number, or its values overflow \
@@ -250,15 +222,15 @@ impl EmbedJob {
 
     /// Writes the reply.
     pub(super) fn finish(mut self) {
-        let kept = self.submission.dimensions.unwrap_or(self.hidden_size);
+        let kept = self.submission.dimensions.unwrap_or(self.size);
         let tokens: usize = self.sequences.iter().map(Vec::len).sum();
         let data: Vec<_> = self
             .vectors
-            .chunks_exact(self.hidden_size)
+            .chunks_exact(self.size)
             .enumerate()
             .map(|(index, vector)| {
                 let mut vector = vector[..kept].to_vec();
-                if kept < self.hidden_size {
+                if kept < self.size {
                     normalize(&mut vector);
                 }
                 let embedding = match self.submission.encoding_format {

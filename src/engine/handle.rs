@@ -10,6 +10,7 @@ use super::clock::now_ms;
 use super::config::{EngineConfig, Limits, ModelSpec, Stats};
 use super::core::Core;
 use super::embed::{EmbedJob, EmbedReply, EmbedSubmission};
+use super::embed_tokens::EmbedTokens;
 use super::executor::Executor;
 use super::grammars::Grammars;
 use super::health::engine_down;
@@ -295,8 +296,8 @@ impl Engine {
     /// # Errors
     /// As [`Self::submit`].
     pub fn embed(&self, json: &[u8]) -> Result<Stream> {
-        let hidden_size = self.model.hidden_size;
-        let submission = EmbedSubmission::parse(json, hidden_size)?;
+        let size = self.model.embedding_size;
+        let submission = EmbedSubmission::parse(json, size)?;
         if !self.model.can_embed {
             return Err(Error::invalid("model", "this model makes no embeddings"));
         }
@@ -313,17 +314,21 @@ impl Engine {
         let job = move || {
             // Whole, so that a panic drops them in the order of the job's own fields.
             let (mut open, reply) = (open, reply);
-            let tokenizer = model.tokenizer.as_deref();
             let wanted = || shared.wanted(&open);
-            let tokenized =
-                submission.tokenize(tokenizer, model.max_embed_len, model.vocab_size, &wanted);
+            let tokens = EmbedTokens {
+                tokenizer: model.tokenizer.as_deref(),
+                max_len: model.max_embed_len,
+                vocab_size: model.vocab_size,
+                wanted: &wanted,
+            };
+            let tokenized = tokens.of(&submission);
             let reserved = tokenized.and_then(|sequences| {
                 let tokens = sequences.iter().map(Vec::len).sum();
                 open.reserve(tokens, 0).map(|()| sequences)
             });
             match reserved {
                 Ok(sequences) => {
-                    let job = EmbedJob::new(submission, sequences, hidden_size, open, reply);
+                    let job = EmbedJob::new(submission, sequences, size, open, reply);
                     shared.send(Command::Embed(Box::new(job)));
                 }
                 Err(error) => {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows pyo3, and nothing keeps a clock, a thread or a random number.
 
+mod around;
 mod bound;
 mod detokenizer;
 #[cfg(test)]

@@ -23,7 +23,7 @@ const MAX_WHOLE_BYTES: usize = 4 << 20;
 /// A vocabulary and the rules that split text into its tokens.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     table: TokenTable,
     /// How text is prepared without a space before its first word, where the vocabulary wants one.
     without_prefix: Option<WithoutPrefix>,
@@ -294,12 +294,12 @@ fn check_whole(text: &str) -> Result<()> {
     Err(Error::invalid("prompt", message))
 }
 
-fn not_tokenized(reason: impl std::fmt::Display) -> Error {
+pub(super) fn not_tokenized(reason: impl std::fmt::Display) -> Error {
     Error::invalid("prompt", format!("the text cannot be tokenized: {reason}"))
 }
 
 /// Calls into the crate, which asserts in places what a malformed tokenizer.json does not keep.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         // Its message may quote half a character, which no String may hold, of a merge that makes no sense.
         Ok(result) => {

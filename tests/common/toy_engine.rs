@@ -43,7 +43,7 @@ pub fn model() -> ModelSpec {
         template: None,
         eos_tokens: vec![],
         vocab_size: VOCAB,
-        hidden_size: 2,
+        embedding_size: 2,
         max_embed_len: 16,
         can_generate: true,
         can_embed: true,

@@ -128,7 +128,7 @@ def test_an_embedding_is_the_same_to_the_bit_alone_and_among_others(checkpoint):
         ({"kv_dtype": "fp8"}, "kv_dtype", "kv_dtype is 'fp8'; it must be one of auto, fp32, fp16, int8"),
         ({"ops": "torch", "quantize": "q8"}, "quantize", "with torch's operations it can only be auto or none"),
         ({"ops": "torch", "kv_dtype": "int8"}, "kv_dtype", "with torch's operations it can only be auto or fp32"),
-        ({"dtype": "bf16"}, "ops", "takes a decoder on the CPU in fp32"),
+        ({"dtype": "bf16"}, "ops", "computes on the CPU in fp32"),
     ],
 )
 def test_options_that_are_refused(checkpoint, changes, param, message):

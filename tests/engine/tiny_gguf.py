@@ -193,13 +193,17 @@ DRAFTS = {"qwen35": 1, "qwen35moe": 1}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
-def write(path: Path, model, architecture: str, dtype: str = "F32", extra: dict | None = None) -> None:
+def write(
+    path: Path, model, architecture: str, dtype: str = "F32", extra: dict | None = None, pooling: int | None = None
+) -> None:
     """Write the model with its matrices stored as dtype, and give the model the values that were stored.
 
-    extra: further tensors.
+    extra: further tensors. pooling: the value of pooling_type.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     drafts = DRAFTS.get(architecture, 0)
     writer.add_block_count(config.num_hidden_layers + drafts)
     writer.add_context_length(config.max_position_embeddings)

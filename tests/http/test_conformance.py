@@ -21,6 +21,7 @@ from lmserve import _core
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.text import TextLayer
+from lmserve.model.embedding import Embedding
 from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -162,6 +163,10 @@ PROBES: dict[str, Probe] = {
     "system": probe("Be brief."),
     "encoding_format": probe("base64"),
     "dimensions": probe(2),
+    "prompt_name": probe("query"),
+    "input_type": probe("document"),
+    "truncate_prompt_tokens": probe(3),
+    "truncate": probe("START"),
     "text_1": probe("Z"),
     "text_2": probe(["Y"]),
     "query": probe("Z"),
@@ -274,7 +279,8 @@ def server() -> Iterator[Server]:
     template = _core.ChatTemplate(f"{TEMPLATE}{{{{ enable_thinking }}}}", b"{}")
     core = RecordingCore(formula_engine(template=template))
     text = TextLayer(byte_tokenizer(begins=True), template)
-    engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text)  # type: ignore[arg-type]
+    embedding = Embedding(prompts={"query": "Q: ", "document": "D: "}, dimensions=(0,), length=8)
+    engine = AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text, embedding=embedding)  # type: ignore[arg-type]
     with (
         ServerThread(create_app(engine, NAMES)) as thread,
         httpx.Client(base_url=thread.url, timeout=60) as client,

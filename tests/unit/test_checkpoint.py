@@ -273,9 +273,11 @@ def test_broken_text_settings(folder, file, value):
         open_checkpoint(folder)
 
 
-def test_embedding_models_that_are_decoders_are_refused(folder):
+def test_decoders_that_embed_and_see_later_tokens_are_refused(folder):
     write_json(folder / "modules.json", [])
-    with pytest.raises(CheckpointError, match=r"embedding models that are decoders \(llama\) are not supported"):
+    assert open_checkpoint(folder).kind == "embed"
+    write_config(folder, is_causal=False)
+    with pytest.raises(CheckpointError, match="decoders whose tokens see those after them are not supported"):
         open_checkpoint(folder)
 
 

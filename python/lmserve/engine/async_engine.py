@@ -37,6 +37,7 @@ from lmserve.engine.submission import (
 )
 from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
+from lmserve.model.embedding import Embedding
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
 
 logger = logging.getLogger("lmserve.engine")
@@ -77,16 +78,19 @@ class AsyncEngine:
         defaults: GenerationDefaults = NONE,
         guided_whitespace: GuidedWhitespace = "compact",
         fingerprint: bytes | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
         """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
 
         `defaults`: what holds for a request that leaves it out. `guided_whitespace`: that of JSON in guided answers,
         where a submission does not say. `fingerprint`: 32 bytes that tell tokens of one model from another's.
+        `embedding`: what the model does with texts; None: it is not known, and nothing is refused for it.
         """
         self.max_model_len = max_model_len
         self.text = text
         self.defaults = defaults
         self.fingerprint = fingerprint
+        self.embedding = embedding
         self._core = core
         self._guided_whitespace = guided_whitespace
         self._streams: dict[int, AsyncStream] = {}

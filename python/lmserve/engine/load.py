@@ -149,4 +149,5 @@ class ModelPlan:
             defaults=self.defaults,
             guided_whitespace=self._config.guided_whitespace,
             fingerprint=fingerprint(self.checkpoint),
+            embedding=self.checkpoint.embedding,
         )

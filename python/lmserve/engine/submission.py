@@ -223,13 +223,27 @@ class TokensInput(Struct, frozen=True):
     ids: list[int]
 
 
+class PairInput(Struct, frozen=True):
+    """A query and a document to score."""
+
+    pair: tuple[str, str]
+
+
+class Truncation(Struct, frozen=True, omit_defaults=True):
+    """How inputs that are too long are cut: to how many tokens (None: what the model takes), and which end of them."""
+
+    to: int | None = None
+    cut: Literal["end", "start"] = "end"
+
+
 class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Texts to embed."""
 
     model: str
-    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput]
+    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput] | list[PairInput]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    truncation: Truncation | None = None
     tenant: int = 0
 
 

@@ -10,8 +10,8 @@ from lmserve.model.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """silu; sigmoid; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu2: max(x, 0)^2; or xielu (Huang and Schlag,
-    2024).
+    """silu; sigmoid; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu; relu2: max(x, 0)^2; or xielu (Huang and
+    Schlag, 2024).
 
     xielu has parameters p, n and b: b * x, plus p * x^2 above 0 and n * (e^x - 1 - x) below.
 
@@ -27,6 +27,7 @@ SILU: Final = Activation("silu")
 SIGMOID: Final = Activation("sigmoid")
 GELU: Final = Activation("gelu")
 GELU_TANH: Final = Activation("gelu_tanh")
+RELU: Final = Activation("relu")
 RELU_SQUARED: Final = Activation("relu2")
 
 NAMES: Final = {
@@ -36,6 +37,7 @@ NAMES: Final = {
     "gelu_tanh": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
     "gelu_new": GELU_TANH,
+    "relu": RELU,
     "relu2": RELU_SQUARED,
 }
 

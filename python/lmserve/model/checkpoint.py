@@ -15,8 +15,8 @@ from lmserve._core import GgufFile, Tokenizer
 from lmserve.loading import reading
 from lmserve.model import families, files, gguf_source, hf_source
 from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.embedding import MEAN, Embedding
 from lmserve.model.errors import CheckpointError, UnknownArchitectureError
-from lmserve.model.families import bert
 from lmserve.model.families.family import ANY, Decoder, Family, Tensors
 from lmserve.model.generation_defaults import (
     GENERATION_CONFIG,
@@ -29,6 +29,8 @@ from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
 from lmserve.model.rope import head_order
 from lmserve.model.safetensors_source import read_safetensors
+from lmserve.model.score_head import read_scores, scores_pairs
+from lmserve.model.sentence_transformers import MODULES, check_layers, max_length, read_embedding
 from lmserve.model.tensors import TensorSource
 from lmserve.model.wrapped import text_config, text_tensors
 
@@ -46,7 +48,8 @@ class Checkpoint:
     name: str
     family: Family
     kind: str  # "generate" or "embed"
-    config: ModelConfig | EncoderConfig
+    config: ModelConfig
+    embedding: Embedding
     tensors: Mapping[str, TensorSource]
     chat_template: str | None
     tool_template: str | None  # for requests with tools, where it is another one
@@ -56,9 +59,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what whoever serves it should know
 
     def load(self, ops: Ops[Any, Any]) -> Decoder[Any, Any]:
-        """The decoder, its weights loaded into `ops`."""
-        if isinstance(self.config, EncoderConfig):
-            raise TypeError(f"{self.name} is no decoder")
+        """The model, its weights loaded into `ops`."""
         return self.family.load(self.config, self.tensors, ops)
 
     @property
@@ -122,26 +123,59 @@ def _open_folder(folder: Path) -> Checkpoint:
     notes: tuple[str, ...] = ()
     with _reading(folder), reading(f"the configuration of {folder}"):
         inner = text_config(raw)
+        scores = scores_pairs(raw)
+        pooled = scores or (folder / MODULES).is_file()
         try:
-            family = families.hf_family(raw if inner is None else inner)
+            family = families.hf_family(raw if inner is None else inner, pooled=pooled)
         except UnknownArchitectureError as error:
-            if inner is not None:
+            if inner is not None or pooled:
                 raise
             return _open_by_transformers(folder, raw, error)
         config = family.hf_config(raw if inner is None else inner)
         text = hf_source.text_settings(folder, raw if inner is None else raw | inner)
         generation = from_generation_config(files.read_object(folder / GENERATION_CONFIG))
-        if isinstance(config, EncoderConfig):
-            config = hf_source.apply_sentence_transformers(folder, config)
-        elif (folder / "modules.json").is_file():
-            raise CheckpointError(f"embedding models that are decoders ({family.name}) are not supported")
         with reading(f"the headers of the weights in {folder}"):
             stored = _read_weights(folder, raw if inner is None else inner)
+        if scores:
+            embedding = read_scores(raw, stored, _segments(folder, config, text.special_tokens))
+        else:
+            embedding = read_embedding(folder, raw)
+        if pooled and family.kind == "generate":
+            stored, config = _without_head(stored, config, raw)
+            if not scores and family.name == "qwen3" and not embedding.dimensions:
+                # Qwen3-Embedding was trained so, and its config.json has no key for it.
+                embedding = dataclasses.replace(embedding, dimensions=(0,))
+        if family.kind == "embed" or pooled:
+            limit = max_length(folder) or config.context_length
+            config = dataclasses.replace(config, context_length=min(config.context_length, limit))
+        check_layers(embedding, config.hidden_size)
         if inner is not None:
             stored, others = text_tensors(stored)
             notes = (f"served text-only: {others} tensors that see or hear are not loaded",)
         tensors = family.hf_tensors(stored, config)
-    return _checked(folder, family, config, tensors, text, generation, notes)
+    kind = "embed" if pooled else family.kind
+    return _checked(folder, family, kind, config, embedding, tensors, text, generation, notes)
+
+
+def _segments(folder: Path, config: ModelConfig, special_tokens: Mapping[str, str]) -> tuple[int, int] | None:
+    """`Embedding.segments` of a model that tells the two texts of a pair apart."""
+    if not isinstance(config, EncoderConfig) or config.num_segments == 1:
+        return None
+    separator = hf_source.added_tokens(folder).get(special_tokens.get("sep_token", "[SEP]"))
+    if separator is None:
+        raise CheckpointError("the model tells two texts apart, but tokenizer.json has no sep_token between them")
+    return separator, config.num_positions
+
+
+def _without_head(stored: Tensors, config: ModelConfig, raw: dict[str, Any]) -> tuple[Tensors, ModelConfig]:
+    """A decoder's tensors and configuration without the head that generates, and the heads that score."""
+    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention"):
+        raise CheckpointError("decoders whose tokens see those after them are not supported")
+    heads = ("lm_head.", "score.")
+    kept = {name: tensor for name, tensor in stored.items() if not name.startswith(heads)}
+    if "embed_tokens.weight" in kept:
+        kept = {f"model.{name}": tensor for name, tensor in kept.items()}
+    return kept, dataclasses.replace(config, tie_word_embeddings=True)
 
 
 def _open_by_transformers(folder: Path, raw: dict[str, Any], unknown: UnknownArchitectureError) -> Checkpoint:
@@ -167,6 +201,7 @@ def _open_by_transformers(folder: Path, raw: dict[str, Any], unknown: UnknownArc
         family=ANY,
         kind="generate",
         config=config,
+        embedding=MEAN.of_width(config.hidden_size),
         tensors=tensors,
         chat_template=text.chat_template,
         tool_template=text.tool_template,
@@ -203,20 +238,27 @@ def _open_gguf(path: Path) -> Checkpoint:
         generation = from_gguf(metadata)
         tensors = family.gguf_tensors(dict(gguf_source.canonical_names(stored, family.gguf_names)), config)
         text = gguf_source.text_settings(header)
-    return _checked(path, family, config, tensors, text, generation)
+        pooling = header.get(f"{architecture}.pooling_type")
+        embedding, kind = MEAN, family.kind
+        if pooling is not None:
+            embedding, kind = gguf_source.pooled(pooling, family.name), "embed"
+            config = dataclasses.replace(config, tie_word_embeddings=True)
+    return _checked(path, family, kind, config, embedding, tensors, text, generation)
 
 
 def _checked(
     path: Path,
     family: Family,
-    config: ModelConfig | EncoderConfig,
+    kind: str,
+    config: ModelConfig,
+    embedding: Embedding,
     tensors: Tensors,
     text: hf_source.TextSettings,
     generation: GenerationDefaults,
     notes: tuple[str, ...] = (),
 ) -> Checkpoint:
     _check_numbers(path, config)
-    expected = bert.expected_tensors(config) if isinstance(config, EncoderConfig) else family.expected_tensors(config)
+    expected = family.expected_tensors(config)
     for tensor, shape in expected.items():
         found = tensors.get(tensor)
         if found is None:
@@ -230,8 +272,9 @@ def _checked(
         path=path,
         name=gguf_source.name_of(path) if path.is_file() else path.resolve().name,
         family=family,
-        kind=family.kind,
+        kind=kind,
         config=config,
+        embedding=embedding.of_width(config.hidden_size),
         tensors=_rotated_half_apart({tensor: tensors[tensor] for tensor in expected}, config),
         chat_template=text.chat_template,
         tool_template=text.tool_template,
@@ -242,10 +285,8 @@ def _checked(
     )
 
 
-def _rotated_half_apart(tensors: Tensors, config: ModelConfig | EncoderConfig) -> Tensors:
+def _rotated_half_apart(tensors: Tensors, config: ModelConfig) -> Tensors:
     """The tensors with the elements of each head of q and k in the order that rope tables are made for."""
-    if isinstance(config, EncoderConfig):
-        return tensors
     reordered = dict(tensors)
     for index, layer in zip(config.attention_places, config.attention, strict=True):
         if layer.rope is None or layer.latent_rank is not None:
@@ -262,7 +303,7 @@ def _rotated_half_apart(tensors: Tensors, config: ModelConfig | EncoderConfig) -
     return reordered
 
 
-def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:
+def _check_numbers(path: Path, config: ModelConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if type(value) is int and value < 1:
@@ -272,17 +313,11 @@ def _check_numbers(path: Path, config: ModelConfig | EncoderConfig) -> None:
         # `not` around the comparison, so that NaN is refused too.
         if field.name.endswith("_eps") and not 0 <= value <= 1:
             raise CheckpointError(f"{path}: {field.name} is {value}; it must lie in [0, 1]")
-    if isinstance(config, EncoderConfig):
-        if config.hidden_size % config.num_heads:
-            raise CheckpointError(
-                f"{path}: hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}"
-            )
-        return
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(
             f"{path}: num_heads {config.num_heads} is no multiple of num_kv_heads {config.num_kv_heads}"
         )
-    if config.head_dim % 2:
+    if config.head_dim % 2 and not isinstance(config, EncoderConfig):
         raise CheckpointError(f"{path}: head_dim {config.head_dim} is odd; rotary embedding needs an even one")
 
 

@@ -72,6 +72,7 @@ class AttentionLayer:
     scale: float  # of the product of a query and a key
     rope: RopeConfig | None  # None: positions are not rotated
     window: int | None = None  # tokens that a token sees, itself included; None: all before it
+    causal: bool = True  # a token sees no later ones; False: all of its text, which is computed whole
     softcap: float | None = None  # scores are softcap * tanh(scaled product / softcap)
     shares: int | None = None  # the layer whose keys and values it reads, if it has none of its own
     sinks: bool = False  # each head has one more score, whose value is zero
@@ -199,25 +200,17 @@ class ModelConfig:
         return tuple(places)
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderConfig:
-    """Architecture of a BERT encoder and how its token states become one embedding."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """Architecture of a BERT encoder: each token sees all of its text, and learnt embeddings say where it stands.
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    layer_norm_eps: float
-    activation: str
+    `num_positions`: rows of the table of positions that are used, after as many as `padding` holds that are not.
+    `num_segments`: rows of the table that tells a text's first segment from its second.
+    """
+
     num_positions: int
-    num_token_types: int
-    pooling: str  # "mean" or "cls"
-    context_length: int
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
+    padding: tuple[int, ...] = ()
+    num_segments: int = 1
 
 
 @dataclass(frozen=True, slots=True)

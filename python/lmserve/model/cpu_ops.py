@@ -45,6 +45,7 @@ class CpuOps:
         The environment variable LMSERVE_CPU_ISA, such as "avx2", keeps it to older instructions.
         """
         tables = position_tables(config.attention, cache.max_model_len)
+        self.config = config
         self.core = CpuModel(
             vocab_size=config.vocab_size,
             layers=config.attention,
@@ -141,13 +142,16 @@ class CpuOps:
         del n_tokens, n_seqs, n_rows
         self.program = CpuProgram()
 
-    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32, places: I32 | None = None) -> None:
         """Start recording a pass over whole sequences, whatever they are."""
-        del token_ids, cu_seqlens
+        del token_ids, cu_seqlens, places
         self.program = CpuProgram()
 
     def embed(self, w: int, scale: float = 1.0) -> int:
         return self.core.embed(self.program, w, scale)
+
+    def embed_places(self, w: int) -> int:
+        return self.core.embed_places(self.program, w)
 
     def norm(self, x: int, w: int) -> int:
         return self.core.norm(self.program, x, w)
@@ -215,9 +219,9 @@ class CpuOps:
     def finish(self) -> None:
         """A step has run when its call returns."""
 
-    def pool(self, x: int) -> NoReturn:
+    def pool(self, x: int, pooling: str) -> NoReturn:
         """Not while recording; `CpuRunner.embed` pools."""
-        raise NotImplementedError(f"value {x} is recorded, and has no rows yet")
+        raise NotImplementedError(f"value {x} is recorded, and has no rows yet of which to take the {pooling}")
 
     def logits(self, x: int, head: int) -> NoReturn:
         """Not while recording; `CpuRunner.logits` has those of the last step."""

@@ -1,4 +1,4 @@
-"""Decoders on the core's own CPU kernels; torch is not imported."""
+"""Models on the core's own CPU kernels; torch is not imported."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
 from lmserve.model.checkpoint import Checkpoint
-from lmserve.model.config import CacheConfig, ModelConfig
+from lmserve.model.config import CacheConfig
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
+from lmserve.model.embedding import MEAN, Embedding, EmbeddingHead
 from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
@@ -16,38 +17,55 @@ from lmserve.model.runner import allocate_buffers, runner_info
 
 
 class CpuRunner:
-    """A `Runner` of a decoder that is recorded once and then run by the core."""
+    """A `Runner` of a model that is recorded once and then run by the core."""
 
-    def __init__(self, info: RunnerInfo, buffers: StepBuffers, model: Decoder[int, int], ops: CpuOps) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        buffers: StepBuffers,
+        model: Decoder[int, int],
+        ops: CpuOps,
+        embedding: Embedding = MEAN,
+    ) -> None:
         self.info = info
         self.buffers = buffers
         self._core = ops.core
         self._arrays = ops.arrays
-        ops.begin(0, 0, 0)
-        ops.sample(model.forward(sampled_rows_only=True), model.head, None)
-        self._step, self._head = ops.program, ops.head
+        self._embedding = embedding
+        self._finish = EmbeddingHead(embedding)
+        self._step, self._head = ops.program, -1
+        if info.can_generate:
+            ops.begin(0, 0, 0)
+            ops.sample(model.forward(sampled_rows_only=True), model.head, None)
+            self._step, self._head = ops.program, ops.head
         nothing = np.zeros(0, np.int32)
         ops.begin_embed(nothing, nothing)
         ops.end_embed(model.forward(sampled_rows_only=False))
         self._embed = ops.program
 
     @property
-    def native(self) -> tuple[CpuModel, CpuProgram, int, CpuArrays]:
-        """What `launch` runs, for the engine to run it without Python."""
+    def native(self) -> tuple[CpuModel, CpuProgram, int, CpuArrays] | None:
+        """What `launch` runs, for the engine to run it without Python; None: the model generates nothing."""
+        if not self.info.can_generate:
+            return None
         return self._core, self._step, self._head, self._arrays
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Run one step over the buffers; see `Runner`."""
+        if not self.info.can_generate:
+            raise RuntimeError(f"{self.info.name} is an embedding model: it cannot generate")
         self._core.run(self._step, self._head, self._arrays, n_tokens, n_seqs, n_rows, edits)
 
     def collect(self) -> None:
         """The launched step is done already."""
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`."""
+        """[n, embedding_size]; see `Runner`."""
         tokens, bounds = (np.ascontiguousarray(array, np.int32) for array in (token_ids, cu_seqlens))
-        vectors = self._core.embed_texts(self._embed, tokens, bounds, self.info.max_batch_tokens)
-        return np.frombuffer(vectors, np.float32).reshape(len(bounds) - 1, self.info.hidden_size)
+        pooling, segments = self._embedding.pooling or "mean", self._embedding.segments
+        most = self.info.max_batch_tokens
+        states = self._core.embed_texts(self._embed, tokens, bounds, most, pooling, segments)
+        return self._finish(np.frombuffer(states, np.float32).reshape(len(bounds) - 1, self.info.hidden_size))
 
     def logits(self, n_rows: int) -> F32:
         """[n_rows, vocab] logits of the last step, for tests and evaluation.
@@ -58,13 +76,11 @@ class CpuRunner:
 
 
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
-    """Load a decoder as planned."""
-    config = checkpoint.config
-    if not isinstance(config, ModelConfig):
-        raise TypeError(f"{checkpoint.name} is no decoder")
+    """Load a model as planned."""
     buffers = allocate_buffers(plan)
     cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype, plan.state_slots)
     threads = options.threads or usable_cores()
-    ops = CpuOps(config, cache, buffers, threads=threads, quantize=plan.quantize)
+    ops = CpuOps(checkpoint.config, cache, buffers, threads=threads, quantize=plan.quantize)
     model = checkpoint.load(ops)
-    return CpuRunner(runner_info(checkpoint, plan, ops.weight_bytes), buffers, model, ops)
+    info = runner_info(checkpoint, plan, ops.weight_bytes)
+    return CpuRunner(info, buffers, model, ops, checkpoint.embedding)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lmserve._core import END_OF_TURN, GgufFile
 from lmserve.errors import LmserveError
 from lmserve.model.config import RopeConfig
+from lmserve.model.embedding import Embedding
 from lmserve.model.errors import CheckpointError
 from lmserve.model.hf_source import TextSettings, check_template, without_ends_of_messages
 from lmserve.model.rope_config import gguf_rope
@@ -42,6 +43,8 @@ LAYER_NAMES = {
 VOCABULARY = "tokenizer.ggml"
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
+# Values of the key pooling_type; 4, of models that rank, needs a head.
+POOLING_TYPES: dict[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "last"}
 ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
@@ -150,6 +153,15 @@ def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str
         if name.removesuffix(".weight") not in ROPE_FACTORS:
             renamed[_canonical(name, GLOBAL_NAMES | LAYER_NAMES | dict(names))] = tensor
     return renamed
+
+
+def pooled(kind: Any, family: str) -> Embedding:
+    """What a file's key `pooling_type` says. Raises CheckpointError for one that is not computed here."""
+    if kind not in POOLING_TYPES:
+        known = ", ".join(f"{number} ({name or 'none'})" for number, name in POOLING_TYPES.items())
+        raise CheckpointError(f"pooling_type {kind!r} is not supported ({known} are)")
+    # Qwen3-Embedding was trained for shorter vectors too; GGUF has no key for it.
+    return Embedding(pooling=POOLING_TYPES[kind], dimensions=(0,) if family == "qwen3" else ())
 
 
 def text_settings(header: GgufFile) -> TextSettings:

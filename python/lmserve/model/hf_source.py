@@ -1,9 +1,9 @@
-"""Reads a Hugging Face folder: what its json files say of the text side and of pooling."""
+"""Reads a Hugging Face folder: what its json files say of the text side."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from msgspec import Struct
 
 from lmserve._core import END_OF_TURN
 from lmserve.loading import reading
-from lmserve.model.config import LARGEST, EncoderConfig
+from lmserve.model.config import LARGEST
 from lmserve.model.errors import CheckpointError
-from lmserve.model.files import MAX_TEMPLATE, MAX_TOKENIZER, read_file, read_json, read_object, read_template
+from lmserve.model.files import MAX_TEMPLATE, MAX_TOKENIZER, read_file, read_object, read_template
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
     eos: list[int] = []
     for source in (read_object(folder / "generation_config.json"), config):
         eos += _ids(source.get("eos_token_id"))
-    added = _added_tokens(folder)
+    added = added_tokens(folder)
     if "eos_token" in special_tokens and special_tokens["eos_token"] in added:
         eos.append(added[special_tokens["eos_token"]])
     templates = _chat_templates(folder, tokenizer_config)
@@ -64,36 +63,6 @@ def without_ends_of_messages(eos: list[int], tokens: Collection[str], end: int |
     """The end tokens without <|end|>, `end`, where it ends only one of several messages of a turn (gpt-oss, Solar)."""
     harmony = {"<|return|>", "<|call|>"}.issubset(tokens) or {"<|calls|>", "<|flush|>"}.issubset(tokens)
     return [token for token in eos if token != end] if harmony else eos
-
-
-def apply_sentence_transformers(folder: Path, config: EncoderConfig) -> EncoderConfig:
-    """The configuration with the pooling and the length limit of sentence-transformers' own files, where there are
-    any.
-    """
-    limit = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
-    if limit:
-        config = replace(config, context_length=min(config.context_length, int(limit)))
-    modules = read_json(folder / "modules.json") or []
-    for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind == "Pooling":
-            config = replace(config, pooling=_pooling(folder / str(module["path"]) / "config.json"))
-        elif kind not in ("Transformer", "Normalize"):
-            raise CheckpointError(
-                f"{folder}/modules.json: module {kind} is not supported (Transformer, Pooling, Normalize are)"
-            )
-    return config
-
-
-def _pooling(path: Path) -> str:
-    raw = read_object(path)
-    mode = raw.get("pooling_mode")
-    modes = [mode] if mode else [key for key, on in raw.items() if key.startswith("pooling_mode") and on is True]
-    found = [POOLING_FLAGS.get(mode, mode) for mode in modes]
-    if len(found) != 1 or found[0] not in POOLING_FLAGS.values():
-        given = ", ".join(map(str, found)) or "none"
-        raise CheckpointError(f"{path}: pooling {given} is not supported (mean, cls are)")
-    return str(found[0])
 
 
 def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
@@ -124,7 +93,8 @@ class _Added(Struct):
     added_tokens: list[_AddedToken] | None = None
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
+def added_tokens(folder: Path) -> dict[str, int]:
+    """The ids of the tokens that tokenizer.json adds to its vocabulary, special ones among them."""
     path = folder / "tokenizer.json"
     with reading(str(path)):
         data = read_file(path, MAX_TOKENIZER)

@@ -40,6 +40,11 @@ class RunnerInfo:
     can_embed: bool
     state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
     state_bytes: int = 0  # of one of them
+    embedding_size: int = 0  # numbers that a text becomes; 0: hidden_size
+
+    def __post_init__(self) -> None:
+        if not self.embedding_size:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +153,7 @@ class Runner(Protocol):
         """Wait until the outputs of the launched step are in the buffers."""
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        """[n, hidden] L2-normalised embeddings of n token sequences; touches no KV block. cu_seqlens: [n + 1]."""
+        """[n, embedding_size] what the model says of n token sequences: embeddings of length 1 (L2), or scores.
+
+        Touches no KV block. cu_seqlens: [n + 1].
+        """

@@ -34,7 +34,6 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        what = "an embedding model" if checkpoint.kind == "embed" else f"ops {plan.ops!r} on {plan.device}"
-        message = f"{what} needs torch, which is not installed: pip install 'lmserve[torch]'"
+        message = f"ops {plan.ops!r} on {plan.device} needs torch, which is not installed: pip install 'lmserve[torch]'"
         raise OptionError("ops", message) from error
     return torch_runner.load(checkpoint, options, plan)

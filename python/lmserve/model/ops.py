@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmserve.model.activation import Activation
+from lmserve.model.config import ModelConfig
 from lmserve.model.expert_tensors import ExpertSources
 from lmserve.model.interface import LogitEdits
 from lmserve.model.router import Router
@@ -37,6 +38,7 @@ W = TypeVar("W")
 class Ops(Protocol[A, W]):
     """Operations of a decoder. Called from one thread."""
 
+    config: ModelConfig
     device: str  # "cpu", "cuda:0": for people
     dtype: str  # of activations: "fp32", "bf16", "fp16"
 
@@ -100,7 +102,7 @@ class Ops(Protocol[A, W]):
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start a step over the first T, S, R entries of the buffers; the operations up to `finish` belong to it."""
 
-    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32, places: I32 | None = None) -> None:
         """Start a pass over n whole sequences (token_ids [T], cu_seqlens [n + 1]) from position 0 on; it ends with
         `pool`.
 
@@ -110,6 +112,9 @@ class Ops(Protocol[A, W]):
 
     def embed(self, w: W, scale: float = 1.0) -> A:
         """[T, hidden] embeddings of the step's token ids, times `scale`."""
+
+    def embed_places(self, w: W) -> A:
+        """[T, hidden] rows `places` of a table, of a pass over whole sequences."""
 
     def norm(self, x: A, w: W) -> A:
         """The norm of each row of x, of x's shape; of each of its parts as wide as w, where w is narrower."""
@@ -203,8 +208,8 @@ class Ops(Protocol[A, W]):
     def finish(self) -> None:
         """Wait until the outputs of `sample` are in the buffers."""
 
-    def pool(self, x: A) -> F32:
-        """[n, hidden] of x [T, hidden] after `begin_embed`: each sequence's mean over its tokens, L2-normalised."""
+    def pool(self, x: A, pooling: str) -> F32:
+        """[n, hidden] of x [T, hidden] after `begin_embed`: each sequence pooled; see `embedding.POOLINGS`."""
 
     def logits(self, x: A, head: W) -> F32:
         """[R, vocab] raw logits of x [R, hidden], for tests and evaluation. Does not consume x."""

@@ -35,7 +35,7 @@ class RunnerOptions:
 
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # "auto" (fp32 on the CPU, bf16 on CUDA), "fp32", "bf16", "fp16"
-    ops: str = "auto"  # "auto" ("cpu" for decoders on the CPU), "torch", "cpu"
+    ops: str = "auto"  # "auto" ("cpu" on the CPU), "torch", "cpu"
     quantize: str = "auto"  # weights of "cpu": "auto" (as stored), "none" (fp32), "q8", "q4"
     kv_dtype: str = "auto"  # KV cache of "cpu": "auto" (fp16; fp32 with quantize "none"), "fp32", "fp16", "int8"
     max_batch: int = 64  # sequences in one step
@@ -101,6 +101,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     )
     ops = _ops(checkpoint, options, device)
     quantize, kv_dtype = _formats(options, ops, dtype)
+    if ops == "cpu" and checkpoint.kind == "embed" and options.kv_dtype == "auto":
+        # Keys and values live for one pass: nothing is gained by rounding them.
+        kv_dtype = "fp32"
     weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)
     max_batch_tokens = options.max_batch_tokens or _default_batch_tokens(ops, device, options)
     least = _least_batch_tokens(options)
@@ -126,7 +129,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     block_size = options.block_size or (16 if on_cpu else 256)
     per_token, num_blocks, state_slots = 0, 0, 0
     config = checkpoint.config
-    if isinstance(config, ModelConfig):
+    if checkpoint.kind == "generate":
         per_token = _kv_bytes_per_token(config, ops, kv_dtype)
         _check(
             options.speculate == 0 or not config.recurrent,
@@ -169,7 +172,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         kv_dtype=kv_dtype,
         quantize=quantize,
         state_slots=state_slots,
-        state_bytes=config.state_bytes if state_slots and isinstance(config, ModelConfig) else 0,
+        state_bytes=config.state_bytes if state_slots else 0,
     )
 
 
@@ -215,7 +218,7 @@ def _device(options: RunnerOptions) -> str:
 def _ops(checkpoint: Checkpoint, options: RunnerOptions, device: str) -> str:
     _check(options.ops in OPS, "ops", f"ops is {options.ops!r}; it must be one of {', '.join(OPS)}")
     # The cpu kernels compute in fp32: a user who wants another type gets torch's.
-    fits = checkpoint.kind == "generate" and device == "cpu" and options.dtype in ("auto", "fp32")
+    fits = device == "cpu" and options.dtype in ("auto", "fp32")
     if checkpoint.family.by_transformers:
         _check(
             options.ops != "cpu", "ops", f"ops is 'cpu'; {checkpoint.name} runs through transformers, on torch alone"
@@ -226,8 +229,7 @@ def _ops(checkpoint: Checkpoint, options: RunnerOptions, device: str) -> str:
     _check(
         options.ops == "torch" or fits,
         "ops",
-        f"ops is 'cpu'; that takes a decoder on the CPU in fp32, but this is a model of kind {checkpoint.kind!r} on"
-        f" {device} in {options.dtype}",
+        f"ops is 'cpu'; that computes on the CPU in fp32, but {device} and {options.dtype} were asked for",
     )
     return options.ops
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmserve.model.checkpoint import Checkpoint
-from lmserve.model.config import CacheConfig
+from lmserve.model.config import CacheConfig, EncoderConfig
+from lmserve.model.embedding import MEAN, Embedding, EmbeddingHead
 from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, MAX_LOGPROBS, LogitEdits, RunnerInfo, StepBuffers
 from lmserve.model.ops import Ops
@@ -81,23 +82,35 @@ def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> 
         max_batch=plan.max_batch,
         max_batch_tokens=plan.max_batch_tokens,
         can_generate=checkpoint.kind == "generate",
-        can_embed=True,
+        can_embed=checkpoint.embedding.pooling is not None,
         state_slots=plan.state_slots,
         state_bytes=plan.state_bytes,
+        embedding_size=checkpoint.embedding.length,
     )
 
 
 class DecoderRunner(Generic[A, W]):
-    """A `Runner` of a decoder over any `Ops`."""
+    """A `Runner` of a model over any `Ops`."""
 
-    def __init__(self, info: RunnerInfo, buffers: StepBuffers, model: Decoder[A, W], ops: Ops[A, W]) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        buffers: StepBuffers,
+        model: Decoder[A, W],
+        ops: Ops[A, W],
+        embedding: Embedding = MEAN,
+    ) -> None:
         self.info = info
         self.buffers = buffers
         self.model = model
         self.ops = ops
+        self._embedding = embedding
+        self._finish = EmbeddingHead(embedding)
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Start one step over the buffers; see `Runner`."""
+        if not self.info.can_generate:
+            raise RuntimeError(f"{self.info.name} is an embedding model: it cannot generate")
         self.ops.begin(n_tokens, n_seqs, n_rows)
         states = self.model.forward(sampled_rows_only=True)
         if n_rows:
@@ -108,21 +121,32 @@ class DecoderRunner(Generic[A, W]):
         self.ops.finish()
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        """[n, hidden] mean-pooled, L2-normalised final states; see `Runner`.
+        """[n, embedding_size]; see `Runner`.
 
-        A pass has at most max_batch_tokens tokens, or one longer sequence.
+        A pass has at most max_batch_tokens tokens, or one longer sequence. Of an encoder its sequences are padded to
+        the longest, and so like lengths are computed together.
         """
-        n = len(cu_seqlens) - 1
-        embeddings = np.empty((n, self.info.hidden_size), np.float32)
-        first = 0
-        while first < n:
-            limit = cu_seqlens[first] + self.info.max_batch_tokens
-            last = max(first + 1, int(np.searchsorted(cu_seqlens, limit, side="right")) - 1)
-            bounds = cu_seqlens[first : last + 1]
-            embeddings[first:last] = self._embed_pass(token_ids[bounds[0] : bounds[-1]], bounds - bounds[0])
-            first = last
-        return embeddings
+        sequences = np.split(token_ids, cu_seqlens[1:-1])
+        pooled = np.empty((len(sequences), self.info.hidden_size), np.float32)
+        for members in self._passes(np.diff(cu_seqlens)):
+            pooled[members] = self._embed_pass([sequences[member] for member in members])
+        return self._finish(pooled)
 
-    def _embed_pass(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        self.ops.begin_embed(token_ids, cu_seqlens)
-        return self.ops.pool(self.model.forward(sampled_rows_only=False))
+    def _passes(self, lengths: I32) -> Iterator[list[int]]:
+        padded = isinstance(self.ops.config, EncoderConfig)
+        members: list[int] = []
+        tokens = 0
+        for index in np.argsort(lengths, kind="stable") if padded else range(len(lengths)):
+            length = int(lengths[index])
+            tokens = (len(members) + 1) * length if padded else tokens + length
+            if members and tokens > self.info.max_batch_tokens:
+                yield members
+                members, tokens = [], length
+            members.append(int(index))
+        yield members
+
+    def _embed_pass(self, sequences: list[I32]) -> F32:
+        cu_seqlens = np.cumsum([0, *map(len, sequences)], dtype=np.int32)
+        places = np.concatenate([self._embedding.places(tokens) for tokens in sequences])
+        self.ops.begin_embed(np.concatenate(sequences), cu_seqlens, places)
+        return self.ops.pool(self.model.forward(sampled_rows_only=False), self._embedding.pooling or "mean")

@@ -20,6 +20,8 @@ def activate(x: Tensor, activation: Activation, factor: Tensor | None = None) ->
             activated = functional.gelu(x)
         case "gelu_tanh":
             activated = functional.gelu(x, approximate="tanh")
+        case "relu":
+            activated = functional.relu(x)
         case "relu2":
             activated = functional.relu(x).square()
         case "xielu":

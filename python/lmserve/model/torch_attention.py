@@ -274,3 +274,45 @@ class PassAttention:
             )
             out[start:end] = attended[0].transpose(0, 1)
         return out.reshape(len(query), -1)
+
+
+class WholeAttention:
+    """Attention of whole sequences, each of whose tokens sees all of its own: they are padded to the longest."""
+
+    def __init__(self, config: ModelConfig, cu_seqlens: I32) -> None:
+        self.config = config
+        lengths = np.diff(cu_seqlens)
+        self._shape = (len(lengths), int(lengths.max()))
+        self._seen = np.arange(self._shape[1])[None, :] < lengths[:, None]
+        self._rows: Tensor | None = None  # places of the tokens among the padded ones; None: nothing is padded
+        self._mask: Tensor | None = None
+        self._stored: tuple[Tensor, Tensor] | None = None
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:  # noqa: ARG002
+        if self._rows is None and not self._seen.all():
+            self._rows = torch.from_numpy(np.flatnonzero(self._seen)).to(key.device)
+            self._mask = torch.from_numpy(self._seen).to(key.device)[:, None, None, :]
+        self._stored = (key, value)
+
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+        shape = self.config.attention[layer]
+        if self._stored is None or sinks is not None or shape.softcap is not None or shape.window is not None:
+            raise NotImplementedError("encoders have plain attention")
+        q, k, v = (self._padded(part) for part in (query, *self._stored))
+        attended = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=self._mask,
+            scale=shape.scale,
+            enable_gqa=True,
+        )
+        flat = attended.transpose(1, 2).flatten(0, 1)
+        return (flat if self._rows is None else flat[self._rows]).reshape(len(query), -1)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """[n, heads, longest, head_dim] of rows [T, heads, head_dim]."""
+        if self._rows is not None:
+            padded = rows.new_zeros((self._shape[0] * self._shape[1], *rows.shape[1:]))
+            rows = padded.index_copy_(0, self._rows, rows)
+        return rows.view(*self._shape, *rows.shape[1:]).transpose(1, 2)

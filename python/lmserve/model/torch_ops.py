@@ -30,6 +30,7 @@ from lmserve.model.torch_attention import (
     PassAttention,
     SdpaAttention,
     StepLayout,
+    WholeAttention,
 )
 from lmserve.model.torch_experts import TorchExperts, TorchRouter
 from lmserve.model.torch_scan import TorchScan
@@ -91,6 +92,7 @@ class TorchOps:
         self._step_scales: list[Tensor] = []
         self._not_finite = torch.empty(0)  # [T, 1] 0, or NaN for a token with a query, key or value that is none
         self._pass_starts = torch.empty(0, dtype=torch.int64)
+        self._pass_places = torch.empty(0, dtype=torch.int64)
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
         return TorchWeight(self._load(sources), None if bias is None else self._load(bias))
@@ -185,18 +187,24 @@ class TorchOps:
         longest = np.full(size, self._max_model_len, np.int32)
         self._prepare(size, size, np.arange(size + 1, dtype=np.int32), longest)
 
-    def begin_embed(self, token_ids: I32, cu_seqlens: I32) -> None:
+    def begin_embed(self, token_ids: I32, cu_seqlens: I32, places: I32 | None = None) -> None:
         # A copy: torch takes no read-only array.
         self.token_ids = torch.from_numpy(token_ids.copy()).to(self._device)
         starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
         self._rotate_at(torch.from_numpy(np.arange(len(token_ids)) - starts).to(self._device))
         self._pass_starts = torch.from_numpy(cu_seqlens.astype(np.int64)).to(self._device)
-        self._attention = PassAttention(self.config, cu_seqlens)
+        if places is not None:
+            self._pass_places = torch.from_numpy(places).to(self._device)
+        whole = not all(layer.causal for layer in self.config.attention)
+        self._attention = (WholeAttention if whole else PassAttention)(self.config, cu_seqlens)
         self._states.begin_pass(cu_seqlens)
 
     def embed(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
         rows = functional.embedding(self.token_ids, w.weight)
         return rows if scale == 1 else rows * scale
+
+    def embed_places(self, w: TorchWeight) -> Tensor:
+        return functional.embedding(self._pass_places, w.weight)
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
         if w.parts > 1:
@@ -336,12 +344,22 @@ class TorchOps:
             target[rows] = values.numpy()
         self._outputs.clear()
 
-    def pool(self, x: Tensor) -> F32:
+    def pool(self, x: Tensor, pooling: str) -> F32:
         states, starts = x.float(), self._pass_starts
+        pooled: F32
+        if pooling in ("cls", "last"):
+            pooled = states[starts[:-1] if pooling == "cls" else starts[1:] - 1].cpu().numpy()
+            return pooled
         lengths = starts.diff()
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths)
-        sums = states.new_zeros((len(lengths), x.shape[1])).index_add_(0, owner, states)
-        pooled: F32 = functional.normalize(sums / lengths[:, None], dim=-1).cpu().numpy()
+        weights = states.new_ones(len(states))
+        if pooling == "weighted":
+            weights = torch.arange(1, len(states) + 1, device=self._device) - starts[:-1][owner]
+        sums, total = (
+            states.new_zeros((len(lengths), values.shape[1])).index_add_(0, owner, values)
+            for values in (states * weights[:, None], weights[:, None].float())
+        )
+        pooled = (sums / total).cpu().numpy()
         return pooled
 
     def logits(self, x: Tensor, head: TorchWeight) -> F32:

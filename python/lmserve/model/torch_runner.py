@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmserve.model.checkpoint import Checkpoint
-from lmserve.model.config import EncoderConfig
 from lmserve.model.device import usable_cores
-from lmserve.model.encoder import EncoderRunner
+from lmserve.model.embedding import MEAN, Embedding
 from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder
 from lmserve.model.graphs import DecodeGraphs
@@ -52,11 +51,12 @@ class GraphRunner(TorchRunner):
         buffers: StepBuffers,
         model: Decoder[Tensor, TorchWeight],
         ops: TorchOps,
+        embedding: Embedding = MEAN,
         *,
         capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]],
     ) -> None:
         """`capture(step)` records what step does and gives its replay; `capture_cuda_graph` is one."""
-        super().__init__(info, buffers, model, ops)
+        super().__init__(info, buffers, model, ops, embedding)
         self.torch_ops = ops
         self._capture = capture
         self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
@@ -114,15 +114,14 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     """Load a checkpoint as planned; on CUDA the KV cache is planned again from what is free."""
     torch.set_num_threads(options.threads or usable_cores())
     plan = planned_for_device(checkpoint, options, plan)
-    if isinstance(checkpoint.config, EncoderConfig):
-        return EncoderRunner(checkpoint.config, checkpoint, plan)
     buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
     ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
-    if options.graphs and isinstance(ops.cache, VarlenAttention) and not checkpoint.config.recurrent:
-        return GraphRunner(info, buffers, model, ops, capture=capture_cuda_graph)
-    return TorchRunner(info, buffers, model, ops)
+    graphs = options.graphs and info.can_generate and not checkpoint.config.recurrent
+    if graphs and isinstance(ops.cache, VarlenAttention):
+        return GraphRunner(info, buffers, model, ops, checkpoint.embedding, capture=capture_cuda_graph)
+    return TorchRunner(info, buffers, model, ops, checkpoint.embedding)
 
 
 def planned_for_device(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:

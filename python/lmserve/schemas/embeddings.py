@@ -14,6 +14,11 @@ MAX_INPUT_TOKENS = 1_048_576
 NonEmptyText = Annotated[str, Meta(min_length=1, max_length=8_388_608)]
 Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_INPUT_TOKENS)]
 
+TruncateTokens = Annotated[
+    Annotated[int, Meta(ge=-1, le=MAX_INPUT_TOKENS)] | None,
+    Meta(description="Cut inputs to so many tokens; -1: to what the model takes; null: too long a one is a 400."),
+]
+
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts to embed. An unknown key is an error."""
@@ -32,7 +37,26 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = None
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=65536)] | None,
-        Meta(description="Keep the first dimensions and normalise again; null: all."),
+        Meta(
+            description="Keep the first dimensions and normalise again, if the model was trained for it (Matryoshka)"
+            "; null: all."
+        ),
+    ] = None
+    prompt_name: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=256)] | None,
+        Meta(description="Put the model's prompt of this name before each text; null: the one that it says is usual."),
+    ] = None
+    input_type: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=256)] | None,
+        Meta(
+            description="`query` or `document`, or as other servers call them: put the model's prompt for them"
+            " before each text, if it has one."
+        ),
+    ] = None
+    truncate_prompt_tokens: TruncateTokens = None
+    truncate: Annotated[
+        bool | Literal["NONE", "START", "END"] | None,
+        Meta(description="Cut inputs that are too long: at their end (true, END) or at their start; null: a 400."),
     ] = None
     user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
 

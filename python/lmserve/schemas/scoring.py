@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import RequestedModel, Tag
-from lmserve.schemas.embeddings import EmbeddingsUsage, NonEmptyText
+from lmserve.schemas.embeddings import EmbeddingsUsage, NonEmptyText, TruncateTokens
 
 MAX_TEXTS: Final = 1024
 
@@ -27,10 +27,11 @@ class ScoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(description=f"A text, or at most {MAX_TEXTS}.", examples=[["A kitten.", "A spanner."]]),
     ]
     user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    truncate_prompt_tokens: TruncateTokens = None
 
 
 class Score(Struct, frozen=True, kw_only=True):
-    """How alike the two texts of a pair are: the cosine of their embeddings, in [-1, 1]."""
+    """How alike the texts of a pair are: the score of a model that scores pairs, or the cosine of embeddings."""
 
     index: int
     object: Literal["score"] = "score"
@@ -68,11 +69,12 @@ class RerankRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = None
     return_documents: Annotated[bool | None, Meta(description="Report the documents too; null: true.")] = None
     user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    truncate_prompt_tokens: TruncateTokens = None
     max_tokens_per_doc: Annotated[Any, Meta(description="Not supported: a 400, unless null.")] = None
 
 
 class RankedDocument(Struct, frozen=True, kw_only=True):
-    """A document and how relevant it is: the cosine of its embedding and the query's, in [-1, 1]."""
+    """A document and how relevant it is: the score of a model that scores pairs, or the cosine of two embeddings."""
 
     index: Annotated[int, Meta(description="Its place in the request.")]
     document: TextDocument | UnsetType = UNSET

@@ -1,4 +1,4 @@
-//! Causal attention over the paged KV cache.
+//! Attention over the paged KV cache: causal, or of all tokens of a text among each other.
 //!
 //! The work is cut into units that threads take one after another: short runs of tokens (a decode step) are cut along their
 //! context, long ones (a prompt) into tiles of tokens. A row's result is the same to the bit however its step is cut, and
@@ -53,6 +53,8 @@ pub struct AttentionShape {
     pub parts: usize,
     /// Tokens that a token sees, itself included; `None`: all before it.
     pub window: Option<usize>,
+    /// A token sees those up to itself; otherwise it sees all of its text, which must be whole in the step.
+    pub causal: bool,
 }
 
 impl AttentionShape {
@@ -182,6 +184,7 @@ impl AttentionStep<'_> {
             scale: given.scale,
             softcap: given.softcap,
             window: shape.window,
+            causal: shape.causal,
             sinks: given.sinks,
             queries: given.queries,
             stride: given.stride,
@@ -243,15 +246,21 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         let unit = |part, first: usize, tokens: usize| {
             let position = start + first;
             let first_split = first_key(position) / SPLIT;
+            let context = if shape.causal {
+                position + tokens
+            } else {
+                span.context
+            };
             Unit {
                 sequence,
                 part,
                 first_token: span.first_token + first,
                 first_position: position,
                 tokens,
+                context,
                 first_key: first_key(position),
                 first_split,
-                splits: (position + tokens).div_ceil(SPLIT) - first_split,
+                splits: context.div_ceil(SPLIT) - first_split,
                 partial: None,
             }
         };

@@ -24,6 +24,8 @@ struct Kind {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: Option<[f32; HEADS]>,
+    /// Tokens see all of the text that they are in, however long; otherwise those up to themselves.
+    whole: bool,
 }
 
 const KINDS: [Kind; 4] = [
@@ -31,21 +33,25 @@ const KINDS: [Kind; 4] = [
         window: None,
         softcap: None,
         sinks: None,
+        whole: false,
     },
     Kind {
         window: Some(100),
         softcap: None,
         sinks: None,
+        whole: false,
     },
     Kind {
         window: Some(1),
         softcap: Some(2.0),
         sinks: None,
+        whole: false,
     },
     Kind {
         window: Some(300),
         softcap: Some(5.0),
         sinks: Some([3.0, -2.0, 0.5, 40.0, -200.0, 1.0]),
+        whole: false,
     },
 ];
 
@@ -86,6 +92,11 @@ impl Case {
 
     /// What token `position` gets, straightforwardly.
     fn expected(&self, position: usize, kind: &Kind) -> Vec<f64> {
+        self.expected_up_to(position, position, kind)
+    }
+
+    /// The same for one that sees keys up to `last`.
+    fn expected_up_to(&self, position: usize, last: usize, kind: &Kind) -> Vec<f64> {
         let d = self.head_dim;
         let mut out = Vec::new();
         for head in 0..HEADS {
@@ -101,7 +112,7 @@ impl Case {
             let first = kind
                 .window
                 .map_or(0, |window| (position + 1).saturating_sub(window));
-            let weights: Vec<f64> = (first..=position)
+            let weights: Vec<f64> = (first..=last)
                 .map(|at| {
                     let key = row(&self.keys, at);
                     let score: f64 = key.iter().zip(query).map(|(k, &q)| k * f64::from(q)).sum();
@@ -205,6 +216,7 @@ fn attend(
         heads: HEADS,
         parts: heads_in,
         window: kind.window,
+        causal: !kind.whole,
     }];
     let mut attention = Attention::new(isa, &shapes, threads);
     let step = attention.begin(&spans);
@@ -284,6 +296,31 @@ fn a_row_is_the_same_to_the_bit_however_the_step_is_cut() {
 }
 
 #[test]
+fn tokens_of_a_whole_text_see_all_of_it_alone_and_beside_others() {
+    let kind = Kind {
+        whole: true,
+        ..Kind::default()
+    };
+    for isa in Isa::available() {
+        for head_dim in [8, 32, 64] {
+            let (cases, mut cache) = cases(isa, KvType::F32, head_dim);
+            for len in [1, 2, 15, 64, 255, 256, 257, 700] {
+                let alone = attend(isa, (1, 1), &mut cache, &kind, &[(&cases[0], 0..len)]);
+                let parts = [(&cases[1], 0..30), (&cases[0], 0..len)];
+                let packed = attend(isa, (3, 1), &mut cache, &kind, &parts);
+                assert!(alone[0] == packed[1], "{} {head_dim} {len}", isa.name());
+                let width = HEADS * head_dim;
+                for position in [0, len / 2, len - 1] {
+                    let expected = cases[0].expected_up_to(position, len - 1, &kind);
+                    let found = &alone[0][position * width..][..width];
+                    assert_near(found, &expected, 2e-5, isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_plan_covers_every_token_once_and_gives_threads_work() {
     let table = vec![0; 100];
     let sequence = Sequence {
@@ -302,6 +339,7 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
         heads: 3 * KV_HEADS,
         parts: 1,
         window,
+        causal: true,
     };
     let whole = plan(&spans, shape(None), 2);
     let mut covered = vec![[0; KV_HEADS]; 303];

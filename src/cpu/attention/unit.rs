@@ -45,6 +45,8 @@ pub(super) struct Unit {
     /// Its position in the sequence.
     pub(super) first_position: usize,
     pub(super) tokens: usize,
+    /// Keys that its last token sees.
+    pub(super) context: usize,
     /// Where its first tile begins: a multiple of [`TILE`].
     pub(super) first_key: usize,
     /// The splits to look at.
@@ -92,6 +94,7 @@ pub(super) struct Layer<'a> {
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) window: Option<usize>,
+    pub(super) causal: bool,
     /// Of each query head.
     pub(super) sinks: Option<&'a [f32]>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
@@ -168,7 +171,7 @@ struct Rows<'a> {
     softmax: &'a mut [Softmax],
     head_dim: usize,
     width: usize,
-    /// Keys that row 0 sees; `group` rows on, one more is seen.
+    /// Keys that row 0 sees; `group` rows on, one more is seen, and so on.
     seen: usize,
     group: usize,
     /// Of these, the last so many.
@@ -192,7 +195,7 @@ impl Tile {
     /// That of `unit` which begins at position `start`.
     #[inline]
     fn new(layer: &Layer, unit: &Unit, sequence: &Sequence, start: usize) -> Self {
-        let last = unit.first_position + unit.tokens - 1;
+        let last = unit.context - 1;
         let page = |p: usize| {
             // Beyond the context any page will do: what it gives is not seen.
             let position = last.min(start + p * PAGE);
@@ -211,6 +214,10 @@ impl Attend<'_> {
     /// Not inlined, so that only the small kernels that it calls are compiled with the instructions: a large function is
     /// compiled badly.
     #[inline(never)]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "the memory of a unit is laid out and used in one place"
+    )]
     fn attend<S: Simd, E: Element>(self, s: S) {
         let Self {
             layer,
@@ -248,8 +255,16 @@ impl Attend<'_> {
             softmax: &mut scratch.softmax[..count],
             head_dim,
             width,
-            seen: unit.first_position + 1,
-            group: layer.group,
+            seen: if layer.causal {
+                unit.first_position + 1
+            } else {
+                unit.context
+            },
+            group: if layer.causal {
+                layer.group
+            } else {
+                usize::MAX
+            },
             window: layer.window.unwrap_or(usize::MAX),
             softcap,
         };
@@ -258,7 +273,7 @@ impl Attend<'_> {
             totals.fill(0.0);
             total_softmax.fill(Softmax::EMPTY);
         }
-        let context = unit.first_position + unit.tokens;
+        let context = unit.context;
         let last = context.min((unit.first_split + unit.splits) * SPLIT);
         let mut tile = Tile::first(&layer, &unit, &sequence);
         for split in unit.first_split..unit.first_split + unit.splits {

@@ -7,10 +7,12 @@ from typing import Any
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
+from lmserve.api.convert.embedding import check_dimensions, check_embeds, prefix, truncation
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
+from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import EmbedSubmission, TextInput, TokensInput
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRequest
@@ -32,14 +34,28 @@ async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, An
     serving = serving_of(request)
     engine = serving.engine
     data = serving.with_model(data)
-    return EngineReply(engine.embed(submission(data, tenant=tenant_of(request))))
+    return EngineReply(engine.embed(submission(engine, data, tenant=tenant_of(request))))
 
 
-def submission(data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
-    """The request as the core takes it. Raises LmserveError (400) for mixed or too many inputs."""
+def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
+    """The request as the core takes it.
+
+    Raises LmserveError (400) for mixed or too many inputs, and for what the model does not have.
+    """
+    check_embeds(engine)
+    check_dimensions(engine, data.dimensions)
+    inputs = _inputs(data)
+    before = prefix(engine, data)
+    if before and isinstance(inputs[0], TokensInput):
+        if data.prompt_name is not None or data.input_type is not None:
+            name = "prompt_name" if data.prompt_name is not None else "input_type"
+            raise LmserveError.invalid(name, f"{name} goes with texts, but token ids were given")
+    elif before:
+        inputs = [TextInput(f"{before}{item.text}") for item in inputs if isinstance(item, TextInput)]
     return EmbedSubmission(
         model=model_of(data),
-        inputs=_inputs(data),
+        inputs=inputs,
+        truncation=truncation(data.truncate_prompt_tokens, data.truncate),
         encoding_format=data.encoding_format or "float",
         dimensions=data.dimensions,
         tenant=tenant,

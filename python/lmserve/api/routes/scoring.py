@@ -1,4 +1,4 @@
-"""`POST /v1/score` and `/v1/rerank`: how alike texts are, by the cosine of their embeddings."""
+"""`POST /v1/score` and `/v1/rerank`: the scores of a model that scores pairs of texts, or the cosines of embeddings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from litestar.params import JSONBody
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from lmserve.api.convert.embedding import truncation
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply, rewritten
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncStream
-from lmserve.engine.submission import EmbedSubmission, TextInput
+from lmserve.engine.submission import EmbedSubmission, PairInput, TextInput
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsUsage
 from lmserve.schemas.scoring import (
@@ -49,7 +50,7 @@ def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> 
     status_code=200,
     operation_id=_operation_id,
     summary="Compare pairs of texts",
-    description="vLLM's route: the cosine of the two embeddings of each pair.",
+    description="vLLM's route: the score of a model that scores pairs, or the cosine of two embeddings.",
     tags=["Embeddings"],
     responses=responses(ScoreReply, 400, 401, 404, 408, 413, 429, 503),
 )
@@ -62,8 +63,7 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
         message = f"text_1 must be one text or as many as text_2, but {len(first)} and {len(second)} texts were given"
         raise LmserveError.invalid("text_1", message)
 
-    def reply(vectors: Vectors, usage: EmbeddingsUsage) -> ScoreReply:
-        scores = cosines(vectors[: len(first)], vectors[len(first) :])
+    def reply(scores: list[float], usage: EmbeddingsUsage) -> ScoreReply:
         return ScoreReply(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -72,7 +72,7 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
             usage=usage,
         )
 
-    return _embedded(request, model_of(data), [*first, *second], reply)
+    return _scored(request, model_of(data), (first, second), reply, tokens=data.truncate_prompt_tokens)
 
 
 @post(
@@ -82,7 +82,7 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
     status_code=200,
     operation_id=_operation_id,
     summary="Put documents in order of relevance",
-    description="Jina's and Cohere's route: by the cosine of each document's embedding and the query's.",
+    description="Jina's and Cohere's route: by the scores of a model that scores pairs, or the cosines of embeddings.",
     tags=["Embeddings"],
     responses=responses(RerankReply, 400, 401, 404, 408, 413, 429, 503),
 )
@@ -94,8 +94,7 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
         raise LmserveError.invalid("max_tokens_per_doc", message, "unsupported_parameter")
     documents = [item if isinstance(item, str) else item.text for item in data.documents]
 
-    def reply(vectors: Vectors, usage: EmbeddingsUsage) -> RerankReply:
-        scores = cosines(vectors[:1], vectors[1:])
+    def reply(scores: list[float], usage: EmbeddingsUsage) -> RerankReply:
         order = sorted(range(len(documents)), key=lambda index: -scores[index])[: data.top_n]
         results = [
             RankedDocument(
@@ -112,7 +111,8 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
             results=results,
         )
 
-    return _embedded(request, model_of(data), [data.query, *documents], reply)
+    texts, tokens = ([data.query], documents), data.truncate_prompt_tokens
+    return _scored(request, model_of(data), texts, reply, tokens=tokens, types=("query", "document"))
 
 
 def cosines(first: Vectors, second: Vectors) -> list[float]:
@@ -121,11 +121,24 @@ def cosines(first: Vectors, second: Vectors) -> list[float]:
     return products
 
 
-class _EmbeddedReply:
-    """A reply that is made of the core's embeddings."""
+def shown(logits: Vectors, function: str) -> list[float]:
+    """The scores [n] of logits [n, 1], through a "sigmoid" or as they are ("identity")."""
+    values = logits[:, 0].astype(np.float64)
+    scores: list[float] = (values if function == "identity" else 1 / (1 + np.exp(-values))).tolist()
+    return scores
 
-    def __init__(self, stream: AsyncStream, reply: Callable[[Vectors, EmbeddingsUsage], Struct]) -> None:
+
+class _ScoredReply:
+    """A reply that is made of the core's vectors."""
+
+    def __init__(
+        self,
+        stream: AsyncStream,
+        scores: Callable[[Vectors], list[float]],
+        reply: Callable[[list[float], EmbeddingsUsage], Struct],
+    ) -> None:
         self._stream = stream
+        self._scores = scores
         self._reply = reply
 
     async def body(self) -> bytes:
@@ -136,23 +149,47 @@ class _EmbeddedReply:
         embeddings = msgspec.json.decode(body, type=EmbeddingsReply)
         rows = [base64.b64decode(str(item.embedding)) for item in embeddings.data]
         vectors = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), -1)
-        return msgspec.json.encode(self._reply(vectors, embeddings.usage))
+        return msgspec.json.encode(self._reply(self._scores(vectors), embeddings.usage))
 
     def abort(self) -> None:
         self._stream.abort()
 
 
-def _embedded(
+def _scored(
     request: Request[Any, Any, Any],
     model: str,
-    texts: Sequence[str],
-    reply: Callable[[Vectors, EmbeddingsUsage], Struct],
+    texts: tuple[Sequence[str], Sequence[str]],
+    reply: Callable[[list[float], EmbeddingsUsage], Struct],
+    *,
+    tokens: int | None,
+    types: tuple[str, str] | None = None,
 ) -> EngineReply:
+    """Of each second text with its first, or with the only first one. types: what the texts are, for prompts."""
     engine = serving_of(request).engine
+    first, second = texts
+    embedding = engine.embedding
+    inputs: list[TextInput] | list[PairInput]
+    if embedding is not None and embedding.scores is not None:
+        function = embedding.scores
+        if embedding.length != 1:
+            message = f"this model gives {embedding.length} labels ({', '.join(embedding.labels[:8])}), and no score"
+            raise LmserveError.invalid("model", message)
+        firsts = first if len(first) == len(second) else [first[0]] * len(second)
+        inputs = [PairInput(pair) for pair in zip(firsts, second, strict=True)]
+
+        def scores(vectors: Vectors) -> list[float]:
+            return shown(vectors, function)
+    else:
+        before = ("", "")
+        if embedding is not None:
+            usual = embedding.default_prefix
+            before = (usual, usual) if types is None else (embedding.prompt_of(types[0]), embedding.prompt_of(types[1]))
+        inputs = [TextInput(prompt + text) for prompt, part in zip(before, texts, strict=True) for text in part]
+
+        def scores(vectors: Vectors) -> list[float]:
+            return cosines(vectors[: len(first)], vectors[len(first) :])
+
     submission = EmbedSubmission(
-        model=model,
-        inputs=[TextInput(text) for text in texts],
-        encoding_format="base64",
-        tenant=tenant_of(request),
+        model=model, inputs=inputs, encoding_format="base64", truncation=truncation(tokens), tenant=tenant_of(request)
     )
-    return EngineReply(_EmbeddedReply(engine.embed(submission), reply))
+    return EngineReply(_ScoredReply(engine.embed(submission), scores, reply))

@@ -47,6 +47,7 @@ from lmserve.model.families import (
     smollm3,
     stablelm,
     starcoder2,
+    xlm_roberta,
 )
 from lmserve.model.families.family import Family
 from lmserve.model.families.missing import missing_part
@@ -93,11 +94,15 @@ FAMILIES: tuple[Family, ...] = (
     nemotron_h.FAMILY,
     falcon_h1.FAMILY,
     bert.FAMILY,
+    xlm_roberta.FAMILY,
 )
 
 
-def hf_family(raw: Mapping[str, Any]) -> Family:
-    """The family that config.json, `raw`, names: by its `architectures`, or by its `model_type` where it has none."""
+def hf_family(raw: Mapping[str, Any], *, pooled: bool = False) -> Family:
+    """The family that config.json, `raw`, names: by its `architectures`, or by its `model_type` where it has none.
+
+    pooled: it is a model of texts, and may be a decoder without the head that generates.
+    """
     given = raw.get("architectures")
     names = given if given is not None else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -105,6 +110,11 @@ def hf_family(raw: Mapping[str, Any]) -> Family:
     for family in FAMILIES:
         if set(names) & set(family.hf_architectures):
             return family
+    if pooled:
+        generating = {re.sub(r"(ForSequenceClassification|Model)$", "ForCausalLM", name) for name in names}
+        for family in FAMILIES:
+            if generating & set(family.hf_architectures):
+                return family
     kind = raw.get("model_type")
     if not names and isinstance(kind, str):
         stem = _stem(MODEL_TYPES.get(kind, kind))

@@ -1,82 +1,190 @@
-"""BERT encoders that embed text, as sentence-transformers ships them (MiniLM)."""
+"""BERT encoders that embed or score texts (MiniLM, bge, e5)."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NoReturn, TypeVar
 
-from lmserve.model.config import EncoderConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from lmserve.model.activation import named_activation
+from lmserve.model.config import AttentionLayer, EncoderConfig, RopeConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.hf_config import required
+from lmserve.model.layers.loading import Loader
+from lmserve.model.score_head import scores_pairs
+from lmserve.model.tensors import TensorSource
 
-# The masked-language-model head, the pooler and a stored constant: none of them takes part in an embedding.
-UNUSED = re.compile(r"(cls|pooler)\..+|embeddings\.position_ids")
-ACTIVATIONS = ("gelu", "gelu_new", "relu")
+A = TypeVar("A")
+W = TypeVar("W")
+F32 = NDArray[np.float32]
+
+# The heads, the pooler and stored constants: none of them takes part in the states.
+UNUSED = re.compile(r"(cls|pooler|classifier|lm_head)\..+|embeddings\.(position_ids|token_type_ids)")
+MOST_PADDING = 1024
+PLACES = "embeddings.places.weight"
 
 
-def _hf_config(raw: dict[str, Any]) -> EncoderConfig:
-    activation = str(raw.get("hidden_act", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"config.json: hidden_act {activation!r} is not supported ({', '.join(ACTIVATIONS)} are)")
+def bert_config(raw: dict[str, Any], *, offset: bool = False) -> EncoderConfig:
+    """Of config.json. offset: as in RoBERTa, whose table of positions begins with rows that no token has."""
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise CheckpointError(
             f"config.json: position_embedding_type {raw['position_embedding_type']!r} is not supported (absolute is)"
         )
+    hidden, heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
+    if heads < 1 or hidden % heads:
+        raise CheckpointError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
     positions = int(required(raw, "max_position_embeddings"))
-    return EncoderConfig(
+    # The table's first rows are those of padding and of what comes before it.
+    first = int(raw.get("pad_token_id", 1)) + 1 if offset else 0
+    if not 0 <= first < min(positions, MOST_PADDING):
+        raise CheckpointError(f"config.json: pad_token_id is {first - 1}, which leaves no positions of {positions}")
+    layers, head_dim = int(required(raw, "num_hidden_layers")), hidden // heads
+    config = EncoderConfig(
         architecture="bert",
         vocab_size=int(required(raw, "vocab_size")),
-        hidden_size=int(required(raw, "hidden_size")),
+        hidden_size=hidden,
         intermediate_size=int(required(raw, "intermediate_size")),
-        num_layers=int(required(raw, "num_hidden_layers")),
-        num_heads=int(required(raw, "num_attention_heads")),
-        layer_norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
-        activation=activation,
-        num_positions=positions,
-        num_token_types=int(raw.get("type_vocab_size", 2)),
-        pooling="mean",
-        context_length=positions,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
+        rope=RopeConfig(),
+        tie_word_embeddings=True,
+        context_length=positions - first,
+        activation=named_activation(raw.get("hidden_act", "gelu")),
+        num_positions=positions - first,
+        padding=tuple(range(first)),
+        # The tokenizers of RoBERTa tell no segments apart.
+        num_segments=min(2, int(raw.get("type_vocab_size", 2))) if scores_pairs(raw) and not offset else 1,
     )
+    attention = AttentionLayer(heads, heads, head_dim, head_dim**-0.5, None, causal=False)
+    return replace(config, attention=(attention,) * layers)
 
 
-def _hf_tensors(tensors: Tensors, _config: EncoderConfig) -> Tensors:
-    renamed = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in renamed.items() if not UNUSED.fullmatch(name)}
+def bert_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
+    """Those that take part in the states, with the tables of positions and of segments as one."""
+    renamed = {re.sub(r"^(bert|roberta)\.", "", name): tensor for name, tensor in tensors.items()}
+    kept = {name: tensor for name, tensor in renamed.items() if not UNUSED.fullmatch(name)}
+    for name, rows in (("position", len(config.padding) + config.num_positions), ("token_type", config.num_segments)):
+        found = kept.get(f"embeddings.{name}_embeddings.weight")
+        if found is None:
+            raise CheckpointError(f"tensor embeddings.{name}_embeddings.weight is missing")
+        if len(found.shape) != 2 or found.shape[1] != config.hidden_size or found.shape[0] < rows:
+            raise CheckpointError(
+                f"tensor {found.name} has shape {list(found.shape)}, the configuration needs"
+                f" {[rows, config.hidden_size]}"
+            )
+    positions = kept.pop("embeddings.position_embeddings.weight")
+    segments = kept.pop("embeddings.token_type_embeddings.weight")
+    used = positions.select_rows(len(config.padding) + np.arange(config.num_positions))
+    kept[PLACES] = PlaceTable(used, segments.select_rows(np.arange(config.num_segments)))
+    return kept
 
 
-def expected_tensors(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name and shape of every tensor that an encoder of this configuration has."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (config.vocab_size, hidden),
-        "embeddings.position_embeddings.weight": (config.num_positions, hidden),
-        "embeddings.token_type_embeddings.weight": (config.num_token_types, hidden),
-    }
-    norms = ["embeddings.LayerNorm"]
-    for index in range(config.num_layers):
-        layer = f"encoder.layer.{index}"
-        linears = {
-            "attention.self.query": (hidden, hidden),
-            "attention.self.key": (hidden, hidden),
-            "attention.self.value": (hidden, hidden),
-            "attention.output.dense": (hidden, hidden),
-            "intermediate.dense": (inner, hidden),
-            "output.dense": (hidden, inner),
-        }
-        for name, shape in linears.items():
-            shapes[f"{layer}.{name}.weight"] = shape
-            shapes[f"{layer}.{name}.bias"] = shape[:1]
-        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
-    for name in norms:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
-    return shapes
+@dataclass(frozen=True, slots=True)
+class PlaceTable:
+    """A `TensorSource` of the sums of each segment's embedding and each position's, segment after segment."""
+
+    positions: TensorSource
+    segments: TensorSource
+
+    @property
+    def name(self) -> str:
+        return self.positions.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.positions.shape[0] * self.segments.shape[0], self.positions.shape[1])
+
+    @property
+    def dtype(self) -> str:
+        return "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return self.positions.nbytes
+
+    @property
+    def data(self) -> NDArray[Any]:
+        return self.positions.data
+
+    def raw(self) -> F32:
+        return self.dequantize()
+
+    def dequantize(self) -> F32:
+        sums: F32 = self.segments.dequantize()[:, None, :] + self.positions.dequantize()[None, :, :]
+        return sums.reshape(self.shape)
+
+    def select_rows(self, rows: NDArray[np.int64]) -> NoReturn:
+        raise NotImplementedError(f"{len(rows)} rows of {self.name} are not wanted by anyone")
+
+
+@dataclass(frozen=True, slots=True)
+class BertLayer(Generic[W]):
+    """Loaded weights of one layer."""
+
+    qkv: W
+    attended: W
+    attention_norm: W
+    inner: W
+    outer: W
+    norm: W
+
+
+class Bert(Generic[A, W]):
+    """Attention and a feed-forward network; each is added to what it was given, and the sum is normalised."""
+
+    def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
+        hidden = config.hidden_size
+        places = config.num_positions * config.num_segments
+        self.ops, self.config = load.ops, config
+        self.words = load.embedding("embeddings.word_embeddings", config.vocab_size, hidden, head=False)
+        self.places = load.embedding("embeddings.places", places, hidden, head=False)
+        self.norm = load.layer_norm("embeddings.LayerNorm", hidden, config.norm_eps, bias=True)
+        self.layers = [_layer(config, load.within(f"encoder.layer.{index}")) for index in range(config.num_layers)]
+
+    @property
+    def head(self) -> W:
+        """There is none."""
+        raise TypeError("an encoder makes no logits")
+
+    def forward(self, *, sampled_rows_only: bool) -> A:
+        if sampled_rows_only:
+            raise TypeError("an encoder samples nothing")
+        ops, activation = self.ops, self.config.activation
+        states, _ = ops.add_norm(ops.embed_places(self.places), ops.embed(self.words), self.norm)
+        for index, layer in enumerate(self.layers):
+            query = ops.rope_and_cache(ops.linear(states, layer.qkv), index)
+            attended = ops.linear(ops.attention(query, index), layer.attended)
+            states, _ = ops.add_norm(attended, states, layer.attention_norm)
+            inner = ops.activate(ops.linear(states, layer.inner), activation)
+            states, _ = ops.add_norm(ops.linear(inner, layer.outer), states, layer.norm)
+        return states
+
+
+def _layer(config: EncoderConfig, load: Loader[A, W]) -> BertLayer[W]:
+    hidden, eps = config.hidden_size, config.norm_eps
+    own, output = load.within("attention.self"), load.within("attention.output")
+    return BertLayer(
+        qkv=own.linear(dict.fromkeys(("query", "key", "value"), hidden), hidden, bias=True),
+        attended=output.linear({"dense": hidden}, hidden, bias=True),
+        attention_norm=output.layer_norm("LayerNorm", hidden, eps, bias=True),
+        inner=load.linear({"intermediate.dense": config.intermediate_size}, hidden, bias=True),
+        outer=load.linear({"output.dense": hidden}, config.intermediate_size, bias=True),
+        norm=load.layer_norm("output.LayerNorm", hidden, eps, bias=True),
+    )
 
 
 FAMILY = Family(
     name="bert",
     kind="embed",
-    hf_architectures=("BertModel", "BertForMaskedLM"),
-    hf_config=_hf_config,
-    hf_tensors=_hf_tensors,
+    hf_architectures=("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
+    hf_config=bert_config,
+    decoder=Bert,
+    hf_tensors=bert_tensors,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
-from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.config import ModelConfig
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.loading import Loader, Shape, expected_tensors
 from lmserve.model.ops import Ops
@@ -19,7 +19,7 @@ W_co = TypeVar("W_co", covariant=True)
 
 
 class Decoder(Protocol[A_co, W_co]):
-    """A loaded model that generates."""
+    """A loaded model; an encoder is one without a head."""
 
     @property
     def head(self) -> W_co:
@@ -29,7 +29,7 @@ class Decoder(Protocol[A_co, W_co]):
         """States after the final norm of the step that `ops.begin` started: [R, hidden], or else of all [T, hidden]."""
 
 
-def _unchanged(tensors: Tensors, _config: ModelConfig | EncoderConfig) -> Tensors:
+def _unchanged(tensors: Tensors, _config: ModelConfig) -> Tensors:
     return tensors
 
 
@@ -43,8 +43,8 @@ class Family:
     name: str
     kind: str  # "generate" or "embed"
     hf_architectures: tuple[str, ...]
-    hf_config: Callable[[dict[str, Any]], ModelConfig | EncoderConfig]
-    decoder: Callable[[Any, Loader[Any, Any]], Decoder[Any, Any]] | None = None  # of kind "generate"
+    hf_config: Callable[[dict[str, Any]], ModelConfig]
+    decoder: Callable[[Any, Loader[Any, Any]], Decoder[Any, Any]] | None = None  # None: transformers' own
     hf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     limits: str = ""  # which of its models, or what of them, is refused
     gguf_architecture: str | None = None
@@ -62,17 +62,17 @@ class Family:
             raise TypeError(f"{self.name} has no GGUF files")
         return self.gguf_config(file)
 
-    def expected_tensors(self, config: ModelConfig | EncoderConfig) -> dict[str, Shape]:
-        """Canonical name and shape of every tensor of a decoder with this configuration."""
+    def expected_tensors(self, config: ModelConfig) -> dict[str, Shape]:
+        """Canonical name and shape of every tensor of a model with this configuration."""
         decoder = self.decoder
         if decoder is None:
-            raise TypeError(f"{self.name} is no decoder")
+            raise TypeError(f"{self.name} says nothing of tensors")
         return expected_tensors(lambda load: decoder(config, load))
 
     def load(self, config: ModelConfig, tensors: Mapping[str, TensorSource], ops: Ops[Any, Any]) -> Decoder[Any, Any]:
-        """The decoder with the weights of a checkpoint that was checked to have them."""
+        """The model with the weights of a checkpoint that was checked to have them."""
         if self.decoder is None:
-            raise TypeError(f"{self.name} is no decoder")
+            raise TypeError(f"{self.name} says nothing of tensors")
         return self.decoder(config, Loader(ops, lambda name, _shape: tensors[name]))
 
 

@@ -1,0 +1,137 @@
+//! The tokens of what is to be embedded, within what the model takes.
+
+use super::embed::{Cut, EmbedInput, EmbedSubmission, Truncation};
+use crate::error::{Error, Result};
+use crate::text::{PIECE_BYTES, Tokenizer};
+
+/// What turns an embedding request into tokens.
+pub(super) struct EmbedTokens<'a> {
+    /// Absent: only token ids go in.
+    pub(super) tokenizer: Option<&'a Tokenizer>,
+    /// Most tokens of an input.
+    pub(super) max_len: usize,
+    /// Token ids lie below.
+    pub(super) vocab_size: usize,
+    /// Is asked before each text, and each piece of a long one; its error ends the work.
+    pub(super) wanted: &'a dyn Fn() -> Result<()>,
+}
+
+impl EmbedTokens<'_> {
+    /// Token ids of each input. A text that is too long is refused before it is tokenized, or once as much of it is as may be;
+    /// or it is cut, where that is asked for.
+    ///
+    /// # Errors
+    /// `invalid_value` or `context_length_exceeded` (400) names the input at fault. Those of `wanted`.
+    pub(super) fn of(&self, submission: &EmbedSubmission) -> Result<Vec<Vec<u32>>> {
+        let inputs = submission.inputs.iter().enumerate();
+        inputs
+            .map(|(at, input)| {
+                let ids = match submission.truncation {
+                    None => self.whole(at, input)?,
+                    Some(truncation) => self.truncated(at, input, truncation)?,
+                };
+                self.check(at, &ids)?;
+                Ok(ids)
+            })
+            .collect()
+    }
+
+    fn whole(&self, at: usize, input: &EmbedInput) -> Result<Vec<u32>> {
+        match input {
+            EmbedInput::Ids(ids) => Ok(ids.clone()),
+            EmbedInput::Text(text) => self.text(at, text, true, self.max_len),
+            EmbedInput::Pair(first, second) => {
+                let first = self.text(at, first, false, self.max_len)?;
+                let second = self.text(at, second, false, self.max_len)?;
+                self.tokenizer()?.with_special(&first, Some(&second))
+            }
+        }
+    }
+
+    fn truncated(
+        &self,
+        at: usize,
+        input: &EmbedInput,
+        Truncation { to, cut }: Truncation,
+    ) -> Result<Vec<u32>> {
+        let limit = to.unwrap_or(self.max_len).min(self.max_len);
+        let room = |taken: usize| {
+            let room = limit.checked_sub(taken).filter(|&room| room > 0);
+            room.ok_or_else(|| {
+                let least = taken + 1;
+                let message = format!(
+                    "an input that is cut has at least {least} tokens here, but input {at} is to be cut to {limit}"
+                );
+                Error::invalid("truncate_prompt_tokens", message)
+            })
+        };
+        match input {
+            EmbedInput::Ids(ids) => Ok(shortened(ids.clone(), room(0)?, cut)),
+            EmbedInput::Text(text) => {
+                let tokenizer = self.tokenizer()?;
+                let room = room(tokenizer.special_tokens(false)?)?;
+                let ids = self.text(at, text, false, usize::MAX)?;
+                tokenizer.with_special(&shortened(ids, room, cut), None)
+            }
+            EmbedInput::Pair(first, second) => {
+                let tokenizer = self.tokenizer()?;
+                let special = tokenizer.special_tokens(true)?;
+                let first = self.text(at, first, false, self.max_len)?;
+                let room = room(special + first.len())?;
+                let second = self.text(at, second, false, usize::MAX)?;
+                tokenizer.with_special(&first, Some(&shortened(second, room, cut)))
+            }
+        }
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer
+            .ok_or_else(|| Error::invalid("input", "this model has no tokenizer; send token ids"))
+    }
+
+    fn text(&self, at: usize, text: &str, special: bool, most: usize) -> Result<Vec<u32>> {
+        let watch = |tokens: usize| {
+            (self.wanted)()?;
+            if tokens > most {
+                return Err(self.too_long(at, &format!("at least {tokens}")));
+            }
+            Ok(())
+        };
+        self.tokenizer()?
+            .encode_watched(text, special, PIECE_BYTES, &watch)
+    }
+
+    fn check(&self, at: usize, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            let message = format!("token ids lie in [0, {vocab_size}), but input {at} has {id}");
+            return Err(Error::invalid("input", message));
+        }
+        if ids.is_empty() {
+            let message = format!("input {at} has no tokens; at least one is needed");
+            return Err(Error::invalid("input", message));
+        }
+        if ids.len() > self.max_len {
+            return Err(self.too_long(at, &ids.len().to_string()));
+        }
+        Ok(())
+    }
+
+    fn too_long(&self, at: usize, tokens: &str) -> Error {
+        let max_len = self.max_len;
+        let message = format!("an input has at most {max_len} tokens, but input {at} has {tokens}");
+        let error = Error::invalid("input", message).with_detail("context_length", max_len);
+        Error {
+            code: "context_length_exceeded",
+            ..error
+        }
+    }
+}
+
+fn shortened(mut ids: Vec<u32>, most: usize, cut: Cut) -> Vec<u32> {
+    match cut {
+        Cut::End => ids.truncate(most),
+        Cut::Start => drop(ids.drain(..ids.len().saturating_sub(most))),
+    }
+    ids
+}

@@ -1,0 +1,280 @@
+"""Models that embed and score texts, served whole: XLM-R with a unigram tokenizer, BERT with WordPiece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from conftest import ServerThread
+from lmserve.app import create_app
+from lmserve.config import ServeConfig
+from lmserve.engine.load import ModelPlan
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from wire import error_of
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "query", "far", "what", "has", "fur"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz:"
+CAT, DOG, LONG = "the cat sat on a mat", "a dog ran far", "the cat sat on a mat " * 20
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
+
+
+def unigram() -> tokenizers.Tokenizer:
+    """As XLM-R's: pieces with scores, words begin with a mark, <s> and </s> around texts."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"▁{word}", -2.0 - index / 10) for index, word in enumerate(WORDS)]
+    pieces += [
+        ("▁", -5.0),
+        *((letter, -6.0 - index / 10) for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz:")),
+    ]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    special = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", special)
+    return tokenizer
+
+
+def word_pieces() -> tokenizers.Tokenizer:
+    """As BERT's."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    tokens = list(dict.fromkeys(tokens))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    pair = "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, special)
+    return tokenizer
+
+
+def save(folder: Path, model: Any, tokenizer: tokenizers.Tokenizer, files: dict[str, Any]) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, value in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+
+
+class Served:
+    """A client of a served model, the model, and its tokenizer."""
+
+    def __init__(self, client: httpx.Client, model: Any, tokenizer: tokenizers.Tokenizer) -> None:
+        self.client = client
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def post(self, route: str, **fields: Any) -> Any:
+        response = self.client.post(route, json=fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def embed(self, texts: list[str], **fields: Any) -> np.ndarray:
+        data = self.post("/v1/embeddings", input=texts, **fields)["data"]
+        return np.array([item["embedding"] for item in data])
+
+    @torch.inference_mode()
+    def vector(self, ids: list[int]) -> np.ndarray:
+        states = self.model(torch.tensor([ids])).last_hidden_state[0].numpy()
+        mean = states.mean(0)
+        return mean / np.linalg.norm(mean)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    @torch.inference_mode()
+    def logits(self, first: str, second: str) -> np.ndarray:
+        pair = self.tokenizer.encode(first, second)
+        types = {"token_type_ids": torch.tensor([pair.type_ids])} if "Bert" in type(self.model).__name__[:4] else {}
+        return self.model(torch.tensor([pair.ids]), **types).logits[0].numpy()
+
+
+def serve(folder: Path, model: Any, tokenizer: tokenizers.Tokenizer) -> Iterator[Served]:
+    engine = ModelPlan(folder, ServeConfig(threads=1)).load_async_engine()
+    with (
+        ServerThread(create_app(engine, ["texts"])) as thread,
+        httpx.Client(base_url=thread.url, timeout=60) as client,
+    ):
+        yield Served(client, model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def xlm_r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder, tokenizer = tmp_path_factory.mktemp("xlm-r"), unigram()
+    torch.manual_seed(1)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(), pad_token_id=1, type_vocab_size=1, max_position_embeddings=34, **SIZES
+    )
+    model = transformers.XLMRobertaModel(config).eval()
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    prompts = {"prompts": {"query": "query: ", "passage": "far "}, "default_prompt_name": None}
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        "config_sentence_transformers.json": prompts,
+    }
+    save(folder, model, tokenizer, files)
+    config_json = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config_json | {"matryoshka_dimensions": [8, 16]}))
+    yield from serve(folder, model, tokenizer)
+
+
+@pytest.fixture(scope="module", params=["Bert", "XLMRoberta"])
+def reranker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    kind = request.param
+    folder, tokenizer = tmp_path_factory.mktemp("reranker"), word_pieces() if kind == "Bert" else unigram()
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=tokenizer.get_vocab_size(),
+        pad_token_id=0 if kind == "Bert" else 1,
+        num_labels=1,
+        max_position_embeddings=40,
+        **SIZES | ({} if kind == "Bert" else {"type_vocab_size": 1}),
+    )
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    save(folder, model, tokenizer, {})
+    yield from serve(folder, model, tokenizer)
+
+
+def test_texts_are_tokenized_and_embedded_as_by_transformers(xlm_r: Served) -> None:
+    texts = [CAT, DOG, "Wörter, 你好", "x", f"  {CAT}  {DOG}"]
+    found = xlm_r.embed(texts)
+    for text, vector in zip(texts, found, strict=True):
+        np.testing.assert_allclose(vector, xlm_r.vector(xlm_r.ids(text)), atol=2e-5)
+        np.testing.assert_array_equal(vector, xlm_r.embed([text])[0])
+
+
+def test_prompts_by_name_and_by_type(xlm_r: Served) -> None:
+    plain, query, passage = xlm_r.embed([CAT, f"query: {CAT}", f"far {CAT}"])
+    same = [
+        ({}, plain),
+        ({"prompt_name": "query"}, query),
+        ({"prompt_name": "passage"}, passage),
+        ({"input_type": "query"}, query),
+        ({"input_type": "search_query"}, query),
+        ({"input_type": "document"}, passage),
+        ({"input_type": "search_document"}, passage),
+        ({"input_type": "clustering"}, plain),
+    ]
+    for fields, expected in same:
+        np.testing.assert_array_equal(xlm_r.embed([CAT], **fields)[0], expected)
+
+
+def test_rerank_gives_query_and_documents_their_prompts(xlm_r: Served) -> None:
+    query, cat, dog = xlm_r.embed([f"query: {CAT}", f"far {CAT}", f"far {DOG}"])
+    results = xlm_r.post("/v1/rerank", query=CAT, documents=[CAT, DOG])["results"]
+    assert {item["index"]: item["relevance_score"] for item in results} == pytest.approx(
+        {0: query @ cat, 1: query @ dog}, abs=1e-5
+    )
+
+
+def test_only_lengths_that_the_model_was_trained_for(xlm_r: Served) -> None:
+    whole = xlm_r.embed([CAT])[0]
+    for length in (8, 16, 32):
+        expected = whole[:length] / np.linalg.norm(whole[:length])
+        np.testing.assert_allclose(xlm_r.embed([CAT], dimensions=length)[0], expected, atol=1e-6)
+    response = xlm_r.client.post("/v1/embeddings", json={"input": CAT, "dimensions": 12})
+    assert "dimensions must be 8, 16, 32" in error_of(response, 400, param="dimensions")["message"]
+
+
+def test_a_long_text_is_refused_or_cut(xlm_r: Served) -> None:
+    ids = xlm_r.ids(LONG)
+    response = xlm_r.client.post("/v1/embeddings", json={"input": [CAT, LONG]})
+    error = error_of(response, 400, "context_length_exceeded", "input")
+    assert f"at most 32 tokens, but input 1 has {len(ids)}" in error["message"]
+    first, last = ids[0], ids[-1]
+    for fields, expected in [
+        ({"truncate_prompt_tokens": -1}, [*ids[:31], last]),
+        ({"truncate": True}, [*ids[:31], last]),
+        ({"truncate": "END"}, [*ids[:31], last]),
+        ({"truncate": "START"}, [first, *ids[-31:]]),
+        ({"truncate_prompt_tokens": 5}, [*ids[:4], last]),
+        ({"truncate_prompt_tokens": 5, "truncate": "START"}, [first, *ids[-4:]]),
+        ({"truncate_prompt_tokens": 5000}, [*ids[:31], last]),
+    ]:
+        reply = xlm_r.post("/v1/embeddings", input=LONG, **fields)
+        assert reply["usage"]["prompt_tokens"] == len(expected)
+        np.testing.assert_allclose(reply["data"][0]["embedding"], xlm_r.vector(expected), atol=2e-5)
+    np.testing.assert_array_equal(xlm_r.embed([CAT], truncate=True), xlm_r.embed([CAT]))
+    cut = xlm_r.post("/v1/embeddings", input=[[5, 6, 7, 8]], truncate_prompt_tokens=2)
+    np.testing.assert_allclose(cut["data"][0]["embedding"], xlm_r.vector([5, 6]), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt_name": "title"}, "prompt_name"),
+        ({"prompt_name": "query", "input_type": "query"}, "prompt_name"),
+        ({"input": [[5, 6]], "prompt_name": "query"}, "prompt_name"),
+        ({"input": [[5, 6]], "input_type": "query"}, "input_type"),
+        ({"truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate": "MIDDLE"}, "truncate"),
+        ({"dimensions": 33}, "dimensions"),
+        ({"input": ["a", ""]}, "input[1]"),
+        ({"input": [[5, 99999]]}, "input"),
+    ],
+)
+def test_what_the_model_does_not_have_is_named(xlm_r: Served, fields: dict[str, Any], param: str) -> None:
+    error_of(xlm_r.client.post("/v1/embeddings", json={"input": CAT, **fields}), 400, param=param)
+
+
+def test_a_model_of_texts_does_not_chat(xlm_r: Served, reranker: Served) -> None:
+    for served in (xlm_r, reranker):
+        response = served.client.post("/v1/completions", json={"prompt": CAT})
+        assert response.status_code == 400
+
+
+def test_pairs_are_scored_as_by_transformers(reranker: Served) -> None:
+    documents = [DOG, CAT, "Wörter", "what has fur"]
+    expected = [1 / (1 + np.exp(-float(reranker.logits(CAT, text)[0]))) for text in documents]
+    scores = reranker.post("/v1/score", text_1=CAT, text_2=documents)["data"]
+    assert [item["score"] for item in scores] == pytest.approx(expected, abs=1e-5)
+    results = reranker.post("/v1/rerank", query=CAT, documents=documents)["results"]
+    assert [item["index"] for item in results] == sorted(range(4), key=lambda index: -expected[index])
+    assert [item["relevance_score"] for item in results] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    alone = reranker.post("/v1/score", text_1=[CAT], text_2=[DOG])["data"]
+    assert alone[0]["score"] == scores[0]["score"]
+
+
+def test_a_long_document_is_refused_or_cut(reranker: Served) -> None:
+    response = reranker.client.post("/v1/rerank", json={"query": CAT, "documents": [DOG, LONG]})
+    assert "input 1 has" in error_of(response, 400, "context_length_exceeded", "input")["message"]
+    most = 40 if type(reranker.model).__name__.startswith("Bert") else 38
+    reranker.tokenizer.enable_truncation(most, strategy="only_second")
+    try:
+        expected = 1 / (1 + np.exp(-float(reranker.logits(CAT, LONG)[0])))
+    finally:
+        reranker.tokenizer.no_truncation()
+    reply = reranker.post("/v1/score", text_1=CAT, text_2=LONG, truncate_prompt_tokens=-1)
+    assert reply["data"][0]["score"] == pytest.approx(expected, abs=1e-5)
+    assert reply["usage"]["prompt_tokens"] == most
+    response = reranker.client.post("/v1/score", json={"text_1": LONG, "text_2": CAT, "truncate_prompt_tokens": -1})
+    assert response.status_code == 400
+
+
+def test_a_model_that_scores_embeds_nothing(reranker: Served) -> None:
+    response = reranker.client.post("/v1/embeddings", json={"input": CAT})
+    assert "makes no embeddings" in error_of(response, 400, param="model")["message"]
