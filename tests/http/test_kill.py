@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ KILLS = int(os.environ.get("KILLS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
 LINES = 8 * KILLS
 TALKERS = 2  # of each kind
+MOST_TURNS = 80  # of a conversation, each of about 41 tokens
 CHAT = "/v1/chat/completions"
 SERVER = Path(__file__).with_name("durable_server.py")
 
@@ -64,7 +66,17 @@ class Talk:
         """What the server has of it."""
         raise NotImplementedError
 
+    @property
+    def is_full(self) -> bool:
+        """A few more turns, and the context has no room."""
+        return len(self.told) >= MOST_TURNS
+
     def go_on(self, client: httpx.Client) -> None:
+        if self.is_full:
+            # Which tells whether the server is still there.
+            client.get("/health")
+            time.sleep(0.05)
+            return
         text = f"Question {len(self.told)}"
         self.told.append((text, self.ask(client, text)))
 
@@ -114,17 +126,54 @@ class ConversationTalk(Talk):
             after = {"after": page["last_id"]}
 
 
-def until_it_dies(url: str, work: Callable[[httpx.Client], None]) -> threading.Thread:
+class Background:
+    """Responses of the background, which nobody waits for."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def go_on(self, client: httpx.Client) -> None:
+        body = {"input": "Hello", "background": True, "max_output_tokens": 40, "ignore_eos": True}
+        reply = client.post("/v1/responses", json=body)
+        assert reply.status_code == 200, reply.text
+        self.told.append(reply.json()["id"])
+        time.sleep(0.02)
+
+    def check(self, client: httpx.Client) -> None:
+        """Each is there, and has ended: what ran when the server was killed has failed."""
+        for response_id in self.told:
+            reply = client.get(f"/v1/responses/{response_id}")
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["status"] in ("incomplete", "failed")
+        # The server keeps so many, and no more.
+        self.told = self.told[-20:]
+
+
+def until_it_dies(url: str, work: Callable[[httpx.Client], None], failures: list[BaseException]) -> threading.Thread:
     """Do the work again and again, as long as there is a server."""
 
     def run() -> None:
-        with suppress(httpx.TransportError), httpx.Client(base_url=url, timeout=60) as client:
-            while True:
-                work(client)
+        try:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                while True:
+                    work(client)
+        except httpx.TransportError:
+            return
+        except BaseException as error:  # noqa: BLE001 - the test raises it
+            failures.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def new_session(client: httpx.Client) -> Talk:
+    del client
+    return SessionTalk(f"talk-{uuid.uuid4().hex}")
+
+
+def new_conversation(client: httpx.Client) -> Talk:
+    return ConversationTalk(client.post("/v1/conversations", json={}).json()["id"])
 
 
 def begin_batch(client: httpx.Client) -> str:
@@ -141,28 +190,36 @@ def begin_batch(client: httpx.Client) -> str:
 @pytest.mark.timeout(60 * KILLS)
 def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    talks: list[Talk] = [SessionTalk(f"talk-{number}") for number in range(TALKERS)]
+    talks: list[Talk] = []
+    full: list[Talk] = []
+    background = Background()
     batch, answered = "", 0
     for kill in range(KILLS + 1):
         with served(tmp_path) as (url, process), httpx.Client(base_url=url, timeout=60) as client:
             if kill == 0:
-                made = [client.post("/v1/conversations", json={}).json()["id"] for _ in range(TALKERS)]
-                talks += [ConversationTalk(name) for name in made]
+                talks = [new_talk(client) for new_talk in (new_session, new_conversation) for _ in range(TALKERS)]
                 batch = begin_batch(client)
-            for talk in talks:
-                talk.check(client)
+            for each in (*talks, background):
+                each.check(client)
             counts = client.get(f"/v1/batches/{batch}").json()["request_counts"]
             assert counts["completed"] >= answered
             assert counts["total"] == LINES
             if kill == KILLS:
                 break
-            threads = [until_it_dies(url, talk.go_on) for talk in talks]
+            for at, talk in enumerate(talks):
+                if talk.is_full:
+                    full.append(talk)
+                    talks[at] = (new_session if isinstance(talk, SessionTalk) else new_conversation)(client)
+            failures: list[BaseException] = []
+            threads = [until_it_dies(url, each.go_on, failures) for each in (*talks, background)]
             time.sleep(chance.uniform(0.05, 0.6))
             answered = client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"]
             process.send_signal(signal.SIGKILL)
             for thread in threads:
                 thread.join()
-    assert sum(len(talk.told) for talk in talks) > KILLS
+            assert not failures, failures
+    assert sum(len(talk.told) for talk in (*full, *talks)) > KILLS
+    assert background.told
     with served(tmp_path) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         deadline = time.monotonic() + 120
         while (done := client.get(f"/v1/batches/{batch}").json())["status"] != "completed":
@@ -175,4 +232,5 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
         # And each goes on, token for token: a conversation's session is the log's.
         for talk in talks:
             talk.go_on(client)
+        for talk in (*full, *talks):
             talk.check(client)
