@@ -96,12 +96,16 @@ fn bare_pre_tokenizer(step: &PreTokenizerWrapper, changed: &mut bool) -> PreToke
             step.add_prefix_space(false).into()
         }
         PreTokenizerWrapper::Sequence(steps) => {
-            let steps = steps
-                .as_ref()
-                .iter()
-                .map(|step| bare_pre_tokenizer(step, changed))
-                .collect();
-            PreTokenizers::new(steps).into()
+            let mut cut = false;
+            let bare = |step: &PreTokenizerWrapper| {
+                // Past a cut at spaces (XLM-R) the mark is every word's, and not that of the text's first one.
+                if cut {
+                    return step.clone();
+                }
+                cut = matches!(step, PreTokenizerWrapper::WhitespaceSplit(_));
+                bare_pre_tokenizer(step, changed)
+            };
+            PreTokenizers::new(steps.as_ref().iter().map(bare).collect()).into()
         }
         other => other.clone(),
     }

@@ -264,6 +264,20 @@ def test_a_tokenizer_json_means_what_it_means_to_the_oracle(train: Callable[[], 
             assert ours.decode(tokens, skip_special=skip_special) == expected
 
 
+def test_every_word_of_a_piece_has_the_mark_that_it_has_in_the_whole_text() -> None:
+    # As XLM-R: words are cut at spaces first, and then each gets the mark.
+    oracle = unigram()
+    oracle.normalizer = normalizers.NFKC()
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    ours = Tokenizer.from_json(oracle.to_str().encode())
+    assert ours.works_in_pieces
+    for text in strings(400, seed=9, markers=("</s>", "▁", "  ")):
+        expected = oracle.encode(text).ids
+        for piece_bytes in (16, 64):
+            assert ours.encode(text, add_special=True, piece_bytes=piece_bytes) == expected, text
+
+
 def test_minilm_encodes_and_decodes_as_the_oracle(minilm_folder: Path) -> None:
     data = (minilm_folder / "tokenizer.json").read_bytes()
     ours, oracle = Tokenizer.from_json(data), tokenizers.Tokenizer.from_str(data.decode())
