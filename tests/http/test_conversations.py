@@ -263,7 +263,7 @@ def test_pages(client: httpx.Client) -> None:
         ("", {"what": 1}, "what"),
         ("/items", {"items": []}, "items"),
         ("/items", {}, "items"),
-        ("", {"items": [{"type": "compaction", "encrypted_content": "x"}]}, "items[0].encrypted_content"),
+        ("", {"items": [{"type": "compaction", "encrypted_content": "lmserve1.x"}]}, "items[0].encrypted_content"),
     ],
 )
 def test_invalid_parameters_are_named(client: httpx.Client, path: str, body: dict[str, Any], param: str) -> None:

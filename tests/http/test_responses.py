@@ -407,7 +407,7 @@ def test_keys_do_not_share_responses() -> None:
         ({"conversation": "conv_1", "previous_response_id": "resp_0123456789abcdef"}, "conversation"),
         ({"conversation": 7}, "conversation"),
         ({"input": [{"type": "compaction"}]}, "input[0].encrypted_content"),
-        ({"input": [{"type": "compaction", "encrypted_content": "gAAA.x"}]}, "input[0].encrypted_content"),
+        ({"input": [{"type": "compaction", "encrypted_content": "lmserve1.x"}]}, "input[0].encrypted_content"),
         ({"background": True, "store": False}, "background"),
         ({"n": 2}, "n"),
     ],

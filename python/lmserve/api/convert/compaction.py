@@ -18,6 +18,11 @@ def sealed(summary: str) -> str:
     return FORM + base64.urlsafe_b64encode(summary.encode()).decode()
 
 
+def is_ours(content: str) -> bool:
+    """Whether a server of this kind wrote it. What others write, nobody else can read."""
+    return content.startswith(FORM)
+
+
 def opened(content: str, param: str) -> str:
     """The summary in an item. Raises LmserveError (400) for what this server did not write."""
     form, found, text = content.partition(".")

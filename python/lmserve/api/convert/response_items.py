@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from lmserve.api.convert.chat_messages import CUSTOM_ARGUMENT, arguments_of
-from lmserve.api.convert.compaction import opened
+from lmserve.api.convert.compaction import is_ours, opened
 from lmserve.api.convert.tools import Functions, qualified
 from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.errors import LmserveError
@@ -46,7 +46,8 @@ SUMMED_UP: Final = "Summary of our conversation so far:\n\n"
 
 
 def known_items(items: Sequence[InputItem], ignored: Ignored, param: str = "input") -> list[InputItem]:
-    """Those that the model can be shown; the others, what a server's own tools did, are added to `ignored`.
+    """Those that the model can be shown; the others, what a server's own tools did and summaries that only another
+    server can read, are added to `ignored`.
 
     Raises LmserveError (400) for an item that lacks a field.
     """
@@ -63,6 +64,9 @@ def known_items(items: Sequence[InputItem], ignored: Ignored, param: str = "inpu
             if getattr(item, field) is None:
                 message = f"{param}[{at}]: a {kind} must have {field}"
                 raise LmserveError.invalid(f"{param}[{at}].{field}", message, "missing_field")
+        if kind == "compaction" and not is_ours(item.encrypted_content or ""):
+            ignored.add(f"{param}.compaction")
+            continue
         known.append(item)
         if kind in OUTPUTS and not isinstance(item.output, str):
             for part in item.output or ():
