@@ -7,9 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 
 ROOT = Path(__file__).parents[1]
 URL = "http://127.0.0.1:23333"
@@ -30,24 +29,24 @@ def matches(shown: str, output: str) -> bool:
     return re.fullmatch(".*".join(parts), "".join(output.split())) is not None
 
 
+@pytest.fixture
+def server(smollm2_gguf: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """The default model, of which nobody has asked anything."""
+    assert smollm2_gguf.is_file()
+    with serving(tmp_path) as server:
+        yield server
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_the_output_is_as_shown(default_server: ServerProcess, page: str) -> None:
-    end_sessions(default_server)
+def test_the_output_is_as_shown(server: ServerProcess, page: str) -> None:
     compared = 0
     for command, shown in commands(page):
-        script = command.replace(URL, default_server.url).replace("curl ", "curl -sS ")
+        script = command.replace(URL, server.url).replace("curl ", "curl -sS ")
         done = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, timeout=120, check=True)
         if shown is not None:
             compared += 1
             assert matches(shown, done.stdout), f"{command}\nshown:\n{shown}\nanswered:\n{done.stdout}"
     assert compared
-    end_sessions(default_server)
-
-
-def end_sessions(server: ServerProcess) -> None:
-    """Other tests run these commands on the same server."""
-    for session in httpx.get(f"{server.url}/v1/sessions").json()["data"]:
-        assert httpx.delete(f"{server.url}/v1/sessions/{session['id']}").status_code == 200
 
 
 def test_what_matches() -> None:

@@ -146,7 +146,7 @@ def test_a_line_has_the_least_priority(scripted: Running) -> None:
     priorities = {
         each["input"]["messages"][0]["content"]: each.get("priority", 0)
         for each in scripted.core.submitted
-        if each["input"]["type"] == "messages"
+        if each.get("input", {}).get("type") == "messages"
     }
     assert priorities["Of a batch"] == 2**31 - 1
     assert priorities["Of a client"] == 0

@@ -71,7 +71,8 @@ def test_totals_are_those_of_the_turns(web: httpx.Client, session: int) -> None:
 
 def test_a_dropped_session_computes_again_and_says_the_same(web: httpx.Client, session: int) -> None:
     path = f"/v1/sessions/{session}"
-    first = turn(web, session, "x" * 500)
+    # Nobody else says this, so that nobody shares it.
+    first = turn(web, session, f"{session} " + "x" * 500)
     fork = next(ids)
     web.post(f"{path}/fork", json={"session_id": fork}).raise_for_status()
     assert web.get(path).json()["cached_tokens"] > 500

@@ -121,6 +121,7 @@ UNSEEN = {
     "chat": REASONING_TOKENS | {"AssistantMessage.reasoning_content", "ChatDelta.reasoning_content"},
     "completions": REASONING_TOKENS,
     "responses": {
+        "ConversationRef.id",
         "OutputCall.namespace",
         "OutputCustomCall.call_id",
         "OutputCustomCall.id",
