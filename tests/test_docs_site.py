@@ -67,7 +67,15 @@ def test_the_recorded_terminal_is_a_picture_of_its_own() -> None:
 def test_a_broken_link_is_an_error(tmp_path: Path, link: str) -> None:
     for name in ("docs", "tools", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("mkdocs.yml", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSE"):
+    for name in (
+        "mkdocs.yml",
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "LICENSE",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     with (tmp_path / "docs" / "keys.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{link}\n")

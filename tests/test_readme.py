@@ -47,7 +47,6 @@ def test_example_runs(default_server: ServerProcess, language: str, text: str) -
 
 
 def test_curl_replies(default_server: ServerProcess) -> None:
-    assert reply(default_server, "/v1/models")["data"][0]["id"] == "SmolLM2-135M-Instruct"
     assert reply(default_server, "chat/completions")["choices"][0]["message"]["content"]
     vectors = [item["embedding"] for item in reply(default_server, "Good morning.")["data"]]
     assert [sum(x * x for x in vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-5)

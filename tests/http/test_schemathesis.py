@@ -46,6 +46,7 @@ BEYOND_THE_SCHEMA = re.compile(
     r"|must be what /v1/responses/compact of this server gave|input or previous_response_id must be given"
     r"|the model wrote no summary"
     r"|only a response that runs can be cancelled"
+    r"|an input that is cut has at least|prompt_name must be one of the model's prompts"
     r"|text_1 must be one text or as many as text_2"
     r"|best_of is at least n|best_of \d+ with n \d+ cannot be streamed"
     r"|a request may have \d+ choices"
