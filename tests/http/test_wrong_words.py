@@ -127,7 +127,7 @@ def routes() -> Iterator[tuple[str, inspect.Type]]:
     """Every path that takes a body, and the body's type."""
     for handler in API:
         if "POST" in handler.http_methods and (model := body_of(handler)) is not None:
-            for path in handler.paths:
+            for path in sorted(handler.paths):
                 yield path.replace("{session_id:str}", "7"), inspect.type_info(model)
 
 
