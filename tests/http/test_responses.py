@@ -183,7 +183,7 @@ def test_going_on_is_token_exact_and_computes_nothing_again(real: Running, clien
     tokens = real.core.session_tokens(0, session_of(second["id"]))
     assert tokens[:history] == real.core.session_tokens(0, session_of(first["id"]))
     # The same as one session of the other route.
-    body = {"model": MODEL, "session_id": 7001, "seed": 5, "ignore_eos": True}
+    body = {"model": MODEL, "session_id": 7_001_193, "seed": 5, "ignore_eos": True}
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One"}]
     client.post("/v1/chat/completions", json=body | {"messages": messages, "max_tokens": 40})
     chat = client.post(
@@ -191,7 +191,7 @@ def test_going_on_is_token_exact_and_computes_nothing_again(real: Running, clien
         json=body | {"messages": [{"role": "user", "content": "Two"}], "max_tokens": 12},
     ).json()
     assert chat["choices"][0]["message"]["content"] == text_of(second)
-    assert tokens == real.core.session_tokens(0, 7001)
+    assert tokens == real.core.session_tokens(0, 7_001_193)
 
 
 def test_a_response_may_be_continued_twice(client: httpx.Client) -> None:
