@@ -286,3 +286,10 @@ def tenant_of(request: ASGIConnection[Any, Any, Any, Any]) -> int:
     """The number of the request's API key."""
     tenant: int = request.scope["state"]["tenant"]
     return tenant
+
+
+def ready_for(request: ASGIConnection[Any, Any, Any, Any]) -> tuple[Serving, int]:
+    """What serves the request, and its tenant. Raises LmserveError (503) while there is no engine to serve with."""
+    serving = serving_of(request)
+    _ = serving.engine
+    return serving, tenant_of(request)

@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import ready_for
 from lmserve.schemas.batches import MAX_BATCH_PAGE, BatchList, BatchReply, CreateBatch
 
 TAGS: Final = ["OpenAI"]
@@ -35,10 +35,9 @@ ID: Final = f"{ALL}/{{batch_id:str}}"
 )
 async def create_batch(data: JSONBody[CreateBatch], request: Request[Any, Any, Any]) -> Response[bytes]:
     """The batch as it begins."""
-    serving, ignored = serving_of(request), Ignored(ALL)
-    _ = serving.engine
+    (serving, tenant), ignored = ready_for(request), Ignored(ALL)
     ignored.hints_of(data)
-    batch = await serving.batches.create(tenant_of(request), data)
+    batch = await serving.batches.create(tenant, data)
     await serving.batch_runner.wake()
     return Response(msgspec.json.encode(batch), media_type="application/json", headers=ignored.headers())
 
@@ -56,9 +55,8 @@ async def list_batches(
     after: Annotated[str | None, QueryParameter(description="Those older than this batch.")] = None,
 ) -> BatchList:
     """A page of the batches, the newest first."""
-    serving = serving_of(request)
-    _ = serving.engine
-    found, more = await serving.batches.page(tenant_of(request), after=after, limit=limit)
+    serving, tenant = ready_for(request)
+    found, more = await serving.batches.page(tenant, after=after, limit=limit)
     first, last = (found[0].id, found[-1].id) if found else (None, None)
     return BatchList(data=found, first_id=first, last_id=last, has_more=more)
 
@@ -72,9 +70,8 @@ async def list_batches(
 )
 async def get_batch(batch_id: FromPath[str], request: Request[Any, Any, Any]) -> BatchReply:
     """The batch as it stands."""
-    serving = serving_of(request)
-    _ = serving.engine
-    return await serving.batches.get(tenant_of(request), batch_id)
+    serving, tenant = ready_for(request)
+    return await serving.batches.get(tenant, batch_id)
 
 
 @post(
@@ -88,8 +85,7 @@ async def get_batch(batch_id: FromPath[str], request: Request[Any, Any, Any]) ->
 )
 async def cancel_batch(batch_id: FromPath[str], request: Request[Any, Any, Any]) -> BatchReply:
     """The batch, which is cancelling."""
-    serving = serving_of(request)
-    _ = serving.engine
-    batch = await serving.batches.cancel(tenant_of(request), batch_id)
+    serving, tenant = ready_for(request)
+    batch = await serving.batches.cancel(tenant, batch_id)
     await serving.batch_runner.wake()
     return batch

@@ -15,7 +15,7 @@ from lmserve.api.convert.tools import Functions
 from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import ready_for, serving_of, tenant_of
 from lmserve.api.responses.outcome import end_tip
 from lmserve.schemas.conversations import (
     ConversationDeleted,
@@ -51,10 +51,9 @@ ITEM: Final = f"{ITEMS}/{{item_id:str}}"
 )
 async def create_conversation(data: JSONBody[CreateConversation], request: Request[Any, Any, Any]) -> Response[bytes]:
     """A new conversation."""
-    serving, ignored = serving_of(request), Ignored(ALL)
-    _ = serving.engine
+    (serving, tenant), ignored = ready_for(request), Ignored(ALL)
     items = _items_of(data.items or [], ignored)
-    reply = await serving.conversations.create(tenant_of(request), data.metadata or {}, items)
+    reply = await serving.conversations.create(tenant, data.metadata or {}, items)
     return Response(msgspec.json.encode(reply), media_type="application/json", headers=ignored.headers())
 
 
@@ -67,9 +66,8 @@ async def create_conversation(data: JSONBody[CreateConversation], request: Reque
 )
 async def get_conversation(conversation_id: FromPath[str], request: Request[Any, Any, Any]) -> ConversationReply:
     """The conversation without its items."""
-    serving = serving_of(request)
-    _ = serving.engine
-    return await serving.conversations.get(tenant_of(request), conversation_id)
+    serving, tenant = ready_for(request)
+    return await serving.conversations.get(tenant, conversation_id)
 
 
 @post(
@@ -86,9 +84,8 @@ async def update_conversation(
     data: JSONBody[UpdateConversation], conversation_id: FromPath[str], request: Request[Any, Any, Any]
 ) -> ConversationReply:
     """The conversation with other metadata."""
-    serving = serving_of(request)
-    _ = serving.engine
-    return await serving.conversations.update(tenant_of(request), conversation_id, data.metadata or {})
+    serving, tenant = ready_for(request)
+    return await serving.conversations.update(tenant, conversation_id, data.metadata or {})
 
 
 @delete(
@@ -123,10 +120,9 @@ async def list_conversation_items(
     after: Annotated[str | None, QueryParameter(description="Those after this item.")] = None,
 ) -> ItemList:
     """A page of the items."""
-    serving = serving_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     bodies, more = await serving.conversations.page(
-        tenant_of(request), conversation_id, after=after, limit=limit, newest_first=order == "desc"
+        tenant, conversation_id, after=after, limit=limit, newest_first=order == "desc"
     )
     return _page([msgspec.json.decode(body, type=StoredItem) for body in bodies], more=more)
 
@@ -146,10 +142,9 @@ async def create_conversation_items(
     data: JSONBody[CreateItems], conversation_id: FromPath[str], request: Request[Any, Any, Any]
 ) -> Response[bytes]:
     """The items as they are kept."""
-    serving, ignored = serving_of(request), Ignored(ITEMS)
-    _ = serving.engine
+    (serving, tenant), ignored = ready_for(request), Ignored(ITEMS)
     items = _items_of(data.items, ignored)
-    await serving.conversations.add(tenant_of(request), conversation_id, items)
+    await serving.conversations.add(tenant, conversation_id, items)
     reply = msgspec.json.encode(_page(items, more=False))
     return Response(reply, media_type="application/json", headers=ignored.headers())
 
@@ -165,9 +160,8 @@ async def get_conversation_item(
     conversation_id: FromPath[str], item_id: FromPath[str], request: Request[Any, Any, Any]
 ) -> Response[bytes]:
     """The item."""
-    serving = serving_of(request)
-    _ = serving.engine
-    body = await serving.conversations.item(tenant_of(request), conversation_id, item_id)
+    serving, tenant = ready_for(request)
+    body = await serving.conversations.item(tenant, conversation_id, item_id)
     return Response(body, media_type="application/json")
 
 

@@ -16,7 +16,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import ready_for
 from lmserve.api.state.files import Files
 from lmserve.errors import LmserveError
 from lmserve.schemas.files import MAX_FILE_PAGE, MAX_NAME_CHARS, FileDeleted, FileList, FileReply
@@ -56,10 +56,9 @@ class Upload(Operation):
 )
 async def upload_file(request: Request[Any, Any, Any]) -> FileReply:
     """The file as it is kept."""
-    serving = serving_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     name, content = await _uploaded(request)
-    return await serving.files.upload(tenant_of(request), name, content)
+    return await serving.files.upload(tenant, name, content)
 
 
 @get(
@@ -79,10 +78,9 @@ async def list_files(
     purpose: Annotated[Literal["batch", "batch_output"] | None, QueryParameter(description="Only these.")] = None,
 ) -> FileList:
     """A page of the files."""
-    serving = serving_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     found, more = await serving.files.page(
-        tenant_of(request), after=after, limit=limit, newest_first=order == "desc", purpose=purpose
+        tenant, after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
     first, last = (found[0].id, found[-1].id) if found else (None, None)
     return FileList(data=found, first_id=first, last_id=last, has_more=more)
@@ -91,9 +89,8 @@ async def list_files(
 @get(ID, operation_id="get_file", summary="Read about a file", tags=TAGS, responses=responses(FileReply, *STATUSES))
 async def get_file(file_id: FromPath[str], request: Request[Any, Any, Any]) -> FileReply:
     """The file without its content."""
-    serving = serving_of(request)
-    _ = serving.engine
-    return await serving.files.get(tenant_of(request), file_id)
+    serving, tenant = ready_for(request)
+    return await serving.files.get(tenant, file_id)
 
 
 @get(
@@ -106,8 +103,7 @@ async def get_file(file_id: FromPath[str], request: Request[Any, Any, Any]) -> F
 )
 async def get_file_content(file_id: FromPath[str], request: Request[Any, Any, Any]) -> Response[Any] | Stream:
     """What is in it."""
-    serving, tenant = serving_of(request), tenant_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     content = await serving.files.content(tenant, file_id)
     if content is not None:
         return Response(content, media_type=LINES)
@@ -125,9 +121,8 @@ async def get_file_content(file_id: FromPath[str], request: Request[Any, Any, An
 )
 async def delete_file(file_id: FromPath[str], request: Request[Any, Any, Any]) -> FileDeleted:
     """The file is gone."""
-    serving = serving_of(request)
-    _ = serving.engine
-    await serving.files.delete(tenant_of(request), file_id)
+    serving, tenant = ready_for(request)
+    await serving.files.delete(tenant, file_id)
     return FileDeleted(id=file_id)
 
 

@@ -14,7 +14,7 @@ from lmserve.api.convert.unsupported import Ignored, refuse_unsupported
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import ready_for, serving_of, tenant_of
 from lmserve.api.responses.begin import is_gone
 from lmserve.api.responses.compaction import SUMMARY_TOKENS, Compaction, question
 from lmserve.api.responses.store import new_response_id
@@ -90,8 +90,7 @@ async def count_input_tokens(data: JSONBody[InputTokensRequest], request: Reques
 )
 async def compact_response(data: JSONBody[CompactRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """The user's messages, and a summary of all that was said."""
-    serving, tenant = serving_of(request), tenant_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     if data.input is None and data.previous_response_id is None:
         raise LmserveError.invalid(
             "input", "input or previous_response_id must be given, but neither was", "missing_field"

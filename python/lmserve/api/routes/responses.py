@@ -13,7 +13,7 @@ from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, sse_reply
-from lmserve.api.http.serving import serving_of, tenant_of
+from lmserve.api.http.serving import ready_for, serving_of, tenant_of
 from lmserve.api.responses.begin import begin
 from lmserve.api.responses.store import (
     StoredResponse,
@@ -176,10 +176,9 @@ async def delete_response(response_id: FromPath[str], request: Request[Any, Any,
 
 
 def _stored(request: Request[Any, Any, Any], response_id: str) -> StoredResponse:
-    serving = serving_of(request)
-    _ = serving.engine
+    serving, tenant = ready_for(request)
     session_of(response_id)
-    stored = serving.responses.get(tenant_of(request), response_id)
+    stored = serving.responses.get(tenant, response_id)
     if stored is None:
         raise no_response(response_id)
     return stored

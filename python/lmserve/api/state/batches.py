@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from lmserve.api.state import files
-from lmserve.api.state.database import Database
+from lmserve.api.state.database import MAX_QUOTE, Database, number_of
 from lmserve.errors import LmserveError
 from lmserve.schemas.batches import (
     MAX_LINES,
@@ -29,7 +29,6 @@ WINDOW: Final = 86_400  # seconds
 MAX_RUNNING: Final = 20  # batches of a tenant
 MAX_BATCHES: Final = 1000  # of a tenant; those that ended first make room
 MAX_ERRORS: Final = 100  # that are told of an input
-MAX_QUOTE: Final = 64
 
 End = Literal["completed", "expired", "cancelled"]
 # Of lines that are not answered when a batch ends.
@@ -165,13 +164,7 @@ class Batches:
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> tuple[list[BatchReply], bool]:
-            begin = None
-            if after is not None:
-                row = db.execute("SELECT number FROM batches WHERE tenant = ? AND id = ?", (owner, after)).fetchone()
-                if row is None:
-                    message = f"after must be a batch, but {after[:MAX_QUOTE]!r} was given"
-                    raise LmserveError.invalid("after", message)
-                (begin,) = row
+            begin = number_of(db, "batch", owner, after)
             rows = db.execute(
                 "SELECT id FROM batches WHERE tenant = ? AND (? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?",
                 (owner, begin, begin, limit + 1),

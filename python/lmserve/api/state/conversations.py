@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from lmserve.api.state.database import Database
+from lmserve.api.state.database import MAX_QUOTE, Database
 from lmserve.errors import LmserveError
 from lmserve.schemas.conversations import ConversationReply
 from lmserve.schemas.responses import StoredItem
@@ -24,7 +24,6 @@ CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
 MAX_CONVERSATIONS: Final = 10_000  # of a tenant
 MAX_ITEMS: Final = 8192  # of a conversation
 MAX_BYTES: Final = 16_777_216  # of a conversation's items
-MAX_QUOTE: Final = 64
 
 _encode = msgspec.json.encode
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from lmserve.engine.sessions import Fsync, StorageFault
 from lmserve.errors import LmserveError
@@ -23,6 +23,7 @@ from lmserve.errors import LmserveError
 logger = logging.getLogger("lmserve.http")
 
 NAME: Final = "state.db"
+MAX_QUOTE: Final = 64  # characters of an id in an error
 VERSION: Final = 1  # of the tables
 SYNCHRONOUS: Final[Mapping[Fsync, str]] = {"always": "FULL", "interval": "NORMAL", "never": "OFF"}
 
@@ -193,3 +194,16 @@ class Database:
             logger.error(fault.message)
         self.fault = fault
         return LmserveError.new(507 if full else 503, code, fault.message)
+
+
+def number_of(db: sqlite3.Connection, kind: Literal["file", "batch"], owner: str, after: str | None) -> int | None:
+    """The number of what a page comes behind; None: it is the first page. Raises LmserveError (400)."""
+    if after is None:
+        return None
+    table = {"file": "files", "batch": "batches"}[kind]
+    words = f"SELECT number FROM {table} WHERE tenant = ? AND id = ?"  # noqa: S608 - of this module
+    found = db.execute(words, (owner, after)).fetchone()
+    if found is None:
+        raise LmserveError.invalid("after", f"after must be a {kind}, but {after[:MAX_QUOTE]!r} was given")
+    number: int = found[0]
+    return number

@@ -7,14 +7,13 @@ import sqlite3
 import time
 from typing import Final
 
-from lmserve.api.state.database import Database
+from lmserve.api.state.database import MAX_QUOTE, Database, number_of
 from lmserve.errors import LmserveError
 from lmserve.schemas.files import FileReply, Purpose
 
 MAX_FILES: Final = 1000  # of a tenant
 MAX_BYTES: Final = 1 << 30  # of a tenant's uploaded files
 PAGE_LINES: Final = 500  # of a batch's output that are read at once
-MAX_QUOTE: Final = 64
 
 COLUMNS: Final = "id, bytes, created, filename, purpose"
 
@@ -53,13 +52,7 @@ class Files:
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> tuple[list[FileReply], bool]:
-            begin = None
-            if after is not None:
-                row = db.execute("SELECT number FROM files WHERE tenant = ? AND id = ?", (owner, after)).fetchone()
-                if row is None:
-                    message = f"after must be a file, but {after[:MAX_QUOTE]!r} was given"
-                    raise LmserveError.invalid("after", message)
-                (begin,) = row
+            begin = number_of(db, "file", owner, after)
             order, behind = ("DESC", "<") if newest_first else ("ASC", ">")
             rows = db.execute(
                 f"SELECT {COLUMNS} FROM files WHERE tenant = ? AND (? IS NULL OR purpose = ?) "  # noqa: S608 - words of this module
