@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -108,11 +109,10 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class ShiftedTensor:
-    """A `TensorSource` of another's values plus `shift`."""
+class DerivedTensor(ABC):
+    """A `TensorSource` of values in fp32 that are computed of those of another, each row of the same row."""
 
     source: TensorSource
-    shift: float
 
     @property
     def name(self) -> str:
@@ -137,12 +137,22 @@ class ShiftedTensor:
     def raw(self) -> F32:
         return self.dequantize()
 
+    @abstractmethod
+    def dequantize(self) -> F32: ...
+
+    def select_rows(self, rows: NDArray[np.int64]) -> Self:
+        return replace(self, source=self.source.select_rows(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftedTensor(DerivedTensor):
+    """Another's values plus `shift`."""
+
+    shift: float
+
     def dequantize(self) -> F32:
         shifted: F32 = self.source.dequantize() + np.float32(self.shift)
         return shifted
-
-    def select_rows(self, rows: NDArray[np.int64]) -> ShiftedTensor:
-        return replace(self, source=self.source.select_rows(rows))
 
 
 def constant(name: str, values: list[float]) -> StoredTensor:

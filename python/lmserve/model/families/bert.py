@@ -16,7 +16,7 @@ from lmserve.model.families.family import Family, Tensors
 from lmserve.model.hf_config import required
 from lmserve.model.layers.loading import Loader
 from lmserve.model.score_head import scores_pairs
-from lmserve.model.tensors import TensorSource
+from lmserve.model.tensors import DerivedTensor, TensorSource
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -87,37 +87,17 @@ def bert_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceTable:
-    """A `TensorSource` of the sums of each segment's embedding and each position's, segment after segment."""
+class PlaceTable(DerivedTensor):
+    """The sums of each segment's embedding and each position's, which are `source`, segment after segment."""
 
-    positions: TensorSource
     segments: TensorSource
 
     @property
-    def name(self) -> str:
-        return self.positions.name
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        return (self.positions.shape[0] * self.segments.shape[0], self.positions.shape[1])
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def nbytes(self) -> int:
-        return self.positions.nbytes
-
-    @property
-    def data(self) -> NDArray[Any]:
-        return self.positions.data
-
-    def raw(self) -> F32:
-        return self.dequantize()
+        return (self.source.shape[0] * self.segments.shape[0], self.source.shape[1])
 
     def dequantize(self) -> F32:
-        sums: F32 = self.segments.dequantize()[:, None, :] + self.positions.dequantize()[None, :, :]
+        sums: F32 = self.segments.dequantize()[:, None, :] + self.source.dequantize()[None, :, :]
         return sums.reshape(self.shape)
 
     def select_rows(self, rows: NDArray[np.int64]) -> NoReturn:

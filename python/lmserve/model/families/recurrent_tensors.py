@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from lmserve.model.config import ModelConfig, RecurrentLayer
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Tensors
 from lmserve.model.layers.mamba2 import Mamba2Shape
-from lmserve.model.tensors import F32, StoredTensor, TensorSource
+from lmserve.model.tensors import F32, DerivedTensor, StoredTensor, TensorSource
 
 # Of the mixers of Mamba-2 in GGUF files, but those that no `.weight` or `.bias` is behind.
 MAMBA_NAMES = {
@@ -27,78 +27,27 @@ MAMBA_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DecayTensor:
-    """A `TensorSource` of -e^x of another's values x."""
+class DecayTensor(DerivedTensor):
+    """-e^x of another's values x."""
 
-    source: TensorSource
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def nbytes(self) -> int:
-        return self.source.nbytes
-
-    @property
-    def data(self) -> NDArray[Any]:
-        return self.source.data
-
-    def raw(self) -> F32:
-        return self.dequantize()
+    __slots__ = ()
 
     def dequantize(self) -> F32:
         decay: F32 = -np.exp(self.source.dequantize())
         return decay
 
-    def select_rows(self, rows: NDArray[np.int64]) -> DecayTensor:
-        return replace(self, source=self.source.select_rows(rows))
-
 
 @dataclass(frozen=True, slots=True)
-class ScaledRows:
-    """A `TensorSource` of another's values, each row [of the first dimension] times its own factor."""
+class ScaledRows(DerivedTensor):
+    """Another's values, each row [of the first dimension] times its own factor."""
 
-    source: TensorSource
     factors: F32
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def nbytes(self) -> int:
-        return self.source.nbytes
-
-    @property
-    def data(self) -> NDArray[Any]:
-        return self.source.data
-
-    def raw(self) -> F32:
-        return self.dequantize()
 
     def dequantize(self) -> F32:
         values: F32 = self.source.dequantize() * self.factors.reshape(-1, *[1] * (len(self.shape) - 1))
         return values
 
-    def select_rows(self, rows: NDArray[np.int64]) -> ScaledRows:
+    def select_rows(self, rows: NDArray[np.int64]) -> Self:
         return replace(self, source=self.source.select_rows(rows), factors=self.factors[rows])
 
 
