@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 import transformers
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
@@ -14,19 +15,7 @@ from model_driver import Driver
 
 OPTIONS = RunnerOptions(device="cpu", max_batch=16, max_batch_tokens=128, threads=1)
 STEPS = 24
-SHAPE = {
-    "vocab_size": 199,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SHAPE = tiny_models.SHAPE | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ALL_HEADS = SHAPE | {"num_key_value_heads": 6}
 GPT2 = {
     "vocab_size": 199,
@@ -92,9 +81,8 @@ def prompts(count, seed):
     return [[int(t) for t in generator.integers(3, 199, length)] for length in generator.integers(2, 90, count)]
 
 
-@torch.inference_mode()
 def assert_equal(reference, sequence, prompt_length):
-    logits = reference(torch.tensor([sequence.tokens]), use_cache=False).logits[0, prompt_length - 1 : -1].numpy()
+    logits = tiny_models.reference_logits(reference, sequence.tokens)[prompt_length - 1 : -1]
     assert len(sequence.logits) == len(logits)
     assert np.abs(np.array(sequence.logits) - logits).max() < 1e-3
     assert sequence.tokens[prompt_length:] == logits.argmax(-1).tolist()

@@ -258,11 +258,10 @@ class TorchOps:
         [T, heads * head_dim]. For models that come with all but the attention.
         """
         self._attention.write(layer, key, value)
-        attended = self._attention.attend(layer, query, sinks)
-        if self._device.type != "cpu":
-            return attended
-        not_finite = torch.cat([rows.flatten(1) * 0 for rows in (query, key, value)], dim=1)
-        return attended + not_finite.sum(-1, keepdim=True)
+        if self._device.type == "cpu":
+            rows = [tensor.flatten(1) * 0 for tensor in (query, key, value)]
+            self._not_finite = torch.cat(rows, dim=1).sum(-1, keepdim=True)
+        return self.attention(query, layer, None if sinks is None else TorchWeight(sinks))
 
     def heads(self, x: Tensor, w: TorchWeight, passed: int = 0) -> Tensor:
         heads, _, inputs = w.weight.shape

@@ -90,10 +90,6 @@ class TransformersRunner(TorchRunner):
         else:
             self.model.forward(sampled_rows_only=True)
 
-    @torch.inference_mode()
-    def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
-        return super().embed(token_ids, cu_seqlens)
-
     def logits(self, n_rows: int) -> F32:
         """[n_rows, vocab] raw logits of the last step, for tests and evaluation."""
         values: F32 = self._logits[:n_rows].cpu().numpy()
