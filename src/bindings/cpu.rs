@@ -12,7 +12,7 @@ use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Model, ModelShape, Pooling,
+    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Matrix, Model, ModelShape, Pooling,
     PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
 };
 use crate::error::{Error, Result};
@@ -235,15 +235,7 @@ impl CpuModel {
         parts: Vec<GivenPart<'_>>,
         quantize: Option<&str>,
     ) -> PyResult<usize> {
-        let parts: Vec<_> = parts
-            .into_iter()
-            .map(|part| StoredPart::new(part, quantize))
-            .collect::<PyResult<_>>()?;
-        let matrices: Vec<_> = parts
-            .iter()
-            .map(StoredPart::matrix)
-            .collect::<Result<_>>()?;
-        Ok(py.detach(|| lock(&self.0).add_linear(&matrices))?)
+        self.pack(py, parts, quantize, Model::add_linear)
     }
 
     /// Takes the weight of an RMS norm, or of a layer norm (`centered`); gives its number. Each of `parts` of a row is
@@ -274,15 +266,7 @@ impl CpuModel {
         parts: Vec<GivenPart<'_>>,
         quantize: Option<&str>,
     ) -> PyResult<usize> {
-        let parts: Vec<_> = parts
-            .into_iter()
-            .map(|part| StoredPart::new(part, quantize))
-            .collect::<PyResult<_>>()?;
-        let matrices: Vec<_> = parts
-            .iter()
-            .map(StoredPart::matrix)
-            .collect::<Result<_>>()?;
-        Ok(py.detach(|| lock(&self.0).add_heads(&matrices))?)
+        self.pack(py, parts, quantize, Model::add_heads)
     }
 
     /// Takes a layer's router: its matrix as a part of `add_linear`, and numbers for each expert (or none) that are added to
@@ -590,6 +574,25 @@ impl CpuModel {
 }
 
 impl CpuModel {
+    /// What `add` makes of these parts; gives its number. Packed without the GIL.
+    fn pack(
+        &self,
+        py: Python<'_>,
+        parts: Vec<GivenPart<'_>>,
+        quantize: Option<&str>,
+        add: fn(&mut Model, &[Matrix<'_>]) -> Result<usize>,
+    ) -> PyResult<usize> {
+        let parts: Vec<_> = parts
+            .into_iter()
+            .map(|part| StoredPart::new(part, quantize))
+            .collect::<PyResult<_>>()?;
+        let matrices: Vec<_> = parts
+            .iter()
+            .map(StoredPart::matrix)
+            .collect::<Result<_>>()?;
+        Ok(py.detach(|| add(&mut lock(&self.0), &matrices))?)
+    }
+
     /// Runs a step of so many tokens, sequences and sampled rows over the arrays, which nobody else may touch meanwhile.
     pub(super) fn step(
         &self,

@@ -137,15 +137,7 @@ fn call(filter: &'static str, arguments: u16) -> Instruction<'static> {
 
 /// Where an instruction may lead to.
 fn target_of(instruction: &Instruction<'_>) -> Option<u32> {
-    match instruction {
-        Instruction::Iterate(target)
-        | Instruction::Jump(target)
-        | Instruction::JumpIfFalse(target)
-        | Instruction::JumpIfFalseOrPop(target)
-        | Instruction::JumpIfTrueOrPop(target)
-        | Instruction::BuildMacro(_, target, _) => Some(*target),
-        _ => None,
-    }
+    target_mut(&mut instruction.clone()).copied()
 }
 
 fn target_mut<'i>(instruction: &'i mut Instruction<'_>) -> Option<&'i mut u32> {
