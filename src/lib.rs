@@ -1,6 +1,6 @@
 //! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
 //!
-//! Layers, each importing only what stands left of it: `error, panics, request, tenant <- cpu, text <- guided, kv <- sched, session, wire
+//! Layers, each importing only what stands left of it: `error, panics, request, tenant <- cpu, text <- guided, tier, kv <- sched, session, wire
 //! <- engine <- bindings`. Everything but `bindings` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and
 //! the kernels' pool in `cpu`) owns threads.
 
@@ -17,6 +17,7 @@ pub mod session;
 pub mod sim;
 pub mod tenant;
 pub mod text;
+pub mod tier;
 pub mod wire;
 
 #[cfg(feature = "python")]

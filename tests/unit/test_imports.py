@@ -27,6 +27,7 @@ RUST_LAYERS = (
     "tenant",
     "text",
     "guided",
+    "tier",
     "kv",
     "sched",
     "session",
