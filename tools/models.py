@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from lmserve.model.families import FAMILIES
+from lmserve.model.families import all_families
 from lmserve.model.families.family import Family
 from lmserve.model.quantization import Method
 from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES
@@ -61,7 +61,7 @@ def page() -> str:
     tail = TAIL.format(
         plain=", ".join(PLAIN_TYPES), methods=", ".join(get_args(Method)), quantized=", ".join(QUANTIZED_TYPES)
     )
-    return HEAD + "".join(row(family) for family in FAMILIES) + tail
+    return HEAD + "".join(row(family) for family in all_families()) + tail
 
 
 def row(family: Family) -> str:

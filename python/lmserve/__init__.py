@@ -1,17 +1,18 @@
 """lmserve: an LLM inference server whose conversations live on the server."""
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from lmserve._core import VERSION
-from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.llm import LLM
-from lmserve.engine.submission import SamplingParams, SessionRef, StopParams
-from lmserve.errors import LmserveError
-from lmserve.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from lmserve.api_client import APIClient
     from lmserve.client import AsyncClient, Client
+    from lmserve.engine.async_engine import AsyncEngine
+    from lmserve.engine.llm import LLM
+    from lmserve.engine.submission import SamplingParams, SessionRef, StopParams
+    from lmserve.errors import LmserveError
+    from lmserve.scheduler import Scheduler
 
 __version__ = VERSION
 
@@ -29,15 +30,23 @@ __all__ = [
     "__version__",
 ]
 
+# Where each name is; imported when somebody asks for it, for a command needs few of them.
+MODULES: Final = {
+    "APIClient": "lmserve.api_client",
+    "AsyncClient": "lmserve.client",
+    "AsyncEngine": "lmserve.engine.async_engine",
+    "Client": "lmserve.client",
+    "LLM": "lmserve.engine.llm",
+    "LmserveError": "lmserve.errors",
+    "SamplingParams": "lmserve.engine.submission",
+    "Scheduler": "lmserve.scheduler",
+    "SessionRef": "lmserve.engine.submission",
+    "StopParams": "lmserve.engine.submission",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """The clients, and httpx with them, only for whoever asks for one."""
-    if name in ("Client", "AsyncClient"):
-        from lmserve import client
-
-        return getattr(client, name)
-    if name == "APIClient":
-        from lmserve.api_client import APIClient
-
-        return APIClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module), name)

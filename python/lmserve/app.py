@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 from litestar import Litestar, Response, route
@@ -232,7 +233,7 @@ def create_app(
         # Litestar's own pages load scripts from other servers.
         openapi_config=None,
         logging_config=None,
-        state=State({"serving": serving, "openapi_json": openapi_document(secured=bool(keys))}),
+        state=State({"serving": serving, "openapi_json": partial(openapi_document, secured=bool(keys))}),
     )
     routes = super(Application, app).__call__
     serving.batch_runner.app = routes
@@ -248,9 +249,17 @@ def create_app(
     return app
 
 
-@cache
 def openapi_document(*, secured: bool) -> bytes:
-    """The OpenAPI document of all routes as JSON; `secured`: they need a key."""
+    """The OpenAPI document of all routes as JSON; `secured`: they need a key. The first call takes half a second."""
+    with _one_document:
+        return _openapi_document(secured)
+
+
+_one_document = threading.Lock()
+
+
+@cache
+def _openapi_document(secured: bool) -> bytes:
     config = OpenAPIConfig(
         title="lmserve",
         version=__version__,

@@ -13,7 +13,7 @@ import pytest
 from conftest import MODEL, Running
 from lmserve.api.http.examples import ERROR_REPLIES
 from lmserve.api.http.openapi import SCHEMAS
-from lmserve.app import API, openapi_document
+from lmserve.app import API, create_app, openapi_document
 
 
 class Links(HTMLParser):
@@ -63,6 +63,16 @@ def test_both_addresses_have_the_document(client: httpx.Client, document: dict[s
     assert client.get("/docs/openapi.json").json() == document
     assert document["openapi"].startswith("3.1")
     assert document["info"]["title"] == "lmserve"
+
+
+def test_the_document_is_made_when_somebody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> bytes:
+        raise AssertionError("it takes half a second of every start")
+
+    monkeypatch.setattr("lmserve.app.openapi_document", refuse)
+    app = create_app(lambda: pytest.fail("nothing is loaded"), (MODEL,))
+    with pytest.raises(AssertionError, match="half a second"):
+        app.state.openapi_json()
 
 
 def test_every_route_is_described(document: dict[str, Any]) -> None:

@@ -142,6 +142,30 @@ def test_importing_loads_neither_torch_nor_litestar(module: str) -> None:
     assert result.stdout.strip() == ""
 
 
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("lmserve", {"numpy", "msgspec"}),
+        ("lmserve.cli", {"numpy", "httpx"}),
+        ("lmserve.cli.server", {"httpx", "rich", "gguf", "lmserve.model.families.llama"}),
+    ],
+)
+def test_importing_does_not_load_what_few_starts_need(module: str, late: set[str]) -> None:
+    script = f"import sys, {module}; print(*sorted({late!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import lmserve
+
+    assert set(lmserve.MODULES) == set(lmserve.__all__) - {"__version__"}
+    for name in lmserve.MODULES:
+        assert getattr(lmserve, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Server'"):
+        _ = lmserve.Server
+
+
 def test_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = (line for lines in project["optional-dependencies"].values() for line in lines)

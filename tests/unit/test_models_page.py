@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from lmserve.model.errors import CheckpointError
-from lmserve.model.families import FAMILIES, hf_family
+from lmserve.model.families import all_families, gguf_family, hf_family
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def test_the_page_is_as_generated():
 
 def test_every_family_that_generates_is_compared_with_transformers():
     tested = load(ROOT / "tests" / "engine" / "tiny_models.py").CONFIGS.keys()
-    assert {family.name for family in FAMILIES if family.kind == "generate"} <= tested
+    assert {family.name for family in all_families() if family.kind == "generate"} <= tested
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,13 @@ def test_every_family_that_generates_is_compared_with_transformers():
 def test_a_refusal_says_which_part_is_missing(raw, part):
     with pytest.raises(CheckpointError, match=part):
         hf_family(raw)
+
+
+def test_the_file_that_is_called_like_an_architecture_gives_the_same_family_as_the_whole_list():
+    of_gguf = {}
+    for family in all_families():
+        assert all(hf_family({"architectures": [name]}) is family for name in family.hf_architectures)
+        of_gguf.setdefault((family.gguf_architecture, family.gguf_experts), family)
+    del of_gguf[None, False]
+    assert all(gguf_family(name, experts=experts) is family for (name, experts), family in of_gguf.items())
+    assert len(of_gguf) > 30

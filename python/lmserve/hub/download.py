@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
-
-import httpx
+from typing import IO, TYPE_CHECKING, Final
 
 from lmserve.hub.errors import HubError
+
+if TYPE_CHECKING:
+    import httpx
 
 Progress = Callable[[int], None]  # bytes of the file that are there
 
 CHUNK: Final = 1 << 20
-TIMEOUT: Final = httpx.Timeout(60.0, connect=10.0)
+# Seconds to connect, to read, to write, and to wait for a free connection.
+TIMEOUT: Final = (10.0, 60.0, 60.0, 60.0)
 # Tries in a row that bring nothing; a try that brings bytes begins the count anew.
 FRUITLESS_TRIES: Final = 5
 PAUSE_SECONDS: Final = 0.5
@@ -75,6 +77,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fill(url: str, partial: Path, size: int | None, headers: Mapping[str, str], progress: Progress) -> None:
+    # Imported late: it takes a fifth of a server's start, and who has the model downloads nothing.
+    import httpx
+
     fruitless = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
@@ -103,6 +108,8 @@ class _TryAgainError(Exception):
 
 def _continue(url: str, partial: Path, have: int, headers: Mapping[str, str], progress: Progress) -> None:
     """One request for what is missing, up to the end of what it brings."""
+    import httpx
+
     tag = _tag(partial)
     asked = {**headers, "Accept-Encoding": "identity"}
     if have:
@@ -168,6 +175,8 @@ def digest_of(path: Path, like: str) -> str:
 
 def beginning(url: str, count: int, headers: Mapping[str, str]) -> bytes:
     """The first `count` bytes of what is at `url`, or all of it. Raises HubError."""
+    import httpx
+
     asked = {**headers, "Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
     came = bytearray()
     try:

@@ -9,8 +9,6 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import quote
 
-import httpx
-
 from lmserve.hub.errors import HubError
 
 DIGEST: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -22,7 +20,8 @@ QUANT: Final = re.compile(
 SHARD: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 # GGUF files that are no language model: those of an image encoder, and what quantizing was guided by.
 OTHER_FILES: Final = re.compile(r"mmproj|imatrix", re.IGNORECASE)
-TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
+# Seconds to connect, to read, to write, and to wait for a free connection.
+TIMEOUT: Final = (10.0, 30.0, 30.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,9 @@ class Hub:
         """What a repository has. Raises HubError where that cannot be known."""
         if self.offline:
             raise HubError(f"{name} is not in the hub's cache here, and HF_HUB_OFFLINE says not to ask the hub")
+        # Imported late: it takes a fifth of a server's start, and who has the model asks for nothing.
+        import httpx
+
         url = f"{self.endpoint}/api/models/{name}"
         try:
             reply = httpx.get(

@@ -140,3 +140,5 @@ FAMILY = Family(
     gguf_config=_gguf_config2,
     gguf_interleaved_rope=True,
 )
+
+FAMILIES = (FAMILY, COHERE)
