@@ -263,7 +263,7 @@ def _openapi_document(secured: bool) -> bytes:
     config = OpenAPIConfig(
         title="lmserve",
         version=__version__,
-        description="LMDeploy's /generate, with sessions that live on the server, and OpenAI's API.",
+        description="LMDeploy's /generate with sessions on the server, OpenAI's API and Anthropic's API.",
         components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
         security=[{"key": []}] if secured else None,
     )

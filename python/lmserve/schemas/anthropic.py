@@ -19,55 +19,63 @@ LEFT_OUT: Final = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "cont
 
 
 class TextPart(Struct, frozen=True):
-    """A part of a text. The models are text-only: images and files are an error. Further keys are ignored."""
+    """A part of a text. The models are text-only: an image or a file is an error. Other keys are ignored."""
 
     type: Annotated[
         Tag,
         Meta(
             examples=["text"],
-            description="text, tool_reference. In a tool's result, any other is left out, and the text says so.",
+            description="text or tool_reference. In a tool's result, a part of any other type is left out, and the "
+            "text says so.",
         ),
     ]
-    text: Annotated[Text | None, Meta(description="Of text.")] = None
-    tool_name: Annotated[FunctionName | None, Meta(description="Of tool_reference: the tool that was found.")] = None
+    text: Annotated[Text | None, Meta(description="For text.")] = None
+    tool_name: Annotated[
+        FunctionName | None, Meta(description="For tool_reference: the name of the tool that was found.")
+    ] = None
 
 
 Parts = Text | Annotated[list[TextPart], Meta(max_length=MAX_BLOCKS)]
 
 
 class ContentBlock(Struct, frozen=True, kw_only=True):
-    """A part of a message. The models are text-only: images and files are an error. Further keys are ignored."""
+    """A part of a message. The models are text-only: an image or a file is an error. Other keys are ignored."""
 
     type: Annotated[
         Tag,
         Meta(
             examples=["text"],
-            description="text; the user's tool_result; the assistant's tool_use and thinking, as they were received. "
-            "What a server's tools gave, and redacted_thinking, is left out.",
+            description="text; for the user, tool_result; for the assistant, tool_use and thinking as they were "
+            "received. redacted_thinking and the blocks of server tools are ignored.",
         ),
     ]
-    text: Annotated[Text | None, Meta(description="Of text.")] = None
-    thinking: Annotated[Text | None, Meta(description="Of thinking, for templates that know it.")] = None
-    id: Annotated[Tag | None, Meta(description="Of tool_use.")] = None
-    name: Annotated[FunctionName | None, Meta(description="Of tool_use.")] = None
-    input: Annotated[Arguments | None, Meta(description="Of tool_use.")] = None
-    tool_use_id: Annotated[Tag | None, Meta(description="Of tool_result: the call that it answers.")] = None
-    content: Annotated[Parts | Arguments | None, Meta(description="Of tool_result; null: nothing.")] = None
-    is_error: Annotated[bool | None, Meta(description='Of tool_result: "Error: " is put before it.')] = None
+    text: Annotated[Text | None, Meta(description="For text.")] = None
+    thinking: Annotated[Text | None, Meta(description="For thinking: the thoughts, for templates that read them.")] = (
+        None
+    )
+    id: Annotated[Tag | None, Meta(description="For tool_use.")] = None
+    name: Annotated[FunctionName | None, Meta(description="For tool_use.")] = None
+    input: Annotated[Arguments | None, Meta(description="For tool_use.")] = None
+    tool_use_id: Annotated[Tag | None, Meta(description="For tool_result: the id of the call that it answers.")] = None
+    content: Annotated[Parts | Arguments | None, Meta(description="For tool_result. Null: no content.")] = None
+    is_error: Annotated[bool | None, Meta(description='For tool_result: put "Error: " before its text.')] = None
 
 
 Content = Text | Annotated[list[ContentBlock], Meta(max_length=MAX_BLOCKS)]
 
 
 class InputMessage(Struct, frozen=True):
-    """One message. Those of one role that follow each other are one turn; an assistant's at the end is continued.
+    """One message. Consecutive messages of one role are one turn. A final message of the assistant is continued.
 
-    Further keys are ignored.
+    Other keys are ignored.
     """
 
     role: Annotated[
         Literal["user", "assistant", "system"],
-        Meta(description="system: a note on the way; a template without such notes shows it as the user's."),
+        Meta(
+            description="system: an instruction within the conversation. If the chat template allows none there, it is "
+            "shown as the user's."
+        ),
     ]
     content: Content
 
@@ -76,84 +84,90 @@ Messages = Annotated[
     list[InputMessage],
     Meta(min_length=1, max_length=MAX_MESSAGES, examples=[[{"role": "user", "content": "Hello!"}]]),
 ]
-System = Annotated[Parts | None, Meta(description="What the model is told before the conversation.")]
+System = Annotated[Parts | None, Meta(description="Instructions for the model before the conversation.")]
 
 
 class OutputFormat(Struct, frozen=True, forbid_unknown_fields=True):
-    """JSON that a schema allows."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
-    schema: Annotated[JsonSchema, Meta(description="A keyword that cannot be enforced is a 400.")]
+    schema: Annotated[JsonSchema, Meta(description="A keyword that the server cannot enforce is a 400.")]
 
 
 class OutputConfig(Struct, frozen=True, kw_only=True):
-    """The form of the text, and how hard to think before it. Further keys are ignored."""
+    """The format of the text, and how much the model thinks before it. Other keys are ignored."""
 
-    format: Annotated[OutputFormat | None, Meta(description="A JSON schema; null: any text.")] = None
+    format: Annotated[OutputFormat | None, Meta(description="A JSON schema. Null: any text.")] = None
     effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
     task_budget: NoEffect = UNSET
 
 
 class CustomTool(Struct, frozen=True, kw_only=True):
-    """A function and the JSON schema of its arguments. Further keys are ignored."""
+    """A function and the JSON schema of its arguments. Other keys are ignored."""
 
-    name: Annotated[FunctionName | None, Meta(description="Of a function.")] = None
+    name: Annotated[FunctionName | None, Meta(description="For type function.")] = None
     description: Text | None = None
-    input_schema: Annotated[JsonSchema | None, Meta(description="Of a function.")] = None
+    input_schema: Annotated[JsonSchema | None, Meta(description="For type function.")] = None
     strict: Annotated[
-        bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")
+        bool | None, Meta(description="true: a keyword of the schema that the server cannot enforce is a 400.")
     ] = None
     type: Annotated[
         Tag | None,
-        Meta(description="custom or null: a function. Any other is a tool that the server would run: it is left out."),
+        Meta(
+            description="custom or null: a function. A tool of any other type would have to be run by the server and "
+            "is ignored."
+        ),
     ] = None
     allowed_callers: NoEffect = UNSET
-    cache_control: Annotated[Raw | UnsetType, Meta(description="Of no effect: all is cached.")] = UNSET
+    cache_control: Annotated[Raw | UnsetType, Meta(description="Has no effect: the server caches everything.")] = UNSET
     defer_loading: NoEffect = UNSET
     eager_input_streaming: NoEffect = UNSET
     input_examples: NoEffect = UNSET
 
 
-Parallel = Annotated[bool | None, Meta(description="true: an answer calls once at most.")]
+Parallel = Annotated[bool | None, Meta(description="true: an answer has at most one call.")]
 
 
 class AutoTool(Struct, tag_field="type", tag="auto", frozen=True, forbid_unknown_fields=True):
-    """Tools are used as the model likes."""
+    """The model decides whether to use tools."""
 
     disable_parallel_tool_use: Parallel = None
 
 
 class AnyTool(Struct, tag_field="type", tag="any", frozen=True, forbid_unknown_fields=True):
-    """The answer uses tools, and says nothing else."""
+    """The answer consists of tool calls only."""
 
     disable_parallel_tool_use: Parallel = None
 
 
 class OneTool(Struct, tag_field="type", tag="tool", frozen=True, forbid_unknown_fields=True):
-    """The answer uses one tool once."""
+    """The answer calls this tool once."""
 
     name: FunctionName
-    disable_parallel_tool_use: Annotated[bool | None, Meta(description="Of no effect: one is used once.")] = None
+    disable_parallel_tool_use: Annotated[bool | None, Meta(description="Has no effect: the tool is called once.")] = (
+        None
+    )
 
 
 class NoTool(Struct, tag_field="type", tag="none", frozen=True, forbid_unknown_fields=True):
-    """No tool is used, and none is shown to the model."""
+    """The model is shown no tools and uses none."""
 
 
 Tools = Annotated[
-    Annotated[list[CustomTool], Meta(max_length=MAX_TOOLS)] | None, Meta(description="Functions that may be called.")
+    Annotated[list[CustomTool], Meta(max_length=MAX_TOOLS)] | None,
+    Meta(description="Functions that the model may call."),
 ]
 ToolChoice = Annotated[
     AutoTool | AnyTool | OneTool | NoTool | None,
-    Meta(description="auto, any, tool (one function), none; null: auto, where there are tools."),
+    Meta(description="auto, any, tool (one function) or none. Null: auto if there are tools."),
 ]
 
 
 ThinkingConfig = Annotated[
     ThinkingSwitch | None,
     Meta(
-        description="Whether the model thinks, for templates with the variable enable_thinking or thinking; null: as "
-        "they like."
+        description="Whether the model thinks, for templates with the variable enable_thinking or thinking. Null: "
+        "the template decides."
     ),
 ]
 
@@ -168,34 +182,46 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(
             ge=1,
             le=MAX_TOKENS,
-            description="Most tokens to generate; too many: what the context has left.",
+            description="Maximum number of tokens to generate. A number that is too large: as many as fit into the "
+            "context.",
             examples=[64],
         ),
     ]
     system: System = None
     stop_sequences: Annotated[
         Annotated[list[StopString], Meta(max_length=64)] | None,
-        Meta(description="Strings that end the text and are not part of it."),
+        Meta(description="Strings that end the text. They are not part of it."),
     ] = None
     stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 is greedy; null: the model's own, or 1.")
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="0 is greedy. Null: the model's default, or 1 if it has none."),
     ] = None
     top_p: Annotated[
-        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+        TopP | None,
+        Meta(
+            description="Sample only from the most likely tokens whose probabilities add up to this. Null: the model's "
+            "default, or 1."
+        ),
     ] = None
     top_k: Annotated[
-        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+        TopK | None,
+        Meta(
+            description="Sample only from the k most likely tokens. 0 or -1: from all tokens. Null: the model's "
+            "default, or all."
+        ),
     ] = None
 
-    output_config: Annotated[OutputConfig | None, Meta(description="What the text must be.")] = None
+    output_config: Annotated[
+        OutputConfig | None, Meta(description="The format of the text, and how much the model thinks.")
+    ] = None
     tools: Tools = None
     tool_choice: ToolChoice = None
     thinking: ThinkingConfig = None
 
     mcp_servers: Unsupported = UNSET
     output_format: Annotated[
-        OutputFormat | None, Meta(description="The older name of output_config.format; not both.")
+        OutputFormat | None, Meta(description="The older name of output_config.format. Give only one of them.")
     ] = None
 
     betas: NoEffect = UNSET
@@ -212,7 +238,7 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A conversation whose tokens are to be counted. An unknown key is an error."""
+    """The conversation to count. An unknown key is an error."""
 
     model: RequestedModel = ""
     messages: Messages
@@ -223,7 +249,8 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     mcp_servers: Unsupported = UNSET
     output_config: Annotated[
-        OutputConfig | None, Meta(description="Its effort, for templates with a switch; its format has no tokens.")
+        OutputConfig | None,
+        Meta(description="The effort counts, for templates with a switch. The format takes no tokens."),
     ] = None
     output_format: NoEffect = UNSET
 
@@ -236,7 +263,7 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CountTokensReply(Struct, frozen=True):
-    """What `usage` would say, whatever the cache holds."""
+    """The prompt's tokens, whether or not they are cached."""
 
     input_tokens: int
 
@@ -248,10 +275,10 @@ class TextBlock(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class ThinkingBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
-    """What the model thought first."""
+    """What the model thought before it answered."""
 
     thinking: str
-    signature: Annotated[Literal[""], Meta(description="Thoughts are not signed.")]
+    signature: Annotated[Literal[""], Meta(description="Always empty: thoughts are not signed.")]
 
 
 class ToolUseBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_use"):
@@ -260,23 +287,26 @@ class ToolUseBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="too
     id: str
     name: str
     input: Annotated[
-        dict[str, Any], Meta(description='Arguments that are no JSON object are the text in {"INVALID_JSON": text}.')
+        dict[str, Any],
+        Meta(
+            description='The arguments. If the model has written no valid JSON object, this is {"INVALID_JSON": text}.'
+        ),
     ]
 
 
 Block = TextBlock | ThinkingBlock | ToolUseBlock
 StopReason = Annotated[
     Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"],
-    Meta(description="A cancelled answer ended its turn."),
+    Meta(description="A cancelled answer ends with end_turn."),
 ]
 
 
 class MessageUsage(Struct, frozen=True):
-    """Tokens of an answer; all three of the input's numbers together are the prompt."""
+    """Tokens of an answer. The three input numbers add up to the prompt."""
 
-    input_tokens: Annotated[int, Meta(description="Computed for this request.")]
+    input_tokens: Annotated[int, Meta(description="Tokens computed for this request.")]
     cache_creation_input_tokens: Literal[0]
-    cache_read_input_tokens: Annotated[int, Meta(description="Not computed again.")]
+    cache_read_input_tokens: Annotated[int, Meta(description="Tokens that came from the KV cache.")]
     output_tokens: int
 
 
@@ -289,12 +319,12 @@ class MessageReply(Struct, frozen=True, kw_only=True):
     model: str
     content: list[Block]
     stop_reason: StopReason | None
-    stop_sequence: Annotated[str | None, Meta(description="The one that ended the text.")]
+    stop_sequence: Annotated[str | None, Meta(description="The stop sequence that ended the text.")]
     usage: MessageUsage
 
 
 class MessageEvent(Struct, frozen=True, kw_only=True):
-    """The `data` of one server-sent event; `type` is the event's name, and says which of the other keys are there."""
+    """The `data` of one server-sent event. `type` is the event's name; which other keys are present depends on it."""
 
     type: Literal[
         "message_start",
@@ -314,11 +344,11 @@ class MessageEvent(Struct, frozen=True, kw_only=True):
 
 
 class MessageErrorObject(Struct, frozen=True):
-    """Why a request failed. May have further keys: numbers that a client may act on."""
+    """Why a request failed. It may have further keys: numbers that a client can use."""
 
     message: Annotated[str, Meta(description="What went wrong, the limit, and what was given.")]
-    type: Annotated[str, Meta(description="Anthropic's word.", examples=["invalid_request_error"])]
-    param: Annotated[str | None, Meta(description="The field at fault, where there is one.", examples=["max_tokens"])]
+    type: Annotated[str, Meta(description="Anthropic's error type.", examples=["invalid_request_error"])]
+    param: Annotated[str | None, Meta(description="The field at fault, if there is one.", examples=["max_tokens"])]
     code: Annotated[str, Meta(description="Machine-readable reason.", examples=["invalid_value"])]
 
 

@@ -28,19 +28,21 @@ Status = Literal["failed", "in_progress", "completed", "expired", "cancelling", 
 
 
 class CreateBatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to run. An unknown key is an error."""
+    """The requests to run. An unknown key is an error."""
 
-    input_file_id: Annotated[FileId, Meta(description="An uploaded file of JSON lines, each of them a request.")]
+    input_file_id: Annotated[
+        FileId, Meta(description="The id of an uploaded file. Each of its lines is a request in JSON.")
+    ]
     endpoint: Annotated[Endpoint, Meta(description="The route of every line.")]
     completion_window: Annotated[
-        Literal["24h"], Meta(description="A line that is not answered by then is not answered any more.")
+        Literal["24h"], Meta(description="A line that has no answer after this time is not run any more.")
     ]
-    metadata: Annotated[Metadata | None, Meta(description="Kept with the batch.")] = None
+    metadata: Annotated[Metadata | None, Meta(description="Stored with the batch.")] = None
     output_expires_after: NoEffect = UNSET
 
 
 class BatchLine(Struct, frozen=True, kw_only=True):
-    """A line of the input. Further keys are ignored."""
+    """A line of the input file. Further keys are ignored."""
 
     custom_id: Annotated[Tag, Meta(min_length=1)]
     method: Literal["POST"]
@@ -49,7 +51,7 @@ class BatchLine(Struct, frozen=True, kw_only=True):
 
 
 class LineError(Struct, frozen=True, kw_only=True):
-    """What is wrong with a line of the input; `line` counts from 1."""
+    """An error in a line of the input file; `line` is counted from 1."""
 
     code: str
     line: int | None
@@ -58,14 +60,14 @@ class LineError(Struct, frozen=True, kw_only=True):
 
 
 class BatchErrors(Struct, frozen=True, kw_only=True):
-    """Why a batch was not begun: the first errors of its input."""
+    """Why a batch was not started: the first errors in its input file."""
 
     object: Literal["list"] = "list"
     data: list[LineError]
 
 
 class RequestCounts(Struct, frozen=True, kw_only=True):
-    """Lines of a batch: with an answer, with an error, and all."""
+    """Number of lines of a batch that have an answer, that have an error, and of all."""
 
     completed: int
     failed: int
@@ -73,7 +75,7 @@ class RequestCounts(Struct, frozen=True, kw_only=True):
 
 
 class BatchReply(Struct, frozen=True, kw_only=True):
-    """A batch; times are in seconds since 1970, null for what has not happened."""
+    """A batch. Times are in seconds since 1970, and null for what has not happened."""
 
     id: BatchId
     object: Literal["batch"] = "batch"
@@ -82,8 +84,10 @@ class BatchReply(Struct, frozen=True, kw_only=True):
     input_file_id: FileId
     completion_window: Literal["24h"] = "24h"
     status: Status
-    output_file_id: Annotated[FileId | None, Meta(description="The answers, once the batch has ended.")]
-    error_file_id: Annotated[FileId | None, Meta(description="The lines without one, once the batch has ended.")]
+    output_file_id: Annotated[FileId | None, Meta(description="The file with the answers, once the batch has ended.")]
+    error_file_id: Annotated[
+        FileId | None, Meta(description="The file with the lines that have no answer, once the batch has ended.")
+    ]
     created_at: int
     in_progress_at: int | None
     expires_at: int

@@ -18,7 +18,9 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Tag = Annotated[str, Meta(max_length=512)]
 RequestedModel = Annotated[
     Tag | None,
-    Meta(description="A served model; left out, null or empty: the first one.", examples=["internlm-chat-7b"]),
+    Meta(
+        description="The name of a served model. Absent, null or empty: the first one.", examples=["internlm-chat-7b"]
+    ),
 ]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]

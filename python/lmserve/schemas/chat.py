@@ -36,8 +36,8 @@ class ContentPart(Struct, frozen=True):
         Tag,
         Meta(
             examples=["text"],
-            description="text, input_text, output_text; an assistant's refusal. In what a tool gave, any other is left "
-            "out, and the text says so.",
+            description="text, input_text or output_text; for an assistant, also refusal. In a tool's output, a part "
+            "of any other type is left out, and the text says so.",
         ),
     ]
     text: Text | None = None
@@ -45,36 +45,46 @@ class ContentPart(Struct, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True, kw_only=True):
-    """One message. An assistant's message may be sent back as it was received. Other keys are ignored."""
+    """One message. A client may send an assistant's message back as it was received. Other keys are ignored."""
 
-    role: Annotated[Role | Literal["tool", "function"], Meta(description="function: the older name of tool.")]
+    role: Annotated[Role | Literal["tool", "function"], Meta(description="function is the older name of tool.")]
     content: Annotated[
-        Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None, Meta(description="Null: nothing.")
+        Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None, Meta(description="Null: no content.")
     ] = None
     name: Annotated[
-        Tag | None, Meta(description="The participant's name, for templates that know it; of role function, its name.")
+        Tag | None,
+        Meta(
+            description="The participant's name, for templates that read it. In a message of role function, the "
+            "function's name."
+        ),
     ] = None
-    reasoning_content: Annotated[Text | None, Meta(description="For templates that know it.")] = None
+    reasoning_content: Annotated[
+        Text | None, Meta(description="The assistant's thoughts, for templates that read them.")
+    ] = None
     reasoning: Annotated[Text | None, Meta(description="Another name of reasoning_content.")] = None
-    refusal: Annotated[Text | None, Meta(description="The assistant's words, where there is no content.")] = None
+    refusal: Annotated[Text | None, Meta(description="The assistant's refusal, if there is no content.")] = None
     function_call: Annotated[ReplayedFunction | None, Meta(description="The older form of tool_calls.")] = None
     tool_calls: Annotated[
-        Annotated[list[ReplayedCall], Meta(max_length=MAX_CALLS)] | None, Meta(description="Calls of an assistant.")
+        Annotated[list[ReplayedCall], Meta(max_length=MAX_CALLS)] | None, Meta(description="The assistant's calls.")
     ] = None
-    tool_call_id: Annotated[Tag | None, Meta(description="The call that a tool's message answers.")] = None
+    tool_call_id: Annotated[Tag | None, Meta(description="The id of the call that a tool's message answers.")] = None
 
 
 class TemplateVariables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Variables that chat templates read beside the messages. A template ignores those it does not know."""
+    """Variables for the chat template. A template ignores those that it does not know."""
 
-    enable_thinking: Annotated[bool | UnsetType, Meta(description="Qwen3, GLM 4.5.")] = UNSET
-    thinking: Annotated[bool | UnsetType, Meta(description="DeepSeek V3.1, Granite 3.2.")] = UNSET
-    thinking_budget: Annotated[
-        Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | UnsetType, Meta(description="Seed-OSS.")
+    enable_thinking: Annotated[bool | UnsetType, Meta(description="Read by the templates of Qwen3 and GLM 4.5.")] = (
+        UNSET
+    )
+    thinking: Annotated[
+        bool | UnsetType, Meta(description="Read by the templates of DeepSeek V3.1 and Granite 3.2.")
     ] = UNSET
-    reasoning_effort: Annotated[Tag | UnsetType, Meta(description="gpt-oss.")] = UNSET
-    model_identity: Annotated[Tag | UnsetType, Meta(description="gpt-oss.")] = UNSET
-    date_string: Annotated[Tag | UnsetType, Meta(description="Llama 3: today's date.")] = UNSET
+    thinking_budget: Annotated[
+        Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | UnsetType, Meta(description="Read by the templates of Seed-OSS.")
+    ] = UNSET
+    reasoning_effort: Annotated[Tag | UnsetType, Meta(description="Read by the templates of gpt-oss.")] = UNSET
+    model_identity: Annotated[Tag | UnsetType, Meta(description="Read by the templates of gpt-oss.")] = UNSET
+    date_string: Annotated[Tag | UnsetType, Meta(description="Today's date. Read by the templates of Llama 3.")] = UNSET
 
 
 class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,81 +94,100 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
     messages: Annotated[
         Text | Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The conversation, or what is new in a session; a string is one user message.",
+            description="The conversation; in a session, only the new messages. A string is one user message.",
             examples=[[{"role": "user", "content": "Hello!"}]],
         ),
     ]
     max_completion_tokens: Annotated[
-        OutputLimit, Meta(description="Most tokens to generate; null, -1, or too many: what the context has left.")
+        OutputLimit,
+        Meta(
+            description="Maximum number of tokens to generate. Null, -1, or a number that is too large: as many as fit "
+            "into the context."
+        ),
     ] = None
     max_tokens: Annotated[OutputLimit, Meta(description="The older name of max_completion_tokens.")] = None
     logprobs: Annotated[bool | None, Meta(description="Report the log-probability of each token.")] = None
     top_logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="And of so many alternatives; needs logprobs.")
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="Report this many alternatives to each token. Needs logprobs."),
     ] = None
 
     session_id: Annotated[
         SessionId | None,
-        Meta(description="A session, as instance_id of /generate; messages are what is new. -1 or null: none."),
+        Meta(
+            description="The id of a session, the same as instance_id of /generate; messages then holds only the new "
+            "ones. -1 or null: no session."
+        ),
     ] = ANONYMOUS
-    renew_session: Annotated[bool | None, Meta(description="Drop the session first.")] = None
+    renew_session: Annotated[bool | None, Meta(description="Drop the session before this turn.")] = None
     add_generation_prompt: Annotated[
         bool | None,
-        Meta(description="Whether the template opens the answer; null: yes, unless a message is continued."),
+        Meta(
+            description="Whether the template opens the assistant's answer. Null: yes, unless a message is continued."
+        ),
     ] = None
     continue_final_message: Annotated[
-        bool | None, Meta(description="Continue the last message, the assistant's, instead of answering it.")
+        bool | None,
+        Meta(description="Continue the last message, which must be the assistant's, instead of answering it."),
     ] = None
     chat_template_kwargs: Annotated[TemplateVariables | None, Meta(description="Variables for the chat template.")] = (
         None
     )
     on_disconnect: Annotated[
-        Literal["rollback", "keep"] | None, Meta(description="As in /generate; for turns of a session.")
+        Literal["rollback", "keep"] | None, Meta(description="As in /generate. Only for turns of a session.")
     ] = None
     on_overflow: Annotated[
         Literal["error", "truncate_output", "drop_oldest_turns"] | None,
-        Meta(description="As in /generate. Null: without a session, as truncate_output; in one, as error."),
+        Meta(description="As in /generate. Null: error in a session, truncate_output without one."),
     ] = None
 
     reasoning_effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
     thinking_budget: Annotated[
-        ThinkingBudget | None, Meta(description="Most tokens of thoughts; then their end is forced. Null: no limit.")
+        ThinkingBudget | None,
+        Meta(
+            description="Maximum number of thinking tokens. The server then forces the end of the thoughts. Null: no "
+            "limit."
+        ),
     ] = None
     reasoning: Annotated[
-        Reasoning | None, Meta(description="reasoning_effort and thinking_budget as OpenRouter has them.")
+        Reasoning | None, Meta(description="reasoning_effort and thinking_budget in OpenRouter's form.")
     ] = None
-    enable_thinking: Annotated[bool | None, Meta(description="Whether to think, for templates with a switch.")] = None
+    enable_thinking: Annotated[
+        bool | None, Meta(description="Whether the model thinks, for templates with a switch.")
+    ] = None
     thinking: Annotated[
-        ThinkingSwitch | None, Meta(description="Whether to think, and for how many tokens, as in /v1/messages.")
+        ThinkingSwitch | None,
+        Meta(description="Whether the model thinks, and for how many tokens, as in /v1/messages."),
     ] = None
 
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="Functions that may be called. Tools that the server would have to run are left out."),
+        Meta(description="Functions that the model may call. Tools that the server would have to run are ignored."),
     ] = None
     tool_choice: Annotated[
         ToolChoice | None,
-        Meta(description="none, auto, required, one function, or allowed_tools; null: auto, where there are tools."),
+        Meta(description="none, auto, required, one function, or allowed_tools. Null: auto if there are tools."),
     ] = None
     parallel_tool_calls: Annotated[
-        bool | None, Meta(description="false: an answer calls once at most; null: true.")
+        bool | None, Meta(description="false: an answer has at most one call. Null: true.")
     ] = None
     functions: Annotated[
         Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="The older form of tools. The answer has a function_call then."),
+        Meta(description="The older form of tools. The answer then has a function_call instead of tool_calls."),
     ] = None
     function_call: Annotated[
         Literal["none", "auto"] | NamedFunction | None, Meta(description="The older form of tool_choice.")
     ] = None
 
     retention: Annotated[
-        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
+        Retention | None,
+        Meta(description="How long the session's KV cache will be needed after this turn. Null: unknown."),
     ] = None
     prompt_cache_key: Annotated[
         Tag | None,
         Meta(
-            description="Names the conversation that messages may go on with, where no header of an agent does; "
-            "see docs/sessions.md, Lanes."
+            description="Names the conversation that the messages may continue, if no agent's header names one. See "
+            "Lanes in docs/sessions.md."
         ),
     ] = None
 
@@ -183,15 +212,15 @@ class ChatRequest(CompletionSampling, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PromptTokensDetails(Struct, frozen=True):
-    """Of the prompt's tokens."""
+    """Details of the prompt's tokens."""
 
-    cached_tokens: Annotated[int, Meta(description="Not computed again.")]
+    cached_tokens: Annotated[int, Meta(description="Tokens that came from the KV cache.")]
 
 
 class CompletionTokensDetails(Struct, frozen=True):
-    """Of the generated tokens."""
+    """Details of the generated tokens."""
 
-    reasoning_tokens: Annotated[int, Meta(description="Thoughts, their markers included.")]
+    reasoning_tokens: Annotated[int, Meta(description="Tokens of thoughts, including their markers.")]
 
 
 class ChatUsage(Struct, frozen=True):
@@ -201,24 +230,26 @@ class ChatUsage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Annotated[
-        PromptTokensDetails | UnsetType, Meta(description="Not in a usage that is still growing.")
+        PromptTokensDetails | UnsetType, Meta(description="Absent while the answer is still being generated.")
     ] = UNSET
     completion_tokens_details: Annotated[
-        CompletionTokensDetails | UnsetType, Meta(description="In chats with a model that thinks.")
+        CompletionTokensDetails | UnsetType, Meta(description="Present in chats with a model that thinks.")
     ] = UNSET
 
 
 class PromptLogprob(Struct, frozen=True):
-    """A token of the prompt, or one that could have stood in its place."""
+    """A prompt token, or an alternative to it."""
 
     logprob: float
-    rank: Annotated[int | None, Meta(description="From 1; null for a token that is not among the alternatives.")]
+    rank: Annotated[
+        int | None, Meta(description="Rank, counted from 1. Null for a token that is not among the alternatives.")
+    ]
     decoded_token: str
 
 
 PromptLogprobs = Annotated[
     list[dict[str, PromptLogprob] | None],
-    Meta(description="For each token of the prompt, itself and its alternatives by token id; null for the first."),
+    Meta(description="For each prompt token, the token and its alternatives by token id. Null for the first one."),
 ]
 
 
@@ -231,7 +262,7 @@ class TopLogprob(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True):
-    """A token of the reply, its natural log-probability and its likeliest alternatives."""
+    """A token of the reply, its natural log-probability and its most likely alternatives."""
 
     token: str
     logprob: float
@@ -251,21 +282,23 @@ class AssistantMessage(Struct, frozen=True):
 
     role: Literal["assistant"]
     content: str | None
-    reasoning_content: Annotated[str | UnsetType, Meta(description="What the model thought first.")] = UNSET
+    reasoning_content: Annotated[str | UnsetType, Meta(description="What the model thought before it answered.")] = (
+        UNSET
+    )
     tool_calls: list[ToolCall | CustomToolCall] | UnsetType = UNSET
     function_call: Annotated[
-        CalledFunction | UnsetType, Meta(description="In the place of tool_calls, where functions were given.")
+        CalledFunction | UnsetType, Meta(description="Takes the place of tool_calls if the request had functions.")
     ] = UNSET
     refusal: str | None = None
 
 
-FinishReason = Annotated[Literal["stop", "length"], Meta(description="A cancelled turn stopped.")]
+FinishReason = Annotated[Literal["stop", "length"], Meta(description="A cancelled turn ends with stop.")]
 ChatFinishReason = Annotated[
-    Literal["stop", "length", "tool_calls", "function_call"], Meta(description="A cancelled turn stopped.")
+    Literal["stop", "length", "tool_calls", "function_call"], Meta(description="A cancelled turn ends with stop.")
 ]
 
 
-TokenIdList = Annotated[list[int] | UnsetType, Meta(description="Where return_token_ids is true.")]
+TokenIdList = Annotated[list[int] | UnsetType, Meta(description="Present if return_token_ids is true.")]
 
 
 class ChatChoice(Struct, frozen=True):
@@ -279,7 +312,8 @@ class ChatChoice(Struct, frozen=True):
 
 
 SystemFingerprint = Annotated[
-    str | UnsetType, Meta(description="Equal seeds give equal texts while it is the same: version, model and template.")
+    str | UnsetType,
+    Meta(description="Identifies version, model and template. While it stays the same, equal seeds give equal texts."),
 ]
 
 
@@ -298,7 +332,7 @@ class ChatReply(Struct, frozen=True, kw_only=True):
 
 
 class ChatDelta(Struct, frozen=True):
-    """What is new in an answer."""
+    """The new part of an answer."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -308,7 +342,7 @@ class ChatDelta(Struct, frozen=True):
 
 
 class ChunkChoice(Struct, frozen=True):
-    """What is new in one answer of a streamed completion."""
+    """The new part of one answer of a streamed completion."""
 
     index: int
     delta: ChatDelta
@@ -318,7 +352,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class ChatChunk(Struct, frozen=True, kw_only=True):
-    """The `data` of one server-sent event; the last event's is `[DONE]`."""
+    """The `data` of one server-sent event. The last event's `data` is `[DONE]`."""
 
     id: str
     object: Literal["chat.completion.chunk"]

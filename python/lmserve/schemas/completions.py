@@ -29,27 +29,35 @@ class CompletionRequest(CompletionSampling, frozen=True, kw_only=True, forbid_un
     prompt: Annotated[
         Text | Annotated[list[Text | TokenId | PromptTokens], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)],
         Meta(
-            description=f"A text, a list of texts, a list of token ids, or a list of such lists; {MAX_PROMPTS} prompts "
-            "at most. No chat template is applied.",
+            description=f"A text, a list of texts, a list of token ids, or a list of such lists. At most {MAX_PROMPTS} "
+            "prompts. No chat template is applied.",
             examples=["Once upon a time"],
         ),
     ]
     max_tokens: Annotated[
         OutputLimit,
         Meta(
-            description=f"Most tokens to generate; null: {DEFAULT_MAX_TOKENS}; -1, or too many: what the context has "
-            "left."
+            description=f"Maximum number of tokens to generate. Null: {DEFAULT_MAX_TOKENS}. -1, or a number that is "
+            "too large: as many as fit into the context."
         ),
     ] = None
     best_of: Annotated[
         Annotated[int, Meta(ge=1, le=64)] | None,
-        Meta(description="Generate so many, reply with the n of the highest log-probability a token; null: n."),
+        Meta(
+            description="Generate this many texts and reply with the n that have the highest mean log-probability per "
+            "token. Null: n."
+        ),
     ] = None
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None,
-        Meta(description="Report the log-probability of each token and of so many alternatives; null: none."),
+        Meta(
+            description="Report the log-probability of each token and of this many alternatives to it. Null: report "
+            "none."
+        ),
     ] = None
-    echo: Annotated[bool | None, Meta(description="Put the prompt before the text, and before the logprobs.")] = None
+    echo: Annotated[
+        bool | None, Meta(description="Put the prompt before the text, and its tokens before the logprobs.")
+    ] = None
 
     kwargs: Unsupported = UNSET
     suffix: Unsupported = UNSET
@@ -58,13 +66,15 @@ class CompletionRequest(CompletionSampling, frozen=True, kw_only=True, forbid_un
     prompt_cache_key: NoEffect = UNSET
     safety_identifier: NoEffect = UNSET
     service_tier: NoEffect = UNSET
-    session_id: Annotated[SessionId | None, Meta(description="Taken, and of no effect: no history is kept.")] = None
+    session_id: Annotated[
+        SessionId | None, Meta(description="Accepted, but has no effect: this route keeps no history.")
+    ] = None
     store: NoEffect = UNSET
     user: NoEffect = UNSET
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Natural log-probabilities of a choice: one entry a token in each list, null for the first of an echoed prompt."""
+    """Natural log-probabilities of a choice. Each list has one entry per token, null for the first of an echo."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -73,7 +83,7 @@ class CompletionLogprobs(Struct, frozen=True):
 
 
 class CompletionChoice(Struct, frozen=True):
-    """One text. Those of prompt i have the indices from `i * n` on."""
+    """One text. The texts of prompt i have the indices from `i * n` on."""
 
     index: int
     text: str
@@ -97,7 +107,7 @@ class CompletionReply(Struct, frozen=True, kw_only=True):
 
 
 class CompletionChunkChoice(Struct, frozen=True):
-    """What is new in one text of a streamed completion."""
+    """The new part of one text of a streamed completion."""
 
     index: int
     text: str
@@ -108,7 +118,7 @@ class CompletionChunkChoice(Struct, frozen=True):
 
 
 class CompletionChunk(Struct, frozen=True, kw_only=True):
-    """The `data` of one server-sent event; the last event's is `[DONE]`."""
+    """The `data` of one server-sent event. The last event's `data` is `[DONE]`."""
 
     id: str
     object: Literal["text_completion"]

@@ -14,23 +14,24 @@ NewItems = Annotated[list[InputItem], Meta(max_length=MAX_NEW_ITEMS)]
 
 
 class CreateConversation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the conversation begins with. Null is the same as absent; an unknown key is an error."""
+    """The first items of the conversation. Null is the same as absent; an unknown key is an error."""
 
-    items: Annotated[NewItems | None, Meta(description="As the input of /v1/responses.")] = None
-    metadata: Annotated[Metadata | None, Meta(description="Kept with the conversation.")] = None
+    items: Annotated[NewItems | None, Meta(description="Items as in the input of /v1/responses.")] = None
+    metadata: Annotated[Metadata | None, Meta(description="Stored with the conversation.")] = None
 
 
 class UpdateConversation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept with the conversation from now on. An unknown key is an error."""
+    """The conversation's new metadata. An unknown key is an error."""
 
-    metadata: Annotated[Metadata | None, Meta(description="Instead of what there was; null: nothing.")]
+    metadata: Annotated[Metadata | None, Meta(description="Replaces the metadata. Null removes it.")]
 
 
 class CreateItems(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Items for the end of the conversation. An unknown key is an error."""
+    """Items to append to the conversation. An unknown key is an error."""
 
     items: Annotated[
-        list[InputItem], Meta(min_length=1, max_length=MAX_NEW_ITEMS, description="As the input of /v1/responses.")
+        list[InputItem],
+        Meta(min_length=1, max_length=MAX_NEW_ITEMS, description="Items as in the input of /v1/responses."),
     ]
 
 
@@ -44,7 +45,7 @@ class ConversationReply(Struct, frozen=True, kw_only=True):
 
 
 class ConversationDeleted(Struct, frozen=True, kw_only=True):
-    """The conversation is gone, and its items. Its stored responses stay."""
+    """The conversation and its items are deleted. Its stored responses are kept."""
 
     id: ConversationId
     object: Literal["conversation.deleted"] = "conversation.deleted"

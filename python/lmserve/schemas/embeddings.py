@@ -16,7 +16,10 @@ Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_INPUT_TOKENS
 
 TruncateTokens = Annotated[
     Annotated[int, Meta(ge=-1, le=MAX_INPUT_TOKENS)] | None,
-    Meta(description="Cut inputs to so many tokens; -1: to what the model takes; null: too long a one is a 400."),
+    Meta(
+        description="Truncate inputs to this many tokens. -1: to the model's limit. Null: an input that is too "
+        "long is a 400."
+    ),
 ]
 
 
@@ -38,27 +41,30 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=65536)] | None,
         Meta(
-            description="Keep the first dimensions and normalise again, if the model was trained for it (Matryoshka)"
-            "; null: all."
+            description="Keep this many of the first dimensions and normalise again. The model must be trained for it "
+            "(Matryoshka). Null: all."
         ),
     ] = None
     prompt_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=256)] | None,
-        Meta(description="Put the model's prompt of this name before each text; null: the one that it says is usual."),
+        Meta(description="Put the model's prompt of this name before each text. Null: the model's default prompt."),
     ] = None
     input_type: Annotated[
         Annotated[str, Meta(min_length=1, max_length=256)] | None,
         Meta(
-            description="`query` or `document`, or as other servers call them: put the model's prompt for them"
-            " before each text, if it has one."
+            description="`query` or `document`, or another server's name for these: put the model's prompt for this "
+            "type before each text, if it has one."
         ),
     ] = None
     truncate_prompt_tokens: TruncateTokens = None
     truncate: Annotated[
         bool | Literal["NONE", "START", "END"] | None,
-        Meta(description="Cut inputs that are too long: at their end (true, END) or at their start; null: a 400."),
+        Meta(
+            description="Truncate inputs that are too long: at their end (true or END) or at their start (START). "
+            "Null: such an input is a 400."
+        ),
     ] = None
-    user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    user: Annotated[Tag | None, Meta(description="Accepted, but has no effect.")] = None
 
 
 class Embedding(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,9 @@ class FileReply(Struct, frozen=True, kw_only=True):
     bytes: int
     created_at: int
     filename: str
-    purpose: Annotated[Purpose, Meta(description="batch: it was uploaded; batch_output: a batch gave it.")]
+    purpose: Annotated[
+        Purpose, Meta(description="batch: a client has uploaded the file. batch_output: a batch has written it.")
+    ]
     status: Literal["processed"] = "processed"
 
 
@@ -36,7 +38,7 @@ class FileList(Struct, frozen=True, kw_only=True):
 
 
 class FileDeleted(Struct, frozen=True, kw_only=True):
-    """The file is gone."""
+    """The file is deleted."""
 
     id: FileId
     object: Literal["file"] = "file"

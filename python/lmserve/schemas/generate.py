@@ -38,58 +38,87 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     prompt: Annotated[
         Text | Annotated[list[Message], Meta(max_length=MAX_MESSAGES)],
         Meta(
-            description="A string is one user turn, put through the chat template; a list is a whole conversation.",
+            description="A string is one user turn and is rendered with the chat template. A list is a whole "
+            "conversation.",
             examples=["Hi, how are you?"],
         ),
     ]
     instance_id: Annotated[
-        SessionId, Meta(description="The session. -1: an anonymous one that ends with its turn.", examples=[7])
+        SessionId,
+        Meta(description="The id of the session. -1: an anonymous session that ends with this turn.", examples=[7]),
     ] = ANONYMOUS
     sequence_start: Annotated[
         bool | UnsetType,
         Meta(
-            description="First turn: a live session is dropped, of which the reply has a warning where this is left "
-            "out. False: its history goes before the turn.",
+            description="True begins a new session and drops a live one with this id; if this field was left out, the "
+            "reply then has a warning. False continues the session with its history.",
             extra_json_schema={"default": True},
         ),
     ] = UNSET
-    sequence_end: Annotated[bool, Meta(description="Run this turn with its history, then drop the session.")] = False
-    stream: Annotated[bool, Meta(description="Reply in frames, each a JSON object and one NUL byte.")] = False
+    sequence_end: Annotated[
+        bool, Meta(description="Run this turn with the session's history, then drop the session.")
+    ] = False
+    stream: Annotated[
+        bool, Meta(description="Reply in frames. Each frame is a JSON object followed by one NUL byte.")
+    ] = False
     request_output_len: Annotated[
-        int, Meta(ge=0, le=MAX_TOKENS, description="Most tokens to generate; 0 appends the turn and generates nothing.")
+        int,
+        Meta(
+            ge=0,
+            le=MAX_TOKENS,
+            description="Maximum number of tokens to generate. 0 appends the turn and generates nothing.",
+        ),
     ] = 512
-    top_p: Annotated[TopP, Meta(description="Only the likeliest tokens whose probabilities add up to this.")] = 0.8
-    top_k: Annotated[TopK, Meta(description="Only the k likeliest tokens; 0 or -1: all.")] = 40
+    top_p: Annotated[
+        TopP, Meta(description="Sample only from the most likely tokens whose probabilities add up to this.")
+    ] = 0.8
+    top_k: Annotated[TopK, Meta(description="Sample only from the k most likely tokens. 0 or -1: from all tokens.")] = (
+        40
+    )
     temperature: Annotated[Temperature, Meta(description="0 is greedy.")] = 0.8
     repetition_penalty: Annotated[
-        RepetitionPenalty, Meta(description="Makes tokens of prompt and output less likely; 1 is off.")
+        RepetitionPenalty,
+        Meta(description="Makes tokens that occur in the prompt or the output less likely. 1 is off."),
     ] = 1.0
-    ignore_eos: Annotated[bool, Meta(description="Never stop at an end token.")] = False
-    stop: Annotated[bool, Meta(description="Cancel the session's running turn; what it generated is kept.")] = False
-    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
-    min_p: Annotated[MinP, Meta(description="Only tokens this likely, relative to the likeliest.")] = 0.0
+    ignore_eos: Annotated[bool, Meta(description="Do not stop at an end token.")] = False
+    stop: Annotated[
+        bool, Meta(description="Cancel the session's running turn. The tokens generated so far are kept.")
+    ] = False
+    seed: Annotated[
+        Seed | None, Meta(description="The same request with the same seed gets the same tokens. Null: a random seed.")
+    ] = None
+    min_p: Annotated[
+        MinP,
+        Meta(
+            description="Sample only from tokens whose probability is at least this fraction of the most likely "
+            "token's."
+        ),
+    ] = 0.0
     stop_words: Annotated[
         Annotated[list[StopString], Meta(max_length=64)] | None,
-        Meta(description="Strings that end the text and are not part of it."),
+        Meta(description="Strings that end the text. They are not part of it."),
     ] = None
     on_disconnect: Annotated[
         Literal["rollback", "keep"],
-        Meta(description="If the client leaves: forget the turn, or keep what was generated so far."),
+        Meta(
+            description="What to do if the client disconnects: roll the turn back, or keep the tokens generated so far."
+        ),
     ] = "rollback"
     on_overflow: Annotated[
         Literal["error", "truncate_output", "drop_oldest_turns"],
-        Meta(description="If history, input and output exceed the context."),
+        Meta(description="What to do if history, input and output together exceed the context."),
     ] = "error"
     retention: Annotated[
-        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
+        Retention | None,
+        Meta(description="How long the session's KV cache will be needed after this turn. Null: unknown."),
     ] = None
 
 
 class GenerateUsage(Struct, frozen=True):
     """Tokens of a turn."""
 
-    prompt_tokens: Annotated[int, Meta(description="All that the model saw: history and input.")]
-    history_tokens: Annotated[int, Meta(description="Of the prompt: the session's history.")]
+    prompt_tokens: Annotated[int, Meta(description="Tokens of history and input together.")]
+    history_tokens: Annotated[int, Meta(description="Prompt tokens that are the session's history.")]
     cached_tokens: Annotated[int, Meta(description="Of the prompt: not computed again.")]
     completion_tokens: int
 
@@ -97,14 +126,17 @@ class GenerateUsage(Struct, frozen=True):
 class GenerateReply(Struct, frozen=True, kw_only=True):
     """A frame of the stream, or the whole reply."""
 
-    text: Annotated[str, Meta(description="What is new; without `stream`, everything.")]
+    text: Annotated[str, Meta(description="The text since the last frame; without `stream`, the whole text.")]
     tokens: Annotated[int, Meta(description="Tokens generated in this turn so far.")]
     finish_reason: Annotated[
-        Literal["stop", "length", "abort", "error"] | None, Meta(description="Null until the last frame.")
+        Literal["stop", "length", "abort", "error"] | None, Meta(description="Null in all frames but the last.")
     ]
-    usage: Annotated[GenerateUsage | UnsetType, Meta(description="With the last frame.")] = UNSET
+    usage: Annotated[GenerateUsage | UnsetType, Meta(description="Present in the last frame.")] = UNSET
     warnings: Annotated[
         list[str] | UnsetType,
-        Meta(description="With the last frame: what the client should know, as that a live session was dropped."),
+        Meta(
+            description="Present in the last frame, if there is something that the client should know: for example, "
+            "that a live session was dropped."
+        ),
     ] = UNSET
-    error: Annotated[ErrorObject | UnsetType, Meta(description="With finish_reason `error`.")] = UNSET
+    error: Annotated[ErrorObject | UnsetType, Meta(description="Present if finish_reason is `error`.")] = UNSET

@@ -36,23 +36,25 @@ class JsonObjectFormat(
 ):
     """One JSON object."""
 
-    schema: Annotated[JsonSchema | None, Meta(description="What it must be, as llama.cpp takes it.")] = None
+    schema: Annotated[JsonSchema | None, Meta(description="The schema of the object, as in llama.cpp.")] = None
 
 
 class NamedSchema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A JSON schema, and its name."""
+    """A JSON schema and its name."""
 
-    name: Annotated[Tag | None, Meta(description="Of no effect.")] = None
-    description: Annotated[Text | None, Meta(description="Of no effect.")] = None
-    schema: Annotated[JsonSchema | bool | None, Meta(description="Null: any JSON object; true: any JSON.")] = None
+    name: Annotated[Tag | None, Meta(description="Has no effect.")] = None
+    description: Annotated[Text | None, Meta(description="Has no effect.")] = None
+    schema: Annotated[JsonSchema | bool | None, Meta(description="Null: any JSON object. true: any JSON value.")] = None
     strict: Annotated[
         bool | None,
-        Meta(description="true: a keyword that cannot be enforced is a 400; otherwise such keywords are passed over."),
+        Meta(
+            description="true: a keyword that the server cannot enforce is a 400. Otherwise such keywords are ignored."
+        ),
     ] = None
 
 
 class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, forbid_unknown_fields=True):
-    """JSON that a schema allows."""
+    """JSON that follows a schema."""
 
     json_schema: NamedSchema
 
@@ -61,24 +63,31 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
 class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of four ways to say what a text must be."""
+    """A constraint on the text. Give one of these four."""
 
-    json: Annotated[JsonSchema | bool | SchemaText | None, Meta(description="A JSON schema, or its text.")] = None
-    regex: Annotated[GuideText | None, Meta(description="A regular expression of the whole text.")] = None
-    choice: Annotated[GuideChoices | None, Meta(description="The texts to choose from.")] = None
+    json: Annotated[
+        JsonSchema | bool | SchemaText | None, Meta(description="A JSON schema, as an object or as text.")
+    ] = None
+    regex: Annotated[GuideText | None, Meta(description="A regular expression that the whole text must match.")] = None
+    choice: Annotated[GuideChoices | None, Meta(description="The text is one of these.")] = None
     grammar: Annotated[GuideText | None, Meta(description="A grammar in Lark's syntax.")] = None
 
 
 class GuidedRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields of requests whose text may have to follow a grammar; at most one of them, and how its JSON is written."""
+    """Fields that constrain the text. A request may have one constraint, and say how its JSON is written."""
 
-    response_format: Annotated[ResponseFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")] = None
-    structured_outputs: Annotated[StructuredOutputs | None, Meta(description="As vLLM's parameter.")] = None
-    guided_json: Annotated[JsonSchema | bool | SchemaText | None, Meta(description="structured_outputs.json.")] = None
-    guided_regex: Annotated[GuideText | None, Meta(description="structured_outputs.regex.")] = None
-    guided_choice: Annotated[GuideChoices | None, Meta(description="structured_outputs.choice.")] = None
-    guided_grammar: Annotated[GuideText | None, Meta(description="structured_outputs.grammar.")] = None
+    response_format: Annotated[
+        ResponseFormat | None,
+        Meta(description="The format of the text: any text, a JSON object, or JSON that follows a schema."),
+    ] = None
+    structured_outputs: Annotated[StructuredOutputs | None, Meta(description="vLLM's parameter of this name.")] = None
+    guided_json: Annotated[
+        JsonSchema | bool | SchemaText | None, Meta(description="The same as structured_outputs.json.")
+    ] = None
+    guided_regex: Annotated[GuideText | None, Meta(description="The same as structured_outputs.regex.")] = None
+    guided_choice: Annotated[GuideChoices | None, Meta(description="The same as structured_outputs.choice.")] = None
+    guided_grammar: Annotated[GuideText | None, Meta(description="The same as structured_outputs.grammar.")] = None
     guided_whitespace: Annotated[
         Literal["compact", "free"] | None,
-        Meta(description="White space between the tokens of JSON: none, or as the model likes; null: the server's."),
+        Meta(description="White space in JSON. compact: none. free: the model decides. Null: the server's default."),
     ] = None

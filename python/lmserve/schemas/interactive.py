@@ -26,54 +26,77 @@ from lmserve.schemas.generate import Message
 
 
 class InteractiveRequest(Struct, frozen=True, kw_only=True):
-    """One turn of a session, or one that has none. Unknown keys are ignored."""
+    """One turn, with or without a session. Unknown keys are ignored."""
 
     prompt: Annotated[
         Text | Annotated[list[Message], Meta(max_length=MAX_MESSAGES)],
-        Meta(description="A string is one user turn; a list is messages.", examples=["Hi, how are you?"]),
+        Meta(description="A string is one user turn. A list holds messages.", examples=["Hi, how are you?"]),
     ]
-    session_id: Annotated[SessionId, Meta(description="The session; -1: one of this turn alone.", examples=[7])] = (
-        ANONYMOUS
-    )
+    session_id: Annotated[
+        SessionId, Meta(description="The id of the session. -1: a session that ends with this turn.", examples=[7])
+    ] = ANONYMOUS
     interactive_mode: Annotated[
-        bool, Meta(description="Keep the session. False: it ends with this turn, and its history with it.")
+        bool,
+        Meta(description="Keep the session after this turn. False: the session and its history end with this turn."),
     ] = False
-    stream: Annotated[bool, Meta(description="Reply in lines, each a JSON object.")] = False
+    stream: Annotated[bool, Meta(description="Reply in lines. Each line is a JSON object.")] = False
     stop: Annotated[
         bool | StopStrings | None,
-        Meta(description="Strings that end the text and are not part of it; true: as cancel; false: nothing."),
+        Meta(
+            description="Strings that end the text. They are not part of it. True has the effect of cancel; false has "
+            "none."
+        ),
     ] = None
     request_output_len: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
-        Meta(description="Most tokens to generate; null: what the context holds."),
+        Meta(description="Maximum number of tokens to generate. Null: as many as fit into the context."),
     ] = None
-    top_p: Annotated[TopP, Meta(description="Only the likeliest tokens whose probabilities add up to this.")] = 0.8
-    top_k: Annotated[TopK, Meta(description="Only the k likeliest tokens; 0 or -1: all.")] = 40
+    top_p: Annotated[
+        TopP, Meta(description="Sample only from the most likely tokens whose probabilities add up to this.")
+    ] = 0.8
+    top_k: Annotated[TopK, Meta(description="Sample only from the k most likely tokens. 0 or -1: from all tokens.")] = (
+        40
+    )
     temperature: Annotated[Temperature, Meta(description="0 is greedy.")] = 0.8
     repetition_penalty: Annotated[
-        RepetitionPenalty, Meta(description="Makes tokens of prompt and output less likely; 1 is off.")
+        RepetitionPenalty,
+        Meta(description="Makes tokens that occur in the prompt or the output less likely. 1 is off."),
     ] = 1.0
-    ignore_eos: Annotated[bool, Meta(description="Never stop at an end token.")] = False
-    skip_special_tokens: Annotated[bool | None, Meta(description="Leave special tokens out; null: true.")] = None
-    spaces_between_special_tokens: Annotated[bool | None, Meta(description="Taken, and of no effect.")] = None
-    cancel: Annotated[
-        bool | None, Meta(description="Cancel the session's running turn; what it generated is kept.")
+    ignore_eos: Annotated[bool, Meta(description="Do not stop at an end token.")] = False
+    skip_special_tokens: Annotated[
+        bool | None, Meta(description="Leave special tokens out of the text. Null: true.")
     ] = None
-    adapter_name: Annotated[Any, Meta(description="Not supported: a 400, unless null.")] = None
-    image_url: Annotated[Any, Meta(description="Not supported, for the model is text-only: a 400, unless null.")] = None
-    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
-    min_new_tokens: Annotated[MinTokens | None, Meta(description="No end or stop token before so many.")] = None
-    min_p: Annotated[MinP, Meta(description="Only tokens this likely, relative to the likeliest.")] = 0.0
+    spaces_between_special_tokens: Annotated[bool | None, Meta(description="Accepted, but has no effect.")] = None
+    cancel: Annotated[
+        bool | None, Meta(description="Cancel the session's running turn. The tokens generated so far are kept.")
+    ] = None
+    adapter_name: Annotated[Any, Meta(description="Not supported. A value other than null is a 400.")] = None
+    image_url: Annotated[
+        Any, Meta(description="Not supported: the models are text-only. A value other than null is a 400.")
+    ] = None
+    seed: Annotated[
+        Seed | None, Meta(description="The same request with the same seed gets the same tokens. Null: a random seed.")
+    ] = None
+    min_new_tokens: Annotated[
+        MinTokens | None, Meta(description="Do not sample an end or stop token before this many tokens.")
+    ] = None
+    min_p: Annotated[
+        MinP,
+        Meta(
+            description="Sample only from tokens whose probability is at least this fraction of the most likely "
+            "token's."
+        ),
+    ] = 0.0
 
 
 class InteractiveReply(Struct, frozen=True, kw_only=True):
     """A line of the stream, or the whole reply."""
 
-    text: Annotated[str, Meta(description="What is new; without `stream`, everything.")]
+    text: Annotated[str, Meta(description="The text since the last frame; without `stream`, the whole text.")]
     tokens: Annotated[int, Meta(description="Tokens generated in this turn so far.")]
-    input_tokens: Annotated[int, Meta(description="Tokens that this turn brought in.")]
-    history_tokens: Annotated[int, Meta(description="Tokens of the session before this turn.")]
+    input_tokens: Annotated[int, Meta(description="Tokens of this turn's input.")]
+    history_tokens: Annotated[int, Meta(description="Tokens that the session had before this turn.")]
     finish_reason: Annotated[
-        Literal["stop", "length", "abort", "error"] | None, Meta(description="Null until the last line.")
+        Literal["stop", "length", "abort", "error"] | None, Meta(description="Null in all lines but the last.")
     ]
-    error: Annotated[ErrorObject | UnsetType, Meta(description="With finish_reason `error`.")] = UNSET
+    error: Annotated[ErrorObject | UnsetType, Meta(description="Present if finish_reason is `error`.")] = UNSET

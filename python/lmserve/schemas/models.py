@@ -36,7 +36,8 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     permission: list[ModelPermission]
     max_model_len: int
     default_sampling_params: Annotated[
-        dict[str, float | int], Meta(description="What holds for a request that leaves it out, by field.")
+        dict[str, float | int],
+        Meta(description="Sampling parameters that apply to a request that leaves them out, by field."),
     ]
 
 

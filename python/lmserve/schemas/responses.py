@@ -25,7 +25,10 @@ Metadata = Annotated[
 
 Previous = Annotated[
     ResponseId | None,
-    Meta(description="Go on from this stored response, token for token. It stays, and may be continued again."),
+    Meta(
+        description="The id of a stored response to continue, token for token. The stored response is kept and can "
+        "be continued again."
+    ),
 ]
 
 
@@ -33,16 +36,16 @@ ConversationId = Annotated[str, Meta(max_length=64, examples=["conv_0123456789ab
 
 
 class ConversationRef(Struct, frozen=True):
-    """A conversation by its id."""
+    """Refers to a conversation by its id."""
 
     id: ConversationId
 
 
 class InputPart(Struct, frozen=True):
-    """A part of a message's content. The models are text-only: any other type is an error. Further keys are ignored."""
+    """A part of a message's content. The models are text-only: any other type is an error. Other keys are ignored."""
 
     type: Annotated[
-        Tag, Meta(examples=["input_text"], description="input_text, output_text, text; reasoning_text; refusal.")
+        Tag, Meta(examples=["input_text"], description="input_text, output_text, text, reasoning_text or refusal.")
     ]
     text: Text | None = None
     refusal: Text | None = None
@@ -52,128 +55,145 @@ Parts = Text | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
 
 
 class InputItem(Struct, frozen=True, kw_only=True):
-    """What was said, or a call and what it gave. Items of an earlier response's output may be sent back as received.
+    """A message, a call, or the output of a call. Items of an earlier response's output may be sent back as received.
 
-    Further keys are ignored.
+    Other keys are ignored.
     """
 
     type: Annotated[
         Tag | None,
         Meta(
             description="message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, "
-            "reasoning, compaction; null: message. Items of other types are left out."
+            "reasoning or compaction. Null: message. Items of other types are ignored."
         ),
     ] = None
-    role: Annotated[Role | None, Meta(description="Of a message.")] = None
+    role: Annotated[Role | None, Meta(description="For a message.")] = None
     content: Annotated[
         Parts | None,
-        Meta(description="Of a message; of reasoning, for templates that know it, parts of reasoning_text."),
+        Meta(
+            description="For a message: its content. For reasoning: parts of type reasoning_text, for templates that "
+            "read them."
+        ),
     ] = None
-    call_id: Annotated[Tag | None, Meta(description="Of a call, and of its output.")] = None
-    name: Annotated[FunctionName | None, Meta(description="Of a call: the function.")] = None
-    namespace: Annotated[FunctionName | None, Meta(description="Of a call: the function's namespace.")] = None
-    arguments: Annotated[Text | Arguments | None, Meta(description="Of a call: JSON, as a text or an object.")] = None
-    input: Annotated[Text | None, Meta(description="Of a custom tool's call: its text.")] = None
-    output: Annotated[Parts | None, Meta(description="Of a call's output.")] = None
+    call_id: Annotated[Tag | None, Meta(description="For a call and its output.")] = None
+    name: Annotated[FunctionName | None, Meta(description="For a call: the function's name.")] = None
+    namespace: Annotated[FunctionName | None, Meta(description="For a call: the function's namespace.")] = None
+    arguments: Annotated[
+        Text | Arguments | None, Meta(description="For a call: its arguments in JSON, as text or as an object.")
+    ] = None
+    input: Annotated[Text | None, Meta(description="For a call of a custom tool: its text.")] = None
+    output: Annotated[Parts | None, Meta(description="For the output of a call.")] = None
     encrypted_content: Annotated[
-        Text | None, Meta(description="Of a compaction: what /v1/responses/compact gave. Of reasoning: of no effect.")
+        Text | None,
+        Meta(description="For compaction: what /v1/responses/compact returned. For reasoning: has no effect."),
     ] = None
 
 
 class SchemaFormat(Struct, tag_field="type", tag="json_schema", frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """JSON that a schema allows."""
+    """JSON that follows a schema."""
 
     schema: JsonSchema | bool
-    name: Annotated[Tag | None, Meta(description="Of no effect.")] = None
-    description: Annotated[Text | None, Meta(description="Of no effect.")] = None
+    name: Annotated[Tag | None, Meta(description="Has no effect.")] = None
+    description: Annotated[Text | None, Meta(description="Has no effect.")] = None
     strict: Annotated[
         bool | None,
-        Meta(description="true: a keyword that cannot be enforced is a 400; otherwise such keywords are passed over."),
+        Meta(
+            description="true: a keyword that the server cannot enforce is a 400. Otherwise such keywords are ignored."
+        ),
     ] = None
 
 
 class TextConfig(Struct, frozen=True, kw_only=True):
-    """The form of the text. Further keys are ignored."""
+    """The format of the text. Other keys are ignored."""
 
     format: Annotated[
-        TextFormat | JsonObjectFormat | SchemaFormat | None, Meta(description="Text, a JSON object, or a JSON schema.")
+        TextFormat | JsonObjectFormat | SchemaFormat | None,
+        Meta(description="The format of the text: any text, a JSON object, or JSON that follows a schema."),
     ] = None
     verbosity: NoEffect = UNSET
 
 
 class ResponsesRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to answer. Null is the same as absent; an unknown key is an error."""
+    """A request for an answer. Null is the same as absent; an unknown key is an error."""
 
     model: RequestedModel = ""
     input: Annotated[
         Text | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)],
-        Meta(description="One user message, or messages; with previous_response_id, what is new.", examples=["Hello!"]),
+        Meta(
+            description="One user message, or a list of items. With previous_response_id, only the new ones.",
+            examples=["Hello!"],
+        ),
     ]
     previous_response_id: Previous = None
     instructions: Annotated[
         Text | None,
-        Meta(description="A system message before the input; one that the conversation has already is not repeated."),
+        Meta(description="A system message before the input. It is not repeated if the conversation has it already."),
     ] = None
-    store: Annotated[bool | None, Meta(description="Keep the response; null: true.")] = None
+    store: Annotated[bool | None, Meta(description="Store the response. Null: true.")] = None
     stream: Annotated[bool | None, Meta(description="Reply in server-sent events.")] = None
     background: Annotated[
         bool | None,
         Meta(
-            description="Run it whoever waits for it. Without stream, the reply comes at once, and GET shows how far "
-            "it is; with stream, GET tells the events again. Not with store false."
+            description="Run the request even if the client disconnects. Without stream, the server replies at once, "
+            "and GET shows the progress. With stream, GET can stream the events again. Not allowed with "
+            "store false."
         ),
     ] = None
     max_output_tokens: Annotated[
-        OutputLimit, Meta(description="Most tokens to generate; null, -1, or too many: what the context has left.")
+        OutputLimit,
+        Meta(
+            description="Maximum number of tokens to generate. Null, -1, or a number that is too large: as many as fit "
+            "into the context."
+        ),
     ] = None
     include: Annotated[
         Annotated[list[Tag], Meta(max_length=16)] | None,
         Meta(
-            description="What else to report: message.output_text.logprobs. There is none of the other things.",
+            description="What else to report. Only message.output_text.logprobs has an effect.",
             examples=[["message.output_text.logprobs"]],
         ),
     ] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None,
-        Meta(description="Report so many alternatives to each token; needs its logprobs to be included."),
+        Meta(description="Report this many alternatives to each token. Needs message.output_text.logprobs in include."),
     ] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
-        Meta(description="auto: drop the conversation's oldest turns if it exceeds the context; null: disabled."),
+        Meta(description="auto: drop the oldest turns of a conversation that exceeds the context. Null: disabled."),
     ] = None
-    metadata: Annotated[Metadata | None, Meta(description="Kept with the response.")] = None
-    user: Annotated[Tag | None, Meta(description="Kept with the response.")] = None
+    metadata: Annotated[Metadata | None, Meta(description="Stored with the response.")] = None
+    user: Annotated[Tag | None, Meta(description="Stored with the response.")] = None
     tools: Annotated[
         Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None,
         Meta(
-            description="Functions that may be called, custom tools, and namespaces of these. Tools that the server "
-            "would have to run are left out."
+            description="Functions and custom tools that the model may call, and namespaces of these. Tools that the "
+            "server would have to run are ignored."
         ),
     ] = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | FlatToolChoice | None,
-        Meta(description="none, auto, required, one tool, or allowed_tools; null: auto, where there are tools."),
+        Meta(description="none, auto, required, one tool, or allowed_tools. Null: auto if there are tools."),
     ] = None
     parallel_tool_calls: Annotated[
-        bool | None, Meta(description="false: an answer calls once at most; null: true.")
+        bool | None, Meta(description="false: an answer has at most one call. Null: true.")
     ] = None
-    text: Annotated[TextConfig | None, Meta(description="What the text must be: any, or JSON.")] = None
+    text: Annotated[TextConfig | None, Meta(description="The format of the text.")] = None
 
-    reasoning: Annotated[Reasoning | None, Meta(description="How hard to think.")] = None
+    reasoning: Annotated[Reasoning | None, Meta(description="How much the model thinks.")] = None
 
     prompt_cache_key: Annotated[
         Tag | None,
         Meta(
-            description="Names the conversation that the input may go on with, where no header of an agent does; "
-            "see docs/sessions.md, Lanes."
+            description="Names the conversation that the input may continue, if no agent's header names one. See Lanes "
+            "in docs/sessions.md."
         ),
     ] = None
 
     conversation: Annotated[
         ConversationId | ConversationRef | None,
         Meta(
-            description="Go on in this conversation: the model reads its items first, and what is asked and answered "
-            "is added to them. Not with previous_response_id."
+            description="The conversation to continue. The model reads its items before the input, and the server adds "
+            "the input and the answer to them. Not allowed with previous_response_id."
         ),
     ] = None
     image: Unsupported = UNSET
@@ -197,7 +217,9 @@ class OutputText(Struct, frozen=True, kw_only=True, tag_field="type", tag="outpu
 
     text: str
     annotations: Annotated[list[Any], Meta(max_length=0)] = []
-    logprobs: Annotated[list[TokenLogprob], Meta(description="Of each token, where included.")] = []
+    logprobs: Annotated[
+        list[TokenLogprob], Meta(description="Log-probability of each token, if include asked for it.")
+    ] = []
 
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -213,14 +235,14 @@ class OutputMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="me
 
 
 class OutputCall(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
-    """A call of a function. A model may write arguments that are no JSON."""
+    """A call of a function. The model may write arguments that are not valid JSON."""
 
     id: str
     status: ItemStatus
     call_id: str
     name: str
-    namespace: Annotated[str | UnsetType, Meta(description="Of a function in one.")] = UNSET
-    arguments: Annotated[str, Meta(description="JSON.")]
+    namespace: Annotated[str | UnsetType, Meta(description="The function's namespace, if it has one.")] = UNSET
+    arguments: Annotated[str, Meta(description="The arguments as JSON text.")]
 
 
 class OutputCustomCall(Struct, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call"):
@@ -240,7 +262,7 @@ class ReasoningText(Struct, frozen=True, kw_only=True, tag_field="type", tag="re
 
 
 class OutputReasoning(Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """What the model thought first."""
+    """What the model thought before it answered."""
 
     id: str
     summary: Annotated[list[Any], Meta(max_length=0)] = []
@@ -252,20 +274,20 @@ OutputItem = OutputMessage | OutputCall | OutputCustomCall | OutputReasoning
 
 
 class InputTokensDetails(Struct, frozen=True):
-    """Of the input's tokens."""
+    """Details of the input's tokens."""
 
-    cached_tokens: Annotated[int, Meta(description="Not computed again.")]
+    cached_tokens: Annotated[int, Meta(description="Tokens that came from the KV cache.")]
     cache_write_tokens: Literal[0] = 0
 
 
 class OutputTokensDetails(Struct, frozen=True):
-    """Of the output's tokens."""
+    """Details of the output's tokens."""
 
     reasoning_tokens: int
 
 
 class ResponseUsage(Struct, frozen=True):
-    """Tokens of a response; the input has the conversation before it."""
+    """Tokens of a response. The input includes the conversation before it."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -288,7 +310,7 @@ class IncompleteDetails(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """What a response repeats of its request."""
+    """The fields that a response repeats from its request."""
 
     background: bool
     conversation: ConversationRef | None
@@ -325,7 +347,7 @@ class ResponseReply(Asked, frozen=True, kw_only=True):
 
 
 class ResponseEvent(Struct, frozen=True, kw_only=True):
-    """The `data` of one server-sent event; `type` is the event's name, and says which of the other keys are there."""
+    """The `data` of one server-sent event. `type` is the event's name; which other keys are present depends on it."""
 
     type: Literal[
         "response.created",
@@ -346,7 +368,7 @@ class ResponseEvent(Struct, frozen=True, kw_only=True):
         "response.incomplete",
         "response.failed",
     ]
-    sequence_number: Annotated[int, Meta(description="From 0.")]
+    sequence_number: Annotated[int, Meta(description="Counted from 0.")]
     response: ResponseReply | UnsetType = UNSET
     output_index: int | UnsetType = UNSET
     item: OutputItem | UnsetType = UNSET
@@ -369,7 +391,7 @@ class StoredPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StoredMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
-    """A message that is kept."""
+    """A stored message."""
 
     id: str
     role: Role
@@ -378,7 +400,7 @@ class StoredMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="me
 
 
 class StoredCustomOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call_output"):
-    """What a call of a custom tool gave."""
+    """The output of a call of a custom tool."""
 
     id: str
     status: Literal["completed"] = "completed"
@@ -387,7 +409,7 @@ class StoredCustomOutput(Struct, frozen=True, kw_only=True, tag_field="type", ta
 
 
 class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
-    """What a call gave."""
+    """The output of a call."""
 
     id: str
     status: Literal["completed"] = "completed"
@@ -396,10 +418,10 @@ class StoredOutput(Struct, frozen=True, kw_only=True, tag_field="type", tag="fun
 
 
 class CompactionItem(Struct, frozen=True, kw_only=True, tag_field="type", tag="compaction"):
-    """A summary of what was said."""
+    """A summary of a conversation."""
 
     id: str
-    encrypted_content: Annotated[str, Meta(description="Base64 of the summary, behind a word that names this form.")]
+    encrypted_content: Annotated[str, Meta(description="The name of this format, followed by the summary in Base64.")]
 
 
 StoredItem = (
@@ -418,7 +440,7 @@ class ItemList(Struct, frozen=True, kw_only=True):
 
 
 class ResponseDeleted(Struct, frozen=True, kw_only=True):
-    """The response is gone, and what only it needed."""
+    """The response is deleted, together with what only it needed."""
 
     id: ResponseId
     object: Literal["response"] = "response"

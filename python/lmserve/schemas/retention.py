@@ -10,14 +10,14 @@ MAX_HOLD_HOURS: Final = 24
 
 
 class Retention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Either a time to hold it, or drop. An unknown key is an error."""
+    """Give either hold or drop. An unknown key is an error."""
 
     hold: Annotated[
         Annotated[str, Meta(pattern="^[0-9]{1,9}(ms|s|m|h)$", max_length=11)] | None,
         Meta(
-            description="Keep the session and its KV so long, where others can make room: a number and ms, s, m or h; "
-            f"at most {MAX_HOLD_HOURS}h. 0s: no longer.",
+            description="Evict the session and its KV cache only after those that nobody holds, for this time: a "
+            f"number followed by ms, s, m or h, at most {MAX_HOLD_HOURS}h. 0s ends the hold.",
             examples=["10m"],
         ),
     ] = None
-    drop: Annotated[bool, Meta(description="Give up the session's KV now; its tokens stay.")] = False
+    drop: Annotated[bool, Meta(description="Free the session's KV cache now. Its token ids are kept.")] = False

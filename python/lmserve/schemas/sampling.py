@@ -24,26 +24,47 @@ ThinkingBudget = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class SamplingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields of chat completions, completions and responses."""
+    """The sampling fields of chat completions, completions and responses."""
 
-    temperature: Annotated[Temperature | None, Meta(description="0 is greedy; null: the model's own, or 1.")] = None
+    temperature: Annotated[
+        Temperature | None, Meta(description="0 is greedy. Null: the model's default, or 1 if it has none.")
+    ] = None
     top_p: Annotated[
-        TopP | None, Meta(description="Only the likeliest tokens that add up to this; null: the model's own, or 1.")
+        TopP | None,
+        Meta(
+            description="Sample only from the most likely tokens whose probabilities add up to this. Null: the model's "
+            "default, or 1."
+        ),
     ] = None
     top_k: Annotated[
-        TopK | None, Meta(description="Only the k likeliest tokens; 0 or -1: all; null: the model's own, or all.")
+        TopK | None,
+        Meta(
+            description="Sample only from the k most likely tokens. 0 or -1: from all tokens. Null: the model's "
+            "default, or all."
+        ),
     ] = None
-    min_p: Annotated[MinP | None, Meta(description="Only tokens this likely, relative to the likeliest.")] = None
+    min_p: Annotated[
+        MinP | None,
+        Meta(
+            description="Sample only from tokens whose probability is at least this fraction of the most likely "
+            "token's."
+        ),
+    ] = None
     repetition_penalty: Annotated[
         RepetitionPenalty | None,
-        Meta(description="Makes tokens of prompt and output less likely; null: the model's own, or 1, off."),
+        Meta(
+            description="Makes tokens that occur in the prompt or the output less likely. 1 is off. Null: the model's "
+            "default, or 1."
+        ),
     ] = None
-    seed: Annotated[Seed | None, Meta(description="The same seed gives the same tokens; null: random.")] = None
+    seed: Annotated[
+        Seed | None, Meta(description="The same request with the same seed gets the same tokens. Null: a random seed.")
+    ] = None
     stop: Annotated[
         bool | StopStrings | None,
         Meta(
-            description="Strings that end the text and are not part of it. LMDeploy's false: none; its true, in a "
-            "session of a chat: cancel the running turn."
+            description="Strings that end the text. They are not part of it. LMDeploy's clients may send false for "
+            "none, or true to cancel the running turn of a chat's session."
         ),
     ] = None
-    ignore_eos: Annotated[bool | None, Meta(description="Never stop at an end token.")] = None
+    ignore_eos: Annotated[bool | None, Meta(description="Do not stop at an end token.")] = None

@@ -20,18 +20,21 @@ class ScoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     model: RequestedModel = ""
     text_1: Annotated[
         NonEmptyText | Texts,
-        Meta(description="A text, which is compared with each of text_2; or as many as those.", examples=["A cat."]),
+        Meta(
+            description="A text that is compared with each text of text_2, or a list of as many texts as text_2 has.",
+            examples=["A cat."],
+        ),
     ]
     text_2: Annotated[
         NonEmptyText | Texts,
         Meta(description=f"A text, or at most {MAX_TEXTS}.", examples=[["A kitten.", "A spanner."]]),
     ]
-    user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    user: Annotated[Tag | None, Meta(description="Accepted, but has no effect.")] = None
     truncate_prompt_tokens: TruncateTokens = None
 
 
 class Score(Struct, frozen=True, kw_only=True):
-    """How alike the texts of a pair are: the score of a model that scores pairs, or the cosine of embeddings."""
+    """How similar the texts of a pair are: the score of a model that scores pairs, or the cosine of two embeddings."""
 
     index: int
     object: Literal["score"] = "score"
@@ -39,7 +42,7 @@ class Score(Struct, frozen=True, kw_only=True):
 
 
 class ScoreReply(Struct, frozen=True, kw_only=True):
-    """A score for each pair, in their order; `created` is in seconds since 1970."""
+    """A score for each pair, in the order of the pairs; `created` is in seconds since 1970."""
 
     id: str
     object: Literal["list"] = "list"
@@ -50,33 +53,34 @@ class ScoreReply(Struct, frozen=True, kw_only=True):
 
 
 class TextDocument(Struct, frozen=True):
-    """A document that may have further keys, which are ignored."""
+    """A document. Further keys are ignored."""
 
     text: NonEmptyText
 
 
 class RerankRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Documents to put in order. Null is the same as absent; an unknown key is an error."""
+    """Documents to rank. Null is the same as absent; an unknown key is an error."""
 
     model: RequestedModel = ""
     query: Annotated[NonEmptyText, Meta(examples=["What has whiskers?"])]
     documents: Annotated[
         Annotated[list[NonEmptyText | TextDocument], Meta(min_length=1, max_length=MAX_TEXTS)],
-        Meta(description=f"At most {MAX_TEXTS}.", examples=[["A cat.", "A spanner."]]),
+        Meta(description=f"At most {MAX_TEXTS} documents.", examples=[["A cat.", "A spanner."]]),
     ]
     top_n: Annotated[
-        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, Meta(description="Report only so many, the best; null: all.")
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None,
+        Meta(description="Report only this many documents, the most relevant ones. Null: all."),
     ] = None
-    return_documents: Annotated[bool | None, Meta(description="Report the documents too; null: true.")] = None
-    user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    return_documents: Annotated[bool | None, Meta(description="Report the documents as well. Null: true.")] = None
+    user: Annotated[Tag | None, Meta(description="Accepted, but has no effect.")] = None
     truncate_prompt_tokens: TruncateTokens = None
-    max_tokens_per_doc: Annotated[Any, Meta(description="Not supported: a 400, unless null.")] = None
+    max_tokens_per_doc: Annotated[Any, Meta(description="Not supported. A value other than null is a 400.")] = None
 
 
 class RankedDocument(Struct, frozen=True, kw_only=True):
-    """A document and how relevant it is: the score of a model that scores pairs, or the cosine of two embeddings."""
+    """A document and its relevance: the score of a model that scores pairs, or the cosine of two embeddings."""
 
-    index: Annotated[int, Meta(description="Its place in the request.")]
+    index: Annotated[int, Meta(description="The document's index in the request.")]
     document: TextDocument | UnsetType = UNSET
     relevance_score: float
 

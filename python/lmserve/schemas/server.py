@@ -14,23 +14,23 @@ class VersionReply(Struct, frozen=True):
 
 
 class GenerationSettings(Struct, frozen=True):
-    """What a request gets unless it says otherwise, as far as it is the server's to say."""
+    """The server's defaults for requests."""
 
-    n_ctx: Annotated[int, Meta(description="Tokens that a sequence may hold, history and output together.")]
+    n_ctx: Annotated[int, Meta(description="Maximum number of tokens of a sequence, including history and output.")]
 
 
 class Modalities(Struct, frozen=True):
-    """What a message may hold besides text."""
+    """What a message may contain besides text."""
 
     vision: Literal[False] = False
     audio: Literal[False] = False
 
 
 class PropsReply(Struct, frozen=True, kw_only=True):
-    """The served model, under llama.cpp's names."""
+    """The served model, with llama.cpp's field names."""
 
     default_generation_settings: GenerationSettings
-    model_alias: Annotated[str, Meta(description="The name in replies.")]
-    chat_template: Annotated[str, Meta(description="Empty where the model has none.")]
+    model_alias: Annotated[str, Meta(description="The model's name in replies.")]
+    chat_template: Annotated[str, Meta(description="Empty if the model has none.")]
     modalities: Modalities
     build_info: str

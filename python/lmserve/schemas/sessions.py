@@ -17,48 +17,63 @@ Turns = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 
 
 class SessionTotals(Struct, frozen=True, kw_only=True):
-    """What the committed turns have used, those that a rewind took back included."""
+    """What the committed turns have used, including turns that a rewind has removed."""
 
-    prompt_tokens: Annotated[int, Meta(description="All that the model saw: history and input of every turn.")]
-    cached_tokens: Annotated[int, Meta(description="Of the prompts: not computed again.")]
-    computed_tokens: Annotated[int, Meta(description="Of the prompts: computed.")]
+    prompt_tokens: Annotated[int, Meta(description="Tokens of history and input, summed over all turns.")]
+    cached_tokens: Annotated[int, Meta(description="Prompt tokens that came from the KV cache.")]
+    computed_tokens: Annotated[int, Meta(description="Prompt tokens that were computed.")]
     generated_tokens: int
-    seconds: Annotated[float, Meta(description="From the turns' arrivals to their ends.")]
+    seconds: Annotated[float, Meta(description="Time from each turn's arrival to its end, summed over all turns.")]
 
 
 class SessionCard(Struct, frozen=True, kw_only=True):
-    """A session at its last committed turn."""
+    """A session as of its last committed turn."""
 
     id: int | str
     object: Literal["session"] = "session"
-    turns: Annotated[int, Meta(description="Committed turns.")]
-    tokens: Annotated[int, Meta(description="Tokens of the committed turns: the next turn's history.")]
+    turns: Annotated[int, Meta(description="Number of committed turns.")]
+    tokens: Annotated[int, Meta(description="Tokens of all committed turns. They are the next turn's history.")]
     cached_tokens: Annotated[
         int | UnsetType,
-        Meta(description="Of these, the ones that the next turn need not compute again. Not in a list."),
+        Meta(
+            description="How many of these tokens are in the KV cache, so that the next turn does not compute them. "
+            "Absent in lists."
+        ),
     ] = UNSET
-    busy: Annotated[bool, Meta(description="A turn runs; it is no part of the numbers above.")]
+    busy: Annotated[bool, Meta(description="Whether a turn is running. The numbers above do not include it.")]
     read_only: Annotated[
-        bool, Meta(description="A damaged log lost what came behind these turns: rewind the session, or fork it.")
+        bool,
+        Meta(
+            description="True if a damaged log has lost the turns that came after these. Rewind or fork the session to "
+            "continue it."
+        ),
     ] = False
     created: Annotated[int, Meta(description="Seconds since 1970.")]
     age: Annotated[float, Meta(description="Seconds since the session began.")]
     idle: Annotated[float, Meta(description="Seconds since its last turn was committed.")]
-    held: Annotated[float, Meta(description="Seconds for which it makes room after all that nobody holds.")] = 0
+    held: Annotated[
+        float,
+        Meta(
+            description="Seconds left of the hold. Until then the session is evicted only after those that nobody "
+            "holds."
+        ),
+    ] = 0
     usage: SessionTotals
 
 
 class SessionList(Struct, frozen=True, kw_only=True):
-    """A page of sessions, in order of their ids: numbers, then names."""
+    """A page of sessions in the order of their ids: numbers first, then names."""
 
     object: Literal["list"] = "list"
     data: list[SessionCard]
     has_more: bool
-    last_id: Annotated[int | str | None, Meta(description="The next page's `after`; null if this one is empty.")]
+    last_id: Annotated[
+        int | str | None, Meta(description="Send it as `after` to get the next page. Null if this page is empty.")
+    ]
 
 
 class SessionTurn(Struct, frozen=True, kw_only=True):
-    """A turn as the model saw and gave it: what the chat template wrote is there, special tokens included."""
+    """A turn as the model read and generated it, including special tokens and all other text of the chat template."""
 
     input: str
     output: str
@@ -67,7 +82,7 @@ class SessionTurn(Struct, frozen=True, kw_only=True):
 
 
 class Transcript(Struct, frozen=True, kw_only=True):
-    """The committed turns of a session, oldest first."""
+    """The committed turns of a session, the oldest first."""
 
     id: int | str
     object: Literal["session.transcript"] = "session.transcript"
@@ -75,31 +90,40 @@ class Transcript(Struct, frozen=True, kw_only=True):
 
 
 class ForkRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A second conversation that goes on from where the first one is, or was. An unknown key is an error."""
+    """A new session that continues from the present or an earlier turn of this one. An unknown key is an error."""
 
-    session_id: Annotated[NamedSession, Meta(description="The new session; none of this id may live.", examples=[8])]
-    turns: Annotated[Turns | None, Meta(description="Fork after so many turns; null: after the last.")] = None
+    session_id: Annotated[
+        NamedSession, Meta(description="The id of the new session. No live session may have this id.", examples=[8])
+    ]
+    turns: Annotated[Turns | None, Meta(description="Number of turns that the new session begins with. Null: all.")] = (
+        None
+    )
 
 
 class RewindRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where to go back to. An unknown key is an error."""
+    """The turn to go back to. An unknown key is an error."""
 
-    turns: Annotated[Turns, Meta(description="Turns to keep, the oldest ones.", examples=[1])]
+    turns: Annotated[Turns, Meta(description="Number of turns to keep, counted from the oldest.", examples=[1])]
 
 
 class AppendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes behind the session's history, without an answer. An unknown key is an error."""
+    """Messages to append to the session's history without an answer. An unknown key is an error."""
 
     prompt: Annotated[
         Text | Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)],
-        Meta(description="One user turn, or messages; put through the chat template.", examples=["My name is Ada."]),
+        Meta(
+            description="One user turn, or a list of messages. The server renders them with the chat template.",
+            examples=["My name is Ada."],
+        ),
     ]
-    create: Annotated[bool, Meta(description="Begin the session if there is none.")] = False
+    create: Annotated[bool, Meta(description="Create the session if it does not exist.")] = False
     on_disconnect: Annotated[
-        Literal["rollback", "keep"], Meta(description="If the client leaves before the end: forget the turn, or not.")
+        Literal["rollback", "keep"],
+        Meta(description="What to do if the client disconnects before the end: roll the turn back, or keep it."),
     ] = "rollback"
     on_overflow: Annotated[
-        Literal["error", "drop_oldest_turns"], Meta(description="If history and input exceed the context.")
+        Literal["error", "drop_oldest_turns"],
+        Meta(description="What to do if history and input together exceed the context."),
     ] = "error"
 
 
@@ -107,34 +131,43 @@ class TurnRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fie
     """The next turn of a session. Null is the same as absent; an unknown key is an error."""
 
     prompt: Annotated[
-        Text | None, Meta(description="One user turn, put through the chat template.", examples=["My name is Ada."])
+        Text | None,
+        Meta(description="One user turn. The server renders it with the chat template.", examples=["My name is Ada."]),
     ] = None
     messages: Annotated[
         Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
-        Meta(description="In the place of prompt: the messages that are new."),
+        Meta(description="The new messages, instead of prompt."),
     ] = None
-    create: Annotated[bool | None, Meta(description="Begin the session if there is none.")] = None
+    create: Annotated[bool | None, Meta(description="Create the session if it does not exist.")] = None
     end: Annotated[bool | None, Meta(description="Drop the session after this turn.")] = None
-    stream: Annotated[bool | None, Meta(description="Reply in frames, as /generate.")] = None
+    stream: Annotated[bool | None, Meta(description="Reply in frames, as /generate does.")] = None
     max_tokens: Annotated[
-        OutputLimit, Meta(description="Most tokens to generate; null: the model's own, or what the context has left.")
+        OutputLimit,
+        Meta(
+            description="Maximum number of tokens to generate. Null: the model's default, or as many as fit into the "
+            "context."
+        ),
     ] = None
-    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text and are not part of it.")] = None
+    stop: Annotated[StopStrings | None, Meta(description="Strings that end the text. They are not part of it.")] = None
     on_disconnect: Annotated[
         Literal["rollback", "keep"] | None,
-        Meta(description="If the client leaves: forget the turn (null), or keep what was generated so far."),
+        Meta(
+            description="What to do if the client disconnects: roll the turn back, or keep the tokens generated so "
+            "far. Null: rollback."
+        ),
     ] = None
     on_overflow: Annotated[
         Literal["error", "truncate_output", "drop_oldest_turns"] | None,
-        Meta(description="If history, input and output exceed the context; null: error."),
+        Meta(description="What to do if history, input and output together exceed the context. Null: error."),
     ] = None
     retention: Annotated[
-        Retention | None, Meta(description="How long the session's KV will be needed after the turn; null: not said.")
+        Retention | None,
+        Meta(description="How long the session's KV cache will be needed after this turn. Null: unknown."),
     ] = None
 
 
 class Appended(Struct, frozen=True, kw_only=True):
-    """The turn is committed, and its KV is in the cache."""
+    """The turn is committed and is in the KV cache."""
 
     id: int | str
     object: Literal["session.append"] = "session.append"
@@ -142,15 +175,17 @@ class Appended(Struct, frozen=True, kw_only=True):
 
 
 class Cancelled(Struct, frozen=True, kw_only=True):
-    """What became of the running turn."""
+    """Whether a running turn was cancelled."""
 
     id: int | str
     object: Literal["session.cancel"] = "session.cancel"
-    cancelled: Annotated[bool, Meta(description="False: no turn ran. What a cancelled one generated is kept.")]
+    cancelled: Annotated[
+        bool, Meta(description="False if no turn was running. The tokens that a cancelled turn has generated are kept.")
+    ]
 
 
 class Deleted(Struct, frozen=True, kw_only=True):
-    """The session is gone."""
+    """The session has ended."""
 
     id: int | str
     object: Literal["session.deleted"] = "session.deleted"

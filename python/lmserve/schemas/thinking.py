@@ -13,33 +13,38 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 EFFORT: Final = (
-    "How hard to think; none: no thoughts; null: as the template likes. Where the template has no word for it, "
-    "thoughts have at most 512 tokens with minimal, 2048 with low, 8192 with medium, and 32768 with high."
+    "How much the model thinks. none: not at all. Null: the template decides. If the template has "
+    "no variable for it, the number of thinking tokens is limited: 512 for minimal, 2048 for low, "
+    "8192 for medium, 32768 for high."
 )
 
 
 class Reasoning(Struct, frozen=True, kw_only=True):
-    """How hard to think. Other keys are ignored."""
+    """How much the model thinks. Other keys are ignored."""
 
     effort: Annotated[Effort | None, Meta(description=EFFORT)] = None
-    max_tokens: Annotated[ThinkingBudget | None, Meta(description="Most tokens of thoughts.")] = None
-    enabled: Annotated[bool | None, Meta(description="false: as effort none.")] = None
+    max_tokens: Annotated[ThinkingBudget | None, Meta(description="Maximum number of thinking tokens.")] = None
+    enabled: Annotated[bool | None, Meta(description="false has the effect of effort none.")] = None
     summary: NoEffect = UNSET
     generate_summary: NoEffect = UNSET
     exclude: NoEffect = UNSET
 
 
 class Adaptive(Struct, tag_field="type", tag="adaptive", frozen=True):
-    """The model thinks as much as it likes."""
+    """The model decides how much it thinks."""
 
     display: NoEffect = UNSET
 
 
 class Enabled(Struct, tag_field="type", tag="enabled", frozen=True):
-    """The model thinks, for so many tokens at most."""
+    """The model thinks, up to a number of tokens."""
 
     budget_tokens: Annotated[
-        ThinkingBudget | None, Meta(description="Then the end of the thoughts is forced. Null: no limit.")
+        ThinkingBudget | None,
+        Meta(
+            description="Maximum number of thinking tokens. The server then forces the end of the thoughts. Null: no "
+            "limit."
+        ),
     ] = None
     display: NoEffect = UNSET
 

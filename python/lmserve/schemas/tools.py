@@ -16,10 +16,14 @@ MAX_CALLS = 1024
 FunctionName = Annotated[str, Meta(min_length=1, max_length=128)]
 # A call's arguments; what they hold is bounded by the body.
 Arguments = Annotated[dict[str, Any], Meta(max_length=1024)]
-Parameters = Annotated[JsonSchema | None, Meta(description="Null: it has none.")]
-Strict = Annotated[bool | None, Meta(description="true: a keyword of the schema that cannot be enforced is a 400.")]
-CustomFormat = Annotated[Raw | UnsetType, Meta(description="Of no effect: the text is not held to a grammar.")]
-KIND = "function, custom; any other is a tool that the server would run: it is left out."
+Parameters = Annotated[JsonSchema | None, Meta(description="Null if the function has no parameters.")]
+Strict = Annotated[
+    bool | None, Meta(description="true: a keyword of the schema that the server cannot enforce is a 400.")
+]
+CustomFormat = Annotated[
+    Raw | UnsetType, Meta(description="Has no effect: the server does not constrain the text to a grammar.")
+]
+KIND = "function or custom. A tool of any other type would have to be run by the server and is ignored."
 
 
 class FunctionDefinition(Struct, frozen=True, kw_only=True):
@@ -32,7 +36,7 @@ class FunctionDefinition(Struct, frozen=True, kw_only=True):
 
 
 class CustomDefinition(Struct, frozen=True, kw_only=True):
-    """A function of one text. Other keys are ignored."""
+    """A function that takes one text. Other keys are ignored."""
 
     name: FunctionName
     description: Text | None = None
@@ -43,8 +47,8 @@ class Tool(Struct, frozen=True, kw_only=True):
     """A tool. Other keys are ignored."""
 
     type: Annotated[Tag, Meta(description=KIND)]
-    function: Annotated[FunctionDefinition | None, Meta(description="Of a function.")] = None
-    custom: Annotated[CustomDefinition | None, Meta(description="Of a custom tool.")] = None
+    function: Annotated[FunctionDefinition | None, Meta(description="For type function.")] = None
+    custom: Annotated[CustomDefinition | None, Meta(description="For type custom.")] = None
 
 
 class NamedFunction(Struct, frozen=True):
@@ -54,7 +58,7 @@ class NamedFunction(Struct, frozen=True):
 
 
 class ToolName(Struct, frozen=True, kw_only=True):
-    """A tool by its name. Other keys are ignored."""
+    """Refers to a tool by its name. Other keys are ignored."""
 
     type: Annotated[Tag, Meta(description=KIND)]
     function: NamedFunction | None = None
@@ -62,16 +66,22 @@ class ToolName(Struct, frozen=True, kw_only=True):
 
 
 class AllowedTools(Struct, frozen=True, kw_only=True):
-    """The tools that may be called; the others are not shown to the model."""
+    """The tools that the model may call. The model is not shown the others."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[ToolName], Meta(max_length=MAX_TOOLS)]
 
 
 class NamedToolChoice(Struct, frozen=True, kw_only=True):
-    """The function that must be called, or those that may be."""
+    """The function that the model must call, or the tools that it may call."""
 
-    type: Annotated[Tag, Meta(description="function, custom, allowed_tools; a tool that the server would run: auto.")]
+    type: Annotated[
+        Tag,
+        Meta(
+            description="function, custom or allowed_tools. A tool that the server would have to run has the effect of "
+            "auto."
+        ),
+    ]
     function: NamedFunction | None = None
     custom: NamedFunction | None = None
     allowed_tools: AllowedTools | None = None
@@ -97,12 +107,12 @@ class ResponseTool(FlatTool, frozen=True, kw_only=True):
 
     tools: Annotated[
         Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="Of type namespace: its tools. Calls of them name it."),
+        Meta(description="For type namespace: its tools. Calls of them name the namespace."),
     ] = None
 
 
 class FlatToolName(Struct, frozen=True, kw_only=True):
-    """A tool by its name, as `/v1/responses` names it. Other keys are ignored."""
+    """Refers to a tool by its name, in the form of `/v1/responses`. Other keys are ignored."""
 
     type: Annotated[Tag, Meta(description=KIND)]
     name: FunctionName | None = None
@@ -110,24 +120,24 @@ class FlatToolName(Struct, frozen=True, kw_only=True):
 
 
 class FlatToolChoice(FlatToolName, frozen=True, kw_only=True):
-    """The tool that must be called, or those that may be (`allowed_tools`), as `/v1/responses` names them."""
+    """The tool that the model must call, or those that it may call (`allowed_tools`), as in `/v1/responses`."""
 
-    mode: Annotated[Literal["auto", "required"] | None, Meta(description="Of allowed_tools; null: auto.")] = None
+    mode: Annotated[Literal["auto", "required"] | None, Meta(description="For allowed_tools. Null: auto.")] = None
     tools: Annotated[
         Annotated[list[FlatToolName], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="Of allowed_tools. The others are not shown to the model."),
+        Meta(description="For allowed_tools. The model is not shown the others."),
     ] = None
 
 
 class CalledFunction(Struct, frozen=True):
-    """What was called. A model may write arguments that are no JSON."""
+    """A called function. The model may write arguments that are not valid JSON."""
 
     name: FunctionName
-    arguments: Annotated[Text, Meta(description="JSON.")]
+    arguments: Annotated[Text, Meta(description="The arguments as JSON text.")]
 
 
 class CalledCustom(Struct, frozen=True):
-    """What was called, and its text."""
+    """A called custom tool and its text."""
 
     name: FunctionName
     input: Text
@@ -148,10 +158,12 @@ class CustomToolCall(Struct, tag_field="type", tag="custom", frozen=True, kw_onl
 
 
 class ReplayedFunction(Struct, frozen=True):
-    """What was called. Other keys are ignored."""
+    """A called function. Other keys are ignored."""
 
     name: FunctionName
-    arguments: Annotated[Text | Arguments | None, Meta(description="JSON, as a text or an object.")] = None
+    arguments: Annotated[
+        Text | Arguments | None, Meta(description="The arguments in JSON, as text or as an object.")
+    ] = None
 
 
 class ReplayedCustom(Struct, frozen=True):
@@ -164,28 +176,28 @@ class ReplayedCustom(Struct, frozen=True):
 class ReplayedCall(Struct, frozen=True, kw_only=True):
     """A call of an earlier answer. Other keys are ignored."""
 
-    id: Annotated[Tag | None, Meta(description="Null: there is none.")] = None
+    id: Annotated[Tag | None, Meta(description="Null if the call has no id.")] = None
     type: Literal["function", "custom"] = "function"
     function: ReplayedFunction | None = None
     custom: ReplayedCustom | None = None
 
 
 class FunctionDelta(Struct, frozen=True):
-    """What is new in a call."""
+    """The new part of a call."""
 
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
 
 
 class CustomDelta(Struct, frozen=True):
-    """What is new in a call of a custom tool; its text comes in one piece."""
+    """The new part of a call of a custom tool. The text comes in one piece."""
 
     name: str | UnsetType = UNSET
     input: str | UnsetType = UNSET
 
 
 class ToolCallDelta(Struct, frozen=True):
-    """A call that begins, or more of its arguments."""
+    """The beginning of a call, or more of its arguments."""
 
     index: int
     id: str | UnsetType = UNSET

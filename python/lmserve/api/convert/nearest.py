@@ -88,6 +88,6 @@ def refused(fields: Collection[str]) -> str:
     names = sorted({name for own, others in GROUPS for name in (*own, *others) if name not in fields})
     listed = ", ".join(f"`{name}`" for name in names)
     return (
-        "Unknown keys are ignored, except those that look like sampling, which are a 400: what is spelled almost like "
-        f"one of these parameters, and {listed}."
+        "Unknown keys are ignored, except those that look like sampling parameters, which are a 400: "
+        f"keys that are spelled almost like a parameter of this route, and {listed}."
     )

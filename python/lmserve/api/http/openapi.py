@@ -32,13 +32,13 @@ SCHEMA_PATH: Final = "#/components/schemas/{name}"
 
 ERRORS: Final = {
     400: "The request is invalid.",
-    401: "There is no API key, or a wrong one.",
-    404: "The model, session or route is not here.",
+    401: "The API key is missing or wrong.",
+    404: "The model, session or route does not exist.",
     408: "The body did not arrive in time.",
-    409: "The session's turn is running; see Retry-After.",
+    409: "A turn of the session is running. See Retry-After.",
     413: "The body is too large.",
-    429: "The queue is full or a quota is spent; see Retry-After.",
-    503: "The model is being loaded, the server is stopping, or the disk of the session log fails.",
+    429: "The queue is full or a quota is spent. See Retry-After.",
+    503: "The model is being loaded, the server is stopping, or the session log cannot be written.",
     507: "The disk of the session log is full.",
 }
 

@@ -25,10 +25,11 @@ ID: Final = f"{ALL}/{{batch_id:str}}"
     return_dto=None,
     status_code=200,
     operation_id="create_batch",
-    summary="Run the requests of a file",
+    summary="Run the requests of a file as a batch",
     description=(
-        "OpenAI's Batch API. The lines run behind all other requests and go on after a restart; each is answered once. "
-        "An input that is wrong gives a batch with the status `failed` and the errors of its lines."
+        "OpenAI's Batch API. The server runs the lines after all other requests, and continues after a "
+        "restart. Each line is answered once. If the file has errors, the batch has the status "
+        "`failed` and lists the errors by line."
     ),
     tags=TAGS,
     responses=responses(BatchReply, 400, 401, 404, 408, 413, 503, 507),
@@ -51,8 +52,10 @@ async def create_batch(data: JSONBody[CreateBatch], request: Request[Any, Any, A
 )
 async def list_batches(
     request: Request[Any, Any, Any],
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_BATCH_PAGE, description="Most batches of the page.")] = 20,
-    after: Annotated[str | None, QueryParameter(description="Those older than this batch.")] = None,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=MAX_BATCH_PAGE, description="The largest number of batches in one page.")
+    ] = 20,
+    after: Annotated[str | None, QueryParameter(description="Only batches older than this one.")] = None,
 ) -> BatchList:
     """A page of the batches, the newest first."""
     serving, tenant = ready_for(request)
@@ -64,7 +67,7 @@ async def list_batches(
 @get(
     ID,
     operation_id="get_batch",
-    summary="Read how far a batch is",
+    summary="Read the progress of a batch",
     tags=TAGS,
     responses=responses(BatchReply, 400, 401, 404, 503),
 )
@@ -79,7 +82,7 @@ async def get_batch(batch_id: FromPath[str], request: Request[Any, Any, Any]) ->
     status_code=200,
     operation_id="cancel_batch",
     summary="Cancel a batch",
-    description="Lines that are answered stay so, and are in its files; the others are errors.",
+    description="Answers that exist are kept in the output file. The other lines become errors.",
     tags=TAGS,
     responses=responses(BatchReply, 400, 401, 404, 408, 413, 503, 507),
 )

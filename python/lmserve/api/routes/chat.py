@@ -56,9 +56,9 @@ from lmserve.schemas.sampling import UNLIMITED
     status_code=200,
     operation_id="create_chat_completion",
     summary="Answer a conversation",
-    description="OpenAI's chat completions. With `session_id`, the conversation lives on the server.",
+    description="OpenAI's chat completions. With `session_id`, the server keeps the conversation.",
     tags=["OpenAI"],
-    operation_class=streams("events", ChatChunk, "Server-sent events, the last one `[DONE]`."),
+    operation_class=streams("events", ChatChunk, "Server-sent events. The last one is `[DONE]`."),
     responses=responses(ChatReply, 400, 401, 404, 408, 409, 413, 429, 503),
 )
 async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -50,9 +50,10 @@ from lmserve.schemas.completions import (
     status_code=200,
     operation_id="create_completion",
     summary="Continue texts",
-    description="OpenAI's text completions: each prompt is continued as it stands. Several prompts share one reply.",
+    description="OpenAI's text completions. Each prompt is continued without a chat template. One reply "
+    "answers all prompts.",
     tags=["OpenAI"],
-    operation_class=streams("events", CompletionChunk, "Server-sent events, the last one `[DONE]`."),
+    operation_class=streams("events", CompletionChunk, "Server-sent events. The last one is `[DONE]`."),
     responses=responses(CompletionReply, 400, 401, 404, 408, 413, 429, 503),
 )
 async def completions(data: JSONBody[CompletionRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -41,10 +41,10 @@ ITEM: Final = f"{ITEMS}/{{item_id:str}}"
     return_dto=None,
     status_code=200,
     operation_id="create_conversation",
-    summary="Begin a conversation that the server keeps",
+    summary="Create a conversation that the server keeps",
     description=(
-        "OpenAI's Conversations API. `conversation` of `/v1/responses` goes on in it: only what is new is sent, "
-        "and only that is computed."
+        "OpenAI's Conversations API. A request to `/v1/responses` continues it with `conversation`: "
+        "the client sends only what is new, and the server computes only that."
     ),
     tags=TAGS,
     responses=responses(ConversationReply, *BODY_STATUSES),
@@ -60,7 +60,7 @@ async def create_conversation(data: JSONBody[CreateConversation], request: Reque
 @get(
     ID,
     operation_id="get_conversation",
-    summary="Read what is kept with a conversation",
+    summary="Read the metadata of a conversation",
     tags=TAGS,
     responses=responses(ConversationReply, *STATUSES),
 )
@@ -76,7 +76,7 @@ async def get_conversation(conversation_id: FromPath[str], request: Request[Any,
     return_dto=None,
     status_code=200,
     operation_id="update_conversation",
-    summary="Change what is kept with a conversation",
+    summary="Change the metadata of a conversation",
     tags=TAGS,
     responses=responses(ConversationReply, *BODY_STATUSES),
 )
@@ -93,7 +93,7 @@ async def update_conversation(
     status_code=200,
     operation_id="delete_conversation",
     summary="Delete a conversation",
-    description="Its items are gone with it; stored responses stay.",
+    description="The server deletes its items as well, but keeps stored responses.",
     tags=TAGS,
     responses=responses(ConversationDeleted, *BODY_STATUSES),
 )
@@ -108,16 +108,22 @@ async def delete_conversation(conversation_id: FromPath[str], request: Request[A
 @get(
     ITEMS,
     operation_id="list_conversation_items",
-    summary="Read a conversation",
+    summary="List the items of a conversation",
     tags=TAGS,
     responses=responses(ItemList, *STATUSES),
 )
 async def list_conversation_items(
     conversation_id: FromPath[str],
     request: Request[Any, Any, Any],
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most items of the page.")] = 20,
-    order: Annotated[Literal["asc", "desc"], QueryParameter(description="desc: the newest first.")] = "desc",
-    after: Annotated[str | None, QueryParameter(description="Those after this item.")] = None,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=MAX_PAGE, description="The largest number of items in one page.")
+    ] = 20,
+    order: Annotated[
+        Literal["asc", "desc"], QueryParameter(description="desc: the newest first. asc: the oldest first.")
+    ] = "desc",
+    after: Annotated[
+        str | None, QueryParameter(description="Only items that come after this one in the chosen order.")
+    ] = None,
 ) -> ItemList:
     """A page of the items."""
     serving, tenant = ready_for(request)
@@ -134,7 +140,7 @@ async def list_conversation_items(
     status_code=200,
     operation_id="create_conversation_items",
     summary="Add items to a conversation",
-    description="The model reads them with the next response.",
+    description="The model reads them before the next response.",
     tags=TAGS,
     responses=responses(ItemList, *BODY_STATUSES),
 )
@@ -152,7 +158,7 @@ async def create_conversation_items(
 @get(
     ITEM,
     operation_id="get_conversation_item",
-    summary="Read an item of a conversation",
+    summary="Read one item of a conversation",
     tags=TAGS,
     responses=responses(StoredItem, *STATUSES),
 )
@@ -169,8 +175,9 @@ async def get_conversation_item(
     ITEM,
     status_code=200,
     operation_id="delete_conversation_item",
-    summary="Delete an item of a conversation",
-    description="What the model has read of the conversation is forgotten: the next response computes what is left.",
+    summary="Delete one item of a conversation",
+    description="The server discards the token ids of the conversation. The next response renders and computes "
+    "the remaining items anew.",
     tags=TAGS,
     responses=responses(ConversationReply, *BODY_STATUSES),
 )

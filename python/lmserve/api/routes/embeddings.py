@@ -25,7 +25,8 @@ from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRe
     status_code=200,
     operation_id="create_embeddings",
     summary="Embed texts",
-    description="OpenAI's embeddings: vectors of length 1 (L2), pooled from the model's last hidden states.",
+    description="OpenAI's embeddings. The vectors have the L2 norm 1 and are pooled from the model's last "
+    "hidden states.",
     tags=["OpenAI"],
     responses=responses(EmbeddingsReply, 400, 401, 404, 408, 413, 429, 503),
 )

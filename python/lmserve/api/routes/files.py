@@ -36,8 +36,10 @@ class Upload(Operation):
 
     def __post_init__(self) -> None:
         """Describe the form."""
-        purpose = Schema(type=OpenAPIType.STRING, enum=["batch"], description="What the file is for.")
-        file = Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream", description="JSON lines.")
+        purpose = Schema(type=OpenAPIType.STRING, enum=["batch"], description="The purpose of the file.")
+        file = Schema(
+            type=OpenAPIType.STRING, content_media_type="application/octet-stream", description="A file in JSON lines."
+        )
         form = Schema(
             type=OpenAPIType.OBJECT, properties={"file": file, "purpose": purpose}, required=["file", "purpose"]
         )
@@ -48,8 +50,8 @@ class Upload(Operation):
     ALL,
     status_code=200,
     operation_id="upload_file",
-    summary="Upload the input of a batch",
-    description="OpenAI's Files API. A key has at most 1000 files, and 1 GiB of uploaded ones.",
+    summary="Upload the input file of a batch",
+    description="OpenAI's Files API. A key can have at most 1000 files, and its uploaded files at most 1 GiB.",
     tags=TAGS,
     operation_class=Upload,
     responses=responses(FileReply, 400, 401, 408, 413, 503, 507),
@@ -71,11 +73,17 @@ async def upload_file(request: Request[Any, Any, Any]) -> FileReply:
 async def list_files(
     request: Request[Any, Any, Any],
     limit: Annotated[
-        int, QueryParameter(ge=1, le=MAX_FILE_PAGE, description="Most files of the page.")
+        int, QueryParameter(ge=1, le=MAX_FILE_PAGE, description="The largest number of files in one page.")
     ] = MAX_FILE_PAGE,
-    order: Annotated[Literal["asc", "desc"], QueryParameter(description="desc: the newest first.")] = "desc",
-    after: Annotated[str | None, QueryParameter(description="Those after this file.")] = None,
-    purpose: Annotated[Literal["batch", "batch_output"] | None, QueryParameter(description="Only these.")] = None,
+    order: Annotated[
+        Literal["asc", "desc"], QueryParameter(description="desc: the newest first. asc: the oldest first.")
+    ] = "desc",
+    after: Annotated[
+        str | None, QueryParameter(description="Only files that come after this one in the chosen order.")
+    ] = None,
+    purpose: Annotated[
+        Literal["batch", "batch_output"] | None, QueryParameter(description="Only files with this purpose.")
+    ] = None,
 ) -> FileList:
     """A page of the files."""
     serving, tenant = ready_for(request)
@@ -86,7 +94,7 @@ async def list_files(
     return FileList(data=found, first_id=first, last_id=last, has_more=more)
 
 
-@get(ID, operation_id="get_file", summary="Read about a file", tags=TAGS, responses=responses(FileReply, *STATUSES))
+@get(ID, operation_id="get_file", summary="Describe a file", tags=TAGS, responses=responses(FileReply, *STATUSES))
 async def get_file(file_id: FromPath[str], request: Request[Any, Any, Any]) -> FileReply:
     """The file without its content."""
     serving, tenant = ready_for(request)
@@ -99,7 +107,7 @@ async def get_file(file_id: FromPath[str], request: Request[Any, Any, Any]) -> F
     summary="Read a file",
     tags=TAGS,
     responses=responses(FileReply, *STATUSES)
-    | {200: ResponseSpec(str, media_type=LINES, description="The lines.", generate_examples=False)},
+    | {200: ResponseSpec(str, media_type=LINES, description="The lines of the file.", generate_examples=False)},
 )
 async def get_file_content(file_id: FromPath[str], request: Request[Any, Any, Any]) -> Response[Any] | Stream:
     """What is in it."""
@@ -115,7 +123,7 @@ async def get_file_content(file_id: FromPath[str], request: Request[Any, Any, An
     status_code=200,
     operation_id="delete_file",
     summary="Delete a file",
-    description="A batch that was begun with it goes on.",
+    description="Batches that were started with the file keep running.",
     tags=TAGS,
     responses=responses(FileDeleted, 400, 401, 404, 408, 413, 503, 507),
 )

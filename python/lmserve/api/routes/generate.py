@@ -36,12 +36,12 @@ NO_TURN: Final = (
     return_dto=None,
     status_code=200,
     operation_id="generate",
-    summary="Generate, in a session that lives on the server",
+    summary="Generate in a session on the server",
     description=(
-        "Runs one turn of a session. With `stream`, each frame is a JSON object in ASCII followed by one NUL byte. "
-        'To end a session: prompt "", request_output_len 0, sequence_start false, sequence_end true. '
-        "To cancel its running turn: stop true. To fill it without generating: a list, request_output_len 0. "
-        + refused(GenerateRequest.__struct_fields__)
+        "Runs one turn of a session. With `stream`, each frame is a JSON object in ASCII followed by "
+        'one NUL byte. To end a session: prompt "", request_output_len 0, sequence_start false, '
+        "sequence_end true. To cancel its running turn: stop true. To prefill a session without "
+        "generating: a list as prompt, request_output_len 0. " + refused(GenerateRequest.__struct_fields__)
     ),
     tags=["sessions"],
     operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),

@@ -21,10 +21,11 @@ def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> 
     ["/health", "/health/ready"],
     opt={PUBLIC: True},
     operation_id=_operation_id,
-    summary="Whether requests are served",
-    description="200 once the model is loaded. 503 with the reason before that, while the server stops, when the "
-    "engine is dead, and when it has made no step for 5 s while work waits. The status is degraded while the log of "
-    "sessions or of stored responses cannot be written: everything else is served. Needs no API key.",
+    summary="Check whether the server takes requests",
+    description="200 once the model is loaded. 503 with the reason if the model is still being loaded, if the "
+    "server is stopping, if the engine is dead, or if it has made no step for 5 s while work "
+    "waits. The status is `degraded` while the log of sessions or of stored responses cannot be "
+    "written; the server then serves everything else. Needs no API key.",
     tags=["server"],
     security=[{}],
     responses=responses(HealthReply, 503),
@@ -45,9 +46,10 @@ def health_of(serving: Serving) -> HealthReply:
     "/health/live",
     opt={PUBLIC: True},
     operation_id="health_live",
-    summary="Whether the process is of use",
-    description="503 where only a new process helps: the engine is dead, or has made no step for 60 s while work "
-    "waits. 200 otherwise, while the model is loaded and while the server stops, too. Needs no API key.",
+    summary="Check whether the process needs a restart",
+    description="503 if only a new process helps: the engine is dead, or has made no step for 60 s while work "
+    "waits. 200 otherwise, also while the model is being loaded and while the server is stopping. "
+    "Needs no API key.",
     tags=["server"],
     security=[{}],
     responses=responses(HealthReply, 503),

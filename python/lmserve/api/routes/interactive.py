@@ -33,14 +33,14 @@ NO_TURN: Final = InteractiveReply(text="", tokens=0, input_tokens=0, history_tok
     return_dto=None,
     status_code=200,
     operation_id="chat_interactive",
-    summary="Generate, in a session of LMDeploy's clients",
+    summary="Generate in a session, for LMDeploy's clients",
     description=(
-        "Runs one turn; with `interactive_mode` its session goes on, the same one as `/generate`'s of that id. "
-        'To end a session: prompt "", request_output_len 0, interactive_mode false. '
-        "To cancel its running turn: cancel. " + refused(InteractiveRequest.__struct_fields__)
+        "Runs one turn. With `interactive_mode`, its session is kept; `/generate` names the same "
+        'session by the same id. To end a session: prompt "", request_output_len 0, interactive_mode '
+        "false. To cancel its running turn: cancel. " + refused(InteractiveRequest.__struct_fields__)
     ),
     tags=["sessions"],
-    operation_class=streams("lines", InteractiveReply, "Lines, as LMDeploy sent them."),
+    operation_class=streams("lines", InteractiveReply, "Lines in LMDeploy's form."),
     responses=responses(InteractiveReply, 400, 401, 404, 408, 409, 413, 429, 503),
 )
 async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[Any, Any, Any]) -> Response[Any]:

@@ -47,7 +47,7 @@ STATUSES: Final = (400, 401, 404, 408, 413, 429, 503)
     summary="Answer a conversation, for Anthropic's clients",
     description="Anthropic's Messages API. The API key may be sent as `x-api-key`.",
     tags=["Anthropic"],
-    operation_class=streams("named events", MessageEvent, "Server-sent events, the last one `message_stop`."),
+    operation_class=streams("named events", MessageEvent, "Server-sent events. The last one is `message_stop`."),
     responses=responses(MessageReply, *STATUSES, error=MessageErrorReply),
 )
 async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, Any, Any]) -> Response[Any]:
@@ -70,7 +70,7 @@ async def create_message(data: JSONBody[MessagesRequest], request: Request[Any, 
     status_code=200,
     operation_id="count_message_tokens",
     summary="Count the tokens of a conversation",
-    description="Anthropic's route: what the prompt of `/v1/messages` would have.",
+    description="Anthropic's route. Counts the tokens of the prompt that `/v1/messages` would build.",
     tags=["Anthropic"],
     responses=responses(CountTokensReply, *STATUSES, error=MessageErrorReply),
 )

@@ -17,7 +17,7 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the charset
 @get(
     "/metrics",
     operation_id="metrics",
-    summary="Counters, gauges and latencies for Prometheus",
+    summary="Read counters, gauges and latencies for Prometheus",
     tags=["server"],
     responses=responses(HealthReply, 401, 503)
     | {200: ResponseSpec(str, media_type=MEDIA_TYPE, description="The text.", generate_examples=False)},

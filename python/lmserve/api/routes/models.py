@@ -15,7 +15,7 @@ from lmserve.schemas.models import ModelCard, ModelList, ModelPermission
 @get(
     "/v1/models",
     operation_id="list_models",
-    summary="List the served model's names",
+    summary="List the served models",
     tags=["OpenAI"],
     responses=responses(ModelList, 401, 503),
 )

@@ -35,7 +35,8 @@ TAGS: Final = ["OpenAI"]
     status_code=200,
     operation_id="count_response_input_tokens",
     summary="Count the tokens of a request",
-    description="What the prompt of `/v1/responses` would have, with the conversation before it. Nothing is computed.",
+    description="Counts the tokens of the prompt that `/v1/responses` would build, including the conversation "
+    "before it. The model does not run.",
     tags=TAGS,
     responses=responses(InputTokensReply, *STATUSES),
 )
@@ -80,10 +81,10 @@ async def count_input_tokens(data: JSONBody[InputTokensRequest], request: Reques
     return_dto=None,
     status_code=200,
     operation_id="compact_response",
-    summary="Make a conversation short",
+    summary="Compact a conversation",
     description=(
-        "The model sums the conversation up. The reply's `output` is the input of a next request, which then has the "
-        "user's messages and the summary. Nothing is stored."
+        "The model summarizes the conversation. Send the reply's `output` as the input of the next "
+        "request: it holds the user's messages and the summary. The server stores nothing."
     ),
     tags=TAGS,
     responses=responses(CompactReply, *STATUSES),

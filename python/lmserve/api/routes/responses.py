@@ -41,14 +41,14 @@ ID: Final = "/v1/responses/{response_id:str}"
     return_dto=None,
     status_code=200,
     operation_id="create_response",
-    summary="Answer, and keep the conversation",
+    summary="Answer, and store the conversation",
     description=(
-        "OpenAI's Responses API. A stored response is kept token for token; `previous_response_id` goes on from it, "
-        "as often as you like, with nothing computed again that is cached. The path is also a WebSocket's, for "
-        "messages of type `response.create`."
+        "OpenAI's Responses API. The server stores a response token for token. `previous_response_id` "
+        "continues from it, any number of times, and computes only what is not in the KV cache. The "
+        "same path accepts a WebSocket, for messages of type `response.create`."
     ),
     tags=TAGS,
-    operation_class=streams("named events", ResponseEvent, "Server-sent events, the last one has the response."),
+    operation_class=streams("named events", ResponseEvent, "Server-sent events. The last one has the response."),
     responses=responses(ResponseReply, *STATUSES),
 )
 async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any, Any, Any]) -> Response[Any]:
@@ -71,18 +71,22 @@ async def create_response(data: JSONBody[ResponsesRequest], request: Request[Any
     ID,
     operation_id="get_response",
     summary="Read a stored response",
-    description="One of the background that was streamed can be streamed again, while its events are kept.",
+    description="A background response that was streamed can be streamed again while the server keeps its events.",
     tags=TAGS,
-    operation_class=streams("named events", ResponseEvent, "Server-sent events, as they were and as they come."),
+    operation_class=streams(
+        "named events", ResponseEvent, "Server-sent events: those that were sent already, then new ones as they come."
+    ),
     responses=responses(ResponseReply, 400, 401, 404, 503),
 )
 async def get_response(
     response_id: FromPath[str],
     request: Request[Any, Any, Any],
-    stream: Annotated[bool, QueryParameter(description="Its events, instead of the response as it stands.")] = False,
+    stream: Annotated[
+        bool, QueryParameter(description="Stream the response's events instead of returning its present state.")
+    ] = False,
     starting_after: Annotated[
         int | None,
-        QueryParameter(ge=-1, le=2**31 - 1, description="With stream: only the events behind this sequence_number."),
+        QueryParameter(ge=-1, le=2**31 - 1, description="With stream: only the events after this sequence_number."),
     ] = None,
 ) -> Response[Any]:
     """As it stands: one that runs is in progress."""
@@ -104,16 +108,22 @@ async def get_response(
 @get(
     f"{ID}/input_items",
     operation_id="list_response_input_items",
-    summary="Read what a stored response was asked",
+    summary="List the input items of a stored response",
     tags=TAGS,
     responses=responses(ItemList, 400, 401, 404, 503),
 )
 async def list_input_items(
     response_id: FromPath[str],
     request: Request[Any, Any, Any],
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most items of the page.")] = 20,
-    order: Annotated[Literal["asc", "desc"], QueryParameter(description="desc: the newest first.")] = "desc",
-    after: Annotated[str | None, QueryParameter(description="Those after this item.")] = None,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=MAX_PAGE, description="The largest number of items in one page.")
+    ] = 20,
+    order: Annotated[
+        Literal["asc", "desc"], QueryParameter(description="desc: the newest first. asc: the oldest first.")
+    ] = "desc",
+    after: Annotated[
+        str | None, QueryParameter(description="Only items that come after this one in the chosen order.")
+    ] = None,
 ) -> ItemList:
     """A page of this response's input, without the conversation before it."""
     items = list(_stored(request, response_id).items)
@@ -137,8 +147,8 @@ async def list_input_items(
     f"{ID}/cancel",
     status_code=200,
     operation_id="cancel_response",
-    summary="Cancel a response that runs",
-    description="What it has generated is kept.",
+    summary="Cancel a running response",
+    description="The text generated so far is kept.",
     tags=TAGS,
     responses=responses(ResponseReply, 400, 401, 404, 408, 413, 503),
 )
@@ -161,7 +171,7 @@ async def cancel_response(response_id: FromPath[str], request: Request[Any, Any,
     status_code=200,
     operation_id="delete_response",
     summary="Delete a stored response",
-    description="Those that go on from it stay.",
+    description="Responses that continue from it are kept.",
     tags=TAGS,
     responses=responses(ResponseDeleted, 400, 401, 404, 408, 413, 503),
 )

@@ -50,7 +50,8 @@ def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> 
     status_code=200,
     operation_id=_operation_id,
     summary="Compare pairs of texts",
-    description="vLLM's route: the score of a model that scores pairs, or the cosine of two embeddings.",
+    description="vLLM's route. A pair's score is the output of a model that scores pairs, or the cosine of two "
+    "embeddings.",
     tags=["Embeddings"],
     responses=responses(ScoreReply, 400, 401, 404, 408, 413, 429, 503),
 )
@@ -81,8 +82,9 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
     return_dto=None,
     status_code=200,
     operation_id=_operation_id,
-    summary="Put documents in order of relevance",
-    description="Jina's and Cohere's route: by the scores of a model that scores pairs, or the cosines of embeddings.",
+    summary="Rank documents by relevance",
+    description="Jina's and Cohere's route. Ranks by the scores of a model that scores pairs, or by the "
+    "cosines of embeddings.",
     tags=["Embeddings"],
     responses=responses(RerankReply, 400, 401, 404, 408, 413, 429, 503),
 )

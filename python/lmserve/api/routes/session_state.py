@@ -27,16 +27,19 @@ IMPORT: Final = "/v1/sessions/import"
 @get(
     f"{ID}/completions",
     operation_id="list_session_completions",
-    summary="Read what a session's model read and sampled",
-    description="Token ids turn by turn, and log-probabilities of the sampled ones, where a turn asked for them.",
+    summary="List the token ids that the model read and sampled in a session",
+    description="Returns the token ids of each turn, and the log-probabilities of the sampled ones if the turn "
+    "asked for them.",
     tags=TAGS,
     responses=responses(SessionCompletions, 400, 401, 404, 409, 503),
 )
 async def list_session_completions(
     session_id: SessionName,
     request: Request[Any, Any, Any],
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most turns of the page.")] = 100,
-    after: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Turns behind this one.")] = 0,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=MAX_PAGE, description="The largest number of turns in one page.")
+    ] = 100,
+    after: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Only turns after this one.")] = 0,
 ) -> Response[bytes]:
     """A page of the turns."""
     serving, named = serving_of(request), session_in_path(session_id)
@@ -56,8 +59,9 @@ async def list_session_completions(
 @get(
     f"{ID}/export",
     operation_id="export_session",
-    summary="Take a session to another server",
-    description="All of it as of its last committed turn, with a checksum. A server of the same model takes it in.",
+    summary="Export a session to another server",
+    description="Returns the whole session as of its last committed turn, with a checksum. A server of the "
+    "same model can import it.",
     tags=TAGS,
     responses=responses(SessionExport, 400, 401, 404, 409, 503),
 )
@@ -80,8 +84,9 @@ async def export_session(session_id: SessionName, request: Request[Any, Any, Any
     return_dto=None,
     status_code=200,
     operation_id="import_session",
-    summary="Take a session of another server in",
-    description="What `export` gave. A session of another model is refused. Its next turn computes what is not cached.",
+    summary="Import a session from another server",
+    description="Takes the reply of `export`. The server refuses a session of another model. The session's "
+    "next turn computes what is not in the KV cache.",
     tags=TAGS,
     responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
@@ -91,7 +96,8 @@ async def import_session(
     session_id: Annotated[
         str | None,
         QueryParameter(
-            description="What to call it here; left out: as it was called. None of this id may live.",
+            description="The id of the imported session. Absent: its id in the export. No live session may have this "
+            "id.",
             schema_extra={"minLength": 1, "maxLength": MAX_SESSION_CHARS, "pattern": SESSION_PATTERN},
         ),
     ] = None,
@@ -115,10 +121,10 @@ async def import_session(
     return_dto=None,
     status_code=200,
     operation_id="retain_session",
-    summary="Say how long a session will be needed",
+    summary="Set how long a session will be needed",
     description=(
-        "A hint: a session that is held, and its KV, make room after all others. One that is dropped gives up its KV "
-        "at once, and computes it again with its next turn."
+        "A hint. The server evicts a held session and its KV cache after all others. With drop, the "
+        "server frees the session's KV cache at once, and the next turn computes it again."
     ),
     tags=TAGS,
     responses=responses(SessionCard, 400, 401, 404, 408, 413, 503),

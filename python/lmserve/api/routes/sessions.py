@@ -66,11 +66,13 @@ SessionName = Annotated[
 )
 async def list_sessions(
     request: Request[Any, Any, Any],
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most sessions of the page.")] = 100,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=MAX_PAGE, description="The largest number of sessions in one page.")
+    ] = 100,
     after: Annotated[
         str | None,
         QueryParameter(
-            description="Those behind this id; -1 or none: the first.",
+            description="Only sessions after this id. -1 or absent: the first page.",
             schema_extra={"minLength": 1, "maxLength": MAX_SESSION_CHARS, "pattern": SESSION_PATTERN},
         ),
     ] = None,
@@ -106,7 +108,7 @@ async def get_session(session_id: SessionName, request: Request[Any, Any, Any]) 
 async def get_transcript(
     session_id: SessionName,
     request: Request[Any, Any, Any],
-    token_ids: Annotated[bool, QueryParameter(description="With each turn's token ids.")] = False,
+    token_ids: Annotated[bool, QueryParameter(description="Include each turn's token ids.")] = False,
 ) -> Transcript:
     """What the model saw and gave, turn by turn."""
     named = session_in_path(session_id)
@@ -127,8 +129,9 @@ async def get_transcript(
     return_dto=None,
     status_code=200,
     operation_id="fork_session",
-    summary="Begin a second conversation where this one is, or was",
-    description="The new session shares the cache of what both have in common, and takes no memory until it runs.",
+    summary="Fork a session at its last or an earlier turn",
+    description="The new session shares the KV cache of the turns that both have in common. It takes no KV "
+    "memory until it runs.",
     tags=TAGS,
     responses=responses(SessionCard, 400, 401, 404, 408, 409, 413, 503, 507),
 )
@@ -168,8 +171,8 @@ async def rewind_session(
     return_dto=None,
     status_code=200,
     operation_id="append_to_session",
-    summary="Put messages behind a session's history",
-    description="The model reads them now, so that the next turn begins at once. No token is generated.",
+    summary="Append messages to a session's history",
+    description="The server prefills them now, so that the next turn begins at once. No token is generated.",
     tags=TAGS,
     responses=responses(Appended, 400, 401, 404, 408, 409, 413, 429, 503, 507),
 )
@@ -196,7 +199,8 @@ async def append_to_session(
     status_code=200,
     operation_id="continue_session",
     summary="Run the session's next turn",
-    description="Goes on from what the session holds, with no flag. The reply is `/generate`'s, whole or in frames.",
+    description="Continues the session; no flag is needed. The reply has the form of `/generate`'s, whole or "
+    "in frames.",
     tags=TAGS,
     operation_class=streams("frames", GenerateReply, "Frames, each followed by one NUL byte."),
     responses=responses(GenerateReply, 400, 401, 404, 408, 409, 413, 429, 503, 507),
@@ -244,7 +248,7 @@ def _turn(data: TurnRequest) -> Turn | Messages:
     status_code=200,
     operation_id="cancel_session",
     summary="Cancel a session's running turn",
-    description="What it has generated is kept, as with stop true of /generate.",
+    description="The tokens generated so far are kept, as with stop true of /generate.",
     tags=TAGS,
     responses=responses(Cancelled, 400, 401, 404, 408, 413, 503),
 )

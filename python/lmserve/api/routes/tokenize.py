@@ -41,7 +41,7 @@ MESSAGE_SIZE: Final = 64
     status_code=200,
     operation_id="tokenize",
     summary="Tokenize a text or a conversation",
-    description="vLLM's route: token ids of a prompt, or of messages put through the chat template.",
+    description="vLLM's route. Returns the token ids of a prompt, or of messages rendered with the chat template.",
     tags=["Tokens"],
     responses=responses(TokenizeReply, *STATUSES),
 )
@@ -78,7 +78,7 @@ async def tokenize(data: JSONBody[TokenizeRequest], request: Request[Any, Any, A
     status_code=200,
     operation_id="detokenize",
     summary="Turn token ids into text",
-    description="vLLM's route. Special tokens are written out; bytes that are no UTF-8 become U+FFFD.",
+    description="vLLM's route. The text includes special tokens. Bytes that are not valid UTF-8 become U+FFFD.",
     tags=["Tokens"],
     responses=responses(DetokenizeReply, *STATUSES),
 )
@@ -99,8 +99,8 @@ async def detokenize(data: JSONBody[DetokenizeRequest], request: Request[Any, An
 @get(
     "/tokenizer_info",
     operation_id="tokenizer_info",
-    summary="The chat template and the special tokens",
-    description="vLLM's route, from which lm-eval knows that it can tokenize here.",
+    summary="Read the chat template and the special tokens",
+    description="vLLM's route. lm-eval reads it to learn that it can tokenize on this server.",
     tags=["Tokens"],
     responses=responses(TokenizerInfoReply, 400, 401, 503),
 )
@@ -124,7 +124,7 @@ async def tokenizer_info(request: Request[Any, Any, Any]) -> TokenizerInfoReply:
     status_code=200,
     operation_id="encode",
     summary="Tokenize texts",
-    description="LMDeploy's route: token ids of one text or several, and their number.",
+    description="LMDeploy's route. Returns the token ids of one or several texts, and their number.",
     tags=["Tokens"],
     responses=responses(EncodeReply, *STATUSES),
 )

@@ -15,8 +15,9 @@ from lmserve.schemas.usage import UsageReply
 @get(
     "/v1/usage",
     operation_id="usage",
-    summary="What this key has used",
-    description="Counters since the server's start, of the asking key alone; without keys, of everybody.",
+    summary="Show what this key has used",
+    description="Counters since the server's start, for the requesting key only. If the server has no keys, "
+    "for all requests.",
     tags=["server"],
     responses=responses(UsageReply, 401, 503),
 )
