@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lmserve.model.activation import Activation
 from lmserve.model.config import ModelConfig
@@ -12,9 +12,10 @@ from lmserve.model.errors import CheckpointError
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import gguf_fields, hf_fields
 from lmserve.model.gguf_source import GgufModel
-from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
+from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.mlp import PlainMlp, load_plain_mlp, plain_mlp
+from lmserve.model.layers.mlp import load_plain_mlp
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.tensors import constant
 
 A = TypeVar("A")
@@ -71,51 +72,18 @@ def _gguf_tensors(tensors: Tensors, config: ApertusConfig) -> Tensors:
     return tensors | own
 
 
-@dataclass(frozen=True, slots=True)
-class ApertusLayer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    input_norm: W
-    attention: SelfAttention[W]
-    mlp_norm: W
-    mlp: PlainMlp[W]
-    activation: Activation
-
-
-class Apertus(Generic[A, W]):
-    """Pre-norm attention and a plain feed-forward network, each added to the residual states."""
+class Apertus(PreNormDecoder[A, W]):
+    """Attention and a feed-forward network without a gate."""
 
     def __init__(self, config: ApertusConfig, load: Loader[A, W]) -> None:
-        hidden, tied = config.hidden_size, config.tie_word_embeddings
-        self.ops, self.config = load.ops, config
-        self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
-        self.layers = [
-            _layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)
-        ]
-        self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
-        self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        ops = self.ops
-        states = ops.embed(self.embedding)
-        normed = ops.norm(states, self.layers[0].input_norm)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
-            if last and sampled_rows_only:
-                attended, states = ops.rows(attended), ops.rows(states)
-            normed, states = ops.add_norm(ops.linear(attended, layer.attention.output), states, layer.mlp_norm)
-            inner = plain_mlp(ops, normed, layer.mlp, layer.activation)
-            following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(inner, states, following)
-        return normed
+        super().__init__(config, load, _layer)
 
 
-def _layer(config: ApertusConfig, index: int, load: Loader[A, W]) -> ApertusLayer[W]:
+def _layer(config: ApertusConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
     learned = load.within("mlp.act_fn")
     positive, negative, beta = (learned.number(part) for part in PARTS)
-    return ApertusLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("attention_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"),

@@ -23,7 +23,7 @@ from lmserve.model.families.latent_tensors import latent_tensors
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.latent_attention import LatentSizes, load_latent_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.rope_config import rope_of
 from lmserve.model.router import Router
 from lmserve.model.sparse_config import SparseConfig
@@ -146,16 +146,16 @@ def _gguf_tensors(tensors: Tensors, config: LatentConfig) -> Tensors:
     return hf_tensors(named, config)
 
 
-class DeepseekV3(SparseDecoder[A, W]):
+class DeepseekV3(PreNormDecoder[A, W]):
     """Latent attention, then experts and the network beside them; in the first layers one network alone."""
 
     def __init__(self, config: LatentConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: LatentConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: LatentConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_latent_attention(load.within("self_attn"), config.sizes, hidden, bias=config.attention_bias),
         mlp_norm=load.rms_norm("post_attention_layernorm", hidden, eps),

@@ -16,7 +16,7 @@ from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, load_gated_mlp
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -122,16 +122,16 @@ def _gguf_tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
     return stacked(without_further_tokens(named, config.num_layers), config.num_experts)
 
 
-class Glm4Moe(SparseDecoder[A, W]):
+class Glm4Moe(PreNormDecoder[A, W]):
     """Attention, then experts and the network beside them; in the first layers one network alone."""
 
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"),

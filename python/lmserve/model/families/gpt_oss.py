@@ -23,7 +23,7 @@ from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.mxfp4_tensors import with_mxfp4_experts
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
@@ -110,18 +110,18 @@ def _gguf_tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
     return stacked(named, config.num_experts)
 
 
-class GptOss(SparseDecoder[A, W]):
+class GptOss(PreNormDecoder[A, W]):
     """Attention with sinks, then experts."""
 
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
     sizes = ExpertSizes(config.num_experts, config.expert_size)
     mlp = load.within("mlp")
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"),

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
 from lmserve.model.families.fields import attention_layers, gguf_fields, hf_fields
-from lmserve.model.families.llama import Llama
+from lmserve.model.families.llama import llama_layer
 from lmserve.model.gguf_source import GgufModel
-from lmserve.model.layers.attention import attend
-from lmserve.model.layers.mlp import gated_mlp
+from lmserve.model.layers.loading import Loader
+from lmserve.model.layers.pre_norm import PreNormDecoder
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -58,27 +58,17 @@ def _gguf_config(file: GgufModel) -> GraniteConfig:
     )
 
 
-class Granite(Llama[A, W]):
-    """Llama's weights; its own way through them."""
+class Granite(PreNormDecoder[A, W]):
+    """Llama's layers; what each gives is scaled before it is added to the residual states."""
 
-    config: GraniteConfig
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        ops, config = self.ops, self.config
-        scale = config.residual_multiplier
-        states = ops.embed(self.embedding, config.embedding_multiplier)
-        normed = ops.norm(states, self.layers[0].input_norm)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
-            if last and sampled_rows_only:
-                attended, states = ops.rows(attended), ops.rows(states)
-            attended = ops.linear(attended, layer.attention.output)
-            normed, states = ops.add_norm(attended, states, layer.mlp_norm, scale=scale)
-            inner = gated_mlp(ops, normed, layer.mlp, config.activation)
-            following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(inner, states, following, scale=scale)
-        return normed
+    def __init__(self, config: GraniteConfig, load: Loader[A, W]) -> None:
+        super().__init__(
+            config,
+            load,
+            llama_layer,
+            embedding_scale=config.embedding_multiplier,
+            residual_scale=config.residual_multiplier,
+        )
 
 
 FAMILY = Family(

@@ -17,7 +17,7 @@ from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import load_gated_mlp
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer, attend_layer, feed_forward
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -98,39 +98,26 @@ def granite_tensors(tensors: Tensors, experts: int) -> Tensors:
     return found
 
 
-class GraniteMoe(SparseDecoder[A, W]):
+class GraniteMoe(PreNormDecoder[A, W]):
     """Attention, then experts; what each gives is scaled before it is added to the residual states."""
 
-    config: GraniteMoeConfig
-
     def __init__(self, config: GraniteMoeConfig, load: Loader[A, W]) -> None:
-        super().__init__(config, load, _layer)
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        ops, config = self.ops, self.config
-        scale = config.residual_multiplier
-        states = ops.embed(self.embedding, config.embedding_multiplier)
-        normed = ops.norm(states, self.layers[0].input_norm)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == len(self.layers)
-            attended = attend_layer(ops, normed, index, layer.attention)
-            if last and sampled_rows_only:
-                attended, states = ops.rows(attended), ops.rows(states)
-            attended = ops.linear(attended, layer.attention.output)
-            normed, states = ops.add_norm(attended, states, layer.mlp_norm, scale=scale)
-            inner = feed_forward(ops, normed, layer.mlp, config.activation)
-            following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(inner, states, following, scale=scale)
-        return normed
+        super().__init__(
+            config,
+            load,
+            _layer,
+            embedding_scale=config.embedding_multiplier,
+            residual_scale=config.residual_multiplier,
+        )
 
 
-def _layer(config: GraniteMoeConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: GraniteMoeConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps, mlp = config.hidden_size, config.norm_eps, load.within("mlp")
     shared = None
     if config.shared_size is not None:
         shared = load_gated_mlp(mlp.within("shared_experts"), hidden, config.shared_size)
     sizes = ExpertSizes(config.num_experts, config.expert_size)
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"),

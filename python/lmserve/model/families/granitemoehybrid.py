@@ -26,7 +26,7 @@ from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, loa
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mamba2 import Mamba2, Mamba2Shape, load_mamba2, mamba2
 from lmserve.model.layers.mlp import GatedMlp, load_gated_mlp
-from lmserve.model.layers.sparse_decoder import feed_forward
+from lmserve.model.layers.pre_norm import feed_forward
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import check_experts
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
 from lmserve.model.families.fields import attention_layers, gguf_fields, gguf_windows, hf_fields
 from lmserve.model.gguf_source import GgufModel
-from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
+from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.mlp import GatedMlp, gated_mlp, load_gated_mlp
+from lmserve.model.layers.mlp import load_gated_mlp
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -40,48 +40,17 @@ def gguf_config(file: GgufModel) -> ModelConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaLayer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    input_norm: W
-    attention: SelfAttention[W]
-    mlp_norm: W
-    mlp: GatedMlp[W]
-
-
-class Llama(Generic[A, W]):
-    """Pre-norm attention and a gated feed-forward network, each added to the residual states."""
+class Llama(PreNormDecoder[A, W]):
+    """Attention and a gated feed-forward network."""
 
     def __init__(self, config: ModelConfig, load: Loader[A, W]) -> None:
-        hidden, tied = config.hidden_size, config.tie_word_embeddings
-        self.ops, self.config = load.ops, config
-        self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
-        self.layers = [
-            _layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)
-        ]
-        self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
-        self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        ops = self.ops
-        states = ops.embed(self.embedding)
-        normed = ops.norm(states, self.layers[0].input_norm)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
-            if last and sampled_rows_only:
-                attended, states = ops.rows(attended), ops.rows(states)
-            attended = ops.linear(attended, layer.attention.output)
-            normed, states = ops.add_norm(attended, states, layer.mlp_norm)
-            following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(gated_mlp(ops, normed, layer.mlp, self.config.activation), states, following)
-        return normed
+        super().__init__(config, load, llama_layer)
 
 
-def _layer(config: ModelConfig, index: int, load: Loader[A, W]) -> LlamaLayer[W]:
+def llama_layer(config: ModelConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
+    """The weights of a layer under the names that most checkpoints have."""
     hidden, eps = config.hidden_size, config.norm_eps
-    return LlamaLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"),

@@ -15,7 +15,7 @@ from lmserve.model.layers.attention import SelfAttention, load_self_attention
 from lmserve.model.layers.experts import Experts, ExpertSizes, load_experts, load_router
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, load_gated_mlp
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -127,14 +127,14 @@ def _gguf_tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
     return stacked(tensors, config.num_experts)
 
 
-class Llama4(SparseDecoder[A, W]):
+class Llama4(PreNormDecoder[A, W]):
     """Attention, then one expert and the network beside it, or one network alone."""
 
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps, shape = config.hidden_size, config.norm_eps, config.attention[index]
     attention: SelfAttention[W] = load_self_attention(
         load.within("self_attn"), shape, hidden, bias=config.attention_bias, output_bias=config.output_bias
@@ -143,7 +143,7 @@ def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[
         # The reference norms what is rotated; a rotation changes nothing of it.
         norm = load.unweighted_rms_norm(shape.head_dim, eps)
         attention = replace(attention, q_norm=norm, k_norm=norm)
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=attention,
         mlp_norm=load.rms_norm("post_attention_layernorm", hidden, eps),

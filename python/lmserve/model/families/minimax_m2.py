@@ -11,7 +11,7 @@ from lmserve.model.families.glm4_moe import load_feed_forward, without_further_t
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -55,16 +55,16 @@ def _tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
     return stacked(without_further_tokens(renamed(tensors, NAMES), config.num_layers), config.num_experts)
 
 
-class MiniMaxM2(SparseDecoder[A, W]):
+class MiniMaxM2(PreNormDecoder[A, W]):
     """Attention whose q and k are normed, all heads together, then experts."""
 
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(
             load.within("self_attn"), config.attention[index], hidden, qk_norm_eps=eps, qk_norm_per_head=False

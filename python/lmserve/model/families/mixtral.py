@@ -11,7 +11,7 @@ from lmserve.model.families.qwen3_moe import load_feed_forward
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.sparse_decoder import SparseDecoder, SparseLayer
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.router import Router, experts_of
 from lmserve.model.sparse_config import SparseConfig
 
@@ -47,16 +47,16 @@ def _tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
     return stacked(renamed(tensors, {".block_sparse_moe.": ".mlp."}), config.num_experts)
 
 
-class Mixtral(SparseDecoder[A, W]):
+class Mixtral(PreNormDecoder[A, W]):
     """Attention, then experts."""
 
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         super().__init__(config, load, _layer)
 
 
-def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> SparseLayer[W]:
+def _layer(config: SparseConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
-    return SparseLayer(
+    return PreNormLayer(
         input_norm=load.rms_norm("input_layernorm", hidden, eps),
         attention=load_self_attention(load.within("self_attn"), config.attention[index], hidden),
         mlp_norm=load.rms_norm("post_attention_layernorm", hidden, eps),

@@ -20,7 +20,7 @@ from lmserve.model.layers.delta_net import DeltaNet, delta_net, load_delta_net
 from lmserve.model.layers.experts import Experts
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, load_gated_mlp
-from lmserve.model.layers.sparse_decoder import feed_forward
+from lmserve.model.layers.pre_norm import feed_forward
 from lmserve.model.ops import Ops
 from lmserve.model.tensors import ShiftedTensor
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lmserve.model.activation import GELU_TANH
 from lmserve.model.config import ModelConfig
 from lmserve.model.families.family import Family
 from lmserve.model.families.fields import attention_layers, gguf_fields, gguf_windows, hf_fields, hf_windows
 from lmserve.model.gguf_source import GgufModel
-from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
+from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.mlp import PlainMlp, load_plain_mlp, plain_mlp
+from lmserve.model.layers.mlp import load_plain_mlp
+from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -44,48 +44,17 @@ def _gguf_config(file: GgufModel) -> ModelConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StarCoder2Layer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    input_norm: W
-    attention: SelfAttention[W]
-    mlp_norm: W
-    mlp: PlainMlp[W]
-
-
-class StarCoder2(Generic[A, W]):
-    """Pre-norm attention and a plain feed-forward network, each added to the residual states."""
+class StarCoder2(PreNormDecoder[A, W]):
+    """Attention and a feed-forward network without a gate."""
 
     def __init__(self, config: ModelConfig, load: Loader[A, W]) -> None:
-        hidden, tied = config.hidden_size, config.tie_word_embeddings
-        self.ops, self.config = load.ops, config
-        self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
-        self.layers = [
-            _layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)
-        ]
-        self.norm = load.layer_norm("model.norm", hidden, config.norm_eps, bias=True)
-        self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        ops, activation = self.ops, self.config.activation
-        states = ops.embed(self.embedding)
-        normed = ops.norm(states, self.layers[0].input_norm)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == len(self.layers)
-            attended = attend(ops, normed, index, layer.attention)
-            if last and sampled_rows_only:
-                attended, states = ops.rows(attended), ops.rows(states)
-            normed, states = ops.add_norm(ops.linear(attended, layer.attention.output), states, layer.mlp_norm)
-            inner = plain_mlp(ops, normed, layer.mlp, activation)
-            following = self.norm if last else self.layers[index + 1].input_norm
-            normed, states = ops.add_norm(inner, states, following)
-        return normed
+        norm = load.layer_norm("model.norm", config.hidden_size, config.norm_eps, bias=True)
+        super().__init__(config, load, _layer, norm=norm)
 
 
-def _layer(config: ModelConfig, index: int, load: Loader[A, W]) -> StarCoder2Layer[W]:
+def _layer(config: ModelConfig, index: int, load: Loader[A, W]) -> PreNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
-    return StarCoder2Layer(
+    return PreNormLayer(
         input_norm=load.layer_norm("input_layernorm", hidden, eps, bias=True),
         attention=load_self_attention(
             load.within("self_attn"),
