@@ -207,14 +207,16 @@ class ServeConfig:
         self._check_choice("guided_whitespace", GUIDED_WHITESPACES)
         for setting, words in (("api_keys", self.api_keys), ("served_model_names", self.served_model_names)):
             if len(set(words)) != len(words):
-                raise ConfigError(setting, "holds the same entry twice")
+                raise ConfigError(setting, "contains the same entry twice")
         for number, key in enumerate(self.api_keys, 1):
             # The key itself stays out of the message: messages reach logs.
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError("api_keys", f"key {number} must be printable ASCII without spaces, and not empty")
         for setting, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
             if getattr(self, setting) is not None and getattr(self, other) is None:
-                raise ConfigError(setting, f"needs --{other.replace('_', '-')}, too: a certificate has a key")
+                raise ConfigError(
+                    setting, f"needs --{other.replace('_', '-')} as well: HTTPS needs a certificate and its key"
+                )
         for origin in self.cors_origins:
             if origin != "*" and ORIGIN.fullmatch(origin) is None:
                 message = f"must be * or an origin such as https://example.org:8000, but {origin!r} was given"
@@ -224,7 +226,7 @@ class ServeConfig:
             raise ConfigError("otlp_endpoint", f"{message}{self.otlp_endpoint!r} was given")
         for name in self.allowed_hosts:
             if HOST.fullmatch(name) is None:
-                message = f"must be * or a host's name without scheme and port, but {name!r} was given"
+                message = f"must be * or a host name without scheme and port, but {name!r} was given"
                 raise ConfigError("allowed_hosts", message)
         try:
             _ = self.keyring
@@ -242,14 +244,16 @@ class ServeConfig:
     def _check_models(self) -> None:
         names = [name for name, _ in self.models]
         if len(set(names)) < len(names):
-            raise ConfigError("model", f"names each model once, but {max(names, key=names.count)!r} was given twice")
+            raise ConfigError(
+                "model", f"must name each model once, but {max(names, key=names.count)!r} was given twice"
+            )
         for name, model in self.models:
             if MODEL_NAME.fullmatch(name) is None or not model:
                 form = "NAME=MODEL, with letters, digits and ._:/- in NAME"
                 raise ConfigError("model", f"must be {form}, but {f'{name}={model}'!r} was given")
         for setting in ("served_model_names", "record"):
             if self.models and getattr(self, setting):
-                raise ConfigError(setting, "is for one model, but several were given")
+                raise ConfigError(setting, "applies to a single model, but several were given")
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

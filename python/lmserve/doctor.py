@@ -123,8 +123,8 @@ def _kernels(machine: Machine) -> Finding:
     return Finding(
         "Processor",
         text,
-        f"The kernels find no {wanted} and are many times slower. In a virtual machine, show it the host's processor "
-        "(QEMU: -cpu host)",
+        f"The kernels do not find {wanted} and are many times slower. In a virtual machine, expose the "
+        "host's processor (QEMU: -cpu host)",
     )
 
 
@@ -134,14 +134,15 @@ def _cores(machine: Machine) -> Finding:
         return Finding(
             "Threads",
             text,
-            f"The load of the last minute is {machine.load:.1f}: other programs compute here, too, and a step waits "
-            "for its slowest thread. Stop them, or serve with fewer --threads",
+            f"The load of the last minute is {machine.load:.1f}: other programs use the cores too, and a "
+            "step waits for its slowest thread. Stop them, or serve with fewer --threads",
         )
     if machine.usable_cores < machine.cores:
         return Finding(
             "Threads",
             text,
-            "The container or taskset allows no more. Give it more cores (docker run --cpus, resources.limits.cpu)",
+            "A limit of the container or taskset allows no more. Raise the limit (docker run --cpus, "
+            "resources.limits.cpu)",
         )
     return Finding("Threads", text)
 
@@ -152,8 +153,8 @@ def _memory(machine: Machine) -> Finding:
         return Finding(
             "Memory",
             text,
-            f"Less than {format_size(LITTLE_MEMORY)} is free to this process. Raise the container's limit, stop other "
-            "programs, or serve with less --kv-memory and a lower --max-model-len",
+            f"Less than {format_size(LITTLE_MEMORY)} is free for this process. Raise the container's limit, "
+            "stop other programs, or serve with less --kv-memory and a lower --max-model-len",
         )
     return Finding("Memory", text)
 
@@ -169,7 +170,7 @@ def _torch(machine: Machine) -> Finding:
         return Finding("torch", f"{text}; embedding models need pip install 'lmserve[torch]'")
     text = f"torch {machine.torch}, {where}"
     if machine.gpus and machine.torch.endswith("+cpu"):
-        return Finding("torch", text, "This torch was built without CUDA: install one that was built with it")
+        return Finding("torch", text, "This torch was built without CUDA: install a build with CUDA")
     return Finding("torch", text)
 
 
@@ -180,7 +181,7 @@ def _cache(folder: CacheFolder) -> Finding:
             "Cache", text, f"{folder.path} cannot be written: change its owner, or set LMSERVE_CACHE and HF_HOME"
         )
     if folder.free < LITTLE_DISK:
-        return Finding("Cache", text, "A model takes some gigabytes: make room, or set LMSERVE_CACHE and HF_HOME")
+        return Finding("Cache", text, "A model takes some gigabytes: free some space, or set LMSERVE_CACHE and HF_HOME")
     return Finding("Cache", text)
 
 

@@ -205,10 +205,10 @@ def test_pull_list_show_and_rm(hub: StandIn, capsys: pytest.CaptureFixture[str],
     assert main(["show", f"{REPOSITORY}:Q4_0"]) == 0
     shown = capsys.readouterr().out
     assert "Family    llama" in shown
-    assert "Sessions  in the cache at a time" in shown
+    assert " fit into the KV cache" in shown
     # A plan reads the header alone.
     assert main(["list"]) == 0
-    assert capsys.readouterr().out == "NAME  SIZE  CAME\n"
+    assert capsys.readouterr().out == "NAME  SIZE  FETCHED\n"
     for label in ("Q4_0", "Q8_0"):
         assert main(["pull", f"{REPOSITORY}:{label}"]) == 0
     output = capsys.readouterr()
@@ -226,7 +226,10 @@ def test_pull_list_show_and_rm(hub: StandIn, capsys: pytest.CaptureFixture[str],
     assert list((tmp_path / "hub").glob("models--*")) == []
     capsys.readouterr()
     assert main(["rm", REPOSITORY]) == 1
-    assert capsys.readouterr().err == f"lmserve: error: {REPOSITORY} is not in the cache; lmserve list has what is\n"
+    assert (
+        capsys.readouterr().err
+        == f"lmserve: error: {REPOSITORY} is not in the cache; lmserve list shows the models that are\n"
+    )
 
 
 def test_models_of_every_kind_are_listed_and_removed(hub: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ def test_wrong_lines_are_named(line: str, expected: str, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--trace", "/nowhere"], "--trace needs a --step-model"),
+        (["--trace", "/nowhere"], "--trace needs --step-model"),
         (["--trace", "/nowhere", "--step-model", MODEL], "--trace /nowhere cannot be read: No such file"),
         (["--trace", "/nowhere", "--step-model", "base=1"], "NAME=MILLISECONDS of base_ms, decode_ms,"),
         (["--trace", "/nowhere", "--step-model", "base_ms=x"], "but 'base_ms=x' was given"),
@@ -145,7 +145,7 @@ def test_wrong_lines_are_named(line: str, expected: str, tmp_path: Path, capsys:
             ["--trace", "/nowhere", "--step-model", "/nowhere"],
             "/nowhere is not a file of lmserve bench --fit: No such file",
         ),
-        (["--replicas", "2"], "--replicas needs a --trace"),
+        (["--replicas", "2"], "--replicas needs --trace"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,14 +107,14 @@ def test_every_flag_reaches_its_setting(tmp_path: Path) -> None:
         (["--cors-origin", ""], "--cors-origin must be"),
         (
             ["--allowed-host", "http://a.example"],
-            "--allowed-host must be * or a host's name without scheme",
+            "--allowed-host must be * or a host name without scheme",
         ),
         (["--allowed-host", "a.example:80"], "--allowed-host must be"),
         (["--api-key", ""], "--api-key key 1 must be printable ASCII"),
-        (["--api-key", "k", "--api-key", "k"], "--api-key holds the same entry twice"),
+        (["--api-key", "k", "--api-key", "k"], "--api-key contains the same entry twice"),
         (["--served-model-name", " "], "--served-model-name must be printable and not empty, but ' ' was given"),
         (["--api-key-file", "/nowhere/keys"], "--api-key-file /nowhere/keys cannot be read"),
-        (["--api-key-file", "/dev/null"], "--api-key-file /dev/null holds no key"),
+        (["--api-key-file", "/dev/null"], "--api-key-file /dev/null contains no key"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_answer_that_is_not_lmserves_is_told(
 ) -> None:
     chat = Conversation(lambda _: httpx.Response(502, content=b"<html>Bad gateway"), "one")
     assert chat.run(monkeypatch) == 1
-    assert capsys.readouterr().err == "the server's answer is not lmserve's (HTTP 502)\n"
+    assert capsys.readouterr().err == "the reply is not from an lmserve server (HTTP 502)\n"
 
 
 def test_ways_an_answer_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +162,7 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert chat.run(monkeypatch) == 0
     output = capsys.readouterr()
     assert output.out.startswith("/new            start a new conversation")
-    assert output.err == "There is no command /nonsense; /help lists all commands.\n"
+    assert output.err == "There is no command /nonsense. /help lists the commands.\n"
 
 
 class Session:
@@ -237,7 +237,7 @@ def test_a_conversation_that_the_server_lost_is_told_again(
         return "two"
 
     assert converse(monkeypatch, server, "one", lose, "three", "/rewind", "/rewind", "four") == 0
-    assert "it is told again" in capsys.readouterr().err
+    assert "sending it again" in capsys.readouterr().err
     told = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "yes"}]
     prompts = server.prompts()
     assert prompts[2] == [*told, {"role": "user", "content": "two"}]
@@ -259,8 +259,8 @@ def test_system_prompt_settings_and_saving(
     assert saved.read_text() == "**System**\n\nBe brief.\n\n**You**\n\none\n\n**Model**\n\nyes\n"
     output = capsys.readouterr()
     assert "top_k must be a number, but 'x' was given." in output.err
-    assert "/set takes one of temperature, top_p" in output.err
-    assert "was not written: No such file or directory" in output.err
+    assert "/set needs one of temperature, top_p" in output.err
+    assert "could not be written: No such file or directory" in output.err
     assert "max_tokens 512" in output.out
 
 

@@ -56,10 +56,10 @@ def test_it_says_how_many_sessions_fit(folder: Path, capsys: pytest.CaptureFixtu
     assert model == f"Model     it, from {folder}"
     assert device.startswith("Device    cpu, fp32, weights ")
     assert device.endswith("context 3000 tokens")
-    assert sampling == "Sampling  where a request names none: temperature 1"
+    assert sampling == "Sampling  defaults for requests that set none: temperature 1"
     assert cache == "KV cache  625 blocks of 16 tokens: 10000 tokens, 768 B a token, 7.3 MiB in all"
     # 32, 128 and 188 blocks each.
-    assert sessions == "Sessions  in the cache at a time: 19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens"
+    assert sessions == "Sessions  19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens fit into the KV cache"
 
 
 def test_it_says_what_speculation_takes(

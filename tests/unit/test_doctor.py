@@ -52,7 +52,7 @@ def test_a_machine_that_is_well_needs_no_advice() -> None:
         ({"gpus": (80 * GIB,)}, "pip install 'lmserve[cuda]'"),
         ({"gpus": (80 * GIB,), "torch": "2.10.0+cpu"}, "built without CUDA"),
         ({"caches": (CacheFolder(Path("/cache"), False, 100 * GIB),)}, "/cache cannot be written"),
-        ({"caches": (CacheFolder(Path("/cache"), True, GIB),)}, "make room"),
+        ({"caches": (CacheFolder(Path("/cache"), True, GIB),)}, "free some space"),
     ],
 )
 def test_what_to_change(changes: dict[str, Any], expected: str) -> None:

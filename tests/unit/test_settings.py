@@ -153,7 +153,7 @@ def test_wrong_variables_are_named(name: str, value: str, expected: str) -> None
         ("port = [1]", "{file}: port: one value expected, but [1] was given"),
         ("port = true", "{file}: port: one value expected, but True was given"),
         ("prot = 1", "--config {file}: prot is not a setting; did you mean port?"),
-        ("zzz = 1", "--config {file}: zzz is not a setting; its keys are the flags without their dashes"),
+        ("zzz = 1", "--config {file}: zzz is not a setting; the keys are the names of the flags without their dashes"),
         ('config = "x"', "--config {file}: config is not a setting"),
         ("cors-origin = [1, [2]]", "{file}: cors-origin: a text, or a list of texts expected, but [2] was given"),
         ("port =", "--config {file} is not valid TOML: "),
@@ -171,7 +171,7 @@ def test_flags_of_other_servers() -> None:
     assert given == config("./m", "--max-model-len", "64", "--max-batch", "8")
     assert config("--otlp-traces-endpoint", "http://c:4318").otlp_endpoint == "http://c:4318"
     assert config("--model", "./m").model == "./m"
-    assert refusal("./m", "--model", "./n") == "--model ./n contradicts MODEL ./m: give one"
+    assert refusal("./m", "--model", "./n") == "--model ./n contradicts MODEL ./m: give only one of them"
     known = {action.option_strings[0] for action in options()}
     assert set(ALIASES.values()) <= known
     assert not known & (ALIASES.keys() | DEFAULT | ONLY.keys() | REFUSED.keys())
@@ -183,10 +183,10 @@ def test_flags_of_other_servers() -> None:
     [
         (
             ["--tensor-parallel-size", "2"],
-            "--tensor-parallel-size must be 1, but '2' was given: a model runs on one device",
+            "--tensor-parallel-size must be 1, but '2' was given: lmserve runs a model on one device",
         ),
-        (["-ngl", "99"], "there is no -ngl: a model is on one device as a whole: --device cuda or --device cpu"),
-        (["--trust-remote-code"], "there is no --trust-remote-code: code from a model's folder is never run"),
+        (["-ngl", "99"], "there is no -ngl: lmserve puts the whole model on one device: --device cuda or --device cpu"),
+        (["--trust-remote-code"], "there is no --trust-remote-code: lmserve never runs code from a model's folder"),
     ],
 )
 def test_flags_without_a_match_say_why(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,8 +228,8 @@ def test_several_models_have_names(tmp_path: Path) -> None:
     path = tmp_path / "a=b.gguf"
     path.touch()
     assert (config("--model", str(path)).model, config("--model", str(path)).models) == (str(path), ())
-    assert refusal("--model", "a=x", "--model", "a=y") == "--model names each model once, but 'a' was given twice"
+    assert refusal("--model", "a=x", "--model", "a=y") == "--model must name each model once, but 'a' was given twice"
     assert refusal("--model", "=x").startswith("--model must be NAME=MODEL, with letters")
-    assert refusal("m", "--model", "a=x") == "--model a=x contradicts MODEL m: give one"
+    assert refusal("m", "--model", "a=x") == "--model a=x contradicts MODEL m: give only one of them"
     given = ("--model", "a=x", "--served-model-name", "b")
-    assert refusal(*given) == "--served-model-name is for one model, but several were given"
+    assert refusal(*given) == "--served-model-name applies to a single model, but several were given"

@@ -119,7 +119,7 @@ WORKLOADS: Final = {
         ),
         Workload(
             "shared-prefix",
-            "32 prompts that begin with the same 1,535 tokens, 40 of their own, 64 output tokens each",
+            "32 prompts of 40 tokens after the same first 1,535 tokens, 64 output tokens each",
             "completions",
             (8,),
             _shared_prefix,
@@ -127,13 +127,17 @@ WORKLOADS: Final = {
         Workload("long-prompt", "prompts of 4,000 tokens, 16 output tokens each", "completions", (1,), _long_prompt),
         Workload(
             "chat",
-            "conversations of 6 turns, one for each client: 30 to 90 new tokens and 64 output tokens a turn",
+            "conversations of 6 turns, one per client, with 30 to 90 new tokens and 64 output tokens per turn",
             "chat",
             (8,),
             _chat,
         ),
         Workload(
-            "burst", "prompts as in mixed, all at the same moment, 32 output tokens each", "completions", (64,), _burst
+            "burst",
+            "prompts as in mixed, all sent at the same moment, 32 output tokens each",
+            "completions",
+            (64,),
+            _burst,
         ),
     )
 }

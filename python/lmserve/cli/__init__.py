@@ -16,7 +16,7 @@ from lmserve.cli.secrets import hide
 
 def parser() -> Parser:
     """The whole command line."""
-    description = "An LLM inference server whose conversations live on the server."
+    description = "An LLM inference server that keeps conversations on the server."
     top = Parser(prog="lmserve", description=description)
     top.add_argument("--version", action="version", version=f"lmserve {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

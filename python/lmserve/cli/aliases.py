@@ -58,7 +58,7 @@ DEFAULT: Final = frozenset(
     }
 )
 # With the only value that there is; any other one is refused for the reason.
-ONE_DEVICE: Final = "a model runs on one device here, which --device chooses"
+ONE_DEVICE: Final = "lmserve runs a model on one device; choose it with --device"
 ONLY: Final = {
     "--tensor-parallel-size": ("1", ONE_DEVICE),
     "-tp": ("1", ONE_DEVICE),
@@ -66,19 +66,20 @@ ONLY: Final = {
     "--tp-size": ("1", ONE_DEVICE),
     "--pipeline-parallel-size": ("1", ONE_DEVICE),
     "-pp": ("1", ONE_DEVICE),
-    "--data-parallel-size": ("1", "one server has one copy of its model; start several, and balance their load"),
-    "-dp": ("1", "one server has one copy of its model; start several, and balance their load"),
+    "--data-parallel-size": ("1", "a server has one copy of its model; start several servers behind a load balancer"),
+    "-dp": ("1", "a server has one copy of its model; start several servers behind a load balancer"),
 }
 REFUSED: Final = {
-    "-ngl": "a model is on one device as a whole: --device cuda or --device cpu",
-    "--gpu-layers": "a model is on one device as a whole: --device cuda or --device cpu",
-    "--n-gpu-layers": "a model is on one device as a whole: --device cuda or --device cpu",
-    "--quantization": "a model's own format is found in its files; --quantize q8 or q4 is for the CPU",
-    "--trust-remote-code": "code from a model's folder is never run; leave it out",
-    "--enable-lora": "adapters are not supported; merge it into the model",
-    "--lora": "adapters are not supported; merge it into the model",
-    "--slot-save-path": "sessions are kept by --session-dir",
-    "--chat-template": "the model's own chat template is used; put another one into its folder",
+    "-ngl": "lmserve puts the whole model on one device: --device cuda or --device cpu",
+    "--gpu-layers": "lmserve puts the whole model on one device: --device cuda or --device cpu",
+    "--n-gpu-layers": "lmserve puts the whole model on one device: --device cuda or --device cpu",
+    "--quantization": "lmserve reads the format from the model's files; for the CPU, --quantize q8 or q4 changes it",
+    "--trust-remote-code": "lmserve never runs code from a model's folder; remove the flag",
+    "--enable-lora": "lmserve does not support adapters; merge the adapter into the model",
+    "--lora": "lmserve does not support adapters; merge the adapter into the model",
+    "--slot-save-path": "use --session-dir to keep sessions",
+    "--chat-template": "lmserve uses the model's own chat template; to change it, put another one into the model's "
+    "folder",
 }
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lmserve.cli.types import Commands
 
 DESCRIPTION = """\
-Measure a server over HTTP: output and total tokens a second, time to first token, time between tokens. Greedy, with
-ignore_eos; each reply's usage must count exactly the tokens that were asked for. Exits with 1 if a request failed.
+Measure a server over HTTP: output and total tokens per second, time to first token, time between tokens. Requests are
+greedy and set ignore_eos, and the usage of each reply must be exactly the number of tokens asked for. Exits with 1 if a
+request fails.
 
 workloads:
 """
@@ -30,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     names = "\n".join(f"  {workload.name:<14} {workload.description}" for workload in WORKLOADS.values())
     parser = commands.add_parser(
         "bench",
-        help="measure an OpenAI-compatible server: tokens a second, time to first token",
+        help="measure an OpenAI-compatible server",
         description=DESCRIPTION + names,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,64 +50,71 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         type=_workloads,
         default=["mixed"],
-        help="workloads, or all (default: mixed)",
+        help="workloads to run, or all (default: mixed)",
     )
     parser.add_argument(
         "--concurrency",
         metavar="N[,N]",
         type=_integers(1, 4096),
-        help="concurrent clients; one run for each number (default: by workload)",
+        help="numbers of concurrent clients; each number is one run (default: by workload)",
     )
     parser.add_argument(
-        "--requests", metavar="N", type=_integer(1, 10**6), help="number of them (default: by workload)"
+        "--requests", metavar="N", type=_integer(1, 10**6), help="number of requests (default: by workload)"
     )
     parser.add_argument(
         "--output-tokens", metavar="N", type=_integer(1, 10**6), help="length of each reply (default: by workload)"
     )
     parser.add_argument(
-        "--turns", metavar="N", type=_integer(1, 1000), default=6, help="turns of a conversation in chat (default: 6)"
+        "--turns",
+        metavar="N",
+        type=_integer(1, 1000),
+        default=6,
+        help="turns of each conversation of the workload chat (default: 6)",
     )
     parser.add_argument(
         "--resend-history",
         action="store_true",
-        help="in chat, send the whole history, as to other servers",
+        help="in the workload chat, send the whole history with each turn, as other servers need it",
     )
-    parser.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server lists)")
-    parser.add_argument("--api-key", metavar="KEY", help="the server's key (default: $LMSERVE_API_KEY)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="model to request (default: the first one that the server lists)"
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="API key for the server (default: $LMSERVE_API_KEY)")
     parser.add_argument(
         "--seed",
         metavar="N",
         type=_integer(0, 2**63 - 1),
-        help="seed of the random prompts (default: a new one, so that no server has them cached)",
+        help="seed of the random prompts (default: a new one, so that no server has the prompts in its cache)",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_integer(1, 10**6),
         default=600,
-        help="limit of a request (default: 600)",
+        help="time limit for a request (default: 600)",
     )
     parser.add_argument(
         "--trace",
         metavar="FILE",
         type=Path,
-        help="send the requests of this trace at their times, in place of a workload; see simulate (default: none)",
+        help="instead of a workload, send the requests of this trace at their times; see lmserve simulate "
+        "(default: none)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file (default: none)")
     parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the results into this file (default: none)")
 
-    group = parser.add_argument_group("step model", "Instead of a server, measure this machine, for lmserve simulate.")
+    group = parser.add_argument_group("step model", "Instead of a server, measure this machine for lmserve simulate.")
     group.add_argument(
         "--fit",
         metavar="FILE.json",
         type=Path,
-        help="time the steps of a model, fit a step model to them and write it to this file (default: none)",
+        help="time the steps of a model, fit a step model to them, and write it to this file (default: none)",
     )
     group.add_argument(
         "--serve",
         metavar="ARGUMENTS",
         default="",
-        help="arguments of lmserve serve, in one string (default: none, which is the default model)",
+        help="arguments for lmserve serve, in one string (default: none, which is the default model)",
     )
 
 
@@ -140,7 +148,7 @@ def _workloads(text: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.url is None) == (arguments.fit is None):
-        raise CommandError("either a URL or --fit is needed", exit_code=2)
+        raise CommandError("give either a URL or --fit", exit_code=2)
     try:
         return _run_fit(arguments) if arguments.url is None else _run_campaign(arguments)
     except OSError as error:

@@ -19,31 +19,33 @@ def add_options(parser: argparse.ArgumentParser, integer: Callable[[int, int], C
     """The flags of the capacity mode; `integer(low, high)` makes a bounded argument."""
     group = parser.add_argument_group(
         "capacity",
-        "Instead of that, put a trace on servers of given sizes and speed: JSON lines with arrival (seconds), "
-        "prompt_tokens, output_tokens and, where wanted, session and shared_tokens.",
+        "Instead, predict how servers of given sizes and speed handle a trace of requests. The trace "
+        "is a file in JSON lines with arrival (in seconds), prompt_tokens, output_tokens and, "
+        "optionally, session and shared_tokens.",
     )
-    group.add_argument("--trace", metavar="FILE", type=Path, help="the trace (default: none)")
+    group.add_argument("--trace", metavar="FILE", type=Path, help="the trace to run (default: none)")
     group.add_argument(
         "--step-model",
         metavar="FILE",
-        help="how long a step takes: a file of lmserve bench --fit, or base_ms=4,decode_ms=1.2,... (default: none)",
+        help="time that a step takes: a file that lmserve bench --fit has written, or "
+        "base_ms=4,decode_ms=1.2,... (default: none)",
     )
     group.add_argument(
         "--replicas",
         metavar="N",
         type=integer(1, 100_000),
         default=1,
-        help="number of servers; a session stays on one server, other requests go to each in turn (default: 1)",
+        help="number of servers; a session stays on one server, and other requests go to each in turn (default: 1)",
     )
     for size in SIZES:
         flag = "--" + size.replace("_", "-")
-        what = "as of lmserve serve (default: the step model's server's)"
+        what = "as for lmserve serve (default: as on the step model's server)"
         group.add_argument(flag, metavar="N", type=integer(1, 10**7), help=what)
     group.add_argument(
         "--kv-tokens",
         metavar="N",
         type=integer(1, 2**31),
-        help="tokens that the KV cache holds (default: as the server of the step model)",
+        help="number of tokens that fit into the KV cache (default: as on the step model's server)",
     )
     group.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file (default: none)")
     group.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the timeline into this file (default: none)")
@@ -53,9 +55,9 @@ def refuse(arguments: argparse.Namespace) -> None:
     """Raises CommandError (exit code 2) for a flag of this mode where there is no trace."""
     for name in ("step_model", "kv_tokens", "json", "plot", *SIZES):
         if getattr(arguments, name) is not None:
-            raise CommandError(f"--{name.replace('_', '-')} needs a --trace", exit_code=2)
+            raise CommandError(f"--{name.replace('_', '-')} needs --trace", exit_code=2)
     if arguments.replicas != 1:
-        raise CommandError("--replicas needs a --trace", exit_code=2)
+        raise CommandError("--replicas needs --trace", exit_code=2)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lmserve.capacity.setup import read_step_model
 
     if arguments.step_model is None:
-        raise CommandError("--trace needs a --step-model", exit_code=2)
+        raise CommandError("--trace needs --step-model", exit_code=2)
     try:
         step_model, sizes = read_step_model(arguments.step_model)
         trace = arguments.trace.read_bytes()

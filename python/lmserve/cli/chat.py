@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "chat",
         help="talk to a running server",
-        description="Talk to a running server over /generate. The conversation is a session that lives on the server.",
+        description="Talk to a running server over /generate. The server keeps the conversation in a session.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,26 +33,45 @@ def add_parser(commands: Commands) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Every flag of `chat`."""
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"the server, also as HOST:PORT (default: {DEFAULT_URL})")
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"URL of the server, or HOST:PORT (default: {DEFAULT_URL})")
     add_chat_options(parser)
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """The flags of a conversation, whichever server it is with."""
-    parser.add_argument("--api-key", metavar="KEY", help="the server's key (default: $LMSERVE_API_KEY)")
+    parser.add_argument("--api-key", metavar="KEY", help="API key for the server (default: $LMSERVE_API_KEY)")
     parser.add_argument(
         "--session",
         metavar="ID",
         type=lambda text: int(text) if text.isascii() and text.isdigit() else text,
-        help="continue or begin this session, and keep it afterwards (default: a new one, deleted on leaving)",
+        help="continue or begin this session; it is kept afterwards (default: a new one, which is deleted "
+        "when you leave)",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's)")
-    parser.add_argument("--max-tokens", metavar="TOKENS", type=int, default=512, help="longest answer (default: 512)")
-    parser.add_argument("--temperature", metavar="T", type=float, help="0 is greedy (default: the server's)")
-    parser.add_argument("--top-p", metavar="P", type=float, help="in (0, 1] (default: the server's)")
-    parser.add_argument("--top-k", metavar="K", type=int, help="0 is all (default: the server's)")
-    parser.add_argument("--seed", metavar="N", type=int, help="same seed, same answers (default: random)")
-    parser.add_argument("--plain", action="store_true", help="no bold and no colours")
+    parser.add_argument(
+        "--max-tokens",
+        metavar="TOKENS",
+        type=int,
+        default=512,
+        help="largest number of tokens in an answer (default: 512)",
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="sampling temperature; 0 is greedy (default: the server's)"
+    )
+    parser.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="sample only from the most likely tokens whose probabilities add up to P (default: the server's)",
+    )
+    parser.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        help="sample only from the K most likely tokens; 0 is all tokens (default: the server's)",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="the same seed gives the same answers (default: random)")
+    parser.add_argument("--plain", action="store_true", help="print no bold text and no colours")
 
 
 def full_url(given: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHELLS: Final = ("bash", "zsh", "fish")
 DESCRIPTION: Final = """\
-Print a script that completes commands, flags and their values. Put one of these lines into the shell's own file:
+Print a script that completes commands, flags and their values. Add one of these lines to your shell's configuration:
 
   ~/.bashrc                    eval "$(lmserve completion bash)"
   ~/.zshrc                     eval "$(lmserve completion zsh)"
@@ -28,7 +28,7 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.brief = DESCRIPTION.partition("\n\n")[0] + " Of bash and zsh, eval it; source it in fish."
+    parser.brief = DESCRIPTION.partition("\n\n")[0] + " Use eval for bash and zsh, and source for fish."
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"{', '.join(SHELLS)}")
     parser.set_defaults(run=run)
 

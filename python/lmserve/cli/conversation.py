@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 HELP: Final = '''\
 /new            start a new conversation (/clear is the same)
-/system TEXT    start a new conversation under this system prompt
-/rewind [N]     take back the last N turns (default: 1)
-/fork           continue in a copy of the conversation; the original stays on the server until you leave
-/set [NAME VALUE]  temperature, top_p, top_k, repetition_penalty, seed, max_tokens; VALUE - is the server's default
-/save FILE      write the conversation as Markdown
-/bye            leave, as exit and Ctrl-D do
-/help           this text
-Three quotation marks (""") begin and end a text of several lines; a pasted text is one turn.
-Ctrl-C cancels the running answer; the text so far stays.
+/system TEXT    start a new conversation with this system prompt
+/rewind [N]     remove the last N turns (default: 1)
+/fork           continue in a copy of the conversation; the server keeps the original until you leave
+/set [NAME VALUE]  set temperature, top_p, top_k, repetition_penalty, seed or max_tokens; VALUE - resets to the default
+/save FILE      write the conversation to a Markdown file
+/bye            leave (exit and Ctrl-D do the same)
+/help           show this text
+Three quotation marks (""") begin and end a text of several lines. A pasted text is one turn.
+Ctrl-C cancels the running answer. The text so far is kept.
 '''
 
 GONE: Final = ("session_not_found", "session_expired")
@@ -125,7 +125,7 @@ class Chat:
                 self._leave("")
             # A path is text; what looks like a command and is none would be a strange question.
             elif word.startswith("/") and "/" not in word[1:] and "\n" not in stripped and not Path(word).exists():
-                print(f"There is no command {word}; /help lists all commands.", file=sys.stderr)
+                print(f"There is no command {word}. /help lists the commands.", file=sys.stderr)
             else:
                 self._turn(text)
         except ServerError as error:
@@ -134,7 +134,9 @@ class Chat:
         except httpx.TransportError as error:
             if not self._lines.terminal:
                 raise
-            print(f"\n(the server does not answer: {error}; say it again once it runs)", file=sys.stderr)
+            print(
+                f"\n(the server does not answer: {error}; send the message again once the server runs)", file=sys.stderr
+            )
             return False
         return True
 
@@ -146,7 +148,7 @@ class Chat:
             if error.code not in GONE or not self._started:
                 raise
             if self._turns:
-                print("(the server no longer has this conversation; it is told again)", file=sys.stderr)
+                print("(the server no longer has this conversation; sending it again)", file=sys.stderr)
             answer = self._stream(self._opening(text), start=True)
             self._told = len(self._turns) + 1
         self._turns.append((text, answer))
@@ -201,7 +203,9 @@ class Chat:
     def _rewind(self, count: str) -> None:
         turns = int(count) if count.isdecimal() else 1
         if not 1 <= turns <= len(self._turns):
-            print(f"There are {len(self._turns)} turns to take back, but {count or 1} was given.", file=sys.stderr)
+            print(
+                f"There are {len(self._turns)} turns that can be removed, but {count or 1} was given.", file=sys.stderr
+            )
             return
         kept = len(self._turns) - turns
         on_server = kept - self._told + 1
@@ -214,13 +218,13 @@ class Chat:
 
     def _fork(self, _: str) -> None:
         if not self._started:
-            print("Nothing has been said that could be forked.", file=sys.stderr)
+            print("There is no conversation to fork yet.", file=sys.stderr)
             return
         new = _new_id()
         self._ask("POST", f"{self._path}/fork", {"session_id": new})
         if not self._kept:
             self._left.append(self._session)
-        print(f"(going on in session {new}; session {self._session} stays as it was)")
+        print(f"(continuing in session {new}; session {self._session} is unchanged)")
         self._session, self._kept = new, False
 
     def _set(self, text: str) -> None:
@@ -230,7 +234,7 @@ class Chat:
                 print(f"{name} {self._options.get(field, '-')}")
             return
         if name not in SETTINGS or not value:
-            print(f"/set takes one of {', '.join(SETTINGS)} and a value, but {text!r} was given.", file=sys.stderr)
+            print(f"/set needs one of {', '.join(SETTINGS)} and a value, but {text!r} was given.", file=sys.stderr)
             return
         field, kind = SETTINGS[name]
         if value == "-":
@@ -243,14 +247,14 @@ class Chat:
 
     def _save(self, path: str) -> None:
         if not path:
-            print("/save takes the name of a file.", file=sys.stderr)
+            print("/save needs the name of a file.", file=sys.stderr)
             return
         parts = [] if self._system is None else [f"**System**\n\n{self._system}\n"]
         parts += [f"**You**\n\n{said}\n\n**Model**\n\n{answer}\n" for said, answer in self._turns]
         try:
             Path(path).expanduser().write_text("\n".join(parts), "utf-8")
         except OSError as error:
-            print(f"{path} was not written: {error.strerror}", file=sys.stderr)
+            print(f"{path} could not be written: {error.strerror}", file=sys.stderr)
 
     def _leave(self, _: str) -> None:
         raise Leave
@@ -329,4 +333,4 @@ def _server_error(response: httpx.Response) -> ServerError:
         error = response.json()["error"]
         return ServerError(str(error["code"]), str(error["message"]))
     except (ValueError, KeyError, TypeError):
-        return ServerError(f"HTTP {response.status_code}", "the server's answer is not lmserve's")
+        return ServerError(f"HTTP {response.status_code}", "the reply is not from an lmserve server")

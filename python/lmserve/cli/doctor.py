@@ -19,15 +19,14 @@ INDENT = 11
 
 def add_parser(commands: Commands) -> None:
     description = (
-        "Look at the processor, memory, limits of the container, torch, GPUs and the cache, measure how fast a model "
-        "answers here, and say what to change. Exits with 1 where a server cannot run."
+        "Check the processor, the memory, the container's limits, torch, GPUs and the cache, measure "
+        "how fast a model answers on this machine, and advise what to change. Exits with 1 if a server "
+        "cannot run."
     )
-    parser = commands.add_parser(
-        "doctor", help="say what this machine has for a server, and what to change", description=description
-    )
+    parser = commands.add_parser("doctor", help="check this machine and advise what to change", description=description)
     help_text = "the model to measure (default: the default model if it is in the cache, else none)"
     parser.add_argument("model", metavar="MODEL", nargs="?", help=help_text)
-    parser.add_argument("--no-speed", action="store_true", help="measure no model")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure a model")
     parser.set_defaults(run=run)
 
 

@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**kwargs | {"add_help": False})
         self.common: Sequence[str] | None = None
         self.brief = self.description or ""
-        self.add_argument("-h", "--help", action=_Print, dest="help", printed=Parser.short_help, help="show the help")
+        self.add_argument("-h", "--help", action=_Print, dest="help", printed=Parser.short_help, help="show this help")
         text = "show every flag, with its meaning and default"
         self.add_argument("--help-all", action=_Print, dest="help_all", printed=Parser.format_help, help=text)
 

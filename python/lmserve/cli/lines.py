@@ -47,7 +47,7 @@ class Lines:
                 path.touch(mode=0o600)
                 readline.write_history_file(path)
             except OSError as error:
-                print(f"the history was not kept: {error}", file=sys.stderr)
+                print(f"the history could not be saved: {error}", file=sys.stderr)
 
     def __iter__(self) -> Iterator[str]:
         while True:

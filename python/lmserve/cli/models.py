@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from lmserve.stored import StoredModel
 
 NAMES: Final = """\
-NAME is a model of the hub (owner/name, owner/name:Q4_K_M, hf.co/owner/name), a short name (qwen3:4b; lmserve list
---known has all), the URL of a GGUF file, or a bundled model. Where a repository has several GGUF files, the largest
-that this machine has memory for is taken, by the arithmetic of lmserve plan.
+NAME is a model on the hub (owner/name, owner/name:Q4_K_M, hf.co/owner/name), a short name (qwen3:4b; lmserve list
+--known shows all), the URL of a GGUF file, or a bundled model. If a repository has several GGUF files, lmserve takes
+the largest one that this machine has memory for, by the arithmetic of lmserve plan.
 """
 
 
@@ -28,22 +28,27 @@ def add_parser(commands: Commands) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     text = "fetch a model into the cache and print its path"
     pull = commands.add_parser("pull", aliases=["fetch"], help=text, description=NAMES, formatter_class=raw)
-    pull.add_argument("name", metavar="NAME", nargs="?", help="which model (default: SmolLM2-135M-Instruct)")
+    pull.add_argument("name", metavar="NAME", nargs="?", help="the model (default: SmolLM2-135M-Instruct)")
     pull.set_defaults(run=run_pull)
 
     text = "list the models in the cache"
     listing = commands.add_parser("list", aliases=["ls"], help=text, description=f"{text.capitalize()}.")
-    listing.add_argument("--known", action="store_true", help="list the short names instead, and what they mean")
+    listing.add_argument("--known", action="store_true", help="list the short names and their models instead")
     listing.set_defaults(run=run_list)
 
-    text = "say what a model is and what it takes, without loading it"
+    text = "describe a model and the memory that it needs"
     show = commands.add_parser("show", help=text, description=NAMES, formatter_class=raw)
-    show.add_argument("name", metavar="NAME", help="which model, or a path")
+    show.add_argument("name", metavar="NAME", help="the model, or a path")
     show.set_defaults(run=run_show)
 
-    text = "take models out of the cache"
+    text = "remove models from the cache"
     remove = commands.add_parser("rm", help=text, description=f"{text.capitalize()}.")
-    remove.add_argument("names", metavar="NAME", nargs="+", help="which; without a quantization, all of a repository")
+    remove.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help="a model; a name without a quantization removes all files of its repository",
+    )
     remove.set_defaults(run=run_remove)
 
 
@@ -74,7 +79,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     from lmserve.stored import stored_models
 
     models = sorted(stored_models(), key=lambda model: -model.changed)
-    _table(("NAME", "SIZE", "CAME"), [(m.names[0], format_size(m.size), _day(m.changed)) for m in models])
+    _table(("NAME", "SIZE", "FETCHED"), [(m.names[0], format_size(m.size), _day(m.changed)) for m in models])
     return 0
 
 
@@ -100,7 +105,8 @@ def run_show(arguments: argparse.Namespace) -> int:
         elements += count
     shares = (f"{kind} {100 * count / elements:.0f} %" for kind, count in sorted(kinds.items(), key=lambda k: -k[1]))
     print(f"Family    {checkpoint.family.name}, {elements / 1e6:.0f} million parameters, {', '.join(shares)}")
-    print(f"Template  {'of the model' if checkpoint.chat_template else 'none: it continues texts, and cannot chat'}")
+    template = "from the model" if checkpoint.chat_template else "none: the model continues texts but cannot chat"
+    print(f"Template  {template}")
     for line in plan_lines(plan, source.names):
         print(line)
     return 0
@@ -117,7 +123,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
         except HubError as error:
             raise CommandError(str(error)) from error
         if not models:
-            raise CommandError(f"{name} is not in the cache; lmserve list has what is")
+            raise CommandError(f"{name} is not in the cache; lmserve list shows the models that are")
         found += models
     for model in found:
         try:

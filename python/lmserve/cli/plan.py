@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from lmserve.cli.types import Commands
 
 DESCRIPTION: Final = """\
-Say what `lmserve serve` with the same MODEL and flags would take: weights, KV cache, and how many sessions of a given
-length the cache holds at a time. Reads the configuration and the files' headers, and loads nothing: of a GGUF file on
-the hub that is not in the cache only the header is fetched.
+Show the memory that `lmserve serve` with the same MODEL and flags would need: weights, KV cache, and how many sessions
+of a given length fit into the cache. It reads the configuration and the files' headers and loads nothing. If a GGUF
+file on the hub is not in the cache, only its header is fetched.
 """
 
 
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "plan",
-        help="say what a model takes in memory, without loading it",
+        help="show how much memory a model needs",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

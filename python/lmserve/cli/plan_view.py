@@ -27,7 +27,7 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
     lines += [f"Note      {note}" for note in plan.checkpoint.notes]
     if plan.checkpoint.kind == "generate":
         defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"
-        lines.append(f"Sampling  where a request names none: {defaults}")
+        lines.append(f"Sampling  defaults for requests that set none: {defaults}")
     if memory.num_blocks:
         tokens = memory.num_blocks * memory.block_size
         blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"
@@ -39,7 +39,7 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
             # A session is kept by one snapshot.
             held = [min(count, memory.state_slots) for count in held]
         fit = [f"{count} of {length} tokens" for count, length in zip(held, lengths, strict=True)]
-        lines.append(f"Sessions  in the cache at a time: {', or '.join(fit)}")
+        lines.append(f"Sessions  {', or '.join(fit)} fit into the KV cache")
     if memory.state_slots:
         each, total = format_size(memory.state_bytes), format_size(memory.states_bytes)
         kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lmserve.cli.types import Commands
 
 DESCRIPTION: Final = """\
-Run every step that `lmserve serve --record FILE` wrote down, on the same model, and compare the sampled tokens.
-Exits with 0 if all are the same, and with 1 if one is not.
+Run every step that `lmserve serve --record FILE` has recorded again on the same model, and compare the sampled tokens.
+Exits with 0 if all tokens are the same, and with 1 otherwise.
 """
 MOST_SHOWN: Final = 10
 
@@ -23,15 +23,20 @@ MOST_SHOWN: Final = 10
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "replay",
-        help="run the steps of a recording again, and compare the tokens",
+        help="run a recording again and compare the tokens",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="what --record wrote")
-    parser.add_argument("--model", metavar="PATH", type=Path, help="where the model lies now (default: where it lay)")
+    parser.add_argument("file", metavar="FILE", type=Path, help="the recording that --record has written")
+    parser.add_argument(
+        "--model", metavar="PATH", type=Path, help="path of the model (default: its path in the recording)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="run on another device (default: the recorded one)")
     parser.add_argument(
-        "--ops", metavar="OPS", choices=OPS, help=f"run on others: {', '.join(OPS)} (default: the recorded ones)"
+        "--ops",
+        metavar="OPS",
+        choices=OPS,
+        help=f"compute with other ops: {', '.join(OPS)} (default: the recorded ones)",
     )
     parser.set_defaults(run=run)
 
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     except LmserveError as error:
         raise CommandError(str(error)) from error
     for each in replayed.differences[:MOST_SHOWN]:
-        print(f"step {each.step}, row {each.row}: token {each.recorded} was recorded, and {each.found} was sampled now")
+        print(f"step {each.step}, row {each.row}: token {each.recorded} was recorded, but {each.found} was sampled now")
     same = replayed.rows - len(replayed.differences)
     print(f"{replayed.steps} steps: {same} of {replayed.rows} tokens are the same")
     return 1 if replayed.differences else 0

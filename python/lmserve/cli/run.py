@@ -26,18 +26,21 @@ ADDRESS: Final = re.compile(r"^API +(https?://\S+)$", re.MULTILINE)
 
 def add_parser(commands: Commands) -> None:
     description = (
-        "Chat with MODEL. A server at the default address that has this model is used; otherwise one is started on a"
-        " free port, and ends with the conversation. With QUESTION, or with text from a pipe, answers once."
+        "Chat with MODEL. If a server at the default address serves this model, lmserve uses it. "
+        "Otherwise it starts a server on a free port and stops it after the conversation. With "
+        "QUESTION, or with text from a pipe, it answers once."
     )
     parser = commands.add_parser(
         "run",
-        help="chat with a model; serve it first if no server does",
+        help="chat with a model; starts a server for it if none is running",
         description=description,
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="as for serve (default: the default model)")
-    parser.add_argument("question", metavar="QUESTION", nargs="*", help="answer this, and end")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="the model, as for serve (default: the default model)"
+    )
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="answer this question and exit")
     add_chat_options(parser)
     parser.common = ("--session", "--system", "--max-tokens", "--temperature", "--plain")
     parser.set_defaults(run=run)
@@ -126,7 +129,7 @@ def _wait(process: subprocess.Popen[bytes], output: IO[bytes], model: str | None
             sys.stderr.write(f"\rLoading {name} … {time.monotonic() - started:.0f} s")
             sys.stderr.flush()
         time.sleep(0.1)
-    lines = _printed(output).strip().splitlines() or ["it said nothing"]
+    lines = _printed(output).strip().splitlines() or ["the server ended without a message"]
     raise CommandError(lines[-1].removeprefix("lmserve: error: "))
 
 

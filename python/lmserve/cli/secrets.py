@@ -19,7 +19,7 @@ def hide(secrets: Iterable[str]) -> None:
     """
     secrets = [secret for secret in secrets if secret]
     if secrets and not _hidden(secrets):
-        advice = "give it by LMSERVE_API_KEY or --api-key-file instead"
+        advice = "give it in LMSERVE_API_KEY or with --api-key-file instead"
         print(f"lmserve: warning: the list of processes shows the API key: {advice}", file=sys.stderr)
 
 

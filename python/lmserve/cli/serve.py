@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DESCRIPTION = """\
-Serve a model over HTTP: LMDeploy's /generate with its sessions, and OpenAI's API. The docs are at /docs.
+Serve a model over HTTP: OpenAI's API, Anthropic's API, and LMDeploy's /generate with its sessions. The API docs are
+at /docs.
 
-MODEL is a GGUF file, a Hugging Face folder (config.json, tokenizer.json, *.safetensors), a model of the hub
-(owner/name, owner/name:Q4_K_M, hf.co/owner/name), a short name (qwen3:4b; lmserve list --known), the URL of a GGUF
-file, SmolLM2-135M-Instruct or all-MiniLM-L6-v2. Without it: SmolLM2-135M-Instruct.
+MODEL is a GGUF file, a Hugging Face folder (config.json, tokenizer.json, *.safetensors), a model on the hub
+(owner/name, owner/name:Q4_K_M, hf.co/owner/name), a short name (qwen3:4b; lmserve list --known shows all), the URL of
+a GGUF file, SmolLM2-135M-Instruct or all-MiniLM-L6-v2. The default is SmolLM2-135M-Instruct.
 """
 
 
@@ -72,7 +73,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model; see above")
+    parser.add_argument("model_positional", metavar="MODEL", nargs="?", help="the model to serve; see above")
     parser.add_argument("host_positional", metavar="HOST", nargs="?", help="same as --host")
     parser.add_argument("port_positional", metavar="PORT", nargs="?", type=_integer, help="same as --port")
     add_options(parser)
@@ -85,34 +86,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help='read settings from this TOML file, whose keys are the names of the flags (max-body = "1MiB"); a flag '
-        "overrides its variable (LMSERVE_MAX_BODY), and the variable overrides the file (default: none)",
+        help='read settings from this TOML file; its keys are the names of the flags (max-body = "1MiB"); a '
+        "flag overrides its environment variable (LMSERVE_MAX_BODY), and the variable overrides the "
+        "file (default: none)",
     )
     group = parser.add_argument_group("HTTP")
     group.add_argument("--host", metavar="HOST", help=f"address to listen on (default: {default.host})")
-    group.add_argument("--port", metavar="PORT", type=_integer, help=f"0 is any free port (default: {default.port})")
+    group.add_argument(
+        "--port", metavar="PORT", type=_integer, help=f"port to listen on; 0 is any free port (default: {default.port})"
+    )
     group.add_argument(
         "--api-key",
         dest="api_keys",
         metavar="KEY",
         action="append",
-        help="require this key on all routes but /health and the pages; repeatable; keys share no session and no cache "
-        "(default: none)",
+        help="require this key; repeatable; /health and the pages need no key; keys share no sessions and "
+        "no prefix cache (default: none)",
     )
     group.add_argument(
-        "--api-key-file", metavar="FILE", type=Path, help="more keys, one per line; # begins a comment (default: none)"
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        help="read more keys from this file, one per line; # begins a comment (default: none)",
     )
     group.add_argument(
         "--keys",
         metavar="FILE",
         type=Path,
-        help="keys with weights and limits, in TOML; see docs/keys.md (default: none)",
+        help="read keys with weights and limits from this TOML file; see docs/keys.md (default: none)",
     )
     group.add_argument(
         "--max-body",
         metavar="SIZE",
         type=_size,
-        help=f"largest body of a request, such as 16MiB (default: {format_size(default.max_body)})",
+        help=f"largest request body, such as 16MiB (default: {format_size(default.max_body)})",
     )
     group.add_argument(
         "--cors-origin",
@@ -126,8 +133,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="allowed_hosts",
         metavar="NAME",
         action="append",
-        help="accept this name in the Host header, besides localhost; * is any; repeatable (default: any name, but "
-        "localhost alone if the server has no keys and listens on 127.0.0.1, so that no web page can reach it)",
+        help="accept this name in the Host header, in addition to localhost; * accepts any name; repeatable "
+        "(default: any name; if the server has no keys and listens on 127.0.0.1, only localhost, so "
+        "that no web page can reach it)",
     )
     group.add_argument(
         "--tls-cert",
@@ -135,33 +143,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="serve HTTPS with this certificate and its chain, in PEM; needs --tls-key (default: HTTP)",
     )
-    group.add_argument("--tls-key", metavar="FILE", type=Path, help="the certificate's key, in PEM (default: none)")
+    group.add_argument(
+        "--tls-key", metavar="FILE", type=Path, help="private key of the certificate, in PEM (default: none)"
+    )
     group.add_argument(
         "--grace",
         metavar="SECONDS",
         type=_number,
-        help=f"how long running turns may take to end after a signal to stop (default: {default.grace:g})",
+        help=f"how long running turns may take to finish after the server is told to stop (default: {default.grace:g})",
     )
     group.add_argument(
         "--request-log",
         metavar="FORM",
         choices=REQUEST_LOGS,
-        help=f"write a line on stderr for each request: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
+        help=f"log one line per request to stderr: {', '.join(REQUEST_LOGS)} (default: {default.request_log})",
     )
     group.add_argument(
         "--otlp-endpoint",
         metavar="URL",
-        help="send a trace of each request to this OpenTelemetry collector, by OTLP over HTTP: http://127.0.0.1:4318; "
-        "needs lmserve[otel] (default: OTEL_EXPORTER_OTLP_ENDPOINT, and without it no traces)",
+        help="send a trace of each request to this OpenTelemetry collector by OTLP over HTTP, such as "
+        "http://127.0.0.1:4318; needs lmserve[otel] (default: OTEL_EXPORTER_OTLP_ENDPOINT; if it is "
+        "unset, no traces)",
     )
     group.add_argument(
         "--record",
         metavar="FILE",
         type=Path,
-        help="write every step of the model to this file, for lmserve replay; it holds the tokens of all clients "
-        "(default: nothing is written)",
+        help="record every step of the model in this file, for lmserve replay; the file contains the tokens "
+        "of all clients (default: no recording)",
     )
-    levels = f"{', '.join(LOG_LEVELS)} (default: {default.log_level})"
+    levels = f"lowest level of messages to log: {', '.join(LOG_LEVELS)} (default: {default.log_level})"
     group.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, help=levels)
 
     group = parser.add_argument_group("model")
@@ -169,22 +180,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="[NAME=]MODEL",
         action="append",
-        help="same as MODEL; or, repeated with names, several models in one server: each is loaded when a request's "
-        "`model` asks for it, and the first serves requests that name none (default: SmolLM2-135M-Instruct)",
+        help="same as MODEL; repeat it with names to serve several models: the server loads a model when a "
+        "request's `model` names it, and requests that name no model get the first one (default: "
+        "SmolLM2-135M-Instruct)",
     )
     group.add_argument(
         "--idle-unload",
         metavar="SECONDS",
         type=_number,
-        help="load a model when a request asks for it, and unload it when none has for so long; its sessions are kept "
-        "(default: 0, which loads one model at the start, and of several unloads one only to make room for another)",
+        help="load a model when a request asks for it, and unload it after this long without a request; its "
+        "sessions are kept (default: 0: a single model is loaded at the start, and one of several is "
+        "unloaded only to make room for another)",
     )
     group.add_argument(
         "--served-model-name",
         dest="served_model_names",
         metavar="NAME",
         action="append",
-        help="name of the model in requests; repeatable; replies have the first one (default: from MODEL)",
+        help="name of the model in requests; repeatable; replies carry the first name (default: from MODEL)",
     )
     group.add_argument(
         "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto, which is cuda if there is a GPU)"
@@ -200,25 +213,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="FORMAT",
         choices=QUANTIZE,
-        help="weights of the cpu kernels: auto (as stored), none (fp32), q8, q4 (default: auto)",
+        help="format of the weights for the cpu kernels: auto (as stored), none (fp32), q8, q4 (default: auto)",
     )
     group.add_argument(
         "--kv-dtype",
         metavar="DTYPE",
         choices=KV_DTYPES,
-        help="KV cache of the cpu kernels: auto, fp32, fp16, int8 (default: auto, which is fp16)",
+        help="format of the KV cache for the cpu kernels: auto, fp32, fp16, int8 (default: auto, which is fp16)",
     )
     group.add_argument(
         "--threads",
         metavar="THREADS",
         type=_integer,
-        help="threads that compute on the CPU (default: as many as the cores that the process may use)",
+        help="number of threads that compute on the CPU (default: the number of cores that the process may use)",
     )
     group.add_argument(
         "--max-model-len",
         metavar="TOKENS",
         type=_integer,
-        help="most tokens of history, prompt and answer together (default: what the model was made for)",
+        help="context length (history, prompt and answer) (default: the model's context length)",
     )
 
     group = parser.add_argument_group("answers")
@@ -226,24 +239,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--user-special-tokens",
         metavar="WHAT",
         choices=USER_SPECIAL_TOKENS,
-        help="special tokens in messages of users and tools: escape (read them as plain text) or allow (as tokens) "
-        f"(default: {default.user_special_tokens})",
+        help="how to read the text of special tokens in messages of users and tools: escape (as plain text) "
+        f"or allow (as special tokens) (default: {default.user_special_tokens})",
     )
     group.add_argument(
         "--tool-parser",
         metavar="FORMAT",
-        help=f"how the model calls functions: {', '.join(TOOL_PARSERS)} (default: auto, by the chat template)",
+        help=f"format in which the model writes function calls: {', '.join(TOOL_PARSERS)} (default: auto, by "
+        "the chat template)",
     )
     group.add_argument(
         "--reasoning-parser",
         metavar="FORMAT",
-        help=f"how the model writes thoughts: {', '.join(REASONING_PARSERS)} (default: auto, by the chat template)",
+        help=f"format in which the model writes thoughts: {', '.join(REASONING_PARSERS)} (default: auto, by "
+        "the chat template)",
     )
     group.add_argument(
         "--guided-whitespace",
         metavar="KIND",
         choices=GUIDED_WHITESPACES,
-        help="white space in the JSON of answers that follow a schema: compact (none), or free "
+        help="white space in JSON answers that follow a schema: compact (none) or free (the model decides) "
         f"(default: {default.guided_whitespace})",
     )
 
@@ -251,59 +266,65 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--generation-config",
         metavar="SOURCE",
         choices=GENERATION_CONFIGS,
-        help="sampling for requests that do not set it: model (from its generation_config.json or GGUF file), or none "
-        f"(temperature 1, no limits) (default: {default.generation_config})",
+        help="sampling defaults for requests that set none: model (from its generation_config.json or GGUF "
+        f"file) or none (temperature 1, no limits) (default: {default.generation_config})",
     )
 
     group = parser.add_argument_group("scheduler")
-    sequences = f"most sequences in a step (default: {default.max_batch})"
+    sequences = f"largest number of sequences in a step (default: {default.max_batch})"
     group.add_argument("--max-batch", metavar="SEQUENCES", type=_integer, help=sequences)
     group.add_argument(
-        "--max-batch-tokens", metavar="TOKENS", type=_integer, help="most tokens in a step (default: by device)"
+        "--max-batch-tokens",
+        metavar="TOKENS",
+        type=_integer,
+        help="largest number of tokens in a step (default: by device)",
     )
     group.add_argument(
         "--max-queue",
         metavar="REQUESTS",
         type=_integer,
-        help=f"most requests that wait; further ones are refused with 429 (default: {default.max_queue})",
+        help=f"largest number of waiting requests; the server refuses more with 429 (default: {default.max_queue})",
     )
     group.add_argument(
         "--policy",
         metavar="POLICY",
         choices=POLICIES,
-        help="which waiting request runs first: fair (by priority, then the key that got least for its weight, then by "
-        "arrival) or fcfs (by arrival) (default: fair)",
+        help="which waiting request runs first: fair (by priority, then the key that has got the least for "
+        "its weight, then by arrival) or fcfs (by arrival) (default: fair)",
     )
     group.add_argument(
         "--speculate",
         metavar="TOKENS",
         type=_integer,
-        help="guess up to this many next tokens where a text repeats itself, and check them in one step; answers stay "
-        "the same; see docs/speculation.md (default: 0, which is off)",
+        help="where a text repeats itself, guess up to this many next tokens and check them in one step; "
+        "answers stay the same; see docs/speculation.md (default: 0, which is off)",
     )
     group.add_argument(
-        "--kv-memory", metavar="SIZE", type=_size, help="memory of the KV cache, such as 2GiB (default: by free memory)"
+        "--kv-memory",
+        metavar="SIZE",
+        type=_size,
+        help="memory for the KV cache, such as 2GiB (default: by free memory)",
     )
     group.add_argument(
         "--state-slots",
         metavar="N",
         type=int,
-        help="recurrent states that a hybrid model has room for: those of running sequences, and snapshots; see"
-        " docs/hybrids.md (default: by free memory)",
+        help="number of recurrent states that a hybrid model has memory for: those of running sequences, "
+        "and snapshots; see docs/hybrids.md (default: by free memory)",
     )
     group.add_argument(
         "--state-every",
         metavar="TOKENS",
         type=int,
-        help="tokens between two snapshots of a recurrent state, beside those where turns end"
-        f" (default: {default.state_every})",
+        help="number of tokens between two snapshots of a recurrent state; the server also takes one at the end "
+        f"of each turn (default: {default.state_every})",
     )
     group.add_argument(
         "--gpu-memory-fraction",
         metavar="FRACTION",
         type=float,
-        help="share of a GPU's free memory that weights, KV cache and steps may take together"
-        f" (default: {default.gpu_memory_fraction})",
+        help="share of a GPU's free memory for weights, KV cache and steps together (default: "
+        f"{default.gpu_memory_fraction})",
     )
     group.add_argument(
         "--no-prefix-cache",
@@ -317,7 +338,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=True,
         help="share one prefix cache between all API keys; timing can then leak the prompts of other keys "
-        "(default: one for each key)",
+        "(default: one cache per key)",
     )
 
     group = parser.add_argument_group("sessions")
@@ -325,21 +346,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--session-dir",
         metavar="DIR",
         type=Path,
-        help="keep sessions in a log in this folder, so that they survive a restart (default: in memory only)",
+        help="keep sessions in a log in this folder; they then survive a restart (default: in memory only)",
     )
     group.add_argument(
         "--session-fsync",
         metavar="WHEN",
         choices=SESSION_FSYNCS,
-        help="when the log is synced to disk: always (before a turn's reply ends), interval (once a second), never; "
-        f"this matters for power loss, a killed server loses no turn (default: {default.session_fsync})",
+        help="when to sync the session log to disk: always (before a turn's reply ends), interval (once a "
+        "second) or never; it matters only if the machine loses power: a killed server loses no turn "
+        f"(default: {default.session_fsync})",
     )
     group.add_argument(
         "--agent-sessions",
         metavar="WHETHER",
         choices=AGENT_SESSIONS,
-        help="on: the session headers of agents and prompt_cache_key name a conversation, which is continued token for "
-        f"token; off: they are ignored (default: {default.agent_sessions})",
+        help="on: the session headers of agents and prompt_cache_key name a conversation, which the server "
+        f"continues token for token; off: the server ignores them (default: {default.agent_sessions})",
     )
     group.add_argument(
         "--session-ttl",
@@ -351,7 +373,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-sessions",
         metavar="SESSIONS",
         type=_integer,
-        help=f"most sessions to keep; the least recently used idle one is dropped (default: {default.max_sessions})",
+        help="largest number of sessions; if there are more, the least recently used idle one is dropped "
+        f"(default: {default.max_sessions})",
     )
 
 
@@ -409,7 +432,9 @@ def _models(positional: str | None, flags: list[str], origin: str) -> tuple[str 
     plain = {*(flag for flag in flags if "=" not in flag or Path(flag).exists())}
     if positional is not None:
         if named or plain - {positional}:
-            raise CommandError(f"{origin} {flags[0]} contradicts MODEL {positional}: give one", exit_code=2)
+            raise CommandError(
+                f"{origin} {flags[0]} contradicts MODEL {positional}: give only one of them", exit_code=2
+            )
         return positional, ()
     if len(plain) > 1 or (plain and named):
         raise CommandError(f"{origin}: each of several models needs a name: --model NAME={min(plain)}", exit_code=2)
@@ -418,7 +443,9 @@ def _models(positional: str | None, flags: list[str], origin: str) -> tuple[str 
 
 def _one_of(setting: str, positional: Any, flag: Any) -> Any:
     if positional is not None and flag is not None and positional != flag:
-        raise CommandError(f"--{setting} {flag} contradicts {setting.upper()} {positional}: give one", exit_code=2)
+        raise CommandError(
+            f"--{setting} {flag} contradicts {setting.upper()} {positional}: give only one of them", exit_code=2
+        )
     return positional if flag is None else flag
 
 
@@ -430,7 +457,7 @@ def _read_keys(path: Path, origin: str) -> list[str]:
     keys = [line for line in lines if line]
     if not keys:
         # An empty file would leave the server open to all.
-        raise CommandError(f"{origin} {path} holds no key", exit_code=2)
+        raise CommandError(f"{origin} {path} contains no key", exit_code=2)
     return keys
 
 

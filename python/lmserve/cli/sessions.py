@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from lmserve.engine.sessions import LogReport
 
 DESCRIPTION = """\
-Look at the log of a --session-dir, or mend it, while no server runs on it.
+Check or repair the log of a --session-dir. No server may be running on it.
 
-check says what the log has, and which sessions and turns it has lost; it changes nothing. repair does what a server
-does that starts with the log: what is torn or damaged is kept in a file beside it, and the log is written anew without
-it. Sessions that lost turns are read-only at their last good one until they are rewound or forked.
+check reports what the log contains, and which sessions and turns it has lost. It changes nothing. repair does what a
+server does at its start: it moves torn and damaged records into a file beside the log, and writes the log anew without
+them. A session that has lost turns is read-only at its last good turn until it is rewound or forked.
 
-The exit code is 1 where something is lost, or the log cannot be read.
+The exit code is 1 if something is lost or the log cannot be read.
 """
 
 
@@ -54,22 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
 def lines(report: LogReport, *, repaired: bool) -> list[str]:
     """What a report says, for people."""
     if report.model is None:
-        return ["sessions.log: it was never begun"]
+        return ["sessions.log: nothing has been written to it"]
     said = [
         f"sessions.log: format {report.version}, written with {report.model}",
         f"{report.sessions} sessions of {report.turns} turns and {report.tokens} tokens, in {report.bytes} bytes",
     ]
     if report.torn:
-        said.append(f"{report.torn} bytes at its end belong to a record that was written in part")
+        said.append(f"{report.torn} bytes at its end belong to a record that was only written in part")
     if report.damaged:
         said.append(f"{report.damaged} bytes are damaged")
     said += [str(loss) for loss in report.losses]
     if report.unnamed:
-        said.append(f"{report.unnamed} records are missing, and nobody can say whose they were")
+        said.append(f"{report.unnamed} records are missing, and it is not known which sessions they belonged to")
     if report.kept:
-        said.append(f"what is torn or damaged is kept in {report.kept}")
+        said.append(f"the torn and damaged records are kept in {report.kept}")
     if report.is_whole and not report.torn:
         said.append("nothing is lost")
     elif not repaired:
-        said.append("lmserve sessions repair keeps what is damaged in a file of its own, and mends the log")
+        said.append("lmserve sessions repair moves the damaged records into a separate file and repairs the log")
     return said

@@ -93,7 +93,9 @@ def _entries(actions: Mapping[str, argparse.Action], path: Path) -> Iterator[tup
         flag = key.replace("_", "-")
         if flag not in actions or flag == "config":
             near = get_close_matches(flag, actions, 1)
-            advice = f"; did you mean {near[0]}?" if near else "; its keys are the flags without their dashes"
+            advice = (
+                f"; did you mean {near[0]}?" if near else "; the keys are the names of the flags without their dashes"
+            )
             raise CommandError(f"--config {path}: {key} is not a setting{advice}", exit_code=2)
         yield f"{path}: {key}", actions[flag], value
 
@@ -136,7 +138,7 @@ def _converted(name: str, action: argparse.Action, text: str) -> Any:
     except argparse.ArgumentTypeError as error:
         raise CommandError(f"{name}: {error}", exit_code=2) from error
     except ValueError as error:
-        raise CommandError(f"{name}: another value expected, but {text!r} was given", exit_code=2) from error
+        raise CommandError(f"{name}: {text!r} is not a valid value", exit_code=2) from error
     if action.choices is not None and value not in action.choices:
         choices = ", ".join(map(str, action.choices))
         raise CommandError(f"{name}: one of {choices} expected, but {text!r} was given", exit_code=2)

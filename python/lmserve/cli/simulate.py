@@ -19,21 +19,23 @@ MAX_SEED = 2**64 - 1
 
 
 def add_parser(commands: Commands) -> None:
-    proof = "Prove the core on this machine: random clients, faults and kills; one seed replays bit for bit."
+    proof = (
+        "Test the core on this machine with random clients, faults and kills. The same seed repeats a run bit for bit."
+    )
     parser = commands.add_parser(
         "simulate",
-        help="test the scheduler with random requests, or predict how servers handle a trace of requests",
-        description=f"{proof} Exits with 1 at a violation.",
+        help="test the core, or predict how servers handle a load",
+        description=f"{proof} Exits with 1 if an invariant is violated.",
     )
     parser.add_argument(
-        "--seed", type=_bounded(0, MAX_SEED), metavar="N", help="replays a run (default: a new one, which is printed)"
+        "--seed", type=_bounded(0, MAX_SEED), metavar="N", help="seed of the run (default: a new one, which is printed)"
     )
     parser.add_argument(
         "--steps",
         type=_bounded(1, 10**12),
         metavar="N",
         default=100_000,
-        help="how much to simulate (default: 100,000)",
+        help="number of steps to simulate (default: 100,000)",
     )
     capacity.add_options(parser, _bounded)
     parser.set_defaults(run=run)

@@ -33,7 +33,9 @@ def open_tracing(given: str | None, environment: Mapping[str, str] = os.environ)
         if given is not None:
             raise CommandError(f"--otlp-endpoint needs OpenTelemetry: {INSTALL}") from error
         # The variable may be there for every program of this machine.
-        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no traces are sent without OpenTelemetry: %s", INSTALL)
+        logger.warning(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but lmserve needs OpenTelemetry to send traces: %s", INSTALL
+        )
         return None
     return Tracing(endpoint)
 
@@ -49,7 +51,9 @@ def endpoint_of(given: str | None, environment: Mapping[str, str]) -> str | None
     endpoint = whole or (base and base.rstrip("/") + TRACES_PATH) or None
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), None)
     if endpoint is not None and protocol not in (None, "http/protobuf"):
-        message = "traces are sent as http/protobuf alone, so none are for the protocol %s of the environment; "
+        message = (
+            "lmserve sends traces as http/protobuf only, so it sends none for the protocol %s of the environment; "
+        )
         logger.warning(message + "--otlp-endpoint takes the collector's HTTP port (4318)", protocol)  # noqa: G003
         return None
     return endpoint
