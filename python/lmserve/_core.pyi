@@ -627,7 +627,7 @@ class CpuModel:
         """Make room for a layer's experts with this activation; gives their number."""
 
     def extend_experts(self, number: int, experts: Sequence[Any], quantize: str | None = None) -> None:
-        """Pack further experts of a layer, each (gate, up, down) as parts of `add_linear`.
+        """Pack further experts of a layer, each (gate or None, up, down) as parts of `add_linear`.
 
         Without the GIL, on all threads. Raises LmserveError for what does not fit.
         """

@@ -297,7 +297,7 @@ impl CpuModel {
         Ok(lock(&self.0).add_experts(activation, scaled_inputs))
     }
 
-    /// Packs further experts of a layer, each (gate, up, down) as parts of `add_linear`.
+    /// Packs further experts of a layer, each (gate or None, up, down) as parts of `add_linear`.
     #[pyo3(signature = (number, experts, quantize=None))]
     fn extend_experts(
         &self,

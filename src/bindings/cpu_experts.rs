@@ -16,6 +16,7 @@ pub(super) struct GivenRouter {
     groups: usize,
     top_groups: usize,
     jitter: f32,
+    tiny: f32,
 }
 
 impl GivenRouter {
@@ -31,6 +32,7 @@ impl GivenRouter {
                 groups,
                 top_groups,
                 normalized: self.normalized,
+                tiny: self.tiny,
             }),
             "grouped_softmax" => Ok(Router::GroupedSoftmax { groups, top_groups }),
             "sparse_mixer" => Ok(Router::SparseMixer {
@@ -46,27 +48,33 @@ impl GivenRouter {
     }
 }
 
-/// The gate, up and down of one expert.
-pub(super) type GivenExpert<'py> = (GivenPart<'py>, GivenPart<'py>, GivenPart<'py>);
+/// The gate, if it has one, up and down of one expert.
+pub(super) type GivenExpert<'py> = (Option<GivenPart<'py>>, GivenPart<'py>, GivenPart<'py>);
 
 /// The same, their arrays taken.
-pub(super) struct StoredExpert([StoredPart; 3]);
+pub(super) struct StoredExpert {
+    gate: Option<StoredPart>,
+    up: StoredPart,
+    down: StoredPart,
+}
 
 impl StoredExpert {
     pub(super) fn new((gate, up, down): GivenExpert, quantize: Option<&str>) -> PyResult<Self> {
-        Ok(Self([
-            StoredPart::new(gate, quantize)?,
-            StoredPart::new(up, quantize)?,
-            StoredPart::new(down, quantize)?,
-        ]))
+        Ok(Self {
+            gate: gate
+                .map(|gate| StoredPart::new(gate, quantize))
+                .transpose()?,
+            up: StoredPart::new(up, quantize)?,
+            down: StoredPart::new(down, quantize)?,
+        })
     }
 
     pub(super) fn matrices(&self) -> Result<ExpertMatrices<'_>> {
-        let [gate, up, down] = &self.0;
+        let gate = self.gate.as_ref().map(StoredPart::matrix).transpose()?;
         Ok(ExpertMatrices {
-            gate: gate.matrix()?,
-            up: up.matrix()?,
-            down: down.matrix()?,
+            gate,
+            up: self.up.matrix()?,
+            down: self.down.matrix()?,
         })
     }
 }

@@ -83,6 +83,7 @@ def test_a_request_has_the_same_logits_alone_and_in_a_batch_to_the_bit(checkpoin
     [
         *("gemma2", "gemma4", "cohere2", "ministral3", "apertus", "lfm2", "qwen3_5", "qwen3_5_moe", "qwen3_next"),
         *("granitemoehybrid", "granitemoehybrid_dense", "nemotron_h", "falcon_h1"),
+        *("lfm2_moe", "nemotron_h_latent"),
     ],
 )
 def test_whatever_a_layer_computes_it_does_so_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, tmp_path):

@@ -182,14 +182,33 @@ OTHER_NAMES = {
         "conv.in_proj": "shortconv.in_proj",
         "conv.out_proj": "shortconv.out_proj",
     },
+    "lfm2moe": {
+        "feed_forward.gate": "ffn_gate_inp",
+        "feed_forward.experts.gate_proj": "ffn_gate_exps",
+        "feed_forward.experts.up_proj": "ffn_up_exps",
+        "feed_forward.experts.down_proj": "ffn_down_exps",
+        "feed_forward.expert_bias": "exp_probs_b",
+    },
+    "nemotron_h_moe": {
+        "mixer.gate": "ffn_gate_inp",
+        "mixer.gate.e_score_correction": "exp_probs_b",
+        "mixer.experts.up_proj": "ffn_up_exps",
+        "mixer.experts.down_proj": "ffn_down_exps",
+        "mixer.shared_experts.up_proj": "ffn_up_shexp",
+        "mixer.shared_experts.down_proj": "ffn_down_shexp",
+        "mixer.fc1_latent_proj": "ffn_latent_down",
+        "mixer.fc2_latent_proj": "ffn_latent_up",
+    },
     "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
 }
+OTHER_NAMES["lfm2moe"] |= OTHER_NAMES["lfm2"]
+OTHER_NAMES["nemotron_h_moe"] |= OTHER_NAMES["nemotron_h"]
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
 PERMUTED = ("llama", "internlm2", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3")
 # Architectures whose norms are stored as what is multiplied by, not as what is added to 1.
 SHIFTED = ("gemma2", "gemma3", "qwen35", "qwen35moe", "qwen3next")
 # Architectures whose files have so many layers behind the others, which guess tokens ahead.
-DRAFTS = {"qwen35": 1, "qwen35moe": 1}
+DRAFTS = {"qwen35": 1, "qwen35moe": 1, "nemotron_h_moe": 1}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
@@ -216,14 +235,18 @@ def write(
         writer.add_head_count_kv(
             [config.num_attention_heads // layer.self_attn.num_key_value_groups for layer in layers]
         )
-    elif architecture == "lfm2":
+    elif architecture in ("lfm2", "lfm2moe"):
         writer.add_feed_forward_length(model.model.layers[0].feed_forward.w1.out_features)
         heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
         writer.add_head_count_kv(heads)
-    elif architecture == "nemotron_h":
+    elif architecture in ("nemotron_h", "nemotron_h_moe"):
         kinds = config.layers_block_type
-        writer.add_feed_forward_length([config.intermediate_size if kind == "mlp" else 0 for kind in kinds])
-        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
+        widths = {"mlp": config.intermediate_size, "moe": config.moe_intermediate_size}
+        # The one that guesses ahead has both.
+        inner = [widths.get(kind, 0) for kind in kinds] + [config.moe_intermediate_size] * drafts
+        heads = [config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds]
+        writer.add_feed_forward_length(inner)
+        writer.add_head_count_kv(heads + [config.num_key_value_heads] * drafts)
     elif architecture == "granitehybrid":
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(
@@ -249,7 +272,7 @@ def write(
         writer.add_key_length(head_dim)
     KEYS.get(architecture, lambda _writer, _config: None)(writer, config)
     _write_vocabulary(writer, config.vocab_size)
-    if architecture != "nemotron_h":
+    if not architecture.startswith("nemotron_h"):
         _write_rope(writer, config)
     if architecture == "apertus":
         activations = [layer.mlp.act_fn for layer in model.model.layers]
@@ -264,9 +287,9 @@ def write(
     scalars = {f"{name}.weight": buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")}
     tensors |= scalars
     tensors |= {
-        f"{name.removesuffix('_bias')}.bias": buffer
+        f"{name if name.endswith('expert_bias') else name.removesuffix('_bias')}.bias": buffer
         for name, buffer in model.named_buffers()
-        if name.endswith("e_score_correction_bias")
+        if name.endswith(("e_score_correction_bias", "expert_bias"))
     }
     tensors = _separated(tensors)
     if architecture == "deepseek2":
@@ -329,7 +352,7 @@ def _separated(tensors: dict) -> dict:
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
         values, gpt_oss = tensor.data, f"{stem}.gate_up_proj_bias" in tensors
-        llama4 = stem.endswith("feed_forward.experts")
+        llama4 = f"{stem.removesuffix('experts')}router.weight" in tensors and stem.endswith("feed_forward.experts")
         match kind:
             case "gate_up_proj" if llama4:
                 for part, own in zip(("gate", "up"), values.transpose(1, 2).chunk(2, dim=1), strict=True):
@@ -343,14 +366,14 @@ def _separated(tensors: dict) -> dict:
             case "gate_up_proj_bias":
                 for at, part in enumerate(("gate", "up")):
                     found[f"{stem}.{part}_proj.bias"] = values[:, at::2]
-            case "gate_up_proj" if stem.endswith(("mlp.experts", "moe.experts")):
+            case "gate_up_proj" if stem.endswith(("mlp.experts", "moe.experts", "feed_forward.experts")):
                 for part, own in zip(("gate", "up"), values.chunk(2, dim=1), strict=True):
                     found[f"{stem}.{part}_proj.weight"] = own
             case "down_proj" if gpt_oss or llama4:
                 found[f"{name}.weight"] = values.transpose(1, 2)
             case "down_proj_bias":
                 found[f"{stem}.down_proj.bias"] = values
-            case "gate_up_proj" | "down_proj" | "sinks":
+            case "gate_up_proj" | "up_proj" | "down_proj" | "sinks":
                 found[f"{name}.weight"] = values
             case "dt_bias":
                 found[f"{stem}.dt.bias"] = tensor
@@ -593,6 +616,20 @@ def _nemotron_h(writer: gguf.GGUFWriter, config) -> None:
     writer.add_rope_scaling_finetuned(False)
 
 
+def _nemotron_h_moe(writer: gguf.GGUFWriter, config) -> None:
+    _nemotron_h(writer, config)
+    writer.add_expert_shared_feed_forward_length(config.moe_shared_expert_intermediate_size)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_nextn_predict_layers(DRAFTS[writer.arch])
+    for name in ("nextn.eh_proj", "attn_q", "ffn_up_exps"):
+        writer.add_tensor(f"blk.{config.num_hidden_layers}.{name}.weight", np.ones((2, 2), np.float32))
+    if config.moe_latent_size is not None:
+        writer.add_moe_latent_size(config.moe_latent_size)
+
+
 def _llama4(writer: gguf.GGUFWriter, config) -> None:
     writer.add_expert_feed_forward_length(config.intermediate_size)
     writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
@@ -650,6 +687,13 @@ def _lfm2(writer: gguf.GGUFWriter, config) -> None:
     writer.add_shortconv_l_cache(config.conv_L_cache)
 
 
+def _lfm2_moe(writer: gguf.GGUFWriter, config) -> None:
+    _lfm2(writer, config)
+    writer.add_leading_dense_block_count(config.num_dense_layers)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+
+
 def _delta_net(writer: gguf.GGUFWriter, config) -> None:
     drafts = DRAFTS.get(writer.arch, 0)
     writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
@@ -683,6 +727,7 @@ KEYS = {
     "granitemoe": _granite_moe,
     "granitehybrid": _granite_hybrid,
     "nemotron_h": _nemotron_h,
+    "nemotron_h_moe": _nemotron_h_moe,
     "falcon-h1": _falcon_h1,
     "llama4": _llama4,
     "mistral3": _mistral3,
@@ -693,6 +738,7 @@ KEYS = {
     "command-r": _cohere,
     "cohere2": _cohere,
     "lfm2": _lfm2,
+    "lfm2moe": _lfm2_moe,
     "stablelm": _stablelm,
     "starcoder2": _starcoder2,
 }

@@ -30,6 +30,12 @@ LLAMA3_ROPE = {
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3}
+NEMOTRON_EXPERTS = {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "moe_shared_expert_intermediate_size": 56,
+}
 LATENT = {
     "num_key_value_heads": 6,
     "kv_lora_rank": 32,
@@ -266,6 +272,15 @@ CONFIGS = {
     "lfm2_tied": lambda: transformers.Lfm2Config(
         **SHAPE, layer_types=["conv", FULL, FULL], block_multiple_of=32, conv_L_cache=4
     ),
+    # A dense layer first, then a convolution and attention with experts.
+    "lfm2_moe": lambda: transformers.Lfm2MoeConfig(
+        **SHAPE,
+        **EXPERTS,
+        layer_types=["conv", "conv", FULL],
+        num_dense_layers=1,
+        moe_intermediate_size=40,
+        routed_scaling_factor=1.5,
+    ),
     "qwen3_5": lambda: transformers.Qwen3_5TextConfig(
         **SHAPE | {"num_hidden_layers": 5},
         head_dim=16,
@@ -382,6 +397,30 @@ CONFIGS = {
         use_bias=True,
         mlp_bias=True,
     ),
+    # As Nemotron 3 Nano: experts in place of networks.
+    "nemotron_h_moe": lambda: transformers.NemotronHConfig(
+        **{key: value for key, value in SHAPE.items() if key != "num_hidden_layers"},
+        **NEMOTRON_EXPERTS,
+        layers_block_type=[LINEAR, "moe", FULL, "moe"],
+        head_dim=16,
+        mamba_num_heads=6,
+        mamba_head_dim=8,
+        ssm_state_size=12,
+        n_groups=3,
+        routed_scaling_factor=2.5,
+    ),
+    # As Super: experts that are narrower than the model; and a network among them, as no published model has.
+    "nemotron_h_latent": lambda: transformers.NemotronHConfig(
+        **{key: value for key, value in SHAPE.items() if key != "num_hidden_layers"},
+        **NEMOTRON_EXPERTS,
+        layers_block_type=["moe", FULL, "mlp", LINEAR],
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        ssm_state_size=8,
+        n_groups=2,
+        moe_latent_size=20,
+    ),
     "falcon_h1": lambda: transformers.FalconH1Config(
         **SHAPE,
         head_dim=8,
@@ -443,7 +482,7 @@ def make(family: str, folder: Path, **changes):
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5)
-            elif name.endswith("e_score_correction_bias"):
+            elif name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.normal_(std=0.3)
     model.save_pretrained(folder)
     if family == "internlm2":

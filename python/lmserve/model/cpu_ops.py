@@ -111,17 +111,20 @@ class CpuOps:
         return self.core.add_router(part, router, *numbers)
 
     def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> int:
-        weights = [split(source) for source in (sources.gate, sources.up, sources.down)]
+        given = (sources.gate, sources.up, sources.down)
+        weights = [split(source) for source in given if source is not None]
         biases = [[None] * len(weights[0])] * 3 if sources.biases is None else [split(bias) for bias in sources.biases]
         number = self.core.add_experts(activation.name, activation.parameters, scaled_inputs=scaled_inputs)
         # A few at a time: those that become floats first take more memory for all than there may be.
         step = max(1, FLOATS_AT_ONCE // (12 * weights[0][0].shape[0] * weights[0][0].shape[1]))
         for first in range(0, len(weights[0]), step):
             some = slice(first, first + step)
-            parts = [
+            parts: list[Sequence[Part | None]] = [
                 [self._part(source, bias, self._quantize) for source, bias in zip(each[some], own[some], strict=True)]
-                for each, own in zip(weights, biases, strict=True)
+                for each, own in zip(weights, biases[-len(weights) :], strict=True)
             ]
+            if sources.gate is None:
+                parts.insert(0, [None] * len(parts[0]))
             self.core.extend_experts(number, list(zip(*parts, strict=True)), self._quantize)
         return number
 

@@ -143,9 +143,12 @@ def rows_of(source: TensorSource, rows: slice, *, transposed: bool = False) -> S
 
 @dataclass(frozen=True, slots=True)
 class ExpertSources:
-    """Weights gate and up [experts, inner, hidden] and down [experts, hidden, inner]; biases [experts, out] of all."""
+    """Weights gate and up [experts, inner, hidden] and down [experts, hidden, inner]; biases [experts, out] of all.
 
-    gate: TensorSource
+    gate None: the experts have none, and no biases.
+    """
+
+    gate: TensorSource | None
     up: TensorSource
     down: TensorSource
     biases: tuple[TensorSource, TensorSource, TensorSource] | None = None

@@ -170,7 +170,7 @@ class Ops(Protocol[A, W]):
 
     def experts(self, x: A, routing: A, w: W) -> A:
         """[n, hidden] of x [n, hidden]: the sum over the experts of `routing` of each's weight times
-        down(activation(gate(x)) * up(x)), in the order of the choice.
+        down(activation(gate(x)) * up(x)), or down(activation(up(x))) without a gate, in the order of the choice.
         """
 
     def conv(self, x: A, layer: int, w: W, gate: ConvGate = "none") -> A:

@@ -15,8 +15,8 @@ class Router:
     """A choice of `top_k` experts and their weights, which are multiplied by `factor`.
 
     `kind` is the name of a function of `lmserve.model.torch_routers`, whose docstring has the formula, and which reads
-    the numbers after it: `normalized`: weights are divided by their sum; `groups` of experts side by side, of which the
-    best `top_groups` take part; `jitter`: of a sparse mixer.
+    the numbers after it: `normalized`: weights are divided by their sum, to which some kinds add `tiny`; `groups` of
+    experts side by side, of which the best `top_groups` take part; `jitter`: of a sparse mixer.
     """
 
     kind: Kind
@@ -26,6 +26,7 @@ class Router:
     groups: int = 1
     top_groups: int = 1
     jitter: float = 0.0
+    tiny: float = 1e-20
 
     def check(self, experts: int) -> Router:
         """Itself. Raises CheckpointError for a choice that so many experts do not leave."""

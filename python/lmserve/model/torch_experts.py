@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lmserve.model.activation import Activation
 from lmserve.model.router import Router
-from lmserve.model.torch_activation import gated
+from lmserve.model.torch_activation import activate, gated
 from lmserve.model.torch_routers import KINDS
 from lmserve.model.torch_weight import TorchWeight
 
@@ -35,12 +35,16 @@ class TorchRouter(TorchWeight):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchExperts(TorchWeight):
-    """Gate and up as one weight [experts, 2 * inner, hidden] and bias; down [experts, hidden, inner] and its bias."""
+    """Gate and up as one weight [experts, 2 * inner, hidden] and bias; down [experts, hidden, inner] and its bias.
+
+    Where they are not `gated`, up alone [experts, inner, hidden].
+    """
 
     down: Tensor
     down_bias: Tensor | None
     activation: Activation
     scaled_inputs: bool
+    gated: bool
 
     def apply(self, x: Tensor, routing: Tensor) -> Tensor:
         """[n, hidden]: what the chosen experts make of x, weighted and added in the order of the choice."""
@@ -66,7 +70,7 @@ class TorchExperts(TorchWeight):
         gate_up = functional.grouped_mm(rows[order], self.weight.transpose(1, 2), offs=ends)
         if self.bias is not None:
             gate_up = gate_up + self.bias[experts]
-        inner = gated(gate_up, self.activation)
+        inner = gated(gate_up, self.activation) if self.gated else activate(gate_up, self.activation)
         outputs = functional.grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
         if self.down_bias is not None:
             outputs = outputs + self.down_bias[experts]

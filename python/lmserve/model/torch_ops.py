@@ -138,12 +138,13 @@ class TorchOps:
     ) -> TorchExperts:
         biases = sources.biases
         return TorchExperts(
-            weight=self._load_experts([sources.gate, sources.up]),
+            weight=self._load_experts([source for source in (sources.gate, sources.up) if source is not None]),
             bias=None if biases is None else self._load_experts(biases[:2]),
             down=self._load_experts([sources.down]),
             down_bias=None if biases is None else self._load_experts(biases[2:]),
             activation=activation,
             scaled_inputs=scaled_inputs,
+            gated=sources.gate is not None,
         )
 
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> TorchWeight:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lmserve.model.router import Router
 
-TINY = 1e-20
-
 
 def softmax(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[Tensor, Tensor]:
     """The largest p, which is the softmax of s, divided by their sum where normalized (Qwen3-MoE, OLMoE, Mixtral)."""
@@ -37,7 +35,7 @@ def sigmoid(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[
 
 def corrected_sigmoid(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[Tensor, Tensor]:
     """With p = sigmoid(s) and c = p + correction the largest c in the best groups; their weights are p, divided by
-    their sum plus 1e-20 where normalized (GLM-4.5, DeepSeek-V3, MiniMax-M2).
+    their sum plus `tiny` where normalized (GLM-4.5, DeepSeek-V3, MiniMax-M2).
 
     A group is as good as the sum of its two largest c.
     """
@@ -49,7 +47,7 @@ def corrected_sigmoid(logits: Tensor, router: Router, correction: Tensor | None)
         corrected = corrected.masked_fill(~_open(best, router, grouped.shape[-1]), -torch.inf)
     chosen = corrected.topk(router.top_k, dim=-1)[1]
     weights = scores.gather(-1, chosen)
-    return chosen, weights / (weights.sum(-1, keepdim=True) + TINY) if router.normalized else weights
+    return chosen, weights / (weights.sum(-1, keepdim=True) + router.tiny) if router.normalized else weights
 
 
 def grouped_softmax(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ pub enum Router {
     /// The largest `s`; their weights are `sigmoid(s)`.
     Sigmoid,
     /// `p = sigmoid(s)`. The largest `p + correction` among the experts of the `top_groups` groups whose two largest have the
-    /// largest sum; their weights are `p`, divided by their sum where `normalized`.
+    /// largest sum; their weights are `p`, divided by their sum plus `tiny` where `normalized`.
     #[allow(missing_docs)]
     CorrectedSigmoid {
         groups: usize,
         top_groups: usize,
         normalized: bool,
+        tiny: f32,
     },
     /// `p = softmax(s)`; the largest `p` among the experts of the `top_groups` groups whose largest is largest.
     #[allow(missing_docs)]
@@ -35,9 +36,6 @@ pub struct ExpertNumbers {
     /// The weights are multiplied with it; empty: with nothing.
     pub scale: Vec<f32>,
 }
-
-/// Keeps the sum of weights from being zero, as the references have it.
-const TINY: f32 = 1e-20;
 
 impl Router {
     /// Writes the numbers of the chosen experts to the first half of `out`, those that come first in the choice first, and
@@ -76,6 +74,7 @@ impl Router {
                 groups,
                 top_groups,
                 normalized,
+                tiny,
             } => {
                 sigmoid(logits);
                 let size = logits.len() / groups;
@@ -93,7 +92,7 @@ impl Router {
                 choose(&corrected, chosen, |e| open[e / size]);
                 gather(logits, chosen, weights);
                 if normalized {
-                    normalize(weights, TINY);
+                    normalize(weights, tiny);
                 }
             }
             Self::GroupedSoftmax { groups, top_groups } => {
@@ -263,6 +262,7 @@ mod tests {
             groups: 4,
             top_groups: 2,
             normalized,
+            tiny: 0.5,
         };
         let numbers = ExpertNumbers {
             correction: vec![0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
@@ -275,7 +275,7 @@ mod tests {
             &[2.0 * sigmoid[2], 2.0 * sigmoid[1], 2.0 * sigmoid[3]],
         );
         let (_, normalized) = routed(corrected(true), &numbers, 3);
-        let sum = sigmoid[2] + sigmoid[1] + sigmoid[3];
+        let sum = sigmoid[2] + sigmoid[1] + sigmoid[3] + 0.5;
         assert_near(
             &normalized,
             &weights.iter().map(|w| w / sum).collect::<Vec<_>>(),

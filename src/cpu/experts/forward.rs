@@ -42,7 +42,11 @@ impl ExpertsWeight {
         // SAFETY: a stage writes what no stage before it still reads, each piece by one thread, and ends with a barrier.
         unsafe {
             stages.gather(team, &grouping, (x, hidden), self.inputs);
-            grouping.cut(2, Linear::tiles_of(inner), team.size());
+            grouping.cut(
+                1 + usize::from(self.gated),
+                Linear::tiles_of(inner),
+                team.size(),
+            );
             stages.multiply(
                 team,
                 &grouping,
@@ -50,8 +54,8 @@ impl ExpertsWeight {
                 (hidden, inner),
                 |unit, expert| {
                     let expert = &self.experts[expert];
-                    match unit.matrix {
-                        0 => (&expert.gate, scratch.gate),
+                    match (&expert.gate, unit.matrix) {
+                        (Some(gate), 1) => (gate, scratch.gate),
                         _ => (&expert.up, scratch.up),
                     }
                 },
@@ -101,10 +105,11 @@ impl ExpertsWeight {
         for row in first..group.rows.min(first + BLOCK) {
             let place = group.first + row;
             let at = place * inner..(place + 1) * inner;
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise; without a gate its buffer is of no size.
             let (gate, up, out) = unsafe {
+                let gate = if self.gated { at.clone() } else { 0..0 };
                 (
-                    stages.scratch.gate.get_mut(at.clone()),
+                    stages.scratch.gate.get_mut(gate),
                     stages.scratch.up.get_mut(at.clone()),
                     stages.scratch.inner.get_mut(at),
                 )
@@ -116,10 +121,15 @@ impl ExpertsWeight {
                     *x *= weight;
                 }
             }
+            let (x, factor) = if self.gated {
+                (&*gate, Some(&*up))
+            } else {
+                (&*up, None)
+            };
             let activate = Activate {
                 activation: self.activation,
-                x: gate,
-                factor: Some(up),
+                x,
+                factor,
                 out,
             };
             dispatch(stages.isa, activate);

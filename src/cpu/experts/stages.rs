@@ -37,7 +37,10 @@ impl ExpertMemory {
         if floats {
             grow(&mut self.rows, pairs * experts.hidden);
         }
-        for buffer in [&mut self.gate, &mut self.up, &mut self.inner] {
+        if experts.gated {
+            grow(&mut self.gate, pairs * experts.inner);
+        }
+        for buffer in [&mut self.up, &mut self.inner] {
             grow(buffer, pairs * experts.inner);
         }
         grow(&mut self.outputs, pairs * experts.hidden);

@@ -60,6 +60,7 @@ struct Layer {
 
 fn layer(isa: Isa, stored: [Stored; 2], activation: Activation, biased: bool) -> Layer {
     let scaled_inputs = activation == Activation::Silu && !biased;
+    let gated = activation != Activation::ReluSquared;
     let shapes = [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)];
     let kinds = [stored[0], stored[0], stored[1]];
     let given: Vec<_> = (0..3 * EXPERTS)
@@ -77,7 +78,7 @@ fn layer(isa: Isa, stored: [Stored; 2], activation: Activation, biased: bool) ->
     };
     let each: Vec<_> = (0..EXPERTS)
         .map(|e| ExpertMatrices {
-            gate: matrix(3 * e),
+            gate: gated.then(|| matrix(3 * e)),
             up: matrix(3 * e + 1),
             down: matrix(3 * e + 2),
         })
@@ -158,8 +159,14 @@ fn exact(layer: &Layer, x: &[f32], routing: &[f32]) -> Vec<f64> {
                 (1.0, weight)
             };
             let x: Vec<f64> = x.iter().map(|&x| f64::from(x) * before).collect();
-            let (gate, up) = (product(&expert.gate, &x), product(&expert.up, &x));
+            let up = product(&expert.up, &x);
+            let gate = expert
+                .gate
+                .as_ref()
+                .map_or(vec![], |gate| product(gate, &x));
+            let gate = if gate.is_empty() { &up } else { &gate };
             let inner = gate.iter().zip(&up).map(|(&g, &u)| match layer.activation {
+                Activation::ReluSquared => g.max(0.0).powi(2),
                 Activation::ClampedSwiglu { alpha, limit } => {
                     let (limit, g) = (f64::from(limit), g.min(f64::from(limit)));
                     g / (1.0 + (-f64::from(alpha) * g).exp()) * (u.clamp(-limit, limit) + 1.0)
@@ -195,6 +202,15 @@ fn rows_pass_the_experts_that_were_chosen_for_them() {
             [floats(Format::Int8), floats(Format::F32)],
             Activation::Silu,
             true,
+        ),
+        ([floats(Format::F32); 2], Activation::ReluSquared, true),
+        (
+            [
+                Stored::Blocks(BlockType::Q4_K),
+                Stored::Blocks(BlockType::Q6_K),
+            ],
+            Activation::ReluSquared,
+            false,
         ),
         ([Stored::Blocks(BlockType::MXFP4); 2], SWIGLU, true),
         (
@@ -251,7 +267,12 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads() {
     let routing = routing(150);
     for isa in Isa::available() {
         for stored in kinds {
-            let layer = layer(isa, stored, SWIGLU, true);
+            let activation = if stored == [floats(Format::F32); 2] {
+                Activation::ReluSquared
+            } else {
+                SWIGLU
+            };
+            let layer = layer(isa, stored, activation, true);
             let together = forward(3, isa, &layer, &x, &routing);
             for (first, count) in [(0, 1), (7, 1), (149, 1), (3, 2), (20, 5), (40, 64)] {
                 let rows = first * HIDDEN..(first + count) * HIDDEN;
@@ -342,16 +363,23 @@ fn matrices_that_do_not_fit_and_choices_that_cannot_be_made_are_refused() {
         bias: None,
     };
     let pack = |gate, down| {
-        let expert = ExpertMatrices {
+        let expert = |gate| ExpertMatrices {
             gate,
-            up: gate,
+            up: matrix(16, 32),
             down,
         };
-        ExpertsWeight::new(Activation::Silu, false).extend(isa, &pool, &[expert])
+        let experts = [expert(Some(matrix(16, 32))), expert(gate)];
+        ExpertsWeight::new(Activation::Silu, false).extend(isa, &pool, &experts)
     };
-    assert!(pack(matrix(16, 32), matrix(32, 16)).is_ok());
-    let error = pack(matrix(16, 32), matrix(16, 32)).unwrap_err();
-    assert!(error.message.contains("gates of shape [16, 32]"), "{error}");
+    assert!(pack(Some(matrix(16, 32)), matrix(32, 16)).is_ok());
+    for (gate, down) in [
+        (Some(matrix(16, 32)), matrix(16, 32)),
+        (Some(matrix(32, 16)), matrix(32, 16)),
+        (None, matrix(32, 16)),
+    ] {
+        let error = pack(gate, down).unwrap_err();
+        assert!(error.message.contains("those of shape [16, 32]"), "{error}");
+    }
     for (groups, top_groups, top_k) in [(1, 1, 9), (3, 1, 1), (4, 5, 1), (4, 1, 3), (1, 1, 0)] {
         let router = Router::GroupedSoftmax { groups, top_groups };
         let none = ExpertNumbers::default();

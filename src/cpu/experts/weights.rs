@@ -6,28 +6,29 @@ use crate::cpu::linear::{Linear, Matrix};
 use crate::cpu::pool::Pool;
 use crate::error::{Error, Result};
 
-/// The matrices of one expert, as stored.
+/// The matrices of one expert, as stored; all of a layer have a gate, or none has.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct ExpertMatrices<'a> {
-    pub gate: Matrix<'a>,
+    pub gate: Option<Matrix<'a>>,
     pub up: Matrix<'a>,
     pub down: Matrix<'a>,
 }
 
 /// One expert, packed.
 pub(super) struct Expert {
-    pub(super) gate: Linear,
+    pub(super) gate: Option<Linear>,
     pub(super) up: Linear,
     pub(super) down: Linear,
 }
 
-/// The experts of a layer, loaded: each gives `down(activation(gate(x)) * up(x))`.
+/// The experts of a layer, loaded: each gives `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
 pub(in crate::cpu) struct ExpertsWeight {
     pub(super) experts: Vec<Expert>,
     pub(super) activation: Activation,
     /// Whether what a router gives is multiplied with an expert's input, and not with its output.
     pub(super) scaled_inputs: bool,
+    pub(super) gated: bool,
     pub(in crate::cpu) hidden: usize,
     pub(super) inner: usize,
     pub(super) inputs: Reads,
@@ -62,6 +63,7 @@ impl ExpertsWeight {
             experts: Vec::new(),
             activation,
             scaled_inputs,
+            gated: true,
             hidden: 0,
             inner: 0,
             inputs: none,
@@ -80,14 +82,16 @@ impl ExpertsWeight {
         experts: &[ExpertMatrices],
     ) -> Result<()> {
         if let ([], Some(first)) = (self.experts.as_slice(), experts.first()) {
-            (self.inner, self.hidden) = (first.gate.rows, first.gate.columns);
+            self.gated = first.gate.is_some();
+            (self.inner, self.hidden) = (first.up.rows, first.up.columns);
         }
         let (inner, hidden) = (self.inner, self.hidden);
         let fits = |given: &ExpertMatrices| {
             let shape = |matrix: &Matrix| (matrix.rows, matrix.columns);
-            let biased = given.gate.bias.is_some() || given.up.bias.is_some();
-            shape(&given.gate) == (inner, hidden)
-                && shape(&given.up) == (inner, hidden)
+            let inputs = || given.gate.iter().chain([&given.up]);
+            let biased = inputs().any(|matrix| matrix.bias.is_some());
+            given.gate.is_some() == self.gated
+                && inputs().all(|matrix| shape(matrix) == (inner, hidden))
                 && shape(&given.down) == (hidden, inner)
                 && !(self.scaled_inputs && biased)
         };
@@ -95,28 +99,30 @@ impl ExpertsWeight {
             return Err(Error::invalid(
                 "model",
                 format!(
-                    "the matrices of all experts must fit gates of shape [{inner}, {hidden}], and have no biases where inputs are scaled"
+                    "the matrices of all experts must fit those of shape [{inner}, {hidden}] of the first, have gates or not as it has, and no biases where inputs are scaled"
                 ),
             ));
         }
         let matrices: Vec<Matrix> = experts
             .iter()
-            .flat_map(|expert| [expert.gate, expert.up, expert.down])
+            .flat_map(|expert| expert.gate.into_iter().chain([expert.up, expert.down]))
             .collect();
         let mut packed = Linear::pack_each(isa, pool, &matrices)?.into_iter();
-        while let (Some(gate), Some(up), Some(down)) = (packed.next(), packed.next(), packed.next())
-        {
-            self.experts.push(Expert { gate, up, down });
+        for _ in experts {
+            let gate = if self.gated { packed.next() } else { None };
+            if let (Some(up), Some(down)) = (packed.next(), packed.next()) {
+                self.experts.push(Expert { gate, up, down });
+            }
         }
         let each = self.experts.iter();
-        self.inputs = Reads::of(each.flat_map(|expert| [&expert.gate, &expert.up]));
+        self.inputs = Reads::of(each.flat_map(|expert| expert.gate.iter().chain([&expert.up])));
         self.inners = Reads::of(self.experts.iter().map(|expert| &expert.down));
         Ok(())
     }
 
     pub(in crate::cpu) fn bytes(&self) -> usize {
         let each = self.experts.iter();
-        each.flat_map(|expert| [&expert.gate, &expert.up, &expert.down])
+        each.flat_map(|expert| expert.gate.iter().chain([&expert.up, &expert.down]))
             .map(Linear::bytes)
             .sum()
     }

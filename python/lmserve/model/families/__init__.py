@@ -47,6 +47,7 @@ FILES: Final = (
     "apertus",
     "internlm2",
     "lfm2",
+    "lfm2_moe",
     "qwen3_5",
     "qwen3_5_moe",
     "qwen3_next",

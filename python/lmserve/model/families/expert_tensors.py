@@ -31,7 +31,7 @@ _SHORT: Final[Mapping[str, str]] = {"w1": "gate_proj", "w3": "up_proj", "w2": "d
 _EACH: Final = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.(weight|bias)")
 # GGUF's before experts were put into one tensor.
 _OLD_GGUF: Final = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.(weight|bias)")
-_FUSED: Final = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(\.weight|\.bias|_bias)?")
+_FUSED: Final = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)(\.weight|\.bias|_bias)?")
 
 
 def stacked(
@@ -70,8 +70,8 @@ def _separate(
     prefix: str, kind: str, end: str, tensor: TensorSource, *, turned: bool, alternate: bool
 ) -> dict[str, TensorSource]:
     """The tensors that a tensor for all experts has."""
-    if kind == "down_proj":
-        return {f"{prefix}down_proj{end}": rows_of(tensor, slice(None), transposed=True) if turned else tensor}
+    if kind != "gate_up_proj":
+        return {f"{prefix}{kind}{end}": rows_of(tensor, slice(None), transposed=True) if turned else tensor}
     shape = split(tensor)[0].shape
     rows = shape[-1] if turned else shape[0]
     gate, up = (slice(0, None, 2), slice(1, None, 2)) if alternate else (slice(0, rows // 2), slice(rows // 2, None))

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from lmserve.model.activation import SILU, Activation
 from lmserve.model.expert_tensors import ExpertSources
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.mlp import GatedMlp, gated_mlp
+from lmserve.model.layers.mlp import GatedMlp, PlainMlp, gated_mlp, plain_mlp
 from lmserve.model.ops import Ops
 from lmserve.model.router import Router
 
@@ -20,14 +20,16 @@ W = TypeVar("W")
 class Experts(Generic[W]):
     """Loaded weights; `shared`: of the network that every token passes beside its experts, if there is one.
 
-    `shared_gate`: of the linear layer whose sigmoid that network's output is multiplied with.
+    `shared_gate`: of the linear layer whose sigmoid that network's output is multiplied with. `latent`: of the linear
+    layers before and after experts that are not of the model's width.
     """
 
     router: W
     experts: W
-    shared: GatedMlp[W] | None = None
+    shared: GatedMlp[W] | PlainMlp[W] | None = None
     shared_gate: W | None = None
     activation: Activation = SILU
+    latent: tuple[W, W] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,11 @@ def load_experts(
     hidden_size: int,
     activation: Activation = SILU,
     *,
+    gate: bool = True,
     bias: bool = False,
     scaled_inputs: bool = False,
 ) -> W:
-    """gate_proj, up_proj and down_proj of all experts; see `lmserve.model.families.expert_names`."""
+    """gate_proj, if there is one, up_proj and down_proj of all experts; see `lmserve.model.families.expert_tensors`."""
     count, inner = sizes.count, sizes.inner
     biases = None
     if bias:
@@ -78,7 +81,7 @@ def load_experts(
             load.tensor("down_proj.bias", (count, hidden_size)),
         )
     sources = ExpertSources(
-        load.tensor("gate_proj.weight", (count, inner, hidden_size)),
+        load.tensor("gate_proj.weight", (count, inner, hidden_size)) if gate else None,
         load.tensor("up_proj.weight", (count, inner, hidden_size)),
         load.tensor("down_proj.weight", (count, hidden_size, inner)),
         biases,
@@ -88,10 +91,18 @@ def load_experts(
 
 def mixture(ops: Ops[A, W], x: A, weights: Experts[W]) -> A:
     """What the chosen experts make of x, weighted and added, and what the shared network makes of it."""
-    mixed = ops.experts(x, ops.route(x, weights.router), weights.experts)
+    routing = ops.route(x, weights.router)
+    if weights.latent is None:
+        mixed = ops.experts(x, routing, weights.experts)
+    else:
+        before, after = weights.latent
+        mixed = ops.linear(ops.experts(ops.linear(x, before), routing, weights.experts), after)
     if weights.shared is None:
         return mixed
-    shared = gated_mlp(ops, x, weights.shared, weights.activation)
+    if isinstance(weights.shared, PlainMlp):
+        shared = plain_mlp(ops, x, weights.shared, weights.activation)
+    else:
+        shared = gated_mlp(ops, x, weights.shared, weights.activation)
     if weights.shared_gate is not None:
         shared = ops.gate_rows(shared, ops.linear(x, weights.shared_gate))
     return ops.add(shared, mixed)
