@@ -101,14 +101,18 @@ fn measure(
     let spans: Vec<SeqSpan> = tables
         .iter()
         .enumerate()
-        .map(|(s, table)| SeqSpan {
-            sequence: Sequence {
+        .map(|(s, table)| {
+            let sequence = Sequence {
                 table,
                 block_size: PAGE,
-            },
-            first_token: s * tokens,
-            tokens,
-            context,
+            };
+            SeqSpan {
+                sequence,
+                window: sequence,
+                first_token: s * tokens,
+                tokens,
+                context,
+            }
         })
         .collect();
     let mut cache = KvCache::new(&[shape; LAYERS], pages * sequences);
@@ -138,6 +142,7 @@ fn measure(
                 let layer = LayerAttention {
                     shape: 0,
                     cache: view.layer(layer),
+                    windowed: false,
                     scale: (shape.head_dim as f32).sqrt().recip(),
                     softcap: None,
                     sinks: None,

@@ -71,7 +71,7 @@ impl Load {
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: VOCAB as usize,
-            has_states: false,
+            keeps_borders: false,
         };
         let limit = StoreLimits {
             max_sessions: usize::MAX,

@@ -38,12 +38,11 @@ class Stepper:
         for s, (new, before) in enumerate(zip(tokens, computed, strict=True)):
             positions = np.arange(before, before + len(new), dtype=np.int32)
             step = slice(at, at + len(new))
-            buffers.token_ids[step], buffers.positions[step] = new, positions
+            buffers.token_ids[step] = new
             own = np.arange((first + s) * blocks, (first + s + 1) * blocks)
-            buffers.slots[step] = own[0] * size + positions
+            buffers.lay_sequence(s, step, positions, own, size)
             buffers.query_start[s : s + 2] = at, at + len(new)
             buffers.context_lens[s] = before + len(new)
-            buffers.block_tables[s, :blocks] = own
             at += len(new)
         if rows is None:
             rows = buffers.query_start[1 : len(tokens) + 1] - 1

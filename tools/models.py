@@ -21,7 +21,8 @@ a shared prefix, preempted, continued, forked and rewound; on torch and on the C
 a batch.
 
 On the CPU kernels, the logits of a request are the same to the bit in any batch and in any chunks.
-Layers with a window compute the same as the reference, but their KV cache is not shorter than that of other layers.
+Layers with a sliding window keep only the keys and values that the window shows, in whole blocks: a sequence holds one
+block more than its window there. See [sliding windows](sessions.md#sliding-windows).
 
 | Family | config.json | GGUF | Not supported |
 |---|---|---|---|

@@ -578,6 +578,7 @@ class CpuModel:
         kv_dtype: str,
         block_size: int,
         num_blocks: int,
+        num_window_blocks: int,
         threads: int,
         isa: str | None,
     ) -> CpuModel:
@@ -585,7 +586,8 @@ class CpuModel:
 
         ropes: tables of cos and sin, each float32 [positions * head_dim / 2]; query_scales: float32 [positions].
         places: for each layer which of both it takes, if any. recurrent: layers like
-        `lmserve.model.config.RecurrentLayer`, of which there is room for `state_slots` states.
+        `lmserve.model.config.RecurrentLayer`, of which there is room for `state_slots` states. num_window_blocks: of
+        layers with a window; 0: they have the blocks of the others.
         """
     @property
     def isa(self) -> str:

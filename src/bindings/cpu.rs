@@ -166,7 +166,7 @@ pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
 #[pymethods]
 impl CpuModel {
     #[new]
-    #[pyo3(signature = (*, vocab_size, layers, recurrent, state_slots, positions, ropes, query_scales, places, logits_scale, logits_softcap, kv_dtype, block_size, num_blocks, threads, isa))]
+    #[pyo3(signature = (*, vocab_size, layers, recurrent, state_slots, positions, ropes, query_scales, places, logits_scale, logits_softcap, kv_dtype, block_size, num_blocks, num_window_blocks, threads, isa))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         vocab_size: usize,
@@ -182,6 +182,7 @@ impl CpuModel {
         kv_dtype: &str,
         block_size: usize,
         num_blocks: usize,
+        num_window_blocks: usize,
         threads: usize,
         isa: Option<&str>,
     ) -> PyResult<Self> {
@@ -197,6 +198,7 @@ impl CpuModel {
             state_slots,
             block_size,
             num_blocks,
+            num_window_blocks,
             positions,
             logits_scale,
             logits_softcap,

@@ -48,6 +48,11 @@ impl CpuArrays {
                 context_lens: entries(&b.context_lens, n_seqs)?,
                 block_tables: entries(&b.block_tables, n_seqs * stride)?,
                 stride,
+                window_slots: entries(&b.window_slots, n_tokens.min(b.window_slots.item_count()))?,
+                window_tables: entries(
+                    &b.window_tables,
+                    (n_seqs * stride).min(b.window_tables.item_count()),
+                )?,
                 sample_rows: entries(&b.sample_rows, n_rows)?,
                 state_from: entries(&b.state_from, n_seqs.min(b.state_from.item_count()))?,
                 state_to: entries(&b.state_to, n_seqs.min(b.state_to.item_count()))?,

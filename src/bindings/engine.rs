@@ -12,7 +12,7 @@ use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::session_state::{Exported, ImportedTurn, exported, imported, info_dict};
 use super::text::{ChatTemplate, Tokenizer};
-use crate::engine::{self, EngineConfig, ModelSpec};
+use crate::engine::{self, EngineConfig, ModelSpec, WindowSizes};
 use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
 use crate::session::{LaneLimits, SessionKey};
@@ -100,6 +100,10 @@ impl Engine {
             state_slots: size("state_slots")?,
             state_every,
             num_blocks: size("num_blocks")?,
+            windows: (size("num_window_blocks")? > 0).then_some(WindowSizes {
+                window: size("window")?,
+                num_blocks: size("num_window_blocks")?,
+            }),
             block_size: size("block_size")?,
             prefix_cache,
             share_prefix_cache,

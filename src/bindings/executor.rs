@@ -131,6 +131,7 @@ impl PyExecutor {
         put(&b.state_from, 0, &step.state_from, "state_from")?;
         put(&b.state_to, 0, &step.state_to, "state_to")?;
         put(&b.copied_blocks, 0, &step.copied_blocks, "copied_blocks")?;
+        put(&b.window_slots, 0, &step.window_slots, "window_slots")?;
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
         for (at, blocks) in step.block_tables.iter().enumerate() {
             if blocks.len() > stride {
@@ -147,6 +148,19 @@ impl PyExecutor {
                 at * stride,
                 &self.block_row,
                 "block_tables",
+            )?;
+        }
+        for (at, window) in step.window_tables.iter().enumerate() {
+            let own = window.blocks.iter().map(|&block| block as i32);
+            let first = own.clone().next().unwrap_or(0);
+            self.block_row.clear();
+            self.block_row.resize(window.first, first);
+            self.block_row.extend(own);
+            put(
+                &b.window_tables,
+                at * stride,
+                &self.block_row,
+                "window_tables",
             )?;
         }
         Ok(())

@@ -223,7 +223,7 @@ impl Scheduler {
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: vocab_size as usize,
-            has_states: false,
+            keeps_borders: false,
         };
         eos_token_ids.retain(|&id| id < vocab_size);
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));

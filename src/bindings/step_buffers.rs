@@ -28,6 +28,8 @@ pub(super) struct StepBuffers {
     pub(super) state_from: PyBuffer<i32>,
     pub(super) state_to: PyBuffer<i32>,
     pub(super) copied_blocks: PyBuffer<i32>,
+    pub(super) window_slots: PyBuffer<i32>,
+    pub(super) window_tables: PyBuffer<i32>,
 }
 
 impl StepBuffers {
@@ -57,6 +59,8 @@ impl StepBuffers {
             state_from: buffer(source, "state_from")?,
             state_to: buffer(source, "state_to")?,
             copied_blocks: buffer(source, "copied_blocks")?,
+            window_slots: buffer(source, "window_slots")?,
+            window_tables: buffer(source, "window_tables")?,
         })
     }
 }

@@ -171,6 +171,9 @@ impl Step {
             context_lens: &self.context_lens,
             block_tables: &self.block_tables,
             stride: self.stride,
+            // The cache of the texts has as many blocks in all layers.
+            window_slots: &self.slots,
+            window_tables: &self.block_tables,
             sample_rows: &[],
             state_from: &self.state_from,
             state_to: &self.state_to,

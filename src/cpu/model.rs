@@ -45,6 +45,8 @@ pub struct ModelShape {
     pub state_slots: usize,
     pub block_size: usize,
     pub num_blocks: usize,
+    /// Blocks of layers with a window; 0: they have those of the others.
+    pub num_window_blocks: usize,
     /// Positions that sequences may have, for which the tables are.
     pub positions: usize,
     /// Of the logits; the cap comes after the scale.
@@ -108,6 +110,8 @@ pub(super) struct Architecture {
     pub(super) places: Vec<(usize, usize)>,
     /// Of each layer of the cache.
     pub(super) cached: Vec<KvShape>,
+    /// Which of them have the blocks of layers with a window.
+    pub(super) windowed: Vec<bool>,
 }
 
 /// A decoder's weights, cache and buffers.
@@ -188,14 +192,17 @@ fn check_layer(shape: &ModelShape, tables: &PositionTables, index: usize) -> Res
 
 impl Architecture {
     fn new(shape: ModelShape, tables: PositionTables) -> Result<(Self, Vec<AttentionShape>)> {
-        let (mut cached, mut attention) = (Vec::new(), Vec::new());
+        let (mut cached, mut windowed, mut attention) = (Vec::new(), Vec::new(), Vec::new());
         let mut places: Vec<(usize, usize)> = Vec::new();
         for (index, layer) in shape.layers.iter().enumerate() {
             check_layer(&shape, &tables, index)?;
             let cache = layer.shares.map_or(cached.len(), |other| places[other].0);
+            let window = shape.num_window_blocks > 0 && layer.attention.window.is_some();
             if layer.shares.is_none() {
                 cached.push(layer.attention.kv);
+                windowed.push(window);
             }
+            windowed[cache] &= window;
             let known = attention.iter().position(|known| *known == layer.attention);
             places.push((cache, known.unwrap_or(attention.len())));
             if known.is_none() {
@@ -207,6 +214,7 @@ impl Architecture {
             tables,
             places,
             cached,
+            windowed,
         };
         Ok((architecture, attention))
     }
@@ -231,13 +239,22 @@ impl Model {
                 format!("must be a multiple of {PAGE} tokens, but {given} was given")
             },
         )?;
-        let pages = shape.num_blocks * (shape.block_size / PAGE);
+        check(
+            shape.num_window_blocks == 0 || shape.recurrent.is_empty(),
+            "num_window_blocks",
+            || "a model with recurrent layers has the same blocks in all layers".to_owned(),
+        )?;
+        let of_block = shape.block_size / PAGE;
+        let pages = (
+            shape.num_blocks * of_block,
+            shape.num_window_blocks * of_block,
+        );
         let (architecture, attention) = Architecture::new(shape, tables)?;
         let pool = Pool::new(threads);
         Ok(Self {
             isa,
             weights: Vec::new(),
-            cache: KvCache::new(&architecture.cached, pages),
+            cache: KvCache::with_windows(&architecture.cached, &architecture.windowed, pages),
             states: StateCache::new(
                 &architecture.shape.recurrent,
                 architecture.shape.state_slots,

@@ -81,14 +81,17 @@ impl Model {
         other: Option<(&mut KvCache, &mut StateCache)>,
         then: &(dyn Fn(&StepContext, &Team) + Sync),
     ) -> Result<()> {
-        let sizes = |cache: &KvCache, states: &StateCache| (cache.pages(), states.slots());
+        let sizes = |cache: &KvCache, states: &StateCache| {
+            let pages = (cache.pages(), cache.window_pages());
+            (pages, states.slots())
+        };
         let (pages, slots) = match &other {
             Some((cache, states)) => sizes(cache, states),
             None => sizes(&self.cache, &self.states),
         };
         let spans = step.spans(&self.architecture.shape, pages)?;
         let state_spans = step.state_spans(&self.architecture.shape, slots)?;
-        let copies = step.copied_pages(&self.architecture.shape, pages)?;
+        let copies = step.copied_pages(&self.architecture.shape, pages.0)?;
         self.reserve(
             program,
             (step.token_ids.len(), step.sample_rows.len()),

@@ -21,6 +21,9 @@ pub struct StepInput<'a> {
     /// `stride` block ids for each sequence.
     pub block_tables: &'a [i32],
     pub stride: usize,
+    /// As `slots` and `block_tables`, in the blocks of layers with a window; of models that have such blocks.
+    pub window_slots: &'a [i32],
+    pub window_tables: &'a [i32],
     pub sample_rows: &'a [i32],
     /// Of models with recurrent layers, for each sequence: the slot with its state, -1 where it begins.
     pub state_from: &'a [i32],
@@ -42,7 +45,12 @@ pub struct StepSampling<'a> {
 
 impl StepInput<'_> {
     /// The step's sequences, once everything is known to lie within the model.
-    pub(super) fn spans(&self, shape: &ModelShape, pages: usize) -> Result<Vec<SeqSpan<'_>>> {
+    pub(super) fn spans(
+        &self,
+        shape: &ModelShape,
+        (pages, window_pages): (usize, usize),
+    ) -> Result<Vec<SeqSpan<'_>>> {
+        let windowed = shape.num_window_blocks > 0;
         let sequences = self.context_lens.len();
         let positions = shape.positions;
         let tokens = self.token_ids.len();
@@ -55,6 +63,12 @@ impl StepInput<'_> {
         )?;
         check(within(self.positions, positions), "a position", positions)?;
         check(within(self.slots, pages * PAGE), "a slot", pages * PAGE)?;
+        let window_slots = within(self.window_slots, window_pages * PAGE);
+        check(
+            !windowed || (window_slots && self.window_slots.len() == tokens),
+            "a slot of a window",
+            window_pages * PAGE,
+        )?;
         check(within(self.sample_rows, tokens), "a sampled row", tokens)?;
         let mut spans = Vec::with_capacity(sequences);
         for s in 0..sequences {
@@ -74,13 +88,22 @@ impl StepInput<'_> {
                 "a context",
                 positions,
             )?;
-            let table = &self.block_tables[s * self.stride..s * self.stride + blocks];
-            let num_blocks = pages * PAGE / shape.block_size;
-            check(within(table, num_blocks), "a block id", num_blocks)?;
-            spans.push(SeqSpan {
-                sequence: Sequence {
+            let own = s * self.stride..s * self.stride + blocks;
+            let sequence = |table, pages: usize| {
+                let num_blocks = pages * PAGE / shape.block_size;
+                check(within(table, num_blocks), "a block id", num_blocks)?;
+                Ok(Sequence {
                     table,
                     block_size: shape.block_size,
+                })
+            };
+            let all = sequence(&self.block_tables[own.clone()], pages)?;
+            spans.push(SeqSpan {
+                sequence: all,
+                window: if windowed {
+                    sequence(&self.window_tables[own], window_pages)?
+                } else {
+                    all
                 },
                 first_token: first,
                 tokens: last - first,

@@ -143,6 +143,20 @@ impl<'a> StepContext<'a> {
         self.cache.layer(self.architecture.places[layer].0)
     }
 
+    /// Whether they lie in the blocks of layers with a window.
+    fn windowed(&self, layer: usize) -> bool {
+        self.architecture.windowed[self.architecture.places[layer].0]
+    }
+
+    /// Where a layer keeps the keys and values of the step's tokens.
+    fn slots(&self, layer: usize) -> &'a [i32] {
+        if self.windowed(layer) {
+            self.step.window_slots
+        } else {
+            self.step.slots
+        }
+    }
+
     pub(super) fn buffer(&self, value: Value) -> SharedSlice<'a, f32> {
         self.buffers[value.buffer]
     }
@@ -229,7 +243,7 @@ impl<'a> StepContext<'a> {
                         cache: self.kv(layer),
                     };
                     let rows = (self.buffer(qkv), qkv.width);
-                    rotation.run(team, isa, rows, self.step.positions, self.step.slots);
+                    rotation.run(team, isa, rows, self.step.positions, self.slots(layer));
                 }
                 Op::Attention {
                     queries,
@@ -241,6 +255,7 @@ impl<'a> StepContext<'a> {
                     let given = LayerAttention {
                         shape: self.architecture.places[layer].1,
                         cache: self.kv(layer),
+                        windowed: self.windowed(layer),
                         scale: shape.scale,
                         softcap: shape.softcap,
                         sinks: sinks.map(|sinks| self.sinks(sinks)),
@@ -319,7 +334,7 @@ impl<'a> StepContext<'a> {
                         cache: self.kv(layer),
                     };
                     let (queries, latent) = ((self.buffer(q), q.width), self.buffer(kv));
-                    let at = (self.step.positions, self.step.slots);
+                    let at = (self.step.positions, self.slots(layer));
                     latents.run(team, isa, queries, latent, at);
                 }
                 Op::Route {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::kv::{StateCounts, StateStats};
+use crate::kv::{StateCounts, StateStats, WindowCounts};
 use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
 use crate::session::{LaneLimits, StoreLimits};
 use crate::tenant::Tenant;
@@ -24,6 +24,8 @@ pub struct EngineConfig {
     pub state_every: usize,
     /// KV blocks.
     pub num_blocks: usize,
+    /// Blocks for layers that see only so many last tokens, of a model that has such layers.
+    pub windows: Option<WindowSizes>,
     /// Tokens per KV block.
     pub block_size: usize,
     /// Keep and share the KV of known prefixes.
@@ -40,6 +42,15 @@ pub struct EngineConfig {
     pub stall: Duration,
 }
 
+/// The blocks of layers with a window.
+#[derive(Debug, Clone, Copy)]
+pub struct WindowSizes {
+    /// Tokens that a token sees, itself included.
+    pub window: usize,
+    /// Blocks for these layers.
+    pub num_blocks: usize,
+}
+
 /// What bounds a request's length.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -47,8 +58,9 @@ pub struct Limits {
     pub context_length: usize,
     /// Token ids lie below.
     pub vocab_size: usize,
-    /// The model has recurrent layers, whose states must be kept where a prompt may be taken up again.
-    pub has_states: bool,
+    /// What the model has computed of a prompt can only be taken up again at its borders: a recurrent state, or the keys and values
+    /// that a window shows.
+    pub keeps_borders: bool,
 }
 
 /// What the engine must know of the model.
@@ -84,6 +96,8 @@ pub struct Stats {
     /// Of a model with recurrent layers.
     pub states: StateCounts,
     pub snapshots: StateStats,
+    /// Of a model with layers that have a window.
+    pub windows: WindowCounts,
     pub failed_steps: u64,
     pub open_requests: usize,
     pub sessions: usize,

@@ -83,7 +83,7 @@ pub(super) fn encode(
             render(
                 base,
                 first,
-                (in_session, limits.has_states),
+                (in_session, limits.keeps_borders),
                 text_tokenizer()?,
                 template,
                 &messages,
@@ -118,7 +118,7 @@ pub(super) fn encode(
             render(
                 base,
                 first,
-                (in_session, limits.has_states),
+                (in_session, limits.keeps_borders),
                 text_tokenizer()?,
                 template,
                 &messages,
@@ -169,7 +169,7 @@ fn encode_raw(
 fn render(
     base: &TurnHistory,
     first: bool,
-    (in_session, has_states): (bool, bool),
+    (in_session, keeps_borders): (bool, bool),
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Value],
@@ -198,7 +198,7 @@ fn render(
     let text = template.render(messages, tools, ending, kwargs)?;
     let input = tokenizer.encode_rendered(&text, false, PIECE_BYTES, watch)?;
     let mut system_tokens = 0;
-    if (in_session || has_states)
+    if (in_session || keeps_borders)
         && let Some(prefix) = template.system_prefix(messages, tools, kwargs)
     {
         let prefix = tokenizer.encode_rendered(&prefix, false, PIECE_BYTES, watch)?;
@@ -208,7 +208,7 @@ fn render(
         }
     }
     let mut borders = Vec::new();
-    if has_states {
+    if keeps_borders {
         borders.push(system_tokens);
         if !in_session && ending == Ending::Answer {
             borders.extend(end_of_messages(

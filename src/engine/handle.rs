@@ -100,6 +100,9 @@ impl Engine {
         model.eos_tokens.retain(|&id| (id as usize) < rows);
         let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache)
             .with_states(config.state_slots, config.state_every);
+        if let Some(sizes) = config.windows {
+            pool = pool.with_windows(sizes.window, sizes.num_blocks);
+        }
         if config.share_prefix_cache {
             pool = pool.shared_by_tenants();
         }
@@ -119,7 +122,7 @@ impl Engine {
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: model.vocab_size,
-            has_states: config.state_slots > 0,
+            keeps_borders: config.state_slots > 0 || config.windows.is_some(),
         };
         let max_batch_tokens = config.scheduler.max_batch_tokens;
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());

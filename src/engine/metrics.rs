@@ -226,6 +226,17 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "lmserve_kv_blocks{{state=\"{state}\"}} {value}"
         ));
     }
+    let help = "KV blocks of layers with a window by state; none where no layer has one.";
+    out.head("lmserve_window_blocks", "gauge", help);
+    for (state, value) in [
+        ("free", stats.windows.free),
+        ("owned", stats.windows.owned),
+        ("cached", stats.windows.cached),
+    ] {
+        out.line(format_args!(
+            "lmserve_window_blocks{{state=\"{state}\"}} {value}"
+        ));
+    }
     let help = "Recurrent states by what they are; none where the model has no recurrent layers.";
     out.head("lmserve_state_slots", "gauge", help);
     for (state, value) in [

@@ -38,7 +38,7 @@ mod worker;
 
 pub use self::core::Core;
 pub use admission::RequestRecord;
-pub use config::{EngineConfig, Limits, ModelSpec, Stats};
+pub use config::{EngineConfig, Limits, ModelSpec, Stats, WindowSizes};
 pub use embed::{EmbedSubmission, Encoding};
 pub use events::{Abort, Events, request_of, sequence_id};
 pub use executor::{Executor, StepOutput};

@@ -321,6 +321,7 @@ impl Worker {
             evictions: pool.evictions(),
             states: states.map(StatePool::counts).unwrap_or_default(),
             snapshots: states.map(StatePool::stats).unwrap_or_default(),
+            windows: pool.window_counts(),
             failed_steps: self.failed_steps,
             ..Stats::default()
         };

@@ -9,8 +9,12 @@ mod slots;
 mod state;
 mod table;
 mod table_state;
+mod table_window;
+mod window;
+mod window_blocks;
 
 pub use pool::{BlockPool, Counts};
 pub use slots::StateSlots;
 pub use state::{StateCounts, StatePool, StateStats};
 pub use table::BlockTable;
+pub use window_blocks::{TableWindow, WindowCounts};

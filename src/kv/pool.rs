@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::chain::{ChainId, FIRST_CHAIN};
 use super::lru::LruList;
 use super::state::StatePool;
+use super::window_blocks::WindowBlocks;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cached {
@@ -48,6 +49,8 @@ pub(super) struct Shelves {
     pub(super) now_ms: u64,
     next_chain: ChainId,
     evictions: u64,
+    /// Of models with layers that see a window of the last tokens alone.
+    pub(super) windows: Option<WindowBlocks>,
 }
 
 /// How many blocks are in which state; `free + owned + cached` is the pool's size.
@@ -71,6 +74,8 @@ pub struct BlockPool {
     shared: bool,
     /// Of models with recurrent layers.
     states: Option<StatePool>,
+    /// Of models with layers that see a window: how many tokens the widest has.
+    pub(super) window: Option<usize>,
     shelves: Mutex<Shelves>,
 }
 
@@ -113,6 +118,10 @@ impl Shelves {
         let found = cached.parent == parent
             && cached.chain.is_none()
             && self.references[block as usize] == 0
+            && self
+                .windows
+                .as_ref()
+                .is_none_or(|windows| windows.has(block))
             && tokens.starts_with(&self.tokens[at..at + cached.len]);
         found.then_some((block, cached.len))
     }
@@ -157,7 +166,7 @@ impl Shelves {
             if self.cached[block as usize].is_some() {
                 self.list(block);
             } else {
-                self.free.push(block);
+                self.set_free(block);
             }
         }
     }
@@ -174,10 +183,16 @@ impl Shelves {
             self.unlist(block);
             self.forget(block);
             self.evictions += 1;
+            if let Some(windows) = &mut self.windows {
+                windows.discard(block);
+            }
             block
         };
         self.references[block as usize] = 1;
         self.hold_until[block as usize] = 0;
+        if let Some(windows) = &mut self.windows {
+            windows.take(block);
+        }
         Some(block)
     }
 }
@@ -198,6 +213,7 @@ impl BlockPool {
             now_ms: 0,
             next_chain: FIRST_CHAIN,
             evictions: 0,
+            windows: None,
         };
         Self {
             block_size,
@@ -205,6 +221,7 @@ impl BlockPool {
             prefix_cache,
             shared: false,
             states: None,
+            window: None,
             shelves: Mutex::new(shelves),
         }
     }
@@ -299,10 +316,11 @@ impl BlockPool {
         if self.shared { 0 } else { tenant as ChainId }
     }
 
-    /// Appends `count` new blocks to `blocks`, or none at all.
+    /// Appends `count` new blocks to `blocks`, each with its window block, or none at all.
     pub(super) fn allocate(&self, count: usize, blocks: &mut Vec<u32>) -> bool {
         let mut shelves = self.shelves();
-        if shelves.available() < count {
+        let windows = shelves.windows.as_ref().map(WindowBlocks::available);
+        if shelves.available().min(windows.unwrap_or(count)) < count {
             return false;
         }
         for _ in 0..count {
@@ -314,36 +332,32 @@ impl BlockPool {
         true
     }
 
-    /// Appends the cached blocks of the longest known prefix of `tokens` and returns the last one's chain.
-    pub(super) fn match_prefix(
-        &self,
-        tenant: u32,
-        tokens: &[u32],
-        blocks: &mut Vec<u32>,
-    ) -> ChainId {
-        self.match_chain(self.root(tenant), tokens, blocks)
-    }
-
-    /// As [`Self::match_prefix`], for the tokens that follow those of `chain`.
+    /// Appends the cached blocks of the longest known prefix of `tokens`, which follow those of `chain`, and returns the last one's
+    /// chain. `held`: how many blocks come before, and the first of them with a window block. The blocks are held for the caller, and
+    /// those of their window blocks that the next token sees.
     pub(super) fn match_chain(
         &self,
-        mut chain: ChainId,
+        chain: ChainId,
         tokens: &[u32],
+        held: (usize, usize),
         blocks: &mut Vec<u32>,
     ) -> ChainId {
         if !self.prefix_cache {
             return chain;
         }
         let mut shelves = self.shelves();
-        for chunk in tokens.chunks_exact(self.block_size) {
-            let Some((block, next)) = shelves.find(chain, chunk, self.block_size) else {
-                break;
-            };
+        let path = shelves.known_path(chain, tokens, self.block_size, held);
+        let reached = (held.0 + path.len()) * self.block_size;
+        for (at, &(block, _)) in path.iter().enumerate() {
             shelves.retain(block);
+            if let Some(windows) = &mut shelves.windows
+                && held.0 + at >= windows.first_seen(reached)
+            {
+                windows.hold(block);
+            }
             blocks.push(block);
-            chain = next;
         }
-        chain
+        path.last().map_or(chain, |&(_, chain)| chain)
     }
 
     /// How many leading tokens of `tokens` are cached now.
@@ -351,17 +365,13 @@ impl BlockPool {
         if self.states.is_some() {
             return self.count_known(tenant, tokens);
         }
-        let mut chain = self.root(tenant);
+        let root = self.root(tenant);
         let shelves = self.shelves();
         let mut count = 0;
         if self.prefix_cache {
-            for chunk in tokens.chunks_exact(self.block_size) {
-                let Some((_, next)) = shelves.find(chain, chunk, self.block_size) else {
-                    break;
-                };
-                chain = next;
-                count += self.block_size;
-            }
+            let path = shelves.known_path(root, tokens, self.block_size, (0, 0));
+            count = path.len() * self.block_size;
+            let chain = path.last().map_or(root, |&(_, chain)| chain);
             let tail = shelves.find_tail(chain, &tokens[count..], self.block_size);
             count += tail.map_or(0, |(_, len)| len);
         }
@@ -374,6 +384,9 @@ impl BlockPool {
         let (block, len) = shelves.find_tail(parent, tokens, self.block_size)?;
         shelves.forget(block);
         shelves.retain(block);
+        if let Some(windows) = &mut shelves.windows {
+            windows.hold(block);
+        }
         Some((block, len))
     }
 
@@ -392,7 +405,7 @@ impl BlockPool {
             shelves.forget(other);
             if shelves.references[other as usize] == 0 {
                 shelves.unlist(other);
-                shelves.free.push(other);
+                shelves.set_free(other);
             }
         }
         shelves.index.insert(key, block);
@@ -431,6 +444,9 @@ impl BlockPool {
         if let Some((other, chain)) = shelves.find(parent, tokens, self.block_size) {
             if other != block {
                 shelves.retain(other);
+                if let Some(windows) = &mut shelves.windows {
+                    windows.replace(block, other);
+                }
                 shelves.release(block);
             }
             return (other, chain);

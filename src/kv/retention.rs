@@ -118,7 +118,7 @@ impl Shelves {
             }
             self.unlist(block);
             self.forget(block);
-            self.free.push(block);
+            self.set_free(block);
             given_up += 1;
         }
         given_up

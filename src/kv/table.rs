@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::chain::ChainId;
 use super::pool::BlockPool;
 use super::slots::TableState;
+use super::window_blocks::TableWindow;
 
 /// Block ids of one sequence in order; entry `i` holds tokens `i * block_size .. (i + 1) * block_size`.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct BlockTable {
     known: usize,
     /// Of models with recurrent layers.
     pub(super) state: Option<TableState>,
+    /// Of models with layers that see a window.
+    pub(super) window: Option<TableWindow>,
 }
 
 impl BlockTable {
@@ -31,14 +34,16 @@ impl BlockTable {
             chain: pool.root(tenant),
             known: 0,
             state: pool.states().map(|_| TableState::default()),
+            window: pool.window.map(|_| TableWindow::default()),
         };
         if table.state.is_some() {
             table.known = table.adopt_state(tokens, 0);
         } else {
             let blocks = Arc::make_mut(&mut table.blocks);
-            table.chain = pool.match_prefix(tenant, tokens, blocks);
+            table.chain = pool.match_chain(table.chain, tokens, (0, 0), blocks);
             table.registered = table.blocks.len();
             table.known = table.capacity();
+            table.hold_windows_from(pool.first_seen(table.known).unwrap_or(0));
         }
         table
     }
@@ -76,21 +81,28 @@ impl BlockTable {
             return false;
         }
         let missing = self.missing(tokens);
-        missing == 0 || self.pool.allocate(missing, Arc::make_mut(&mut self.blocks))
+        if missing == 0 {
+            return true;
+        }
+        let found = self.pool.allocate(missing, Arc::make_mut(&mut self.blocks));
+        self.renew_windows();
+        found
     }
 
     /// Gives up the blocks behind the first `tokens` tokens. None of them may be in the prefix cache.
     pub fn truncate(&mut self, tokens: usize) {
         let kept = tokens.div_ceil(self.pool.block_size());
         if kept < self.blocks.len() {
-            self.pool
-                .release(&Arc::make_mut(&mut self.blocks).split_off(kept));
+            let given_up = Arc::make_mut(&mut self.blocks).split_off(kept);
+            self.pool.let_windows_go(&given_up, kept, |_| false);
+            self.pool.release(&given_up);
+            self.renew_windows();
         }
     }
 
     /// Puts every full block of the first `computed` tokens into the prefix cache. All of them must have been computed.
     pub fn register(&mut self, tokens: &[u32], computed: usize) {
-        let size = self.pool.block_size();
+        let (size, mut replaced) = (self.pool.block_size(), false);
         while (self.registered + 1) * size <= computed {
             let at = self.registered;
             let (block, chain) = self.pool.register(
@@ -100,9 +112,13 @@ impl BlockTable {
             );
             if self.blocks[at] != block {
                 Arc::make_mut(&mut self.blocks)[at] = block;
+                replaced = true;
             }
             self.chain = chain;
             self.registered += 1;
+        }
+        if replaced {
+            self.renew_windows();
         }
     }
 
@@ -119,6 +135,7 @@ impl BlockTable {
             return 0;
         };
         Arc::make_mut(&mut self.blocks).push(block);
+        self.renew_windows();
         len
     }
 
@@ -138,7 +155,8 @@ impl BlockTable {
         let size = self.pool.block_size();
         let rest = tokens.get(self.registered * size..).unwrap_or_default();
         let mut found = Vec::new();
-        let chain = self.pool.match_chain(self.chain, rest, &mut found);
+        let held = (self.registered, self.first_window());
+        let chain = self.pool.match_chain(self.chain, rest, held, &mut found);
         self.take_over(found, chain);
         self.registered * size
     }
@@ -147,11 +165,23 @@ impl BlockTable {
     pub(super) fn take_over(&mut self, found: Vec<u32>, chain: ChainId) {
         self.chain = chain;
         if !found.is_empty() {
+            let before = self.registered;
             let replaced = self.registered..self.blocks.len().min(self.registered + found.len());
             self.registered += found.len();
             let blocks = Arc::make_mut(&mut self.blocks);
             let own: Vec<u32> = blocks.splice(replaced, found).collect();
+            self.pool.let_windows_go(&own, before, |_| false);
             self.pool.release(&own);
+            if let Some(next) = self
+                .pool
+                .first_seen(self.registered * self.pool.block_size())
+            {
+                let first = self.first_window();
+                let passed = first..next.min(before).max(first);
+                self.pool
+                    .let_windows_go(&self.blocks[passed], first, |_| false);
+                self.hold_windows_from(next.max(first));
+            }
         }
     }
 
@@ -187,6 +217,7 @@ impl BlockTable {
 impl Drop for BlockTable {
     fn drop(&mut self) {
         self.drop_state();
+        self.drop_windows();
         self.pool.release(&self.blocks);
     }
 }

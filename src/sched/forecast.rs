@@ -148,8 +148,9 @@ impl Forecast {
     ) -> bool {
         let (available, block_size) = (pool.available(), pool.block_size());
         let needed = newcomer.table.missing(newcomer.tokens.len());
-        if running.is_empty() || needed > available {
-            return needed <= available;
+        let has_room = needed <= available && pool.has_window_room(needed);
+        if running.is_empty() || !has_room {
+            return has_room;
         }
         let lengths = Lengths::new(&self.recent, running.iter());
         let context = config.max_model_len.min(pool.num_blocks() * block_size);

@@ -61,7 +61,8 @@ impl Scheduler {
     /// A scheduler over `pool`.
     ///
     /// # Errors
-    /// `invalid_value` where a step could not hold all running sequences and still admit one.
+    /// `invalid_value` where a step could not hold all running sequences and still admit one, or the pool has too few window blocks
+    /// for one sequence.
     pub fn new(config: SchedulerConfig, pool: Arc<BlockPool>) -> Result<Self> {
         let least = config.max_batch + ENTRY_TOKENS;
         if config.max_batch == 0 || config.max_batch_tokens < least {
@@ -70,6 +71,14 @@ impl Scheduler {
                 config.max_batch_tokens
             );
             return Err(Error::invalid("max_batch_tokens", message));
+        }
+        let least = pool.least_window_blocks(config.max_batch_tokens);
+        let windows = pool.window_references().len();
+        if windows < least {
+            let message = format!(
+                "num_window_blocks must be at least {least} for one sequence, but {windows} was given"
+            );
+            return Err(Error::invalid("num_window_blocks", message));
         }
         let (queue, running) = (Queue::default(), Vec::with_capacity(config.max_batch));
         Ok(Self {

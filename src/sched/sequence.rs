@@ -152,6 +152,11 @@ impl Sequence {
         &self.table
     }
 
+    /// Its tokens whose keys and values are computed.
+    pub const fn computed(&self) -> usize {
+        self.computed
+    }
+
     /// Its place among others: by level, then arrival.
     pub(super) const fn rank(&self) -> (i32, u64) {
         (self.level, self.order)

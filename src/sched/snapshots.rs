@@ -28,6 +28,7 @@ impl Sequence {
     /// Leaves what a step has computed behind the first `before` tokens to the prefix cache.
     pub(super) fn register(&mut self, before: usize) {
         self.table.register(&self.tokens, self.computed);
+        self.table.slide(self.computed, &self.new.borders);
         if self.table.has_state() {
             self.table.advance_state();
             if self.computed == self.next_snapshot(before) {

@@ -6,6 +6,7 @@ use super::grant::Grant;
 use super::sampling::{SeenTokens, uniform};
 use super::sequence::Sequence;
 use crate::guided::StepMasks;
+use crate::kv::TableWindow;
 use crate::request::SamplingParams;
 
 /// What lifts a token's logit above all others.
@@ -39,6 +40,10 @@ pub struct Step {
     pub context_lens: Vec<i32>,
     /// Block ids of each sequence, in order.
     pub block_tables: Vec<Arc<Vec<u32>>>,
+    /// Of models with layers that have a window, as the next one: where each token's K and V go in these layers.
+    pub window_slots: Vec<i32>,
+    /// The window blocks of each sequence.
+    pub window_tables: Vec<TableWindow>,
     pub sample_rows: Vec<i32>,
     /// Of models with recurrent layers, as the next two.
     pub state_from: Vec<i32>,
@@ -97,6 +102,7 @@ impl Step {
             &mut self.token_ids,
             &mut self.positions,
             &mut self.slots,
+            &mut self.window_slots,
             &mut self.query_start,
             &mut self.context_lens,
             &mut self.sample_rows,
@@ -126,6 +132,7 @@ impl Step {
             array.clear();
         }
         self.block_tables.clear();
+        self.window_tables.clear();
         self.guided.clear();
         self.masks = None;
         self.query_start.push(0);
@@ -138,19 +145,16 @@ impl Step {
         let (new_tokens, drafts) = (grant.tokens, &grant.drafts);
         let end = sequence.computed + new_tokens;
         for position in sequence.computed..end {
-            self.token_ids.push(sequence.tokens[position] as i32);
-            self.positions.push(position as i32);
-            self.slots.push(sequence.table.slot(position) as i32);
+            self.add_token(sequence, position, sequence.tokens[position]);
         }
         let prompt_rows = self.add_prompt_rows(sequence, end);
         for (position, &token) in (end..).zip(drafts) {
-            self.token_ids.push(token as i32);
-            self.positions.push(position as i32);
-            self.slots.push(sequence.table.slot(position) as i32);
+            self.add_token(sequence, position, token);
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push((end + drafts.len()) as i32);
         self.block_tables.push(sequence.table.snapshot());
+        self.window_tables.extend(sequence.table.window().cloned());
         if let Some(state) = sequence.table.state_slots() {
             let number = |slot: Option<u32>| slot.map_or(-1, |slot| slot as i32);
             self.state_from.push(number(state.from));
@@ -170,6 +174,15 @@ impl Step {
             samples,
             drafts: drafts.len(),
         });
+    }
+
+    fn add_token(&mut self, sequence: &Sequence, position: usize, token: u32) {
+        self.token_ids.push(token as i32);
+        self.positions.push(position as i32);
+        self.slots.push(sequence.table.slot(position) as i32);
+        let window_slot = sequence.table.window_slot(position);
+        self.window_slots
+            .extend(window_slot.map(|slot| slot as i32));
     }
 
     /// A token of the prompt is scored by a row that can only sample this token, so that whoever samples need not know of it.

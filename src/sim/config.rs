@@ -13,6 +13,8 @@ pub(super) struct Config {
     pub(super) speculation: Option<Speculation>,
     /// Slots of a model with recurrent layers, and the distance between two snapshots.
     pub(super) states: Option<(usize, usize)>,
+    /// Tokens that layers with a window see, and how many more window blocks there are than one sequence may need.
+    pub(super) windows: Option<(usize, usize)>,
     pub(super) num_blocks: usize,
     pub(super) block_size: usize,
     pub(super) prefix_cache: bool,
@@ -40,7 +42,10 @@ impl Config {
         let states = random
             .once_in(2)
             .then(|| (random.range(1, 12), random.range(4, 40)));
+        let windows = (states.is_none() && random.once_in(2))
+            .then(|| (random.range(1, 40), random.range(0, 12)));
         Self {
+            windows,
             scheduler: SchedulerConfig {
                 max_batch,
                 max_batch_tokens: max_batch + random.range(16, 40),

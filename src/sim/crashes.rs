@@ -95,6 +95,7 @@ impl World {
         self.counters.cached_tokens += stats.cached_tokens;
         let pool = self.core.scheduler().pool();
         self.counters.evictions += pool.evictions();
+        self.counters.window_evictions += pool.window_counts().evictions;
         let states = pool.states().map(StatePool::stats).unwrap_or_default();
         self.counters.snapshots += states.taken;
         self.counters.snapshot_hits += states.hits;

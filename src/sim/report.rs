@@ -47,6 +47,7 @@ counts! {
         drafted_tokens,
         accepted_tokens,
         evictions,
+        window_evictions,
         /// States that were kept for whoever goes on there.
         snapshots,
         snapshot_hits,

@@ -69,6 +69,8 @@ impl Masks {
 #[derive(Debug)]
 pub struct ToyModel {
     memory: Vec<Option<i32>>,
+    /// That of layers with a window, and how many tokens they see.
+    windows: Option<(usize, Vec<Option<i32>>)>,
     /// Hashes of contexts; none: nobody knows of what.
     states: Vec<Option<u64>>,
     block_size: usize,
@@ -96,6 +98,7 @@ impl ToyModel {
         let memory = vec![None; num_blocks * block_size];
         Self {
             memory,
+            windows: None,
             states: Vec::new(),
             block_size,
             vocab_size,
@@ -111,6 +114,13 @@ impl ToyModel {
     #[must_use]
     pub fn with_states(mut self, slots: usize) -> Self {
         self.states = vec![None; slots];
+        self
+    }
+
+    /// The model with layers that see `window` tokens, in memory for `num_blocks` blocks.
+    #[must_use]
+    pub fn with_windows(mut self, window: usize, num_blocks: usize) -> Self {
+        self.windows = Some((window, vec![None; num_blocks * self.block_size]));
         self
     }
 
@@ -146,6 +156,30 @@ impl ToyModel {
         }
     }
 
+    /// That layers with a window find, for each token of the step, what the others have.
+    fn check_windows(&self, step: &Step) -> Result<()> {
+        let Some((window, memory)) = &self.windows else {
+            return Ok(());
+        };
+        for (at, own) in step.window_tables.iter().enumerate() {
+            let start = step.positions[step.query_start[at] as usize] as usize;
+            let end = step.context_lens[at] as usize;
+            let context = self.context(&step.block_tables[at], end)?;
+            let first = (start + 1).saturating_sub(*window);
+            for (position, &expected) in context.iter().enumerate().skip(first) {
+                let (size, index) = (self.block_size, position / self.block_size);
+                let block = index.checked_sub(own.first).and_then(|i| own.blocks.get(i));
+                let slot = block.map(|&block| block as usize * size + position % size);
+                let token = slot.and_then(|slot| memory[slot]);
+                if token != Some(expected as i32) {
+                    let message = format!("the window shows {token:?} at {position}");
+                    return Err(Error::internal(message));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn context(&self, blocks: &[u32], len: usize) -> Result<Vec<u32>> {
         let at = |position: usize| {
             blocks[position / self.block_size] as usize * self.block_size
@@ -179,11 +213,17 @@ impl Executor for ToyModel {
         for (&slot, &token) in step.slots.iter().zip(&step.token_ids) {
             self.memory[slot as usize] = Some(token);
         }
+        if let Some((_, memory)) = &mut self.windows {
+            for (&slot, &token) in step.window_slots.iter().zip(&step.token_ids) {
+                memory[slot as usize] = Some(token);
+            }
+        }
         Ok(())
     }
 
     fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
         output.tokens.clear();
+        self.check_windows(step)?;
         let masks = step.masks.as_deref().map(Masks::of);
         for (at, scheduled) in step.scheduled.iter().enumerate() {
             for _ in 0..scheduled.prompt_rows {

@@ -72,7 +72,7 @@ impl World {
         let limits = Limits {
             context_length: core.scheduler().max_tokens(),
             vocab_size: VOCAB_SIZE as usize,
-            has_states: config.states.is_some(),
+            keeps_borders: config.states.is_some() || config.windows.is_some(),
         };
         let (store, journal) = if config.durable {
             let (journal, store) = Journal::begin(config.sessions, 1)?;
@@ -108,15 +108,22 @@ impl World {
     ) -> Result<(Core, ToyModel), String> {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let (slots, every) = config.states.unwrap_or_default();
-        let pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
+        let mut pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
+        let mut model = ToyModel::new(blocks, size, VOCAB_SIZE as usize).with_states(slots);
+        if let Some((window, spare)) = config.windows {
+            pool = pool.with_windows(window, blocks);
+            let least = pool.least_window_blocks(config.scheduler.max_batch_tokens);
+            let count = blocks.min(least + spare);
+            pool = pool.with_windows(window, count);
+            model = model.with_windows(window, count);
+        }
         let pool = Arc::new(pool);
         let scheduler = text(Scheduler::new(config.scheduler, pool))?;
         let scheduler = scheduler
             .with_policy(config.policy.policy())
             .with_speculation(config.speculation);
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
-        let model = ToyModel::new(blocks, size, VOCAB_SIZE as usize);
-        Ok((core, model.with_states(slots)))
+        Ok((core, model))
     }
 
     /// One step of the server; `unruly`: clients come, and things go wrong.
@@ -384,6 +391,7 @@ impl World {
             format!("held {held:?}, counted {references:?}")
         })?;
         self.check_states()?;
+        self.check_windows()?;
         let most = sizes.max_queue + sizes.max_batch;
         let bounded = stats.running <= sizes.max_batch && stats.waiting <= most;
         ensure(bounded, || format!("out of bounds: {stats:?}"))?;
@@ -417,6 +425,41 @@ impl World {
         })
     }
 
+    /// Each window block is free, cached, or counted for each sequence that holds it; and between two steps a sequence holds those
+    /// alone that its window and what it computes next need.
+    fn check_windows(&self) -> Check {
+        let scheduler = self.core.scheduler();
+        let (pool, Some((window, _))) = (scheduler.pool(), self.config.windows) else {
+            return Ok(());
+        };
+        let (counts, references) = (pool.window_counts(), pool.window_references());
+        let mut held = vec![0; references.len()];
+        for sequence in scheduler.running().chain(scheduler.waiting()) {
+            let table = sequence.table();
+            let own = table.window().ok_or("a sequence without window blocks")?;
+            ensure(own.first + own.blocks.len() == table.blocks().len(), || {
+                format!("window blocks {own:?} of {:?}", table.blocks())
+            })?;
+            for &block in own.blocks.iter() {
+                held[block as usize] += 1;
+            }
+            let size = pool.block_size();
+            let ahead = table.blocks().len() - sequence.computed() / size;
+            let most = window.div_ceil(size) + ahead;
+            ensure(own.blocks.len() <= most, || {
+                format!("{} window blocks, not {most}", own.blocks.len())
+            })?;
+        }
+        ensure(held == references, || {
+            format!("held window blocks {held:?}, counted {references:?}")
+        })?;
+        let owned = references.iter().filter(|&&count| count > 0).count();
+        let total = counts.free + counts.cached + owned;
+        ensure(total == references.len() && counts.owned == owned, || {
+            format!("{counts:?}, {owned} window blocks are held")
+        })
+    }
+
     /// Whether everything that was admitted has ended and been read.
     pub(super) fn is_done(&self) -> bool {
         self.ledger.open.is_empty() && self.preparing.is_empty() && self.replies.are_read()
@@ -427,6 +470,8 @@ impl World {
         let pool = self.core.scheduler().pool();
         let counts = pool.counts();
         ensure(counts.owned == 0, || format!("idle, but {counts:?}"))?;
+        let windows = pool.window_counts();
+        ensure(windows.owned == 0, || format!("idle, but {windows:?}"))?;
         let states = pool.states().map(StatePool::counts).unwrap_or_default();
         ensure(states.owned == 0, || format!("idle, but {states:?}"))?;
         let busy = self

@@ -26,6 +26,7 @@ pub fn config() -> EngineConfig {
         speculation: None,
         state_slots: 0,
         state_every: 64,
+        windows: None,
         num_blocks: BLOCKS,
         block_size: BLOCK_SIZE,
         prefix_cache: true,

@@ -18,6 +18,9 @@ class Sequence:
     # Of a model with recurrent layers: the slots with its state, by the tokens computed; and those that stay.
     states: dict[int, int] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
+    # Of a model with blocks of their own for layers with a window: those for each of `blocks`; -1: given back.
+    window_blocks: list[int] = field(default_factory=list)
+    shared: int = 0  # so many of them others have, too: nobody is given them
     # The block that the tokens behind its full blocks are to be copied from in its next step.
     copied_block: int = -1
 
@@ -29,13 +32,20 @@ class Sequence:
 class Driver:
     """Blocks are handed out in a shuffled order, so that a table that happens to be 0, 1, 2 hides no fault.
 
+    Of layers with a window, what is out of it is given back after each step, and taken by whoever comes next: at once
+    where the driver is `eager`, else when there are no others.
+
     States are written to a slot of their own in every other step, and in place in the others.
     """
 
-    def __init__(self, runner, seed: int = 0) -> None:
+    def __init__(self, runner, seed: int = 0, *, eager: bool = False) -> None:
         self.runner = runner
+        self.eager = eager
         generator = np.random.default_rng(seed)
         self.free = list(generator.permutation(runner.info.num_blocks))
+        self.free_windows = list(generator.permutation(runner.info.num_window_blocks))
+        # Those out of a window, which keep what they have until they are needed.
+        self.passed: list[tuple[Sequence, int]] = []
         self.free_states = list(generator.permutation(runner.info.state_slots))
 
     def start(self, tokens, share: Sequence | None = None) -> Sequence:
@@ -55,34 +65,68 @@ class Driver:
                 # The slot is the other's.
                 sequence.kept = set(sequence.states)
                 sequence.copied_block = share.blocks[known // size] if known % size else -1
+            if self.runner.info.window:
+                while known and -1 in share.window_blocks[self.first_seen(known) : known // size]:
+                    known -= size
+                sequence.window_blocks = share.window_blocks[: known // size]
+                sequence.shared = known // size
+                share.shared = max(share.shared, sequence.shared)
+                self.passed = [(other, at) for other, at in self.passed if at >= other.shared]
             sequence.blocks = share.blocks[: known // size]
             sequence.computed = known
         return sequence
+
+    def first_seen(self, computed: int) -> int:
+        """The first block that a window shows behind `computed` tokens."""
+        size = self.runner.info.block_size
+        return max(0, computed // size * size + 1 - self.runner.info.window) // size
+
+    def window_block(self) -> int:
+        if self.passed and (self.eager or not self.free_windows):
+            sequence, at = self.passed.pop(0)
+            self.free_windows.append(sequence.window_blocks[at])
+            sequence.window_blocks[at] = -1
+        return int(self.free_windows.pop())
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up everything computed; the tokens stay and are computed again."""
         self.free[:0] = sequence.blocks
         sequence.blocks, sequence.computed = [], 0
+        self.passed = [(other, at) for other, at in self.passed if other is not sequence]
+        self.free_windows[:0] = [block for block in sequence.window_blocks[sequence.shared :] if block != -1]
+        sequence.window_blocks, sequence.shared = [], 0
         self.free_states += [slot for at, slot in sequence.states.items() if at not in sequence.kept]
         sequence.states = {}
+
+    def rewind(self, sequence: Sequence, computed: int) -> None:
+        """Take tokens behind the first `computed` back, whose slots are written again."""
+        first = self.first_seen(computed) if self.runner.info.window else 0
+        assert -1 not in sequence.window_blocks[first:]
+        self.passed = [(other, at) for other, at in self.passed if other is not sequence or at < first]
+        sequence.computed = computed
 
     def fill(self, work: list[tuple[Sequence, int]]) -> tuple[int, int, int]:
         """Write a step over (sequence, new tokens) into the buffers; the last token of a caught-up one is sampled."""
         buffers, size = self.runner.buffers, self.runner.info.block_size
         token = row = 0
-        buffers.block_tables[:] = -12345  # entries past the context are undefined: make any use of them fail
+        # Entries past the context are undefined: make any use of them fail.
+        buffers.block_tables[:] = buffers.window_tables[:] = -12345
         for index, (sequence, new) in enumerate(work):
             first, last = sequence.computed, sequence.computed + new
             while len(sequence.blocks) * size < last:
                 sequence.blocks.append(int(self.free.pop()))
+                if self.runner.info.window:
+                    sequence.window_blocks.append(self.window_block())
             positions = np.arange(first, last)
             at = slice(token, token + new)
             buffers.token_ids[at] = sequence.tokens[first:last]
-            buffers.positions[at] = positions
-            buffers.slots[at] = np.array(sequence.blocks)[positions // size] * size + positions % size
+            windows = None
+            if self.runner.info.window:
+                windows = np.array(sequence.window_blocks[self.first_seen(first) :])
+                assert -1 not in windows
+            buffers.lay_sequence(index, at, positions, np.array(sequence.blocks), size, windows)
             buffers.query_start[index : index + 2] = token, token + new
             buffers.context_lens[index] = last
-            buffers.block_tables[index, : len(sequence.blocks)] = sequence.blocks
             if self.runner.info.state_slots:
                 buffers.state_from[index], buffers.state_to[index] = self.move_state(sequence, first, last)
                 buffers.copied_blocks[index], sequence.copied_block = sequence.copied_block, -1
@@ -116,6 +160,9 @@ class Driver:
             for sequence, row in zip(sampled, self.runner.logits(len(sampled)), strict=True):
                 sequence.logits.append(row)
         for sequence, new in work:
+            if self.runner.info.window:
+                passed = range(self.first_seen(sequence.computed), self.first_seen(sequence.computed + new))
+                self.passed += [(sequence, at) for at in passed if at >= sequence.shared]
             sequence.computed += new
         for sequence, token in zip(sampled, self.runner.buffers.sampled, strict=False):
             sequence.tokens.append(int(token))

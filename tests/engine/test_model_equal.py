@@ -45,7 +45,7 @@ def assert_equal(reference, sequence, prompt_length: int) -> None:
 def test_alone(models):
     reference, runner = models
     for prompt in prompts(2):
-        driver = Driver(runner)
+        driver = Driver(runner, eager=True)
         sequence = driver.start(prompt)
         driver.generate([sequence], STEPS)
         assert_equal(reference, sequence, len(prompt))
@@ -53,7 +53,7 @@ def test_alone(models):
 
 def test_batch_of_16_mixed_lengths(models):
     reference, runner = models
-    driver = Driver(runner)
+    driver = Driver(runner, eager=True)
     given = prompts(16)
     sequences = [driver.start(prompt) for prompt in given]
     driver.generate(sequences, STEPS)
@@ -80,7 +80,7 @@ def test_shared_prefix_blocks(models):
 
 def test_chunks_of_7(models):
     reference, runner = models
-    driver = Driver(runner)
+    driver = Driver(runner, eager=True)
     given = prompts(6, seed=3)
     sequences = [driver.start(prompt) for prompt in given]
     driver.generate(sequences, STEPS, chunk=7)
@@ -117,7 +117,8 @@ def test_continued_forked_and_rewound(models):
     assert_equal(reference, sequence, len(first) + len(turn))
     assert_equal(reference, fork, len(first) + len(other))
     sequence.tokens[len(first) :] = other
-    sequence.computed, sequence.logits = len(first) - 1, []
+    driver.rewind(sequence, len(first) - 1)
+    sequence.logits = []
     driver.generate([sequence], STEPS)
     assert sequence.tokens == fork.tokens
     assert_equal(reference, sequence, len(first) + len(other))

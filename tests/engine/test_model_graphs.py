@@ -57,7 +57,12 @@ def parts(checkpoint, options=OPTIONS, **changes):
     plan = plan_memory(checkpoint, options)
     buffers = allocate_buffers(plan)
     ops = TorchOps(
-        checkpoint.config, cache_config(plan), buffers, attention=VarlenAttention, copy_inputs=True, **changes
+        checkpoint.config,
+        cache_config(plan, plan.dtype),
+        buffers,
+        attention=VarlenAttention,
+        copy_inputs=True,
+        **changes,
     )
     decoder = checkpoint.load(ops)
     return runner_info(checkpoint, plan, ops.weight_bytes), buffers, decoder, ops
@@ -197,9 +202,9 @@ def test_outputs_come_with_collect(model, monkeypatch):
 def test_the_kernel_is_chosen_only_where_it_fits(model):
     _, checkpoint = model
     config = checkpoint.config
-    cache = cache_config(plan_memory(checkpoint, RunnerOptions(device="cpu", dtype="bf16", block_size=256)))
+    cache = cache_config(plan_memory(checkpoint, RunnerOptions(device="cpu", dtype="bf16", block_size=256)), "bf16")
     assert varlen_fits(config, cache, torch.device("cuda"))
     assert not varlen_fits(config, cache, torch.device("cpu"))
     for changes in ({"block_size": 16}, {"dtype": "fp32"}):
         plan = plan_memory(checkpoint, RunnerOptions(**{"device": "cpu", "dtype": "bf16", "block_size": 256} | changes))
-        assert not varlen_fits(config, cache_config(plan), torch.device("cuda"))
+        assert not varlen_fits(config, cache_config(plan, plan.dtype), torch.device("cuda"))

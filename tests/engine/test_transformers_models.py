@@ -119,7 +119,8 @@ def test_shared_prefix_preempted_continued_and_rewound(models):
     driver.generate([first], STEPS)
     assert_equal(reference, first, known + len(turn))
     first.tokens[known:] = other
-    first.computed, first.logits = known - 1, []
+    driver.rewind(first, known - 1)
+    first.logits = []
     driver.generate([first], STEPS)
     assert_equal(reference, first, known + len(other))
 

@@ -18,7 +18,7 @@ from lmserve.capacity.setup import PARTS, Fit, MeasuredStep, ServerSizes, StepMo
 from lmserve.config import ServeConfig
 from lmserve.engine.load import ModelPlan
 from lmserve.model import load_runner
-from lmserve.model.interface import Runner
+from lmserve.model.interface import Runner, RunnerInfo
 
 REPEATS: Final = 5
 MAX_WARM_UPS: Final = 3
@@ -76,7 +76,7 @@ def measure_fit(plan: ModelPlan, config: ServeConfig, progress: Callable[[int, i
         block_size=info.block_size,
         prefix_cache=config.prefix_cache,
     )
-    chosen = shapes(sizes)
+    chosen = [shape for shape in shapes(sizes) if _fits_windows(shape, info)]
     times = []
     for at, shape in enumerate(chosen):
         times.append(time_step(runner, shape))
@@ -124,16 +124,16 @@ def fill(runner: Runner, shape: Shape) -> int:
     buffers, info = runner.buffers, runner.info
     source = np.random.default_rng(0)
     lengths = [1] * shape.decode + [shape.prefill] * (shape.prefill > 0)
-    token = block = 0
+    token = block = window_block = 0
     for at, new in enumerate(lengths):
         positions = np.arange(shape.context, shape.context + new)
         blocks = block + np.arange(-(-(shape.context + new) // info.block_size))
         block = int(blocks[-1]) + 1
         span = slice(token, token + new)
         buffers.token_ids[span] = source.integers(0, info.vocab_size, new)
-        buffers.positions[span] = positions
-        buffers.slots[span] = blocks[positions // info.block_size] * info.block_size + positions % info.block_size
-        buffers.block_tables[at, : len(blocks)] = blocks
+        window_blocks = window_block + np.arange(_window_blocks(shape.context, new, info))
+        window_block = int(window_blocks[-1]) + 1
+        buffers.lay_sequence(at, span, positions, blocks, info.block_size, window_blocks)
         buffers.context_lens[at] = shape.context + new
         token += new
         buffers.query_start[at + 1] = token
@@ -144,6 +144,18 @@ def fill(runner: Runner, shape: Shape) -> int:
         getattr(buffers, name)[rows] = value
     buffers.logprobs[rows] = -1
     return len(lengths)
+
+
+def _window_blocks(context: int, new: int, info: RunnerInfo) -> int:
+    """Blocks of layers with a window that a step of `new` tokens behind `context` others needs."""
+    passed = max(0, context + 1 - info.window) // info.block_size
+    return -(-(context + new) // info.block_size) - passed
+
+
+def _fits_windows(shape: Shape, info: RunnerInfo) -> bool:
+    needed = shape.decode * _window_blocks(shape.context, 1, info)
+    needed += _window_blocks(shape.context, shape.prefill, info) if shape.prefill else 0
+    return needed <= info.num_window_blocks or not info.num_window_blocks
 
 
 def fit(features: Sequence[Sequence[float]], milliseconds: Sequence[float]) -> tuple[StepModel, float]:

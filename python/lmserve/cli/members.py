@@ -98,7 +98,7 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
     return Member(
         config.served_model_names,
         load,
-        memory.weight_bytes + int(context * memory.kv_bytes_per_token / CPU_KV_FRACTION),
+        memory.weight_bytes + int(memory.kv_bytes_of(context) / CPU_KV_FRACTION),
         memory.max_model_len,
         plan.defaults.given(),
         responses,

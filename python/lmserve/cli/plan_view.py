@@ -32,14 +32,20 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         tokens = memory.num_blocks * memory.block_size
         blocks = f"{memory.num_blocks} blocks of {memory.block_size} tokens"
         each = f"{format_size(memory.kv_bytes_per_token)} a token"
+        if memory.num_window_blocks:
+            each += f" in layers that see all of it, and {format_size(memory.window_bytes_per_token)} in others"
         lines.append(f"KV cache  {blocks}: {tokens} tokens, {each}, {format_size(memory.kv_bytes)} in all")
         lengths = [length for length in LENGTHS if length < memory.max_model_len] + [memory.max_model_len]
-        held = [memory.num_blocks // -(-length // memory.block_size) for length in lengths]
+        held = [memory.sequences_that_fit(length) for length in lengths]
         if memory.state_slots:
             # A session is kept by one snapshot.
             held = [min(count, memory.state_slots) for count in held]
         fit = [f"{count} of {length} tokens" for count, length in zip(held, lengths, strict=True)]
         lines.append(f"Sessions  {', or '.join(fit)} fit into the KV cache")
+    if memory.num_window_blocks:
+        own = memory.sequence_window_blocks * memory.block_size
+        blocks = f"{memory.num_window_blocks} blocks; a running sequence holds its last {own} tokens there"
+        lines.append(f"Windows   {memory.window} tokens, in {blocks}")
     if memory.state_slots:
         each, total = format_size(memory.state_bytes), format_size(memory.states_bytes)
         kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"

@@ -199,6 +199,17 @@ class ModelConfig:
             places.append(own if layer.shares is None else places[layer.shares])
         return tuple(places)
 
+    @property
+    def cache_windows(self) -> tuple[int | None, ...]:
+        """For each of `cached_layers` how many tokens those that read it see, the widest of them; None: all."""
+        windows: list[list[int | None]] = [[] for _ in self.cached_layers]
+        for layer, place in zip(self.attention, self.cache_places, strict=True):
+            windows[place].append(layer.window)
+        return tuple(
+            None if any(window is None for window in seen) else max(window for window in seen if window is not None)
+            for seen in windows
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfig(ModelConfig):
@@ -217,7 +228,8 @@ class EncoderConfig(ModelConfig):
 class CacheConfig:
     """Shape of the paged KV cache, and how many recurrent states there are, that an `Ops` implementation allocates.
 
-    `dtype` is "fp32", "fp16" or "bf16".
+    `dtype` is "fp32", "fp16" or "bf16". Layers with a window have `num_window_blocks` blocks of their own, unless that
+    is 0: they have as many as the others, and the same, then.
     """
 
     block_size: int
@@ -225,3 +237,9 @@ class CacheConfig:
     max_model_len: int
     dtype: str
     state_slots: int = 0
+    num_window_blocks: int = 0
+
+    def windowed(self, config: ModelConfig) -> tuple[bool, ...]:
+        """For each layer whether its keys and values lie in blocks of the layers with a window."""
+        windows = config.cache_windows
+        return tuple(bool(self.num_window_blocks) and windows[place] is not None for place in config.cache_places)

@@ -60,6 +60,7 @@ class CpuOps:
             kv_dtype=cache.dtype,
             block_size=cache.block_size,
             num_blocks=cache.num_blocks,
+            num_window_blocks=cache.num_window_blocks,
             threads=threads,
             isa=os.environ.get("LMSERVE_CPU_ISA"),
         )

@@ -6,14 +6,13 @@ import numpy as np
 
 from lmserve._core import CpuArrays, CpuModel, CpuProgram
 from lmserve.model.checkpoint import Checkpoint
-from lmserve.model.config import CacheConfig
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
 from lmserve.model.embedding import MEAN, Embedding, EmbeddingHead
 from lmserve.model.families.family import Decoder
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
-from lmserve.model.runner import allocate_buffers, runner_info
+from lmserve.model.runner import allocate_buffers, cache_config, runner_info
 
 
 class CpuRunner:
@@ -78,9 +77,8 @@ class CpuRunner:
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
     """Load a model as planned."""
     buffers = allocate_buffers(plan)
-    cache = CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.kv_dtype, plan.state_slots)
     threads = options.threads or usable_cores()
-    ops = CpuOps(checkpoint.config, cache, buffers, threads=threads, quantize=plan.quantize)
+    ops = CpuOps(checkpoint.config, cache_config(plan, plan.kv_dtype), buffers, threads=threads, quantize=plan.quantize)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     return CpuRunner(info, buffers, model, ops, checkpoint.embedding)

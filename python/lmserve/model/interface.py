@@ -8,13 +8,14 @@ side.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
+Integers = NDArray[np.integer[Any]]
 
 MAX_LOGPROBS = 20
 NO_TOKEN = -1  # in `sampled`: the row's logits are not finite
@@ -40,7 +41,11 @@ class RunnerInfo:
     can_embed: bool
     state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
     state_bytes: int = 0  # of one of them
+    window: int = 0  # tokens that the layers of the second group of blocks see; 0: there is no such group
+    num_window_blocks: int = 0  # blocks for these layers
     embedding_size: int = 0  # numbers that a text becomes; 0: hidden_size
+
+    kv_memory: int = 0  # bytes that the KV cache was planned for
 
     def __post_init__(self) -> None:
         if not self.embedding_size:
@@ -82,6 +87,36 @@ class StepBuffers:
     state_from: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     state_to: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     copied_blocks: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    # Of models with layers that have a window and blocks of their own for these, else empty: [T] and [S, B], as `slots`
+    # and `block_tables`, in the blocks of these layers. Where a sequence has given a block back, its entry is that of
+    # the first one that it still has.
+    window_slots: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    window_tables: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+
+    def lay_sequence(
+        self,
+        sequence: int,
+        tokens: slice,
+        positions: Integers,
+        blocks: Integers,
+        block_size: int,
+        window_blocks: Integers | None = None,
+    ) -> None:
+        """Write where a sequence's tokens of a step go, and its blocks.
+
+        window_blocks: those in layers with a window that it has not given back, for its last blocks; None: the same as
+        `blocks`.
+        """
+        at, offset = positions // block_size, positions % block_size
+        self.positions[tokens] = positions
+        self.slots[tokens] = blocks[at] * block_size + offset
+        self.block_tables[sequence, : len(blocks)] = blocks
+        if not len(self.window_slots):
+            return
+        own = blocks if window_blocks is None else window_blocks
+        own = np.concatenate((np.repeat(own[:1], len(blocks) - len(own)), own))
+        self.window_slots[tokens] = own[at] * block_size + offset
+        self.window_tables[sequence, : len(own)] = own
 
 
 class Masks(Protocol):

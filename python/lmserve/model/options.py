@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmserve._core import ENTRY_TOKENS, cpu_kv_bytes_per_token, cpu_linear_bytes
+from lmserve.model.cache_sizes import CacheSizes
 from lmserve.model.checkpoint import Checkpoint
-from lmserve.model.config import ModelConfig
+from lmserve.model.config import AttentionLayer, ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
 from lmserve.model.expert_tensors import StackedTensor
@@ -69,11 +70,35 @@ class MemoryPlan:
     quantize: str | None  # of the "cpu" ops; None keeps weights as they are stored
     state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
     state_bytes: int = 0  # of one of them
+    window: int = 0  # tokens that layers with blocks of their own see; 0: all layers have the same blocks
+    window_bytes_per_token: int = 0  # of these layers, beside kv_bytes_per_token
+    num_window_blocks: int = 0
+    kv_memory: int = 0  # that the KV cache was planned for
 
     @property
     def kv_bytes(self) -> int:
         """Memory of the KV cache."""
-        return self.kv_bytes_per_token * self.block_size * self.num_blocks
+        per_block = self.kv_bytes_per_token * self.num_blocks + self.window_bytes_per_token * self.num_window_blocks
+        return self.block_size * per_block
+
+    @property
+    def sequence_window_blocks(self) -> int:
+        """Blocks of layers with a window that a long sequence has between two steps: its window and one more."""
+        return -(-self.window // self.block_size) + 1
+
+    def kv_bytes_of(self, length: int) -> int:
+        """Memory that a sequence of that many tokens takes in the KV cache."""
+        blocks = -(-length // self.block_size)
+        windows = min(blocks, self.sequence_window_blocks) if self.num_window_blocks else 0
+        return self.block_size * (blocks * self.kv_bytes_per_token + windows * self.window_bytes_per_token)
+
+    def sequences_that_fit(self, length: int) -> int:
+        """How many sequences of that many tokens the KV cache holds."""
+        blocks = -(-length // self.block_size)
+        held = self.num_blocks // blocks
+        if self.num_window_blocks:
+            held = min(held, self.num_window_blocks // min(blocks, self.sequence_window_blocks))
+        return held
 
     @property
     def states_bytes(self) -> int:
@@ -128,9 +153,11 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     )
     block_size = options.block_size or (16 if on_cpu else 256)
     per_token, num_blocks, state_slots = 0, 0, 0
+    window, window_per_token, num_window_blocks, memory = 0, 0, 0, 0
     config = checkpoint.config
     if checkpoint.kind == "generate":
-        per_token = _kv_bytes_per_token(config, ops, kv_dtype)
+        window = _window(config, longest, block_size)
+        per_token, window_per_token = _kv_bytes_per_token(config, ops, kv_dtype, windows=window > 0)
         _check(
             options.speculate == 0 or not config.recurrent,
             "speculate",
@@ -141,20 +168,22 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
         state_slots = _state_slots(config, options, free, on_cpu=on_cpu)
         free -= state_slots * config.state_bytes
-        memory = options.kv_memory
-        if memory is not None:
+        if options.kv_memory is not None:
+            memory = options.kv_memory
             _check_kv_memory(memory, device, options, gpu_memory)
         else:
             memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
             # A tiny model could fill all memory with blocks that nobody will ever need.
-            memory = min(memory, SPARE_FACTOR * options.max_batch * per_token * (longest + block_size))
-        num_blocks = memory // (per_token * block_size)
+            most = SPARE_FACTOR * options.max_batch * (longest + block_size)
+            memory = min(memory, most * (per_token + window_per_token))
+        sizes = CacheSizes(memory, block_size, longest, per_token, window_per_token, window)
+        num_blocks, num_window_blocks = sizes.blocks(options.max_batch, max_batch_tokens)
         if num_blocks * block_size < longest:
             _check(
                 options.max_model_len is None and num_blocks > 0,
                 "kv_memory",
-                f"kv_memory is {memory} bytes, which holds {num_blocks * block_size} tokens of {per_token} bytes each,"
-                f" but one sequence of max_model_len needs {longest}",
+                f"kv_memory is {memory} bytes, which holds {num_blocks * block_size} tokens of"
+                f" {per_token + window_per_token} bytes each, but one sequence of max_model_len needs {longest}",
             )
             longest = num_blocks * block_size
     return MemoryPlan(
@@ -173,6 +202,10 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         quantize=quantize,
         state_slots=state_slots,
         state_bytes=config.state_bytes if state_slots else 0,
+        window=window if num_window_blocks else 0,
+        window_bytes_per_token=window_per_token,
+        num_window_blocks=num_window_blocks,
+        kv_memory=memory,
     )
 
 
@@ -276,12 +309,25 @@ def _linear_bytes(tensor: TensorSource, kept: str | None) -> int:
     return cpu_linear_bytes(stored, kept, *tensor.shape[-2:])
 
 
-def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str) -> int:
-    if ops == "cpu":
-        return cpu_kv_bytes_per_token(
-            kv_dtype, [(layer.num_kv_heads, layer.head_dim) for layer in config.cached_layers]
-        )
-    return 2 * sum(layer.kv_size for layer in config.cached_layers) * ITEM_BYTES[kv_dtype]
+def _kv_bytes_per_token(config: ModelConfig, ops: str, kv_dtype: str, *, windows: bool) -> tuple[int, int]:
+    """Bytes of a token's keys and values, and of those in the layers whose blocks are given back."""
+    groups: tuple[list[AttentionLayer], list[AttentionLayer]] = ([], [])
+    for layer, window in zip(config.cached_layers, config.cache_windows, strict=True):
+        groups[windows and window is not None].append(layer)
+
+    def size(layers: list[AttentionLayer]) -> int:
+        if ops == "cpu":
+            return cpu_kv_bytes_per_token(kv_dtype, [(layer.num_kv_heads, layer.head_dim) for layer in layers])
+        return 2 * sum(layer.kv_size for layer in layers) * ITEM_BYTES[kv_dtype]
+
+    return size(groups[0]), size(groups[1])
+
+
+def _window(config: ModelConfig, longest: int, block_size: int) -> int:
+    """The widest window of layers that give blocks back; 0: none does, or there are no sequences that long."""
+    window = max((window for window in config.cache_windows if window is not None), default=0)
+    # A recurrent state is known at its snapshots alone, which are not taken where windows end.
+    return 0 if config.recurrent or window + 2 * block_size > longest else window
 
 
 def _state_slots(config: ModelConfig, options: RunnerOptions, free: int, *, on_cpu: bool) -> int:

@@ -44,6 +44,7 @@ class Header(Struct, frozen=True, kw_only=True):
     fingerprint: bytes
     num_blocks: int
     block_size: int
+    num_window_blocks: int = 0
     options: dict[str, Any]
 
     @classmethod
@@ -54,13 +55,14 @@ class Header(Struct, frozen=True, kw_only=True):
             "max_batch_tokens": info.max_batch_tokens,
             "max_model_len": info.max_model_len,
             "block_size": info.block_size,
-            "kv_memory": info.num_blocks * info.block_size * info.kv_bytes_per_token,
+            "kv_memory": info.kv_memory,
         }
         return cls(
             model=str(checkpoint.path.resolve()),
             fingerprint=fingerprint(checkpoint),
             num_blocks=info.num_blocks,
             block_size=info.block_size,
+            num_window_blocks=info.num_window_blocks,
             options=dataclasses.asdict(options) | sizes,
         )
 
@@ -74,9 +76,12 @@ class Header(Struct, frozen=True, kw_only=True):
     def load(self, checkpoint: Checkpoint, **changes: Any) -> Runner:
         """A runner as the recorded one. `changes` of its options: another device, say."""
         runner = load_runner(checkpoint, RunnerOptions(**self.options | changes))
-        if runner.info.num_blocks < self.num_blocks or runner.info.block_size != self.block_size:
-            has = f"{runner.info.num_blocks} blocks of {runner.info.block_size} tokens"
-            raise RecordingError(f"the recording needs {self.num_blocks} blocks of {self.block_size} tokens, not {has}")
+        info = runner.info
+        enough = info.num_blocks >= self.num_blocks and info.num_window_blocks >= self.num_window_blocks
+        if not enough or info.block_size != self.block_size:
+            has = f"{info.num_blocks} and {info.num_window_blocks} blocks of {info.block_size} tokens"
+            needs = f"{self.num_blocks} and, with a window, {self.num_window_blocks} blocks of {self.block_size} tokens"
+            raise RecordingError(f"the recording needs {needs}, not {has}")
         return runner
 
 

@@ -27,6 +27,7 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
     tokens, sequences, rows = plan.max_batch_tokens, plan.max_batch, plan.max_rows
     blocks = -(-plan.max_model_len // plan.block_size)
     states = sequences if plan.state_slots else 0
+    windowed = bool(plan.num_window_blocks)
 
     def i32(*shape: int) -> I32:
         return allocate(shape, np.int32)
@@ -58,12 +59,16 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         state_from=i32(states),
         state_to=i32(states),
         copied_blocks=i32(states),
+        window_slots=i32(tokens * windowed),
+        window_tables=i32(sequences * windowed, blocks),
     )
 
 
-def cache_config(plan: MemoryPlan) -> CacheConfig:
-    """The KV cache of a plan."""
-    return CacheConfig(plan.block_size, plan.num_blocks, plan.max_model_len, plan.dtype, plan.state_slots)
+def cache_config(plan: MemoryPlan, dtype: str) -> CacheConfig:
+    """The KV cache of a plan, of that type."""
+    return CacheConfig(
+        plan.block_size, plan.num_blocks, plan.max_model_len, dtype, plan.state_slots, plan.num_window_blocks
+    )
 
 
 def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> RunnerInfo:
@@ -85,6 +90,9 @@ def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> 
         can_embed=checkpoint.embedding.pooling is not None,
         state_slots=plan.state_slots,
         state_bytes=plan.state_bytes,
+        kv_memory=plan.kv_memory,
+        window=plan.window,
+        num_window_blocks=plan.num_window_blocks,
         embedding_size=checkpoint.embedding.length,
     )
 

@@ -28,6 +28,8 @@ INPUTS: Final = {
     "state_from": "sequences",
     "state_to": "sequences",
     "copied_blocks": "sequences",
+    "window_slots": "tokens",
+    "window_tables": "sequences",
     "sample_rows": "rows",
     "temperature": "rows",
     "top_k": "rows",
@@ -120,7 +122,7 @@ def _used(buffers: StepBuffers, name: str, sizes: tuple[int, int, int], blocks: 
     tokens, sequences, rows = sizes
     length = {"tokens": tokens, "bounds": sequences + 1, "sequences": sequences, "rows": rows}[INPUTS[name]]
     array: NDArray[Any] = getattr(buffers, name)[:length]
-    return array[:, :blocks] if name == "block_tables" else array
+    return array[:, :blocks] if array.ndim == 2 else array
 
 
 encode = msgspec.msgpack.encode

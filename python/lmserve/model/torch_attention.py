@@ -1,7 +1,8 @@
 """Paged attention in torch: the KV cache, its layout, and how a step reads it, one class for each way.
 
 K and V of a layer are [num_blocks + 1, block_size, kv_heads, head_dim]. The block past the last belongs to no sequence:
-padding writes to it and reads from it. Layers that share keys and values share them here.
+padding writes to it and reads from it. Layers that share keys and values share them here. Where layers with a window
+have blocks of their own, theirs are [num_window_blocks + 1, ...].
 """
 
 from __future__ import annotations
@@ -37,20 +38,30 @@ class StepLayout:
     device_context_lens: Tensor
     device_block_tables: Tensor
     slots: Tensor
+    # Of layers with a window that have blocks of their own; else empty.
+    window_tables: I32
+    device_window_tables: Tensor
+    window_slots: Tensor
 
 
 def allocate_cache(config: ModelConfig, cache: CacheConfig, device: torch.device) -> list[Tensor]:
     """For each layer zeros for K or for V: [num_blocks + 1, block_size, kv_heads, head_dim]."""
     dtype = DTYPES[cache.dtype]
 
-    def zeros(layer: AttentionLayer) -> Tensor:
-        shape = (cache.num_blocks + 1, cache.block_size, layer.num_kv_heads, layer.head_dim)
+    def zeros(layer: AttentionLayer, windowed: bool) -> Tensor:
+        shape = (
+            (cache.num_window_blocks if windowed else cache.num_blocks) + 1,
+            cache.block_size,
+            layer.num_kv_heads,
+            layer.head_dim,
+        )
         if device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=device)
         # numpy's zeros take no memory before they are written, torch's do.
         return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
-    cached = [zeros(layer) for layer in config.cached_layers]
+    windowed = dict(zip(config.cache_places, cache.windowed(config), strict=True))
+    cached = [zeros(layer, windowed[place]) for place, layer in enumerate(config.cached_layers)]
     return [cached[place] for place in config.cache_places]
 
 
@@ -95,6 +106,7 @@ class PagedAttention(Attention, Protocol):
     """Attention over a paged KV cache."""
 
     spare_block: int  # the block that belongs to no sequence
+    spare_window_block: int  # that of layers with a window
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of a block to another one, in all layers."""
@@ -114,12 +126,22 @@ Masks = dict[int | None, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of a group or a chunk, in the layers that have the same blocks."""
+
+    blocks: Tensor  # block ids: of a chunk [blocks], of a group [n * blocks]
+    count: int  # of a chunk's keys
+    masks: (
+        Masks  # True: seen. Of a group [n, 1, 1, blocks * block_size]; of a chunk [new, count], none where it is causal
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class _DecodeGroup:
     """Sequences with one new token each, padded to the blocks of the longest."""
 
     tokens: Tensor  # [n] their rows among the step's tokens
-    blocks: Tensor  # [n * blocks] block ids
-    masks: Masks  # [n, 1, 1, blocks * block_size] True: seen
+    keys: tuple[_Keys, _Keys | None]  # of all layers, but for those with a window and blocks of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +150,7 @@ class _Chunk:
 
     start: int
     end: int
-    context: int
-    blocks: Tensor  # [blocks]
-    masks: Masks  # [new, context] True: seen; none where it is causal from the start
+    keys: tuple[_Keys, _Keys | None]  # as a group's
 
 
 class SdpaAttention:
@@ -140,15 +160,19 @@ class SdpaAttention:
         self.config = config
         self.block_size = cache.block_size
         self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
-        self.spare_block = cache.num_blocks
+        self.spare_block, self.spare_window_block = cache.num_blocks, cache.num_window_blocks
         self.device = device
+        self._windowed = cache.windowed(config)
         self._windows = {layer.window for layer in config.attention}
-        self._slots = torch.empty(0, dtype=torch.int64)
+        # The widest of the layers that have blocks of their own.
+        own = zip(config.attention, self._windowed, strict=True)
+        self._widest = max((layer.window or 0 for layer, windowed in own if windowed), default=0)
+        self._slots = self._window_slots = torch.empty(0, dtype=torch.int64)
         self._groups: list[_DecodeGroup] = []
         self._chunks: list[_Chunk] = []
 
     def begin(self, layout: StepLayout) -> None:
-        self._slots = layout.slots
+        self._slots, self._window_slots = layout.slots, layout.window_slots
         new_tokens = np.diff(layout.query_start)
         self._chunks = [self._chunk(layout, int(s)) for s in np.flatnonzero(new_tokens > 1)]
         decoding = np.flatnonzero(new_tokens == 1)
@@ -166,14 +190,17 @@ class SdpaAttention:
         copy_block([*self.keys, *self.values], source, target)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        self.keys[layer].flatten(0, 1).index_copy_(0, self._slots, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, self._slots, value)
+        slots = self._window_slots if self._windowed[layer] else self._slots
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
     def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
         shape, keys, values = self.config.attention[layer], self.keys[layer], self.values[layer]
         heads, kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         out = torch.empty((len(query), heads, head_dim), dtype=query.dtype, device=query.device)
+        windowed = self._windowed[layer]
         for group in self._groups:
+            seen = _of(group.keys, windowed)
             n = len(group.tokens)
             whole = n == len(query)
             gathered = (n, -1, kv_heads, head_dim)
@@ -182,9 +209,9 @@ class SdpaAttention:
             attended = attention(
                 shape,
                 members.view(n, kv_heads, heads // kv_heads, head_dim),
-                keys.index_select(0, group.blocks).view(gathered).transpose(1, 2),
-                values.index_select(0, group.blocks).view(gathered).transpose(1, 2),
-                mask=group.masks[shape.window],
+                keys.index_select(0, seen.blocks).view(gathered).transpose(1, 2),
+                values.index_select(0, seen.blocks).view(gathered).transpose(1, 2),
+                mask=seen.masks[shape.window],
                 sinks=None if sinks is None else sinks.view(kv_heads, -1),
             )
             attended = attended.reshape(n, heads, head_dim)
@@ -192,8 +219,9 @@ class SdpaAttention:
                 return attended.view(n, -1)
             out[group.tokens] = attended
         for chunk in self._chunks:
+            seen = _of(chunk.keys, windowed)
             key, value = (
-                stored.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.context].transpose(0, 1)[None]
+                stored.index_select(0, seen.blocks).flatten(0, 1)[: seen.count].transpose(0, 1)[None]
                 for stored in (keys, values)
             )
             attended = attention(
@@ -201,38 +229,64 @@ class SdpaAttention:
                 query[chunk.start : chunk.end].transpose(0, 1)[None],
                 key,
                 value,
-                mask=chunk.masks.get(shape.window),
+                mask=seen.masks.get(shape.window),
                 sinks=None if sinks is None else sinks[:, None],
             )
             out[chunk.start : chunk.end] = attended[0].transpose(0, 1)
         return out.view(len(query), -1)
 
     def _group(self, layout: StepLayout, sequences: NDArray[np.intp], width: int) -> _DecodeGroup:
-        context = layout.context_lens[sequences]
-        blocks = layout.block_tables[sequences, :width].astype(np.int64)
-        # Entries past a sequence's context are undefined.
-        blocks[np.arange(width)[None, :] * self.block_size >= context[:, None]] = self.spare_block
-        keys = np.arange(width * self.block_size)[None, :]
-        seen = keys < context[:, None]
-        masks = {w: seen if w is None else seen & (keys >= context[:, None] - w) for w in self._windows}
-        return _DecodeGroup(
-            tokens=self._upload(layout.query_start[sequences].astype(np.int64)),
-            blocks=self._upload(blocks.reshape(-1)),
-            masks={window: self._upload(mask)[:, None, None, :] for window, mask in masks.items()},
+        context = layout.context_lens[sequences][:, None]
+        whole = np.broadcast_to(np.arange(width), (len(sequences), width))
+        keys = self._group_keys(layout.block_tables[sequences], context, whole, self.spare_block)
+        window_keys = None
+        if self._widest:
+            first = np.maximum(context - self._widest, 0) // self.block_size
+            span = int((-(-context // self.block_size) - first).max())
+            tables = layout.window_tables[sequences]
+            window_keys = self._group_keys(tables, context, first + np.arange(span), self.spare_window_block)
+        return _DecodeGroup(self._upload(layout.query_start[sequences].astype(np.int64)), (keys, window_keys))
+
+    def _group_keys(self, tables: I32, context: I32, columns: NDArray[np.intp], spare: int) -> _Keys:
+        """Those in `columns` [n, blocks] of the tables; entries past a sequence's context [n, 1] are undefined."""
+        blocks = np.take_along_axis(tables, np.minimum(columns, tables.shape[1] - 1), 1).astype(np.int64)
+        blocks[columns * self.block_size >= context] = spare
+        keys = (columns[:, :, None] * self.block_size + np.arange(self.block_size)).reshape(len(columns), -1)
+        seen = keys < context
+        masks = {w: seen if w is None else seen & (keys >= context - w) for w in self._windows}
+        return _Keys(
+            self._upload(blocks.reshape(-1)),
+            keys.shape[1],
+            {window: self._upload(mask)[:, None, None, :] for window, mask in masks.items()},
         )
 
     def _chunk(self, layout: StepLayout, sequence: int) -> _Chunk:
         start, end = (int(row) for row in layout.query_start[sequence : sequence + 2])
         context = int(layout.context_lens[sequence])
-        blocks = layout.block_tables[sequence, : -(-context // self.block_size)].astype(np.int64)
         before = context - (end - start)
+        keys = self._chunk_keys(layout.block_tables[sequence], before, context, 0)
+        window_keys = None
+        if self._widest:
+            first = max(before + 1 - self._widest, 0) // self.block_size
+            window_keys = self._chunk_keys(layout.window_tables[sequence], before, context, first)
+        return _Chunk(start, end, (keys, window_keys))
+
+    def _chunk_keys(self, table: I32, before: int, context: int, first: int) -> _Keys:
+        """Those from the block `first` of its table on."""
+        blocks = table[first : -(-context // self.block_size)].astype(np.int64)
+        passed = first * self.block_size
         # Where the first token is the sequence's first and none is out of the window, the mask is causal.
         masked = {window for window in self._windows if before or (window is not None and window < context)}
-        masks = {window: self._upload(_seen(before, context, window)) for window in masked}
-        return _Chunk(start, end, context, self._upload(blocks), masks)
+        masks = {window: self._upload(_seen(before, context, window)[:, passed:]) for window in masked}
+        return _Keys(self._upload(blocks), context - passed, masks)
 
     def _upload(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _of(keys: tuple[_Keys, _Keys | None], windowed: bool) -> _Keys:
+    whole, window = keys
+    return window if windowed and window is not None else whole
 
 
 def _seen(first: int, last: int, window: int | None) -> NDArray[np.bool_]:

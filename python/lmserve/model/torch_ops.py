@@ -39,7 +39,17 @@ from lmserve.model.torch_upload import on_device
 from lmserve.model.torch_varlen import VarlenAttention, varlen_fits
 from lmserve.model.torch_weight import TorchWeight
 
-STEP_INPUTS = ("token_ids", "positions", "slots", "query_start", "context_lens", "block_tables", "sample_rows")
+STEP_INPUTS = (
+    "token_ids",
+    "positions",
+    "slots",
+    "query_start",
+    "context_lens",
+    "block_tables",
+    "sample_rows",
+    "window_slots",
+    "window_tables",
+)
 
 
 class TorchOps:
@@ -382,6 +392,9 @@ class TorchOps:
                 device_context_lens=step["context_lens"],
                 device_block_tables=step["block_tables"],
                 slots=step["slots"].long(),
+                window_tables=self._buffers.window_tables[:n_seqs],
+                device_window_tables=step["window_tables"],
+                window_slots=step["window_slots"].long(),
             )
         )
 
@@ -399,6 +412,8 @@ class TorchOps:
         padding["context_lens"].fill_(1)
         padding["slots"].fill_(self.cache.spare_block * block_size)
         padding["block_tables"].fill_(self.cache.spare_block)
+        padding["window_slots"].fill_(self.cache.spare_window_block * block_size)
+        padding["window_tables"].fill_(self.cache.spare_window_block)
         return padding
 
     def _load(self, sources: Sequence[TensorSource], dtype: torch.dtype | None = None) -> Tensor:
@@ -464,4 +479,6 @@ def _lengths(n_tokens: int, n_seqs: int, n_rows: int) -> dict[str, int]:
         "context_lens": n_seqs,
         "block_tables": n_seqs,
         "sample_rows": n_rows,
+        "window_slots": n_tokens,
+        "window_tables": n_seqs,
     }

@@ -115,7 +115,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     torch.set_num_threads(options.threads or usable_cores())
     plan = planned_for_device(checkpoint, options, plan)
     buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
-    ops = TorchOps(checkpoint.config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
+    ops = TorchOps(checkpoint.config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     graphs = options.graphs and info.can_generate and not checkpoint.config.recurrent

@@ -38,7 +38,8 @@ class VarlenAttention:
     def __init__(self, config: ModelConfig, cache: CacheConfig, device: torch.device) -> None:
         self.config = config
         self.keys, self.values = (allocate_cache(config, cache, device) for _ in range(2))
-        self.spare_block = cache.num_blocks
+        self.spare_block, self.spare_window_block = cache.num_blocks, cache.num_window_blocks
+        self._windowed = cache.windowed(config)
         self._layout: StepLayout | None = None
         self._most_new = self._longest = 0
 
@@ -52,7 +53,8 @@ class VarlenAttention:
         copy_block([*self.keys, *self.values], source, target)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        slots = self._step().slots
+        layout = self._step()
+        slots = layout.window_slots if self._windowed[layer] else layout.slots
         self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
         self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
 
@@ -72,7 +74,7 @@ class VarlenAttention:
             window_size=(-1 if shape.window is None else shape.window - 1, 0),
             enable_gqa=True,
             seqused_k=layout.device_context_lens,
-            block_table=layout.device_block_tables,
+            block_table=layout.device_window_tables if self._windowed[layer] else layout.device_block_tables,
         )
         assert isinstance(attended, Tensor)
         return attended.view(len(query), -1)

@@ -120,7 +120,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     config = checkpoint.config
     if isinstance(config, EncoderConfig):
         raise TypeError(f"{checkpoint.name} is no decoder")
-    ops = TorchOps(config, cache_config(plan), buffers, device=plan.device, dtype=plan.dtype)
+    ops = TorchOps(config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
     weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     runner = TransformersRunner(
         runner_info(checkpoint, plan, weight_bytes), buffers, TransformersModel(model, ops), ops
@@ -133,7 +133,8 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
 def _compare(checkpoint: Checkpoint, runner: TransformersRunner, model: Any) -> None:
     """A prompt in pieces, over the cache, against the whole of it in transformers alone."""
     info = runner.info
-    count = min(TRIED, info.max_model_len, info.num_blocks * info.block_size, info.max_batch_tokens)
+    num_blocks = min(info.num_blocks, info.num_window_blocks or info.num_blocks)
+    count = min(TRIED, info.max_model_len, num_blocks * info.block_size, info.max_batch_tokens)
     ids = np.random.default_rng(0).integers(0, info.vocab_size, count).astype(np.int32)
     cuts = sorted({0, count // 2, count - 1, count})
     for first, last in itertools.pairwise(cuts):
@@ -160,12 +161,11 @@ def _one_sequence(runner: TransformersRunner, ids: I32, first: int, last: int) -
     """The step that computes the tokens first .. last of one sequence, its blocks from the end of the cache on."""
     buffers, size, count = runner.buffers, runner.info.block_size, last - first
     positions = np.arange(first, last)
-    blocks = runner.info.num_blocks - 1 - np.arange(-(-last // size))
+    num_blocks = min(runner.info.num_blocks, runner.info.num_window_blocks or runner.info.num_blocks)
+    blocks = num_blocks - 1 - np.arange(-(-last // size))
     buffers.token_ids[:count] = ids[first:last]
-    buffers.positions[:count] = positions
-    buffers.slots[:count] = blocks[positions // size] * size + positions % size
+    buffers.lay_sequence(0, slice(count), positions, blocks, size)
     buffers.query_start[:2] = 0, count
     buffers.context_lens[0] = last
-    buffers.block_tables[0, : len(blocks)] = blocks
     buffers.sample_rows[0] = count - 1
     buffers.temperature[0], buffers.logprobs[0] = 0.0, -1

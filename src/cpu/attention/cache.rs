@@ -158,11 +158,20 @@ impl HeadPage {
     }
 }
 
+/// Where a layer's keys and values are.
+#[derive(Debug, Clone, Copy)]
+struct CachedLayer {
+    shape: KvShape,
+    /// Where its pages begin.
+    start: usize,
+    pages: usize,
+}
+
 /// Keys and values of all layers, each of a shape of its own.
 pub struct KvCache {
-    /// Each layer's shape, and where its pages begin.
-    layers: Vec<(KvShape, usize)>,
+    layers: Vec<CachedLayer>,
     pages: usize,
+    window_pages: usize,
     /// With room to begin at a cache line.
     memory: Vec<u8>,
 }
@@ -170,15 +179,30 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `pages` pages in each layer. Memory that is not written yet takes no RAM.
     pub fn new(shapes: &[KvShape], pages: usize) -> Self {
+        Self::with_windows(shapes, &vec![false; shapes.len()], (pages, pages))
+    }
+
+    /// Room for so many pages in each layer, and for so many in those that are `windowed`.
+    pub fn with_windows(
+        shapes: &[KvShape],
+        windowed: &[bool],
+        (pages, window_pages): (usize, usize),
+    ) -> Self {
         let mut bytes = 0;
         let mut layers = Vec::with_capacity(shapes.len());
-        for &shape in shapes {
-            layers.push((shape, bytes));
+        for (&shape, &windowed) in shapes.iter().zip(windowed) {
+            let pages = if windowed { window_pages } else { pages };
+            layers.push(CachedLayer {
+                shape,
+                start: bytes,
+                pages,
+            });
             bytes += pages * shape.page_bytes();
         }
         Self {
             layers,
             pages,
+            window_pages,
             memory: vec![0; bytes + LINE_BYTES],
         }
     }
@@ -188,15 +212,20 @@ impl KvCache {
         self.pages
     }
 
+    /// Pages of a layer with a window.
+    pub const fn window_pages(&self) -> usize {
+        self.window_pages
+    }
+
     /// Copies `count` pages from page `from` on to those from page `to` on, in every layer.
     ///
     /// # Panics
     /// If there are no such pages.
     pub fn copy_pages(&mut self, from: usize, to: usize, count: usize) {
-        assert!(from.max(to) + count <= self.pages);
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
-        for &(shape, start) in &self.layers {
-            let at = |page: usize| skipped + start + page * shape.page_bytes();
+        for layer in &self.layers {
+            assert!(from.max(to) + count <= layer.pages);
+            let at = |page: usize| skipped + layer.start + page * layer.shape.page_bytes();
             self.memory.copy_within(at(from)..at(from + count), at(to));
         }
     }
@@ -206,7 +235,6 @@ impl KvCache {
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
         CacheView {
             layers: &self.layers,
-            pages: self.pages,
             memory: SharedSlice::new(&mut self.memory[skipped..]),
         }
     }
@@ -215,8 +243,7 @@ impl KvCache {
 /// A [`KvCache`] shared by a team, whose threads write different tokens of it, and read none that is being written.
 #[derive(Clone, Copy)]
 pub struct CacheView<'a> {
-    layers: &'a [(KvShape, usize)],
-    pages: usize,
+    layers: &'a [CachedLayer],
     memory: SharedSlice<'a, u8>,
 }
 
@@ -227,13 +254,15 @@ impl<'a> CacheView<'a> {
     /// If there is no such layer.
     #[inline]
     pub fn layer(&self, layer: usize) -> KvView<'a> {
-        let (shape, start) = self.layers[layer];
+        let CachedLayer {
+            shape,
+            start,
+            pages,
+        } = self.layers[layer];
         KvView {
             shape,
-            pages: self.pages,
-            memory: self
-                .memory
-                .part(start..start + self.pages * shape.page_bytes()),
+            pages,
+            memory: self.memory.part(start..start + pages * shape.page_bytes()),
         }
     }
 }

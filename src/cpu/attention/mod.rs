@@ -33,6 +33,8 @@ const WIDE_ROWS: usize = 96;
 pub struct SeqSpan<'a> {
     /// Its blocks.
     pub sequence: Sequence<'a>,
+    /// Its blocks in layers that have blocks of their own for their windows.
+    pub window: Sequence<'a>,
     /// Its first token among the step's.
     pub first_token: usize,
     /// Its tokens in the step, at least one.
@@ -153,6 +155,8 @@ pub struct LayerAttention<'a> {
     pub shape: usize,
     /// Its keys and values.
     pub cache: KvView<'a>,
+    /// They lie in the blocks of layers with a window.
+    pub windowed: bool,
     /// Of the product of a query and a key.
     pub scale: f32,
     /// Scores are this times the tangens hyperbolicus of the scaled product divided by it.
@@ -203,7 +207,17 @@ impl AttentionStep<'_> {
                 } else {
                     range.end + plan.chunk * (team.size() - 1)
                 };
-                let with_sequence = |unit: &Unit| (*unit, self.spans[unit.sequence].sequence);
+                let with_sequence = |unit: &Unit| {
+                    let span = &self.spans[unit.sequence];
+                    (
+                        *unit,
+                        if given.windowed {
+                            span.window
+                        } else {
+                            span.sequence
+                        },
+                    )
+                };
                 let (unit, sequence) = with_sequence(&units[at]);
                 let attend = Attend {
                     layer,

@@ -200,6 +200,7 @@ fn attend(
     for (case, tokens) in parts {
         spans.push(SeqSpan {
             sequence: case.sequence(),
+            window: case.sequence(),
             first_token: row,
             tokens: tokens.len(),
             context: tokens.end,
@@ -223,6 +224,7 @@ fn attend(
     let layer = LayerAttention {
         shape: 0,
         cache: cache.view().layer(1),
+        windowed: false,
         scale: (head_dim as f32).sqrt().recip(),
         softcap: kind.softcap,
         sinks: kind.sinks.as_ref().map(<[f32; HEADS]>::as_slice),
@@ -329,6 +331,7 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
     };
     let span = |first_token, tokens, context| SeqSpan {
         sequence,
+        window: sequence,
         first_token,
         tokens,
         context,

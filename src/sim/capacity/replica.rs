@@ -93,7 +93,7 @@ impl<'a> Replica<'a> {
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: VOCAB_SIZE,
-            has_states: false,
+            keeps_borders: false,
         };
         let limit = StoreLimits {
             max_sessions: usize::MAX,
