@@ -28,7 +28,7 @@ DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 PAGE = (DEPLOY.parent / "deployment.md").read_text("utf-8")
 UPSTREAM = "127.0.0.1:23333"
 NGINX, CADDY = shutil.which("nginx"), shutil.which("caddy")
-ANALYZE = shutil.which("systemd-analyze")
+ANALYZE, COMPOSE = shutil.which("systemd-analyze"), shutil.which("docker-compose")
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +197,45 @@ def test_the_manifest(behind: Running) -> None:
     volumes = {*claims, *(volume["name"] for volume in pod["volumes"])}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     assert service["spec"]["selector"] == stateful_set["spec"]["template"]["metadata"]["labels"]
+
+
+def test_the_compose_file_fits_what_it_names() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    services = compose["services"]
+    for service in services.values():
+        mounts = [mount.split(":") for mount in service["volumes"]]
+        for source, target, *_ in mounts:
+            assert (DEPLOY / source).is_file() if source.startswith(".") else source in compose["volumes"], source
+            assert target.startswith("/")
+    server = services["lmserve"]
+    image = (DEPLOY / "Containerfile").read_text("utf-8")
+    assert (DEPLOY / server["build"]["context"] / server["build"]["dockerfile"]).samefile(DEPLOY / "Containerfile")
+    grace = re.search(r"LMSERVE_GRACE=(\d+)", image)
+    assert grace is not None
+    assert int(grace[1]) < int(server["stop_grace_period"].removesuffix("s"))
+    assert {mount.split(":")[1] for mount in server["volumes"]} == {"/models", "/sessions"}
+    secret = f"/run/secrets/{server['secrets'][0]}"
+    assert server["environment"] == {"LMSERVE_API_KEY_FILE": secret}
+    assert config_of(parse(server["command"][:1])).port == 23333
+    scrape = yaml.safe_load((DEPLOY / "compose" / "prometheus.yml").read_text("utf-8"))
+    mounted = {Path(mount.split(":")[1]).name for mount in services["prometheus"]["volumes"]}
+    assert set(scrape["rule_files"]) <= mounted
+    (job,) = scrape["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["lmserve:23333"]}]
+    assert job["authorization"]["credentials_file"] == secret
+    assert services["prometheus"]["secrets"] == server["secrets"]
+    folder = yaml.safe_load((DEPLOY / "compose" / "dashboards.yml").read_text("utf-8"))["providers"][0]["options"][
+        "path"
+    ]
+    assert f"{folder}/lmserve.json" in {mount.split(":")[1] for mount in services["grafana"]["volumes"]}
+
+
+@pytest.mark.skipif(COMPOSE is None, reason="needs docker-compose")
+def test_docker_compose_reads_the_file(tmp_path: Path) -> None:
+    copy = tmp_path / "docs"
+    shutil.copytree(DEPLOY.parent, copy)
+    (copy / "deploy" / "lmserve.key").write_text("sk-x\n")
+    shown = subprocess.run(
+        [str(COMPOSE), "config"], cwd=copy / "deploy", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(yaml.safe_load(shown.stdout)["services"]) == {"lmserve", "prometheus", "grafana"}
