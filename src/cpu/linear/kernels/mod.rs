@@ -9,14 +9,18 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod floats;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 
+use super::integers::{self, SHARED};
 use super::record::Target;
-use super::{BLOCK, Output, TILE, floats, integers};
+use super::{BLOCK, Output, TILE, floats::Task as FloatTask};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Team;
+use crate::cpu::quant::GROUP;
 use crate::cpu::simd::all_finite;
 use std::ops::Range;
 
@@ -75,7 +79,7 @@ pub(super) unsafe fn integers_part(
 ///
 /// # Safety
 /// As for [`integers`].
-pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
+pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &FloatTask) {
     let weights = task.weights;
     share(
         team,
@@ -93,7 +97,7 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &floats::Task) {
 /// As for [`integers`], of these tiles and rows.
 pub(super) unsafe fn floats_part(
     isa: Isa,
-    task: &floats::Task,
+    task: &FloatTask,
     tiles: Range<usize>,
     rows: Range<usize>,
 ) {
@@ -142,7 +146,7 @@ pub(super) unsafe fn quantize(
 unsafe fn round(isa: Isa, values: &[f32], rows: usize, stride: usize, target: Target) {
     let len = values.len() - (rows - 1) * stride;
     #[cfg(target_arch = "x86_64")]
-    if rows == BLOCK && len.is_multiple_of(crate::cpu::quant::GROUP) {
+    if rows == BLOCK && len.is_multiple_of(GROUP) {
         // SAFETY: the caller's promise.
         match isa {
             Isa::Avx512 => return unsafe { avx512::quantize_block(values, stride, target.record) },
@@ -239,6 +243,43 @@ macro_rules! by_rows {
 }
 
 use {by_code, by_rows};
+
+/// How far parts of packed weights of one code lie apart, in bytes; the constants are those of [`by_code`].
+struct Strides {
+    /// The integers of a group of a tile.
+    q_step: usize,
+    /// The integers of a tile.
+    q_tile: usize,
+    /// One scale.
+    scale: usize,
+    /// The scales and minima of a group of a tile, without factors.
+    scale_step: usize,
+    /// The factors that groups share.
+    factors: usize,
+    /// The scales, minima and factors of a tile.
+    scale_tile: usize,
+}
+
+impl Strides {
+    #[inline]
+    const fn of<const BITS: usize, const GROUPS: usize, const NESTED: bool, const MIN: bool>(
+        groups: usize,
+    ) -> Self {
+        let with_min = MIN as usize;
+        let q_step = GROUP * TILE * BITS / 8;
+        let scale = if NESTED { 1 } else { 2 };
+        let scale_step = scale * TILE * (GROUPS + with_min);
+        let factors = if NESTED { 2 * TILE * (1 + with_min) } else { 0 };
+        Self {
+            q_step,
+            q_tile: groups * q_step,
+            scale,
+            scale_step,
+            factors,
+            scale_tile: groups * scale_step + groups / SHARED * factors,
+        }
+    }
+}
 
 /// What the middle of the integers' range adds for row `r`: its negative times the sum of the activations of a group.
 ///

@@ -10,11 +10,11 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::super::floats::{self, Data};
 use super::super::integers::{self, SHARED};
 use super::super::record::{RECORD, Span, Target};
-use super::super::{Format, Output, TILE};
-use super::{by_code, by_rows, offset};
+use super::super::{Output, TILE};
+use super::floats::float_kernel;
+use super::{Strides, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Registers of a tile.
@@ -66,11 +66,7 @@ unsafe fn strip<
     row: usize,
 ) {
     let groups = task.weights.groups;
-    let size = if NESTED { 1 } else { 2 };
-    let q_step = GROUP * TILE * BITS / 8;
-    let scale_step = size * TILE * (GROUPS + usize::from(MIN));
-    let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
-    let scale_stride = groups * scale_step + usize::from(NESTED) * groups / SHARED * factor_bytes;
+    let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(groups);
     // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
     unsafe {
         let nibble = vdupq_n_u8(0x0f);
@@ -78,8 +74,8 @@ unsafe fn strip<
         let flip = vdupq_n_u8(0x80);
         let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
         let mut factors = [[vdupq_n_f32(0.0); QUADS]; 2];
-        let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
-        let mut scales = task.weights.scales.as_ptr().add(tile * scale_stride);
+        let mut q = task.weights.q.as_ptr().add(tile * strides.q_tile);
+        let mut scales = task.weights.scales.as_ptr().add(tile * strides.scale_tile);
         let mut record = task.x.block_at(row);
         for group in 0..groups {
             if NESTED && group.is_multiple_of(SHARED) {
@@ -89,7 +85,7 @@ unsafe fn strip<
                         factors[1][c] = halves(scales.add(2 * TILE + c * 8));
                     }
                 }
-                scales = scales.add(factor_bytes);
+                scales = scales.add(strides.factors);
             }
             let tail = record.add(GROUP * B).cast::<f32>();
             for part in 0..GROUPS {
@@ -152,7 +148,7 @@ unsafe fn strip<
                     }
                 }
                 for c in 0..QUADS {
-                    let from = scales.add((part * TILE + c * 4) * size);
+                    let from = scales.add((part * TILE + c * 4) * strides.scale);
                     let scale = scales_at::<NESTED>(from, factors[0][c]);
                     for r in 0..R {
                         let factor = vmulq_n_f32(scale, *tail.add(r));
@@ -162,15 +158,15 @@ unsafe fn strip<
             }
             if MIN {
                 for c in 0..QUADS {
-                    let from = scales.add((TILE + c * 4) * size);
+                    let from = scales.add((TILE + c * 4) * strides.scale);
                     let min = scales_at::<NESTED>(from, factors[1][c]);
                     for r in 0..R {
                         sums[r][c] = vfmaq_n_f32(sums[r][c], min, *tail.add(B + r));
                     }
                 }
             }
-            q = q.add(q_step);
-            scales = scales.add(scale_step);
+            q = q.add(strides.q_step);
+            scales = scales.add(strides.scale_step);
             record = record.add(RECORD * B);
         }
         for r in 0..R {
@@ -281,72 +277,14 @@ pub(super) unsafe fn quantize(values: &[f32], mut target: Target) {
     }
 }
 
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
-
-/// # Safety
-/// As for [`integers`].
-pub(super) unsafe fn floats(task: &floats::Task, tiles: Range<usize>, rows: Range<usize>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (&task.weights.data, task.weights.format) {
-            (Data::Full(data), _) => float_strips::<F32>(task, data.as_ptr().cast(), tiles, rows),
-            (Data::Half(data), Format::Bf16) => {
-                float_strips::<BF16>(task, data.as_ptr().cast(), tiles, rows);
-            }
-            (Data::Half(data), _) => float_strips::<F16>(task, data.as_ptr().cast(), tiles, rows),
-        }
-    }
-}
-
-#[target_feature(enable = "neon")]
-unsafe fn float_strips<const KIND: u8>(
-    task: &floats::Task,
-    data: *const u8,
-    tiles: Range<usize>,
-    rows: Range<usize>,
-) {
-    for tile in tiles {
-        // SAFETY: the caller's promise.
-        unsafe { by_rows!(float_strip::<KIND>(task, data, tile), rows) }
-    }
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
-unsafe fn float_strip<const KIND: u8, const R: usize>(
-    task: &floats::Task,
-    data: *const u8,
-    tile: usize,
-    row: usize,
-) {
-    let size = if KIND == F32 { 4 } else { 2 };
-    // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
-    unsafe {
-        let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
-        let mut data = data.add(tile * task.cols * TILE * size);
-        let x = task.x.add(row * task.cols);
-        for k in 0..task.cols {
-            let mut w = [vdupq_n_f32(0.0); QUADS];
-            for c in 0..QUADS {
-                let from = data.add(c * 4 * size);
-                w[c] = match KIND {
-                    F32 => vld1q_f32(from.cast()),
-                    F16 => from_half(vld1_u16(from.cast())),
-                    _ => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))),
-                };
-            }
-            for r in 0..R {
-                let x = *x.add(r * task.cols + k);
-                for c in 0..QUADS {
-                    sums[r][c] = vfmaq_n_f32(sums[r][c], w[c], x);
-                }
-            }
-            data = data.add(TILE * size);
-        }
-        for r in 0..R {
-            store(&task.output, row + r, tile, sums[r]);
-        }
-    }
+float_kernel! {
+    features: "neon",
+    vector: float32x4_t, lanes: 4, tiles at once: 1,
+    zero: vdupq_n_f32(0.0),
+    broadcast: |x| vdupq_n_f32(x),
+    load f32: |from: *const u8| vld1q_f32(from.cast()),
+    load f16: |from: *const u8| halves(from),
+    load bf16: |from: *const u8| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))),
+    multiply_add: |w, x, sum| vfmaq_f32(sum, w, x),
+    store: store,
 }

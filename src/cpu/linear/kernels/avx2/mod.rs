@@ -11,7 +11,7 @@ mod panel;
 mod quantize;
 
 pub(super) use floats::floats;
-pub(super) use quantize::{quantize, quantize_block, side_by_side};
+pub(super) use quantize::{quantize, quantize_block, side_by_side, write_tail};
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::super::integers::{self, SHARED};
 use super::super::record::RECORD;
 use super::super::{BLOCK, Output, TILE};
-use super::{by_code, by_rows, offset};
+use super::{Strides, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Outputs in a register.
@@ -88,12 +88,7 @@ macro_rules! strips {
             row: usize,
         ) {
             let groups = task.weights.groups;
-            let size = if NESTED { 1 } else { 2 };
-            let q_step = GROUP * TILE * BITS / 8;
-            let scale_step = size * TILE * (GROUPS + usize::from(MIN));
-            let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
-            let scale_stride =
-                groups * scale_step + usize::from(NESTED) * groups / SHARED * factor_bytes;
+            let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(groups);
             let nibble = _mm256_set1_epi8(0x0f);
             let upper = _mm256_set1_epi8(0x30);
             let flip = _mm256_set1_epi8(-128);
@@ -103,8 +98,8 @@ macro_rules! strips {
             let mut factors = [[_mm256_setzero_ps(); 2]; 2];
             // SAFETY: all reads lie within the task's buffers, all writes within its tile and rows.
             unsafe {
-                let mut q = task.weights.q.as_ptr().add(tile * groups * q_step);
-                let mut scales = task.weights.scales.as_ptr().add(tile * scale_stride);
+                let mut q = task.weights.q.as_ptr().add(tile * strides.q_tile);
+                let mut scales = task.weights.scales.as_ptr().add(tile * strides.scale_tile);
                 let mut record = task.x.block_at(row);
                 for group in 0..groups {
                     if NESTED && group.is_multiple_of(SHARED) {
@@ -114,7 +109,7 @@ macro_rules! strips {
                                 factors[1][c] = halves(scales.add(2 * TILE + c * 2 * LANES));
                             }
                         }
-                        scales = scales.add(factor_bytes);
+                        scales = scales.add(strides.factors);
                     }
                     let tail = record.add(GROUP * B).cast::<f32>();
                     for part in 0..GROUPS {
@@ -240,7 +235,7 @@ macro_rules! strips {
                             }
                         }
                         for c in 0..2 {
-                            let from = scales.add((part * TILE + c * LANES) * size);
+                            let from = scales.add((part * TILE + c * LANES) * strides.scale);
                             let scale = scales_at::<NESTED>(from, factors[0][c]);
                             for r in 0..R {
                                 sums[r][c] = _mm256_fmadd_ps(
@@ -253,7 +248,7 @@ macro_rules! strips {
                     }
                     if MIN {
                         for c in 0..2 {
-                            let from = scales.add((TILE + c * LANES) * size);
+                            let from = scales.add((TILE + c * LANES) * strides.scale);
                             let min = scales_at::<NESTED>(from, factors[1][c]);
                             for r in 0..R {
                                 let weighted = _mm256_set1_ps(*tail.add(B + r));
@@ -261,8 +256,8 @@ macro_rules! strips {
                             }
                         }
                     }
-                    q = q.add(q_step);
-                    scales = scales.add(scale_step);
+                    q = q.add(strides.q_step);
+                    scales = scales.add(strides.scale_step);
                     record = record.add(RECORD * B);
                 }
                 for r in 0..R {

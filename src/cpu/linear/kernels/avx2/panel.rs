@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::super::super::integers::{SHARED, Task};
 use super::super::super::record::RECORD;
 use super::super::super::{BLOCK, TILE};
-use super::super::{ROWS, offset};
+use super::super::{ROWS, Strides, offset};
 use super::{LANES, halves, no_vnni, scales_at, store, vnni};
 use crate::cpu::quant::GROUP;
 
@@ -101,12 +101,7 @@ macro_rules! panels {
             steps: Range<usize>,
             panel: *mut Panel,
         ) {
-            let groups = task.weights.groups;
-            let size = if NESTED { 1 } else { 2 };
-            let q_step = GROUP * TILE * BITS / 8;
-            let scale_step = size * TILE * (GROUPS + usize::from(MIN));
-            let factor_bytes = usize::from(NESTED) * (1 + usize::from(MIN)) * 2 * TILE;
-            let scale_stride = groups * scale_step + groups / SHARED * factor_bytes;
+            let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(task.weights.groups);
             let nibble = _mm256_set1_epi8(0x0f);
             let upper = _mm256_set1_epi8(0x30);
             let flip = _mm256_set1_epi8(-128);
@@ -118,23 +113,24 @@ macro_rules! panels {
                     let mut factors = [_mm256_setzero_ps(); 2];
                     for (at, step) in steps.clone().enumerate() {
                         let q = task.weights.q.as_ptr();
-                        let q = q.add((tile * groups + step) * q_step + c * 32);
-                        let scales = task.weights.scales.as_ptr().add(tile * scale_stride);
-                        let scales = scales.add(step * scale_step + step / SHARED * factor_bytes);
+                        let q = q.add(tile * strides.q_tile + step * strides.q_step + c * 32);
+                        let scales = task.weights.scales.as_ptr().add(tile * strides.scale_tile);
+                        let scales =
+                            scales.add(step * strides.scale_step + step / SHARED * strides.factors);
                         if NESTED && step.is_multiple_of(SHARED) {
                             factors[0] = halves(scales.add(c * 2 * LANES));
                             if MIN {
                                 factors[1] = halves(scales.add(2 * TILE + c * 2 * LANES));
                             }
                         }
-                        let scales = scales.add(factor_bytes);
+                        let scales = scales.add(strides.factors);
                         if c == 0 {
                             // The same step of the tile that comes next.
-                            let ahead = q.cast::<i8>().wrapping_add(groups * q_step);
-                            for line in 0..q_step / 64 {
+                            let ahead = q.cast::<i8>().wrapping_add(strides.q_tile);
+                            for line in 0..strides.q_step / 64 {
                                 _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                             }
-                            let ahead = scales.cast::<i8>().wrapping_add(scale_stride);
+                            let ahead = scales.cast::<i8>().wrapping_add(strides.scale_tile);
                             _mm_prefetch::<_MM_HINT_T0>(ahead);
                         }
                         let lines = (&raw mut (*panel).lines[at]).cast::<[__m256i; 2]>();
@@ -185,11 +181,11 @@ macro_rules! panels {
                                 total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, ones));
                             }
                             (*panel).totals[at][part][c] = total;
-                            let from = scales.add((part * TILE + c * LANES) * size);
+                            let from = scales.add((part * TILE + c * LANES) * strides.scale);
                             (*panel).scales[at][part][c] = scales_at::<NESTED>(from, factors[0]);
                         }
                         if MIN {
-                            let from = scales.add((TILE + c * LANES) * size);
+                            let from = scales.add((TILE + c * LANES) * strides.scale);
                             (*panel).mins[at][c] = scales_at::<NESTED>(from, factors[1]);
                         }
                     }

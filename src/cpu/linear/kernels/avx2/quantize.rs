@@ -135,22 +135,40 @@ pub(in super::super) unsafe fn quantize_block(values: &[f32], stride: usize, mut
                 _mm256_hadd_epi32(sums[0], sums[1]),
                 _mm256_hadd_epi32(sums[2], sums[3]),
             );
-            // As in `Target::push`.
-            let half_zero = _mm_slli_epi32::<4>(zero);
-            let first_sum = _mm_add_epi32(_mm256_castsi256_si128(sums), half_zero);
-            let second_sum = _mm_add_epi32(_mm256_extracti128_si256::<1>(sums), half_zero);
-            let sum = _mm_add_epi32(first_sum, second_sum);
-            let minus = |x| _mm_sub_epi32(_mm_setzero_si128(), x);
-            let tail = record.add(GROUP * BLOCK).cast::<[f32; BLOCK]>();
-            _mm_storeu_ps(tail.cast(), scale);
-            _mm_storeu_ps(tail.add(1).cast(), _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
-            _mm_storeu_si128(tail.add(2).cast(), minus(_mm_slli_epi32::<3>(sum)));
-            _mm_storeu_si128(tail.add(3).cast(), minus(_mm_slli_epi32::<7>(first_sum)));
-            let low_half = _mm_and_si128(zero, _mm_set1_epi32(0xffff));
-            _mm_storeu_si128(tail.add(4).cast(), low_half);
+            write_tail(record, scale, zero, sums);
             record = record.add(RECORD * BLOCK);
         }
         first += GROUP;
+    }
+}
+
+/// Writes what follows a block's integers, as [`Target::push`] does for a row. `sums` has the sums of each row's first 16
+/// integers, and then those of its last 16.
+///
+/// # Safety
+/// There is a record for four rows, which nobody else touches.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(in super::super) unsafe fn write_tail(
+    record: *mut u8,
+    scale: __m128,
+    zero: __m128i,
+    sums: __m256i,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let half_zero = _mm_slli_epi32::<4>(zero);
+        let first_sum = _mm_add_epi32(_mm256_castsi256_si128(sums), half_zero);
+        let second_sum = _mm_add_epi32(_mm256_extracti128_si256::<1>(sums), half_zero);
+        let sum = _mm_add_epi32(first_sum, second_sum);
+        let minus = |x| _mm_sub_epi32(_mm_setzero_si128(), x);
+        let tail = record.add(GROUP * BLOCK).cast::<[f32; BLOCK]>();
+        _mm_storeu_ps(tail.cast(), scale);
+        _mm_storeu_ps(tail.add(1).cast(), _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
+        _mm_storeu_si128(tail.add(2).cast(), minus(_mm_slli_epi32::<3>(sum)));
+        _mm_storeu_si128(tail.add(3).cast(), minus(_mm_slli_epi32::<7>(first_sum)));
+        let low_half = _mm_and_si128(zero, _mm_set1_epi32(0xffff));
+        _mm_storeu_si128(tail.add(4).cast(), low_half);
     }
 }
 

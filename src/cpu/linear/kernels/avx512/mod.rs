@@ -18,7 +18,7 @@ use std::ops::Range;
 use super::super::integers::{self, IntWeights, SHARED};
 use super::super::record::RECORD;
 use super::super::{Output, TILE};
-use super::{TILES, by_code, by_rows, offset};
+use super::{Strides, TILES, by_code, by_rows, offset};
 use crate::cpu::quant::GROUP;
 
 /// Bytes of weights that are fetched ahead where one row reads each only once.
@@ -80,13 +80,7 @@ unsafe fn strip<
     row: usize,
 ) {
     let weights: &IntWeights = task.weights;
-    let size = if NESTED { TILE } else { 2 * TILE };
-    let q_step = GROUP * TILE * BITS / 8;
-    let scale_step = size * (GROUPS + usize::from(MIN));
-    let q_stride = weights.groups * q_step;
-    let factor_bytes = (1 + usize::from(MIN)) * 2 * TILE;
-    let scale_stride =
-        weights.groups * scale_step + usize::from(NESTED) * weights.groups / SHARED * factor_bytes;
+    let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(weights.groups);
     let half = _mm512_set1_epi8(0x0f);
     let upper = _mm512_set1_epi8(0x30);
     let ones = _mm512_set1_epi8(1);
@@ -95,36 +89,38 @@ unsafe fn strip<
     let mut factors = [[_mm512_setzero_ps(); C]; 2];
     // SAFETY: all reads lie within the task's buffers, all writes within its tiles and rows.
     unsafe {
-        let mut q = weights.q.as_ptr().add(tile * q_stride);
-        let mut scales = weights.scales.as_ptr().add(tile * scale_stride);
+        let mut q = weights.q.as_ptr().add(tile * strides.q_tile);
+        let mut scales = weights.scales.as_ptr().add(tile * strides.scale_tile);
         let mut record = task.x.block_at(row);
         for group in 0..weights.groups {
             if NESTED && group.is_multiple_of(SHARED) {
                 for c in 0..C {
-                    let from = scales.add(c * scale_stride);
+                    let from = scales.add(c * strides.scale_tile);
                     factors[0][c] = halves(from);
                     if MIN {
                         factors[1][c] = halves(from.add(2 * TILE));
                     }
                 }
-                scales = scales.add(factor_bytes);
+                scales = scales.add(strides.factors);
             }
             if B == 1 {
                 let ahead = q.cast::<i8>().wrapping_add(AHEAD);
-                for line in 0..q_step / 64 {
+                for line in 0..strides.q_step / 64 {
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                 }
                 let ahead = scales.cast::<i8>();
-                let ahead = ahead.wrapping_add(AHEAD / q_step * scale_step);
+                let ahead = ahead.wrapping_add(AHEAD / strides.q_step * strides.scale_step);
                 _mm_prefetch::<_MM_HINT_T0>(ahead);
             } else if row == first {
                 for c in 0..C {
-                    let ahead = q.cast::<i8>().wrapping_add((c + C) * q_stride);
-                    for line in 0..q_step / 64 {
+                    let ahead = q.cast::<i8>().wrapping_add((c + C) * strides.q_tile);
+                    for line in 0..strides.q_step / 64 {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                     }
-                    let ahead = scales.cast::<i8>().wrapping_add((c + C) * scale_stride);
-                    for line in 0..scale_step.div_ceil(64) {
+                    let ahead = scales
+                        .cast::<i8>()
+                        .wrapping_add((c + C) * strides.scale_tile);
+                    for line in 0..strides.scale_step.div_ceil(64) {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                     }
                 }
@@ -146,7 +142,7 @@ unsafe fn strip<
                     if BITS == 8 {
                         let mut w = zeros;
                         for c in 0..C {
-                            w[c] = load(q.add(c * q_stride + step * 64));
+                            w[c] = load(q.add(c * strides.q_tile + step * 64));
                             totals[c] = _mm512_dpbusd_epi32(totals[c], w[c], ones);
                         }
                         multiply(&mut dots, &w, record.add(step * B * 4));
@@ -154,7 +150,7 @@ unsafe fn strip<
                     } else {
                         let (mut low, mut high) = (zeros, zeros);
                         for c in 0..C {
-                            let both = load(q.add(c * q_stride + step / 2 * 64));
+                            let both = load(q.add(c * strides.q_tile + step / 2 * 64));
                             low[c] = _mm512_and_si512(both, half);
                             high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
                             if BITS == 4 {
@@ -162,7 +158,7 @@ unsafe fn strip<
                                     _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
                                 continue;
                             }
-                            let both = load(q.add(c * q_stride + (4 + step / 4) * 64));
+                            let both = load(q.add(c * strides.q_tile + (4 + step / 4) * 64));
                             let (first, second) = if step.is_multiple_of(4) {
                                 let second = _mm512_slli_epi16::<2>(both);
                                 (_mm512_slli_epi16::<4>(both), second)
@@ -192,7 +188,7 @@ unsafe fn strip<
                 }
                 let mut scale = [_mm512_setzero_ps(); C];
                 for c in 0..C {
-                    let from = scales.add(c * scale_stride + part * size);
+                    let from = scales.add(c * strides.scale_tile + part * TILE * strides.scale);
                     scale[c] = scales_at::<NESTED>(from, factors[0][c]);
                 }
                 for r in 0..R {
@@ -209,7 +205,7 @@ unsafe fn strip<
             if MIN {
                 let mut min = [_mm512_setzero_ps(); C];
                 for c in 0..C {
-                    let from = scales.add(c * scale_stride + size);
+                    let from = scales.add(c * strides.scale_tile + TILE * strides.scale);
                     min[c] = scales_at::<NESTED>(from, factors[1][c]);
                 }
                 for r in 0..R {
@@ -219,13 +215,13 @@ unsafe fn strip<
                     }
                 }
             }
-            q = q.add(q_step);
-            scales = scales.add(scale_step);
+            q = q.add(strides.q_step);
+            scales = scales.add(strides.scale_step);
             record = record.add(RECORD * B);
         }
         for r in 0..R {
             for c in 0..C {
-                store(&task.output, row + r, tile + c, sums[r][c]);
+                store(&task.output, row + r, tile + c, [sums[r][c]]);
             }
         }
     }
@@ -281,7 +277,7 @@ unsafe fn scales_at<const NESTED: bool>(from: *const u8, factors: __m512) -> __m
 /// Writes the results of one row in one tile, those that exist.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn store(output: &Output, row: usize, tile: usize, sums: __m512) {
+unsafe fn store(output: &Output, row: usize, tile: usize, [sums]: [__m512; 1]) {
     let first = tile * TILE;
     let mask = u16::MAX >> (TILE - TILE.min(output.stride - first));
     // SAFETY: the bias has whole tiles, and only what lies in the row is written.

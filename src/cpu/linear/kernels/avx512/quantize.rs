@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::super::record::{RECORD, Span, Target};
 use super::super::super::{BLOCK, TILE};
-use super::super::avx2::side_by_side;
+use super::super::avx2::{side_by_side, write_tail};
 use crate::cpu::quant::GROUP;
 
 /// # Safety
@@ -99,19 +99,7 @@ pub(in super::super) unsafe fn quantize_block(values: &[f32], stride: usize, mut
                 _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(line));
                 _mm_storeu_si128(to.add(16 * BLOCK).cast(), later);
             }
-            // As in `Target::push`.
-            let half_zero = _mm_slli_epi32::<4>(zero);
-            let first_sum = _mm_add_epi32(_mm256_castsi256_si128(sums), half_zero);
-            let second_sum = _mm_add_epi32(_mm256_extracti128_si256::<1>(sums), half_zero);
-            let sum = _mm_add_epi32(first_sum, second_sum);
-            let minus = |x| _mm_sub_epi32(_mm_setzero_si128(), x);
-            let tail = record.add(GROUP * BLOCK).cast::<[f32; BLOCK]>();
-            _mm_storeu_ps(tail.cast(), scale);
-            _mm_storeu_ps(tail.add(1).cast(), _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
-            _mm_storeu_si128(tail.add(2).cast(), minus(_mm_slli_epi32::<3>(sum)));
-            _mm_storeu_si128(tail.add(3).cast(), minus(_mm_slli_epi32::<7>(first_sum)));
-            let low_half = _mm_and_si128(zero, _mm_set1_epi32(0xffff));
-            _mm_storeu_si128(tail.add(4).cast(), low_half);
+            write_tail(record, scale, zero, sums);
             record = record.add(RECORD * BLOCK);
         }
         first += GROUP;
