@@ -342,6 +342,9 @@ pub struct Submission {
     /// Smaller runs first.
     #[serde(default)]
     pub priority: i32,
+    /// The server asks on the tenant's behalf: it takes nothing of what the tenant may have in flight.
+    #[serde(default)]
+    pub background: bool,
 }
 
 const fn yes() -> bool {

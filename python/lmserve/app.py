@@ -19,6 +19,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 from lmserve import __version__
+from lmserve.api.http.accounting import Accounting
 from lmserve.api.http.edge import Edge
 from lmserve.api.http.errors import respond_to_exception
 from lmserve.api.http.members import ChooseModel, Members
@@ -236,16 +237,15 @@ def create_app(
         state=State({"serving": serving, "openapi_json": partial(openapi_document, secured=bool(keys))}),
     )
     routes = super(Application, app).__call__
-    serving.batch_runner.app = routes
     app.edge = Edge(
         routes,
         paths=[path for handler in (*API, *PAGES) for path in handler.paths],
-        serving=serving,
-        request_log=request_log,
-        tracing=tracing,
+        keys=serving.keys,
+        accounting=Accounting(serving, request_log, tracing),
         hosts=allowed_hosts,
         origins=cors_origins,
     )
+    serving.batch_runner.app = app.edge
     return app
 
 

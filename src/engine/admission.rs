@@ -9,7 +9,7 @@ use super::events::Abort;
 use super::locks::lock;
 use super::metrics::Latencies;
 use crate::error::{Error, Kind, Result};
-use crate::tenant::Accounts;
+use crate::tenant::{Accounts, Closed};
 use crate::wire::Usage;
 
 pub(super) type AbortFlag = Arc<Mutex<Option<Abort>>>;
@@ -74,6 +74,7 @@ pub(super) struct Admission {
     id: u64,
     tenant: u32,
     choices: usize,
+    background: bool,
     flag: AbortFlag,
     arrived: Instant,
     account: Account,
@@ -100,7 +101,12 @@ impl Admissions {
     ///
     /// # Errors
     /// 429 `queue_full` or `rate_limit_exceeded`, 503 `draining`.
-    pub(super) fn admit(self: &Arc<Self>, tenant: u32, choices: usize) -> Result<Admission> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        tenant: u32,
+        choices: usize,
+        background: bool,
+    ) -> Result<Admission> {
         if self.draining.load(Ordering::Acquire) {
             let message = "the server is shutting down and takes no new requests";
             return Err(
@@ -115,7 +121,7 @@ impl Admissions {
             );
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
         }
-        self.accounts().open(tenant, self.uptime_ms())?;
+        self.accounts().open(tenant, background, self.uptime_ms())?;
         let id = self.next_id();
         let flag = AbortFlag::default();
         open.choices += choices;
@@ -125,6 +131,7 @@ impl Admissions {
             id,
             tenant,
             choices,
+            background,
             flag,
             arrived: Instant::now(),
             account: Account::default(),
@@ -290,13 +297,15 @@ impl Drop for Admission {
         } else {
             0
         };
-        self.admissions.accounts().close(
-            self.tenant,
-            account.reserved,
+        let closed = Closed {
+            reserved: account.reserved,
             used,
-            account.started,
-            self.admissions.uptime_ms(),
-        );
+            started: account.started,
+            background: self.background,
+        };
+        self.admissions
+            .accounts()
+            .close(self.tenant, closed, self.admissions.uptime_ms());
         let mut open = lock(&self.admissions.open);
         open.flags.remove(&self.id);
         open.choices -= self.choices;

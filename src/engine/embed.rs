@@ -81,6 +81,9 @@ pub struct EmbedSubmission {
     /// The API key's number.
     #[serde(default)]
     pub tenant: u32,
+    /// As in [`Submission`](crate::request::Submission).
+    #[serde(default)]
+    pub background: bool,
 }
 
 impl EmbedSubmission {

@@ -219,7 +219,9 @@ impl Engine {
                 "this model makes embeddings; it generates no text",
             ));
         }
-        let open = self.shared.admit(tenant, submission.n as usize)?;
+        let open = self
+            .shared
+            .admit(tenant, submission.n as usize, submission.background)?;
         let (id, record) = (open.id(), open.record());
         let (lease, base) = match &submission.session {
             None => (None, TurnHistory::empty()),
@@ -304,7 +306,9 @@ impl Engine {
         if !self.model.can_embed {
             return Err(Error::invalid("model", "this model makes no embeddings"));
         }
-        let open = self.shared.admit(submission.tenant, 1)?;
+        let open = self
+            .shared
+            .admit(submission.tenant, 1, submission.background)?;
         let mailbox = Mailbox::new(open.id(), Arc::clone(&self.shared.wake));
         let stream = Stream {
             mailbox: Arc::clone(&mailbox),

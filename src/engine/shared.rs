@@ -53,9 +53,9 @@ impl Shared {
     ///
     /// # Errors
     /// 503 `engine_unavailable`; those of [`Admissions::admit`].
-    pub(super) fn admit(&self, tenant: u32, choices: usize) -> Result<Admission> {
+    pub(super) fn admit(&self, tenant: u32, choices: usize, background: bool) -> Result<Admission> {
         self.health.check_up()?;
-        self.admissions.admit(tenant, choices)
+        self.admissions.admit(tenant, choices, background)
     }
 
     /// Gives up the requests that are being prepared.

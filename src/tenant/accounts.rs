@@ -14,6 +14,8 @@ struct Account {
     limits: TenantLimits,
     bucket: Option<TokenBucket>,
     in_flight: usize,
+    /// Of these, the ones that the server has asked for on the tenant's behalf.
+    background: usize,
     running: usize,
     requests: u64,
     prompt_tokens: u64,
@@ -53,6 +55,19 @@ pub struct TenantUsage {
     pub quota: Quota,
 }
 
+/// What a request was, when it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Closed {
+    /// Tokens that [`Accounts::reserve`] took off the tenant's minute.
+    pub reserved: usize,
+    /// Tokens that it used.
+    pub used: usize,
+    /// [`Accounts::start`] was called.
+    pub started: bool,
+    /// As it was opened.
+    pub background: bool,
+}
+
 /// The tenants' accounts.
 #[derive(Debug, Default)]
 pub struct Accounts {
@@ -66,6 +81,7 @@ impl Account {
             limits,
             bucket: bucket.map(|tokens| TokenBucket::new(tokens, now_ms)),
             in_flight: 0,
+            background: 0,
             running: 0,
             requests: 0,
             prompt_tokens: 0,
@@ -74,8 +90,13 @@ impl Account {
         }
     }
 
+    /// Requests in flight that the tenant's client has asked for itself.
+    const fn own(&self) -> usize {
+        self.in_flight - self.background
+    }
+
     fn quota(&mut self, now_ms: u64) -> Quota {
-        let left = |most: usize| (most, most.saturating_sub(self.in_flight));
+        let left = |most: usize| (most, most.saturating_sub(self.own()));
         let requests = self.limits.max_in_flight.map(left);
         let (mut tokens, mut reset_tokens_ms) = (None, 0);
         if let (Some(bucket), Some(limit)) = (&mut self.bucket, self.limits.tokens_per_minute) {
@@ -133,22 +154,25 @@ impl Accounts {
             .or_insert_with(|| Account::new(TenantLimits::default(), now_ms))
     }
 
-    /// Opens a request; [`Self::close`] must follow.
+    /// Opens a request; [`Self::close`] must follow. `background`: the server asks on the tenant's behalf, which takes
+    /// nothing of `max_in_flight`.
     ///
     /// # Errors
     /// `rate_limit_exceeded` (429) where the tenant has `max_in_flight` open already.
-    pub fn open(&mut self, tenant: u32, now_ms: u64) -> Result<()> {
+    pub fn open(&mut self, tenant: u32, background: bool, now_ms: u64) -> Result<()> {
         let account = self.account(tenant, now_ms);
-        if let Some(limit) = account.limits.max_in_flight
-            && account.in_flight >= limit
+        if !background
+            && let Some(limit) = account.limits.max_in_flight
+            && account.own() >= limit
         {
             let message = format!(
                 "this key may have {limit} requests in flight, has {}, and one more was given",
-                account.in_flight
+                account.own()
             );
             return Err(account.refuse(message, RETRY_IN_FLIGHT, now_ms));
         }
         account.in_flight += 1;
+        account.background += usize::from(background);
         Ok(())
     }
 
@@ -223,15 +247,16 @@ impl Accounts {
         }
     }
 
-    /// Closes a request that had `reserved` tokens and used `used`; `started`: [`Self::start`] was called.
-    pub fn close(&mut self, tenant: u32, reserved: usize, used: usize, started: bool, now_ms: u64) {
+    /// Closes a request.
+    pub fn close(&mut self, tenant: u32, closed: Closed, now_ms: u64) {
         let Some(account) = self.accounts.get_mut(&tenant) else {
             return;
         };
         account.in_flight -= 1;
-        account.running -= usize::from(started);
+        account.background -= usize::from(closed.background);
+        account.running -= usize::from(closed.started);
         if let Some(bucket) = &mut account.bucket {
-            bucket.settle(reserved, used, now_ms);
+            bucket.settle(closed.reserved, closed.used, now_ms);
         }
     }
 
@@ -261,6 +286,15 @@ impl Accounts {
 mod tests {
     use super::*;
 
+    fn closed(reserved: usize, used: usize, started: bool) -> Closed {
+        Closed {
+            reserved,
+            used,
+            started,
+            background: false,
+        }
+    }
+
     fn accounts(limits: TenantLimits) -> Accounts {
         let tenant = Tenant { number: 1, limits };
         Accounts::new(&[tenant], 0)
@@ -272,9 +306,9 @@ mod tests {
             max_in_flight: Some(2),
             ..TenantLimits::default()
         });
-        accounts.open(1, 0).unwrap();
-        accounts.open(1, 0).unwrap();
-        let error = accounts.open(1, 0).unwrap_err();
+        accounts.open(1, false, 0).unwrap();
+        accounts.open(1, false, 0).unwrap();
+        let error = accounts.open(1, false, 0).unwrap_err();
         assert_eq!(
             (error.kind, error.code),
             (Kind::Busy, "rate_limit_exceeded")
@@ -283,11 +317,41 @@ mod tests {
         assert_eq!(error.details["remaining_requests"], 0);
         assert_eq!(error.details["retry_after"], 1);
         for _ in 0..10 {
-            accounts.open(2, 0).unwrap();
+            accounts.open(2, false, 0).unwrap();
         }
-        accounts.close(1, 0, 0, false, 0);
-        accounts.open(1, 0).unwrap();
+        accounts.close(1, closed(0, 0, false), 0);
+        accounts.open(1, false, 0).unwrap();
         assert_eq!(accounts.usage(2, 0).in_flight, 10);
+    }
+
+    #[test]
+    fn what_runs_in_the_background_takes_nothing_of_what_may_be_in_flight() {
+        let mut accounts = accounts(TenantLimits {
+            max_in_flight: Some(1),
+            ..TenantLimits::default()
+        });
+        for _ in 0..3 {
+            accounts.open(1, true, 0).unwrap();
+        }
+        assert_eq!(accounts.quota(1, 0).requests, Some((1, 1)));
+        accounts.open(1, false, 0).unwrap();
+        assert!(accounts.open(1, false, 0).is_err());
+        assert_eq!(accounts.usage(1, 0).in_flight, 4);
+        for _ in 0..3 {
+            let background = true;
+            accounts.close(
+                1,
+                Closed {
+                    background,
+                    ..closed(0, 0, false)
+                },
+                0,
+            );
+        }
+        assert!(accounts.open(1, false, 0).is_err());
+        accounts.close(1, closed(0, 0, false), 0);
+        assert_eq!(accounts.usage(1, 0).in_flight, 0);
+        accounts.open(1, false, 0).unwrap();
     }
 
     #[test]
@@ -296,7 +360,7 @@ mod tests {
             tokens_per_minute: Some(600),
             ..TenantLimits::default()
         });
-        accounts.open(1, 0).unwrap();
+        accounts.open(1, false, 0).unwrap();
         accounts.reserve(1, 590, 0).unwrap();
         let error = accounts.reserve(1, 100, 0).unwrap_err();
         // 90 tokens are missing, and a second brings 10.
@@ -318,13 +382,13 @@ mod tests {
             tokens_per_minute: Some(600),
             ..TenantLimits::default()
         });
-        accounts.open(1, 0).unwrap();
+        accounts.open(1, false, 0).unwrap();
         accounts.reserve(1, 500, 0).unwrap();
         accounts.start(1);
         assert_eq!(accounts.usage(1, 0).waiting, 0);
         accounts.count_request(1, 30, 10);
         accounts.count_output(1, 20);
-        accounts.close(1, 500, 50, true, 0);
+        accounts.close(1, closed(500, 50, true), 0);
         let usage = accounts.usage(1, 0);
         assert_eq!(usage.quota.tokens, Some((600, 550)));
         assert_eq!((usage.requests, usage.in_flight), (1, 0));

@@ -5,6 +5,6 @@ mod accounts;
 mod bucket;
 mod limits;
 
-pub use accounts::{Accounts, Quota, TenantUsage};
+pub use accounts::{Accounts, Closed, Quota, TenantUsage};
 pub use bucket::TokenBucket;
 pub use limits::{Tenant, TenantLimits};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
@@ -49,6 +50,25 @@ def usage_of(client: httpx.Client) -> dict[str, Any]:
 
 def turn(tokens: int, **fields: Any) -> dict[str, Any]:
     return {"prompt": "Hi", "request_output_len": tokens, "ignore_eos": True, **fields}
+
+
+def test_lines_of_a_batch_take_nothing_of_what_may_be_in_flight(keyed: Running) -> None:
+    with client(keyed, "sk-flight") as flight:
+        lines = [
+            {"custom_id": str(at), "method": "POST", "url": "/v1/completions"}
+            | {"body": {"prompt": "x", "max_tokens": 2000, "ignore_eos": True}}
+            for at in range(6)
+        ]
+        content = b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+        file = flight.post("/v1/files", files={"file": ("in", content)}, data={"purpose": "batch"}).json()
+        body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = flight.post("/v1/batches", json=body).json()
+        # More lines run at a time than the key may have requests in flight.
+        wait_until(lambda: usage_of(flight)["in_flight"] == 6, "all lines are taken")
+        assert usage_of(flight)["remaining"]["remaining_requests"] == 2
+        assert flight.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
+        assert flight.post(f"/v1/batches/{batch['id']}/cancel").status_code == 200
+        wait_until(lambda: usage_of(flight)["in_flight"] == 0, "the batch is cancelled")
 
 
 def test_tokens_are_reserved_refused_with_the_time_and_given_back(keyed: Running) -> None:

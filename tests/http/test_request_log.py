@@ -18,6 +18,8 @@ from lmserve.keys import Keyring
 from scripted_core import ScriptedCore
 from test_disconnect import reset, send
 from tiny_engine import TEMPLATE, byte_tokenizer, formula_engine
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from wire import wait_until
 
@@ -59,9 +61,78 @@ def test_a_line_says_who_and_what_and_how_long(logged: Running, lines: Any, stre
         "path": "/v1/completions",
         "status": 200,
         "session": None,
+        "batch": None,
         "prompt_tokens": 5,
         "completion_tokens": 10,
     }
+
+
+def counted(client: httpx.Client) -> float:
+    """Replies of /v1/completions that /metrics has counted."""
+    line = r'^lmserve_http_requests_total{[^}]*"/v1/completions"[^}]*} (\S+)$'
+    found = re.findall(line, client.get("/metrics").text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_each_line_of_a_batch_has_one_entry(logged: Running, lines: Any) -> None:
+    with httpx.Client(base_url=logged.url, headers=KEY, timeout=60) as client:
+        bodies = [{"prompt": "One", "max_tokens": 3, "ignore_eos": True}, {"prompt": 1.5}]
+        asked = [
+            {"custom_id": str(at), "method": "POST", "url": "/v1/completions", "body": body}
+            for at, body in enumerate(bodies)
+        ]
+        content = b"".join(json.dumps(each).encode() + b"\n" for each in asked)
+        uploaded = client.post("/v1/files", files={"file": ("in", content)}, data={"purpose": "batch"}).json()
+        body = {"input_file_id": uploaded["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=body).json()
+        before = counted(client)
+
+        def of_batch() -> list[dict[str, Any]]:
+            return [entry for entry in map(json.loads, lines()) if entry["batch"] == batch["id"]]
+
+        wait_until(lambda: len(of_batch()) == 2, "both lines are answered")
+        entries = sorted(of_batch(), key=lambda entry: entry["status"])
+        assert [(each["path"], each["status"], each["completion_tokens"], each["key"]) for each in entries] == [
+            ("/v1/completions", 200, 3, "key-1"),
+            ("/v1/completions", 400, 0, "key-1"),
+        ]
+        # They are no HTTP requests.
+        assert counted(client) == before
+        wait_until(lambda: client.get(f"/v1/batches/{batch['id']}").json()["status"] == "completed", "the batch ends")
+        ended = client.get(f"/v1/batches/{batch['id']}").json()
+        files = [client.get(f"/v1/files/{ended[name]}/content") for name in ("output_file_id", "error_file_id")]
+        told = [json.loads(text) for file in files for text in file.text.splitlines()]
+        assert {each["response"]["request_id"] for each in told} == {each["id"] for each in entries}
+
+
+def test_each_reply_on_a_websocket_has_an_entry_and_the_socket_one(logged: Running, lines: Any) -> None:
+    address = logged.url.replace("http://", "ws://") + "/v1/responses"
+    with connect(address, additional_headers=KEY | {"X-Request-Id": "talk"}) as socket:
+        create = {"type": "response.create", "input": "Hi", "max_output_tokens": 4, "ignore_eos": True}
+        for message in (create, {"type": "nothing"}):
+            socket.send(json.dumps(message))
+            while json.loads(socket.recv(timeout=30))["type"] not in ("response.incomplete", "error"):
+                pass
+
+    def talk() -> list[dict[str, Any]]:
+        return [entry for entry in map(json.loads, lines()) if entry["id"] == "talk"]
+
+    wait_until(lambda: len(talk()) == 3, "the connection ends")
+    first, second, whole = talk()
+    asked = ("WEBSOCKET", "/v1/responses", "talk", "key-1")
+    assert all((each["method"], each["path"], each["id"], each["key"]) == asked for each in (first, second))
+    assert (first["status"], first["completion_tokens"]) == (200, 4)
+    assert first["first_token_s"] is not None
+    assert (second["status"], second["completion_tokens"]) == (400, 0)
+    assert (whole["method"], whole["status"], whole["id"], whole["key"]) == ("GET", 101, "talk", "key-1")
+
+
+def test_a_refused_handshake_has_an_entry(logged: Running, lines: Any) -> None:
+    with pytest.raises(InvalidStatus):
+        connect(logged.url.replace("http://", "ws://") + "/v1/responses").close()
+    wait_until(lambda: len(lines()) == 1, "the entry is written")
+    (entry,) = map(json.loads, lines())
+    assert (entry["method"], entry["status"], entry["key"]) == ("GET", 401, None)
 
 
 def test_refused_requests_have_lines_too(logged: Running, lines: Any) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from msgspec import structs
 
@@ -58,8 +58,12 @@ class RequestRecord:
 begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 
 
-# The least priority number of what is submitted in this context: it runs behind all that is more urgent.
-least_priority: ContextVar[int] = ContextVar("least_priority", default=-(2**31))
+# Whether the server itself asks for what is submitted in this context: it runs after all that clients ask for, and
+# takes nothing of what a key may have in flight.
+in_background: ContextVar[bool] = ContextVar("in_background", default=False)
+
+# Of requests in the background. A larger number runs later, and clients may ask for this one, too.
+LAST_PRIORITY: Final = 2**31 - 1
 
 
 class AsyncEngine:
@@ -103,8 +107,8 @@ class AsyncEngine:
         Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
         """
         self._attach()
-        if submission.priority < (least := least_priority.get()):
-            submission = structs.replace(submission, priority=least)
+        if in_background.get():
+            submission = structs.replace(submission, priority=LAST_PRIORITY, background=True)
         if submission.guide is not None and submission.guided_whitespace is None:
             submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
         stream = self._core.submit(encode(with_defaults(submission, self.defaults)))
@@ -113,6 +117,8 @@ class AsyncEngine:
     def embed(self, submission: EmbedSubmission) -> AsyncStream:
         """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""
         self._attach()
+        if in_background.get():
+            submission = structs.replace(submission, background=True)
         return self._follow(self._core.embed(encode(submission)))
 
     def count_tokens(self, submission: Submission) -> int:

@@ -209,6 +209,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     n: int = 1
     tenant: int = 0
     priority: int = 0
+    background: bool = False
 
 
 class TextInput(Struct, frozen=True):
@@ -245,6 +246,7 @@ class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     dimensions: int | None = None
     truncation: Truncation | None = None
     tenant: int = 0
+    background: bool = False
 
 
 def with_defaults(submission: Submission, defaults: Defaults) -> Submission:

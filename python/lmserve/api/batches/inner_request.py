@@ -8,8 +8,12 @@ from typing import Any, Final, NamedTuple
 
 from litestar.types import ASGIApp, Message, Scope
 
-# In a request's state, where no client can put it: whose it is.
+# In a request's state, where no client can put it: whose it is, and of which batch.
 ON_BEHALF_OF: Final = "on_behalf_of"
+BATCH: Final = "batch"
+
+# Status of a reply after which the request is sent again.
+NOT_NOW: Final = (429, 503)
 
 
 class InnerReply(NamedTuple):
@@ -21,10 +25,14 @@ class InnerReply(NamedTuple):
     body: bytes
 
 
-async def post(app: ASGIApp, tenant: int, path: str, body: bytes) -> InnerReply:
+async def post(app: ASGIApp, tenant: int, batch: str, path: str, body: bytes) -> InnerReply:
     """Send JSON as the holder of a tenant's key."""
     request_id = uuid.uuid4().hex
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
     scope: Any = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -38,7 +46,7 @@ async def post(app: ASGIApp, tenant: int, path: str, body: bytes) -> InnerReply:
         "headers": headers,
         "client": None,
         "server": None,
-        "state": {"request_id": request_id, ON_BEHALF_OF: tenant},
+        "state": {ON_BEHALF_OF: tenant, BATCH: batch},
         "extensions": {},
     }
     given = False

@@ -11,9 +11,9 @@ from typing import Final, TypeVar
 import msgspec
 from litestar.types import ASGIApp
 
-from lmserve.api.batches.inner_request import InnerReply, post
+from lmserve.api.batches.inner_request import NOT_NOW, InnerReply, post
 from lmserve.api.state.batches import Batches, End, Line, Running, told
-from lmserve.engine.async_engine import begun, least_priority
+from lmserve.engine.async_engine import in_background
 from lmserve.errors import LmserveError
 
 logger = logging.getLogger("lmserve.http")
@@ -22,10 +22,7 @@ AT_ONCE: Final = 8  # lines of all batches
 AHEAD: Final = 32  # lines of a batch that are read at once
 FIRST_PAUSE: Final = 0.1  # seconds before a line is tried again that was not taken
 LAST_PAUSE: Final = 5.0
-# A larger number runs later; clients may ask for less, but not for more.
-PRIORITY: Final = 2**31 - 1
 OK: Final = 200
-NOT_NOW: Final = (429, 503)
 
 T = TypeVar("T")
 
@@ -35,7 +32,7 @@ class BatchRunner:
 
     def __init__(self, batches: Batches, tenant_of: Callable[[str], int | None]) -> None:
         """`tenant_of`: the tenant of a name for good; None: it has no key any more, and its batches wait."""
-        self.app: ASGIApp | None = None  # the routes
+        self.app: ASGIApp | None = None  # the application, with what stands around its routes
         self._batches = batches
         self._tenant_of = tenant_of
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -74,9 +71,7 @@ class BatchRunner:
     async def _run(self, batch: Running, tenant: int, after: asyncio.Task[None] | None) -> None:
         if after is not None:
             await asyncio.wait([after])
-        # It is no part of the request that began it.
-        begun.set(None)
-        least_priority.set(PRIORITY)
+        in_background.set(True)
         try:
             if not batch.cancelling:
                 await self._answer_all(batch, tenant)
@@ -115,7 +110,7 @@ class BatchRunner:
             raise RuntimeError("the runner has no application")
         pause = FIRST_PAUSE
         while not _is_over(batch):
-            reply = await post(self.app, tenant, batch.endpoint, line.body)
+            reply = await post(self.app, tenant, batch.id, batch.endpoint, line.body)
             if reply.status not in NOT_NOW:
                 return reply
             await asyncio.sleep(min(max(pause, reply.retry_after or 0.0), LAST_PAUSE))

@@ -10,24 +10,21 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, WebSocketScope
 
+from lmserve.api.http.accounting import Accounting
 from lmserve.api.http.errors import ANTHROPIC, CLIENT_CLOSED_REQUEST, CLIENT_LEFT, error_body
-from lmserve.api.http.request_log import Entry, Form, total, write
-from lmserve.api.http.serving import Serving
-from lmserve.api.http.websocket import deny
+from lmserve.api.http.websocket import ACCOUNT, deny
 from lmserve.engine.async_engine import AsyncStream, begun
 from lmserve.errors import LmserveError
-from lmserve.keys import NO_TENANT
-
-if TYPE_CHECKING:
-    from lmserve.api.http.tracing import Tracing
+from lmserve.keys import Keyring
 
 REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -38,8 +35,7 @@ QUOTED: Final = re.compile(rb"^/v1/sessions/.*%2(?:5|f)", re.IGNORECASE)
 # A session may be called as the last part of this route, which has no GET and no DELETE.
 IMPORT: Final = "/v1/sessions/import"
 CALLED_IMPORT: Final = "/v1/sessions/%69mport"
-UNKNOWN: Final = "unknown"  # stands for all paths that are no route
-MAX_PATH: Final = 512  # characters of a path in the request log
+SWITCHING: Final = 101  # the status of a handshake after which a WebSocket is open
 # Longest quotation of what was given, in characters.
 MAX_QUOTE: Final = 80
 
@@ -52,21 +48,19 @@ class Edge:
         app: ASGIApp,
         *,
         paths: Iterable[str],
-        serving: Serving,
-        request_log: Form,
-        tracing: Tracing | None,
+        keys: Keyring,
+        accounting: Accounting,
         hosts: Collection[str] | None,
         origins: Sequence[str],
     ) -> None:
-        """`paths`: of all routes. `request_log`: the form of its lines. `tracing`: where spans go; None: nowhere.
+        """`paths`: of all routes. `keys`: where there are none, pages of other origins can change nothing.
 
         `hosts`: names that requests may give as the server's, besides those of this machine (localhost, 127.0.0.1);
         None: any. `origins`: of pages that may use the server.
         """
         self._app = app
-        self._serving = serving
-        self._request_log = request_log
-        self._tracing = tracing
+        self._keys = keys
+        self._accounting = accounting
         self._hosts = None if hosts is None or ANY in hosts else frozenset(map(str.lower, hosts))
         self._origins = frozenset(map(str.lower, origins))
         self._unversioned = unversioned(paths)
@@ -102,7 +96,7 @@ class Edge:
         finally:
             begun.reset(token)
             status = CLIENT_CLOSED_REQUEST if inner["state"].get(CLIENT_LEFT) else sender.status
-            self._account(scope, inner, status, time.monotonic() - started, streams)
+            self._accounting.ended(scope, inner, status, time.monotonic() - started, streams)
 
     async def _open_socket(self, scope: WebSocketScope, receive: Receive, send: Send) -> None:
         given = {name: value for name, value in scope["headers"] if name in (b"host", b"origin", b"x-request-id")}
@@ -115,41 +109,22 @@ class Edge:
             inner["raw_path"] = VERSION.encode() + (scope["raw_path"] or b"")
         # A page of another origin can open a socket without asking.
         refusal = self._refusal("POST", given.get(b"host"), given.get(b"origin"))
-        if refusal is None:
-            await self._app(inner, receive, send)
-        else:
-            await deny(refusal, inner, send)
+        inner["state"][ACCOUNT] = partial(self._accounting.reply_ended, scope, inner)
+        status, started = 500, time.monotonic()
 
-    def _account(
-        self, sent: HTTPScope, inner: HTTPScope, status: int, seconds: float, streams: Sequence[AsyncStream]
-    ) -> None:
-        """A reply has ended. `sent`: the request as it came, `inner`: as the application saw it."""
-        route: str | None = inner.get("path_template")
-        self._serving.http[route or UNKNOWN, status] += 1
-        if self._request_log == "off" and self._tracing is None:
-            return
-        record, client, state = total(stream.record for stream in streams), sent.get("client"), inner["state"]
-        entry = Entry(
-            id=state["request_id"],
-            key=self._serving.keys.name_of(state.get("tenant", NO_TENANT)),
-            client=None if client is None else client[0],
-            method=sent["method"],
-            # Still quoted: it holds no line break.
-            path=(sent["raw_path"] or quote(sent["path"]).encode()).decode("latin-1")[:MAX_PATH],
-            status=status,
-            session=_session_of(streams),
-            prompt_tokens=record.prompt_tokens,
-            cached_tokens=record.cached_tokens,
-            completion_tokens=record.completion_tokens,
-            queue_s=_rounded(record.queued),
-            first_token_s=_rounded(record.first_token),
-            duration_s=round(seconds, 6),
-            ended_ns=time.time_ns(),
-        )
-        write(self._request_log, entry)
-        if self._tracing is not None:
-            model, given = self._serving.names[0], dict(sent["headers"])
-            self._tracing.request(entry, route=route, scheme=sent["scheme"], model=model, given=given)
+        async def watched(message: Message) -> None:
+            nonlocal status
+            told: Any = message
+            status = SWITCHING if told["type"] == "websocket.accept" else told.get("status", status)
+            await send(message)
+
+        try:
+            if refusal is None:
+                await self._app(inner, receive, watched)
+            else:
+                await deny(refusal, inner, watched)
+        finally:
+            self._accounting.ended(scope, inner, status, time.monotonic() - started, [])
 
     def _refusal(self, method: str, host: bytes | None, origin: bytes | None) -> LmserveError | None:
         try:
@@ -167,7 +142,7 @@ class Edge:
 
     def _check_origin(self, method: str, origin: bytes | None, host: bytes | None) -> None:
         """A page can send some requests without asking, and its browser keeps only the replies from it."""
-        if origin is None or self._serving.keys or (self._hosts is None and method in READING):
+        if origin is None or self._keys or (self._hosts is None and method in READING):
             return
         text = origin.decode("latin-1").lower()
         if text in self._origins or ANY in self._origins:
@@ -249,16 +224,6 @@ def _with_head(allowed: bytes) -> bytes:
     """Methods of `Allow`, with HEAD where GET is."""
     methods = {method.strip() for method in allowed.split(b",")}
     return b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
-
-
-def _session_of(streams: Iterable[AsyncStream]) -> int | str | None:
-    """The session that a client named; those below -1 are the server's own."""
-    named = (stream.session for stream in streams if stream.session is not None)
-    return next((session for session in named if isinstance(session, str) or session >= 0), None)
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
 
 
 async def _reply(error: LmserveError, path: str, send: Send) -> None:

@@ -35,6 +35,7 @@ class Entry:
     path: str
     status: int
     session: int | str | None
+    batch: str | None  # whose line it is
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -87,6 +88,6 @@ def _text(entry: Entry) -> str:
             words.append(f"{name}={seconds:.3f}s")
     # A session's name may have spaces in it.
     session = None if entry.session is None else quote(str(entry.session))
-    named = (("session", session), ("key", entry.key), ("client", entry.client))
+    named = (("session", session), ("batch", entry.batch), ("key", entry.key), ("client", entry.client))
     words += [f"{name}={value}" for name, value in named if value is not None]
     return " ".join([*words, f"id={entry.id}"])

@@ -96,6 +96,7 @@ def _attributes(entry: Entry, route: str | None, scheme: str, model: str) -> dic
         "error.type": str(entry.status) if entry.status >= 500 else None,
         "lmserve.request.id": entry.id,
         "lmserve.key": entry.key,
+        "lmserve.batch.id": entry.batch,
         "lmserve.queue_time": entry.queue_s,
     }
     if (operation := OPERATIONS.get(route or "")) is not None and entry.method == "POST":

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 from litestar.types import Scope, Send
 
 from lmserve.api.http.errors import error_body
+from lmserve.engine.async_engine import AsyncStream
 from lmserve.errors import LmserveError
+
+# In the state of a handshake: what is called with status, seconds and streams of each reply that has ended.
+ACCOUNT: Final = "account"
+Account = Callable[[int, float, Sequence[AsyncStream]], None]
 
 
 async def deny(error: LmserveError, scope: Scope, send: Send) -> None:

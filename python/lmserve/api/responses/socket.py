@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -18,11 +19,14 @@ from msgspec import Raw
 from lmserve.api.convert.parameters import given_or
 from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.body import decode_json
+from lmserve.api.http.errors import CLIENT_CLOSED_REQUEST
 from lmserve.api.http.serving import Serving
+from lmserve.api.http.websocket import Account
 from lmserve.api.responses.begin import begin
 from lmserve.api.responses.outcome import RecordedResponse, end_tip
 from lmserve.api.responses.turn import ResponseTurn
 from lmserve.api.state.conversations import Standing, Tip
+from lmserve.engine.async_engine import AsyncStream, begun
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import ResponsesRequest
 
@@ -43,12 +47,13 @@ Send = Callable[[str], Awaitable[None]]
 class ResponsesSocket:
     """One connection. One response runs at a time."""
 
-    def __init__(self, serving: Serving, tenant: int, lane: str | None, send: Send) -> None:
-        """`send`: writes a text message. `lane`: of the handshake's headers."""
+    def __init__(self, serving: Serving, tenant: int, lane: str | None, send: Send, account: Account) -> None:
+        """`send`: writes a text message. `lane`: of the handshake's headers. `account`: told of each reply's end."""
         self._serving = serving
         self._tenant = tenant
         self._lane = lane
         self._send = send
+        self._account = account
         self._last: Standing | None = None  # `id` is the last response's
         self._running: asyncio.Task[None] | None = None
         self._ending = False  # its last message is sent, or about to be
@@ -59,12 +64,12 @@ class ResponsesSocket:
             await asyncio.wait([self._running])
         if self._running is not None and not self._running.done():
             text = "a response runs on this connection; wait for its last event, or open another connection"
-            await self._refuse(LmserveError.new(409, "response_running", text))
+            await self._refuse_message(LmserveError.new(409, "response_running", text))
             return
         try:
             data, generate = request_of(message)
         except LmserveError as error:
-            await self._refuse(error)
+            await self._refuse_message(error)
             return
         self._ending = False
         self._running = asyncio.create_task(self._run(data, generate=generate))
@@ -78,26 +83,32 @@ class ResponsesSocket:
             await self._went_on(None)
 
     async def _run(self, data: ResponsesRequest, *, generate: bool) -> None:
+        status, started, streams = CLIENT_CLOSED_REQUEST, time.monotonic(), list[AsyncStream]()
+        begun.set(streams)
         try:
             await self._respond(self._serving.with_model(data), generate=generate)
+            status = 200
         except LmserveError as error:
-            self._ending = True
+            self._ending, status = True, error.status
             await self._refuse(error)
         except OSError:
             # The client left, which `close` is told of.
             return
         except Exception:
+            status = 500
             logger.exception("a response over a WebSocket failed")
             await self._refuse(LmserveError.new(500, "internal_error", "the server failed; its log says why"))
+        finally:
+            self._account(status, time.monotonic() - started, streams)
 
     async def _respond(self, data: ResponsesRequest, *, generate: bool) -> None:
         if data.background:
             raise LmserveError.invalid("background", "background is not for a WebSocket, but true was given")
         data, ignored = msgspec.structs.replace(data, stream=True), Ignored(ROUTE)
         if data.conversation is not None:
-            begun = await begin(data, ignored, self._serving, self._tenant, self._lane)
-            if isinstance(begun, RecordedResponse):
-                await self._tell(begun)
+            response = await begin(data, ignored, self._serving, self._tenant, self._lane)
+            if isinstance(response, RecordedResponse):
+                await self._tell(response)
             return
         turn = ResponseTurn(data, ignored, self._serving, self._tenant, self._lane, self._before(data))
         if not generate:
@@ -138,6 +149,10 @@ class ResponsesSocket:
                         await self._send(body.decode())
         finally:
             recorded.abort()
+
+    async def _refuse_message(self, error: LmserveError) -> None:
+        self._account(error.status, 0.0, [])
+        await self._refuse(error)
 
     async def _refuse(self, error: LmserveError) -> None:
         told: dict[str, Any] = {"type": "error", "status": error.status, "error": error.error}

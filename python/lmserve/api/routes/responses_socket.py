@@ -10,7 +10,7 @@ from litestar.exceptions import WebSocketDisconnect
 from lmserve.api.convert.lanes import lane_of
 from lmserve.api.convert.unsupported import Ignored
 from lmserve.api.http.serving import serving_of, tenant_of
-from lmserve.api.http.websocket import deny
+from lmserve.api.http.websocket import ACCOUNT, deny
 from lmserve.api.responses.socket import ROUTE, ResponsesSocket
 from lmserve.errors import LmserveError
 
@@ -26,7 +26,7 @@ async def responses_socket(socket: WebSocket[Any, Any, Any]) -> None:
         return
     lane = lane_of(socket, Ignored(ROUTE), enabled=serving.agent_sessions)
     await socket.accept(headers={"x-request-id": socket.scope["state"]["request_id"]})
-    talk = ResponsesSocket(serving, tenant_of(socket), lane, socket.send_text)
+    talk = ResponsesSocket(serving, tenant_of(socket), lane, socket.send_text, socket.scope["state"][ACCOUNT])
     try:
         while True:
             await talk.receive((await socket.receive_text()).encode())
