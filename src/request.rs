@@ -256,6 +256,10 @@ impl Default for StopParams {
 }
 
 /// One request, validated.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "a request's switches, each by its own name in JSON"
+)]
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
