@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
+from conftest import serve_core
 from lmserve.api.http import members as members_module
 from lmserve.api.http.members import Member, Members
+from lmserve.api.state.database import Database
 from lmserve.app import create_app
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.errors import LmserveError
@@ -61,6 +65,13 @@ class Fleet:
 Begin = Callable[..., Fleet]
 
 
+def database_of(state: Path | None, name: str) -> Database | None:
+    if state is None:
+        return None
+    (state / name).mkdir(exist_ok=True)
+    return Database(state / name, {0: bytes(32)})
+
+
 @pytest.fixture
 def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     """A server of the models a, b and c, none of them loaded. `room`: how many fit at a time."""
@@ -68,9 +79,14 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     servers: list[ServerThread] = []
     clients: list[httpx.Client] = []
 
-    def start(*, room: int = 3, idle_unload: float = 0.0, keys: Keyring | None = None) -> Fleet:
+    def start(
+        *, room: int = 3, idle_unload: float = 0.0, keys: Keyring | None = None, state: Path | None = None
+    ) -> Fleet:
         loaders = {name: Loader() for name in "abc"}
-        of = [Member((name, f"{name}-alias"), load, MEMORY, 1000, {}) for name, load in loaders.items()]
+        of = [
+            Member((name, f"{name}-alias"), load, MEMORY, 1000, {}, database=partial(database_of, state, name))
+            for name, load in loaders.items()
+        ]
         members = Members(
             of,
             keys,
@@ -162,6 +178,30 @@ def test_many_at_once_load_a_model_once(begin: Begin) -> None:
         replies = list(pool.map(lambda _: fleet.chat("b"), range(8)))
     assert {reply.status_code for reply in replies} == {200}
     assert len(fleet.loaders["b"].cores) == 1
+
+
+def test_a_batch_goes_on_after_a_restart_though_nobody_asks_for_its_model(begin: Begin, tmp_path: Path) -> None:
+    body = {"model": "b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    core = ScriptedCore()
+    core.max_queue = 0
+    with (
+        serve_core(core, database=database_of(tmp_path, "b")) as running,
+        httpx.Client(base_url=running.url, timeout=30) as client,
+    ):
+        upload = {"files": {"file": ("in.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
+        asked = {"endpoint": line["url"], "completion_window": "24h"}
+        asked["input_file_id"] = client.post("/v1/files", **upload).json()["id"]
+        batch = client.post("/v1/batches", json=asked).json()["id"]
+    fleet = begin(state=tmp_path)
+    wait_until(lambda: fleet.loaded() == {"b"}, "its model is loaded")
+    headers = {"x-lmserve-model": "b"}
+
+    def counts() -> dict[str, int]:
+        counts: dict[str, int] = fleet.client.get(f"/v1/batches/{batch}", headers=headers).json()["request_counts"]
+        return counts
+
+    wait_until(lambda: counts() == {"completed": 1, "failed": 0, "total": 1}, "its line is answered")
 
 
 def test_what_cannot_be_loaded_says_why_and_is_tried_again(begin: Begin) -> None:

@@ -20,6 +20,7 @@ from lmserve.api.http.middleware import BODILESS, PUBLIC
 from lmserve.api.http.serving import ModelFacts, Serving
 from lmserve.api.http.websocket import deny
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.state.batches import Batches
 from lmserve.api.state.database import Database
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.memory import give_back_memory
@@ -126,7 +127,15 @@ class Members(Serving):
         return member.serving
 
     async def load(self) -> None:
-        """Unload what nobody has used for long, until this is cancelled."""
+        """Go on with batches; then unload what nobody has used for long, until this is cancelled."""
+        for member in self._members:
+            if await self._has_batches(member):
+                logger.info("the model %s has a batch to go on with", member.names[0])
+                with self.use(member):
+                    try:
+                        await self.open(member)
+                    except LmserveError as error:
+                        logger.error("batches of the model %s wait: %s", member.names[0], error)  # noqa: TRY400
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             before = time.monotonic() - self._idle_unload
@@ -187,6 +196,21 @@ class Members(Serving):
 
     def _loaded(self) -> list[Serving]:
         return [member.serving for member in self._members if member.serving is not None]
+
+    async def _has_batches(self, member: Member) -> bool:
+        """Whether a batch of a model that is not loaded has lines to run."""
+        async with self._one:
+            database = None if member.serving is not None else member.database()
+            if database is None:
+                return False
+            try:
+                batches = await Batches(database).running()
+            except LmserveError:
+                # Loading the model says why, to whoever asks for it.
+                return False
+            finally:
+                await database.close()
+        return any(database.tenant_of(batch.owner) is not None for batch in batches)
 
     async def _load_member(self, member: Member) -> None:
         try:
