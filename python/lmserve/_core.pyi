@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, Literal, Self, final
 
 from lmserve.engine.sessions import SessionId, SessionLog
@@ -30,6 +31,7 @@ __all__ = [
     "cpu_isa",
     "cpu_kv_bytes_per_token",
     "cpu_linear_bytes",
+    "packed_made_of",
     "repair_session_log",
     "simulate",
 ]
@@ -537,6 +539,9 @@ def cpu_linear_bytes(stored: str, quantize: str | None, rows: int, columns: int)
     Raises LmserveError for a type that is not one of these.
     """
 
+def packed_made_of(path: Path) -> str | None:
+    """What the file of packed weights at this path was made of, by its table; None: there is no whole one."""
+
 def cpu_kv_bytes_per_token(kv_dtype: str, layers: Sequence[tuple[int, int]]) -> int:
     """Bytes that a token takes in the KV cache of layers, each (kv_heads, head_dim).
 
@@ -627,6 +632,37 @@ class CpuModel:
 
     def add_experts(self, name: str, parameters: Sequence[float], *, scaled_inputs: bool) -> int:
         """Make room for a layer's experts with this activation; gives their number."""
+
+    def read_packed(self, path: Path, key: str, check: bool) -> str | None:
+        """Take weights from this file of packed weights from now on. Gives why not, where it must not be used.
+
+        key: what it must be made of. check: all its bytes are compared with their checksums, and not its table alone.
+        """
+
+    def write_packed(self, path: Path, maps: bool) -> None:
+        """Write what is kept from now on to this file, which is there, is empty and is nobody else's.
+
+        maps: what was written is mapped from it, and takes no other memory. Raises OSError.
+        """
+
+    def end_packed(self, key: str) -> int | None:
+        """End reading or writing; gives the size of the file that was written, complete now. Raises OSError."""
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes written so far."""
+
+    def map_linear(self, label: str) -> int | None:
+        """Give the number of a linear layer that the file has under this label; None: it must be packed."""
+
+    def map_heads(self, label: str) -> int | None:
+        """Give the number of matrices of heads that the file has under this label; None: they must be packed."""
+
+    def map_experts(self, number: int, label: str, gated: bool) -> bool:
+        """Take all experts of a layer from the file; False: it has none under this label. gated: each has a gate."""
+
+    def keep(self, number: int, label: str) -> None:
+        """Write a packed weight to the file under a label, if one is written. A failure is told by `end_packed`."""
 
     def extend_experts(self, number: int, experts: Sequence[Any], quantize: str | None = None) -> None:
         """Pack further experts of a layer, each (gate or None, up, down) as parts of `add_linear`.

@@ -136,6 +136,7 @@ class ServeConfig:
     quantize: Quantize = "auto"
     kv_dtype: KvDtype = "auto"
     threads: int | None = None
+    weights_cache: str = "auto"  # where packed weights are kept: "auto", "off", or a folder
     max_model_len: int | None = None
     max_batch: int = 64
     max_batch_tokens: int | None = None
@@ -188,6 +189,8 @@ class ServeConfig:
         self._check_models()
         if not self.host or any(c.isspace() for c in self.host):
             raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
+        if not self.weights_cache:
+            raise ConfigError("weights_cache", "must be auto, off or a folder, but nothing was given")
         if DEVICE.fullmatch(self.device) is None:
             raise ConfigError("device", f"must be auto, cpu, cuda or cuda:N, but {self.device!r} was given")
         self._check_range("threads", 1, 1024)

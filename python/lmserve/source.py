@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class ModelSource:
     path: Path
     names: tuple[str, ...]
     published: GenerationDefaults = NONE  # what the publisher of a bundled model samples with
+    is_whole: bool = True  # False: the path has headers alone, and for a moment
 
 
 def find_model(model: str | None, progress: Progress | None = None, tell: Tell = lambda _: None) -> ModelSource:
@@ -75,6 +77,22 @@ def find_model(model: str | None, progress: Progress | None = None, tell: Tell =
         raise SourceError(str(error)) from error
 
 
+def weights_file(path: Path, where: str, quantize: str) -> Path | None:
+    """The file of packed weights of the model at `path`; `where`: "auto", "off" (None) or a folder."""
+    if where == "off":
+        return None
+    kind = "" if quantize == "auto" else f".{quantize}"
+    if where == "auto":
+        path = path.absolute()
+        beside = path / f"weights{kind}.lmserve" if path.is_dir() else path.with_name(f"{path.name}{kind}.lmserve")
+        # A folder of links is the hub's, whose tools remove what they have put there and nothing else.
+        linked = path.is_symlink() or (path / "config.json").is_symlink()
+        if beside.exists() or (not linked and os.access(beside.parent, os.W_OK)):
+            return beside
+    folder = cache_dir() / "weights" if where == "auto" else Path(where).expanduser()
+    return folder / f"{path.name}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}{kind}.lmserve"
+
+
 @contextmanager
 def headers_of_model(model: str | None, progress: Progress | None, tell: Tell) -> Iterator[ModelSource]:
     """As `find_model`, but of a GGUF file on the hub that is not here only the header comes, and it stays not."""
@@ -95,7 +113,7 @@ def headers_of_model(model: str | None, progress: Progress | None, tell: Tell) -
             raise SourceError(f"{name.repository} has {chosen.label} in {len(chosen.files)} files: pull it to plan it")
         url = hub.file_url(repository, file.path)
         with header_only(url, PurePosixPath(file.path).name, file.size, hub.headers) as path:
-            yield ModelSource(path, _names(name, chosen.label))
+            yield ModelSource(path, _names(name, chosen.label), is_whole=False)
     except HubError as error:
         raise SourceError(str(error)) from error
 

@@ -1,6 +1,7 @@
 //! `_core.CpuModel` and `_core.CpuProgram`: the native decoder that `lmserve/model/cpu_ops.py` records its programs for.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
@@ -317,6 +318,50 @@ impl CpuModel {
             .map(StoredExpert::matrices)
             .collect::<Result<_>>()?;
         Ok(py.detach(|| lock(&self.0).extend_experts(number, &matrices))?)
+    }
+
+    /// Takes weights from the file of packed weights at `path` from now on. Gives why not, where it must not be used. `check`: all its
+    /// bytes are compared with their checksums.
+    #[allow(clippy::needless_pass_by_value)]
+    fn read_packed(&self, py: Python<'_>, path: PathBuf, key: &str, check: bool) -> Option<String> {
+        py.detach(|| lock(&self.0).read_packed(&path, key, check).err())
+    }
+
+    /// Writes what is kept from now on to the file at `path`, which is there; `maps`: and maps it from there.
+    #[allow(clippy::needless_pass_by_value)]
+    fn write_packed(&self, path: PathBuf, maps: bool) -> std::io::Result<()> {
+        lock(&self.0).write_packed(&path, maps)
+    }
+
+    /// Ends reading or writing; gives the size of the file that was written, made of what `key` says.
+    fn end_packed(&self, py: Python<'_>, key: &str) -> std::io::Result<Option<u64>> {
+        py.detach(|| lock(&self.0).end_packed(key))
+    }
+
+    /// Bytes written so far.
+    #[getter]
+    fn packed_bytes(&self) -> u64 {
+        lock(&self.0).packed_bytes()
+    }
+
+    /// The number of a linear layer that the file has under this label; None: it must be packed.
+    fn map_linear(&self, py: Python<'_>, label: &str) -> Option<usize> {
+        py.detach(|| lock(&self.0).map_linear(label))
+    }
+
+    /// The same for the matrices of heads.
+    fn map_heads(&self, py: Python<'_>, label: &str) -> Option<usize> {
+        py.detach(|| lock(&self.0).map_heads(label))
+    }
+
+    /// Whether the file has the experts of a layer under this label, which are taken then. `gated`: each has a gate.
+    fn map_experts(&self, number: usize, label: &str, gated: bool) -> Result<bool> {
+        lock(&self.0).map_experts(number, label, gated)
+    }
+
+    /// Writes a packed weight to the file under a label, if one is written.
+    fn keep(&self, py: Python<'_>, number: usize, label: &str) -> Result<()> {
+        py.detach(|| lock(&self.0).keep(number, label))
     }
 
     /// Takes the weights [channels, kernel] of a causal convolution; gives their number.

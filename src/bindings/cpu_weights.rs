@@ -1,10 +1,13 @@
 //! Stored weights, as Python gives them, and what they take once they are packed.
 
+use std::path::PathBuf;
+
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
 use super::cpu_arrays::{entries, values};
 use crate::cpu::linear::packed_bytes;
+use crate::cpu::packed::made_of;
 use crate::cpu::{BlockType, FloatType, Format, Matrix, Stored};
 use crate::error::{Error, Result};
 
@@ -46,6 +49,13 @@ pub(super) fn cpu_linear_bytes(
     columns: usize,
 ) -> Result<usize> {
     Ok(packed_bytes(storage(stored, quantize)?, rows, columns))
+}
+
+/// What the file of packed weights at `path` was made of; None: there is no whole one.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)]
+pub(super) fn packed_made_of(path: PathBuf) -> Option<String> {
+    made_of(&path).ok()
 }
 
 /// (type, bytes, rows, columns, bias) of a stored weight.

@@ -87,6 +87,23 @@ impl HeadsWeight {
         })
     }
 
+    /// Heads that are packed already; `None` for none, or for matrices that differ in shape.
+    pub(super) fn of(heads: Vec<Linear>) -> Option<Self> {
+        let first = heads.first()?;
+        let (outputs, inputs) = (first.out_features(), first.in_features());
+        let like = |head: &Linear| (head.out_features(), head.in_features()) == (outputs, inputs);
+        heads.iter().all(like).then_some(Self {
+            heads,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// All matrices.
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.heads.iter_mut()
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.heads.len()

@@ -1,18 +1,21 @@
 //! Buffers as kernels want them: aligned to cache lines, and shared by a team whose threads keep to disjoint ranges.
 
+mod mapping;
 #[cfg(target_os = "linux")]
 mod slab;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
-#[cfg(target_os = "linux")]
 use std::sync::Arc;
 
 #[cfg(target_os = "linux")]
 use slab::Slab;
 
-const LINE_BYTES: usize = 64;
+pub(in crate::cpu) use mapping::{MAPPING_ALIGNMENT, Mapping};
+
+/// Where buffers begin: multiples of this many bytes.
+pub(in crate::cpu) const LINE_BYTES: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -21,7 +24,7 @@ struct Line([u8; LINE_BYTES]);
 /// Types of which any bytes are a value, and whose values are aligned within a cache line.
 ///
 /// # Safety
-/// Every bit pattern must be a valid value, and the type's alignment at most 64.
+/// Every bit pattern must be a valid value, no byte of a value padding, and the type's alignment at most 64.
 pub unsafe trait Plain: Copy + Send + Sync + 'static {}
 
 // SAFETY: numbers have no invalid bit patterns.
@@ -37,7 +40,7 @@ unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 
-/// A fixed number of values, zero at first, that begins at a cache line.
+/// A fixed number of values that begins at a cache line: zero at first, or a file's.
 pub struct Aligned<T> {
     start: NonNull<u8>,
     len: usize,
@@ -53,6 +56,10 @@ enum Owner {
     #[cfg(target_os = "linux")]
     Slab {
         _slab: Arc<Slab>,
+    },
+    /// A file, which is only read: whoever writes to such a buffer first gets a copy.
+    Mapping {
+        map: Arc<Mapping>,
     },
 }
 
@@ -100,6 +107,27 @@ impl<T: Plain> Aligned<T> {
         Self::zeroed(len)
     }
 
+    /// `len` values as they lie in a file from byte `offset` of what is mapped of it, in native order; `None` where it has no such
+    /// bytes, or they do not begin at a cache line.
+    pub(in crate::cpu) fn mapped(map: &Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len.checked_mul(size_of::<T>())?)?;
+        let start = map.at(&(offset..end))?;
+        start.addr().get().is_multiple_of(LINE_BYTES).then(|| Self {
+            start,
+            len,
+            owner: Owner::Mapping {
+                map: Arc::clone(map),
+            },
+            values: PhantomData,
+        })
+    }
+
+    /// The bytes of all values.
+    pub(in crate::cpu) fn bytes(&self) -> &[u8] {
+        // SAFETY: the values lie side by side, and those of a `Plain` type are bytes without padding.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), size_of_val(&**self)) }
+    }
+
     /// A copy of `values`.
     pub fn from_slice(values: &[T]) -> Self {
         let mut copy = Self::zeroed(values.len());
@@ -118,6 +146,14 @@ impl<T: Plain> Clone for Aligned<T> {
                 copy.copy_from_slice(self);
                 copy
             }
+            Owner::Mapping { ref map } => Self {
+                start: self.start,
+                len: self.len,
+                owner: Owner::Mapping {
+                    map: Arc::clone(map),
+                },
+                values: PhantomData,
+            },
         }
     }
 }
@@ -141,6 +177,11 @@ impl<T: Plain> std::ops::Deref for Aligned<T> {
 impl<T: Plain> std::ops::DerefMut for Aligned<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
+        if matches!(self.owner, Owner::Mapping { .. }) {
+            let mut own = Self::lasting(self.len);
+            own.copy_from_slice(self);
+            *self = own;
+        }
         // SAFETY: as in `deref`, and the memory is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len) }
     }

@@ -13,6 +13,7 @@ mod latent;
 pub mod linear;
 pub mod memory;
 pub mod model;
+pub mod packed;
 pub mod pool;
 mod pooling;
 pub mod program;

@@ -7,6 +7,7 @@ use super::experts::{ExpertMatrices, ExpertNumbers, ExpertsWeight, Router, Route
 use super::heads::HeadsWeight;
 use super::isa::Isa;
 use super::linear::{Linear, Matrix};
+use super::packed::Packed;
 use super::pool::Pool;
 use super::program::{LinearShape, Program, QkvShape};
 use super::recurrent::{ConvWeight, RecurrentShape, ScanWeight, StateCache};
@@ -124,6 +125,7 @@ pub struct Model {
     pub(super) states: StateCache,
     pub(super) attention: Attention,
     pub(super) scratch: Scratch,
+    pub(super) packed: Packed,
 }
 
 fn check(holds: bool, field: &str, what: impl FnOnce() -> String) -> Result<()> {
@@ -261,6 +263,7 @@ impl Model {
             ),
             attention: Attention::new(isa, &attention, pool.size()),
             scratch: Scratch::default(),
+            packed: Packed::default(),
             architecture,
             pool,
         })
@@ -357,6 +360,13 @@ impl Model {
     pub fn extend_experts(&mut self, weight: usize, experts: &[ExpertMatrices]) -> Result<()> {
         match self.weights.get_mut(weight) {
             Some(Weight::Experts(weight)) => weight.extend(self.isa, &self.pool, experts),
+            _ => Err(no_experts(weight)),
+        }
+    }
+
+    pub(super) fn experts_mut(&mut self, weight: usize) -> Result<&mut ExpertsWeight> {
+        match self.weights.get_mut(weight) {
+            Some(Weight::Experts(weight)) => Ok(weight),
             _ => Err(no_experts(weight)),
         }
     }

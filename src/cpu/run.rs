@@ -106,6 +106,7 @@ impl Model {
             states,
             attention,
             scratch,
+            packed: _,
         } = self;
         let attention = attention.begin(&spans);
         let (cache, states) = other.unwrap_or((cache, states));

@@ -74,23 +74,30 @@ def database_of(state: Path | None, name: str) -> Database | None:
 
 @pytest.fixture
 def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
-    """A server of the models a, b and c, none of them loaded. `room`: how many fit at a time."""
+    """A server of the models a, b and c, none loaded. `room`: how many fit at a time; `mapped`: from files."""
     monkeypatch.setattr(members_module, "LOOK_SECONDS", 0.01)
     servers: list[ServerThread] = []
     clients: list[httpx.Client] = []
 
     def start(
-        *, room: int = 3, idle_unload: float = 0.0, keys: Keyring | None = None, state: Path | None = None
+        *,
+        room: int = 3,
+        idle_unload: float = 0.0,
+        keys: Keyring | None = None,
+        state: Path | None = None,
+        mapped: bool = False,
     ) -> Fleet:
         loaders = {name: Loader() for name in "abc"}
         of = [
             Member((name, f"{name}-alias"), load, MEMORY, 1000, {}, database=partial(database_of, state, name))
             for name, load in loaders.items()
         ]
+        for member in of:
+            member.mapped = MEMORY if mapped else 0
         members = Members(
             of,
             keys,
-            free_memory=lambda: MEMORY * (room - sum(member.serving is not None for member in of)),
+            free_memory=lambda: MEMORY * (room - sum(member.serving is not None for member in of if not member.mapped)),
             idle_unload=idle_unload,
         )
         server = ServerThread(create_app(members, keys=keys))
@@ -235,8 +242,9 @@ def test_an_idle_model_is_unloaded_and_one_in_use_is_not(begin: Begin) -> None:
     assert len(fleet.loaders["b"].cores) == 2
 
 
-def test_the_least_recently_used_makes_room(begin: Begin) -> None:
-    fleet = begin(room=2)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_least_recently_used_makes_room(begin: Begin, mapped: bool) -> None:
+    fleet = begin(room=2, mapped=mapped)
     for name in ("a", "b", "a", "c"):
         assert fleet.chat(name).status_code == 200
     assert fleet.loaded() == {"a", "c"}

@@ -86,7 +86,9 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
 
     def load() -> AsyncEngine:
         # Anew: the memory is that of now.
-        engine = ModelPlan(source.path, config, source.published).load_async_engine()
+        plan = ModelPlan(source.path, config, source.published)
+        engine = plan.load_async_engine()
+        member.mapped = plan.memory.weight_bytes if plan.memory.weights_are_mapped else 0
         try:
             store[0].restore()
             opened[0].open()
@@ -95,7 +97,7 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
             raise
         return engine
 
-    return Member(
+    member = Member(
         config.served_model_names,
         load,
         memory.weight_bytes + int(memory.kv_bytes_of(context) / CPU_KV_FRACTION),
@@ -104,3 +106,4 @@ def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member
         responses,
         database,
     )
+    return member

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lmserve.cli.errors import CommandError
@@ -43,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with headers_of_model(config.model, DownloadProgress("the model"), tell) as source:
-            plan = load(lambda: ModelPlan(source.path, config, source.published))
+            own = config if source.is_whole else replace(config, weights_cache="off")
+            plan = load(lambda: ModelPlan(source.path, own, source.published))
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error
     for line in plan_lines(plan, config.served_model_names or source.names):

@@ -8,12 +8,26 @@ from lmserve.config import format_size
 
 if TYPE_CHECKING:
     from lmserve.engine.load import ModelPlan
+    from lmserve.model.options import MemoryPlan
 
 LENGTHS: Final = (512, 2048, 4096)  # tokens of a session, beside the longest that there can be
 
 
+def _weights(memory: MemoryPlan) -> str:
+    """Where they are, and what that takes."""
+    cache = memory.weights_cache
+    if cache is None:
+        return "packed at every start, in memory of this process"
+    if cache.is_there:
+        return f"mapped from {cache.path}: processes share them, and the system may drop them and read them again"
+    also = "and mapped from there" if cache.maps else "and kept in memory of this process"
+    return f"packed now, written to {cache.path} ({format_size(memory.weight_bytes)}) for later starts, {also}"
+
+
 def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
     """The plan for a person, a line each. `names`: those the model is served under."""
+    from lmserve.model.device import available_memory
+
     memory = plan.memory
     also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
     weights = format_size(memory.weight_bytes)
@@ -24,6 +38,11 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         f"Model     {names[0]}{also}, from {plan.checkpoint.path}",
         f"Device    {memory.device}, {kernels}, weights {weights}, context {memory.max_model_len} tokens",
     ]
+    if memory.ops == "cpu":
+        lines.append(f"Weights   {_weights(memory)}")
+    if memory.weights_are_mapped and memory.weight_bytes > (free := available_memory()):
+        short = f"the weights do not fit into {format_size(free)} of free memory"
+        lines.append(f"Note      {short}: each step reads from the disk, which is slow")
     lines += [f"Note      {note}" for note in plan.checkpoint.notes]
     if plan.checkpoint.kind == "generate":
         defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"

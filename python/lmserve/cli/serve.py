@@ -228,6 +228,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number of threads that compute on the CPU (default: the number of cores that the process may use)",
     )
     group.add_argument(
+        "--weights-cache",
+        metavar="WHERE",
+        help="keep the weights, packed for the cpu kernels, in a file that later starts map and share: auto (beside "
+        "the model, or in the cache folder where that cannot be written), off, or a folder; see docs/cpu.md "
+        f"(default: {default.weights_cache})",
+    )
+    group.add_argument(
         "--max-model-len",
         metavar="TOKENS",
         type=_integer,

@@ -20,6 +20,7 @@ from lmserve.model.fingerprint import fingerprint
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
 from lmserve.model.options import MemoryPlan
 from lmserve.model.recording import Header, Recorder
+from lmserve.source import weights_file
 
 logger = logging.getLogger("lmserve.engine")
 
@@ -38,6 +39,7 @@ class ModelPlan:
         generation = self.checkpoint.generation
         own = generation if generation.given() else published
         self.defaults: GenerationDefaults = own if config.generation_config == "model" else NONE
+        kept = weights_file(self.checkpoint.path, config.weights_cache, config.quantize)
         self.options = RunnerOptions(
             device=config.device,
             dtype=config.dtype,
@@ -45,6 +47,7 @@ class ModelPlan:
             quantize=config.quantize,
             kv_dtype=config.kv_dtype,
             threads=config.threads,
+            weights_cache=None if kept is None else str(kept),
             max_batch=config.max_batch,
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -66,9 +66,11 @@ class CpuOps:
         )
         self.arrays = CpuArrays(buffers)
         self.program = CpuProgram()
+        self.kept: Callable[[], None] = lambda: None  # called when a weight is packed, and written where one is
         self.head = -1  # the weight that the last recorded `sample` takes its logits from
         self._quantize = quantize
         self._vocab_size = config.vocab_size
+        self._loads = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -91,7 +93,13 @@ class CpuOps:
         return self.core.add_norm(_floats(source), eps, bias=None if bias is None else _floats(bias), centered=True)
 
     def load_heads(self, source: TensorSource) -> int:
-        return self.core.add_heads([self._part(head, None, self._quantize) for head in split(source)], self._quantize)
+        label = self._label(source)
+        number = self.core.map_heads(label)
+        if number is None:
+            parts = [self._part(head, None, self._quantize) for head in split(source)]
+            number = self.core.add_heads(parts, self._quantize)
+            self._keep(number, label)
+        return number
 
     def load_sinks(self, source: TensorSource) -> int:
         return self.core.add_sinks(_floats(source))
@@ -112,10 +120,13 @@ class CpuOps:
         return self.core.add_router(part, router, *numbers)
 
     def load_experts(self, sources: ExpertSources, activation: Activation, *, scaled_inputs: bool = False) -> int:
-        given = (sources.gate, sources.up, sources.down)
-        weights = [split(source) for source in given if source is not None]
-        biases = [[None] * len(weights[0])] * 3 if sources.biases is None else [split(bias) for bias in sources.biases]
+        given = [source for source in (sources.gate, sources.up, sources.down) if source is not None]
         number = self.core.add_experts(activation.name, activation.parameters, scaled_inputs=scaled_inputs)
+        label = self._label(*given)
+        if self.core.map_experts(number, label, sources.gate is not None):
+            return number
+        weights = [split(source) for source in given]
+        biases = [[None] * len(weights[0])] * 3 if sources.biases is None else [split(bias) for bias in sources.biases]
         # A few at a time: those that become floats first take more memory for all than there may be.
         step = max(1, FLOATS_AT_ONCE // (12 * weights[0][0].shape[0] * weights[0][0].shape[1]))
         for first in range(0, len(weights[0]), step):
@@ -127,6 +138,7 @@ class CpuOps:
             if sources.gate is None:
                 parts.insert(0, [None] * len(parts[0]))
             self.core.extend_experts(number, list(zip(*parts, strict=True)), self._quantize)
+        self._keep(number, label)
         return number
 
     def load_conv(self, source: TensorSource, bias: TensorSource | None = None) -> int:
@@ -234,8 +246,22 @@ class CpuOps:
     def _add_linear(
         self, sources: Sequence[TensorSource], biases: Sequence[TensorSource | None], quantize: str | None
     ) -> int:
-        parts = [self._part(source, bias, quantize) for source, bias in zip(sources, biases, strict=True)]
-        return self.core.add_linear(parts, quantize)
+        label = self._label(*sources)
+        number = self.core.map_linear(label)
+        if number is None:
+            parts = [self._part(source, bias, quantize) for source, bias in zip(sources, biases, strict=True)]
+            number = self.core.add_linear(parts, quantize)
+            self._keep(number, label)
+        return number
+
+    def _label(self, *sources: TensorSource) -> str:
+        """What a packed weight is called in a file. Names may occur twice, but the order of loading is always one."""
+        self._loads += 1
+        return " ".join([str(self._loads), *(f"{source.name}{list(source.shape)}" for source in sources)])
+
+    def _keep(self, number: int, label: str) -> None:
+        self.core.keep(number, label)
+        self.kept()
 
     @staticmethod
     def _part(source: TensorSource, bias: TensorSource | None, quantize: str | None) -> Part:

@@ -79,6 +79,11 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     buffers = allocate_buffers(plan)
     threads = options.threads or usable_cores()
     ops = CpuOps(checkpoint.config, cache_config(plan, plan.kv_dtype), buffers, threads=threads, quantize=plan.quantize)
-    model = checkpoint.load(ops)
+    if plan.weights_cache is None:
+        model = checkpoint.load(ops)
+    else:
+        with plan.weights_cache.used_by(ops.core, plan.weight_bytes) as progress:
+            ops.kept = progress.kept
+            model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     return CpuRunner(info, buffers, model, ops, checkpoint.embedding)

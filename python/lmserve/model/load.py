@@ -17,8 +17,9 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
     options = options or RunnerOptions()
     plan = plan_memory(checkpoint, options)
     kept = plan.kv_bytes + plan.states_bytes
-    if plan.device == "cpu" and plan.weight_bytes + kept > (free := available_memory()):
-        needs = f"weights of {plan.weight_bytes >> 20} MiB and KV cache of {kept >> 20} MiB do not fit"
+    weights = 0 if plan.weights_are_mapped else plan.weight_bytes
+    if plan.device == "cpu" and weights + kept > (free := available_memory()):
+        needs = f"weights of {weights >> 20} MiB and KV cache of {kept >> 20} MiB do not fit"
         raise OptionError("kv_memory", f"{needs}: this process may still take {free >> 20} MiB")
     if plan.ops == "cpu":
         from lmserve.model import cpu_runner

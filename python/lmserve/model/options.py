@@ -12,6 +12,7 @@ from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
 from lmserve.model.expert_tensors import StackedTensor
 from lmserve.model.tensors import UNPACKED_TYPES, TensorSource
+from lmserve.model.weights_cache import WeightsCache, find_cache
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 OPS = ("auto", "torch", "cpu")
@@ -49,6 +50,7 @@ class RunnerOptions:
     graphs: bool = True  # CUDA graphs for decode steps
     speculate: int = 0  # most tokens drafted for a sequence in one step
     threads: int | None = None  # None: the cores that this process may use
+    weights_cache: str | None = None  # path of the file that packed weights of "cpu" are kept in; None: they are not
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,12 @@ class MemoryPlan:
     window_bytes_per_token: int = 0  # of these layers, beside kv_bytes_per_token
     num_window_blocks: int = 0
     kv_memory: int = 0  # that the KV cache was planned for
+    weights_cache: WeightsCache | None = None  # the file of packed weights that is read or written
+
+    @property
+    def weights_are_mapped(self) -> bool:
+        """Whether weights lie in pages of a file, which processes share and the system may drop and read again."""
+        return self.weights_cache is not None and (self.weights_cache.is_there or self.weights_cache.maps)
 
     @property
     def kv_bytes(self) -> int:
@@ -130,6 +138,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         # Keys and values live for one pass: nothing is gained by rounding them.
         kv_dtype = "fp32"
     weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)
+    cache = find_cache(checkpoint, options.weights_cache, quantize, weight_bytes) if ops == "cpu" else None
     max_batch_tokens = options.max_batch_tokens or _default_batch_tokens(ops, device, options)
     least = _least_batch_tokens(options)
     _check(
@@ -165,7 +174,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
             " token can be taken out of",
         )
         activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
-        free = _free_memory(device, options, gpu_memory) - weight_bytes - activations
+        free = _free_memory(device, options, gpu_memory) - activations
+        # Mapped weights may be more than the memory: what they leave is half of it, then.
+        free -= weight_bytes if cache is None or not (cache.is_there or cache.maps) else min(weight_bytes, free // 2)
         state_slots = _state_slots(config, options, free, on_cpu=on_cpu)
         free -= state_slots * config.state_bytes
         if options.kv_memory is not None:
@@ -206,6 +217,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         window_bytes_per_token=window_per_token,
         num_window_blocks=num_window_blocks,
         kv_memory=memory,
+        weights_cache=cache,
     )
 
 

@@ -56,6 +56,8 @@ class Header(Struct, frozen=True, kw_only=True):
             "max_model_len": info.max_model_len,
             "block_size": info.block_size,
             "kv_memory": info.kv_memory,
+            # A path of this machine.
+            "weights_cache": None,
         }
         return cls(
             model=str(checkpoint.path.resolve()),

@@ -107,17 +107,54 @@ impl ExpertsWeight {
             .iter()
             .flat_map(|expert| expert.gate.into_iter().chain([expert.up, expert.down]))
             .collect();
-        let mut packed = Linear::pack_each(isa, pool, &matrices)?.into_iter();
-        for _ in experts {
-            let gate = if self.gated { packed.next() } else { None };
-            if let (Some(up), Some(down)) = (packed.next(), packed.next()) {
+        self.push(Linear::pack_each(isa, pool, &matrices)?);
+        Ok(())
+    }
+
+    /// Takes all experts, packed already: the gate (where they are `gated`), up and down of each; says whether their shapes fit each
+    /// other.
+    pub(in crate::cpu) fn take(&mut self, layers: Vec<Linear>, gated: bool) -> bool {
+        let Some(first) = layers.first() else {
+            return false;
+        };
+        let each = if gated { 3 } else { 2 };
+        let shape = (first.out_features(), first.in_features());
+        let fits = |(at, layer): (usize, &Linear)| {
+            let is_down = at % each == each - 1;
+            let wanted = if is_down { (shape.1, shape.0) } else { shape };
+            (layer.out_features(), layer.in_features()) == wanted
+        };
+        if !layers.len().is_multiple_of(each) || !layers.iter().enumerate().all(fits) {
+            return false;
+        }
+        self.gated = gated;
+        (self.inner, self.hidden) = shape;
+        self.experts.clear();
+        self.push(layers);
+        true
+    }
+
+    fn push(&mut self, layers: Vec<Linear>) {
+        let mut layers = layers.into_iter();
+        let each = if self.gated { 3 } else { 2 };
+        for _ in 0..layers.len() / each {
+            let gate = if self.gated { layers.next() } else { None };
+            if let (Some(up), Some(down)) = (layers.next(), layers.next()) {
                 self.experts.push(Expert { gate, up, down });
             }
         }
         let each = self.experts.iter();
         self.inputs = Reads::of(each.flat_map(|expert| expert.gate.iter().chain([&expert.up])));
         self.inners = Reads::of(self.experts.iter().map(|expert| &expert.down));
-        Ok(())
+    }
+
+    /// All matrices, in the order in which they are [taken](Self::take).
+    pub(in crate::cpu) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let each = self.experts.iter_mut();
+        each.flat_map(|expert| {
+            let gate = expert.gate.iter_mut();
+            gate.chain([&mut expert.up, &mut expert.down])
+        })
     }
 
     pub(in crate::cpu) fn bytes(&self) -> usize {

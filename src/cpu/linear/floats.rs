@@ -61,15 +61,24 @@ impl FloatTiles<'_> {
 impl FloatWeights {
     /// Weights that are all zero.
     pub(super) fn zeroed(format: Format, out: usize, cols: usize) -> Self {
-        let tiles = out.div_ceil(TILE);
-        let len = tiles * cols * TILE;
+        let len = count(out, cols);
         let data = match format {
             Format::F32 => Data::Full(Aligned::lasting(len)),
             _ => Data::Half(Aligned::lasting(len)),
         };
+        Self::of_data(format, (out, cols), data)
+    }
+
+    /// Weights whose numbers are these.
+    pub(super) fn of_data(format: Format, (out, cols): (usize, usize), data: Data) -> Self {
+        let len = match &data {
+            Data::Full(data) => data.len(),
+            Data::Half(data) => data.len(),
+        };
+        assert_eq!(len, count(out, cols));
         Self {
             format,
-            tiles,
+            tiles: out.div_ceil(TILE),
             cols,
             data,
         }
@@ -105,4 +114,9 @@ impl FloatWeights {
             };
         }
     }
+}
+
+/// Numbers of weights `[out, cols]` with those that fill up the last tile.
+pub(super) const fn count(out: usize, cols: usize) -> usize {
+    out.next_multiple_of(TILE) * cols
 }

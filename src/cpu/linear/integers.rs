@@ -54,12 +54,31 @@ impl IntWeights {
     /// Weights whose integers and scales are all zero.
     pub(super) fn zeroed(code: Code, out: usize, cols: usize) -> Self {
         let (tiles, groups) = (out.div_ceil(TILE), cols.div_ceil(GROUP));
+        let [q, scales] = array_bytes(code, out, cols);
         Self {
             code,
             tiles,
             groups,
-            q: Aligned::lasting(tiles * groups * group_bytes(code)),
-            scales: Aligned::lasting(tiles * tile_scale_bytes(code, groups)),
+            q: Aligned::lasting(q),
+            scales: Aligned::lasting(scales),
+        }
+    }
+
+    /// Weights whose integers and scales are these.
+    pub(super) fn of_arrays(
+        code: Code,
+        (out, cols): (usize, usize),
+        q: Aligned<u8>,
+        scales: Aligned<u8>,
+    ) -> Self {
+        assert_eq!([q.len(), scales.len()], array_bytes(code, out, cols));
+        let (tiles, groups) = (out.div_ceil(TILE), cols.div_ceil(GROUP));
+        Self {
+            code,
+            tiles,
+            groups,
+            q,
+            scales,
         }
     }
 
@@ -265,6 +284,15 @@ const fn factor_bytes(code: Code) -> usize {
 
 const fn tile_scale_bytes(code: Code, groups: usize) -> usize {
     groups * scale_bytes(code) + groups / SHARED * factor_bytes(code)
+}
+
+/// Bytes of the integers and of the scales of weights `[out, cols]`.
+pub(super) const fn array_bytes(code: Code, out: usize, cols: usize) -> [usize; 2] {
+    let (tiles, groups) = (out.div_ceil(TILE), cols.div_ceil(GROUP));
+    [
+        tiles * groups * group_bytes(code),
+        tiles * tile_scale_bytes(code, groups),
+    ]
 }
 
 /// Bytes of a tile of weights with `groups` times 32 inputs.

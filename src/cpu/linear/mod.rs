@@ -22,11 +22,13 @@ mod floats;
 mod integers;
 mod kernels;
 mod pack;
+mod packed;
 mod quantize;
 mod record;
 
 pub use activations::QuantizedRows;
 pub use pack::{FloatType, Matrix, Stored};
+pub(in crate::cpu) use packed::PackedShape;
 
 use crate::cpu::half::{f32_to_bf16, f32_to_f16};
 use crate::cpu::isa::Isa;
@@ -36,6 +38,7 @@ use crate::cpu::quant::{Code, GROUP};
 use floats::FloatWeights;
 use integers::IntWeights;
 use pack::Kept;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Outputs that are packed side by side.
@@ -44,7 +47,7 @@ const TILE: usize = 16;
 const BLOCK: usize = 4;
 
 /// How weights are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// 32-bit floats; exact.
     F32,

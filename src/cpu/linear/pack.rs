@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::cpu::half::{bf16_to_f32, f16_to_f32};
 use crate::cpu::isa::Isa;
 use crate::cpu::memory::Aligned;
@@ -122,7 +124,7 @@ impl Matrix<'_> {
 }
 
 /// How weights are kept.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kept {
     Integers(Code),
     Floats(Format),

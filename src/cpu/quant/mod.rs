@@ -5,6 +5,8 @@ mod gguf;
 mod gguf_small;
 mod round;
 
+use serde::{Deserialize, Serialize};
+
 pub use gguf::BlockType;
 pub use round::{round_int4, round_int8};
 
@@ -15,7 +17,7 @@ pub const GROUP: usize = 32;
 pub const SUPER: usize = 256;
 
 /// How integers stand for weights: `scale * (q - zero)`, or `scale * q + min` where groups have a minimum of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Code {
     /// Bits of an integer: 4, 6 or 8.
     pub bits: usize,
@@ -32,6 +34,17 @@ impl Code {
     /// The integer that stands for 0 where there are no minima: the middle of the range.
     pub const fn zero(self) -> u8 {
         if self.min { 0 } else { 1 << (self.bits - 1) }
+    }
+
+    /// Whether it is that of a block type or of rounded floats, and so one that there are kernels for.
+    pub(in crate::cpu) const fn is_known(self) -> bool {
+        matches!(
+            (self.bits, self.group, self.nested, self.min),
+            (4 | 6, 32, false | true, true)
+                | (4 | 6 | 8, 32, false, false)
+                | (8, 32, true, false)
+                | (6, 16, false | true, false)
+        )
     }
 }
 

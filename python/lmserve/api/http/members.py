@@ -40,7 +40,10 @@ LOOK_SECONDS: Final = 1.0  # between two looks for models that nobody uses
 
 @dataclass(slots=True)
 class Member:
-    """A model of the server. `memory`: bytes that must be free to load it."""
+    """A model of the server. `memory`: bytes that must be free to load it.
+
+    `mapped`: of these, while it is loaded, those in pages of a file, which the system counts as free.
+    """
 
     names: tuple[str, ...]
     load: Callable[[], AsyncEngine]  # may block
@@ -53,6 +56,7 @@ class Member:
     requests: int = 0  # that use it now, or wait for it
     used: float = field(default_factory=time.monotonic)  # when the last one ended
     opening: asyncio.Task[None] | None = None
+    mapped: int = 0
 
     @property
     def idle(self) -> bool:
@@ -241,11 +245,14 @@ class Members(Serving):
 
     async def _make_room(self, member: Member) -> None:
         """Unload what nobody uses, the least recently used first, until there is memory for `member`."""
-        while self._free_memory() < member.memory:
+        while self._free_memory() - self._mapped() < member.memory:
             idle = sorted((other for other in self._members if other.idle), key=lambda other: other.used)
             if not idle:
                 return
             await self._unload(idle[0])
+
+    def _mapped(self) -> int:
+        return sum(member.mapped for member in self._members if member.serving is not None)
 
     async def _unload(self, member: Member) -> None:
         serving = member.serving
