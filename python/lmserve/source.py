@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,8 +90,21 @@ def weights_file(path: Path, where: str, quantize: str) -> Path | None:
         linked = path.is_symlink() or (path / "config.json").is_symlink()
         if beside.exists() or (not linked and os.access(beside.parent, os.W_OK)):
             return beside
-    folder = cache_dir() / "weights" if where == "auto" else Path(where).expanduser()
-    return folder / f"{path.name}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}{kind}.lmserve"
+    folder = _weights_folder() if where == "auto" else Path(where).expanduser()
+    return folder / f"{_name_of_weights(path)}{kind}.lmserve"
+
+
+def cached_weights(path: Path) -> list[Path]:
+    """The files of packed weights of the model at `path` that lie in the cache folder."""
+    return sorted(_weights_folder().glob(f"{glob.escape(_name_of_weights(path))}*.lmserve"))
+
+
+def _weights_folder() -> Path:
+    return cache_dir() / "weights"
+
+
+def _name_of_weights(path: Path) -> str:
+    return f"{path.name}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}"
 
 
 @contextmanager

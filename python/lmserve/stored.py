@@ -12,7 +12,7 @@ from lmserve.assets import ASSETS, cache_dir
 from lmserve.hub import cache
 from lmserve.hub.names import HubName, UrlName, read_name, read_short_name
 from lmserve.model import gguf_source
-from lmserve.source import url_folder
+from lmserve.source import cached_weights, url_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,15 @@ def _of_hub() -> Iterator[StoredModel]:
         for quantization in repository.quantizations():
             path = repository.snapshot / quantization.files[0].path
             names = (f"{repository.name}:{quantization.label}", repository.name)
-            remove = partial(cache.remove, repository, quantization)
-            yield StoredModel(names, path, quantization.size, path.lstat().st_mtime, remove)
+            weights = cached_weights(path)
+            remove = _with_weights(partial(cache.remove, repository, quantization), weights)
+            size = quantization.size + _total(weights)
+            yield StoredModel(names, path, size, path.lstat().st_mtime, remove)
         if repository.is_folder_model():
-            size = sum(file.size for file in repository.files() if not file.path.endswith(".gguf"))
+            weights = cached_weights(repository.snapshot)
+            size = sum(file.size for file in repository.files() if not file.path.endswith(".gguf")) + _total(weights)
             changed = repository.snapshot.stat().st_mtime
-            remove = partial(cache.remove, repository)
+            remove = _with_weights(partial(cache.remove, repository), weights)
             yield StoredModel((repository.name,), repository.snapshot, size, changed, remove)
 
 
@@ -84,5 +87,21 @@ def _folder(folder: Path) -> Callable[[], int]:
     return remove
 
 
+def _with_weights(remove: Callable[[], int], weights: list[Path]) -> Callable[[], int]:
+    """`remove`, and the packed weights, which are of use to nobody without the model."""
+
+    def both() -> int:
+        size = _total(weights)
+        for path in weights:
+            path.unlink(missing_ok=True)
+        return remove() + size
+
+    return both
+
+
+def _total(paths: list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return _total(list(folder.rglob("*")))

@@ -15,7 +15,7 @@ from hub_standin import COMMIT, StandIn, hub_standin
 from lmserve.cli import main
 from lmserve.cli.progress import DownloadProgress
 from lmserve.hub import download as downloads
-from lmserve.source import SourceError, find_model
+from lmserve.source import SourceError, find_model, weights_file
 
 REPOSITORY = "owner/tiny-GGUF"
 LABELS = ("Q4_0", "Q8_0", "F32")
@@ -219,8 +219,13 @@ def test_pull_list_show_and_rm(hub: StandIn, capsys: pytest.CaptureFixture[str],
         f"{REPOSITORY}:Q4_0",
         f"{REPOSITORY}:Q8_0",
     }
+    weights = weights_file(find_model(f"{REPOSITORY}:Q4_0").path, "auto", "q8")
+    assert weights is not None
+    weights.parent.mkdir(parents=True)
+    weights.touch()
     assert main(["rm", f"{REPOSITORY}:q4_0"]) == 0
     assert capsys.readouterr().out.startswith(f"{REPOSITORY}:Q4_0: ")
+    assert not weights.exists()
     assert [path.name for path in (tmp_path / "hub").rglob("*.gguf")] == ["tiny-Q8_0.gguf"]
     assert main(["rm", REPOSITORY]) == 0
     assert list((tmp_path / "hub").glob("models--*")) == []

@@ -6,13 +6,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve import _core
-from lmserve.api.http.exposition import ALIASES, page, parsed, quoted
+from lmserve.api.http.exposition import ALIASES, merged, page, parsed, quoted
 from lmserve.engine.text import TextLayer
 from lmserve.keys import Keyring
 from scripted_core import ScriptedCore
@@ -255,3 +256,13 @@ def test_a_models_name_is_quoted() -> None:
     text = page("# TYPE lmserve_x gauge\nlmserve_x 1\n", 'a"b\\c\nd', {}, {})
     assert 'lmserve_x{model="a\\"b\\\\c\\nd"} 1' in text.splitlines()
     assert quoted("plain") == "plain"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process takes")
+def test_the_memory_of_the_process_is_told_once_whatever_the_number_of_models() -> None:
+    pages = [page("# TYPE lmserve_x gauge\nlmserve_x 1\n", name, {}, {}) for name in ("a", "b")]
+    families = parsed(merged(pages))
+    assert len(families["lmserve_x"].samples) == 2
+    (total,) = families["process_resident_memory_bytes"].samples
+    (of_files,) = families["process_resident_memory_mapped_bytes"].samples
+    assert int(total[2]) > int(of_files[2]) > 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -424,8 +425,11 @@ def config_from(flags: Sequence[str]) -> ServeConfig:
 
 def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
+    # What imports make stays: to look for garbage in it takes a tenth of their time.
+    gc.disable()
     from lmserve.cli.server import serve_model
 
+    gc.enable()
     serve_model(config)
     return 0
 

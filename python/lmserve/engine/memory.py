@@ -4,6 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from pathlib import Path
+from typing import Final
+
+STATUS: Final = Path("/proc/self/status")
+
+
+def resident_memory() -> tuple[int, int] | None:
+    """Bytes of this process that are in memory, and those of them that are pages of files; None: the system is silent.
+
+    Pages of files, such as those of packed weights, may be shared with other processes, and the system may drop them.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
+        total, of_files = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
+    except (OSError, KeyError, ValueError):
+        return None
+    return total, of_files
 
 
 def give_back_memory() -> None:

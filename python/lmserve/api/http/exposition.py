@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lmserve import __version__
+from lmserve.engine.memory import resident_memory
 
 SAMPLE: Final = re.compile(r"(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 SUFFIXES: Final = ("_bucket", "_sum", "_count")
@@ -35,6 +36,8 @@ ALIASES: Final = (
 )
 # vLLM's dashboards choose the model by this label.
 MODEL_LABELS: Final = {"vllm": "model_name", "lmserve": "model"}
+# Of the process, whatever the number of its models.
+PROCESS: Final = "process_"
 KV_BLOCKS: Final = "lmserve_kv_blocks"
 KV_USE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio")
 # Kinds of tokens, and what /v1/usage calls them.
@@ -71,6 +74,7 @@ def page(
     faulty.samples.append(("", "", str(int(response_log_faulty))))
     ours = {
         **families,
+        **_of_process(),
         "lmserve_build_info": build,
         "lmserve_http_requests_total": replies,
         "lmserve_response_log_faulty": faulty,
@@ -81,12 +85,23 @@ def page(
 
 
 def merged(pages: Sequence[str]) -> str:
-    """The pages of several models, whose samples differ in the label of the model, as one."""
+    """The pages of several models as one. Samples differ in the model's label; those of the process are the same."""
     families: dict[str, Family] = {}
     for text in pages:
         for name, family in parsed(text).items():
-            families.setdefault(name, Family(family.kind, family.help)).samples += family.samples
+            known = families.setdefault(name, Family(family.kind, family.help))
+            if not known.samples or not name.startswith(PROCESS):
+                known.samples += family.samples
     return "\n".join([*(line for name, family in families.items() for line in _lines(name, family, None)), ""])
+
+
+def _of_process() -> dict[str, Family]:
+    memory = resident_memory()
+    if memory is None:
+        return {}
+    total = Family("gauge", "Memory that the process takes, with what it shares.", [("", "", str(memory[0]))])
+    of_files = Family("gauge", "Of it, pages of files, such as mapped weights.", [("", "", str(memory[1]))])
+    return {f"{PROCESS}resident_memory_bytes": total, f"{PROCESS}resident_memory_mapped_bytes": of_files}
 
 
 def _of_keys(keys: Mapping[str, Mapping[str, int]]) -> dict[str, Family]:
