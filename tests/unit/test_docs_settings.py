@@ -54,6 +54,7 @@ def test_the_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
         path="/v1/chat/completions",
         status=200,
         session=7,
+        batch=None,
         prompt_tokens=112,
         cached_tokens=96,
         completion_tokens=48,
