@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lmserve.cli import main
-from lmserve.model import options
+from lmserve.model import open_checkpoint, options, weights_cache
 from lmserve.model.families import qwen3
 from safetensors.numpy import save_file
 
@@ -89,3 +89,25 @@ def test_it_loads_neither_torch_nor_litestar(folder: Path) -> None:
         f"from lmserve.cli import main; sys.exit(main(['plan', {str(folder)!r}, '--device', 'cpu']))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_it_says_where_the_weights_are(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(*flags: str) -> str:
+        assert main(["plan", str(folder), "--device", "cpu", *flags]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Weights   "))
+
+    assert (
+        weights() == weights("--weights-cache", "off") == "Weights   packed at every start, into memory of this process"
+    )
+    monkeypatch.setattr(weights_cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(weights_cache, "SPARE_BYTES", 0)
+    written = weights()
+    assert written.startswith("Weights   packed at the first start, which writes ")
+    assert written.endswith(f" to {folder / 'weights.lmserve'} for later starts")
+    monkeypatch.setattr(weights_cache, "available_memory", lambda: 1000)
+    assert weights() == f"{written} and maps them from there itself"
+    monkeypatch.setattr(weights_cache, "packed_made_of", lambda _: weights_cache.key_of(open_checkpoint(folder), None))
+    assert weights().startswith(f"Weights   mapped from {folder / 'weights.lmserve'}: ")
+    assert not (folder / "weights.lmserve").exists()

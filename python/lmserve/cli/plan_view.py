@@ -17,11 +17,12 @@ def _weights(memory: MemoryPlan) -> str:
     """Where they are, and what that takes."""
     cache = memory.weights_cache
     if cache is None:
-        return "packed at every start, in memory of this process"
+        return "packed at every start, into memory of this process"
     if cache.is_there:
         return f"mapped from {cache.path}: processes share them, and the system may drop them and read them again"
-    also = "and mapped from there" if cache.maps else "and kept in memory of this process"
-    return f"packed now, written to {cache.path} ({format_size(memory.weight_bytes)}) for later starts, {also}"
+    mapped = " and maps them from there itself" if cache.maps else ""
+    size = format_size(memory.weight_bytes)
+    return f"packed at the first start, which writes {size} to {cache.path} for later starts{mapped}"
 
 
 def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
