@@ -80,6 +80,7 @@ class PhiMoe(PreNormDecoder[A, W]):
     def __init__(self, config: SparseConfig, load: Loader[A, W]) -> None:
         hidden, eps, tied = config.hidden_size, config.norm_eps, config.tie_word_embeddings
         self.ops, self.config = load.ops, config
+        self.embedding_scale, self.residual_scale = 1.0, 1.0
         self.embedding = load.embedding("model.embed_tokens", config.vocab_size, hidden, head=tied)
         self.layers = [
             _layer(config, index, load.within(f"model.layers.{index}")) for index in range(config.num_layers)
