@@ -30,9 +30,10 @@ PACKED_TYPES = (
     "TQ1_0",
     "TQ2_0",
 )
-# Those that become floats first, which is exact, and takes their memory.
-UNPACKED_TYPES = ("Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
-QUANTIZED_TYPES = PACKED_TYPES + UNPACKED_TYPES
+# Those that become blocks of Q6_K first, which is exact, and those that become floats, which takes their memory.
+REPACKED_TYPES = ("IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
+UNPACKED_TYPES = ("Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S")
+QUANTIZED_TYPES = PACKED_TYPES + UNPACKED_TYPES + REPACKED_TYPES
 
 
 class TensorSource(Protocol):
