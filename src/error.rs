@@ -1,5 +1,5 @@
-//! The one error type of the core. Every variant says what went wrong, the limit, and what was given; its kind decides
-//! the HTTP status and the `code` that a client sees, so that no layer above has to guess.
+//! The one error type of the core. Its message says what went wrong, the limit, and what was given. Its kind decides the
+//! HTTP status that a client sees, so that no layer above has to guess.
 
 use serde_json::{Map, Value};
 
@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 pub enum Kind {
     /// 400: the request can never succeed as it was sent.
     Invalid,
-    /// 404: a model, session or route that is not here.
+    /// 404: the model, session or route does not exist.
     NotFound,
-    /// 409: the session already runs a turn; retry after it.
+    /// 409: the session is already running a turn; retry after it.
     Conflict,
     /// 429: the queue is full or a quota is spent; retry later.
     Busy,
@@ -58,9 +58,9 @@ pub struct Error {
     pub code: &'static str,
     /// What, the limit, and what was given.
     pub message: String,
-    /// The request field at fault, where there is one.
+    /// The request field at fault, if there is one.
     pub param: Option<String>,
-    /// Numbers a client may act on (`context_length`, `retry_after`, ...), merged into the error object.
+    /// Numbers that a client can use (`context_length`, `retry_after`, ...), merged into the error object.
     pub details: Box<Map<String, Value>>,
 }
 
@@ -96,7 +96,7 @@ impl Error {
         self
     }
 
-    /// Adds one number or word a client may act on.
+    /// Adds one number or word that a client can use.
     #[must_use]
     pub fn with_detail(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.details.insert(key.to_owned(), value.into());

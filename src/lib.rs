@@ -1,8 +1,8 @@
-//! The core of lmserve: it tokenizes, schedules continuous batches and keeps sessions; a model loop computes.
+//! The core of lmserve. It tokenizes, schedules continuous batches and keeps sessions; a model loop computes the steps.
 //!
-//! Layers, each importing only what stands left of it: `error, panics, request, tenant <- cpu, text <- guided, tier, kv <- sched, session, wire
-//! <- engine <- bindings`. Everything but `bindings` compiles without pyo3 (`cargo check --no-default-features`), and only `engine` (and
-//! the kernels' pool in `cpu`) owns threads.
+//! A module imports only modules of the layers to its left: `error, panics, request, tenant <- cpu, text <- guided, tier, kv <- sched,
+//! session, wire <- engine <- bindings`. Everything but `bindings` compiles without pyo3 (`cargo check --no-default-features`). Only
+//! `engine`, and the kernels' pool in `cpu`, own threads.
 
 pub mod cpu;
 pub mod engine;

@@ -1,4 +1,4 @@
-//! Panics are kept to the job that they happen in: it fails, its thread lives on, and a counter says so.
+//! A panic is confined to the job in which it happens: the job fails, its thread continues, and a counter counts it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Of this process: a thread that serves several engines tells them all.
+/// A counter of the whole process, because one thread may serve several engines.
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
 
-/// Does a job that may panic. What it borrows must be whole, or dropped, afterwards.
+/// Runs a job that may panic. What it borrows must be consistent, or dropped, afterwards.
 ///
 /// # Errors
-/// `internal_error` where it panicked.
+/// `internal_error` if it panicked.
 pub fn contain<T>(job: &str, work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         CAUGHT.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! What the machine without a GPU computes with: a pool of threads that runs one program in lockstep, and the kernels that
-//! such programs are made of. It imports `error` alone.
+//! Computes on machines without a GPU: a pool of threads that run one program in lockstep, and the kernels of which such
+//! programs consist. It imports only `error`.
 
 mod activation;
 pub mod attention;

@@ -1,5 +1,5 @@
-//! The running server behind any front: requests are prepared on a small pool, one thread owns the scheduler and drives the
-//! model through [`Executor`], and finished bytes wait in each stream's mailbox.
+//! The engine behind any front end. A small pool prepares requests. One thread owns the scheduler and drives the model through
+//! [`Executor`]. Finished bytes wait in each stream's mailbox.
 
 mod admission;
 mod answer;

@@ -1,6 +1,6 @@
-//! Answers that must follow a grammar: compiled grammars, the state of each in its sequence, and the masks of allowed tokens.
+//! Answers that must follow a grammar: compiled grammars, the state of a grammar in its sequence, and the masks of allowed tokens.
 //!
-//! A pure layer over `llguidance`: no clock, no thread. A panic of that crate is an error of the one request.
+//! This is a pure layer over `llguidance`, without a clock or a thread. A panic of that crate fails only the request at hand.
 
 mod answer;
 mod cache;

@@ -1,26 +1,26 @@
-//! How far everything is known of a model with recurrent layers: the blocks of a prefix, and the state right behind it.
+//! Finds how much of a prefix can be reused by a model with recurrent layers: the blocks of the prefix, and the state right after it.
 
 use super::chain::ChainId;
 use super::pool::{BlockPool, Shelves};
 use super::state::Found;
 
-/// A known prefix. Its blocks and its slot are held for the caller, who must give them up.
+/// A known prefix. Its blocks and its slot are held for the caller, who must release them.
 #[derive(Debug)]
 pub(super) struct Known {
     /// Full blocks.
     pub(super) blocks: Vec<u32>,
-    /// Of the last of them.
+    /// Chain of the last of them.
     pub(super) chain: ChainId,
     /// Tokens of the prefix.
     pub(super) tokens: usize,
-    /// The state behind them.
+    /// The state after them.
     pub(super) slot: u32,
-    /// The block with the keys and values of the tokens behind the full blocks, to be copied, if there are such tokens.
+    /// The block with the keys and values of the tokens after the full blocks, which must be copied; absent if there are no such tokens.
     pub(super) source: Option<u32>,
 }
 
 impl BlockPool {
-    /// The longest prefix of `tokens`, which follow those of `chain`, that has more than `beyond` tokens and is known.
+    /// The longest known prefix of `tokens` with more than `beyond` tokens. `tokens` follow those of `chain`.
     pub(super) fn match_known(
         &self,
         chain: ChainId,
@@ -46,7 +46,7 @@ impl BlockPool {
         })
     }
 
-    /// Tokens of the longest known prefix of `tokens`.
+    /// Number of tokens of the longest known prefix of `tokens`.
     pub(super) fn count_known(&self, tenant: u32, tokens: &[u32]) -> usize {
         let shelves = self.shelves();
         let found = self.search(&shelves, self.root(tenant), tokens, 0, false);

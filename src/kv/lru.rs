@@ -46,14 +46,14 @@ impl LruList {
         Some(self.head).filter(|&block| block != NONE)
     }
 
-    /// Takes the least recently used block.
+    /// Removes and returns the least recently used block.
     pub(super) fn pop_front(&mut self) -> Option<u32> {
         let block = self.front()?;
         self.remove(block);
         Some(block)
     }
 
-    /// Takes `block` out. It must be in the list.
+    /// Removes `block`. It must be in the list.
     pub(super) fn remove(&mut self, block: u32) {
         let (prev, next) = (self.prev[block as usize], self.next[block as usize]);
         if prev == NONE {

@@ -1,4 +1,5 @@
-//! Paged KV memory as books: which block is free, owned by whom, or cached for which tokens. The bytes live in the model loop.
+//! The bookkeeping of paged KV memory: which blocks are free, which are owned, and which are cached for which tokens. The bytes are in
+//! the model loop.
 
 mod chain;
 mod known;

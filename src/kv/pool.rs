@@ -4,10 +4,10 @@
 //! evictable). A cached or owned full block has a chain id, and its children name that id as their parent, so a chain of hits
 //! compares every token of the prefix exactly once and never trusts a hash alone.
 //!
-//! The block that a finished sequence has filled in part, its tail, is cached, too: one for each chain. Who goes on with all of its
-//! tokens takes it as its own and writes on in it, so it is never shared.
+//! The block that a finished sequence has only partly filled, its tail, is cached too: one per chain. A sequence that continues with
+//! all of its tokens takes it over and writes into it, so it is never shared.
 //!
-//! Blocks leave a table tail first, so in the LRU order a child always stands before its parent and is evicted before it: no
+//! A table releases its last block first, so in the LRU order a child always comes before its parent and is evicted before it. So no
 //! cached block is ever unreachable.
 
 use std::collections::HashMap;
@@ -22,12 +22,12 @@ use super::window_blocks::WindowBlocks;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cached {
-    /// Where the index has it; a tail that belongs to a snapshot is found through that.
+    /// Where the index has it. A tail that belongs to a snapshot is found through the snapshot.
     key: Option<u64>,
     pub(super) parent: ChainId,
-    /// Of a full block; a tail has none.
+    /// Chain of a full block; a tail has none.
     pub(super) chain: Option<ChainId>,
-    /// Tokens whose K and V it holds.
+    /// Number of tokens whose K and V it has.
     pub(super) len: usize,
 }
 
@@ -40,12 +40,12 @@ pub(super) struct Shelves {
     pub(super) tokens: Vec<u32>,
     pub(super) index: HashMap<u64, u32>,
     pub(super) evictable: LruList,
-    /// Evictable, too, but after all others: somebody said that they will be needed.
+    /// Held blocks: evictable, but only after all others, because a client has said that they will be needed.
     pub(super) held: LruList,
-    /// Until when each block is held, in milliseconds; a block before it in a chain is held as long at least.
+    /// Until when each block is held, in milliseconds. Earlier blocks of its chain are held at least as long.
     pub(super) hold_until: Vec<u64>,
     pub(super) in_held: Vec<bool>,
-    /// The time, as far as anybody has told it.
+    /// The time that was passed in last.
     pub(super) now_ms: u64,
     next_chain: ChainId,
     evictions: u64,
@@ -56,23 +56,23 @@ pub(super) struct Shelves {
 /// How many blocks are in which state; `free + owned + cached` is the pool's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Hold nothing.
+    /// Free.
     pub free: usize,
     /// Referenced by at least one table.
     pub owned: usize,
-    /// Hold known tokens, referenced by no table; evictable.
+    /// Known tokens, referenced by no table; evictable.
     pub cached: usize,
 }
 
-/// A fixed number of KV blocks with a prefix cache. One lock, held for a few instructions at a time.
+/// A fixed number of KV blocks with a prefix cache. It has one lock, which is held for a few instructions at a time.
 #[derive(Debug)]
 pub struct BlockPool {
     block_size: usize,
     num_blocks: usize,
     prefix_cache: bool,
-    /// Tenants find one another's prefixes.
+    /// Whether tenants share one prefix cache.
     shared: bool,
-    /// Of models with recurrent layers.
+    /// Only for models with recurrent layers.
     states: Option<StatePool>,
     /// Of models with layers that see a window: how many tokens the widest has.
     pub(super) window: Option<usize>,
@@ -105,7 +105,7 @@ impl Shelves {
         Some((block, cached.chain.filter(|_| found)?))
     }
 
-    /// The tail of `parent` if `tokens` begin with all that it holds and nobody owns it, and how many they are.
+    /// The tail of `parent`, with the number of its tokens, if `tokens` begin with all of them and no sequence owns it.
     fn find_tail(
         &self,
         parent: ChainId,
@@ -126,7 +126,7 @@ impl Shelves {
         found.then_some((block, cached.len))
     }
 
-    /// Whether a block holds `tokens` behind those of `parent`, and maybe more behind them.
+    /// Whether a block has `tokens` after those of `parent`, and possibly more after them.
     pub(super) fn holds(
         &self,
         block: u32,
@@ -142,7 +142,7 @@ impl Shelves {
         })
     }
 
-    /// The block is found no more.
+    /// Removes the block from the index.
     pub(super) fn forget(&mut self, block: u32) {
         if let Some(key) = self.cached[block as usize]
             .take()
@@ -226,15 +226,15 @@ impl BlockPool {
         }
     }
 
-    /// The pool with one prefix cache for all tenants: whether a prompt is answered at once may tell one what another asked.
+    /// The pool with one prefix cache for all tenants. Timing can then leak other tenants' prompts.
     #[must_use]
     pub fn shared_by_tenants(mut self) -> Self {
         self.shared = true;
         self
     }
 
-    /// The pool of a model with recurrent layers, with slots for that many states; at each multiple of `every` tokens a snapshot is
-    /// taken. A prefix is known then as far as there are both blocks and a snapshot.
+    /// The pool of a model with recurrent layers, with slots for this many states. A snapshot is taken at each multiple of `every` tokens.
+    /// A prefix is then known as far as there are both its blocks and a snapshot.
     #[must_use]
     pub fn with_states(mut self, slots: usize, every: usize) -> Self {
         self.states = (slots > 0).then(|| StatePool::new(slots, every.max(1)));
@@ -247,7 +247,7 @@ impl BlockPool {
     }
 
     pub(super) fn shelves(&self) -> MutexGuard<'_, Shelves> {
-        // Every critical section leaves the shelves whole before anything that could panic.
+        // Every critical section leaves the shelves consistent before anything that could panic.
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -266,12 +266,12 @@ impl BlockPool {
         self.prefix_cache
     }
 
-    /// Blocks that can be had now: free ones, and cached ones by eviction.
+    /// Number of available blocks: free ones, and cached ones that can be evicted.
     pub fn available(&self) -> usize {
         self.shelves().available()
     }
 
-    /// How many blocks are in which shelves.
+    /// Number of blocks by state.
     pub fn counts(&self) -> Counts {
         let shelves = self.shelves();
         let free = shelves.free.len();
@@ -283,23 +283,23 @@ impl BlockPool {
         }
     }
 
-    /// Cached blocks given up for new ones since the start.
+    /// Number of cached blocks evicted since the start.
     pub fn evictions(&self) -> u64 {
         self.shelves().evictions
     }
 
-    /// How many tables hold each block.
+    /// Number of tables that reference each block.
     pub fn references(&self) -> Vec<u32> {
         self.shelves().references.clone()
     }
 
-    /// How many of a table's blocks other tables hold, too: those of the prefixes that they share, which come first.
+    /// Number of a table's blocks that other tables share: those of a common prefix, which come first.
     pub(crate) fn shared(&self, blocks: &[u32]) -> usize {
         let shelves = self.shelves();
         blocks.partition_point(|&block| shelves.references[block as usize] > 1)
     }
 
-    /// Takes blocks that tables hold out of the prefix cache.
+    /// Removes blocks that tables reference from the prefix cache.
     pub(super) fn forget(&self, blocks: &[u32]) {
         let mut shelves = self.shelves();
         for &block in blocks {
@@ -307,7 +307,7 @@ impl BlockPool {
         }
     }
 
-    /// Whether one tenant finds what the other has left.
+    /// Whether one tenant can find what the other has cached.
     pub const fn shares(&self, tenant: u32, other: u32) -> bool {
         self.prefix_cache && self.root(tenant) == self.root(other)
     }
@@ -378,7 +378,7 @@ impl BlockPool {
         count
     }
 
-    /// Takes the tail of `parent` out of the cache, if it has one with which `tokens` begin: the block, and how many of them it holds.
+    /// Removes the tail of `parent` from the cache, if it has one with which `tokens` begin. Returns the block and its number of tokens.
     pub(super) fn take_tail(&self, parent: ChainId, tokens: &[u32]) -> Option<(u32, usize)> {
         let mut shelves = self.shelves();
         let (block, len) = shelves.find_tail(parent, tokens, self.block_size)?;
@@ -390,8 +390,8 @@ impl BlockPool {
         Some((block, len))
     }
 
-    /// Makes a block of which `tokens` have been computed the tail of `parent`, in place of what was. It is taken once its owner
-    /// has let it go.
+    /// Makes a block of which `tokens` have been computed the tail of `parent`, instead of any earlier one. It can be taken once its owner
+    /// has released it.
     pub(super) fn register_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
         if !self.prefix_cache || tokens.is_empty() {
             return;
@@ -420,7 +420,7 @@ impl BlockPool {
         shelves.tokens[at..at + len].copy_from_slice(tokens);
     }
 
-    /// Notes which tokens behind those of `parent` a block holds that is not full, for a snapshot behind them.
+    /// Records the tokens of a partly full block that come after those of `parent`, for a snapshot after them.
     pub(super) fn note_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
         let mut shelves = self.shelves();
         shelves.forget(block);
@@ -434,8 +434,8 @@ impl BlockPool {
         shelves.tokens[at..at + tokens.len()].copy_from_slice(tokens);
     }
 
-    /// Makes a computed full block findable under `parent`. Where the same tokens are cached already, that block is taken
-    /// in place of `block`, which is released. Returns the block to keep and its chain.
+    /// Adds a computed full block to the index under `parent`. If the same tokens are cached already, that block is used instead of
+    /// `block`, which is released. Returns the block to keep and its chain.
     pub(super) fn register(&self, block: u32, parent: ChainId, tokens: &[u32]) -> (u32, ChainId) {
         if !self.prefix_cache {
             return (block, parent);
@@ -454,7 +454,7 @@ impl BlockPool {
         let key = key_of(parent, tokens);
         let chain = shelves.next_chain;
         shelves.next_chain += 1;
-        // Two chains with one 64-bit key: the newer goes without an entry, which costs a recomputation and nothing else.
+        // Two chains have the same 64-bit key: the newer one gets no entry, which only costs a recomputation.
         if let Entry::Vacant(entry) = shelves.index.entry(key) {
             entry.insert(block);
             let (chain, len) = (Some(chain), tokens.len());
@@ -470,7 +470,7 @@ impl BlockPool {
         (block, chain)
     }
 
-    /// Gives up one reference to each block, last first.
+    /// Releases one reference to each block, the last block first.
     pub(super) fn release(&self, blocks: &[u32]) {
         let mut shelves = self.shelves();
         for &block in blocks.iter().rev() {

@@ -1,4 +1,4 @@
-//! What becomes of cached blocks by the word of those who will need them, or will not.
+//! Holds and drops cached blocks, as clients have said how long they will need them.
 
 use std::collections::HashMap;
 
@@ -6,18 +6,18 @@ use super::chain::ChainId;
 use super::pool::{BlockPool, Shelves, tail_key};
 
 impl BlockPool {
-    /// Tells the time, in milliseconds, by which blocks are held.
+    /// Sets the time, in milliseconds, with which holds are compared.
     pub fn set_time(&self, now_ms: u64) {
         self.shelves().now_ms = now_ms;
     }
 
-    /// What is cached of `tokens` is given up after all that nobody holds, for so many milliseconds from now.
+    /// Holds the cached blocks of `tokens` for this many milliseconds from now: they are evicted only after all that are not held.
     pub fn hold(&self, tenant: u32, tokens: &[u32], hold_ms: u64) {
         let (root, block_size) = (self.root(tenant), self.block_size());
         self.shelves().hold(root, tokens, block_size, hold_ms);
     }
 
-    /// Frees what is cached of `tokens` and of nothing else. Returns how many blocks that are.
+    /// Frees the cached blocks of `tokens` that no other prefix shares. Returns their number.
     pub fn give_up(&self, tenant: u32, tokens: &[u32]) -> usize {
         let (root, block_size) = (self.root(tenant), self.block_size());
         self.shelves().give_up(root, tokens, block_size)
@@ -25,7 +25,7 @@ impl BlockPool {
 }
 
 impl Shelves {
-    /// Nobody owns a cached block any more.
+    /// A cached block has lost its last owner.
     pub(super) fn list(&mut self, block: u32) {
         let held = self.hold_until[block as usize] > self.now_ms;
         self.in_held[block as usize] = held;
@@ -44,8 +44,7 @@ impl Shelves {
         }
     }
 
-    /// The block that is given up next: one that was held for long enough, the least recently used one, and the first one that
-    /// is held where all are.
+    /// The block to evict next: one whose hold has ended, else the least recently used one that is not held, else the first held one.
     pub(super) fn next_to_evict(&self) -> Option<u32> {
         let held = self.held.front();
         held.filter(|&block| self.hold_until[block as usize] <= self.now_ms)
@@ -76,10 +75,10 @@ impl Shelves {
         blocks
     }
 
-    /// What is cached of `tokens` is given up after all that nobody holds.
+    /// Holds the cached blocks of `tokens`: they are evicted only after all that are not held.
     fn hold(&mut self, root: ChainId, tokens: &[u32], block_size: usize, hold_ms: u64) {
         let until = self.now_ms.saturating_add(hold_ms);
-        // The last one first, so that it is given up before those that it follows.
+        // The last one first, so that it is evicted before those that it follows.
         for block in self
             .cached_chain(root, tokens, block_size)
             .into_iter()
@@ -94,7 +93,7 @@ impl Shelves {
         }
     }
 
-    /// Frees what is cached of `tokens` and of nothing else. Returns how many blocks that are.
+    /// Frees the cached blocks of `tokens` that no other prefix shares. Returns their number.
     fn give_up(&mut self, root: ChainId, tokens: &[u32], block_size: usize) -> usize {
         let mut children: HashMap<ChainId, usize> = HashMap::new();
         for cached in self.cached.iter().flatten() {

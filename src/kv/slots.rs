@@ -1,17 +1,17 @@
 //! The slots of one sequence's recurrent state.
 
-/// Slots of a table. Each is held once.
+/// The slots of a table. Each is held once.
 #[derive(Debug, Default)]
 pub(super) struct TableState {
-    /// The state behind what is computed; none: nothing is computed.
+    /// The slot with the state after the computed tokens. None: nothing is computed.
     pub(super) from: Option<u32>,
-    /// Where the next step leaves it.
+    /// The slot to which the next step writes it.
     pub(super) to: Option<u32>,
-    /// A block to copy the keys and values from that come before those of the next step, in its own block.
+    /// A block whose keys and values must be copied into the sequence's own block before the next step.
     pub(super) source: Option<u32>,
 }
 
-/// What a step must know of a sequence's state.
+/// What a step needs to know about a sequence's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateSlots {
     /// The slot with its state; none: zeros.

@@ -1,8 +1,8 @@
-//! Slots of recurrent states as books: which are owned by the sequences that write them, and which are snapshots.
+//! The bookkeeping of slots of recurrent states: which are owned by the sequences that write them, and which are snapshots.
 //!
-//! A snapshot is the state after known tokens. Any number of sequences may begin with it, and none writes it. Like a block it is
-//! found by the chain of full blocks before it; the tokens behind the last of them, its tail, are compared one by one. The tail's
-//! keys and values lie in a block that others may write on in, so whoever begins there copies them.
+//! A snapshot is the state after known tokens. Any number of sequences may begin with it, and none writes it. Like a block, it is
+//! found by the chain of full blocks before it. The tokens after the last of them, its tail, are compared one by one. The tail's
+//! keys and values are in a block that another sequence may continue to fill, so a sequence that begins there copies them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,19 +10,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::chain::ChainId;
 use super::lru::LruList;
 
-/// What a snapshot is the state of.
+/// The tokens whose state a snapshot is.
 #[derive(Debug, Clone)]
 struct Snapshot {
     chain: ChainId,
-    /// Tokens behind the chain's last block, fewer than a block has.
+    /// Tokens after the chain's last block, fewer than a block has.
     tail: Vec<u32>,
-    /// The block with the tail's keys and values; none where there is no tail.
+    /// The block with the tail's keys and values; none if there is no tail.
     tail_block: Option<u32>,
 }
 
 #[derive(Debug)]
 struct Slots {
-    /// Sequences that read or write each slot.
+    /// Number of sequences that read or write each slot.
     references: Vec<u32>,
     snapshots: Vec<Option<Snapshot>>,
     free: Vec<u32>,
@@ -36,20 +36,20 @@ struct Slots {
 pub struct StateStats {
     /// Snapshots that were taken.
     pub taken: u64,
-    /// Sequences that began with one.
+    /// Sequences that began with a snapshot.
     pub hits: u64,
-    /// Snapshots given up for other states.
+    /// Snapshots evicted for other states.
     pub evictions: u64,
 }
 
-/// How many slots are what; together they are the pool's size.
+/// Number of slots by use; the sum is the pool's size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StateCounts {
-    /// Hold nothing.
+    /// Free.
     pub free: usize,
-    /// Hold the state of a sequence that runs.
+    /// The state of a running sequence.
     pub owned: usize,
-    /// Hold a snapshot.
+    /// A snapshot.
     pub snapshots: usize,
 }
 
@@ -57,16 +57,16 @@ pub struct StateCounts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
     pub(super) slot: u32,
-    /// Tokens of its tail.
+    /// Number of tokens of its tail.
     pub(super) tail: usize,
     pub(super) tail_block: Option<u32>,
 }
 
-/// A fixed number of slots for recurrent states. One lock, held for a few instructions at a time.
+/// A fixed number of slots for recurrent states. It has one lock, which is held for a few instructions at a time.
 #[derive(Debug)]
 pub struct StatePool {
     num_slots: usize,
-    /// A snapshot is taken at each multiple of that many tokens.
+    /// A snapshot is taken at each multiple of this many tokens.
     every: usize,
     slots: Mutex<Slots>,
 }
@@ -110,21 +110,21 @@ impl StatePool {
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
-        // Every critical section leaves the slots whole before anything that could panic.
+        // Every critical section leaves the slots consistent before anything that could panic.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// States that there is room for.
+    /// Number of slots.
     pub const fn num_slots(&self) -> usize {
         self.num_slots
     }
 
-    /// The first multiple of the pool's distance between snapshots that lies behind `position`.
+    /// The first multiple of the distance between snapshots after `position`.
     pub const fn next_multiple(&self, position: usize) -> usize {
         (position / self.every + 1) * self.every
     }
 
-    /// How many slots are what.
+    /// Number of slots by use.
     pub fn counts(&self) -> StateCounts {
         let slots = self.slots();
         let snapshots = slots.snapshots.iter().flatten().count();
@@ -140,18 +140,18 @@ impl StatePool {
         self.slots().stats
     }
 
-    /// How many sequences hold each slot.
+    /// Number of sequences that hold each slot.
     pub fn references(&self) -> Vec<u32> {
         self.slots().references.clone()
     }
 
-    /// Whether [`Self::take`] would give one.
+    /// Whether [`Self::take`] would return a slot.
     pub(super) fn has_room(&self) -> bool {
         let slots = self.slots();
         !slots.free.is_empty() || slots.evictable.len() > 0
     }
 
-    /// A slot to write, free or that of the snapshot that was used least recently and that nobody reads.
+    /// A slot to write: a free one, or that of the least recently used snapshot that no sequence reads.
     pub(super) fn take(&self) -> Option<u32> {
         let mut slots = self.slots();
         let slot = if let Some(slot) = slots.free.pop() {
@@ -166,7 +166,7 @@ impl StatePool {
         Some(slot)
     }
 
-    /// Gives a slot up: it is free, unless others read it or it is a snapshot.
+    /// Releases a slot. It becomes free, unless others read it or it is a snapshot.
     pub(super) fn release(&self, slot: u32) {
         let mut slots = self.slots();
         let count = &mut slots.references[slot as usize];
@@ -180,8 +180,8 @@ impl StatePool {
         }
     }
 
-    /// Makes a slot that the caller alone holds the snapshot behind `tail`, which follows the tokens of `chain`. False, and nothing
-    /// changed, if there is one already.
+    /// Makes a slot that only the caller holds the snapshot after `tail`, which follows the tokens of `chain`. Returns false and changes
+    /// nothing if there is one already.
     pub(super) fn publish(
         &self,
         slot: u32,
@@ -196,7 +196,7 @@ impl StatePool {
             other.is_some_and(|other| other.tail == tail)
         };
         if let Some(other) = known.into_iter().find(same) {
-            // The block with its tail may have been evicted, or written on in by another.
+            // The block with its tail may have been evicted, or filled further by another sequence.
             if let Some(other) = &mut slots.snapshots[other as usize] {
                 other.tail_block = tail_block;
             }
@@ -216,12 +216,12 @@ impl StatePool {
         true
     }
 
-    /// Whether one sequence alone holds a slot.
+    /// Whether a single sequence holds a slot.
     pub(super) fn is_alone(&self, slot: u32) -> bool {
         self.slots().references[slot as usize] == 1
     }
 
-    /// Takes a snapshot back whose slot the caller alone holds, to write it; false if another reads it.
+    /// Turns a snapshot whose slot only the caller holds back into a slot to write. Returns false if another sequence reads it.
     pub(super) fn take_back(&self, slot: u32) -> bool {
         let mut slots = self.slots();
         let alone = slots.references[slot as usize] == 1;
@@ -231,8 +231,8 @@ impl StatePool {
         alone
     }
 
-    /// The snapshot on `chain` with the longest tail that `tokens` begin with, of those longer than `beyond` (if given) that are
-    /// `usable`; `hold` keeps it from being evicted.
+    /// The snapshot on `chain` with the longest tail with which `tokens` begin, of those that are longer than `beyond` (if given) and
+    /// `usable`. `hold` protects it from eviction.
     pub(super) fn longest(
         &self,
         chain: ChainId,

@@ -1,4 +1,4 @@
-//! The blocks and the recurrent state of one sequence, owned: dropping the table gives them back.
+//! The blocks and the recurrent state that one sequence owns. Dropping the table releases them.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use super::window_blocks::TableWindow;
 #[derive(Debug)]
 pub struct BlockTable {
     pool: Arc<BlockPool>,
-    /// Shared with the step that reads it, so that a step costs no copy of it; changed only between steps.
+    /// Shared with the step that reads it, so that a step needs no copy. It changes only between steps.
     blocks: Arc<Vec<u32>>,
-    /// Leading blocks that are in the prefix cache, and the chain of the last of them.
+    /// Number of leading blocks that are in the prefix cache, and the chain of the last of them.
     registered: usize,
     chain: ChainId,
-    /// Tokens that were known when it was made.
+    /// Number of tokens that were cached when the table was created.
     known: usize,
-    /// Of models with recurrent layers.
+    /// Only for models with recurrent layers.
     pub(super) state: Option<TableState>,
     /// Of models with layers that see a window.
     pub(super) window: Option<TableWindow>,
 }
 
 impl BlockTable {
-    /// The cached blocks of the longest known prefix of `tokens`, shared with whoever else holds them, and the state behind it.
+    /// A table with the cached blocks of the longest known prefix of `tokens`, shared with other tables, and the state after it.
     pub fn from_prefix(pool: &Arc<BlockPool>, tenant: u32, tokens: &[u32]) -> Self {
         let mut table = Self {
             pool: Arc::clone(pool),
@@ -48,7 +48,8 @@ impl BlockTable {
         table
     }
 
-    /// Tokens that were known when it was made: those of its blocks, and of a model with recurrent layers as far as its state goes.
+    /// Number of tokens that were cached when the table was created: those of its blocks, for a model with recurrent layers as far as its
+    /// state reaches.
     pub const fn known(&self) -> usize {
         self.known
     }
@@ -58,24 +59,24 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// The block ids as they are now, whatever becomes of the table.
+    /// A snapshot of the block ids that does not change with the table.
     pub fn snapshot(&self) -> Arc<Vec<u32>> {
         Arc::clone(&self.blocks)
     }
 
-    /// Tokens that the table has room for.
+    /// Number of tokens for which the table has room.
     pub fn capacity(&self) -> usize {
         self.blocks.len() * self.pool.block_size()
     }
 
-    /// How many new blocks room for `tokens` tokens would take.
+    /// Number of new blocks that room for `tokens` tokens would need.
     pub fn missing(&self, tokens: usize) -> usize {
         tokens
             .div_ceil(self.pool.block_size())
             .saturating_sub(self.blocks.len())
     }
 
-    /// Makes room for `tokens` tokens in all and for their state; false if the pool cannot give the blocks or the slot.
+    /// Makes room for `tokens` tokens in all and for their state. Returns false if the pool has not enough blocks or no slot.
     pub fn grow(&mut self, tokens: usize) -> bool {
         if !self.make_state_room() {
             return false;
@@ -89,7 +90,7 @@ impl BlockTable {
         found
     }
 
-    /// Gives up the blocks behind the first `tokens` tokens. None of them may be in the prefix cache.
+    /// Releases the blocks after the first `tokens` tokens. None of them may be in the prefix cache.
     pub fn truncate(&mut self, tokens: usize) {
         let kept = tokens.div_ceil(self.pool.block_size());
         if kept < self.blocks.len() {
@@ -122,13 +123,13 @@ impl BlockTable {
         }
     }
 
-    /// Takes its blocks out of the prefix cache, for whoever comes; those that share them keep them.
+    /// Removes its blocks from the prefix cache, so that no sequence finds them. Sequences that share them keep them.
     pub fn forget(&self) {
         self.pool.forget(&self.blocks[..self.registered]);
     }
 
-    /// Takes the block that holds what comes next of `tokens` in part, if one is cached. Nothing may have been added to the blocks
-    /// of the prefix yet. Returns the tokens that it holds.
+    /// Takes over the cached, partly full block with the next of `tokens`, if there is one. Nothing may have been added to the blocks of
+    /// the prefix yet. Returns the number of its tokens.
     pub fn take_tail(&mut self, tokens: &[u32]) -> usize {
         let rest = tokens.get(self.capacity()..).unwrap_or_default();
         let Some((block, len)) = self.pool.take_tail(self.chain, rest) else {
@@ -139,8 +140,8 @@ impl BlockTable {
         len
     }
 
-    /// Leaves the block that the first `computed` tokens fill in part to whoever goes on with them; the table must be dropped
-    /// before its tokens change.
+    /// Caches the block that the first `computed` tokens fill only partly, for a sequence that continues from them. The table must be
+    /// dropped before its tokens change.
     pub fn leave_tail(&self, tokens: &[u32], computed: usize) {
         let filled = self.registered * self.pool.block_size();
         if let (Some(&block), true) = (self.blocks.get(self.registered), computed > filled) {
@@ -149,8 +150,8 @@ impl BlockTable {
         }
     }
 
-    /// Takes blocks that others have put into the prefix cache since, in place of its own or beyond them: those of the longest
-    /// known prefix of `tokens` behind what is registered already. Returns the tokens of all registered blocks.
+    /// Takes over blocks that others have put into the prefix cache meanwhile, instead of its own or beyond them: those of the longest
+    /// known prefix of `tokens` after the registered blocks. Returns the number of tokens of all registered blocks.
     pub fn adopt(&mut self, tokens: &[u32]) -> usize {
         let size = self.pool.block_size();
         let rest = tokens.get(self.registered * size..).unwrap_or_default();
@@ -161,7 +162,7 @@ impl BlockTable {
         self.registered * size
     }
 
-    /// Puts blocks of the prefix cache, which the caller holds and the last of which is `chain`'s, behind those that are registered.
+    /// Appends blocks of the prefix cache to the registered ones. The caller holds them, and the last of them is `chain`'s.
     pub(super) fn take_over(&mut self, found: Vec<u32>, chain: ChainId) {
         self.chain = chain;
         if !found.is_empty() {
@@ -185,18 +186,18 @@ impl BlockTable {
         }
     }
 
-    /// The pool that its blocks are of.
+    /// The pool of its blocks.
     pub fn pool(&self) -> &Arc<BlockPool> {
         &self.pool
     }
 
-    /// The chain of the blocks that are in the prefix cache, their tokens, and the block after them.
+    /// The chain of the registered blocks, their number of tokens, and the block after them.
     pub(super) fn registered(&self) -> (ChainId, usize, Option<u32>) {
         let block = self.blocks.get(self.registered).copied();
         (self.chain, self.registered * self.pool.block_size(), block)
     }
 
-    /// Whether the first block of `tokens` that neither has registered would be the same one for both.
+    /// Whether the first block of `tokens` that neither table has registered would be the same for both.
     pub fn shares_next_block(&self, tokens: &[u32], other: &Self, others: &[u32]) -> bool {
         let size = self.pool.block_size();
         let next = |table: &Self| table.registered * size..(table.registered + 1) * size;
@@ -207,7 +208,7 @@ impl BlockTable {
             && block == others.get(next(other))
     }
 
-    /// Where the K and V of token `position` go: block id * block size + offset.
+    /// The slot for the K and V of token `position`: block id * block size + offset.
     pub fn slot(&self, position: usize) -> usize {
         let size = self.pool.block_size();
         self.blocks[position / size] as usize * size + position % size

@@ -1,7 +1,7 @@
 //! The recurrent state of one sequence.
 //!
-//! A sequence reads its state from one slot and writes it to another. Where it begins with a snapshot, or has just left one, these
-//! differ in its next step; then the state moves along in place. So a snapshot costs no copy.
+//! A sequence reads its state from one slot and writes it to another. If it begins with a snapshot, or has just taken one, the two
+//! slots differ in its next step; otherwise it updates the state in place. So a snapshot needs no copy.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::slots::StateSlots;
 use super::table::BlockTable;
 
 impl BlockTable {
-    /// Begins with what is known of `tokens` beyond the first `computed` in place of its own state: blocks, and the state behind
-    /// them. Returns the tokens that are known then. Of a model with recurrent layers only.
+    /// Replaces its own state by the longest known prefix of `tokens` beyond the first `computed`: blocks, and the state after them.
+    /// Returns the number of known tokens. Only for a model with recurrent layers.
     pub fn adopt_state(&mut self, tokens: &[u32], computed: usize) -> usize {
         let (chain, filled, _) = self.registered();
         let rest = tokens.get(filled..).unwrap_or_default();
@@ -41,7 +41,7 @@ impl BlockTable {
         filled + tokens
     }
 
-    /// Whether there is, or could be had, a slot to write a state to.
+    /// Whether it has, or could get, a slot to write a state to.
     pub fn has_state_room(&self) -> bool {
         let (Some(state), Some(states)) = (&self.state, self.pool().states()) else {
             return true;
@@ -51,7 +51,7 @@ impl BlockTable {
             || state.from.is_some_and(|read| states.is_alone(read))
     }
 
-    /// Finds a slot to write the state to: another one, or else that of the snapshot it begins with, if nobody else reads it.
+    /// Finds a slot to write the state to: another one, or else that of the snapshot with which it begins, if no other sequence reads it.
     pub(super) fn make_state_room(&mut self) -> bool {
         let pool = Arc::clone(self.pool());
         let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
@@ -65,7 +65,7 @@ impl BlockTable {
         state.to.is_some()
     }
 
-    /// What the next step does with its state; None where the model has no recurrent layers, or no room was made.
+    /// What the next step does with its state. None if the model has no recurrent layers, or if no room was made.
     pub fn state_slots(&self) -> Option<StateSlots> {
         let state = self.state.as_ref()?;
         Some(StateSlots {
@@ -75,7 +75,7 @@ impl BlockTable {
         })
     }
 
-    /// Books that the step has been computed: the state is where it was to go.
+    /// Records that the step was computed: the state is now in the slot to which it was written.
     pub fn advance_state(&mut self) {
         let pool = Arc::clone(self.pool());
         if let (Some(state), Some(states)) = (&mut self.state, pool.states()) {
@@ -89,15 +89,15 @@ impl BlockTable {
         }
     }
 
-    /// Leaves a snapshot behind the first `computed` of `tokens`, which are all that is computed. Whoever goes on from there, this
-    /// sequence too, writes to another slot.
+    /// Takes a snapshot after the first `computed` of `tokens`, which are all computed tokens. Every sequence that continues from there,
+    /// including this one, writes to another slot.
     pub fn leave_snapshot(&mut self, tokens: &[u32], computed: usize) {
         let (chain, filled, block) = self.registered();
         let pool = Arc::clone(self.pool());
         let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
             return;
         };
-        // Where the two differ, nothing has been computed since a snapshot.
+        // If the two differ, nothing has been computed since a snapshot.
         let (Some(slot), true) = (state.from, state.from == state.to) else {
             return;
         };
@@ -128,7 +128,7 @@ impl BlockTable {
         })
     }
 
-    /// The block that it holds to copy from.
+    /// The block from which it will copy.
     pub fn copied_block(&self) -> Option<u32> {
         self.state.as_ref()?.source
     }

@@ -1,10 +1,10 @@
-//! Books the outcome of a step.
+//! Records the outcome of a step.
 
 use super::scheduler::Scheduler;
 use super::sequence::{FinishReason, Sequence};
 use crate::error::{Error, Result};
 
-/// What stands in the place of a token where the row's logits are not finite.
+/// Takes the place of a token if the row's logits are not finite.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// A sequence that ended; dropping it frees its blocks.
@@ -16,9 +16,9 @@ pub struct Finished {
     pub reason: FinishReason,
 }
 
-/// Told of each sampled token; its answer, if any, ends the sequence.
+/// Is called for each sampled token. If it returns a reason, the sequence ends.
 pub trait StepTokens {
-    /// `row` is the token's place among the step's sampled rows; `reason` says that the scheduler ends the sequence by itself.
+    /// `row` is the token's index among the step's sampled rows. With `reason`, the scheduler ends the sequence by itself.
     fn on_token(
         &mut self,
         id: u64,
@@ -27,19 +27,19 @@ pub trait StepTokens {
         reason: Option<FinishReason>,
     ) -> Option<FinishReason>;
 
-    /// Told of a sequence with a row whose logits are not finite; it ends without a further token.
+    /// Is called for a sequence with a row whose logits are not finite. The sequence ends without a further token.
     fn on_no_token(&mut self, _id: u64) {}
 
-    /// Told of each token of a prompt that is scored, in order, the first one left out: `row` has its log-probability.
+    /// Is called for each token of a scored prompt, in order, except the first one. `row` has its log-probability.
     fn on_prompt_token(&mut self, id: u64, row: usize, token: u32);
 }
 
 impl Scheduler {
-    /// Books the outcome of the step planned last. `sampled` holds one token per sampled row, or [`NO_TOKEN`]. Sequences that ended
-    /// are appended to `finished`; those aborted since the plan are passed over.
+    /// Records the outcome of the step planned last. `sampled` has one token per sampled row, or [`NO_TOKEN`]. Sequences that ended
+    /// are appended to `finished`; those aborted since the plan are skipped.
     ///
     /// # Errors
-    /// `internal_error` if the number of tokens is not the number of rows; nothing is booked then.
+    /// `internal_error` if the number of tokens is not the number of rows; nothing is recorded then.
     pub fn commit(
         &mut self,
         sampled: &[u32],
@@ -106,7 +106,7 @@ impl Scheduler {
             }
             if broken {
                 events.on_no_token(scheduled.id);
-                // What was computed of it is nothing to go on from, for nobody.
+                // Nothing may continue from what was computed of it.
                 sequence.table.forget();
                 sequence.detach(&self.pool);
                 reason = Some(FinishReason::Abort);

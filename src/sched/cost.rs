@@ -1,25 +1,25 @@
-//! What a row more costs a step, learned from the steps that have run: it differs with the machine, the model and the batch.
+//! The marginal time of one sampled row. It differs with the machine, the model and the batch, and is learned from past steps.
 
 /// Weight of the latest step.
 const RATE: f64 = 1.0 / 64.0;
-/// How far the rows of steps must vary (in rows, squared) for what they show to count as much as what was assumed.
+/// Variance of the number of rows (in rows, squared) at which the measured value counts as much as the assumed one.
 const ROWS_DOUBT: f64 = 0.1;
-/// The same of their contexts, whose tokens are assumed to cost nothing.
+/// The same for contexts, whose tokens are assumed to cost nothing.
 const CONTEXT_DOUBT: f64 = 1e4;
-/// A step that takes so many times what was expected was held up by something else.
+/// A step that takes this many times the expected time was delayed by something else.
 const OUTLIER: f64 = 3.0;
 
-/// What a step is made of: rows, and tokens that they attend to, those of a sequence counted once.
+/// The size of a step: its rows, and the tokens that they attend to, counted once per sequence.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Size {
     pub(super) rows: f64,
     pub(super) context: f64,
 }
 
-/// A plane through the times of the last steps, by their sizes: least squares whose weights decay.
+/// A plane fitted to the times of the last steps by their sizes: least squares with decaying weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepCost {
-    /// What a row adds, in steps without rows: assumed where the steps' rows do not vary.
+    /// Marginal time of a row, in steps without rows. It is used while the steps' rows do not vary.
     assumed: f64,
     steps: f64,
     mean: Size,
@@ -48,7 +48,7 @@ impl StepCost {
         }
     }
 
-    /// Takes in a step in which each token was a sampled row.
+    /// Adds a step in which each token was a sampled row.
     pub(super) fn note(&mut self, size: Size, seconds: f64) {
         let seconds = if self.steps > 0.0 {
             seconds.min(OUTLIER * self.expected(size))
@@ -70,7 +70,7 @@ impl StepCost {
         take(&mut self.covariance.context, context * longer);
     }
 
-    /// What a step of that size takes, and what one more row of its sequences adds, in one unit or another.
+    /// Time of a step of this size, and marginal time of one more row of its sequences, in the same unit.
     pub(super) fn of(&self, size: Size) -> (f64, f64) {
         if self.steps == 0.0 || self.seconds <= 0.0 {
             return (self.assumed.mul_add(size.rows, 1.0), self.assumed);
@@ -82,18 +82,18 @@ impl StepCost {
         let slopes = self.slopes();
         let rows = slopes.rows * (size.rows - self.mean.rows);
         let context = slopes.context * (size.context - self.mean.context);
-        // Far from what has been seen a plane may come to anything.
+        // Far from the measured steps, the plane may give any value.
         (self.seconds + rows + context).max(self.seconds / 4.0)
     }
 
-    /// Seconds that a row adds, and a token of context.
+    /// Marginal seconds of a row, and of a token of context.
     fn slopes(&self) -> Size {
         let assumed = self.assumed * self.seconds / self.assumed.mul_add(self.mean.rows, 1.0);
         let rows_variance = self.variance.rows + ROWS_DOUBT;
         let context_variance = self.variance.context + CONTEXT_DOUBT;
         let rows = ROWS_DOUBT.mul_add(assumed, self.covariance.rows);
         let context = self.covariance.context;
-        // The doubts keep it above 0.
+        // The added variances keep it above 0.
         let determinant = rows_variance.mul_add(context_variance, -self.shared * self.shared);
         let slope = rows.mul_add(context_variance, -self.shared * context) / determinant;
         let context = context.mul_add(rows_variance, -self.shared * rows) / determinant;

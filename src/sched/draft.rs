@@ -1,30 +1,31 @@
-//! Drafts by prompt lookup (Saxena 2023, "Prompt Lookup Decoding"): what a sequence's last tokens were followed by where they stood
-//! in it before. The model then says in one step how much of it is right.
+//! Drafts by prompt lookup (Saxena 2023, "Prompt Lookup Decoding"): the tokens that followed an earlier occurrence of the sequence's
+//! last tokens. The model then checks in one step how many of them are right.
 
-/// Tokens that two places must have in common.
+/// Minimum number of tokens that two places must have in common.
 const MIN_MATCH: usize = 2;
-/// Longer matches are not told apart.
+/// Longer matches are not distinguished.
 const MAX_MATCH: usize = 8;
-/// Earlier places that are compared, the latest first.
+/// Number of earlier places that are compared, the latest first.
 const MAX_PLACES: usize = 8;
-/// How often the token after a match of that many tokens was the one that came: the mean over summaries, corrections, edits of code
-/// and chat. A sequence begins with these shares and goes on with its own.
+/// How often the token after a match of this many tokens was right: the mean over summaries, corrections, edits of code and chat.
+/// A sequence begins with these shares and continues with its own.
 const SHARES: [f32; MAX_MATCH + 1] = [0.0, 0.0, 0.5, 0.65, 0.72, 0.78, 0.84, 0.9, 0.95];
-/// Weight of what came last in a sequence's own shares.
+/// Weight of the latest outcome in a sequence's own shares.
 const RATE: f32 = 0.1;
 const NONE: u32 = u32::MAX;
 
-/// Follows one sequence and drafts what may come next. A token costs the same however long the sequence is, and takes 8 to 12
-/// bytes.
+/// Follows one sequence and drafts what may come next. The time per token does not depend on the sequence's length. A token takes 8 to
+/// 12 bytes.
 #[derive(Debug)]
 pub(super) struct Drafter {
-    /// By the hash of [`MIN_MATCH`] tokens: where their last one last stood. A power of two, at least one for each token.
+    /// By the hash of [`MIN_MATCH`] tokens: the latest place of the last one. Its length is a power of two, at least one entry per token.
     heads: Vec<u32>,
-    /// For each token: the place before it with the same hash.
+    /// For each token: the previous place with the same hash.
     earlier: Vec<u32>,
     /// Place of the token that should come next.
     source: usize,
-    /// Tokens that the end of the sequence and those before `source` have in common, up to [`MAX_MATCH`]; 0: nothing is expected.
+    /// Number of tokens that the end of the sequence and the tokens before `source` have in common, up to [`MAX_MATCH`]. 0: there is no
+    /// match.
     matched: usize,
     shares: [f32; MAX_MATCH + 1],
 }
@@ -39,7 +40,7 @@ fn hash(tokens: &[u32]) -> usize {
 }
 
 impl Drafter {
-    /// One that knows `tokens`.
+    /// A draft state for `tokens`.
     pub(super) fn new(tokens: &[u32]) -> Self {
         let mut drafter = Self {
             heads: Vec::new(),
@@ -53,7 +54,7 @@ impl Drafter {
         drafter
     }
 
-    /// Notes the last one of `tokens`, which the sequence gained.
+    /// Adds the last one of `tokens`, which the sequence has just gained.
     pub(super) fn push(&mut self, tokens: &[u32]) {
         let Some(&token) = tokens.last() else { return };
         self.index(tokens);
@@ -61,7 +62,7 @@ impl Drafter {
             return self.find(tokens);
         }
         let came = tokens[self.source] == token;
-        // Whether it was drafted or not, so that learning costs no step.
+        // This is done whether or not it was drafted, so that learning costs no step.
         let share = &mut self.shares[self.matched];
         *share += RATE * (f32::from(u8::from(came)) - *share);
         if came {
@@ -72,8 +73,8 @@ impl Drafter {
         }
     }
 
-    /// Appends up to `most` tokens that may follow `tokens` to `draft`, as long as `pays` says so of the probability that all up to
-    /// one come.
+    /// Appends up to `most` tokens that may follow `tokens` to `draft`, as long as `pays` accepts the probability that all tokens up to
+    /// this one are right.
     pub(super) fn draft(
         &self,
         tokens: &[u32],
@@ -97,7 +98,7 @@ impl Drafter {
         }
     }
 
-    /// Puts the tokens that are new in the tables.
+    /// Adds the new tokens to the tables.
     fn index(&mut self, tokens: &[u32]) {
         if tokens.len() > self.heads.len() {
             self.heads = vec![NONE; (2 * tokens.len()).next_power_of_two()];

@@ -1,6 +1,6 @@
-//! Looks ahead before a sequence is admitted: the blocks that the batch will take at its peak, while the newcomer is in it, must
-//! be there (after Gong et al. 2025, "Past-Future Scheduler for LLM Serving under SLA Guarantees"). How long an answer gets is
-//! known where its limit alone ends it; where something else may, it is guessed from the answers seen lately.
+//! Decides whether a sequence can be admitted: there must be enough blocks for the peak of the batch while the newcomer is in it
+//! (after Gong et al. 2025, "Past-Future Scheduler for LLM Serving under SLA Guarantees"). The length of an answer is known if
+//! only its limit can end it. Otherwise it is estimated from recent answers.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -9,19 +9,19 @@ use super::config::SchedulerConfig;
 use super::sequence::Sequence;
 use crate::kv::BlockPool;
 
-/// Answers whose lengths are remembered.
+/// Number of answers whose lengths are remembered.
 const RECENT: usize = 512;
-/// So many remembered answers count as much as the assumption that an answer takes all that it may.
+/// Number of remembered answers that count as much as the assumption that an answer reaches its limit.
 const DOUBT: f32 = 1.0;
-/// The share of answers of which no end is known, below which a long one is expected to end as well.
+/// If fewer than this share of answers have no known end, a long one is expected to end as well.
 const UNKNOWN: f32 = 0.1;
-/// Tokens expected of an answer where neither its client nor any other answer tells how long it gets.
+/// Expected number of tokens of an answer if neither its client nor other answers give an estimate.
 const UNTOLD: usize = 512;
-/// The share of answers that are no longer than what is expected of a newcomer.
+/// Quantile of the answers' lengths that is expected of a newcomer.
 const MEDIAN: f32 = 0.5;
-/// Of the blocks of answers whose ends are guessed, so many that one is kept for those that get longer.
+/// For this many blocks of answers with estimated ends, one block is reserved for answers that get longer.
 const RESERVE: usize = 32;
-/// Lengths are told apart exactly below 8, and to an eighth of their power of two up to 2^24.
+/// Lengths are exact below 8, and rounded to an eighth of their power of two up to 2^24.
 const BUCKETS: usize = 8 * 22;
 
 const fn bucket_of(len: usize) -> usize {
@@ -45,13 +45,13 @@ const fn longest_in(bucket: usize) -> usize {
     ((9 + bucket % 8) << (bucket / 8 - 1)) - 1
 }
 
-/// How many answers reach which length (Kaplan and Meier 1958: an answer that was cut off, or still runs, shows a length that is
-/// reached, and no end).
+/// How many answers reach which length (Kaplan and Meier 1958: an answer that was cut off, or is still running, shows that a length is
+/// reached, but no end).
 #[derive(Debug)]
 struct Lengths {
-    /// The share of answers that get longer than the lengths of all buckets before.
+    /// The share of answers that get longer than all lengths of the previous buckets.
     reached: [f32; BUCKETS + 1],
-    /// The longest that ended by itself.
+    /// The longest answer that ended by itself.
     longest: usize,
 }
 
@@ -81,12 +81,12 @@ impl Lengths {
         }
     }
 
-    /// The length that a share of `rank` of the answers which get beyond `generated` tokens do not exceed, if that is known.
+    /// The quantile `rank` of the lengths of answers that get beyond `generated` tokens, if it is known.
     fn expected(&self, generated: usize, rank: f32) -> Option<usize> {
         let first = bucket_of(generated + 1);
         let share = self.reached[first] * (1.0 - rank);
         let bucket = (first..BUCKETS).find(|&bucket| self.reached[bucket + 1] <= share);
-        // One that gets longer than all others may get as long again.
+        // An answer that gets longer than all others may double its length.
         let beyond = || self.longest.max(2 * generated);
         let known = self.reached[BUCKETS] < UNKNOWN;
         let expected = bucket.map(longest_in).or_else(|| known.then(beyond))?;
@@ -98,24 +98,24 @@ impl Lengths {
 #[derive(Debug, Clone, Copy)]
 struct Answer {
     bucket: usize,
-    /// Not because of its limit or its client.
+    /// It ended neither by its limit nor by its client.
     by_itself: bool,
 }
 
-/// What a sequence takes until it ends.
+/// What a sequence needs until it ends.
 #[derive(Debug, Clone, Copy)]
 struct Demand {
     /// Its tokens now.
     tokens: usize,
-    /// Steps until it ends.
+    /// Number of steps until it ends.
     steps: usize,
-    /// Blocks that it needs in the last of them.
+    /// Number of blocks that it needs in the last of them.
     blocks: usize,
-    /// Of its blocks, those that others hold, too.
+    /// Number of its blocks that other sequences share.
     shared: usize,
 }
 
-/// The answers seen lately, and what they say about those that run.
+/// Recent answers, and the estimates that they give for running ones.
 #[derive(Debug, Default)]
 pub(super) struct Forecast {
     recent: VecDeque<Answer>,
@@ -137,8 +137,8 @@ impl Forecast {
         });
     }
 
-    /// Whether `newcomer`, which holds the blocks that are cached of it, may join `running`. Where nothing runs it always may.
-    /// Sequences of a higher level give way to it, so what they will take does not count.
+    /// Whether `newcomer`, which holds its cached blocks, may join `running`. If nothing is running, it always may. Sequences of a
+    /// higher level give way to it, so their future blocks do not count.
     pub(super) fn admits(
         &mut self,
         newcomer: &Sequence,
@@ -165,7 +165,7 @@ impl Forecast {
             let shared = pool.shared(sequence.table.blocks());
             others -= sequence.table.blocks().len() - shared;
             let output = expected_output(sequence, rank, &lengths, context);
-            // The last token is sampled and never computed.
+            // The last token is sampled but never computed.
             let growth = output.saturating_sub(1);
             let blocks = (sequence.tokens.len() + growth).div_ceil(block_size);
             if ends_by_itself(sequence) {
@@ -184,16 +184,16 @@ impl Forecast {
         others + self.peak(block_size) + guessed / RESERVE <= pool.num_blocks()
     }
 
-    /// Most blocks that the demands take at one time until the last of them, the newcomer's, has ended, without those that are shared.
+    /// Peak number of blocks that the demands need until the last of them, the newcomer's, has ended, without shared blocks.
     fn peak(&mut self, block_size: usize) -> usize {
         let demands = self.demands.iter();
         let all: usize = demands.map(|d| d.blocks.saturating_sub(d.shared)).sum();
         let newcomer_ends = self.demands.last().map_or(0, |demand| demand.steps);
-        // What they take only grows until one ends. From the last end backwards, each moment adds those that end then.
+        // Their needs only grow until one ends. Going backwards from the last end, each end adds the sequences that end then.
         self.demands
             .sort_unstable_by_key(|demand| Reverse(demand.steps));
         let (mut peak, mut whole, mut shared) = (0, 0, 0);
-        // How many have so many tokens in the block that is not full.
+        // Number of sequences by the number of tokens in their last, partly full block.
         let mut partial = vec![0; block_size];
         for (before, demand) in self.demands.iter().enumerate() {
             whole += demand.tokens / block_size;
@@ -212,18 +212,18 @@ impl Forecast {
     }
 }
 
-/// Whether something may end a sequence before its limit does.
+/// Whether something may end a sequence before its limit.
 fn ends_by_itself(sequence: &Sequence) -> bool {
     sequence.new.guided || !sequence.new.stop_tokens.is_empty()
 }
 
-/// Tokens that a sequence will still be given.
+/// Number of tokens that a sequence will still get.
 fn expected_output(sequence: &Sequence, rank: f32, lengths: &Lengths, context: usize) -> usize {
     let (new, generated) = (&sequence.new, sequence.output().len());
     let most = new.max_tokens;
     let expected = if ends_by_itself(sequence) {
         lengths.expected(generated, rank).unwrap_or_else(|| {
-            // A limit that is the context's end is none that a client has thought of.
+            // A limit at the end of the context was not chosen by the client.
             let said = new.prompt.len() + most < context;
             if said {
                 most
@@ -244,7 +244,7 @@ fn expected_output(sequence: &Sequence, rank: f32, lengths: &Lengths, context: u
 mod tests {
     use super::*;
 
-    /// Lengths of answers, and whether each ended by itself.
+    /// Lengths of answers, and whether each answer ended by itself.
     fn lengths(answers: impl IntoIterator<Item = (usize, bool)>) -> Lengths {
         let answers = answers.into_iter().map(|(len, by_itself)| Answer {
             bucket: bucket_of(len),
@@ -284,7 +284,7 @@ mod tests {
         let lengths = lengths(answers);
         assert_eq!(lengths.expected(0, 0.5), Some(5));
         assert_eq!(lengths.expected(5, 0.5), Some(longest_in(bucket_of(700))));
-        // And one that gets beyond all may get as long again.
+        // And one that gets beyond all of them may double its length.
         assert_eq!(lengths.expected(2000, 0.5), Some(4000));
     }
 

@@ -1,4 +1,4 @@
-//! A step while it is planned: who gets how many tokens.
+//! A step while it is being planned: which sequence gets how many tokens.
 
 use super::config::SchedulerConfig;
 
@@ -7,21 +7,21 @@ use super::config::SchedulerConfig;
 pub(super) struct Grant {
     /// Its next known tokens.
     pub(super) tokens: usize,
-    /// Tokens that may come after all known ones.
+    /// Draft tokens after all known ones.
     pub(super) drafts: Vec<u32>,
 }
 
-/// A step while it is planned.
+/// A step while it is being planned.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Tokens that nobody has been granted.
+    /// Tokens of the budget that are not granted yet.
     pub(super) budget: usize,
-    /// One for each running sequence, in their order.
+    /// One grant per running sequence, in their order.
     pub(super) grants: Vec<Grant>,
 }
 
 impl Plan {
-    /// Nothing is granted to that many running sequences yet.
+    /// A plan for this many running sequences, with nothing granted yet.
     pub(super) fn new(config: &SchedulerConfig, running: usize) -> Self {
         let mut grants = Vec::with_capacity(config.max_batch);
         grants.resize_with(running, Grant::default);
@@ -32,7 +32,7 @@ impl Plan {
     }
 }
 
-/// Sequences of a step that failed, each with the number of its tokens in that step; in a model with recurrent layers with the
-/// number of all its tokens that the step would have left computed.
+/// Sequences of a failed step, each with the number of its tokens in that step. In a model with recurrent layers, each has the
+/// number of all its tokens that would have been computed after the step.
 #[derive(Debug)]
 pub(super) struct Part(pub(super) Vec<(u64, usize)>);

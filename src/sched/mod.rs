@@ -1,7 +1,7 @@
 //! The continuous-batching scheduler: a pure state machine that says what the next step computes.
 //!
-//! There is no prefill phase and no decode phase: every sequence has `tokens - computed` tokens still to compute, and a step
-//! hands out one token budget among them (after vLLM V1's unified scheduler).
+//! There is no prefill phase and no decode phase: every sequence has `tokens - computed` tokens to compute, and a step divides
+//! one token budget among the sequences (after vLLM V1's unified scheduler).
 
 mod commit;
 mod config;

@@ -1,4 +1,4 @@
-//! What the next step computes. Each pass says who gets how many tokens; [`Scheduler::grant`] alone finds the blocks for them.
+//! Plans the next step. Each pass decides which sequences get how many tokens; only [`Scheduler::grant`] finds the blocks for them.
 
 use super::config::ENTRY_TOKENS;
 use super::grant::{Grant, Plan};
@@ -6,14 +6,14 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::Step;
 
-/// A running sequence, by its place, and the tokens that it should get.
+/// A running sequence, by its index, and the tokens that it should get.
 type Share = (usize, usize);
 
 impl Scheduler {
-    /// Decides what the next step computes. Decoding sequences come first; the oldest unfinished prompt gets three quarters of
-    /// what is left, so that it is never starved; the rest admits newcomers and then goes to the shortest remaining prompt,
-    /// so that a short one never waits behind a long one. A prompt whose next block another one computes waits for that. Drafts get
-    /// what nobody else wants. A step that failed is tried again first, in parts.
+    /// Decides what the next step computes. Decoding sequences come first. The oldest unfinished prompt gets three quarters of the
+    /// rest, so that it is never starved. What is left admits newcomers and then goes to the shortest remaining prompt, so that a short
+    /// prompt never waits for a long one. If another prompt is computing the next block of a prompt, that prompt waits for it. Drafts
+    /// get what is left after all that. A failed step is tried again first, in parts.
     pub fn plan(&mut self) -> &Step {
         if self.plan_retry() {
             return &self.step;
@@ -39,7 +39,7 @@ impl Scheduler {
         &self.step
     }
 
-    /// Takes over what others have computed of the prompts that are being computed.
+    /// For the prompts that are being computed, takes over the blocks that others have computed.
     fn adopt_prefixes(&mut self) {
         for sequence in &mut self.running {
             if sequence.remaining() > 1 {
@@ -70,8 +70,8 @@ impl Scheduler {
         Some((oldest, plan.budget - others))
     }
 
-    /// Takes the sequence that is next into the batch, if there is room for what it and the running ones will take; its place. While
-    /// there is none nobody passes it.
+    /// Admits the next waiting sequence into the batch, if there is room for what it and the running ones will need. Returns its index.
+    /// While there is no room, no other sequence overtakes it.
     fn admit_next(&mut self, plan: &mut Plan) -> Option<usize> {
         if plan.budget == 0 || self.running.len() == self.config.max_batch {
             return None;
@@ -82,7 +82,7 @@ impl Scheduler {
         let admitted = self.forecast.admits(next, running, pool, &self.config);
         if !admitted || !next.table.has_state_room() {
             next.detach(&self.pool);
-            // A block that is only to be copied may be the one that is missing, and nobody will give another up.
+            // A block that will only be copied may be the missing one, and nothing else will free a block.
             if !self.running.is_empty() || !next.table.has_state() {
                 return None;
             }
@@ -91,7 +91,7 @@ impl Scheduler {
         Some(self.start(sequence, plan))
     }
 
-    /// Takes the sequence of that id, which had run, into the batch again, if it waits and there is room for it.
+    /// Admits the sequence with this id, which has run before, into the batch again, if it is waiting and there is room for it.
     pub(super) fn admit_lost(&mut self, id: u64, plan: &mut Plan) {
         let Some(mut sequence) = self.queue.remove(id) else {
             return;
@@ -105,7 +105,7 @@ impl Scheduler {
         }
     }
 
-    /// Puts a sequence that holds its prefix into the batch; its place.
+    /// Puts a sequence that holds its prefix into the batch. Returns its index.
     fn start(&mut self, mut sequence: Box<Sequence>, plan: &mut Plan) -> usize {
         sequence.attach_tail();
         if !sequence.has_run {
@@ -134,8 +134,8 @@ impl Scheduler {
         running.filter_map(unfinished).min_by_key(|&(_, left)| left)
     }
 
-    /// Shares out the rows that are left once each running sequence has one: a prompt that is scored needs a row for each token.
-    /// Returns the rows that nobody took.
+    /// Distributes the rows that are left once each running sequence has one: a scored prompt needs a row per token. Returns the number
+    /// of unused rows.
     fn grant_scoring(&mut self, plan: &mut Plan) -> usize {
         let most = self
             .speculation
@@ -151,8 +151,8 @@ impl Scheduler {
         rows
     }
 
-    /// Gives the sequence at `at` up to `tokens` more tokens of the step, as far as they need no row beside its own.
-    /// Returns how many it got.
+    /// Gives the sequence at `at` up to `tokens` more tokens of the step, as far as they need no row besides its own. Returns how many
+    /// it got.
     pub(super) fn grant(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
         if self.waits_for_prefix(plan, at) {
             return 0;
@@ -161,7 +161,7 @@ impl Scheduler {
         self.grant_rows(plan, at, tokens.min(free))
     }
 
-    /// Whether the step computes, for another sequence, the block that comes next in the prompt of the one at `at`.
+    /// Whether the step computes the next block of the prompt at `at` for another sequence.
     fn waits_for_prefix(&self, plan: &Plan, at: usize) -> bool {
         let sequence = &self.running[at];
         let mut others = self.running.iter().zip(&plan.grants);
@@ -170,7 +170,7 @@ impl Scheduler {
             && others.any(|(other, grant)| grant.tokens > 0 && sequence.shares_next_block(other))
     }
 
-    /// As [`Self::grant`], taking blocks from the lowest ranks if it must; `tokens` may each need a row.
+    /// Like [`Self::grant`], but preempts the lowest ranks for blocks if necessary; `tokens` may each need a row.
     fn grant_rows(&mut self, plan: &mut Plan, at: usize, tokens: usize) -> usize {
         let (sequence, granted) = (&self.running[at], plan.grants[at].tokens);
         let tokens = tokens
@@ -208,7 +208,7 @@ impl Scheduler {
         self.queue.push_preempted(victim);
     }
 
-    /// Writes what each running sequence is granted down as the step's arrays.
+    /// Writes what each running sequence is granted into the step's arrays.
     pub(super) fn fill_step(&mut self, grants: Vec<Grant>) {
         self.step.clear();
         self.grants.clear();

@@ -1,4 +1,4 @@
-//! Who goes first, among the sequences that wait and among those that run.
+//! Which sequence goes first, among the waiting and among the running ones.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -7,13 +7,13 @@ use std::str::FromStr;
 use super::sequence::NewSequence;
 use crate::error::Error;
 
-/// What a generated token costs in a tenant's account, in prompt tokens (Sheng et al. 2024, "Fairness in Serving LLMs").
+/// Cost of a generated token in a tenant's account, in prompt tokens (Sheng et al. 2024, "Fairness in Serving LLMs").
 const OUTPUT_WEIGHT: u64 = 2;
 
-/// Unit of `Account::served`: divides by weights without a loss worth a name.
+/// Unit of `Account::served`, so large that division by weights loses nothing that matters.
 const TOKEN: u128 = 1 << 32;
 
-/// An order of sequences. A sequence has a level, and waits in a line of that level; a line is first come, first served.
+/// An order of sequences. A sequence has a level and waits in a line of that level. A line is first come, first served.
 pub trait Policy: Debug + Send {
     /// Sequences of the lowest level go first, and lose their blocks last.
     fn level(&self, sequence: &NewSequence) -> i32;
@@ -21,13 +21,13 @@ pub trait Policy: Debug + Send {
     /// The line, among those of its level, in which a new sequence waits.
     fn line(&self, sequence: &NewSequence) -> u32;
 
-    /// The line that is served next, of those of one level in which someone waits; they come in ascending order.
+    /// The line to serve next, of the non-empty lines of one level, given in ascending order.
     fn next_line(&self, lines: &mut dyn Iterator<Item = u32>) -> Option<u32>;
 
-    /// A sequence of a tenant came.
+    /// A sequence of a tenant has arrived.
     fn arrived(&mut self, _tenant: u32) {}
 
-    /// A sequence of a tenant ended or was aborted.
+    /// A sequence of a tenant has ended or was aborted.
     fn left(&mut self, _tenant: u32) {}
 
     /// A step computed tokens of a tenant's prompts, and sampled tokens for it.
@@ -37,18 +37,18 @@ pub trait Policy: Debug + Send {
     fn set_weight(&mut self, _tenant: u32, _weight: u32) {}
 }
 
-/// The policies there are, by name.
+/// All policies, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PolicyKind {
-    /// By priority, then the tenant that was served least for its weight, then arrival.
+    /// By priority, then by the tenant that was served the least for its weight, then by arrival.
     #[default]
     Fair,
-    /// By arrival alone.
+    /// By arrival only.
     FirstCome,
 }
 
 impl PolicyKind {
-    /// The policy, with nobody in it.
+    /// The policy, without sequences.
     pub fn policy(self) -> Box<dyn Policy> {
         match self {
             Self::Fair => Box::new(FairShares::default()),
@@ -72,7 +72,7 @@ impl FromStr for PolicyKind {
     }
 }
 
-/// First come, first served, whoever it is.
+/// First come, first served, for all tenants together.
 #[derive(Debug)]
 struct FirstCome;
 
@@ -93,9 +93,9 @@ impl Policy for FirstCome {
 #[derive(Debug)]
 struct Account {
     weight: u32,
-    /// Sequences that wait or run.
+    /// Number of sequences that wait or run.
     open: usize,
-    /// Service received for its weight: prompt tokens * `TOKEN` / weight.
+    /// Service received, relative to its weight: prompt tokens * `TOKEN` / weight.
     served: u128,
 }
 
@@ -109,7 +109,7 @@ impl Default for Account {
     }
 }
 
-/// A level for each priority, a line for each tenant; the tenant that was served least for its weight goes first.
+/// One level per priority, one line per tenant. The tenant that was served the least for its weight goes first.
 #[derive(Debug, Default)]
 struct FairShares {
     accounts: BTreeMap<u32, Account>,
@@ -134,7 +134,7 @@ impl Policy for FairShares {
         let floor = open.map(|account| account.served).min().unwrap_or(0);
         let account = self.accounts.entry(tenant).or_default();
         if account.open == 0 {
-            // A tenant that comes back has saved nothing up: it starts level with the least served active one.
+            // A tenant that comes back has saved up nothing: it starts level with the least served active one.
             account.served = account.served.max(floor);
         }
         account.open += 1;

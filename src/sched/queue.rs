@@ -11,7 +11,7 @@ type Lines = BTreeMap<u32, VecDeque<Box<Sequence>>>;
 /// The waiting sequences.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Sequences that had run and lost their blocks, by rank; before all others of their level.
+    /// Sequences that have run and were preempted, by rank. They come before all others of their level.
     preempted: VecDeque<Box<Sequence>>,
     levels: BTreeMap<i32, Lines>,
     len: usize,
@@ -36,7 +36,7 @@ impl Queue {
         self.len += 1;
     }
 
-    /// Puts back a sequence that lost its blocks; it keeps its place among its like.
+    /// Puts back a preempted sequence, in order of rank.
     pub(super) fn push_preempted(&mut self, sequence: Box<Sequence>) {
         let rank = sequence.rank();
         let at = self.preempted.partition_point(|other| other.rank() < rank);
@@ -44,7 +44,7 @@ impl Queue {
         self.len += 1;
     }
 
-    /// The sequence that is next.
+    /// The next sequence.
     pub(super) fn peek_mut(&mut self, policy: &dyn Policy) -> Option<&mut Sequence> {
         let sequence = match self.next_place(policy)? {
             Place::Preempted(at) => self.preempted.get_mut(at)?,
@@ -56,13 +56,13 @@ impl Queue {
         Some(&mut **sequence)
     }
 
-    /// Takes the sequence that is next.
+    /// Removes and returns the next sequence.
     pub(super) fn pop(&mut self, policy: &dyn Policy) -> Option<Box<Sequence>> {
         let place = self.next_place(policy)?;
         self.take(place)
     }
 
-    /// Takes the sequence of that id out, wherever it waits.
+    /// Removes the sequence with this id, wherever it waits.
     pub(super) fn remove(&mut self, id: u64) -> Option<Box<Sequence>> {
         let place = self.place_of(id)?;
         self.take(place)

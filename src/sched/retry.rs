@@ -1,16 +1,16 @@
-//! A step that fails is run again in halves, until a half of one sequence fails: that sequence is at fault and leaves, and its
-//! neighbours get the tokens that they would have had without it.
+//! A failed step is run again in halves until a half of a single sequence fails. That sequence is at fault and leaves; the others
+//! get the tokens that they would have got without it.
 //!
-//! Where a model has recurrent layers, a failed step leaves states that are neither those before nor those behind it. Its sequences
-//! lose what they have, and compute it again in such halves, from the nearest snapshot on.
+//! If a model has recurrent layers, a failed step leaves states that are valid neither before nor after it. Its sequences lose what
+//! they have, and compute it again in such halves, from the nearest snapshot on.
 
 use super::grant::{Grant, Part, Plan};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 
 impl Scheduler {
-    /// Books that the step planned last could not be computed. What it held is planned again in two halves before anything else is;
-    /// of a step of one sequence, that sequence leaves without a token.
+    /// Records that the step planned last could not be computed. Its sequences are planned again in two halves, before anything else.
+    /// If the step had a single sequence, that sequence leaves without a token.
     pub fn fail_step(&mut self) -> Option<Box<Sequence>> {
         let scheduled: Vec<u64> = self.step.scheduled.iter().map(|s| s.id).collect();
         let failed = if self.pool.states().is_some() {
@@ -25,7 +25,7 @@ impl Scheduler {
             return self.abort(id);
         }
         for sequence in &mut self.running {
-            // Drafts are not tried again, and what holds no token holds no block.
+            // Drafts are not tried again, and a sequence without tokens has no blocks.
             sequence.table.truncate(sequence.tokens.len());
         }
         self.retry_in_halves(failed);
@@ -37,8 +37,8 @@ impl Scheduler {
         self.retries.extend([Part(second), Part(failed)]);
     }
 
-    /// Takes the sequences of the failed step out of the batch; they wait as if they had been preempted. Returns them with the tokens
-    /// that they would have had computed.
+    /// Removes the sequences of the failed step from the batch; they wait as if they had been preempted. Returns them with the number of
+    /// tokens that they would have had computed.
     fn lose_states(&mut self) -> Vec<(u64, usize)> {
         let mut lost = Vec::new();
         for scheduled in &self.step.scheduled {
@@ -78,7 +78,7 @@ impl Scheduler {
             if !self.step.is_empty() {
                 return true;
             }
-            // Those that it held were aborted meanwhile.
+            // Its sequences were aborted meanwhile.
         }
         false
     }

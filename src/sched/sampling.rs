@@ -1,4 +1,4 @@
-//! Randomness and token statistics of sampling: functions of what is passed in, so that one seed replays anything.
+//! Randomness and token statistics of sampling. They are pure functions, so that a seed reproduces everything.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ const fn scatter(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The random number in [0, 1) that chooses the token at `position` of a sequence with `seed`. Nothing else decides it, so a
+/// The random number in [0, 1) that chooses the token at `position` of a sequence with `seed`. It depends on nothing else, so a
 /// request gets the same tokens whatever else is in the batch.
 pub fn uniform(seed: u64, position: u64) -> f32 {
     let bits =
         scatter(seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    // 24 bits are what an f32 below 1 can hold.
+    // An f32 below 1 has 24 bits.
     (bits >> 40) as f32 / (1_u32 << 24) as f32
 }
 
@@ -27,7 +27,7 @@ pub const fn mix_seed(seed: u64, index: u32) -> u64 {
     }
 }
 
-/// The distinct tokens of a sequence with their number of occurrences in the output, in order of first sight.
+/// The distinct tokens of a sequence with their numbers of occurrences in the output, in order of first occurrence.
 #[derive(Debug, Clone, Default)]
 pub struct SeenTokens {
     at: HashMap<u32, usize>,

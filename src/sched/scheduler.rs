@@ -148,7 +148,7 @@ impl Scheduler {
     pub fn add(&mut self, new: NewSequence) -> Result<()> {
         if self.queue.len() >= self.config.max_queue {
             let message = format!(
-                "the queue is full: {} requests wait, the limit",
+                "the queue is full: {} requests are waiting, which is the limit",
                 self.queue.len()
             );
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));

@@ -1,11 +1,11 @@
-//! Which session goes next, and which ones have gone.
+//! Which session is dropped next, and which ones were dropped.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::state::{Gone, SessionKey};
 use crate::request::SessionId;
 
-/// Ids that are remembered, to tell `session_expired` and `session_lost` from `session_not_found`.
+/// Number of ids that are remembered, to tell `session_expired` and `session_lost` from `session_not_found`.
 const MAX_TOMBSTONES: usize = 65_536;
 
 /// Idle sessions in order of last use: all of them, and each tenant's. The order is that of uses, not of a clock.
@@ -13,13 +13,13 @@ const MAX_TOMBSTONES: usize = 65_536;
 pub(super) struct Idle {
     all: BTreeSet<(u64, SessionKey)>,
     by_tenant: BTreeSet<(u32, u64, SessionId)>,
-    /// Idle, too, but asked to be kept until some time: in order of these times, with the numbers of their last uses.
+    /// Idle sessions that are held until some time, in the order of these times.
     held: BTreeSet<(u64, SessionKey)>,
     orders: HashMap<SessionKey, (u64, u64)>,
 }
 
 impl Idle {
-    /// A session is idle; `hold_until`: it is to be kept until then, where others can go.
+    /// Adds an idle session. `hold_until`: until then, it is dropped only after those that nobody holds.
     pub(super) fn insert(&mut self, used_order: u64, hold_until: u64, key: &SessionKey) {
         if hold_until > 0 {
             self.held.insert((hold_until, key.clone()));
@@ -41,7 +41,7 @@ impl Idle {
         self.by_tenant.remove(&of_tenant);
     }
 
-    /// Those that were held until now are idle as all others.
+    /// Sessions whose hold has ended become ordinary idle sessions.
     pub(super) fn let_go(&mut self, now_ms: u64) {
         while let Some((until, key)) = self.held.first().cloned()
             && until <= now_ms
@@ -57,7 +57,7 @@ impl Idle {
         self.all.first().map(|(_, key)| key.clone())
     }
 
-    /// The session that makes room next: the least recently used one, and where all are held, the one that is for the shortest.
+    /// The session to drop next: the least recently used one that nobody holds, or else the one whose hold ends first.
     pub(super) fn oldest(&self) -> Option<SessionKey> {
         let held = || self.held.first().map(|(_, key)| key.clone());
         self.oldest_free().or_else(held)
@@ -76,7 +76,7 @@ impl Idle {
     }
 }
 
-/// The ids of sessions that are gone but were not ended, the latest ones.
+/// The latest ids of sessions that are gone but were not ended by their clients.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
     stamps: HashMap<SessionKey, (u64, Gone)>,
@@ -112,7 +112,7 @@ impl Tombstones {
         all.collect()
     }
 
-    /// A session of this id lives again, or was ended by its client.
+    /// A session with this id is live again, or was ended by its client.
     pub(super) fn remove(&mut self, key: &SessionKey) {
         self.stamps.remove(key);
     }

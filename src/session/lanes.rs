@@ -1,8 +1,8 @@
-//! Conversations of clients that send all of it in each request, kept beside their tokens.
+//! Conversations of clients that send the whole history with each request, kept with their tokens.
 //!
-//! A lane is named by its client and holds the turns of a conversation: the messages that each brought in, the answer as it was
-//! told, and the tokens of both. A request whose messages begin with some of them goes on from their tokens. One that departs
-//! becomes a branch that shares the turns before. Nothing waits for a lane, and a request never fails for want of one.
+//! A client names a lane. A lane has the turns of a conversation: the new messages of each turn, the answer as the client got it, and
+//! the tokens of both. If the messages of a request begin with some of these turns, the request continues from their tokens. If they
+//! then differ, the request becomes a branch that shares the earlier turns. Nothing waits for a lane, and no request fails without one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use serde_json::{Map, Value};
 use super::state::{Turn, TurnHistory};
 use crate::text::Tail;
 
-/// About the bytes that a turn takes beside its texts and tokens.
+/// Approximate bytes that a turn takes besides its texts and tokens.
 const TURN_BYTES: usize = 256;
 
 /// How many lanes are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneLimits {
-    /// Most lanes of a tenant; the least recently used one goes first.
+    /// Maximum number of lanes of a tenant. The least recently used one is dropped first.
     pub lanes: usize,
-    /// Most branches of a lane; the least recently used one goes first.
+    /// Maximum number of branches of a lane. The least recently used one is dropped first.
     pub branches: usize,
-    /// Most bytes of all lanes; the least recently used lane goes first.
+    /// Maximum number of bytes of all lanes. The least recently used lane is dropped first.
     pub bytes: usize,
 }
 
@@ -46,12 +46,12 @@ pub struct LaneKey {
     pub name: Arc<str>,
 }
 
-/// An answer as its client was told it.
+/// An answer as the client got it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ToldAnswer {
     /// Thoughts.
     pub reasoning: String,
-    /// Words.
+    /// Text.
     pub content: String,
     /// Names and arguments of the calls, the latter as JSON.
     pub calls: Vec<(String, String)>,
@@ -95,12 +95,12 @@ fn same_arguments(given: &Value, told: &str) -> bool {
     }
 }
 
-/// What a conversation's template is given beside its messages. A conversation under another one is another conversation.
+/// What the template of a conversation gets besides the messages. With a different setting, it is a different conversation.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Setting(String);
 
 impl Setting {
-    /// Of the tools and the variables of a request.
+    /// Digest of the tools and the variables of a request.
     pub fn new(tools: Option<&[Value]>, variables: &Map<String, Value>) -> Self {
         Self(serde_json::json!([tools, variables]).to_string())
     }
@@ -124,10 +124,10 @@ impl Drop for LaneTurn {
     }
 }
 
-/// What a finished turn was.
+/// A finished turn.
 #[derive(Debug)]
 pub struct NewTurn {
-    /// The messages that it brought in, as [`written`] has them.
+    /// Its new messages, in the form of [`written`].
     pub messages: Vec<Box<str>>,
     /// The answer.
     pub answer: ToldAnswer,
@@ -151,17 +151,17 @@ struct Branch {
     used: u64,
 }
 
-/// What of a lane a request goes on from.
+/// The part of a lane from which a request continues.
 #[derive(Debug, Default)]
 pub struct Known {
     /// The turns, the oldest first.
     pub turns: Vec<Arc<LaneTurn>>,
-    /// Messages of the request that these turns are.
+    /// Number of the request's messages that these turns cover.
     pub messages: usize,
 }
 
 impl Known {
-    /// What a turn that goes on from here builds on.
+    /// The history for a turn that continues from here.
     pub fn history(&self) -> TurnHistory {
         let mut history = TurnHistory::empty();
         for turn in &self.turns {
@@ -180,7 +180,7 @@ impl Known {
 }
 
 impl Branch {
-    /// What this branch has of a conversation: its first turns, each with its answer, and with a message behind them.
+    /// The first turns of a conversation that this branch has, each with its answer, followed by at least one message.
     fn common(&self, messages: &[Value], written: &[Box<str>]) -> (usize, usize) {
         let (mut turns, mut at) = (0, 0);
         for turn in &self.turns {
@@ -204,12 +204,12 @@ impl Branch {
     }
 }
 
-/// The branches of a lane at one moment, to be looked through without its lock.
+/// The branches of a lane at one moment, so that they can be searched without its lock.
 #[derive(Debug, Default)]
 pub struct LaneView(Vec<Branch>);
 
 impl LaneView {
-    /// The most of a conversation that some branch has. `written`: its messages as [`written`] has them.
+    /// The longest part of a conversation that a branch has. `written`: the messages in the form of [`written`].
     pub fn find(&self, setting: &Setting, messages: &[Value], written: &[Box<str>]) -> Known {
         let branches = self.0.iter().filter(|branch| *branch.setting == *setting);
         let found = branches.map(|branch| (branch.common(messages, written), branch));
@@ -231,7 +231,7 @@ struct Lane {
 #[derive(Debug, Default)]
 pub struct Lanes {
     by_key: HashMap<LaneKey, Lane>,
-    /// Of all lanes, the least recently used first; and of each tenant's.
+    /// The order of all lanes, the least recently used first, and that of each tenant's lanes.
     by_use: BTreeSet<(u64, LaneKey)>,
     by_tenant: BTreeSet<(u32, u64, LaneKey)>,
     counts: HashMap<u32, usize>,
@@ -249,7 +249,7 @@ impl Lanes {
         }
     }
 
-    /// How many there are.
+    /// Number of lanes.
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
@@ -259,19 +259,19 @@ impl Lanes {
         self.by_key.is_empty()
     }
 
-    /// About the bytes that all turns take.
+    /// Approximate bytes of all turns.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// What a lane holds now.
+    /// The branches that a lane has now.
     pub fn view(&self, key: &LaneKey) -> LaneView {
         self.by_key
             .get(key)
             .map_or_else(LaneView::default, |lane| LaneView(lane.branches.clone()))
     }
 
-    /// Adds a turn behind `turns`: to the branch that ends with them, or to a new one.
+    /// Adds a turn after `turns`: to the branch that ends with them, or to a new one.
     pub fn commit(
         &mut self,
         key: &LaneKey,
@@ -294,7 +294,7 @@ impl Lanes {
         self.touch(key);
         let (used, most) = (self.uses, self.limits.branches);
         if let Some(lane) = self.by_key.get_mut(key) {
-            // Whatever begins like the new branch is in it.
+            // A branch that is a prefix of the new one is contained in it.
             lane.branches
                 .retain(|branch| branch.setting != setting || !branch.begins(&turns));
             while lane.branches.len() >= most.max(1) {
@@ -313,7 +313,7 @@ impl Lanes {
         self.make_room(key.tenant);
     }
 
-    /// The lane becomes the one that was used last; it is begun where it is not there.
+    /// Makes the lane the most recently used one, and creates it if it does not exist.
     fn touch(&mut self, key: &LaneKey) {
         self.uses += 1;
         let used = self.uses;

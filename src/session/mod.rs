@@ -1,4 +1,4 @@
-//! Conversations that live on the server: token-exact, transactional, durable.
+//! Sessions, the conversations that the server keeps: token-exact, transactional, durable.
 
 mod idle;
 mod lanes;

@@ -1,4 +1,4 @@
-//! What a session is between two turns.
+//! The state of a session between two turns.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use crate::error::{Error, Result};
 use crate::request::SessionId;
 use crate::text::Tail;
 
-/// About the bytes of a session's record in a log without its turns and tokens, and of a turn.
+/// Approximate bytes of a session's record in a log without its turns and tokens, and of a turn.
 const PUT_BYTES: usize = 161;
 const TURN_BYTES: usize = 9;
 
-/// A session id within its tenant: two API keys may use the same id without meeting.
+/// A session id within its tenant: two API keys may use the same id for two different sessions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {
     /// The API key's number; 0 is no key.
@@ -35,7 +35,7 @@ impl SessionKey {
 pub enum Gone {
     /// Its client ended it.
     Ended,
-    /// It made room for others, or was unused for too long.
+    /// It was dropped to make room, or was unused for too long.
     Evicted,
     /// All records of it were damaged.
     Lost,
@@ -65,13 +65,13 @@ impl Gone {
 pub struct Turn {
     /// Token offset in the session at which the turn begins (0 for the first).
     pub start: usize,
-    /// Tokens the turn brought in.
+    /// Number of input tokens of the turn.
     pub input_tokens: usize,
-    /// Tokens it generated and kept.
+    /// Number of generated tokens that it kept.
     pub output_tokens: usize,
     /// Whether it left the assistant's message open.
     pub tail: Tail,
-    /// Of its output tokens, where they were asked for.
+    /// Log-probabilities of its output tokens, if they were requested.
     pub logprobs: Option<Logprobs>,
 }
 
@@ -89,24 +89,24 @@ pub struct SessionState {
     pub tokens: Arc<[u32]>,
     /// The turns; none while the first one runs.
     pub turns: Arc<[Turn]>,
-    /// Seed of the session's sampling, which is a function of it and the position: all of the generator's state.
+    /// Seed of the session's sampling. A sampled token depends only on it and the position, so it is the whole state of the generator.
     pub seed: u64,
-    /// Leading tokens that are the system prompt, where the template can tell them apart.
+    /// Number of leading tokens that are the system prompt, if the template can tell them apart.
     pub system_tokens: usize,
     /// When the session began, in milliseconds of the caller's clock.
     pub created_ms: u64,
     /// When it was last used.
     pub used_ms: u64,
-    /// A number that grows with every use of any session. Clocks can be set back; this tells which of two was used last.
+    /// A number that grows with every use of any session. It tells which of two was used last, even if the clock was set back.
     pub used_order: u64,
-    /// Turns behind the last one here and up to this one were in a log and are lost; 0: none is. What comes next would follow
-    /// something that nobody knows, so the session takes no turn until it is taken back to one that it has.
+    /// The last of the turns that a damaged log has lost; 0: none is lost. The next turn would follow unknown tokens, so the session takes
+    /// no turn until it is rewound to a turn that it still has.
     pub lost_turn: u32,
-    /// What its turns have used, those that it was taken back behind included.
+    /// What its turns have used, including turns that a rewind has removed.
     pub usage: SessionUsage,
 }
 
-/// What a turn builds on.
+/// The history on which a turn builds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnHistory {
     /// Token ids of the committed turns; empty for a first turn.
@@ -117,9 +117,9 @@ pub struct TurnHistory {
     pub seed: Option<u64>,
     /// The committed turns.
     pub turns: Vec<Turn>,
-    /// Leading tokens that are the system prompt.
+    /// Number of leading tokens that are the system prompt.
     pub system_tokens: usize,
-    /// Committed turns of the live session that the turn replaces with a new one.
+    /// Number of committed turns of the live session that the turn replaces with a new one.
     pub replaced_turns: usize,
 }
 
@@ -132,31 +132,31 @@ pub struct Commit {
     pub turns: Vec<Turn>,
     /// Seed of the session's sampling.
     pub seed: u64,
-    /// Leading tokens that are the system prompt.
+    /// Number of leading tokens that are the system prompt.
     pub system_tokens: usize,
     /// Drop the session with this turn.
     pub end: bool,
     /// What the turn has used.
     pub usage: SessionUsage,
-    /// Keep the session for so long from now on, where others can make room.
+    /// Hold the session for this long from now on.
     pub hold_ms: Option<u64>,
 }
 
 /// What a transaction makes of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The session at its last committed turn; absent where it had none.
+    /// The session at its last committed turn; absent if it had none.
     pub before: Option<SessionState>,
-    /// The session now; absent where it is dropped.
+    /// The new state of the session; absent if it is dropped.
     pub after: Option<SessionState>,
 }
 
 impl Commit {
-    /// A session of these turns: input tokens, output tokens, whether the assistant's message is open, and what is known of the
-    /// output's log-probabilities.
+    /// A session of these turns: number of input tokens, number of output tokens, whether the assistant's message is open, and the
+    /// recorded log-probabilities of the output.
     ///
     /// # Errors
-    /// `invalid_value` (400) where turns and tokens are not those of a session.
+    /// `invalid_value` (400) if turns and tokens do not form a session.
     pub fn of_turns(
         tokens: Vec<u32>,
         parts: Vec<(usize, usize, Tail, Option<Logprobs>)>,
@@ -173,7 +173,7 @@ impl Commit {
             if end.is_none_or(|end| end == start || end > tokens.len()) || scored != output_tokens {
                 let message = format!(
                     "turns[{at}] has {input_tokens} input tokens, {output_tokens} output tokens and {scored} \
-                     log-probabilities, but the session has {} tokens behind the turns before",
+                     log-probabilities, but the session has {} tokens after the earlier turns",
                     tokens.len() - start
                 );
                 return Err(Error::invalid("turns", message));
@@ -236,10 +236,10 @@ impl TurnHistory {
         }
     }
 
-    /// The session as it stood after its first `turns` turns; all of them if absent.
+    /// The session after its first `turns` turns; after all of them if absent.
     ///
     /// # Errors
-    /// `invalid_value` (400) where there are not so many, or none is asked for.
+    /// `invalid_value` (400) if there are fewer turns, or if `turns` is 0.
     pub fn after_turns(mut self, turns: Option<usize>) -> Result<Commit> {
         let limit = self.turns.len();
         let count = turns.unwrap_or(limit);
@@ -262,7 +262,7 @@ impl TurnHistory {
 }
 
 impl SessionState {
-    /// Bytes that the state takes in a log.
+    /// Number of bytes that the state takes in a log.
     pub(super) fn log_bytes(&self) -> u64 {
         {
             let logprobs = self.turns.iter().filter_map(|turn| turn.logprobs.as_ref());

@@ -1,4 +1,4 @@
-//! Whoever shares the server: one tenant for each API key, with its limits, its token bucket and its account. Pure state
+//! Tenants share the server: one tenant per API key, with its limits, its token bucket and its account. These are pure state
 //! machines: time is passed in.
 
 mod accounts;

@@ -1,4 +1,4 @@
-//! What a route's reply looks like: one file for each, behind one trait.
+//! The wire formats of replies: one file per route, behind one trait.
 
 use super::choice::Choice;
 use super::head::Head;
@@ -8,21 +8,21 @@ use crate::sched::FinishReason;
 
 /// The bytes of one route's replies. Each method appends to `out`.
 pub(super) trait WireFormat: std::fmt::Debug + Sync {
-    /// What the core's submissions call the route.
+    /// The route's name in submissions.
     fn name(&self) -> &'static str;
 
-    /// What answers are read as.
+    /// How answers are parsed.
     fn reads(&self) -> Reads {
         Reads::Text
     }
 
-    /// Begins a stream of so many choices; most routes have nothing to say then.
+    /// Begins a stream with this many choices. Most routes write nothing here.
     fn opening(&self, _out: &mut Vec<u8>, _head: &mut Head, _choices: usize) {}
 
-    /// Goes on with choice `index` of a stream. There is something new.
+    /// Continues choice `index` of a stream. There is new text.
     fn more(&self, out: &mut Vec<u8>, head: &mut Head, index: usize, choice: &Choice, said: &Said);
 
-    /// Ends choice `index` of a stream; what is new may be empty.
+    /// Ends choice `index` of a stream. The new text may be empty.
     fn last(
         &self,
         out: &mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! From events to finished wire bytes: frames, server-sent events, whole replies, and the mailbox each stream reads from.
+//! Turns events into the bytes of replies: frames, server-sent events, whole replies, and the mailbox from which each stream reads.
 
 pub mod answer;
 mod blocks;
