@@ -234,7 +234,7 @@ impl GgufFile {
             None => Ok(DEFAULT_ALIGNMENT),
             Some(alignment) if alignment.is_power_of_two() && alignment <= 1 << 20 => Ok(alignment),
             Some(alignment) => Err(invalid(format!(
-                "general.alignment is {alignment}, which is no power of two"
+                "general.alignment must be a power of two, but {alignment} was given"
             ))),
         }
     }
@@ -276,7 +276,7 @@ fn invalid(message: impl AsRef<str>) -> Error {
 fn check_count(what: &str, count: u64, most: u64) -> Result<()> {
     if count > most {
         return Err(invalid(format!(
-            "it may have {most} {what}, but {count} are to follow"
+            "it may have at most {most} {what}, but it announces {count}"
         )));
     }
     Ok(())
@@ -353,7 +353,9 @@ fn flag(byte: u8) -> Result<bool> {
     match byte {
         0 => Ok(false),
         1 => Ok(true),
-        other => Err(invalid(format!("a flag is 0 or 1, but {other} was given"))),
+        other => Err(invalid(format!(
+            "a flag must be 0 or 1, but {other} was given"
+        ))),
     }
 }
 
@@ -362,7 +364,7 @@ fn read_tensor<R: Read>(reader: &mut Reader<R>) -> Result<TensorInfo> {
     let dimensions = reader.u32()?;
     if dimensions > MAX_DIMENSIONS {
         let message = format!(
-            "a tensor has at most {MAX_DIMENSIONS} dimensions, but {name} has {dimensions}"
+            "a tensor may have at most {MAX_DIMENSIONS} dimensions, but {name} has {dimensions}"
         );
         return Err(invalid(message));
     }

@@ -1,5 +1,5 @@
-//! What a caller asks for, as it crosses into the core: one JSON object ([`Submission`]), bounded here once. Past
-//! [`Submission::parse`] only valid requests exist, whatever route they came by.
+//! A request as it enters the core: one JSON object ([`Submission`]). All limits are checked here, once: after
+//! [`Submission::parse`] only valid requests exist, whatever their route.
 
 mod guide;
 mod session_id;
@@ -17,51 +17,51 @@ pub use session_id::{MAX_NAME_CHARS, SessionId};
 pub use tools::{CallForm, CallMember, MAX_TOOLS, ToolChoice, functions};
 pub use types::{Function, Types, types_of};
 
-/// Longest list of stop strings of one request.
+/// Maximum number of stop strings of one request.
 pub const MAX_STOPS: usize = 64;
-/// Longest stop string, in bytes.
+/// Maximum length of a stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 1024;
-/// Longest name of a lane, in bytes.
+/// Maximum length of a lane's name, in bytes.
 pub const MAX_LANE_BYTES: usize = 256;
-/// Most entries of `logit_bias`.
+/// Maximum number of entries of `logit_bias`.
 pub const MAX_LOGIT_BIAS: usize = 1024;
-/// Most alternatives reported for a token.
+/// Maximum number of alternatives reported for a token.
 pub const MAX_LOGPROBS: u32 = 20;
-/// Most choices of one request.
+/// Maximum number of choices of one request.
 pub const MAX_CHOICES: u32 = 64;
 
-/// What goes to the model.
+/// The input of the model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Input {
-    /// One user turn, put through the chat template.
+    /// One user turn, rendered with the chat template.
     Turn {
-        /// The user's words.
+        /// The user's text.
         text: String,
     },
-    /// Messages, put through the chat template: a whole conversation, or only what is new in a continued session.
+    /// Messages, rendered with the chat template: a whole conversation, or only the new ones in a continued session.
     Messages {
         /// `{role, content, ...}` objects.
         messages: Vec<Value>,
-        /// Tool descriptions for templates that know them.
+        /// Tool descriptions, for templates that support tools.
         #[serde(default)]
         tools: Option<Vec<Value>>,
         /// Extra variables for the template.
         #[serde(default)]
         template_kwargs: Map<String, Value>,
-        /// Leaves the last assistant message open, to be continued.
+        /// Leaves the last assistant message open, so that it is continued.
         #[serde(default)]
         continue_final_message: bool,
-        /// Whether the template opens the assistant's answer; absent: yes, unless nothing is to be generated.
+        /// Whether the template opens the assistant's answer. Absent: yes, unless nothing is generated.
         #[serde(default)]
         add_generation_prompt: Option<bool>,
     },
-    /// Plain text, no template.
+    /// Plain text, without a template.
     Text {
         /// The prompt.
         text: String,
     },
-    /// Token ids, taken as they are.
+    /// Token ids, used as they are.
     Tokens {
         /// The prompt.
         ids: Vec<u32>,
@@ -75,20 +75,20 @@ pub enum UsageChunks {
     /// None.
     #[default]
     None,
-    /// One more before `[DONE]`.
+    /// An additional chunk before `[DONE]`.
     Last,
-    /// One more before `[DONE]`, and each of the others has the usage so far.
+    /// An additional chunk before `[DONE]`, and every other chunk has the usage so far.
     Every,
 }
 
-/// What becomes of a turn whose client leaves.
+/// What to do with a turn whose client disconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDisconnect {
     /// The session stays at its last committed turn.
     #[default]
     Rollback,
-    /// The turn is committed with what was generated so far.
+    /// The turn is committed with the tokens generated so far.
     Keep,
 }
 
@@ -113,32 +113,32 @@ impl OnOverflow {
         matches!(self, Self::DropOldestTurns | Self::DropOldestThenTruncate)
     }
 
-    /// Whether output may be cut to what fits.
+    /// Whether the output may be truncated to what fits.
     pub const fn truncates(self) -> bool {
         matches!(self, Self::TruncateOutput | Self::DropOldestThenTruncate)
     }
 }
 
-/// What becomes of a session's KV after a turn.
+/// What to do with a session's KV cache after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Retention {
-    /// It, and the session, are kept for so long, where others can make room.
+    /// For this time, it and the session are evicted only after those that nobody holds.
     Hold {
         /// Milliseconds.
         ms: u64,
     },
-    /// It is given up at once; the session's tokens stay.
+    /// It is freed at once; the session's tokens are kept.
     GiveUp,
 }
 
-/// Where token ids are told.
+/// Where the reply has token ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenIds {
-    /// Those of prompt and answer beside the text.
+    /// Token ids of the prompt and the answer, in addition to the text.
     pub beside_text: bool,
-    /// In the place of the tokens' texts, in log-probabilities.
+    /// In log-probabilities, instead of the tokens' texts.
     pub as_tokens: bool,
 }
 
@@ -152,30 +152,30 @@ pub struct TokenIds {
 pub struct SessionRef {
     /// The client's id, unique within its tenant.
     pub id: SessionId,
-    /// First turn: a live session of this id is dropped and a new one starts.
+    /// First turn: drop a live session with this id and begin a new one.
     #[serde(default)]
     pub start: bool,
-    /// The client has not said so: where `start` drops a live session, the reply has a warning (/generate).
+    /// The client has not set `start`: if it drops a live session, the reply has a warning (/generate).
     #[serde(default)]
     pub by_default: bool,
-    /// Create the session if it does not live; else continue it (chat completions).
+    /// Create the session if it does not exist; otherwise continue it (chat completions).
     #[serde(default)]
     pub create: bool,
-    /// A session that this one begins as a branch of: where that stands, without any of its memory of randomness.
+    /// The session of which this one begins as a fork, with a new seed.
     #[serde(default)]
     pub parent: Option<SessionId>,
     /// Run this turn, then drop the session.
     #[serde(default)]
     pub end: bool,
-    /// What becomes of the session's KV after the turn; absent: it is evicted in its time.
+    /// What to do with the session's KV cache after the turn. Absent: it is evicted in LRU order.
     #[serde(default)]
     pub retention: Option<Retention>,
-    /// What becomes of the turn if the client leaves.
+    /// What to do with the turn if the client disconnects.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
 }
 
-/// How a token is chosen from the logits.
+/// How a token is sampled from the logits.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
@@ -193,11 +193,11 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted per occurrence in the output. Range [-2, 2].
     pub frequency_penalty: f32,
-    /// (token id, added to its logit in [-100, 100]).
+    /// Token ids, each with what is added to its logit, in [-100, 100].
     pub logit_bias: Vec<(u32, f32)>,
     /// Seeds sampling as a function of (seed, position); absent: random.
     pub seed: Option<u64>,
-    /// Alternatives to report for each token; absent: none, 0: the chosen token's own.
+    /// Number of alternatives to report for each token. Absent: report nothing. 0: only the sampled token's log-probability.
     pub logprobs: Option<u32>,
 }
 
@@ -222,15 +222,15 @@ impl Default for SamplingParams {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StopParams {
-    /// Most tokens to generate; absent: what the context holds. 0: prefill only.
+    /// Maximum number of tokens to generate. Absent: as many as fit into the context. 0: prefill only.
     pub max_tokens: Option<u32>,
-    /// Most tokens where `max_tokens` is absent and the context holds as many.
+    /// Maximum number of tokens if `max_tokens` is absent, as far as they fit into the context.
     pub default_max_tokens: Option<u32>,
-    /// End tokens and stop tokens are held off until then.
+    /// No end or stop token is sampled before this many tokens.
     pub min_tokens: u32,
     /// Strings that end the text; they are not part of it unless `include_stop`.
     pub stop: Vec<String>,
-    /// Tokens that end the text, beside the model's own.
+    /// Tokens that end the text, in addition to the model's end tokens.
     pub stop_token_ids: Vec<u32>,
     /// Keep the stop string in the text.
     pub include_stop: bool,
@@ -263,7 +263,7 @@ impl Default for StopParams {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Submission {
-    /// Whose wire form the reply has: a name of `crate::wire`.
+    /// The wire format of the reply: a name of `crate::wire`.
     pub route: String,
     /// The reply's `id` (OpenAI routes).
     #[serde(default)]
@@ -274,76 +274,76 @@ pub struct Submission {
     /// The reply's `created`, in seconds since 1970.
     #[serde(default)]
     pub created: i64,
-    /// Further members of the reply's object: what was asked for (`/v1/responses`), or the server's fingerprint (OpenAI's
+    /// Further members of the reply's object: fields of the request (`/v1/responses`), or the server's fingerprint (OpenAI's
     /// older routes).
     #[serde(default)]
     pub envelope: Map<String, Value>,
-    /// Stream, or answer whole.
+    /// Whether the reply is streamed.
     #[serde(default)]
     pub stream: bool,
     /// Which chunks of a stream have the usage.
     #[serde(default)]
     pub usage_chunks: UsageChunks,
-    /// Number of the first choice in the reply, for one that is a part of a larger reply.
+    /// Index of the first choice in the reply, if this request is a part of a larger reply.
     #[serde(default)]
     pub first_choice: u32,
-    /// The prompt before the text, and its log-probabilities before those of the output.
+    /// Put the prompt before the text, and its log-probabilities before those of the output.
     #[serde(default)]
     pub echo: bool,
-    /// Alternatives to report for each token of the prompt, beside its own; absent: none, and not its own.
+    /// Number of alternatives to report for each prompt token, in addition to its own log-probability. Absent: report nothing.
     #[serde(default)]
     pub prompt_logprobs: Option<u32>,
-    /// Where token ids are told (chat and text completions).
+    /// Where the reply has token ids (chat and text completions).
     #[serde(default)]
     pub token_ids: TokenIds,
-    /// What goes to the model.
+    /// The input of the model.
     pub input: Input,
     /// Absent: an anonymous session that ends with its turn.
     #[serde(default)]
     pub session: Option<SessionRef>,
-    /// The conversation that `messages` may go on with, as its client names it. Never more than a hint.
+    /// The lane that `messages` may continue, as its client names it. It is only a hint.
     #[serde(default)]
     pub lane: Option<String>,
     /// What to do when the request does not fit into the context.
     #[serde(default)]
     pub on_overflow: OnOverflow,
-    /// How tokens are chosen.
+    /// How tokens are sampled.
     #[serde(default)]
     pub sampling: SamplingParams,
     /// When generation ends.
     #[serde(default)]
     pub stopping: StopParams,
-    /// What the text must be; absent: anything.
+    /// The constraint on the text. Absent: none.
     #[serde(default)]
     pub guide: Option<Guide>,
-    /// The client's field that `guide` comes from, for messages.
+    /// The client's field from which `guide` comes, for error messages.
     #[serde(default = "guide_param")]
     pub guide_param: String,
     /// White space between the tokens of JSON that `guide` asks for.
     #[serde(default)]
     pub guided_whitespace: Whitespace,
-    /// Whether the answer calls functions; absent: it does not, and nothing in it is taken for a call.
+    /// Whether the answer may call functions. Absent: it may not, and no text is parsed as a call.
     #[serde(default)]
     pub tool_choice: Option<ToolChoice>,
     /// An answer may have more than one call.
     #[serde(default = "yes")]
     pub parallel_tool_calls: bool,
-    /// How calls of some functions are told, by the names that the model sees (`/v1/responses`).
+    /// How the reply reports calls of some functions, by the names that the model sees (`/v1/responses`).
     #[serde(default)]
     pub call_forms: HashMap<String, CallForm>,
-    /// In which member of a chat completion calls are told.
+    /// The member of a chat completion that has the calls.
     #[serde(default)]
     pub call_member: CallMember,
-    /// Most tokens of thoughts, after which their end is forced; absent: no limit.
+    /// Maximum number of thinking tokens, after which the end of the thoughts is forced. Absent: no limit.
     #[serde(default)]
     pub thinking_budget: Option<u32>,
-    /// Independent answers to the one prompt.
+    /// Number of independent answers to the prompt.
     #[serde(default = "one")]
     pub n: u32,
     /// The API key's number; tenants share no session and no cache entry. 0: no key.
     #[serde(default)]
     pub tenant: u32,
-    /// Smaller runs first.
+    /// Requests with a smaller number run first.
     #[serde(default)]
     pub priority: i32,
     /// The server asks on the tenant's behalf: it takes nothing of what the tenant may have in flight.
@@ -384,13 +384,13 @@ fn check_count(param: &str, value: usize, limit: usize) -> Result<()> {
 }
 
 impl Submission {
-    /// Alternatives to compute for each token of the prompt; absent: its log-probabilities are not asked for.
+    /// Number of alternatives to compute for each prompt token. Absent: no log-probabilities are requested.
     pub fn scored_alternatives(&self) -> Option<u32> {
         let echoed = self.sampling.logprobs.filter(|_| self.echo);
         self.prompt_logprobs.max(echoed)
     }
 
-    /// Parses and bounds one JSON object.
+    /// Parses one JSON object and checks its limits.
     ///
     /// # Errors
     /// `invalid_value` (400) names the field, its limit and what was given.
@@ -422,7 +422,7 @@ impl Submission {
             {
                 return Err(Error::invalid(
                     param,
-                    format!("{param} is at most {MAX_LOGPROBS}, but {k} was given"),
+                    format!("{param} must be at most {MAX_LOGPROBS}, but {k} was given"),
                 ));
             }
         }
@@ -436,7 +436,7 @@ impl Submission {
             if stop.is_empty() || stop.len() > MAX_STOP_BYTES {
                 let given = stop.len();
                 let message = format!(
-                    "a stop string has 1 to {MAX_STOP_BYTES} bytes, but {given} were given"
+                    "a stop string must have 1 to {MAX_STOP_BYTES} bytes, but {given} were given"
                 );
                 return Err(Error::invalid("stop", message));
             }
@@ -445,7 +445,7 @@ impl Submission {
             && !(1..=MAX_LANE_BYTES).contains(&lane.len())
         {
             let message = format!(
-                "a lane's name has 1 to {MAX_LANE_BYTES} bytes, but {} were given",
+                "a lane's name must have 1 to {MAX_LANE_BYTES} bytes, but {} were given",
                 lane.len()
             );
             return Err(Error::invalid("lane", message));
@@ -469,13 +469,14 @@ impl Submission {
         if self.prompt_logprobs.is_some() && self.session.is_some() {
             return Err(Error::invalid(
                 "prompt_logprobs",
-                "prompt_logprobs would compute the session's history again; ask for it without a session",
+                "prompt_logprobs is not supported in a session: it would compute the history again; send the \
+                 request without a session",
             ));
         }
         if self.echo && !matches!(self.input, Input::Text { .. } | Input::Tokens { .. }) {
             return Err(Error::invalid(
                 "echo",
-                "only a prompt of text or token ids is echoed",
+                "only a prompt of text or token ids can be echoed",
             ));
         }
         Ok(())

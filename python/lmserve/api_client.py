@@ -189,7 +189,7 @@ class APIClient:
     ) -> Iterator[tuple[str, int, str | None]]:
         """(text, tokens, finish_reason) of a turn of a session that goes on. Raises ValueError for session -1."""
         if session_id == -1:
-            raise ValueError("chat needs a session_id of its own, but -1, which is none, was given")
+            raise ValueError("chat needs a session_id, but -1 was given, which means no session")
         replies = self.chat_interactive_v1(
             prompt,
             session_id=session_id,

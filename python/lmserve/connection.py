@@ -185,13 +185,13 @@ class Connection(HttpToolsProtocol):
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes >= MAX_HEAD:
-            message = f"a request's head may have {MAX_HEAD} bytes, but it has more"
+            message = f"a request's head may have at most {MAX_HEAD} bytes, but it has more"
             raise _RefusedError(431, "head_too_large", message)
 
     def _count_framing(self, size: int) -> None:
         self._framing_bytes += size
         if self._framing_bytes > MAX_HEAD + FRAMING * self._body_bytes:
-            message = f"chunk extensions and trailers may have {MAX_HEAD} bytes, but they have more"
+            message = f"chunk extensions and trailers may have at most {MAX_HEAD} bytes, but they have more"
             raise _RefusedError(431, "head_too_large", message)
 
     def _becomes_socket(self) -> bool:
@@ -250,7 +250,7 @@ class Connection(HttpToolsProtocol):
         self._fields += 1
         if self._fields > MAX_FIELDS:
             raise _RefusedError(
-                431, "head_too_large", f"a request may have {MAX_FIELDS} header fields, but it has more"
+                431, "head_too_large", f"a request may have at most {MAX_FIELDS} header fields, but it has more"
             )
         if self._in_head:
             super().on_header(name, value)

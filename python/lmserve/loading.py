@@ -29,7 +29,7 @@ class Loading:
         """Raises LmserveError for a part that takes longer than MAX_SECONDS."""
         part = self.part
         if part is not None and time.monotonic() - part[1] > MAX_SECONDS:
-            message = f"{part[0]} must be read within {MAX_SECONDS:g} s, but is not"
+            message = f"{part[0]} must be read within {MAX_SECONDS:g} s, but this takes longer"
             raise LmserveError.invalid("model", message, "invalid_checkpoint")
 
 

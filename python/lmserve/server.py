@@ -43,7 +43,7 @@ class BindError(OSError):
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 is any free one. Raises BindError."""
     if not 0 <= port <= 65535:
-        raise BindError(errno.EINVAL, f"a port lies in [0, 65535], but {port} was given")
+        raise BindError(errno.EINVAL, f"the port must lie in [0, 65535], but {port} was given")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
@@ -53,7 +53,7 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} of {host} is in use; choose another, or 0 for any free one"
         else:
-            message = f"{host}:{port} cannot be listened on: {error.strerror}"
+            message = f"the server cannot listen on {host}:{port}: {error.strerror}"
         raise BindError(error.errno, message) from error
 
 

@@ -124,7 +124,9 @@ def headers_of_model(model: str | None, progress: Progress | None, tell: Tell) -
         chosen = _chosen(hub, repository, name, known, tell)
         file = chosen.files[0]
         if len(chosen.files) > 1:
-            raise SourceError(f"{name.repository} has {chosen.label} in {len(chosen.files)} files: pull it to plan it")
+            raise SourceError(
+                f"{name.repository} has {chosen.label} in {len(chosen.files)} files: run lmserve pull first"
+            )
         url = hub.file_url(repository, file.path)
         with header_only(url, PurePosixPath(file.path).name, file.size, hub.headers) as path:
             yield ModelSource(path, _names(name, chosen.label), is_whole=False)
@@ -278,14 +280,16 @@ def _chosen(hub: Hub, repository: Repository, name: HubName, known: Sequence[Qua
         context = _context(hub, repository, quantization, free)
         if context:
             tell(
-                f"{name.repository} has {', '.join(q.label for q in known)}: {quantization.label} is the largest that"
-                f" fits here, with a context of {context} tokens. {name.repository}:{known[0].label} is another"
+                f"{name.repository} has {', '.join(q.label for q in known)}. lmserve takes "
+                f"{quantization.label}, the largest that fits into memory, with a context of {context} tokens. "
+                f"To take another one, name it: {name.repository}:{known[0].label}"
             )
             return quantization
     smallest = narrow[0]
     raise HubError(
-        f"no file of {name.repository} fits here: the smallest, {smallest.label}, has {smallest.size} bytes, and"
-        f" {free} are free. {name.repository}:{smallest.label} takes it nevertheless"
+        f"no file of {name.repository} fits into memory: the smallest, {smallest.label}, has "
+        f"{smallest.size} bytes, but {free} are free. To take it anyway, name it: "
+        f"{name.repository}:{smallest.label}"
     )
 
 

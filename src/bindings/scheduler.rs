@@ -66,7 +66,8 @@ impl State {
         output.tokens.clear();
         for &token in tokens {
             if !(0..vocab_size as i64).contains(&token) {
-                let message = format!("token ids lie in [0, {vocab_size}), but {token} was given");
+                let message =
+                    format!("token ids must lie in [0, {vocab_size}), but {token} was given");
                 return Err(Error::invalid("tokens", message));
             }
             output.tokens.push(token as u32);

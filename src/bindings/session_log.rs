@@ -113,7 +113,7 @@ fn durable_sessions(log: &Bound<'_, PyAny>) -> PyResult<DurableSessions> {
         "interval" => Fsync::Interval,
         "never" => Fsync::Never,
         _ => {
-            let message = format!("fsync is always, interval or never, but {fsync} was given");
+            let message = format!("fsync must be always, interval or never, but {fsync} was given");
             return Err(Error::invalid("fsync", message).into());
         }
     };

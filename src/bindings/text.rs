@@ -119,7 +119,7 @@ impl Tokenizer {
 
     fn still_wanted(&self) -> Result<()> {
         if self.abandoned.load(Ordering::Relaxed) {
-            let message = "the server is shutting down and tokenizes no more";
+            let message = "the server is shutting down and does not tokenize any more";
             return Err(Error::new(Kind::Unavailable, "draining", message));
         }
         Ok(())

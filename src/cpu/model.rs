@@ -155,7 +155,7 @@ fn check_layer(shape: &ModelShape, tables: &PositionTables, index: usize) -> Res
                 .heads
                 .is_multiple_of(kv.kv_heads * layer.attention.parts),
         "layers",
-        || format!("the query heads of layer {index} are no multiple of its key-value heads"),
+        || format!("the query heads of layer {index} are not a multiple of its key-value heads"),
     )?;
     check(layer.attention.window != Some(0), "layers", || {
         format!("the window of layer {index} must be at least 1")
@@ -403,7 +403,7 @@ impl Model {
             Some(Weight::Linear(parts)) => Ok(parts),
             _ => Err(Error::invalid(
                 "program",
-                format!("weight {weight} is no linear layer"),
+                format!("weight {weight} is not a linear layer"),
             )),
         }
     }
@@ -422,7 +422,7 @@ impl Model {
             Some(Weight::Norm(norm)) => Ok(norm),
             _ => Err(Error::invalid(
                 "program",
-                format!("weight {weight} is no norm"),
+                format!("weight {weight} is not a norm"),
             )),
         }
     }
@@ -654,7 +654,7 @@ impl Model {
         let Some(Weight::Router(router)) = self.weights.get(weight) else {
             return Err(Error::invalid(
                 "program",
-                format!("weight {weight} is no router"),
+                format!("weight {weight} is not a router"),
             ));
         };
         let (experts, columns) = (router.linear.out_features(), router.linear.in_features());

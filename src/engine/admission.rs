@@ -116,7 +116,7 @@ impl Admissions {
         let (mut open, limit) = (lock(&self.open), self.max_open);
         if open.choices + choices > limit {
             let message = format!(
-                "{} answers are being made or wait, the limit is {limit}, and {choices} more were asked for",
+                "{} answers are running or waiting, the limit is {limit}, and {choices} more were requested",
                 open.choices
             );
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));

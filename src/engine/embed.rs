@@ -98,7 +98,7 @@ impl EmbedSubmission {
         if count == 0 || count > MAX_INPUTS {
             return Err(Error::invalid(
                 "input",
-                format!("input has 1 to {MAX_INPUTS} entries, but {count} were given"),
+                format!("input must have 1 to {MAX_INPUTS} entries, but {count} were given"),
             ));
         }
         if let Some(n) = submission.dimensions
@@ -134,7 +134,7 @@ impl Drop for EmbedReply {
         if self.0.is_ended() {
             return;
         }
-        let message = "the request was given up before its end by a fault of the server";
+        let message = "the server failed before the request ended";
         self.0.fail(Error::internal(message), true, |_, _| {});
         self.0.signal();
     }
@@ -208,8 +208,8 @@ impl EmbedJob {
         let mut texts = batch.clone().zip(vectors.chunks_exact(self.size));
         if let Some((at, _)) = texts.find(|(_, vector)| vector.iter().any(|x| !x.is_finite())) {
             let message = format!(
-                "the embedding of input {at} is not finite: the model has a weight that is no number, or its values overflow \
-                 their type"
+                "the embedding of input {at} is not finite: a weight of the model is not a number, or its values \
+                 overflow their type"
             );
             return Err(Error::new(Kind::Internal, "numerical_error", message));
         }

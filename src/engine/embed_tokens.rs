@@ -60,7 +60,7 @@ impl EmbedTokens<'_> {
             room.ok_or_else(|| {
                 let least = taken + 1;
                 let message = format!(
-                    "an input that is cut has at least {least} tokens here, but input {at} is to be cut to {limit}"
+                    "an input can be truncated to {least} tokens or more, but input {at} was to be truncated to {limit}"
                 );
                 Error::invalid("truncate_prompt_tokens", message)
             })
@@ -104,7 +104,8 @@ impl EmbedTokens<'_> {
     fn check(&self, at: usize, ids: &[u32]) -> Result<()> {
         let vocab_size = self.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            let message = format!("token ids lie in [0, {vocab_size}), but input {at} has {id}");
+            let message =
+                format!("token ids must lie in [0, {vocab_size}), but input {at} has {id}");
             return Err(Error::invalid("input", message));
         }
         if ids.is_empty() {
@@ -119,7 +120,8 @@ impl EmbedTokens<'_> {
 
     fn too_long(&self, at: usize, tokens: &str) -> Error {
         let max_len = self.max_len;
-        let message = format!("an input has at most {max_len} tokens, but input {at} has {tokens}");
+        let message =
+            format!("an input may have at most {max_len} tokens, but input {at} has {tokens}");
         let error = Error::invalid("input", message).with_detail("context_length", max_len);
         Error {
             code: "context_length_exceeded",

@@ -106,7 +106,7 @@ pub(super) fn encode(
             if messages.is_empty() {
                 return Err(Error::invalid(
                     "messages",
-                    "messages must hold at least one message, but none was given",
+                    "messages must have at least one message, but none was given",
                 ));
             }
             let ending = match (*continue_final_message, *add_generation_prompt) {
@@ -320,7 +320,7 @@ pub(super) fn check_vocabulary(
         None => Ok(()),
         Some(id) => Err(Error::invalid(
             param,
-            format!("token ids of {param} lie in [0, {vocab_size}), but {id} was given"),
+            format!("token ids of {param} must lie in [0, {vocab_size}), but {id} was given"),
         )),
     }
 }

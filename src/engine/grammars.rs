@@ -71,7 +71,7 @@ impl Grammars {
     fn compiler(&self) -> Result<Arc<Compiler>> {
         let make = || {
             let tokenizer = self.tokenizer.as_deref().ok_or_else(|| {
-                let message = "this model has no tokenizer, which grammars need";
+                let message = "grammars need a tokenizer, but this model has none";
                 Error::new(Kind::Invalid, "unsupported_parameter", message)
             })?;
             Compiler::new(tokenizer, self.vocab_size, &self.end_tokens).map(Arc::new)
@@ -83,7 +83,8 @@ impl Grammars {
         let overdue = self.overdue.load(Ordering::Acquire);
         if overdue >= MAX_OVERDUE {
             let message = format!(
-                "{overdue} grammars take longer than {} s to compile, the limit, and no other can be begun; try again",
+                "{overdue} grammars are taking longer than the limit of {} s to compile, so no other one can be \
+                 started; try again",
                 self.time_limit.as_secs()
             );
             return Err(Error::new(Kind::Busy, "grammar_compiler_busy", message)
@@ -99,7 +100,11 @@ impl Grammars {
             .name("lmserve-compile".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(compile)
-            .map_err(|e| Error::internal(format!("no thread to compile a grammar: {e}")))?;
+            .map_err(|e| {
+                Error::internal(format!(
+                    "the thread that compiles a grammar cannot be started: {e}"
+                ))
+            })?;
         match receiver.recv_timeout(self.time_limit) {
             Ok(compiled) => compiled,
             Err(RecvTimeoutError::Timeout) => {
@@ -107,7 +112,7 @@ impl Grammars {
                 Err(refusal(
                     &param,
                     &format!(
-                        "it takes longer than {} s, the limit",
+                        "it takes longer than the limit of {} s",
                         self.time_limit.as_secs()
                     ),
                 ))
@@ -191,7 +196,10 @@ mod tests {
             Spacing::Compact,
         );
         let error = grammars.matchers(&slow, 1).unwrap_err();
-        assert!(error.message.contains("longer than 0 s"), "{error}");
+        assert!(
+            error.message.contains("longer than the limit of 0 s"),
+            "{error}"
+        );
         assert_eq!((error.kind, error.code), (Kind::Invalid, "invalid_grammar"));
         grammars.overdue.fetch_add(MAX_OVERDUE, Ordering::AcqRel);
         let error = grammars.matchers(&regex("b"), 1).unwrap_err();

@@ -216,7 +216,7 @@ impl Engine {
         if !self.model.can_generate {
             return Err(Error::invalid(
                 "model",
-                "this model makes embeddings; it generates no text",
+                "this model computes embeddings and cannot generate text",
             ));
         }
         let open = self
@@ -304,7 +304,10 @@ impl Engine {
         let size = self.model.embedding_size;
         let submission = EmbedSubmission::parse(json, size)?;
         if !self.model.can_embed {
-            return Err(Error::invalid("model", "this model makes no embeddings"));
+            return Err(Error::invalid(
+                "model",
+                "this model cannot compute embeddings",
+            ));
         }
         let open = self
             .shared
@@ -469,7 +472,7 @@ impl Drop for Engine {
 fn dropped(id: &SessionId, turns: usize) -> String {
     let noun = if turns == 1 { "turn" } else { "turns" };
     format!(
-        "session {id} had {turns} {noun}, which this request drops: it leaves sequence_start out, whose default is true; send \
-         sequence_start false to go on, or use POST /v1/sessions/{id}/turns"
+        "this request dropped session {id} with its {turns} {noun}: it left out sequence_start, whose default is \
+         true; to continue a session, send sequence_start false or use POST /v1/sessions/{id}/turns"
     )
 }

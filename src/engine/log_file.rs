@@ -122,7 +122,7 @@ impl LogFile {
 
 fn in_use(folder: &Path) -> Error {
     let message = format!(
-        "--session-dir {} belongs to another server that runs; each needs one of its own",
+        "--session-dir {} is in use by another running server; each server needs its own folder",
         folder.display()
     );
     Error::new(Kind::Invalid, "session_dir_in_use", message)

@@ -105,7 +105,9 @@ impl Done {
 impl Drop for Done {
     fn drop(&mut self) {
         if let Some(tell) = self.0.take() {
-            tell(Err(engine_down("nothing writes its session log any more")));
+            tell(Err(engine_down(
+                "the thread that writes the session log has ended",
+            )));
         }
     }
 }

@@ -133,13 +133,13 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
     out.value(
         "lmserve_prompt_tokens_total",
         "counter",
-        "Tokens of prompts, computed and cached, of requests that were begun.",
+        "Prompt tokens of started requests, computed and cached.",
         latencies.prompt_tokens,
     );
     out.head(
         "lmserve_requests_total",
         "counter",
-        "Requests that ended, by how.",
+        "Requests that have ended, by outcome.",
     );
     for (outcome, word) in OUTCOMES {
         let count = latencies.outcomes[outcome as usize];
@@ -150,22 +150,22 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
     for (name, help, histogram) in [
         (
             "queue",
-            "From a request's arrival to its first step.",
+            "Time from a request's arrival to its first step.",
             &latencies.queue,
         ),
         (
             "time_to_first_token",
-            "From a request's arrival to its first token.",
+            "Time from a request's arrival to its first token.",
             &latencies.first_token,
         ),
         (
             "inter_token",
-            "From a token of a request's first choice to the next one.",
+            "Time between two tokens of a request's first choice.",
             &latencies.between_tokens,
         ),
         (
             "request",
-            "From a request's arrival to its end.",
+            "Time from a request's arrival to its end.",
             &latencies.whole,
         ),
     ] {
@@ -177,7 +177,7 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
 fn write_gauges(out: &mut Writer, stats: &Stats) {
     let scheduler = &stats.scheduler;
     let waiting = "Sequences that wait for a place in the batch.";
-    let log_faulty = "1 while nothing can be written to the session log.";
+    let log_faulty = "1 while the session log cannot be written.";
     let log_bytes = "Size of the session log; 0 without one.";
     for (name, help, value) in [
         (
@@ -191,10 +191,10 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "Requests that have not ended.",
             stats.open_requests as u64,
         ),
-        ("sessions", "Sessions that live.", stats.sessions as u64),
+        ("sessions", "Live sessions.", stats.sessions as u64),
         (
             "lanes",
-            "Lanes: conversations of clients that send all of it.",
+            "Lanes: conversations of clients that send the whole history with each request.",
             stats.lanes as u64,
         ),
         ("session_log_bytes", log_bytes, stats.log_bytes),
@@ -205,12 +205,12 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
         ),
         (
             "healthy",
-            "1 while the engine does its work, as /health says.",
+            "1 while the engine is healthy, as in /health.",
             u64::from(stats.healthy),
         ),
         (
             "step_wait_milliseconds",
-            "How long work has waited for a step.",
+            "Time for which work has waited for a step.",
             stats.stalled_ms,
         ),
     ] {
@@ -226,7 +226,7 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "lmserve_kv_blocks{{state=\"{state}\"}} {value}"
         ));
     }
-    let help = "KV blocks of layers with a window by state; none where no layer has one.";
+    let help = "KV blocks of layers with a window, by state. Always 0 for a model without such layers.";
     out.head("lmserve_window_blocks", "gauge", help);
     for (state, value) in [
         ("free", stats.windows.free),
@@ -237,7 +237,7 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "lmserve_window_blocks{{state=\"{state}\"}} {value}"
         ));
     }
-    let help = "Recurrent states by what they are; none where the model has no recurrent layers.";
+    let help = "Slots of recurrent states, by use. Always 0 for a model without recurrent layers.";
     out.head("lmserve_state_slots", "gauge", help);
     for (state, value) in [
         ("free", stats.states.free),
@@ -252,16 +252,16 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
 
 fn write_counters(out: &mut Writer, stats: &Stats) {
     let scheduler = &stats.scheduler;
-    let computed = "Tokens that went through the model.";
-    let cached = "Tokens of prompts that the prefix cache had.";
-    let drafted = "Tokens that were computed because they might come (--speculate).";
-    let accepted = "Of the drafted tokens, those that came.";
-    let preempted = "Sequences that lost their KV blocks to others.";
+    let computed = "Tokens that the model has computed.";
+    let cached = "Prompt tokens that were found in the prefix cache.";
+    let drafted = "Draft tokens that were computed (--speculate).";
+    let accepted = "Draft tokens that were accepted.";
+    let preempted = "Preemptions: sequences that lost their KV blocks to others.";
     let recomputed = "Tokens that were computed again after a preemption.";
-    let taken = "Recurrent states that were kept for whoever goes on there.";
-    let hits = "Sequences that went on from a snapshot.";
+    let taken = "Snapshots of recurrent states that were taken.";
+    let hits = "Sequences that continued from a snapshot.";
     let log_failures = "Writes, fsyncs and rewrites of the session log that failed.";
-    let log_rewrites = "Times the session log was rewritten without what is gone.";
+    let log_rewrites = "Rewrites of the session log without deleted sessions and turns.";
     for (name, help, value) in [
         ("steps", "Steps of the model.", scheduler.steps),
         ("failed_steps", "Steps that failed.", stats.failed_steps),
@@ -278,14 +278,14 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
         ("recomputed_tokens", recomputed, scheduler.recomputed_tokens),
         (
             "kv_evictions",
-            "Cached KV blocks that were given up.",
+            "Cached KV blocks that were evicted.",
             stats.evictions,
         ),
         ("state_snapshots", taken, stats.snapshots.taken),
         ("state_snapshot_hits", hits, stats.snapshots.hits),
         (
             "state_snapshot_evictions",
-            "Snapshots that were given up for other states.",
+            "Snapshots that were evicted for other states.",
             stats.snapshots.evictions,
         ),
         ("session_log_failures", log_failures, stats.log_failures),

@@ -59,7 +59,7 @@ pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
     Builder::new()
         .name(name.to_owned())
         .spawn(run)
-        .map_err(|e| Error::internal(format!("no thread for {name}: {e}")))
+        .map_err(|e| Error::internal(format!("the thread for {name} cannot be started: {e}")))
 }
 
 fn run_jobs(name: &str, receiver: &Mutex<Receiver<Job>>) {

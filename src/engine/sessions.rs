@@ -150,7 +150,7 @@ impl Engine {
         check_vocabulary("tokens", commit.tokens.iter().copied(), vocab_size)?;
         if commit.tokens.len() >= context_length {
             let message = format!(
-                "the context holds {context_length} tokens, the next one among them, but the session has {}",
+                "the context holds {context_length} tokens including the next one, but the session has {}",
                 commit.tokens.len()
             );
             return Err(

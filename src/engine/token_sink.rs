@@ -121,8 +121,8 @@ impl<E: Events> StepTokens for TokenSink<'_, E> {
 /// The error of an answer whose next logits are not finite.
 fn no_numbers(tokens: usize) -> Error {
     let message = format!(
-        "the model's logits after {tokens} tokens of the answer are not finite: it has a weight that is no number, or its values \
-         overflow their type"
+        "the model's logits after {tokens} tokens of the answer are not finite: a weight is not a number, or \
+         values overflow their type"
     );
     Error::new(Kind::Internal, "numerical_error", message)
 }

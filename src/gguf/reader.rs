@@ -37,7 +37,7 @@ impl<R: Read> Reader<R> {
         let left = self.len.saturating_sub(self.position);
         if needed.is_none_or(|needed| needed > left) {
             return Err(invalid(format!(
-                "{count} items of {size} bytes are to follow, but only {left} bytes do"
+                "it announces {count} items of {size} bytes, but only {left} bytes follow"
             )));
         }
         if needed.is_some_and(|needed| needed > self.limit.saturating_sub(self.position)) {
@@ -83,7 +83,7 @@ impl<R: Read> Reader<R> {
         let start = self.position;
         let len = self.u64()?;
         String::from_utf8(self.bytes(len)?)
-            .map_err(|_| invalid(format!("the text at byte {start} is no UTF-8")))
+            .map_err(|_| invalid(format!("the text at byte {start} is not UTF-8")))
     }
 
     pub(super) fn numbers<T, const N: usize>(

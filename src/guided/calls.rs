@@ -239,8 +239,8 @@ impl<'a> CallRules<'a> {
             None => Ok(rule),
             Some(keyword) => {
                 let message = format!(
-                    "tools cannot be compiled: {keyword} in the parameters of {name} cannot be enforced in the format in \
-                     which this model calls functions; leave it out, or strict"
+                    "tools cannot be compiled: {keyword} in the parameters of {name} cannot be enforced in the \
+                     format in which this model calls functions; leave out either it or strict"
                 );
                 Err(Error::new(Kind::Invalid, "invalid_grammar", message).with_param("tools"))
             }

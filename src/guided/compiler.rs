@@ -124,6 +124,6 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 fn guarded<T, E: std::fmt::Display>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("it is beyond what the compiler can take".to_owned()),
+        Err(_) => Err("it exceeds the limits of the compiler".to_owned()),
     }
 }

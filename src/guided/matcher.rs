@@ -19,15 +19,15 @@ impl std::fmt::Debug for Matcher {
 /// What a failure of the grammar means to the client of that one request.
 fn too_complex(error: &impl std::fmt::Display) -> Error {
     let message = format!(
-        "the answer cannot go on by its grammar: {}",
+        "the answer cannot continue within its grammar: {}",
         reason(&error.to_string())
     );
     Error::new(Kind::Invalid, "grammar_too_complex", message)
 }
 
 /// Said where no token can come next, which the library has no sentence for.
-const DEAD_END: &str = "no text can go on from here; a schema that needs itself again without end, or whose parts \
-                        contradict each other, allows no text at all";
+const DEAD_END: &str = "no text can follow here; a schema that requires itself endlessly, or whose parts \
+    contradict each other, allows no text at all";
 
 /// The library's words without the state that it appends to them.
 pub(super) fn reason(error: &str) -> &str {

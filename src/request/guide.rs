@@ -60,7 +60,8 @@ impl Guide {
             Self::JsonObject => 0,
             Self::JsonSchema { schema, .. } => {
                 if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
-                    let message = "the JSON schema must be an object, or true; false allows no text, and another value is no schema";
+                    let message = "the JSON schema must be an object or true; false allows no text, and other \
+                        values are not schemas";
                     return Err(Error::invalid(param, message));
                 }
                 schema.to_string().len()
@@ -71,7 +72,7 @@ impl Guide {
                 if choices.is_empty() || choices.iter().any(String::is_empty) {
                     return Err(Error::invalid(
                         param,
-                        "a choice has at least one text, and no empty one",
+                        "a choice must have at least one text, and no text may be empty",
                     ));
                 }
                 choices.iter().map(String::len).sum()
@@ -92,6 +93,6 @@ pub fn check_bytes(param: &str, bytes: usize) -> Result<()> {
     }
     Err(Error::invalid(
         param,
-        format!("{param} may have {MAX_GUIDE_BYTES} bytes, but {bytes} were given"),
+        format!("{param} may have at most {MAX_GUIDE_BYTES} bytes, but {bytes} were given"),
     ))
 }

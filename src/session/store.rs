@@ -1,9 +1,9 @@
 //! The sessions of one server. A pure state machine: time is passed in, and nothing depends on map order.
 //!
-//! A session holds the token ids of its committed turns; its KV is ordinary evictable memory of the prefix cache. A turn is
-//! a transaction: [`SessionStore::begin`] marks the session busy and hands out its history, and exactly one of
-//! [`SessionStore::commit`] and [`SessionStore::rollback`] ends it. Every change of a session is such a transaction, be it a
-//! turn, a rewind, a fork or its end.
+//! A session has the token ids of its committed turns; its KV blocks are ordinary, evictable blocks of the prefix cache. A turn is
+//! a transaction: [`SessionStore::begin`] marks the session busy and returns its history, and exactly one of
+//! [`SessionStore::commit`] and [`SessionStore::rollback`] ends it. Every change of a session is such a transaction: a turn, a
+//! rewind, a fork, and its end.
 
 mod durable;
 mod eviction;
@@ -17,12 +17,12 @@ use super::state::{Commit, Gone, Outcome, SessionKey, SessionState, TurnHistory}
 use crate::error::{Error, Kind, Result};
 use crate::request::SessionId;
 
-/// How many sessions are kept, and how long.
+/// How many sessions are kept, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreLimits {
-    /// Most sessions of the server; the least recently used idle one goes first.
+    /// Maximum number of sessions of the server. The least recently used idle one is dropped first.
     pub max_sessions: usize,
-    /// Milliseconds an idle session is kept; 0: for ever.
+    /// Milliseconds for which an idle session is kept. 0: for ever.
     pub ttl_ms: u64,
 }
 
@@ -35,23 +35,23 @@ impl Default for StoreLimits {
     }
 }
 
-/// Which sessions a turn may begin in.
+/// How a turn opens its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// One that lives; its history goes before the turn.
+    /// A live session; its history comes before the turn.
     Continue,
-    /// One that lives, be it read-only: for what goes back behind the turns that it lost, or ends it.
+    /// A live session, even if it is read-only: to rewind it to before the turns that it has lost, or to end it.
     Mend,
-    /// One that lives, or else a new one, unless it was evicted.
+    /// A live session, or else a new one, unless it was evicted.
     Create,
-    /// A new one; a live one of that id is replaced when the turn commits, not before.
+    /// A new session. A live one with this id is replaced when the turn commits, not before.
     Fresh,
-    /// A new one; none of that id may live.
+    /// A new session. No live session may have this id.
     New,
 }
 
 impl Start {
-    /// As a request says it: `start` begins anew, `create` begins where there is none.
+    /// As in a request: `start` begins anew, `create` creates the session if it does not exist.
     pub const fn of(start: bool, create: bool) -> Self {
         match (start, create) {
             (true, _) => Self::Fresh,
@@ -73,11 +73,11 @@ struct Running {
 struct Session {
     state: SessionState,
     running: Option<Running>,
-    /// It makes room after all that nobody holds, until then.
+    /// Until then, the session is evicted only after those that nobody holds.
     hold_until: u64,
 }
 
-/// What can be said of a session without its tokens.
+/// A session without its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {
     /// Whose it is.
@@ -86,17 +86,17 @@ pub struct SessionInfo {
     pub turns: usize,
     /// Committed tokens.
     pub tokens: usize,
-    /// Whether a turn runs.
+    /// Whether a turn is running.
     pub busy: bool,
     /// When the session began, in milliseconds of the caller's clock.
     pub created_ms: u64,
     /// When it was last used.
     pub used_ms: u64,
-    /// The last of the turns that it lost, which makes it read-only; 0: it lost none.
+    /// The last of the turns that it has lost, which makes it read-only. 0: it has lost none.
     pub lost_turn: u32,
     /// What its turns have used.
     pub usage: SessionUsage,
-    /// It is kept until then where others can make room, in milliseconds of the caller's clock; 0: it is not held.
+    /// Until when it is held, in milliseconds of the caller's clock. 0: it is not held.
     pub hold_until: u64,
 }
 
@@ -104,15 +104,15 @@ pub struct SessionInfo {
 #[derive(Debug, Default)]
 pub struct SessionStore {
     sessions: BTreeMap<SessionKey, Session>,
-    /// Sessions of each tenant that has some.
+    /// Number of sessions of each tenant.
     counts: HashMap<u32, usize>,
     idle: Idle,
-    /// Turns committed so far.
+    /// Number of turns committed so far.
     uses: u64,
     limits: StoreLimits,
     tenant_caps: HashMap<u32, usize>,
     tombstones: Tombstones,
-    /// Evictions that are not written down yet, the oldest first; absent where nothing is.
+    /// Evictions that are not in the log yet, the oldest first. Absent without a log.
     evicted: Option<VecDeque<SessionKey>>,
     totals: Totals,
 }
@@ -139,7 +139,7 @@ impl Totals {
 /// 409: one turn of a session runs at a time.
 pub fn session_busy(key: &SessionKey) -> Error {
     let message = format!(
-        "session {} already runs a turn; one turn runs at a time",
+        "session {} is already running a turn; a session runs one turn at a time",
         key.id
     );
     Error::new(Kind::Conflict, "session_busy", message)
@@ -147,12 +147,12 @@ pub fn session_busy(key: &SessionKey) -> Error {
         .with_detail("retry_after", 1)
 }
 
-/// 409: turns of the session are lost, and nothing can follow what nobody knows.
+/// 409: turns of the session are lost, so no turn can follow them.
 pub fn session_damaged(key: &SessionKey, state: &SessionState) -> Error {
     let turns = state.turns.len();
     let message = format!(
-        "session {} lost what came behind turn {turns} (up to turn {}), for its log was damaged; it is read-only until it is \
-         rewound to at most {turns} turns, or fork it there",
+        "session {} lost the turns after turn {turns} (up to turn {}), because its log was damaged; it is \
+         read-only: rewind it to at most {turns} turns, or fork it there",
         key.id, state.lost_turn
     );
     Error::new(Kind::Conflict, "session_damaged", message)
@@ -161,7 +161,7 @@ pub fn session_damaged(key: &SessionKey, state: &SessionState) -> Error {
 }
 
 fn exists(key: &SessionKey) -> Error {
-    let message = format!("session {} lives already; end it first", key.id);
+    let message = format!("session {} exists already; end it first", key.id);
     Error::new(Kind::Conflict, "session_exists", message).with_param("session_id")
 }
 
@@ -179,7 +179,7 @@ impl SessionStore {
         self.sessions.len()
     }
 
-    /// Whether no session lives.
+    /// Whether there is no live session.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
     }
@@ -189,11 +189,11 @@ impl SessionStore {
         self.counts.get(&tenant).copied().unwrap_or(0)
     }
 
-    /// Marks the session busy with `request` and hands out what its turn builds on.
+    /// Marks the session busy with `request` and returns the history for its turn.
     ///
     /// # Errors
     /// `session_busy` (409) while another turn runs; `session_not_found`, `session_expired` or `session_lost` (404);
-    /// `session_exists` (409); `session_damaged` (409) for one that lost turns.
+    /// `session_exists` (409); `session_damaged` (409) for one that has lost turns.
     pub fn begin(
         &mut self,
         key: &SessionKey,
@@ -203,7 +203,7 @@ impl SessionStore {
     ) -> Result<TurnHistory> {
         self.expire(now_ms);
         let Some(session) = self.sessions.get_mut(key) else {
-            // A client that goes on where an evicted session stood must hear of it, not get an empty history.
+            // A client that continues an evicted session must get an error, not an empty history.
             let goes_on = matches!(start, Start::Continue | Start::Mend)
                 || (start == Start::Create && self.tombstones.get(key).is_some());
             if goes_on {
@@ -249,14 +249,14 @@ impl SessionStore {
         })
     }
 
-    /// Ends the running turn of `request` and makes its outcome the session's state. A turn that no longer runs is ignored.
+    /// Ends the running turn of `request` and makes its outcome the session's state. A turn that is no longer running is ignored.
     pub fn commit(&mut self, key: &SessionKey, request: u64, commit: Commit, now_ms: u64) {
         if let Some(outcome) = self.outcome(key, request, commit, now_ms) {
             self.settle(key, request, outcome);
         }
     }
 
-    /// What [`Self::commit`] would make of the session, for whoever must write it down first. None if the turn does not run.
+    /// What [`Self::commit`] would make of the session, so that it can be written to the log first. None if the turn is not running.
     pub fn outcome(
         &mut self,
         key: &SessionKey,
@@ -293,7 +293,7 @@ impl SessionStore {
         Some(Outcome { before, after })
     }
 
-    /// Ends the running turn of `request` with the outcome that [`Self::outcome`] gave.
+    /// Ends the running turn of `request` with the outcome that [`Self::outcome`] returned.
     pub fn settle(&mut self, key: &SessionKey, request: u64, outcome: Outcome) {
         let Some(session) = self.running_mut(key, request) else {
             return;
@@ -330,7 +330,7 @@ impl SessionStore {
         self.evict_over_cap(key.tenant);
     }
 
-    /// Keeps an idle session until then, where others can make room; 0: no longer.
+    /// Holds an idle session until then. 0 ends the hold.
     ///
     /// # Errors
     /// `session_not_found`, `session_expired` or `session_lost` (404).
@@ -353,7 +353,7 @@ impl SessionStore {
             .filter(|s| s.running.as_ref().is_some_and(|r| r.request == request))
     }
 
-    /// The request whose turn runs in the session, if one does.
+    /// The request whose turn is running in the session, if there is one.
     pub fn running_request(&self, key: &SessionKey) -> Option<u64> {
         self.sessions
             .get(key)?
@@ -362,7 +362,7 @@ impl SessionStore {
             .map(|running| running.request)
     }
 
-    /// What can be said of a session.
+    /// A session without its tokens.
     ///
     /// # Errors
     /// `session_not_found`, `session_expired` or `session_lost` (404).
@@ -370,7 +370,7 @@ impl SessionStore {
         Ok(self.get(key)?.info(key))
     }
 
-    /// A session at its last committed turn, whatever runs.
+    /// A session at its last committed turn, even while another one is running.
     ///
     /// # Errors
     /// `session_not_found`, `session_expired` or `session_lost` (404).
@@ -378,7 +378,7 @@ impl SessionStore {
         Ok(&self.get(key)?.state)
     }
 
-    /// At most `limit` sessions of a tenant in order of their ids, numbers before names: those behind `after`, or the first.
+    /// At most `limit` sessions of a tenant in order of their ids, numbers before names: those after `after`, or the first ones.
     pub fn list(&self, tenant: u32, after: Option<SessionId>, limit: usize) -> Vec<SessionInfo> {
         let first = match after {
             None => Bound::Included(SessionKey::new(tenant, SessionId::FIRST_OF_CLIENTS)),
@@ -416,7 +416,7 @@ impl SessionStore {
     fn missing(&self, key: &SessionKey) -> Error {
         let (code, why) = match self.tombstones.get(key) {
             Some(Gone::Evicted) => ("session_expired", "was evicted"),
-            Some(Gone::Lost) => ("session_lost", "is lost, for its log was damaged"),
+            Some(Gone::Lost) => ("session_lost", "is lost, because its log was damaged"),
             Some(Gone::Ended) | None => ("session_not_found", "does not exist"),
         };
         let message = format!(

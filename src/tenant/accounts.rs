@@ -166,7 +166,7 @@ impl Accounts {
             && account.own() >= limit
         {
             let message = format!(
-                "this key may have {limit} requests in flight, has {}, and one more was given",
+                "this key may have at most {limit} requests in flight; it has {}, and one more was sent",
                 account.own()
             );
             return Err(account.refuse(message, RETRY_IN_FLIGHT, now_ms));

@@ -68,7 +68,11 @@ impl<'a> Vocabulary<'a> {
             None => vec![1; tokens.len()],
             Some(Array::I32(types)) => types.iter().map(|&t| t.into()).collect(),
             Some(Array::U32(types)) => types.iter().map(|&t| t.into()).collect(),
-            Some(_) => return Err(refuse("tokenizer.ggml.token_type is no array of integers")),
+            Some(_) => {
+                return Err(refuse(
+                    "tokenizer.ggml.token_type is not an array of integers",
+                ));
+            }
         };
         check_len("token_type", types.len(), tokens.len())?;
         let types = types.into_iter().zip(tokens);
@@ -127,7 +131,7 @@ fn byte_pairs(file: &GgufFile, vocabulary: &Vocabulary, pre: &str) -> Result<Tok
     let pre = file.string("tokenizer.ggml.pre").unwrap_or(pre);
     let rules = Rules::named(pre).ok_or_else(|| {
         refuse(format!(
-            "its way to cut text into words, {pre} (tokenizer.ggml.pre), is not supported"
+            "its pre-tokenizer, {pre} (tokenizer.ggml.pre), is not supported"
         ))
     })?;
     let merges = strings(file, "tokenizer.ggml.merges")?
@@ -174,7 +178,7 @@ fn split_merge(merge: &str) -> Result<(String, String)> {
         .map(|(at, _)| at);
     let (left, right) = space
         .map(|at| (&merge[..at], &merge[at + 1..]))
-        .ok_or_else(|| refuse(format!("its merge {merge:?} is no pair of tokens")))?;
+        .ok_or_else(|| refuse(format!("its merge {merge:?} is not a pair of tokens")))?;
     Ok((left.to_owned(), right.to_owned()))
 }
 
@@ -257,7 +261,7 @@ fn unigram(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
         Some(Array::I8(map)) => Some(map.iter().map(|&b| b as u8).collect()),
         Some(_) => {
             return Err(refuse(
-                "tokenizer.ggml.precompiled_charsmap is no array of bytes",
+                "tokenizer.ggml.precompiled_charsmap is not an array of bytes",
             ));
         }
     };
@@ -415,7 +419,7 @@ fn strings<'a>(file: &'a GgufFile, key: &str) -> Result<Option<&'a [String]>> {
     match file.array(key) {
         None if file.get(key).is_none() => Ok(None),
         Some(Array::String(strings)) => Ok(Some(strings)),
-        _ => Err(refuse(format!("{key} is no array of texts"))),
+        _ => Err(refuse(format!("{key} is not an array of texts"))),
     }
 }
 

@@ -248,7 +248,7 @@ impl Drop for Reply {
         if self.mailbox.is_ended() {
             return;
         }
-        let message = "the request was given up before its end by a fault of the server";
+        let message = "the server failed before the request ended";
         self.fail(Error::internal(message));
         self.mailbox.signal();
     }

@@ -98,7 +98,7 @@ def test_port_in_use(minilm_folder: Path, failure: Callable[..., str]) -> None:
 
 
 def test_address_of_another_machine(minilm_folder: Path, failure: Callable[..., str]) -> None:
-    assert "192.0.2.1:8000 cannot be listened on" in failure(str(minilm_folder), "192.0.2.1", "8000")
+    assert "the server cannot listen on 192.0.2.1:8000" in failure(str(minilm_folder), "192.0.2.1", "8000")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_conversation_goes_on_as_if_nothing_had_happened(tmp_path: Path, smoll
         texts += talk(server, 7, prompts[3:])
         # The same conversation without a break.
         assert texts == [turn(server, 8, prompts[0], sequence_start=True)["text"], *talk(server, 8, prompts[1:])]
-        assert "belongs to another server that runs" in failure(tmp_path)
+        assert "is in use by another running server" in failure(tmp_path)
         end(server, signal.SIGTERM)
 
     assert [path.read_bytes() for path in log.parent.glob("*.damaged-*")] == [b"half a rec"]

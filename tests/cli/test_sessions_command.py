@@ -49,11 +49,11 @@ def test_what_cannot_be_looked_at_is_one_line(tmp_path: Path, capsys: pytest.Cap
     settings = SessionLog(folder=str(tmp_path), fingerprint=bytes(32), model="toy", tenants={0: bytes(32)})
     log = _core.OpenSessionLog(settings)
     assert main(["sessions", "repair", str(tmp_path)]) == 1
-    assert "belongs to another server that runs" in capsys.readouterr().err
+    assert "is in use by another running server" in capsys.readouterr().err
     del log
     assert main(["sessions", "check", str(tmp_path)]) == 0
     assert "nothing is lost" in capsys.readouterr().out
     (tmp_path / "sessions.log").write_bytes(b"something else" * 100)
     assert main(["sessions", "repair", str(tmp_path)]) == 1
-    assert "does not begin as a session log does" in capsys.readouterr().err
+    assert "does not begin like a session log" in capsys.readouterr().err
     assert (tmp_path / "sessions.log").read_bytes() == b"something else" * 100

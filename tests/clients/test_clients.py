@@ -38,7 +38,7 @@ class Requests(logging.Handler):
         message = record.getMessage()
         if record.name == "lmserve.requests":
             self.entries.append(json.loads(message))
-        elif "taken and ignored" in message:
+        elif "accepted and ignored" in message:
             self.left_out.append(message)
 
     @contextmanager

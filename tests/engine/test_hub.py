@@ -54,7 +54,7 @@ def test_the_largest_that_fits_is_chosen_and_told(hub: StandIn, monkeypatch: pyt
     assert source.names == (REPOSITORY, f"{REPOSITORY}:Q8_0")
     assert source.path.read_bytes() == hub.files[REPOSITORY]["tiny-Q8_0.gguf"]
     (line,) = told
-    assert f"{REPOSITORY} has Q4_0, Q8_0, F32: Q8_0 is the largest that fits here" in line
+    assert f"{REPOSITORY} has Q4_0, Q8_0, F32. lmserve takes Q8_0, the largest that fits into memory" in line
     # What was chosen once holds, and nothing more is asked.
     hub.files.clear()
     assert find_model(REPOSITORY).path == source.path
@@ -66,7 +66,7 @@ def test_one_that_does_not_fit_is_not_chosen(hub: StandIn) -> None:
     assert hub.bytes_of("tiny-Q8_0.gguf") == 0
     hub.files["owner/huge"] = {"a-Q4_0.gguf": b"x", "a-Q8_0.gguf": b"x"}
     hub.claimed |= {"a-Q4_0.gguf": 1 << 50, "a-Q8_0.gguf": 1 << 51}
-    with pytest.raises(SourceError, match=r"the smallest, Q4_0, has 1125899906842624 bytes, and \d+ are free"):
+    with pytest.raises(SourceError, match=r"the smallest, Q4_0, has 1125899906842624 bytes, but \d+ are free"):
         find_model("owner/huge")
 
 
@@ -106,7 +106,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub: StandIn) -> None:
 
 def test_the_next_process_goes_on_where_the_last_one_gave_up(hub: StandIn) -> None:
     hub.break_after = [1000, 0, 0, 0, 0, 0]
-    with pytest.raises(SourceError, match=r"broke off after 1000 bytes: .*\. The next try goes on from there"):
+    with pytest.raises(SourceError, match=r"stopped after 1000 bytes: .*\. The next attempt continues from there"):
         find_model(f"{REPOSITORY}:Q4_0")
     hub.sent.clear()
     seen: list[int] = []
@@ -175,7 +175,7 @@ def test_a_url_where_nobody_answers(hub: StandIn) -> None:
     ("name", "message"),
     [
         ("owner/nothing", r"the hub has no model owner/nothing, or it needs a login \(hf auth login\): HTTP 404"),
-        (f"{REPOSITORY}:Q5_K_M", "has Q4_0, Q8_0, F32, but Q5_K_M was asked for"),
+        (f"{REPOSITORY}:Q5_K_M", "has Q4_0, Q8_0, F32, but Q5_K_M was requested"),
         ("owner/text", "has neither GGUF nor safetensors files"),
         ("qwen3:5b", "qwen3 is known in the sizes 0.6b"),
         ("qwem3", "did you mean qwen3"),
@@ -189,7 +189,7 @@ def test_what_there_is_not(hub: StandIn, name: str, message: str) -> None:
 
 def test_a_file_that_would_leave_the_cache_is_refused(hub: StandIn) -> None:
     hub.files["owner/evil"] = {"../../evil.gguf": b"GGUF"}
-    with pytest.raises(SourceError, match="is no path in a repository"):
+    with pytest.raises(SourceError, match="is not a path in a repository"):
         find_model("owner/evil")
 
 

@@ -177,7 +177,7 @@ def test_dense_layers_come_after_pooling(tmp_path, options):
 def test_an_encoder_does_not_generate(tmp_path, options):
     tiny(tmp_path)
     runner = load_runner(open_checkpoint(tmp_path), options)
-    with pytest.raises(RuntimeError, match="is an embedding model: it cannot generate"):
+    with pytest.raises(RuntimeError, match="is an embedding model and cannot generate"):
         runner.launch(1, 1, 1, None)
 
 

@@ -165,7 +165,7 @@ def test_what_is_no_recording_is_refused_in_one_line(folder, tokenizer, tmp_path
     recorded(folder, tokenizer, path)
     make_model(tmp_path / "other", 4)
     assert main(["replay", str(path), "--model", str(tmp_path / "other")]) == 1
-    assert "is another model than the one that was recorded" in capsys.readouterr().err
+    assert "is not the model that was recorded" in capsys.readouterr().err
 
 
 class Distant:

@@ -39,7 +39,7 @@ def test_an_open_log_is_locked_and_says_what_it_has(tmp_path: Path) -> None:
     log = _core.OpenSessionLog(settings(tmp_path))
     report = log_report_of(log.restored)
     assert (report.sessions, report.tokens, report.torn, report.is_whole) == (0, 0, 0, True)
-    with pytest.raises(LmserveError, match="belongs to another server that runs") as error:
+    with pytest.raises(LmserveError, match="is in use by another running server") as error:
         _core.OpenSessionLog(settings(tmp_path))
     assert error.value.error["code"] == "session_dir_in_use"
     del log

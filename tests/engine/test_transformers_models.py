@@ -162,15 +162,15 @@ def written(folder, **config):
     [
         ({"model_type": "rwkv", "architectures": ["RwkvForCausalLM"]}, "layers with a recurrent state"),
         ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "layers of type linear_attention"),
-        ({"model_type": "bloom", "architectures": ["BloomForCausalLM"]}, "takes no positions of its tokens"),
+        ({"model_type": "bloom", "architectures": ["BloomForCausalLM"]}, "does not take the positions of its tokens"),
         ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "a pass without weights fails"),
         ({"model_type": "doge", "architectures": ["DogeForCausalLM"]}, "its attention asks for attention_mask"),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "knows no causal language model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "has no causal language model"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2ForQuestionAnswering"]},
             "of type 'gpt2' is GPT2LMHeadModel, not",
         ),
-        ({"model_type": "nobody", "architectures": ["NobodyForCausalLM"]}, "knows no causal language model"),
+        ({"model_type": "nobody", "architectures": ["NobodyForCausalLM"]}, "has no causal language model"),
         (
             {
                 "model_type": "gpt_neox",

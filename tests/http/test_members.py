@@ -126,7 +126,7 @@ def test_the_request_chooses_and_the_model_is_loaded_by_it(begin: Begin) -> None
     refused = fleet.chat("d")
     assert refused.status_code == 404
     assert refused.json()["error"]["message"] == (
-        "the model 'd' is not served here; served: a, a-alias, b, b-alias, c, c-alias"
+        "the model 'd' is not served; the served models are: a, a-alias, b, b-alias, c, c-alias"
     )
 
 

@@ -153,7 +153,7 @@ def test_bind() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(BindError, match="is not an address of this machine"):
         bind("no.such.host.invalid", 0)
-    with pytest.raises(BindError, match="cannot be listened on"):
+    with pytest.raises(BindError, match="cannot listen on"):
         bind("192.0.2.1", 0)
     with pytest.raises(BindError, match="70000"):
         bind("127.0.0.1", 70000)

@@ -103,7 +103,7 @@ def test_generate_warns_where_a_live_session_is_dropped_by_default(
     frames = frames_of(reply.content) if stream else [json.loads(reply.content)]
     assert all("warnings" not in frame for frame in frames[:-1])
     (warning,) = frames[-1]["warnings"]
-    assert f"session {session} had 2 turns" in warning
+    assert f"dropped session {session} with its 2 turns" in warning
     assert f"/v1/sessions/{session}/turns" in warning
     # It was begun anew all the same, as the default says. Who asks for that is not warned.
     assert frames[-1]["usage"]["history_tokens"] == 0

@@ -277,4 +277,4 @@ def test_a_long_document_is_refused_or_cut(reranker: Served) -> None:
 
 def test_a_model_that_scores_embeds_nothing(reranker: Served) -> None:
     response = reranker.client.post("/v1/embeddings", json={"input": CAT})
-    assert "makes no embeddings" in error_of(response, 400, param="model")["message"]
+    assert "cannot compute embeddings" in error_of(response, 400, param="model")["message"]

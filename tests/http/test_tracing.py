@@ -201,7 +201,7 @@ def test_a_collector_that_is_away_costs_one_line(
     back.close()
     first, second = lines()
     where = f"{collector.url}/v1/traces"
-    assert first.startswith(f"traces cannot be sent to {where} and are dropped until they can; the exporter says: ")
+    assert first.startswith(f"traces cannot be sent to {where} and are dropped until they can; the exporter reports: ")
     assert "refused" in first
     assert second == f"traces are sent to {where} again"
 

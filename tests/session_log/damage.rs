@@ -70,7 +70,7 @@ fn a_session_with_a_hole_is_read_only_at_its_last_good_turn() {
         for start in [Start::Continue, Start::Create] {
             let error = store.begin(&key(0, 1), 99, start, 9).unwrap_err();
             assert_eq!(error.code, "session_damaged");
-            assert!(error.message.contains("behind turn 2 (up to turn 5)"));
+            assert!(error.message.contains("after turn 2 (up to turn 5)"));
             assert_eq!(error.details["turns"], 2);
         }
         assert_eq!(store.info(&key(0, 1)).unwrap().lost_turn, 5);

@@ -60,7 +60,7 @@ def test_prompts_have_their_lengths_and_share_what_they_should(tmp_path: Path) -
     ("text", "expected"),
     [
         ('{"arrival": 0}', "line 1 of {path}: Object missing required field `prompt_tokens`"),
-        ('\n{"arrival": -1, "prompt_tokens": 1, "output_tokens": 1}', "line 2 of {path} has a number that cannot be"),
+        ('\n{"arrival": -1, "prompt_tokens": 1, "output_tokens": 1}', "line 2 of {path} has an impossible number"),
         ("\n\n", "{path} has no request"),
     ],
 )
@@ -74,4 +74,4 @@ def test_wrong_traces_are_refused(text: str, expected: str, tmp_path: Path, caps
 @pytest.mark.parametrize("arguments", [[], ["http://127.0.0.1:9", "--fit", "f"]])
 def test_a_server_or_a_fit_is_measured(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2
-    assert "either a URL or --fit is needed" in capsys.readouterr().err
+    assert "give either a URL or --fit" in capsys.readouterr().err

@@ -127,10 +127,12 @@ def test_shards(folder):
         assert np.array_equal(checkpoint.tensors[name].dequantize(), values)
     weight_map["lm_head.weight"] = "b.safetensors" if weight_map["lm_head.weight"][0] == "a" else "a.safetensors"
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-    with pytest.raises(CheckpointError, match=r"tensor lm_head.weight is missing, which model.safetensors.index.json"):
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors.index.json names the tensor lm_head.weight, but it is missing"
+    ):
         open_checkpoint(folder)
     (folder / "b.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"shard b.safetensors, which model.safetensors.index.json names"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json names the shard b.safetensors, but it is missing"):
         open_checkpoint(folder)
 
 

@@ -109,8 +109,8 @@ def test_models_among_the_files() -> None:
     assert known[2].size == 14 + 15
     assert choose("q8_0", known, "o/n").label == "Q8_0"
     assert choose("a-Q4_0.gguf", known, "o/n").label == "Q4_0"
-    with pytest.raises(HubError, match=r"o/n has Q8_0, Q4_0, Q2_K, but Q5_K was asked for"):
+    with pytest.raises(HubError, match=r"o/n has Q8_0, Q4_0, Q2_K, but Q5_K was requested"):
         choose("Q5_K", known, "o/n")
     twice = quantizations([*files, RemoteFile("c-Q8_0.gguf", 99, SHA)])
-    with pytest.raises(HubError, match=r"more than once; say which: o/n:b-Q8_0.gguf, o/n:c-Q8_0.gguf"):
+    with pytest.raises(HubError, match=r"more than once; name one of: o/n:b-Q8_0.gguf, o/n:c-Q8_0.gguf"):
         choose("Q8_0", twice, "o/n")

@@ -36,10 +36,10 @@ def read_trace(path: Path) -> list[TraceRequest]:
         except msgspec.DecodeError as error:
             raise ValueError(f"line {number} of {path}: {error}") from error
         if request.arrival < 0 or request.output_tokens < 1 or not 0 <= request.shared_tokens <= request.prompt_tokens:
-            raise ValueError(f"line {number} of {path} has a number that cannot be: {line.decode()}")
+            raise ValueError(f"line {number} of {path} has an impossible number: {line.decode()}")
         requests.append(request)
     if not requests:
-        raise ValueError(f"{path} has no request")
+        raise ValueError(f"{path} has no requests")
     return sorted(requests, key=lambda request: request.arrival)
 
 

@@ -82,7 +82,7 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises AttributeError for an engine that was given without one."""
         if self._tokenizer is None:
-            raise AttributeError("this LLM was made around an engine, without a tokenizer")
+            raise AttributeError("this LLM was made from an engine without a tokenizer")
         return self._tokenizer
 
     def generate(

@@ -94,7 +94,7 @@ class ModelPlan:
         if config.record is not None:
             header = Header.of(checkpoint, self.options, runner.info)
             runner = Recorder(runner, config.record, header)
-            logger.warning("every step is written to %s, with the tokens of all clients", config.record)
+            logger.warning("every step is recorded in %s, with the tokens of all clients", config.record)
         return _core.Engine(
             runner,
             self.text.tokenizer,
@@ -136,7 +136,9 @@ class ModelPlan:
             if further := len(report.losses[MAX_LOSSES:]):
                 logger.error("%d more sessions lost turns; lmserve sessions check lists all of them", further)
             if report.unnamed:
-                logger.error("%d records are missing, and nobody can say whose they were", report.unnamed)
+                logger.error(
+                    "%d records are missing, and it is not known which sessions they belonged to", report.unnamed
+                )
         logger.info(
             "%d sessions of %d tokens were restored from %s", report.sessions, report.tokens, config.session_dir
         )

@@ -35,7 +35,7 @@ class Loss(Struct, frozen=True, kw_only=True):
             return f"session {self.id} is lost" + (f" with its {self.last_turn} turns" if self.last_turn > 1 else "")
         first = self.kept_turns + 1
         turns = f"turn {first}" if self.last_turn <= first else f"turns {first} to {self.last_turn}"
-        lost = f"{turns} lost" if self.last_turn >= first else "a rewind or its end lost"
+        lost = f"{turns} lost" if self.last_turn >= first else "a rewind of it, or its end, is lost"
         return f"session {self.id}: {lost}; it is read-only at turn {self.kept_turns}"
 
 

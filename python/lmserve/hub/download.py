@@ -95,7 +95,7 @@ def _fill(url: str, partial: Path, size: int | None, headers: Mapping[str, str],
                 if here == 0:
                     raise HubError(f"{url} cannot be reached: {reason}") from error
                 raise HubError(
-                    f"{url} broke off after {here} bytes: {reason}. The next try goes on from there"
+                    f"the download of {url} stopped after {here} bytes: {reason}. The next attempt continues from there"
                 ) from error
             time.sleep(PAUSE_SECONDS * fruitless)
             continue
@@ -120,7 +120,7 @@ def _continue(url: str, partial: Path, have: int, headers: Mapping[str, str], pr
     with httpx.stream("GET", url, headers=asked, timeout=TIMEOUT, follow_redirects=True) as reply:
         if reply.status_code == 416 and have:
             partial.unlink()
-            raise _TryAgainError("the server has no such part of it")
+            raise _TryAgainError("the server does not have the requested range")
         if reply.status_code in AGAIN:
             raise _TryAgainError(f"HTTP {reply.status_code}")
         if reply.status_code not in (200, 206):

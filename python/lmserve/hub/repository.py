@@ -109,14 +109,14 @@ class Hub:
 def _repository(name: str, reply: Mapping[str, Any]) -> Repository:
     commit = reply["sha"]
     if not DIGEST.fullmatch(commit):
-        raise ValueError(f"{commit!r} is no commit")
+        raise ValueError(f"{commit!r} is not a commit")
     files = []
     for sibling in reply["siblings"]:
         path = str(sibling["rfilename"])
         inside = PurePosixPath(path)
         # What it says becomes paths here.
         if inside.is_absolute() or ".." in inside.parts or "\\" in path or "\0" in path:
-            raise ValueError(f"{path!r} is no path in a repository")
+            raise ValueError(f"{path!r} is not a path in a repository")
         large = sibling.get("lfs") or {}
         digest, size = large.get("sha256") or sibling.get("blobId"), large.get("size", sibling.get("size"))
         if isinstance(digest, str) and DIGEST.fullmatch(digest) and isinstance(size, int) and size >= 0:
@@ -152,6 +152,6 @@ def choose(choice: str, known: Sequence[Quantization], repository: str) -> Quant
         return matching[0]
     if matching:
         paths = ", ".join(f"{repository}:{q.files[0].path}" for q in matching)
-        raise HubError(f"{repository} has {choice} more than once; say which: {paths}")
+        raise HubError(f"{repository} has {choice} more than once; name one of: {paths}")
     labels = ", ".join(dict.fromkeys(q.label for q in known)) or "no GGUF file"
-    raise HubError(f"{repository} has {labels}, but {choice} was asked for")
+    raise HubError(f"{repository} has {labels}, but {choice} was requested")

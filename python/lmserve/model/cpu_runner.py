@@ -52,7 +52,7 @@ class CpuRunner:
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Run one step over the buffers; see `Runner`."""
         if not self.info.can_generate:
-            raise RuntimeError(f"{self.info.name} is an embedding model: it cannot generate")
+            raise RuntimeError(f"{self.info.name} is an embedding model and cannot generate")
         self._core.run(self._step, self._head, self._arrays, n_tokens, n_seqs, n_rows, edits)
 
     def collect(self) -> None:

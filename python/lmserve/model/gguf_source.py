@@ -78,7 +78,7 @@ def shards_of(path: Path, header: GgufFile) -> list[Path]:
     shards = [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
     for shard in shards:
         if not shard.is_file():
-            raise CheckpointError(f"{path} is one of {count} files, but {shard} is not there")
+            raise CheckpointError(f"{path} is one of {count} files, but {shard} is missing")
     return shards
 
 
@@ -100,7 +100,7 @@ def _read_file(path: Path, header: GgufFile) -> dict[str, StoredTensor]:
         start = header.data_offset + offset
         if start + nbytes > len(mapped):
             raise CheckpointError(
-                f"{path} is truncated: {name} ends at byte {start + nbytes}, the file has {len(mapped)}"
+                f"{path} is truncated: {name} ends at byte {start + nbytes}, but the file has {len(mapped)}"
             )
         tensors[name] = _stored(path, name, dtype, shape, mapped[start : start + nbytes])
     return tensors

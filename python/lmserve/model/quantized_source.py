@@ -112,7 +112,7 @@ def _kinds(scheme: Quantization, tensor: StoredTensor) -> tuple[str, ...]:
 def _need(layer: str, parts: Mapping[str, StoredTensor], kind: str, dtypes: tuple[str, ...]) -> StoredTensor:
     part = parts.get(kind)
     if part is None:
-        raise CheckpointError(f"tensor {layer}.{kind} is missing, which quantization_config needs")
+        raise CheckpointError(f"quantization_config needs the tensor {layer}.{kind}, but it is missing")
     if part.dtype not in dtypes:
         raise CheckpointError(f"tensor {layer}.{kind} must be {' or '.join(dtypes)}, but is {part.dtype}")
     return part

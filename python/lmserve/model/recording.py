@@ -72,7 +72,7 @@ class Header(Struct, frozen=True, kw_only=True):
         """The model at `path`. Raises RecordingError if it is another one than was recorded."""
         checkpoint = open_checkpoint(path)
         if fingerprint(checkpoint) != self.fingerprint:
-            raise RecordingError(f"{path} is another model than the one that was recorded, {self.model}")
+            raise RecordingError(f"{path} is not the model that was recorded, {self.model}")
         return checkpoint
 
     def load(self, checkpoint: Checkpoint, **changes: Any) -> Runner:

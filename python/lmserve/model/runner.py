@@ -118,7 +118,7 @@ class DecoderRunner(Generic[A, W]):
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Start one step over the buffers; see `Runner`."""
         if not self.info.can_generate:
-            raise RuntimeError(f"{self.info.name} is an embedding model: it cannot generate")
+            raise RuntimeError(f"{self.info.name} is an embedding model and cannot generate")
         self.ops.begin(n_tokens, n_seqs, n_rows)
         states = self.model.forward(sampled_rows_only=True)
         if n_rows:

@@ -37,7 +37,7 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
         if names is not None:
             missing = sorted(names - stored.keys())
             if missing:
-                raise CheckpointError(f"{path}: tensor {missing[0]} is missing, which {INDEX} places there")
+                raise CheckpointError(f"{path}: {INDEX} names the tensor {missing[0]}, but it is missing")
         tensors |= stored
     return tensors
 
@@ -55,7 +55,7 @@ def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
             raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
         for file in shards:
             if Path(file).name != file or not files.check_regular(folder / file):
-                raise CheckpointError(f"{folder}: shard {file}, which {INDEX} names, is not there")
+                raise CheckpointError(f"{folder}: {INDEX} names the shard {file}, but it is missing")
         return [(folder / file, names) for file, names in sorted(shards.items())]
     if files.check_regular(folder / SINGLE):
         return [(folder / SINGLE, None)]
@@ -69,11 +69,14 @@ def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
 def _read_file(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     if size < 8:
-        raise CheckpointError(f"{path} is truncated: {size} bytes, a safetensors file has at least 8")
+        raise CheckpointError(f"{path} is truncated: it has {size} bytes, but a safetensors file has at least 8")
     mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
     header_bytes = int(mapped[:8].view("<u8")[0])
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
-        raise CheckpointError(f"{path} is truncated or no safetensors file: header of {header_bytes} bytes in {size}")
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file: its header has {header_bytes} bytes, but the "
+            f"file has {size}"
+        )
     try:
         header: dict[str, Any] = files.parse_json(f"the header of {path}", bytes(mapped[8 : 8 + header_bytes]))
         header.pop("__metadata__", None)
@@ -87,12 +90,14 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], data: NDArray[np.uint8
     shape = tuple(int(extent) for extent in entry["shape"])
     start, end = (int(offset) for offset in entry["data_offsets"])
     if not 0 <= start <= end <= len(data):
-        raise CheckpointError(f"{path} is truncated: {name} ends at byte {end} of its data, it has {len(data)} bytes")
+        raise CheckpointError(
+            f"{path} is truncated: {name} ends at byte {end} of its data, but it has {len(data)} bytes"
+        )
     stored = data[start:end]
     numbers = KNOWN_TYPES.get(dtype)
     if numbers is None:
         return StoredTensor(name, shape, dtype, stored)
     expected = math.prod(shape) * numbers.itemsize
     if end - start != expected or any(extent < 0 for extent in shape):
-        raise CheckpointError(f"{path}: {name} {dtype} {list(shape)} needs {expected} bytes, has {end - start}")
+        raise CheckpointError(f"{path}: {name} {dtype} {list(shape)} needs {expected} bytes, but has {end - start}")
     return StoredTensor(name, shape, dtype, stored.view(numbers).reshape(shape))

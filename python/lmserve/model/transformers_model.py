@@ -38,10 +38,10 @@ def describe(raw: Mapping[str, Any]) -> ModelConfig:
     layers = _tried(config)
     count = config.num_hidden_layers
     if not layers or len(layers) % count:
-        raise CheckpointError(f"{len(layers)} of its {count} layers have an attention that can be told from others")
+        raise CheckpointError(f"lmserve can find the attention of only {len(layers)} of its {count} layers")
     windows = any(layer.window is not None for layer in layers)
     if getattr(config, "sliding_window", None) is not None and not windows and _slides(config):
-        raise CheckpointError("its layers do not tell their attention of their sliding window")
+        raise CheckpointError("its layers do not pass their sliding window to the attention")
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int):
         raise CheckpointError("config.json does not say how long a sequence may be (max_position_embeddings)")
@@ -67,14 +67,14 @@ def hf_config(raw: Mapping[str, Any]) -> Any:
     """transformers' own configuration. Raises CheckpointError where it knows no causal model of that type."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
-        raise CheckpointError(f"transformers knows no causal language model of type {kind!r}")
+        raise CheckpointError(f"transformers has no causal language model of type {kind!r}")
     known, named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], raw.get("architectures")
     if named and not {known} & set(named):
         raise CheckpointError(f"the causal language model of type {kind!r} is {known}, not {', '.join(named)}")
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(raw))
     except Exception as error:
-        raise CheckpointError(f"transformers does not take its config.json: {error}") from error
+        raise CheckpointError(f"transformers refuses its config.json: {error}") from error
 
 
 def _refuse_what_no_pass_shows(config: Any) -> None:
@@ -122,7 +122,7 @@ def _check_inputs(model: Any) -> None:
     if model._is_stateful:  # noqa: SLF001 - transformers has no other way
         raise CheckpointError("it has layers with a recurrent state")
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise CheckpointError("it takes no positions of its tokens")
+        raise CheckpointError("it does not take the positions of its tokens")
 
 
 def _layer(module: Any, query: Tensor, key: Tensor, value: Tensor, asked: dict[str, Any]) -> AttentionLayer:

@@ -67,7 +67,7 @@ impl Model {
     ) -> Result<usize> {
         let shape = self.recurrent_shape(layer)?;
         let Some(Weight::Conv(conv)) = self.weights.get(weight) else {
-            return refused(format!("weight {weight} is no convolution"));
+            return refused(format!("weight {weight} is not a convolution"));
         };
         if (conv.channels, conv.kernel) != (shape.channels, shape.kernel) {
             return refused(format!(
@@ -130,7 +130,7 @@ impl Model {
         let shape = self.recurrent_shape(layer)?;
         let heads = match self.weights.get(weight) {
             Some(Weight::Scan(scan)) => scan.decay.len(),
-            _ => return refused(format!("weight {weight} is no recurrence")),
+            _ => return refused(format!("weight {weight} is not a recurrence")),
         };
         let inner = heads * shape.columns;
         let keys = program.value(x)?.width.saturating_sub(inner) / 2;

@@ -214,7 +214,7 @@ impl<S: LogStorage> SessionLog<S> {
     }
 
     fn refusal(&self) -> Error {
-        let unknown = || Error::internal("the session log is suspect, and nobody knows why");
+        let unknown = || Error::internal("the state of the session log is unknown");
         self.fault.as_ref().map_or_else(unknown, LogFault::error)
     }
 

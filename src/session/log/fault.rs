@@ -25,14 +25,14 @@ impl LogFault {
     pub(super) fn interrupted() -> Self {
         Self {
             full: false,
-            why: "a write of it did not come to its end".to_owned(),
+            why: "a write to it did not finish".to_owned(),
         }
     }
 
     pub(super) fn left_behind() -> Self {
         Self {
             full: false,
-            why: "a server before this one could not tell what is on the disk".to_owned(),
+            why: "an earlier server could not determine what is on the disk".to_owned(),
         }
     }
 
@@ -62,7 +62,7 @@ impl LogFault {
         } else {
             Kind::Unavailable
         };
-        let message = format!("{}; the session is as it was before", self.message());
+        let message = format!("{}; the session is unchanged", self.message());
         Error::new(kind, self.code(), message).with_detail("retry_after", 5)
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn read(reader: impl Read) -> io::Result<Replay> {
     let mut replay = Replay::default();
     let Some((header, marker)) = find_header(begin) else {
         if !begun {
-            return Err(invalid("it does not begin as a session log does"));
+            return Err(invalid("it does not begin like a session log"));
         }
         // Where the header was never written whole, nothing came behind it.
         let len = begin.len();

@@ -274,7 +274,7 @@ fn contains(value: &Value, mark: &str) -> bool {
 
 fn after<'a>(text: &'a str, mark: &str) -> Result<&'a str> {
     text.split_once(mark).map(|(_, after)| after).ok_or_else(|| {
-        let message = "the chat template does not show the assistant's messages, so a conversation cannot go on";
+        let message = "the chat template does not show the assistant's messages, so a conversation cannot be continued";
         Error::new(Kind::Invalid, "invalid_template", message)
     })
 }

@@ -93,7 +93,7 @@ impl LocalTime {
             )));
         }
         out.truncate(written - 1);
-        String::from_utf8(out).map_err(|_| refuse("the date is no UTF-8"))
+        String::from_utf8(out).map_err(|_| refuse("the date is not UTF-8"))
     }
 
     /// The directives that Python handles by itself: microseconds, and a time zone that its local time does not have.

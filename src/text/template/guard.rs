@@ -124,7 +124,9 @@ fn put<'a>(
             call(TESTED, 2),
         ]),
         I::Include(_) | I::LoadBlocks | I::ExportLocals | I::FastSuper => {
-            return Err("a chat template is alone: it cannot include, import or extend".to_owned());
+            return Err(
+                "a chat template cannot include, import or extend other templates".to_owned(),
+            );
         }
         _ => made.push(own),
     }

@@ -44,7 +44,7 @@ class BatchRunner:
         try:
             running = await self._batches.running()
         except LmserveError as error:
-            logger.error("batches cannot be read, and wait: %s", error)  # noqa: TRY400 - it says all there is to say
+            logger.error("the batches cannot be read and have to wait: %s", error)  # noqa: TRY400 - it says all there is to say
             return
         for batch in running:
             key, tenant = (batch.owner, batch.id), self._tenant_of(batch.owner)

@@ -99,7 +99,9 @@ def _is_taken(block: ContentBlock, role: str, place: str, ignored: Ignored) -> b
             ignored.add(f"messages.{block.type}")
             return False
         allowed = ", ".join(BLOCKS[role])
-        message = f"the model is text-only, and {role} messages hold blocks of {allowed}, but {block.type!r} was given"
+        message = (
+            f"the model is text-only: {role} messages may have blocks of type {allowed}, but {block.type!r} was given"
+        )
         raise LmserveError.invalid(f"{place}.type", f"{place}: {message}", "unsupported_content_type")
     for field in FIELDS[block.type]:
         if getattr(block, field) is None:

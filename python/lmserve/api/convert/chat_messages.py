@@ -48,10 +48,13 @@ def conversation(
     """
     continued = bool(data.continue_final_message)
     if continued and data.add_generation_prompt:
-        message = "continue_final_message and add_generation_prompt exclude each other, but both were given as true"
+        message = "continue_final_message and add_generation_prompt cannot both be true"
         raise LmserveError.invalid("continue_final_message", message)
     if continued and messages[-1].role != "assistant":
-        message = f"continue_final_message needs an assistant's message at the end, but one of {messages[-1].role} is"
+        message = (
+            "continue_final_message needs an assistant's message at the end, but the last message has the "
+            f"role {messages[-1].role}"
+        )
         raise LmserveError.invalid("continue_final_message", message)
     named = data.chat_template_kwargs
     found = messages_input(
@@ -108,7 +111,7 @@ def _for_template(message: Message | ChatMessage, at: int, ignored: Ignored | No
 
 def _check_role(message: ChatMessage, field: str, role: str, at: int) -> None:
     if message.role != role:
-        text = f"messages[{at}].{field} belongs into a message of {role}, but the role is {message.role}"
+        text = f"messages[{at}].{field} is only allowed in a message of {role}, but the role is {message.role}"
         raise LmserveError.invalid(f"messages[{at}].{field}", text)
 
 

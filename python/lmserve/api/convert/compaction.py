@@ -33,5 +33,5 @@ def opened(content: str, param: str) -> str:
     if form + found == FORM:
         return decoded
     given = repr(content[:MAX_QUOTE])
-    message = f"{param} must be what /v1/responses/compact of this server gave, but {given} was given"
+    message = f"{param} must be what /v1/responses/compact of this server returned, but {given} was given"
     raise LmserveError.invalid(param, message, "invalid_compaction")

@@ -13,7 +13,7 @@ from lmserve.schemas.embeddings import EmbeddingsRequest
 def check_embeds(engine: AsyncEngine) -> None:
     """Raises LmserveError (400) for a model that makes scores of texts, and no embeddings."""
     if engine.embedding is not None and engine.embedding.scores is not None:
-        message = "this model scores pairs of texts and makes no embeddings; use /v1/score or /v1/rerank"
+        message = "this model scores pairs of texts and cannot compute embeddings; use /v1/score or /v1/rerank"
         raise LmserveError.invalid("model", message)
 
 
@@ -34,7 +34,9 @@ def prefix(engine: AsyncEngine, data: EmbeddingsRequest) -> str:
     """What stands before each text. Raises LmserveError (400) for a prompt that the model does not have."""
     embedding = engine.embedding
     if data.prompt_name is not None and data.input_type is not None:
-        raise LmserveError.invalid("prompt_name", "prompt_name does not go with input_type; leave one of them out")
+        raise LmserveError.invalid(
+            "prompt_name", "prompt_name and input_type cannot be combined; leave one of them out"
+        )
     if data.prompt_name is None and data.input_type is None:
         return "" if embedding is None else embedding.default_prefix
     if data.input_type is not None:

@@ -17,7 +17,7 @@ def guide_of(data: GuidedRequest) -> tuple[Guide | None, str]:
     guides = list(_guides(data))
     if len(guides) > 1:
         names = " and ".join(param for param, _ in guides)
-        message = f"only one field may set the form of the answer, but {names} were given"
+        message = f"only one field may set the format of the answer, but {names} were given"
         raise LmserveError.invalid(guides[1][0], message)
     if not guides:
         return None, "guide"

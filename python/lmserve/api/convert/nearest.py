@@ -80,7 +80,7 @@ def nearest(name: str, fields: Collection[str]) -> str | None:
 def advice(name: str, fields: Collection[str]) -> str:
     """The end of a message that refuses `name`."""
     field = nearest(name, fields)
-    return "" if field is None else f"; the nearest that is supported is `{field}`"
+    return "" if field is None else f"; the nearest supported field is `{field}`"
 
 
 def refused(fields: Collection[str]) -> str:

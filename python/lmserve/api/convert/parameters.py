@@ -91,7 +91,7 @@ def token_ids(data: CompletionSampling) -> TokenIds | None:
 def check_prompt_logprobs(data: CompletionSampling) -> None:
     """Raises LmserveError (400) where the prompt's log-probabilities would have to be streamed."""
     if data.stream and data.prompt_logprobs is not None:
-        message = f"prompt_logprobs, {data.prompt_logprobs}, comes with whole replies only, but stream is true"
+        message = f"prompt_logprobs {data.prompt_logprobs} needs stream false, but stream is true"
         raise LmserveError.invalid("prompt_logprobs", message, "unsupported_parameter")
 
 
@@ -99,7 +99,7 @@ def output_limit(name: str, given: int | None) -> int | None:
     """Most tokens to generate; None: the default, or what there is room for. Raises LmserveError (400) for 0."""
     if given == 0:
         raise LmserveError.invalid(
-            name, f"{name} is at least 1, or {UNLIMITED} for all there is room for, but 0 was given"
+            name, f"{name} must be at least 1, or {UNLIMITED} for as many as fit into the context, but 0 was given"
         )
     return unlimited(given)
 
@@ -137,7 +137,7 @@ def stop_params(data: SamplingRequest, *, max_tokens: int | None) -> StopParams:
         return params
     min_tokens = given_or(data.min_tokens, 0)
     if max_tokens is not None and min_tokens > max_tokens:
-        message = f"min_tokens is at most max_tokens, {max_tokens}, but {min_tokens} was given"
+        message = f"min_tokens must be at most max_tokens, {max_tokens}, but {min_tokens} was given"
         raise LmserveError.invalid("min_tokens", message)
     return structs.replace(
         params,
@@ -151,7 +151,7 @@ def stop_params(data: SamplingRequest, *, max_tokens: int | None) -> StopParams:
 def stop_strings(given: bool | str | list[str] | None) -> list[str]:
     """LMDeploy's false stands for none. Raises LmserveError (400) for its true."""
     if given is True:
-        message = "stop true cancels the running turn of a session, but this route has none: give strings"
+        message = "stop true cancels the running turn of a session, but this route has no sessions: give strings"
         raise LmserveError.invalid("stop", message)
     if isinstance(given, str):
         return [given]

@@ -29,11 +29,11 @@ def session_id_of(given: int | str, param: str) -> SessionId | None:
     if isinstance(given, int):
         return None if given == ANONYMOUS else given
     if not 1 <= len(given) <= MAX_SESSION_CHARS:
-        message = f"{param}: a session's id has 1 to {MAX_SESSION_CHARS} characters, but {len(given)} were given"
+        message = f"{param}: a session id must have 1 to {MAX_SESSION_CHARS} characters, but {len(given)} were given"
         raise LmserveError.invalid(param, message)
     control = next((character for character in given if unicodedata.category(character) == "Cc"), None)
     if control is not None:
-        message = f"{param}: a session's id has no control characters, but U+{ord(control):04X} was given"
+        message = f"{param}: a session id must not have control characters, but U+{ord(control):04X} was given"
         raise LmserveError.invalid(param, message)
     if given == str(ANONYMOUS):
         return None
@@ -46,7 +46,7 @@ def named_session(given: int | str, param: str) -> SessionId:
     """As `session_id_of`, where there must be a session. Raises LmserveError (400) for -1."""
     found = session_id_of(given, param)
     if found is None:
-        raise LmserveError.invalid(param, f"{param} must name a session, but -1, which stands for none, was given")
+        raise LmserveError.invalid(param, f"{param} must name a session, but -1 was given, which means no session")
     return found
 
 

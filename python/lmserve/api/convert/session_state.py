@@ -57,7 +57,7 @@ def imported(data: SessionExport, *, model: str, fingerprint: str) -> SessionSta
         )
         raise LmserveError.invalid("fingerprint", message, "session_import_mismatch")
     if not (data.seed.isascii() and data.seed.isdigit()) or int(data.seed) > MAX_SEED:
-        message = f"seed has decimal digits and is at most {MAX_SEED}, but {data.seed!r} was given"
+        message = f"seed must be a number in decimal digits and at most {MAX_SEED}, but {data.seed!r} was given"
         raise LmserveError.invalid("seed", message)
     seed = int(data.seed)
     turns = [
@@ -72,7 +72,7 @@ def imported(data: SessionExport, *, model: str, fingerprint: str) -> SessionSta
     state = SessionState(_decoded(data.tokens, "tokens"), turns, seed, data.system_tokens)
     expected = checksum(state, fingerprint)
     if expected != data.checksum:
-        message = f"the session is not as it was exported: its checksum is {expected}, but {data.checksum} was given"
+        message = f"the session was changed after its export: its checksum is {expected}, but {data.checksum} was given"
         raise LmserveError.invalid("checksum", message, "invalid_session_export")
     return state
 
@@ -121,12 +121,12 @@ def retention_of(data: Retention | None, param: str = "retention") -> Hold | Giv
         return None
     if (data.hold is None) != data.drop:
         given = "both were" if data.drop else "neither was"
-        raise LmserveError.invalid(param, f"{param} has either hold or drop true, but {given} given")
+        raise LmserveError.invalid(param, f"{param} must have either hold or drop true, but {given} given")
     if data.hold is None:
         return GiveUp()
     digits = data.hold.rstrip("msh")
     ms = int(digits) * UNITS[data.hold.removeprefix(digits)]
     if ms > MAX_HOLD_HOURS * UNITS["h"]:
-        message = f"{param}.hold is at most {MAX_HOLD_HOURS}h, but {data.hold} was given"
+        message = f"{param}.hold must be at most {MAX_HOLD_HOURS}h, but {data.hold} was given"
         raise LmserveError.invalid(f"{param}.hold", message)
     return Hold(ms)

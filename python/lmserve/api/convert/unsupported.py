@@ -48,7 +48,7 @@ FOLLOWED: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 
 REASONS: Final = {
-    "suffix": "suffix asks for a text between prompt and suffix, which the served models do not write; leave it out",
+    "suffix": "suffix is not supported: the served models cannot write a text between prompt and suffix; leave it out",
 }
 
 REQUESTS: Final = (
@@ -121,7 +121,7 @@ class Ignored:
         new = [name for name in self._names if (self._route, name) not in _logged]
         if new and len(_logged) < MAX_LOGGED:
             _logged.update((self._route, name) for name in new)
-            logger.info("%s: taken and ignored: %s (said once)", self._route, ", ".join(new))
+            logger.info("%s: accepted and ignored: %s (logged once)", self._route, ", ".join(new))
         return {HEADER: ", ".join(self._names)} if self._names else {}
 
 

@@ -137,7 +137,7 @@ def _check_parts(body: bytes) -> None:
     ):
         if count > limit:
             signs = "opening brackets" if limit == MAX_BRACKETS else "commas"
-            message = f"the body may have {limit} {what}, counted by its {signs}, but {count} were given"
+            message = f"the body may have at most {limit} {what}, counted by its {signs}, but it has {count}"
             raise LmserveError.invalid(None, message, "too_many_values")
 
 

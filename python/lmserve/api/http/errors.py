@@ -109,16 +109,16 @@ def _as_lmserve_error(request: Request[Any, Any, Any], exc: Exception) -> Lmserv
         return exc
     place = f"{request.method} {request.scope['path']}"
     if isinstance(exc, NotFoundException):
-        return LmserveError.new(404, "route_not_found", f"there is no route {place}; GET /docs shows all of them")
+        return LmserveError.new(404, "route_not_found", f"there is no route {place}; GET /docs lists all routes")
     if isinstance(exc, MethodNotAllowedException):
         allowed = (exc.headers or {}).get("allow", "")
-        return LmserveError.new(405, "method_not_allowed", f"there is no {place}; the methods are: {allowed}")
+        return LmserveError.new(405, "method_not_allowed", f"there is no {place}; the route's methods are: {allowed}")
     if isinstance(exc, ValidationException):
         return _of_parameter(request, exc)
     if isinstance(exc, HTTPException) and exc.status_code < 500:
         return LmserveError.new(exc.status_code, "invalid_request", exc.detail)
     logger.error("%s failed", place, exc_info=exc)
-    return LmserveError.new(500, "internal_error", "the server failed; its log says why")
+    return LmserveError.new(500, "internal_error", "the server failed; see its log for the reason")
 
 
 def _of_parameter(request: Request[Any, Any, Any], exc: ValidationException) -> LmserveError:

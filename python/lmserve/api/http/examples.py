@@ -622,10 +622,14 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
 
 FAILURES: Final[Mapping[int, LmserveError]] = {
     400: LmserveError.invalid("temperature", "temperature: expected a number <= 2.0, but 9 was given"),
-    401: LmserveError.new(401, "invalid_api_key", "the given API key is not one of this server's"),
-    404: LmserveError.new(404, "model_not_found", f"the model 'x' is not served here; served: {MODEL}", param="model"),
+    401: LmserveError.new(401, "invalid_api_key", "this server does not know the given API key"),
+    404: LmserveError.new(
+        404, "model_not_found", f"the model 'x' is not served; the served models are: {MODEL}", param="model"
+    ),
     408: LmserveError.new(408, "request_timeout", "the body must arrive within 60 seconds, but only 12 bytes have"),
-    409: LmserveError.new(409, "session_busy", "session 7 already runs a turn; one turn runs at a time", retry_after=1),
+    409: LmserveError.new(
+        409, "session_busy", "session 7 is already running a turn; a session runs one turn at a time", retry_after=1
+    ),
     413: LmserveError.new(
         413,
         "body_too_large",
@@ -635,14 +639,14 @@ FAILURES: Final[Mapping[int, LmserveError]] = {
     429: LmserveError.new(
         429,
         "queue_full",
-        "1088 answers are being made or wait, the limit is 1088, and 1 more were asked for",
+        "1088 answers are running or waiting, the limit is 1088, and 1 more were requested",
         retry_after=1,
     ),
     503: LmserveError.new(503, "loading", f"the model {MODEL} is being loaded", retry_after=2),
     507: LmserveError.new(
         507,
         "storage_full",
-        "the session log has no room on its disk: No space left on device; the session is as it was before",
+        "the session log has no room on its disk: No space left on device; the session is unchanged",
         retry_after=5,
     ),
 }

@@ -66,11 +66,11 @@ def page(
     `http`: requests by route and status. `keys`: by name, what each uses, as /v1/usage tells it.
     """
     families = parsed(core)
-    build = Family("gauge", "Always 1: the version that runs.", [("", f'version="{__version__}"', "1")])
-    replies = Family("counter", "Replies of HTTP, by route and status.")
+    build = Family("gauge", "Always 1. The label is the running version.", [("", f'version="{__version__}"', "1")])
+    replies = Family("counter", "HTTP replies, by route and status.")
     for (route, status), count in http.items():
         replies.samples.append(("", f'route="{quoted(route)}",status="{status}"', str(count)))
-    faulty = Family("gauge", "1 while nothing can be written to the log of stored responses.")
+    faulty = Family("gauge", "1 while the log of stored responses cannot be written.")
     faulty.samples.append(("", "", str(int(response_log_faulty))))
     ours = {
         **families,
@@ -107,9 +107,9 @@ def _of_process() -> dict[str, Family]:
 def _of_keys(keys: Mapping[str, Mapping[str, int]]) -> dict[str, Family]:
     if not keys:
         return {}
-    requests = Family("counter", "Requests of a key that ended, whatever their end.")
-    tokens = Family("counter", "Tokens of a key: prompts, what was cached of them, and what was generated.")
-    unfinished = Family("gauge", "Requests of a key that have not ended, and of these, those that wait.")
+    requests = Family("counter", "Requests of a key that have ended, with or without success.")
+    tokens = Family("counter", "Tokens of a key, by kind: prompt, cached and generated.")
+    unfinished = Family("gauge", "Requests of a key that have not ended, and how many of them are waiting.")
     for name, used in keys.items():
         key = f'key="{quoted(name)}"'
         requests.samples.append(("", key, str(used["requests"])))
@@ -166,13 +166,13 @@ def _aliases(families: Mapping[str, Family], model: str | None) -> Iterator[str]
             samples = source.samples
             if alias == "vllm:request_success_total":
                 samples = _finished(samples)
-            text = f"{name} under its name in {alias.partition(':')[0]}."
+            text = f"The same as {name}, under its name in {alias.partition(':')[0]}."
             yield from _lines(alias, Family(source.kind, text, samples), model)
     if KV_BLOCKS in families:
         blocks = {labels: float(value) for _, labels, value in families[KV_BLOCKS].samples}
         used = blocks.get('state="owned"', 0.0) / (sum(blocks.values()) or 1.0)
         for alias in KV_USE:
-            share = Family("gauge", "Share of the KV blocks that running sequences have.", [("", "", f"{used:.6g}")])
+            share = Family("gauge", "Share of the KV blocks that running sequences own.", [("", "", f"{used:.6g}")])
             yield from _lines(alias, share, model)
 
 

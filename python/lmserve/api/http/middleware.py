@@ -56,10 +56,10 @@ class ApiKeys:
             if scheme.lower() != b"bearer":
                 raise _unauthorized("Authorization must be `Bearer KEY`, but another scheme was given")
         if key is None:
-            raise _unauthorized("an API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
+            raise _unauthorized("an API key is required: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
         tenant = self._keys.tenant_of(key.strip())
         if tenant is None:
-            raise _unauthorized("the given API key is not one of this server's")
+            raise _unauthorized("this server does not know the given API key")
         return tenant
 
 
@@ -130,5 +130,5 @@ class BodyLimits:
         return self._max_bytes * DISCARD_FACTOR
 
     def _too_large(self, size: int) -> LmserveError:
-        message = f"the body may have {self._max_bytes} bytes, but {size} were given"
+        message = f"the body may have at most {self._max_bytes} bytes, but {size} were given"
         return LmserveError.new(413, "body_too_large", message, max_bytes=self._max_bytes)

@@ -208,7 +208,7 @@ class Serving:
         """Raises LmserveError (404) if the model is not served under `name`."""
         if name not in self.names:
             served = ", ".join(self.names)
-            message = f"the model {name!r} is not served here; served: {served}"
+            message = f"the model {name!r} is not served; the served models are: {served}"
             raise LmserveError.new(404, "model_not_found", message, param="model")
 
     def facts_of(self, name: str) -> ModelFacts:

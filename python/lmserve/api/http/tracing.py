@@ -131,7 +131,7 @@ class _Sender(SpanExporter):
         result = self._exporter.export(spans)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._failing:
-            message = "traces cannot be sent to %s and are dropped until they can; the exporter says: %s"
+            message = "traces cannot be sent to %s and are dropped until they can; the exporter reports: %s"
             logger.warning(message, self._endpoint, self._heard.words)
         elif self._failing and not failed:
             logger.warning("traces are sent to %s again", self._endpoint)

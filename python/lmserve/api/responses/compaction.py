@@ -41,7 +41,7 @@ class Compaction:
         summary = "".join(texts).strip()
         if not summary or response.usage is None:
             raise LmserveError.invalid(
-                "input", "the model wrote no summary of it; ask again, or go on without", "no_summary"
+                "input", "the model wrote no summary; try again, or continue without one", "no_summary"
             )
         unique = response.id.removeprefix("resp_")
         item = CompactionItem(id=f"cmp_{unique}", encrypted_content=sealed(summary))

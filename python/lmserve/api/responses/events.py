@@ -80,7 +80,8 @@ class ResponseEvents:
         """The events behind one. Raises LmserveError (400) where some of them are gone."""
         if starting_after + 1 < self.first:
             message = (
-                f"the events up to {self.first - 1} are no longer kept, but those after {starting_after} were asked for"
+                f"the server no longer has the events up to {self.first - 1}, but those after {starting_after} "
+                "were requested"
             )
             raise LmserveError.invalid("starting_after", message, "events_not_kept")
         return EventReader(self, starting_after + 1)

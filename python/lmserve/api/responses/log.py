@@ -68,7 +68,7 @@ class ResponseLog:
             begin = file.part(range(len(MAGIC)))
             if not MAGIC.startswith(begin):
                 file.close()
-                raise _unusable(f"{self._path} is not a log of responses, or is one of another version; move it away")
+                raise _unusable(f"{self._path} is not a log of responses, or has another version; move it away")
             if begin != MAGIC:
                 file.truncate(0)
                 file.append(MAGIC)
@@ -116,7 +116,7 @@ class ResponseLog:
             logger.warning(message, len(torn[0]), aside)
         for part in damaged:
             name = RESPONSE.search(file.part(part))
-            what = "a record of which not even the name is left" if name is None else name[1].decode()
+            what = "a record without a readable name" if name is None else name[1].decode()
             logger.error("the log of responses was damaged: %s is lost, and kept in %s", what, aside)
         if damaged:
             self._rewrite(self._copies(file, self._live))
@@ -185,7 +185,7 @@ class ResponseLog:
         code = "storage_full" if error.errno in FULL else "storage_failed"
         message = f"the log of responses cannot be written: {error.strerror}"
         if self.fault is None or self.fault.code != code:
-            logger.error("%s; what is not in it is gone if the server is", message)
+            logger.error("%s; responses that are not in it are lost when the server stops", message)
         self.fault = StorageFault(code, message)
 
     def _write(self, record: Kept | Dropped) -> None:

@@ -63,7 +63,7 @@ class ResponsesSocket:
         if self._running is not None and self._ending:
             await asyncio.wait([self._running])
         if self._running is not None and not self._running.done():
-            text = "a response runs on this connection; wait for its last event, or open another connection"
+            text = "a response is running on this connection; wait for its last event, or open another connection"
             await self._refuse_message(LmserveError.new(409, "response_running", text))
             return
         try:
@@ -97,13 +97,13 @@ class ResponsesSocket:
         except Exception:
             status = 500
             logger.exception("a response over a WebSocket failed")
-            await self._refuse(LmserveError.new(500, "internal_error", "the server failed; its log says why"))
+            await self._refuse(LmserveError.new(500, "internal_error", "the server failed; see its log for the reason"))
         finally:
             self._account(status, time.monotonic() - started, streams)
 
     async def _respond(self, data: ResponsesRequest, *, generate: bool) -> None:
         if data.background:
-            raise LmserveError.invalid("background", "background is not for a WebSocket, but true was given")
+            raise LmserveError.invalid("background", "background is not supported over a WebSocket, but true was given")
         data, ignored = msgspec.structs.replace(data, stream=True), Ignored(ROUTE)
         if data.conversation is not None:
             response = await begin(data, ignored, self._serving, self._tenant, self._lane)
@@ -166,7 +166,7 @@ def request_of(message: bytes) -> tuple[ResponsesRequest, bool]:
     kind = _member(members, "type", str)
     if kind != CREATE:
         given = "none" if kind is None else repr(kind[:MAX_QUOTE])
-        raise LmserveError.invalid("type", f"the type of a message is {CREATE!r}, but {given} was given")
+        raise LmserveError.invalid("type", f"the type of a message must be {CREATE!r}, but {given} was given")
     _member(members, "stream", bool)
     generate = given_or(_member(members, "generate", bool), True)
     rest = {name: value for name, value in members.items() if name not in ENVELOPE}

@@ -53,13 +53,16 @@ def ended_by_restart(body: bytes) -> bytes:
     response = msgspec.json.decode(body)
     if response["status"] != "in_progress":
         return body
-    error = {"code": "server_error", "message": "the server ended while the response ran"}
+    error = {"code": "server_error", "message": "the server stopped while the response was running"}
     return msgspec.json.encode({**response, "status": "failed", "error": error})
 
 
 def no_response(response_id: str, param: str = "response_id") -> LmserveError:
     code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
-    message = f"there is no stored response {response_id!r}; it was never stored, was deleted, or had to make room"
+    message = (
+        f"there is no stored response {response_id!r}; it was never stored, or it was deleted, by a "
+        "client or to make room"
+    )
     return LmserveError.new(404, code, message, param=param)
 
 

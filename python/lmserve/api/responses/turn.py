@@ -281,7 +281,7 @@ def conversation_id(data: ResponsesRequest) -> str | None:
     """The conversation that a request names. Raises LmserveError (400) where it goes on from a response, too."""
     given = data.conversation
     if given is not None and data.previous_response_id is not None:
-        message = "conversation excludes previous_response_id, but both were given"
+        message = "conversation and previous_response_id cannot be combined, but both were given"
         raise LmserveError.invalid("conversation", message)
     return given.id if isinstance(given, ConversationRef) else given
 

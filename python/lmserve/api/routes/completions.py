@@ -181,24 +181,27 @@ def _inputs(data: CompletionRequest) -> list[Text] | list[Tokens]:
     if len(ids) == len(data.prompt):
         return [Tokens(ids)]
     if len(data.prompt) > MAX_PROMPTS:
-        message = f"prompt may hold {MAX_PROMPTS} prompts, but {len(data.prompt)} were given"
+        message = f"prompt may have at most {MAX_PROMPTS} prompts, but {len(data.prompt)} were given"
         raise LmserveError.invalid("prompt", message)
     texts = [Text(item) for item in data.prompt if isinstance(item, str)]
     tokens = [Tokens(item) for item in data.prompt if isinstance(item, list)]
     for inputs in (texts, tokens):
         if len(inputs) == len(data.prompt):
             return inputs
-    message = "prompt must be a text or a list of texts, of token ids or of lists of these, but a mixed list was given"
+    message = (
+        "prompt must be a text, a list of texts, a list of token ids, or a list of such lists, but a "
+        "mixed list was given"
+    )
     raise LmserveError.invalid("prompt", message)
 
 
 def _check_choices(data: CompletionRequest, *, prompts: int, n: int, candidates: int) -> None:
     if candidates < n:
-        raise LmserveError.invalid("best_of", f"best_of is at least n, {n}, but {candidates} was given")
+        raise LmserveError.invalid("best_of", f"best_of must be at least n, {n}, but {candidates} was given")
     if candidates > n and data.stream:
         message = f"best_of {candidates} with n {n} cannot be streamed: the best are known only at the end"
         raise LmserveError.invalid("best_of", message, "unsupported_parameter")
     if prompts * candidates > MAX_CHOICES:
         each = f"n {n}" if candidates == n else f"best_of {candidates}"
-        message = f"a request may have {MAX_CHOICES} choices, but {prompts} prompts with {each} were given"
+        message = f"a request may have at most {MAX_CHOICES} choices, but {prompts} prompts with {each} were given"
         raise LmserveError.invalid("n" if candidates == n else "best_of", message)

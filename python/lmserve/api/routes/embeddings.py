@@ -50,7 +50,7 @@ def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> 
     if before and isinstance(inputs[0], TokensInput):
         if data.prompt_name is not None or data.input_type is not None:
             name = "prompt_name" if data.prompt_name is not None else "input_type"
-            raise LmserveError.invalid(name, f"{name} goes with texts, but token ids were given")
+            raise LmserveError.invalid(name, f"{name} needs texts, but token ids were given")
     elif before:
         inputs = [TextInput(f"{before}{item.text}") for item in inputs if isinstance(item, TextInput)]
     return EmbedSubmission(
@@ -69,12 +69,15 @@ def _inputs(data: EmbeddingsRequest) -> list[TextInput] | list[TokensInput]:
     if all(isinstance(item, int) for item in data.input):
         return [TokensInput([item for item in data.input if isinstance(item, int)])]
     if len(data.input) > MAX_INPUTS:
-        message = f"input may have {MAX_INPUTS} entries, but {len(data.input)} were given"
+        message = f"input may have at most {MAX_INPUTS} entries, but {len(data.input)} were given"
         raise LmserveError.invalid("input", message)
     texts = [TextInput(item) for item in data.input if isinstance(item, str)]
     tokens = [TokensInput(item) for item in data.input if isinstance(item, list)]
     for inputs in (texts, tokens):
         if len(inputs) == len(data.input):
             return inputs
-    message = "input must be a text or a list of texts, of token ids or of lists of these, but a mixed list was given"
+    message = (
+        "input must be a text, a list of texts, a list of token ids, or a list of such lists, but a "
+        "mixed list was given"
+    )
     raise LmserveError.invalid("input", message)

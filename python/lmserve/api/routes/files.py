@@ -158,4 +158,4 @@ async def _uploaded(request: Request[Any, Any, Any]) -> tuple[str, bytes]:
     file = form.get("file")
     if isinstance(file, UploadFile):
         return (file.filename or "file")[:MAX_NAME_CHARS], await file.read()
-    raise LmserveError.invalid("file", "file must be a file of the form, but none was given", "missing_field")
+    raise LmserveError.invalid("file", "file must be a file in the form, but none was given", "missing_field")

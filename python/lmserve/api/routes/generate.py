@@ -78,7 +78,7 @@ async def _end_or_cancel(engine: AsyncEngine, tenant: int, data: GenerateRequest
 def submission(data: GenerateRequest, *, model: str, tenant: int) -> Submission:
     """The turn as the core takes it. Raises LmserveError (400) for what is no turn."""
     if isinstance(data.prompt, list) and not data.prompt:
-        raise LmserveError.invalid("prompt", "prompt must have a message, but an empty list was given")
+        raise LmserveError.invalid("prompt", "prompt must have at least one message, but an empty list was given")
     return Submission(
         route="generate",
         model=model,

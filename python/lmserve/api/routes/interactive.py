@@ -62,7 +62,7 @@ async def chat_interactive(data: JSONBody[InteractiveRequest], request: Request[
 async def _end_or_cancel(engine: AsyncEngine, tenant: int, session_id: SessionId, *, cancels: bool) -> None:
     if session_id == ANONYMOUS:
         if cancels:
-            message = "cancel needs the session_id of the session whose turn is to end, but -1 was given"
+            message = "cancel needs the session_id of the session whose turn it cancels, but -1 was given"
             raise LmserveError.invalid("session_id", message)
         return
     if cancels:
@@ -78,10 +78,10 @@ def submission(data: InteractiveRequest, *, model: str, tenant: int) -> Submissi
         if given is not None:
             raise LmserveError.invalid(name, f"{name} must be null, for {what}", "unsupported_parameter")
     if isinstance(data.prompt, list) and not data.prompt:
-        raise LmserveError.invalid("prompt", "prompt must have a message, but an empty list was given")
+        raise LmserveError.invalid("prompt", "prompt must have at least one message, but an empty list was given")
     limit, least = data.request_output_len, given_or(data.min_new_tokens, 0)
     if limit is not None and least > limit:
-        message = f"min_new_tokens is at most request_output_len, {limit}, but {least} was given"
+        message = f"min_new_tokens must be at most request_output_len, {limit}, but {least} was given"
         raise LmserveError.invalid("min_new_tokens", message)
     return Submission(
         route="interactive",

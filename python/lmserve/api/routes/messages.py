@@ -136,7 +136,9 @@ def submission(
 def _guide(data: MessagesRequest) -> tuple[JsonSchema | None, str]:
     newer = None if data.output_config is None else data.output_config.format
     if newer is not None and data.output_format is not None:
-        message = "only one field may set the form of the answer, but output_config.format and output_format were given"
+        message = (
+            "only one field may set the format of the answer, but output_config.format and output_format were given"
+        )
         raise LmserveError.invalid("output_format", message)
     given = newer or data.output_format
     param = "output_format" if data.output_format is not None else "output_config.format"

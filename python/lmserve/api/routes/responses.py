@@ -98,8 +98,8 @@ async def get_response(
         return Response(stored.body, media_type="application/json")
     if stored.events is None:
         message = (
-            "the events of this response are not kept: they are for a while, where it was asked for with background "
-            "and stream; leave stream out"
+            "the server does not have the events of this response: it keeps them for a while, and only for "
+            "a request with background and stream; leave stream out"
         )
         raise LmserveError.invalid("stream", message, "events_not_kept")
     return sse_reply(stored.events.follow(-1 if starting_after is None else starting_after))
@@ -161,7 +161,7 @@ async def cancel_response(response_id: FromPath[str], request: Request[Any, Any,
         await serving_of(request).responses.settled()
     status = msgspec.json.decode(stored.body, type=ResponseReply).status
     if status not in ("cancelled", "in_progress"):
-        message = f"only a response that runs can be cancelled, but {response_id!r} is {status}"
+        message = f"only a running response can be cancelled, but {response_id!r} is {status}"
         raise LmserveError.invalid("response_id", message, "response_ended")
     return Response(stored.body, media_type="application/json")
 

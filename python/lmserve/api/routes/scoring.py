@@ -92,7 +92,7 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
     """The documents, the most relevant first."""
     data = serving_of(request).with_model(data)
     if data.max_tokens_per_doc is not None:
-        message = "max_tokens_per_doc is not supported: documents are never cut; leave it out"
+        message = "max_tokens_per_doc is not supported: the server never truncates documents; leave it out"
         raise LmserveError.invalid("max_tokens_per_doc", message, "unsupported_parameter")
     documents = [item if isinstance(item, str) else item.text for item in data.documents]
 
@@ -174,7 +174,7 @@ def _scored(
     if embedding is not None and embedding.scores is not None:
         function = embedding.scores
         if embedding.length != 1:
-            message = f"this model gives {embedding.length} labels ({', '.join(embedding.labels[:8])}), and no score"
+            message = f"this model gives {embedding.length} labels ({', '.join(embedding.labels[:8])}), not a score"
             raise LmserveError.invalid("model", message)
         firsts = first if len(first) == len(second) else [first[0]] * len(second)
         inputs = [PairInput(pair) for pair in zip(firsts, second, strict=True)]

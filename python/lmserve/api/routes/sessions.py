@@ -239,7 +239,7 @@ def _turn(data: TurnRequest) -> Turn | Messages:
     """What is new. Raises LmserveError (400) unless it is either a prompt or messages."""
     if (data.prompt is None) == (data.messages is None):
         given = "neither was" if data.prompt is None else "both were"
-        raise LmserveError.invalid("prompt", f"a turn has a prompt or messages, but {given} given")
+        raise LmserveError.invalid("prompt", f"a turn must have either prompt or messages, but {given} given")
     return messages_input(data.messages) if data.messages is not None else Turn(data.prompt or "")
 
 

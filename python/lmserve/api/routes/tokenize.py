@@ -90,7 +90,7 @@ async def detokenize(data: JSONBody[DetokenizeRequest], request: Request[Any, An
         size = text.tokenizer.vocab_size
         unknown = next((token for token in data.tokens if token >= size), None)
         if unknown is not None:
-            raise LmserveError.invalid("tokens", f"token ids lie in [0, {size}), but {unknown} was given")
+            raise LmserveError.invalid("tokens", f"token ids must lie in [0, {size}), but {unknown} was given")
         return DetokenizeReply(text.tokenizer.decode(data.tokens, skip_special=False))
 
     return await _reply(text, len(data.tokens), work)
@@ -180,7 +180,7 @@ async def _reply(text: TextLayer, size: int, work: Callable[[], Struct]) -> Resp
 def _refuse_template_fields(data: TokenizeRequest) -> None:
     for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
         if getattr(data, name) is not None:
-            raise LmserveError.invalid(name, f"{name} is for messages, but a prompt was given")
+            raise LmserveError.invalid(name, f"{name} needs messages, but a prompt was given")
 
 
 def render_messages(text: TextLayer, messages: Messages) -> str:

@@ -34,7 +34,7 @@ End = Literal["completed", "expired", "cancelled"]
 # Of lines that are not answered when a batch ends.
 UNANSWERED: Final = {
     "completed": ("batch_failed", "the line was not answered"),
-    "expired": ("batch_expired", "the batch's time was over before this line was answered"),
+    "expired": ("batch_expired", "the batch expired before this line was answered"),
     "cancelled": ("batch_cancelled", "the batch was cancelled before this line was answered"),
 }
 COLUMNS: Final = (
@@ -76,27 +76,27 @@ def read_lines(content: bytes, endpoint: Endpoint) -> tuple[list[tuple[str, byte
         if not text.strip():
             continue
         if len(lines) >= MAX_LINES:
-            wrong("too_many_lines", f"a batch has at most {MAX_LINES} lines, but the file has more", None)
+            wrong("too_many_lines", f"a batch may have at most {MAX_LINES} lines, but the file has more", None)
             break
         if len(errors) >= MAX_ERRORS:
             break
         try:
             line = _line.decode(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            wrong("invalid_json_line", f"the line is no request: {error}", at)
+            wrong("invalid_json_line", f"the line is not a valid request: {error}", at)
             continue
         if line.url != endpoint:
             message = f"every url must be the batch's endpoint, {endpoint}, but {line.url} was given"
             wrong("mismatched_url", message, at, "url")
         elif line.custom_id in seen:
-            message = f"every custom_id must be another, but {line.custom_id[:MAX_QUOTE]!r} was given twice"
+            message = f"every custom_id must be unique, but {line.custom_id[:MAX_QUOTE]!r} was given twice"
             wrong("duplicate_custom_id", message, at, "custom_id")
         elif mode := next((name for name in ("stream", "background") if line.body.get(name)), None):
-            wrong("invalid_request", f"{mode} is not for a line of a batch", at, f"body.{mode}")
+            wrong("invalid_request", f"{mode} is not supported in a line of a batch", at, f"body.{mode}")
         seen.add(line.custom_id)
         lines.append((line.custom_id, _encode(line.body)))
     if not lines and not errors:
-        wrong("empty_file", "the file has no line", None)
+        wrong("empty_file", "the file has no lines", None)
     return lines, errors
 
 
@@ -123,7 +123,9 @@ class Batches:
                 "SELECT count(*) FROM batches WHERE tenant = ? AND ended IS NULL", (owner,)
             ).fetchone()
             if running >= MAX_RUNNING:
-                message = f"at most {MAX_RUNNING} batches of a key run, and {running} do; wait, or cancel one"
+                message = (
+                    f"a key may have at most {MAX_RUNNING} running batches, and it has {running}; wait, or cancel one"
+                )
                 raise LmserveError.invalid(None, message, "too_many_batches")
             _make_room(db, owner)
             lines, errors = read_lines(row[0], asked.endpoint)
@@ -180,7 +182,7 @@ class Batches:
         def work(db: sqlite3.Connection) -> BatchReply:
             batch = _get(db, owner, batch_id)
             if batch.status not in ("in_progress", "cancelling", "cancelled"):
-                message = f"only a batch that runs can be cancelled, but {batch_id!r} is {batch.status}"
+                message = f"only a running batch can be cancelled, but {batch_id!r} is {batch.status}"
                 raise LmserveError.invalid("batch_id", message, "batch_ended")
             db.execute(
                 "UPDATE batches SET status = 'cancelling', cancelling = ? "
@@ -292,7 +294,7 @@ def _get(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchReply:
         (owner, batch_id),
     ).fetchone()
     if row is None:
-        message = f"there is no batch {batch_id[:MAX_QUOTE]!r}; it was never made, or had to make room"
+        message = f"there is no batch {batch_id[:MAX_QUOTE]!r}; it was never created, or was deleted to make room"
         raise LmserveError.new(404, "batch_not_found", message, param="batch_id")
     _, endpoint, input_file, metadata, errors, status, output, error, created, expires, cancelling, ended = row
     total, completed, failed = db.execute(

@@ -72,7 +72,7 @@ class Conversations:
         def work(db: sqlite3.Connection) -> ConversationReply:
             (count,) = db.execute("SELECT count(*) FROM conversations WHERE tenant = ?", (owner,)).fetchone()
             if count >= self._max_conversations:
-                message = f"a key has at most {self._max_conversations} conversations, and this one has {count}"
+                message = f"a key may have at most {self._max_conversations} conversations, and this key has {count}"
                 raise LmserveError.invalid(None, f"{message}; delete one", "too_many_conversations")
             db.execute(
                 "INSERT INTO conversations (tenant, id, created, metadata) VALUES (?, ?, ?, ?)",
@@ -201,7 +201,7 @@ class Conversations:
 
     def _check_idle(self, tenant: int, conversation_id: str) -> None:
         if (tenant, conversation_id) in self._busy:
-            message = f"a response runs in conversation {conversation_id!r}; wait for its end, or cancel it"
+            message = f"a response is running in conversation {conversation_id!r}; wait for its end, or cancel it"
             raise LmserveError.new(409, "conversation_busy", message, param="conversation", retry_after=1)
 
 
@@ -252,7 +252,7 @@ class OpenTurn:
 
 
 def no_conversation(conversation_id: str) -> LmserveError:
-    message = f"there is no conversation {conversation_id[:MAX_QUOTE]!r}; it was never made, or was deleted"
+    message = f"there is no conversation {conversation_id[:MAX_QUOTE]!r}; it was never created, or was deleted"
     return LmserveError.new(404, "conversation_not_found", message, param="conversation")
 
 
@@ -289,8 +289,10 @@ def _size(db: sqlite3.Connection, owner: str, conversation_id: str) -> tuple[int
 
 def _check_room(count: int, size: int) -> None:
     if count > MAX_ITEMS or size > MAX_BYTES:
-        limits = f"a conversation has at most {MAX_ITEMS} items of {MAX_BYTES} bytes"
-        message = f"{limits}, but this one would have {count} of {size}; begin another, or delete items"
+        limits = f"a conversation may have at most {MAX_ITEMS} items with {MAX_BYTES} bytes together"
+        message = (
+            f"{limits}, but this one would have {count} items with {size} bytes; create another one, or delete items"
+        )
         raise LmserveError.invalid("items", message, "conversation_full")
 
 

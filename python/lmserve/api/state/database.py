@@ -154,7 +154,7 @@ class Database:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
                 connection.close()
-                message = f"{self._path} has version {version}, and this server knows {VERSION}; move it away"
+                message = f"{self._path} has version {version}, but this server reads version {VERSION}; move it away"
                 raise LmserveError.new(400, "session_dir_unusable", message)
             connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         except (OSError, sqlite3.Error) as error:

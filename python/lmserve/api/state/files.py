@@ -33,8 +33,11 @@ class Files:
                 "SELECT count(*), coalesce(sum(length(content)), 0) FROM files WHERE tenant = ?", (owner,)
             ).fetchone()
             if count >= MAX_FILES or size + len(content) > MAX_BYTES:
-                limits = f"a key has at most {MAX_FILES} files, and {MAX_BYTES} bytes of uploaded ones"
-                message = f"{limits}, but with this one it would have {count + 1} of {size + len(content)}; delete some"
+                limits = f"a key may have at most {MAX_FILES} files, and {MAX_BYTES} bytes of uploaded files"
+                message = (
+                    f"{limits}, but with this file it would have {count + 1} files and {size + len(content)} bytes; "
+                    "delete some"
+                )
                 raise LmserveError.invalid("file", message, "too_many_files")
             return insert(db, owner, name, "batch", len(content), content)
 
