@@ -1,4 +1,4 @@
-"""lmserve: an LLM inference server whose conversations live on the server."""
+"""lmserve: an LLM inference server that keeps conversations on the server."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final

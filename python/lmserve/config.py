@@ -1,4 +1,4 @@
-"""What `lmserve serve` can be told: one frozen object, bounded where it is made."""
+"""The settings of `lmserve serve`: one frozen object, whose limits are checked when it is created."""
 
 from __future__ import annotations
 

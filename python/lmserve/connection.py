@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: uvicorn's protocol over httptools, with a limit for everything that a client sends.
 
-httptools has no limits of its own, and collects a request's head before it hands over its first field. So what arrives
-is parsed in small pieces, and counted: RFC 9112 for the grammar, RFC 6585 for 431.
+httptools has no limits, and collects a request's whole head before it passes on the first field. So bytes are parsed in
+small pieces and counted as they arrive: RFC 9112 for the grammar, RFC 6585 for 431.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmserve.errors import LmserveError
 MAX_HEAD: Final = 65_536  # bytes of a request's head; of chunk extensions and trailers, too
 MAX_FIELDS: Final = 256  # fields of a head, or trailers
 HEAD_TIMEOUT: Final = 30.0  # seconds for a request's head, once its connection is open or its first byte is there
-UNREAD_TIMEOUT: Final = 60.0  # seconds for the rest of a body that nobody reads, once its reply is sent
+UNREAD_TIMEOUT: Final = 60.0  # seconds for the rest of an unread body, after its reply was sent
 
 SOCKETS: Final = frozenset({b"/v1/responses", b"/responses"})  # paths that are a WebSocket's, too
 
@@ -74,7 +74,7 @@ class Connection(HttpToolsProtocol):
         self._eof = False
         self._probed = False
         self._watch: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of a head, or of a body that nobody reads
+        self._timer: asyncio.TimerHandle | None = None  # deadline of a head, or of an unread body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first head."""
@@ -363,7 +363,7 @@ class Connection(HttpToolsProtocol):
     # Clients that leave while the transport does not read
 
     def watch(self, seconds: float = LAST_LOOK) -> None:
-        """Look in so many seconds whether the client is still there."""
+        """Check after this many seconds whether the client is still connected."""
         if self._watch is None:
             self._watch = self.loop.call_later(seconds, self._look, seconds)
 

@@ -1,4 +1,4 @@
-"""What this machine has that matters to a server, and what to change: for `lmserve doctor`."""
+"""Checks what this machine has for a server, and advises what to change: for `lmserve doctor`."""
 
 from __future__ import annotations
 

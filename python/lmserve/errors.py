@@ -1,4 +1,4 @@
-"""The one exception of lmserve: typed in the Rust core, mapped to Python here and to HTTP in `api.http.errors`."""
+"""The one exception of lmserve. The Rust core defines it; this module maps it to Python, `api.http.errors` to HTTP."""
 
 from __future__ import annotations
 

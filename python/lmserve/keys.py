@@ -57,7 +57,7 @@ class ApiKey:
 
     @property
     def durable_name(self) -> bytes:
-        """What a session log calls the tenant: 32 bytes, the same while the key is, which nobody reads from it."""
+        """The tenant's name in a session log: a digest of 32 bytes, from which the key cannot be recovered."""
         return blake2b(self.digest, digest_size=32, person=b"lmserve tenant").digest()
 
 
@@ -72,7 +72,7 @@ class Keyring:
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         """Raises KeysError if a key or a name is there twice."""
         self.keys = tuple(keys)
-        # How long a digest's look-up takes says nothing about the keys: nobody can choose the digest of a guess.
+        # The time of a digest's look-up tells nothing about the keys: an attacker cannot choose the digest of a guess.
         self._tenants = {key.digest: number for number, key in enumerate(self.keys, NO_TENANT + 1)}
         names = {key.name for key in self.keys}
         if len(self._tenants) < len(self.keys):
@@ -111,7 +111,7 @@ class Keyring:
         return msgspec.json.encode([_Tenant(number, key.limits) for number, key in numbered])
 
     def durable_names(self) -> dict[int, bytes]:
-        """What a session log calls each tenant, and whoever needs no key."""
+        """The names of all tenants in a session log, including the one without a key."""
         numbered = enumerate(self.keys, NO_TENANT + 1)
         return {NO_TENANT: NO_TENANT_NAME} | {number: key.durable_name for number, key in numbered}
 

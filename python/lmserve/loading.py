@@ -1,4 +1,4 @@
-"""What of a model is being read, so that whoever waits for it can say which part takes too long."""
+"""Tracks which part of a model is being read, so that an error can name the part that takes too long."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def begin(work: Callable[[], T]) -> tuple[Loading, Future[T]]:
         _current.set(loading)
         try:
             done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             done.set_exception(error)
 
     threading.Thread(target=run, name="load-model", daemon=True).start()

@@ -1,7 +1,7 @@
-"""The scheduler for another model loop: it batches, keeps KV books, sessions and text; its caller computes.
+"""The scheduler for another model loop: it batches, and manages KV blocks, sessions and text; its caller computes.
 
-`plan` says what to compute, `commit` takes the sampled tokens and says what became of whom. It owns no thread and no
-device, and needs neither torch nor litestar.
+`plan` says what to compute, and `commit` takes the sampled tokens and returns what happened to each request. It owns no
+thread and no device, and needs neither torch nor litestar.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A socket, signals and uvicorn around the application: what `lmserve serve` runs."""
+"""Runs the application in uvicorn, with its socket and signals, for `lmserve serve`."""
 
 from __future__ import annotations
 

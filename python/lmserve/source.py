@@ -1,4 +1,4 @@
-"""Where a model is: what MODEL on the command line means, as a path here and the names it is served under."""
+"""Resolves MODEL of the command line to a path on this machine and the names under which it is served."""
 
 from __future__ import annotations
 

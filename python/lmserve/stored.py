@@ -1,4 +1,4 @@
-"""The models that are on this machine because somebody asked for them by name, and how they leave it again."""
+"""Lists and removes the models in the cache."""
 
 from __future__ import annotations
 

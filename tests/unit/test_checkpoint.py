@@ -132,7 +132,7 @@ def test_shards(folder):
     ):
         open_checkpoint(folder)
     (folder / "b.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json names the shard b.safetensors, but it is missing"):
+    with pytest.raises(CheckpointError, match=r"index.json names the shard b.safetensors, but it is missing"):
         open_checkpoint(folder)
 
 

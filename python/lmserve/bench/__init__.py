@@ -1,1 +1,1 @@
-"""Measures OpenAI-compatible servers over HTTP: `lmserve bench`. Knows nothing of this package's own server."""
+"""Measures OpenAI-compatible servers over HTTP: `lmserve bench`. It does not depend on this package's server."""

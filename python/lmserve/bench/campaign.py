@@ -1,4 +1,4 @@
-"""Several runs against one server, with what is printed, written and drawn of them."""
+"""Several runs against one server, and their results as text, JSON and a plot."""
 
 from __future__ import annotations
 

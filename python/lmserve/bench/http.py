@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client: what it costs itself is no part of what is measured.
+"""A lean HTTP/1.1 client, whose own cost must not distort the measurement.
 
-A general client takes several times as long for each chunk of a stream, and many fast streams would measure the client.
+A general client takes several times as long per chunk of a stream, so many fast streams would measure the client.
 """
 
 from __future__ import annotations

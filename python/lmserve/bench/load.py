@@ -1,4 +1,4 @@
-"""Puts a workload on a server and gathers what became of each request."""
+"""Sends a workload to a server and collects the outcome of each request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One streamed reply: when its parts came, and whether it is what was asked for."""
+"""One streamed reply: when its parts arrived, and whether it is what the request asked for."""
 
 from __future__ import annotations
 

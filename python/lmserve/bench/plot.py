@@ -1,4 +1,4 @@
-"""The figures of runs as a plot: a row of panels for each workload."""
+"""The results of runs as a plot: a row of panels per workload."""
 
 from __future__ import annotations
 

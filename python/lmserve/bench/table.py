@@ -1,4 +1,4 @@
-"""The figures of runs as text: a row for each."""
+"""The results of runs as text: a row per run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a server: prompts of chosen lengths from one seed, and who sends how many of them at a time."""
+"""The workloads: prompts of chosen lengths from one seed, and how many clients send them at the same time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Capacity: how long a model's steps take here, and what a trace of requests comes to on servers like this."""
+"""Capacity: measures how long a model's steps take, and predicts how servers handle a trace of requests."""

@@ -1,4 +1,4 @@
-"""Measures how long steps of a model take on this machine, and fits a `StepModel` to that."""
+"""Measures how long steps of a model take on this machine, and fits a `StepModel` to the times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `lmserve simulate --trace` puts a trace on: a server's sizes, and how long its steps take."""
+"""The simulated server of `lmserve simulate --trace`: its sizes, and how long its steps take."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The asyncio face of the core: one reader of its wake descriptor, any number of streams, no task of its own.
+"""The core's asyncio interface: one reader of its wake descriptor, any number of streams, and no task of its own.
 
-It installs no signal handler and opens no socket, so it can live in any asyncio program.
+It installs no signal handler and opens no socket, so any asyncio program can use it.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class RequestRecord:
     first_token: float | None = None
 
 
-# The streams that were begun in this context, for whoever accounts for them; None: nobody does.
+# The streams that were begun in this context, for the request log; None: they are not recorded.
 begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 
 
-# Whether the server itself asks for what is submitted in this context: it runs after all that clients ask for, and
-# takes nothing of what a key may have in flight.
+# Whether the server itself submits the requests of this context. They run after all requests of clients, and do not
+# count as the key's requests in flight.
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 
-# Of requests in the background. A larger number runs later, and clients may ask for this one, too.
+# The priority of background requests. A larger number runs later; clients may also use this one.
 LAST_PRIORITY: Final = 2**31 - 1
 
 
@@ -156,7 +156,7 @@ class AsyncEngine:
     async def append_session(
         self, tenant: int, session_id: SessionId, added: Turn | Messages | Tokens, *, create: bool = False
     ) -> None:
-        """Put messages or tokens behind a session's history: they are read now, and nothing is generated.
+        """Append messages or tokens to a session's history: the model reads them now, and generates nothing.
 
         `create`: begin the session where there is none. Raises LmserveError (400, 404, 409).
         """
@@ -171,7 +171,7 @@ class AsyncEngine:
         return session_info_of(self._core.session_info(tenant, session_id))
 
     def list_sessions(self, tenant: int, *, after: SessionId | None = None, limit: int = 100) -> list[SessionInfo]:
-        """At most `limit` sessions of a tenant behind id `after`, in order of their ids: numbers, then names."""
+        """At most `limit` sessions of a tenant after id `after`, in order of their ids: numbers, then names."""
         return [session_info_of(info) for info in self._core.list_sessions(tenant, after, limit)]
 
     def export_session(self, tenant: int, session_id: SessionId) -> SessionState:
@@ -188,7 +188,7 @@ class AsyncEngine:
         self._core.import_session(tenant, session_id, state.tokens, turns, state.seed, state.system_tokens)
 
     def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int) -> None:
-        """Keep a session and its KV for so long, where others can make room. Raises LmserveError (404)."""
+        """Hold a session and its KV: evict them only after those that are not held. Raises LmserveError (404)."""
         self._core.hold_session(tenant, session_id, hold_ms)
 
     async def give_up_session(self, tenant: int, session_id: SessionId) -> int:
@@ -269,7 +269,7 @@ class AsyncEngine:
     def tell_of_storage(self) -> None:
         """Log that the disk fails, or is well again: once for each change.
 
-        The wake descriptor tells of streams alone; whoever serves with the engine calls this now and then.
+        The wake descriptor reports only streams, so the server must call this from time to time.
         """
         fault = self.storage_fault
         code = None if fault is None else fault.code

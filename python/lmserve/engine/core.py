@@ -1,4 +1,4 @@
-"""The part of `lmserve._core` that this package's faces use, as protocols: tests put a scripted core in its place."""
+"""The part of `lmserve._core` that this package uses, as protocols, so that tests can replace it by a scripted core."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class CoreEngine(Protocol):
         """What `SessionInfo` holds. Raises LmserveError (404)."""
 
     def list_sessions(self, tenant: int, after: SessionId | None, limit: int, /) -> list[dict[str, Any]]:
-        """The same for the sessions behind `after`, in order of their ids, without what is cached."""
+        """The same for the sessions after `after`, in order of their ids, without the number of cached tokens."""
 
     def session_transcript(self, tenant: int, session_id: SessionId, /) -> list[tuple[str, str, list[int], list[int]]]:
         """(input, output, input token ids, output token ids) of each turn. Raises LmserveError (404)."""
@@ -86,7 +86,7 @@ class CoreEngine(Protocol):
         """Makes a session of what `export_session` gave. Raises LmserveError (400, 409 `session_exists`)."""
 
     def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int, /) -> None:
-        """Keeps a session and its KV for so long, where others can make room. Raises LmserveError (404)."""
+        """Holds a session and its KV: evicts them only after those that are not held. Raises LmserveError (404)."""
 
     def give_up_session(self, tenant: int, session_id: SessionId, /) -> int:
         """Gives up a session's KV; returns how many of its tokens are cached then. Raises LmserveError (404)."""

@@ -1,4 +1,4 @@
-"""Answers as `LLM` gives them, read from the core's wire form of completions."""
+"""The answers of `LLM`, read from the core's wire format of completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The offline face of the core: prompts in, texts out, without a server and without an event loop."""
+"""The core's offline interface: prompts in, texts out, without a server and without an event loop."""
 
 from __future__ import annotations
 

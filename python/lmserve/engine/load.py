@@ -1,4 +1,4 @@
-"""From a model on disk to a running engine: what the command line and the offline face start from."""
+"""From a model on disk to a running engine, for the command line and the offline interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine that has ended leaves behind in this process."""
+"""Frees the memory that an ended engine leaves in this process."""
 
 from __future__ import annotations
 

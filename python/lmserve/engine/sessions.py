@@ -1,4 +1,4 @@
-"""What the core says of sessions, and what it must know to keep them for good."""
+"""What the core reports about sessions, and the settings of their log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SessionLog(Struct, frozen=True, kw_only=True):
     """Where sessions are written down, so that they outlive the process."""
 
     folder: str  # no two servers share it
-    fsync: Fsync = "interval"  # before a turn's end is told, once a second, or when the system likes
+    fsync: Fsync = "interval"  # before a turn's reply ends, once a second, or whenever the system does it
     fingerprint: bytes  # 32 bytes that name model, tokenizer and chat template
     model: str  # for messages
     tenants: dict[int, bytes]  # each tenant's 32 bytes that name it for good; no session of another is written
@@ -27,7 +27,7 @@ class Loss(Struct, frozen=True, kw_only=True):
 
     tenant: int | None  # None: the server knows no such tenant
     id: SessionId
-    kept_turns: int  # it is read-only behind them; 0: it is gone
+    kept_turns: int  # it is read-only after them; 0: it is gone
     last_turn: int  # the last that is lost; not above kept_turns: a rewind or the session's end is
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class LogReport(Struct, frozen=True, kw_only=True):
     torn: int  # bytes of a record at the end that was written in part
     damaged: int  # bytes of records that are damaged
     losses: list[Loss]
-    unnamed: int  # records that are missing, of which nobody can say whose they were
+    unnamed: int  # missing records of unknown sessions
     kept: str | None  # the file beside the log that keeps what was torn or damaged
 
     @property
@@ -109,7 +109,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     created_ms: int
     used_ms: int
     lost_turn: int = 0  # the last of the turns that a damaged log lost, which makes it read-only; 0: none
-    hold_until_ms: int = 0  # it makes room after all that nobody holds, until then; 0: nobody does
+    hold_until_ms: int = 0  # until then it is evicted only after those that are not held; 0: it is not held
     usage: SessionUsage = SessionUsage()
     cached_tokens: int | None = None  # of `tokens`, those that the next turn need not compute; None: not asked for
 

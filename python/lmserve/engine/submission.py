@@ -1,6 +1,6 @@
-"""What the core is asked, as it crosses into Rust: mirrors src/request.rs, which documents and bounds each field.
+"""A request as it crosses into Rust. It mirrors src/request.rs, which documents each field and checks its limits.
 
-Defaults are those of the Rust side, so that only what differs from them is written.
+Defaults are those of the Rust side, so that only differing fields are written.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tokens(Struct, tag_field="type", tag="tokens", frozen=True):
 
 
 class Hold(Struct, tag_field="type", tag="hold", frozen=True):
-    """A session and its KV are kept for so long, where others can make room."""
+    """For this time, a session and its KV are evicted only after those that are not held."""
 
     ms: int
 
@@ -59,7 +59,7 @@ class GiveUp(Struct, tag_field="type", tag="give_up", frozen=True):
 
 
 class TokenIds(Struct, frozen=True, omit_defaults=True):
-    """Where token ids are told."""
+    """Where the reply has token ids."""
 
     beside_text: bool = False
     as_tokens: bool = False
@@ -171,7 +171,7 @@ class Defaults(Protocol):
 
 
 class CallForm(Struct, frozen=True, omit_defaults=True):
-    """How calls of a function are told to the client, where that is not by the name that the model sees."""
+    """How the reply reports calls of a function, if not by the name that the model sees."""
 
     name: str
     namespace: str | None = None

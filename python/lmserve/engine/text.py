@@ -1,4 +1,4 @@
-"""The served model's text layer, for requests that ask for tokens and not for the model."""
+"""The served model's text layer, for requests that need only the tokenizer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models that are somewhere else: what they are called, what a hub has of them, and the cache on this machine."""
+"""Models on a hub: their names, their files on the hub, and the cache on this machine."""

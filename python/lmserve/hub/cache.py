@@ -1,4 +1,4 @@
-"""The cache on this machine, in huggingface_hub's layout: what is in it, and what is taken out of it.
+"""The cache on this machine, in huggingface_hub's layout: lists and removes models.
 
 `models--owner--name/` has `blobs/` named by checksum, `snapshots/COMMIT/` with links to them, and `refs/main`, which
 names a commit.

@@ -1,4 +1,4 @@
-"""A file from a URL: resumed where an earlier try left off, verified, and under its name only once it is whole."""
+"""Downloads a file: continues an interrupted download, verifies it, and names the file only when it is whole."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def download(
 
 
 def _check_room(target: Path, partial: Path, size: int | None) -> None:
-    """A full disk harms others, too: it is told before the first byte."""
+    """A full disk also harms other programs, so the error is raised before the first byte."""
     free = shutil.disk_usage(target.parent).free
     missing = 0 if size is None else size - (partial.stat().st_size if partial.exists() else 0)
     if missing > free:

@@ -1,4 +1,4 @@
-"""Why a model of the hub cannot be had."""
+"""The error for a model of the hub that cannot be found or downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file that is on the hub: enough to plan its memory, before gigabytes of weights come."""
+"""Reads the header of a GGUF file on the hub: enough to plan its memory before gigabytes of weights are downloaded."""
 
 from __future__ import annotations
 

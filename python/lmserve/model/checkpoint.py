@@ -56,7 +56,7 @@ class Checkpoint:
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ...: the names that chat templates use
     eos_token_ids: list[int]
     generation: GenerationDefaults  # what its publisher samples with
-    notes: tuple[str, ...] = ()  # what whoever serves it should know
+    notes: tuple[str, ...] = ()  # notes for the operator
 
     def load(self, ops: Ops[Any, Any]) -> Decoder[Any, Any]:
         """The model, its weights loaded into `ops`."""

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's files whole: regular ones, and none that is larger than such a file can be."""
+"""Reads whole files of a checkpoint, if they are regular files within a size limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one model's tokens from another's, in a moment and whatever the size of its weights."""
+"""A fingerprint of a model that is computed quickly, whatever the size of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model's publisher samples: from generation_config.json, or a GGUF file's `general.sampling.*`."""
+"""The publisher's sampling defaults: from generation_config.json, or a GGUF file's `general.sampling.*`."""
 
 from __future__ import annotations
 

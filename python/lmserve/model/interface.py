@@ -1,8 +1,7 @@
-"""The border between the engine (Rust) and a model loop (Python): who allocates what, and what one step is.
+"""The interface between the engine (Rust) and a model loop (Python): who allocates what, and what one step is.
 
-The engine thread writes a step's flat arrays into `StepBuffers` (allocated once by the runner, pinned where that pays),
-calls `launch`, then `collect`, and reads `sampled` (and the logprob arrays). Nothing is allocated per step on either
-side.
+The engine thread writes a step's flat arrays into `StepBuffers` (allocated once by the runner, pinned if that helps),
+calls `launch`, then `collect`, and reads `sampled` (and the logprob arrays). Neither side allocates anything per step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a checkpoint to the runner that fits it. Importing it does not import torch."""
+"""Chooses and creates the runner for a checkpoint. Importing this module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The one small set of operations that model files are written against.
+"""The small set of operations with which model files are written.
 
-An implementation is chosen once at load: `torch` (reference, every device and dtype) or `cpu` (the crate's own
-kernels). It is constructed as `Implementation(config: ModelConfig, cache: CacheConfig, buffers: StepBuffers)` and owns
-everything whose layout it decides: the KV cache, rope tables, loaded weights and scratch memory.
+An implementation is chosen once, when a model is loaded: `torch` (reference, every device and dtype) or `cpu` (the
+crate's own kernels). It is constructed as `Implementation(config: ModelConfig, cache: CacheConfig, buffers:
+StepBuffers)` and owns everything whose layout it decides: the KV cache, rope tables, loaded weights and scratch memory.
 
 A step is `begin`, then the operations in the order of the model file, then `sample`, then `finish`. T, S, R are the
-step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. An operation
-changes none of the activations given to it but those that it says it consumes, which must not be used again.
+step's n_tokens, n_seqs, n_rows. Activations (A) and weights (W) are opaque to the model file. An operation changes
+only the activations that it consumes, as its description says. A consumed activation must not be used again.
 """
 
 from __future__ import annotations

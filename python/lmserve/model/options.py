@@ -1,4 +1,4 @@
-"""How a checkpoint is run, and what that costs in memory: arithmetic on the configuration, without torch."""
+"""How a checkpoint is run, and how much memory that needs: arithmetic on the configuration, without torch."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
             _check_kv_memory(memory, device, options, gpu_memory)
         else:
             memory = max(0, min(int(free * CPU_KV_FRACTION), CPU_KV_BYTES) if on_cpu else free)
-            # A tiny model could fill all memory with blocks that nobody will ever need.
+            # A tiny model could fill all memory with blocks that will never be needed.
             most = SPARE_FACTOR * options.max_batch * (longest + block_size)
             memory = min(memory, most * (per_token + window_per_token))
         sizes = CacheSizes(memory, block_size, longest, per_token, window_per_token, window)

@@ -1,4 +1,4 @@
-"""Recordings of the steps that a runner ran, and running them again."""
+"""Records the steps of a runner, and runs them again."""
 
 from __future__ import annotations
 

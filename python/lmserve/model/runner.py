@@ -1,4 +1,4 @@
-"""Runs the steps that the engine plans: what every runner shares."""
+"""Runs the steps that the engine plans: the part that all runners share."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cache_config(plan: MemoryPlan, dtype: str) -> CacheConfig:
 
 
 def runner_info(checkpoint: Checkpoint, plan: MemoryPlan, weight_bytes: int) -> RunnerInfo:
-    """What the engine is told of a loaded checkpoint."""
+    """What the engine needs to know about a loaded checkpoint."""
     return RunnerInfo(
         name=checkpoint.name,
         device=plan.device,

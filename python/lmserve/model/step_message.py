@@ -1,4 +1,4 @@
-"""A step as a message: all that a runner is given and all that it answers, as bytes.
+"""A step as a message: everything that a runner gets and everything that it returns, as bytes.
 
 Nothing else passes between the engine and a runner, so a step can be written to a file and run again, or be sent to a
 runner in another process.
@@ -84,7 +84,7 @@ class StepPlan(Struct, frozen=True, kw_only=True):
             used[...] = np.frombuffer(data, used.dtype).reshape(used.shape)
 
     def logit_edits(self, masks: bytes | None) -> LogitEdits | None:
-        """The plan's edits, with the masks of its outcome or of whoever computed them."""
+        """The plan's edits, with the masks of its outcome or those computed meanwhile."""
         if self.edits is None:
             return None
         given = StepMasks(self.masked, masks) if self.masked and masks is not None else None

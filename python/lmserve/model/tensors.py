@@ -1,4 +1,4 @@
-"""A weight as it is stored in a checkpoint: shape, storage type, and the bytes, read only when asked for."""
+"""A weight as stored in a checkpoint: shape, storage type, and bytes, which are read only when they are needed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class States:
         self._from, self._to = layout.state_from.tolist(), layout.state_to.tolist()
 
     def begin_pass(self, cu_seqlens: I32) -> None:
-        """Prepare a pass over whole sequences, whose states nobody keeps."""
+        """Prepare a pass over whole sequences, whose states are not kept."""
         rows = cu_seqlens.tolist()
         self._bounds = list(pairwise(rows))
         self._from = self._to = [-1] * len(self._bounds)

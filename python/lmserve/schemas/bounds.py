@@ -1,6 +1,6 @@
-"""Bounded types that routes share: every integer has a floor and a ceiling, every list and string a greatest length.
+"""Types that routes share: every integer has a minimum and a maximum, every list and string a maximum length.
 
-Those that src/request.rs bounds too have its bounds.
+The limits of types that src/request.rs also checks are the same there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 ANONYMOUS: Final = -1  # the session id that stands for no session
 MAX_SESSION_NUMBER: Final = 2**63 - 1
 MAX_SESSION_CHARS: Final = 128
-# No control characters; which one is in the way is said where the id is read.
+# No control characters. The code that reads the id names the offending one.
 SESSION_PATTERN: Final = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
 SessionName = Annotated[
     str,

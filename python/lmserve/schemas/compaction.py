@@ -1,4 +1,4 @@
-"""What goes beside `/v1/responses`: the count of a request's tokens, and a conversation made short."""
+"""The routes beside `/v1/responses`: count the tokens of a request, and compact a conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields that chat completions and completions share, beside those of all routes that sample."""
+"""Fields that only chat completions and completions share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer's text must be: OpenAI's `response_format`, and vLLM's names for the rest."""
+"""Constraints on the text of an answer: OpenAI's `response_format`, and vLLM's names for the others."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GuideChoices = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=MAX_GUIDE_CHARS)]],
     Meta(min_length=1, max_length=MAX_GUIDE_CHOICES),
 ]
-# A JSON schema as a text: that it is one is for the server to find.
+# A JSON schema as text. The server checks that it is one.
 SchemaText = Annotated[
     GuideText,
     Meta(extra_json_schema={"contentMediaType": "application/json", "contentSchema": {"type": "object"}}),
 ]
-# What its keywords hold is bounded by the body, and by what compiling it may cost.
+# The size of the body and the cost of compiling limit what its keywords contain.
 JsonSchema = Annotated[dict[str, Any], Meta(max_length=1024)]
 
 

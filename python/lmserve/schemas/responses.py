@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's Responses API, with answers that the server keeps."""
+"""`/v1/responses`: OpenAI's Responses API, with stored answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a session's KV cache while nobody uses it."""
+"""What to do with the KV cache of an idle session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields that say how tokens are chosen and when they end, once for all of OpenAI's routes."""
+"""The sampling and stop fields that all of OpenAI's routes share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lmserve.schemas.bounds import (
     TopP,
 )
 
-UNLIMITED = -1  # as null, for clients that send a number in any case
-# Most tokens to generate. 0 is within the bounds, and refused by the handler.
+UNLIMITED = -1  # the same as null, for clients that always send a number
+# Maximum number of tokens to generate. 0 is within the limits, but the handler refuses it.
 OutputLimit = Annotated[int, Meta(ge=UNLIMITED, le=MAX_TOKENS)] | None
 ThinkingBudget = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 

@@ -1,4 +1,4 @@
-"""How hard to think, in the words of each API."""
+"""The reasoning fields of each API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that an answer may call, as OpenAI describes them."""
+"""Functions that an answer may call, in OpenAI's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs batches line by line, behind all other requests, and goes on after a restart where it was."""
+"""Runs batches line by line, after all other requests, and continues where it was after a restart."""
 
 from __future__ import annotations
 

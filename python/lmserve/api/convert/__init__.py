@@ -1,1 +1,1 @@
-"""From a request's fields to the core's terms, for several routes."""
+"""Converts the fields of requests into the core's terms, for several routes."""

@@ -1,4 +1,4 @@
-"""Messages of Anthropic's API as chat templates take them."""
+"""Converts messages of Anthropic's API into messages for chat templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages of a request as chat templates take them."""
+"""Converts messages of a request into messages for chat templates."""
 
 from __future__ import annotations
 

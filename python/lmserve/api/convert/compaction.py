@@ -1,4 +1,4 @@
-"""A summary as the item that stands for a conversation made short."""
+"""The item that holds the summary of a compacted conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sealed(summary: str) -> str:
 
 
 def is_ours(content: str) -> bool:
-    """Whether a server of this kind wrote it. What others write, nobody else can read."""
+    """Whether an lmserve server wrote it. Only its own server can read what another one writes."""
     return content.startswith(FORM)
 
 

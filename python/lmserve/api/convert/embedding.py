@@ -1,4 +1,4 @@
-"""What of a request to embed or to score depends on the model: prompts, lengths of vectors, and scores."""
+"""The parts of embedding and scoring requests that depend on the model: prompts, lengths of vectors, and scores."""
 
 from __future__ import annotations
 

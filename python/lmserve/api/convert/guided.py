@@ -1,4 +1,4 @@
-"""From what a request says its answer must be to the core's guide."""
+"""Converts a request's constraint on its answer into the core's guide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which conversation a request that holds all of it goes on with: what agents call it in their headers."""
+"""Finds the lane of a request that sends its whole conversation, by the headers of agents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of parameters in other servers and libraries, and the nearest one that a route has."""
+"""Names of parameters in other servers and libraries, and the nearest parameter of a route."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that several routes hand to the core."""
+"""Parameters that several routes pass to the core."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def usage_chunks(data: CompletionSampling) -> UsageChunks:
 
 
 def token_ids(data: CompletionSampling) -> TokenIds | None:
-    """Where token ids are told; None: nowhere."""
+    """Where the reply has token ids; None: nowhere."""
     told = TokenIds(beside_text=bool(data.return_token_ids), as_tokens=bool(data.return_tokens_as_token_ids))
     return told if told.beside_text or told.as_tokens else None
 

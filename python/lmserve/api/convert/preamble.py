@@ -1,6 +1,6 @@
-"""Lines that agents put first in their system prompt and that are another in each request.
+"""Lines that agents put at the beginning of their system prompt and that differ in each request.
 
-The prefix cache compares from the first token on, so that one such line makes every request compute its whole prompt.
+The prefix cache compares from the first token on, so one such line makes every request compute its whole prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a client calls its session: an integer or a string, in the body, in the path, or in a header."""
+"""Reads the id of a session: an integer or a string, in the body, in the path, or in a header."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def session_in_path(given: str) -> SessionId:
 
 
 def with_session(data: T, field: str, request: Request[Any, Any, Any]) -> T:
-    """The request with its session's id in one form in `field`, be it named there or by the header; -1: no session.
+    """The request with its session's id in `field`, whether it was named there or by the header; -1: no session.
 
     Raises LmserveError (400) for what is no id, and where body and header name two.
     """

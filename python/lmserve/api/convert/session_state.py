@@ -1,4 +1,4 @@
-"""From a session as the core has it to what other servers and trainers read, and back."""
+"""Converts a session of the core into an export or a training record, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How hard to think: from the words of each API to a template's variables, and to the most tokens of thoughts."""
+"""Converts the reasoning fields of each API into template variables and a limit of thinking tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEAREST: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high
 
 @dataclass(frozen=True)
 class Thinking:
-    """What the core is told."""
+    """The settings for the core."""
 
     variables: dict[str, Any] = field(default_factory=dict)
     budget: int | None = None

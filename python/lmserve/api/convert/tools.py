@@ -1,4 +1,4 @@
-"""From the functions of a request to the core's terms."""
+"""Converts the functions of a request into the core's terms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KINDS: Final = ("function", "custom")
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of a response: by the names that the model sees, how calls of some are told, as they were given."""
+    """The functions of a response, by the names that the model sees: how the reply reports calls of some, as given."""
 
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
     forms: dict[str, CallForm] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def chat_calling(data: ChatRequest, ignored: Ignored) -> Calling:
 
 
 def custom_forms(data: ChatRequest) -> dict[str, CallForm]:
-    """How calls of the custom tools of a chat completion are told."""
+    """How a chat completion reports calls of custom tools."""
     return {
         tool.custom.name: CallForm(name=tool.custom.name, custom=True)
         for tool in data.tools or ()

@@ -1,4 +1,4 @@
-"""What is not done as it was asked: refused where the output would change, else taken and named."""
+"""Unsupported parameters: refused if they would change the output, otherwise accepted and named in the reply."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every route shares: bodies, errors, replies, middleware, the OpenAPI document."""
+"""Shared by all routes: bodies, errors, replies, middleware, and the OpenAPI document."""

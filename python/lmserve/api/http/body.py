@@ -1,4 +1,4 @@
-"""Request bodies: strict JSON into msgspec Structs, with errors that say what, the limit, and what was given."""
+"""Parses request bodies: strict JSON into msgspec Structs, with errors that say what, the limit, and what was given."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _lower(text: str) -> str:
 
 
 def _decoded(body: bytes) -> Any:
-    """The body as plain objects; UNSET where it is too large, or something worse stands behind what is wrong."""
+    """The body as plain objects; UNSET if it is too large, or has a worse error after the first one."""
     if len(body) > MAX_QUOTED_BODY:
         return msgspec.UNSET
     try:

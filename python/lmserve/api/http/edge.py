@@ -1,7 +1,7 @@
-"""What stands around all routes, and around the replies to what is no route, in plain ASGI.
+"""Plain ASGI around all routes, and around replies for unknown paths.
 
-Every reply has the request's id. HEAD is answered where GET is. Pages of other sites are kept out of a server without
-keys. OpenAI's paths work without /v1.
+Every reply has the request's id. Routes that answer GET also answer HEAD. A server without keys refuses requests from
+pages of other sites. OpenAI's paths also work without /v1.
 """
 
 from __future__ import annotations

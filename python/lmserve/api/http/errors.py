@@ -1,4 +1,4 @@
-"""The one mapping from exceptions to HTTP: OpenAI's error shape on every route, with the true status."""
+"""The one mapping from exceptions to HTTP: OpenAI's error shape on every route, with the real status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples in the OpenAPI document; the tests hold each to its schema."""
+"""Examples in the OpenAPI document. Tests check each against its schema."""
 
 from __future__ import annotations
 

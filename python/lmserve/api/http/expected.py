@@ -1,4 +1,4 @@
-"""What a request's type allows at a place, in words: the middle of the sentence that refuses what is there."""
+"""Describes in words what a request's type allows at some place, for the error message that refuses a value there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of /metrics: the core's with the model's name, HTTP's, and what dashboards for other servers look for."""
+"""The page of /metrics: the core's metrics with the model's name, those of HTTP, and the names of other servers."""
 
 from __future__ import annotations
 

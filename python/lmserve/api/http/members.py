@@ -1,4 +1,4 @@
-"""Several models in one server: each loaded when a request asks for it, and unloaded when nobody has for a while."""
+"""Several models in one server. A model is loaded when a request asks for it, and unloaded after some idle time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHOOSES: Final = "x-lmserve-model"  # of requests whose body names no model
 LENIENT: Final = ("/generate", "/v1/chat/interactive", "/v1/sessions")
 LISTS: Final = "/v1/models"
 METRICS: Final = "/metrics"
-LOOK_SECONDS: Final = 1.0  # between two looks for models that nobody uses
+LOOK_SECONDS: Final = 1.0  # between two searches for idle models
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Member:
 
     @property
     def idle(self) -> bool:
-        """Loaded, and used by nobody."""
+        """Loaded, and not in use."""
         serving = self.serving
         if serving is None or self.requests or serving.background or serving.batch_runner.runs:
             return False
@@ -124,14 +124,14 @@ class Members(Serving):
                 raise LmserveError.new(503, "draining", "the server is stopping and takes no new request")
             if member.opening is None:
                 member.opening = asyncio.create_task(self._load_member(member))
-                # If they have all left, nobody else looks at its failure.
+                # If all waiting requests have gone, nothing else reads the exception.
                 member.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
             # A client that leaves does not end the loading that others wait for.
             await asyncio.shield(member.opening)
         return member.serving
 
     async def load(self) -> None:
-        """Go on with batches; then unload what nobody has used for long, until this is cancelled."""
+        """Continue unfinished batches, then unload models that have been idle for too long, until this is cancelled."""
         for member in self._members:
             if await self._has_batches(member):
                 logger.info("the model %s has a batch to go on with", member.names[0])
@@ -139,7 +139,7 @@ class Members(Serving):
                     try:
                         await self.open(member)
                     except LmserveError as error:
-                        logger.error("batches of the model %s wait: %s", member.names[0], error)  # noqa: TRY400
+                        logger.error("the batches of the model %s have to wait: %s", member.names[0], error)  # noqa: TRY400
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             before = time.monotonic() - self._idle_unload
@@ -244,7 +244,7 @@ class Members(Serving):
             member.opening = None
 
     async def _make_room(self, member: Member) -> None:
-        """Unload what nobody uses, the least recently used first, until there is memory for `member`."""
+        """Unload idle models, the least recently used first, until there is memory for `member`."""
         while self._free_memory() - self._mapped() < member.memory:
             idle = sorted((other for other in self._members if other.idle), key=lambda other: other.used)
             if not idle:
@@ -278,7 +278,7 @@ class ChooseModel:
     """Finds the model of a request: `?model=`, the header x-lmserve-model, or the body's `model`; else the first."""
 
     def __init__(self, app: ASGIApp, members: Members) -> None:
-        """Stands behind the key and the limits of the body: nobody else loads a model."""
+        """Runs after the checks of the key and the body: a refused request loads no model."""
         self._app = app
         self._members = members
 

@@ -1,4 +1,4 @@
-"""What stands before every handler, in plain ASGI: the API key, and the body's size and deadline."""
+"""Plain ASGI in front of every handler: checks the API key, and the body's size and deadline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _unauthorized(message: str) -> LmserveError:
 
 
 class BodyLimits:
-    """Reads the body before the handler runs: at most so many bytes, within so many seconds."""
+    """Reads the body before the handler runs, with a limit of its bytes and a deadline."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout: float) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The OpenAPI document: Litestar's operations over msgspec's schemas; and the page that shows it, without internet."""
+"""The OpenAPI document, from Litestar's operations and msgspec's schemas, and the page that shows it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Replies that the core writes: finished bytes from an engine stream to the client, aborted when the client leaves.
+"""Sends replies that the core writes, finished bytes from an engine stream, and aborts if the client disconnects.
 
-Litestar's own streaming costs several times as much for each chunk, and never cancels a handler whose client has left.
+Litestar's own streaming costs several times as much per chunk, and never cancels a handler whose client disconnects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A line for each request: who asked for what, how it ended, what it took."""
+"""The request log: one line per request, with its key, route, status, tokens and times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several streams of server-sent completions as one: their events mix, and one usage and one `[DONE]` end it."""
+"""Merges several streams of completions into one, with interleaved events, one usage and one `[DONE]` at the end."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SharedStream:
         """Stop all requests. Idempotent."""
         self._aborted |= self._open > 0
         self._stop()
-        # They may wait for room that nobody makes any more.
+        # They may wait for room that will not become free any more.
         for reader in self._readers:
             reader.cancel()
         self._chunks.put_nowait(None)

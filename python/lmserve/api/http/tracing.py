@@ -1,7 +1,7 @@
-"""A span for each request, sent to an OpenTelemetry collector: OTLP over HTTP. Needs the extra `lmserve[otel]`.
+"""Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP. Needs the extra `lmserve[otel]`.
 
-The span is made when its request has ended. It waits in a queue of bounded length, which a thread of the SDK sends.
-The attributes are those of the semantic conventions for HTTP servers and for generative AI; ours begin with `lmserve.`.
+The span is created when its request has ended. It waits in a bounded queue, from which a thread of the SDK sends it.
+The attributes follow the semantic conventions for HTTP servers and for generative AI; ours begin with `lmserve.`.
 """
 
 from __future__ import annotations

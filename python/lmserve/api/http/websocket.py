@@ -1,4 +1,4 @@
-"""What is refused before a WebSocket is open, with the status and the body that a request would get."""
+"""Refuses a WebSocket before it is open, with the status and body that an ordinary request would get."""
 
 from __future__ import annotations
 

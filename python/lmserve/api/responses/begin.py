@@ -1,4 +1,4 @@
-"""Begins a response's turn, in its conversation where it names one."""
+"""Begins a response's turn, in its conversation if it names one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation made short: the model sums it up, and the summary stands for what was said."""
+"""Compacts a conversation: the model summarizes it, and the summary replaces the conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events of a response that runs in the background, kept for whoever reads them, and reads them again."""
+"""Keeps the events of a background response, so that clients can read them, also more than once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ResponseEvents:
         return b"".join(reversed(parts))
 
     def follow(self, starting_after: int = -1) -> EventReader:
-        """The events behind one. Raises LmserveError (400) where some of them are gone."""
+        """The events after one. Raises LmserveError (400) if some of them are no longer kept."""
         if starting_after + 1 < self.first:
             message = (
                 f"the server no longer has the events up to {self.first - 1}, but those after {starting_after} "

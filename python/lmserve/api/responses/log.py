@@ -1,4 +1,4 @@
-"""Stored responses in a file beside the session log, so that they outlive the server as their sessions do."""
+"""Keeps stored responses in a file beside the session log, so that they survive a restart as their sessions do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An append-only file of framed JSON records: in its place, or not written; read on behind what is damaged."""
+"""An append-only file of framed JSON records: written only while it is in its place, read on after damaged records."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class LogFile:
         os.close(self._file)
 
     def records(self) -> Iterator[Whole | Damaged | Torn]:
-        """All that is behind the magic, in order."""
+        """All records after the magic, in order."""
         if self.size <= len(MAGIC):
             return
         with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as data:
@@ -174,7 +174,7 @@ def _whole(data: mmap.mmap, at: int) -> Whole | None:
 
 
 def _next_whole(data: mmap.mmap, at: int) -> int:
-    """Where the next record behind `at` is; the end of the data where there is none."""
+    """Offset of the next record after `at`; the end of the data if there is none."""
     found = data.find(BEGIN, at + FRAME.size + 1)
     while found >= 0:
         if _whole(data, found - FRAME.size) is not None:

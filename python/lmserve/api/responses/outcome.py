@@ -1,4 +1,4 @@
-"""The end of a response: where it is kept, and that its client hears of it afterwards."""
+"""The end of a response: the server stores it first and tells the client afterwards."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Said:
 
 
 async def end_tip(engine: AsyncEngine, tenant: int, tip: Tip | None) -> None:
-    """End the session of a tip that no conversation goes on from, unless it is a stored response's."""
+    """End the session of a tip from which no conversation continues, unless it is a stored response's."""
     if tip is not None and not tip.stored:
         await engine.end_session(tenant, session_of(tip.response_id))
 
@@ -105,7 +105,7 @@ class RecordedResponse:
         self._outcome: Outcome | None = outcome
         self._failed = False
         self.kept = False  # it was answered, and all is written down
-        self.ended = False  # there is nothing behind the piece that was given out last
+        self.ended = False  # whether the piece that was returned last was the final one
 
     @property
     def aborted(self) -> bool:

@@ -1,7 +1,7 @@
-"""Responses over a WebSocket: each request names the one before it, and sends only what is new.
+"""Responses over a WebSocket: each request names the previous one and sends only what is new.
 
-The last response of a connection can be continued there even if it is not stored: its session lives until the next one
-is there, or the connection ends.
+The last response of a connection can be continued there even if it is not stored: its session is kept until the next
+response exists, or until the connection ends.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ResponsesSocket:
             self._ending, status = True, error.status
             await self._refuse(error)
         except OSError:
-            # The client left, which `close` is told of.
+            # The client has disconnected; `close` reports it.
             return
         except Exception:
             status = 500
@@ -123,7 +123,7 @@ class ResponsesSocket:
             await self._went_on(Standing(turn.id, turn.instructions, Tip(turn.id, turn.stores), []))
 
     def _before(self, data: ResponsesRequest) -> Standing:
-        """What the request goes on from."""
+        """The response from which the request continues."""
         parent = data.previous_response_id
         if parent is None:
             return Standing("", None, None, [])

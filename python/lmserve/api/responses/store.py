@@ -1,7 +1,7 @@
-"""The responses of `/v1/responses` that the server keeps: what each was asked and what came of it.
+"""The stored responses of `/v1/responses`: the request and the outcome of each.
 
-The tokens of a stored response are a session of the core, and its id says which. A client names sessions by numbers
-from 0 on, so those below are free for it.
+The tokens of a stored response are a session of the core; the response's id determines which. Clients name sessions by
+numbers from 0 on, so negative numbers are free for these sessions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEAL_INTERVAL: Final = 1.0  # seconds between two tries of a disk that fails
 
 
 def new_response_id() -> str:
-    """An id that nobody can guess."""
+    """An id that cannot be guessed."""
     return f"resp_{secrets.randbits(ID_BITS):016x}"
 
 
@@ -67,7 +67,7 @@ def no_response(response_id: str, param: str = "response_id") -> LmserveError:
 
 
 class _Link(msgspec.Struct):
-    """The part of a response that says what it goes on from."""
+    """The part of a response that says from which response it continues."""
 
     previous_response_id: str | None
 

@@ -1,4 +1,4 @@
-"""A request of `/v1/responses`: a stored one is a session of the core, and going on from it is a branch."""
+"""Runs a request of `/v1/responses`. A stored response is a session of the core, and a continuation is a fork of it."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class ResponseTurn:
         return Standing(self._id, instructions, before.tip, pending)
 
     def count_tokens(self) -> int:
-        """Tokens of the prompt, with what it goes on from. Blocks. Raises LmserveError (400, 404)."""
+        """Number of tokens of the prompt, with the conversation before it. Blocks. Raises LmserveError (400, 404)."""
         with self._known_parent():
             return self._serving.engine.count_tokens(self._submission(stream=False))
 
@@ -251,7 +251,7 @@ class ResponseTurn:
         data = self._data
         session = None
         if self._stores or self._parent is not None or self._standing is not None:
-            # What its conversation goes on from is kept, be the response stored or not.
+            # The tip of its conversation is kept, whether or not the response is stored.
             ends = not self._stores and self._standing is None
             session = SessionRef(id=session_of(self._id), start=self._parent is None, parent=self._parent, end=ends)
         return Submission(
@@ -278,7 +278,7 @@ class ResponseTurn:
 
 
 def conversation_id(data: ResponsesRequest) -> str | None:
-    """The conversation that a request names. Raises LmserveError (400) where it goes on from a response, too."""
+    """The conversation that a request names. Raises LmserveError (400) if it also names a previous response."""
     given = data.conversation
     if given is not None and data.previous_response_id is not None:
         message = "conversation and previous_response_id cannot be combined, but both were given"

@@ -1,1 +1,1 @@
-"""One file for each route: from its request to the core, and back."""
+"""One file per route: from its request to the core, and back."""

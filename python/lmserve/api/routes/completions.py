@@ -133,7 +133,7 @@ class GatheredCompletion:
     """The replies to several prompts as one, each with the best of its choices."""
 
     def __init__(self, requests: Sequence[AsyncStream], kept: int, *, with_logprobs: bool) -> None:
-        """`kept`: choices of each reply that are told; `with_logprobs`: and their log-probabilities."""
+        """`kept`: choices of each reply that the client gets; `with_logprobs`: with their log-probabilities."""
         self._requests = requests
         self._kept = kept
         self._with_logprobs = with_logprobs

@@ -1,4 +1,4 @@
-"""`GET /health`, `/health/ready` and `/health/live`: what load balancers and orchestrators ask."""
+"""`GET /health`, `/health/ready` and `/health/live`, for load balancers and orchestrators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/interactive`: LMDeploy's sessions as they were until it took them out."""
+"""`POST /v1/chat/interactive`: the newest form of LMDeploy's sessions, which LMDeploy has removed."""
 
 from __future__ import annotations
 

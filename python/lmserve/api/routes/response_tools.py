@@ -1,4 +1,4 @@
-"""`/v1/responses/input_tokens` and `/v1/responses/compact`: what a conversation costs, and how it is made short."""
+"""`/v1/responses/input_tokens` and `/v1/responses/compact`: count the tokens of a conversation, and compact it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /version`, `/ping` and `/props`: what clients and balancers of vLLM, SageMaker and llama.cpp ask a server."""
+"""`GET /version`, `/ping` and `/props`, for clients and load balancers of vLLM, SageMaker and llama.cpp."""
 
 from __future__ import annotations
 

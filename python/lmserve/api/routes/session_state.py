@@ -1,4 +1,4 @@
-"""`/v1/sessions`: what trainers and other servers take of a session, and how long its cache is kept."""
+"""`/v1/sessions`: the token ids of a session for training, its export and import, and how long its cache is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/sessions`: list, look into, fork, rewind, fill, cancel and end the conversations that live on the server."""
+"""`/v1/sessions`: list, show, fork, rewind, extend, cancel and end sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /tokenize`, `/detokenize` and `/v1/encode`: from text to the model's tokens and back, without the model."""
+"""`POST /tokenize`, `/detokenize` and `/v1/encode`: convert text to tokens and back, without running the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /v1/usage`: what the asking key has used, and what it may still use."""
+"""`GET /v1/usage`: what the requesting key has used, and what it may still use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /`: the chat page and the page about the server, from the files of `lmserve.web`; they work without internet."""
+"""`GET /`: the chat page and the view of the server, from the files of `lmserve.web`, without internet access."""
 
 from __future__ import annotations
 

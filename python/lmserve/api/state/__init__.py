@@ -1,1 +1,1 @@
-"""What clients keep on the server beside sessions and responses, in one database."""
+"""What clients keep on the server in addition to sessions and responses, in one database."""

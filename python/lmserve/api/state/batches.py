@@ -1,4 +1,4 @@
-"""Batches: the lines of their inputs, and the answer to each, which is written once."""
+"""Batches: the lines of their input files, and the answer to each line, which is written once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from lmserve.schemas.batches import (
 
 WINDOW: Final = 86_400  # seconds
 MAX_RUNNING: Final = 20  # batches of a tenant
-MAX_BATCHES: Final = 1000  # of a tenant; those that ended first make room
-MAX_ERRORS: Final = 100  # that are told of an input
+MAX_BATCHES: Final = 1000  # of a tenant; those that ended first are deleted to make room
+MAX_ERRORS: Final = 100  # that are reported for an input file
 
 End = Literal["completed", "expired", "cancelled"]
 # Of lines that are not answered when a batch ends.

@@ -1,7 +1,7 @@
-"""Conversations: their items, and the response at whose end the tokens of these are a session of the core.
+"""Conversations: their items, and the tip, the response whose session in the core has the tokens of all items.
 
-A response's turn goes on from that session, its tip, token for token. Where there is none, because items were deleted
-or the session had to make room, the turn begins anew with all items.
+The next response continues from the tip, token for token. If there is no tip, because items were deleted or the session
+was dropped to make room, the next response begins anew with all items.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Conversations:
     async def page(
         self, tenant: int, conversation_id: str, *, after: str | None, limit: int, newest_first: bool
     ) -> tuple[list[bytes], bool]:
-        """Items behind `after`, and whether there are more. Raises LmserveError (400, 404)."""
+        """Items after `after`, and whether there are more. Raises LmserveError (400, 404)."""
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> tuple[list[bytes], bool]:

@@ -1,8 +1,7 @@
-"""A SQLite database that one thread works on: in memory, or in a file beside the session log.
+"""A SQLite database that one thread uses: in memory, or in a file beside the session log.
 
-A change is one transaction: after a kill it is there whole, or not at all. With its write-ahead log, what a transaction
-wrote is the system's at its end, so that the death of the process loses nothing; `fsync` says what the death of the
-machine may lose.
+A change is one transaction: after a kill it is there as a whole or not at all. With the write-ahead log, the system has
+the data when the transaction ends, so the death of the process loses nothing. `fsync` says what a power loss may lose.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files: those that were uploaded, and the outputs of batches, which are read from the batches' lines."""
+"""Files: uploaded ones, and the outputs of batches, which are read from the batches' lines."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Files:
     async def page(
         self, tenant: int, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
     ) -> tuple[list[FileReply], bool]:
-        """Files behind `after`, and whether there are more. Raises LmserveError (400)."""
+        """Files after `after`, and whether there are more. Raises LmserveError (400)."""
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> tuple[list[FileReply], bool]:
@@ -78,7 +78,7 @@ class Files:
         return await self._database.run(work)
 
     async def lines(self, tenant: int, file_id: str, after: int) -> list[tuple[int, bytes]]:
-        """The next lines of a batch's file behind the line `after`, each with its number; none: that was all."""
+        """The next lines of a batch's file after the line `after`, each with its number; empty at the end."""
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> list[tuple[int, bytes]]:

@@ -1,6 +1,7 @@
-"""How a model file asks for its weights: by name and shape, once, in its constructor.
+"""How a model file requests its weights: by name and shape, once, in its constructor.
 
-The same constructor says which tensors a checkpoint must have (`expected_tensors`, from headers alone) and loads them.
+The same constructor determines which tensors a checkpoint must have (`expected_tensors`, from headers only) and loads
+them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Mamba2Shape:
     conv_bias: bool
     bias: bool  # of the linear layers
     limits: tuple[float, float] = (0.0, math.inf)  # of the time step
-    normed: bool = True  # the output is normed behind the gate
+    normed: bool = True  # the output is normalized after the gate
 
 
 @dataclass(frozen=True, slots=True)

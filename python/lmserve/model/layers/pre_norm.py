@@ -1,4 +1,4 @@
-"""The decoder that most families have in common: what a layer's two halves read is normed, what they give is added."""
+"""The decoder that most families share: the input of a layer's two halves is normalized, and their output is added."""
 
 from __future__ import annotations
 
