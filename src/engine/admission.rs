@@ -1,4 +1,4 @@
-//! A request's place among the open ones, owned: dropping it gives the place, and what it reserved, back.
+//! A request's place among the open ones. Dropping it releases the place and what the request has reserved.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,29 +14,29 @@ use crate::wire::Usage;
 
 pub(super) type AbortFlag = Arc<Mutex<Option<Abort>>>;
 
-/// What a request takes of its tenant's allowance.
+/// What a request takes from its tenant's allowance.
 #[derive(Debug, Clone, Copy, Default)]
 struct Account {
     reserved: usize,
-    /// Tokens it brought in, once they are known.
+    /// Number of its input tokens, once it is known.
     input: usize,
     output: usize,
     counted: bool,
     started: bool,
 }
 
-/// What became of a request so far, for whoever logs it.
+/// The record of a request, for the request log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RequestRecord {
-    /// Tokens that the model saw; 0 until its first choice ends.
+    /// Number of prompt tokens; 0 until its first choice ends.
     pub prompt_tokens: usize,
-    /// Of these, those that were not computed again.
+    /// Number of prompt tokens that came from the KV cache.
     pub cached_tokens: usize,
-    /// Tokens of the choices that have ended.
+    /// Number of tokens of the choices that have ended.
     pub completion_tokens: usize,
-    /// From its arrival to its first step.
+    /// Time from its arrival to its first step.
     pub queued: Option<Duration>,
-    /// From its arrival to its first token.
+    /// Time from its arrival to its first token.
     pub first_token: Option<Duration>,
 }
 
@@ -47,17 +47,17 @@ pub(super) type SharedRecord = Arc<Mutex<RequestRecord>>;
 #[derive(Debug, Default)]
 struct Open {
     flags: HashMap<u64, AbortFlag>,
-    /// Sequences they may make.
+    /// Number of sequences that they may create.
     choices: usize,
 }
 
-/// Who may come in: the requests that have not ended, and what each tenant may take.
+/// Decides which requests are admitted: the open requests, and the allowance of each tenant.
 #[derive(Debug)]
 pub(super) struct Admissions {
     open: Mutex<Open>,
     /// A request has ended.
     ended: Condvar,
-    /// Most sequences that may be open.
+    /// Maximum number of open sequences.
     max_open: usize,
     accounts: Mutex<Accounts>,
     latencies: Mutex<Latencies>,
@@ -97,7 +97,7 @@ impl Admissions {
         }
     }
 
-    /// Takes a request of `choices` sequences in.
+    /// Admits a request of `choices` sequences.
     ///
     /// # Errors
     /// 429 `queue_full` or `rate_limit_exceeded`, 503 `draining`.
@@ -163,7 +163,7 @@ impl Admissions {
         lock(&self.open).flags.len()
     }
 
-    /// Notes that a request is to end before its time; the first who says how decides. False if it has ended.
+    /// Records that a request must end early. The first call decides how. Returns false if it has ended.
     pub(super) fn abort(&self, request: u64, how: Abort) -> bool {
         let Some(flag) = lock(&self.open).flags.get(&request).cloned() else {
             return false;
@@ -190,7 +190,7 @@ impl Admissions {
         }
     }
 
-    /// Waits until a request has ended, its session's turn before it.
+    /// Waits until a request, and before it its session's turn, has ended.
     pub(super) fn wait_for(&self, request: u64) {
         let mut open = lock(&self.open);
         while open.flags.contains_key(&request) {
@@ -207,12 +207,12 @@ impl Admission {
         self.id
     }
 
-    /// How long ago it came in.
+    /// Time since its arrival.
     pub(super) fn age(&self) -> Duration {
         self.arrived.elapsed()
     }
 
-    /// Where its record is kept.
+    /// Its record.
     pub(super) fn record(&self) -> SharedRecord {
         Arc::clone(&self.record)
     }
@@ -221,7 +221,7 @@ impl Admission {
         note(&mut lock(&self.record));
     }
 
-    /// A token of its first choice was sampled. Returns the time since the one before; none for the first.
+    /// Records that a token of its first choice was sampled. Returns the time since the previous one; none for the first.
     pub(super) fn sampled(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let before = self.last_token.replace(now);
@@ -235,7 +235,7 @@ impl Admission {
         *lock(&self.flag)
     }
 
-    /// Takes `input` tokens, and up to `output` more that it asks for, off its tenant's minute.
+    /// Takes `input` tokens, and up to `output` requested ones, from its tenant's tokens per minute.
     ///
     /// # Errors
     /// 429 `rate_limit_exceeded`, 400 `exceeds_tokens_per_minute`.
@@ -249,7 +249,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Something of it is being computed; true for the first time.
+    /// Records that the request is being computed. Returns true the first time.
     pub(super) fn start(&mut self) -> bool {
         let first = !self.account.started;
         if first {
@@ -260,8 +260,8 @@ impl Admission {
         first
     }
 
-    /// Counts what one of its choices has used, when that ends; nothing, if nothing was computed. The prompt is the first
-    /// choice's: the others find it computed.
+    /// Counts what one of its choices has used, when the choice ends; nothing if nothing was computed. The prompt is counted for the
+    /// first choice, because the others find it in the cache.
     pub(super) fn count(&mut self, choice: usize, usage: Usage) {
         if !self.account.started {
             return;
@@ -291,7 +291,7 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         let account = self.account;
-        // A request that never began has used none.
+        // A request that never began has used nothing.
         let used = if account.counted {
             account.input + account.output
         } else {

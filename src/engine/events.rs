@@ -1,4 +1,4 @@
-//! What a core tells of its requests, and how their choices are numbered as sequences.
+//! The events of requests, and the numbers of their choices as sequences.
 
 use super::turn_guard::FinishedTurn;
 use crate::error::Error;
@@ -6,12 +6,12 @@ use crate::request::MAX_CHOICES;
 use crate::sched::FinishReason;
 use crate::wire::{Delta, Usage};
 
-/// What becomes of each request, choice by choice.
+/// Receives the events of requests, choice by choice.
 pub trait Events {
-    /// A choice gained text (or log-probabilities).
+    /// A choice has new text (or log-probabilities).
     fn delta(&mut self, request: u64, choice: usize, delta: Delta);
-    /// A choice ended, with its last text. Its session's turn, where it has one to keep, is to be committed before anybody
-    /// hears of the end.
+    /// A choice has ended, with its last text. If it has a session's turn to keep, the turn must be committed before the client learns
+    /// of the end.
     fn finish(
         &mut self,
         request: u64,
@@ -21,7 +21,7 @@ pub trait Events {
         usage: Usage,
         turn: Option<FinishedTurn>,
     );
-    /// The whole request failed. `usage`: what its choices that had not ended have used.
+    /// The whole request has failed. `usage`: what its unfinished choices have used.
     fn fail(&mut self, request: u64, error: &Error, usage: Usage);
     /// A choice's first token was sampled.
     fn first_token(&mut self, _request: u64, _choice: usize) {}
@@ -29,12 +29,12 @@ pub trait Events {
     fn next_token(&mut self, _request: u64, _choice: usize) {}
 }
 
-/// How a request ends before its time.
+/// How a request ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abort {
-    /// The client left; the request's `on_disconnect` decides about its turn.
+    /// The client has disconnected. The request's `on_disconnect` decides what happens to its turn.
     Disconnect,
-    /// The turn was cancelled: what was generated is kept.
+    /// The turn was cancelled. The tokens generated so far are kept.
     Cancel,
 }
 

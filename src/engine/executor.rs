@@ -1,16 +1,16 @@
-//! The border to the model: whoever implements [`Executor`] computes, and knows nothing else.
+//! The interface to the model. An [`Executor`] computes steps, and knows nothing else.
 
 use crate::error::Result;
 use crate::sched::Step;
 
-/// What one step sampled; row `r` belongs to the step's `sample_rows[r]`.
+/// The outcome of a step. Row `r` belongs to the step's `sample_rows[r]`.
 #[derive(Debug, Default, Clone)]
 pub struct StepOutput {
     /// Token ids, one per row; [`crate::sched::NO_TOKEN`] where the row's logits are not finite.
     pub tokens: Vec<u32>,
-    /// Log-probability of each row's token; 0 where not asked for.
+    /// Log-probability of each row's token; 0 if it was not requested.
     pub logprobs: Vec<f32>,
-    /// The most likely tokens of each row with their log-probabilities, best first; empty where not asked for.
+    /// The most likely tokens of each row with their log-probabilities, the best first; empty if they were not requested.
     pub top: Vec<Vec<(u32, f32)>>,
 }
 

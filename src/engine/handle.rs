@@ -1,4 +1,4 @@
-//! The engine as its callers see it: submit, watch, stop. Everything here returns at once, whatever the model does.
+//! The engine's interface for callers: submit, watch, stop. Unless its comment says otherwise, a method returns at once.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -35,9 +35,9 @@ use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
 use crate::wire::{Mailbox, Reply};
 
-/// Threads that render and tokenize; as many again do nothing but long texts.
+/// Number of threads that render and tokenize. The same number of other threads prepare only long texts.
 const PREPARING_THREADS: usize = 2;
-/// Grammars that are compiled at the same time.
+/// Number of grammars that are compiled at the same time.
 const COMPILING_THREADS: usize = 2;
 
 /// A running engine.
@@ -51,12 +51,12 @@ pub struct Engine {
     preparing_long: Pool,
     grammars: Arc<Grammars>,
     compiling: Arc<Pool>,
-    /// The engine's, and behind it the session log's.
+    /// The engine's thread, then that of the session log.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Engine {
-    /// Starts the threads. Sessions live in memory, and end with the engine.
+    /// Starts the threads. Sessions are kept in memory, and end with the engine.
     ///
     /// # Errors
     /// `invalid_value` for sizes that cannot work; `internal_error` where the system gives no thread or descriptor.
@@ -74,7 +74,7 @@ impl Engine {
         )
     }
 
-    /// Starts the threads, with the sessions of a log, which every further turn is written to before its end is told.
+    /// Starts the threads, with the sessions of a log. Every further turn is written to the log before its reply ends.
     ///
     /// # Errors
     /// Those of [`Self::start`].
@@ -95,7 +95,7 @@ impl Engine {
         mut sessions: SessionStore,
         log: Option<(SessionLog<LogFile>, Fsync)>,
     ) -> Result<Self> {
-        // The sampler holds end tokens off by their rows of the logits, and one without a row is never sampled.
+        // The sampler suppresses end tokens by their columns of the logits; a token without one is never sampled.
         let rows = model.vocab_size;
         model.eos_tokens.retain(|&id| (id as usize) < rows);
         let mut pool = BlockPool::new(config.num_blocks, config.block_size, config.prefix_cache)
@@ -108,7 +108,7 @@ impl Engine {
         }
         let pool = Arc::new(pool);
         let max_open = config.scheduler.max_batch + config.scheduler.max_queue;
-        // What is open is bounded where it comes in; all of it may reach the scheduler before its first step.
+        // Admission limits the open requests. All of them may reach the scheduler before its first step.
         let sizes = SchedulerConfig {
             max_queue: max_open,
             ..config.scheduler
@@ -174,22 +174,22 @@ impl Engine {
         })
     }
 
-    /// Most tokens of a sequence, prompt and output.
+    /// Maximum number of tokens of a sequence, prompt and output together.
     pub const fn context_length(&self) -> usize {
         self.limits.context_length
     }
 
-    /// The way to the session log, where there is one.
+    /// The session log, if there is one.
     pub(super) fn log(&self) -> Option<LogSender> {
         lock(&self.log).clone()
     }
 
-    /// Why no turn can be written to the session log now; absent while it is well, and where there is none.
+    /// Why the session log cannot be written now; absent while it works, and if there is none.
     pub fn session_log_fault(&self) -> Option<LogFault> {
         self.shared.log_counters.fault()
     }
 
-    /// `long`: it may take its time, and so waits only for others that may.
+    /// `long`: it may take long, and so waits only for other long ones.
     fn prepare_later(&self, long: bool, job: Job) -> Result<()> {
         let lane = if long {
             &self.preparing_long
@@ -199,12 +199,12 @@ impl Engine {
         lane.run(job).map_err(|_| engine_down("it was stopped"))
     }
 
-    /// Takes a request in. `random` seeds its sampling where neither it nor its session has a seed.
+    /// Submits a request. `random` seeds its sampling if neither the request nor its session has a seed.
     ///
     /// # Errors
     /// At once: 400 `invalid_value`, 404 `session_not_found`, 409 `session_busy`, 429 `queue_full` or `rate_limit_exceeded`,
-    /// 503, and 507 `storage_full` for a session that could not be written down. What the template, the tokenizer, the lengths or the tenant's tokens refuse comes through the stream, before its
-    /// first byte.
+    /// 503, and 507 `storage_full` for a session that could not be written to the log. Refusals by the template, the tokenizer, the
+    /// lengths or the tenant's tokens come through the stream, before its first byte.
     pub fn submit(&self, json: &[u8], random: u64) -> Result<Stream> {
         let mut submission = Submission::parse(json)?;
         let tenant = submission.tenant;
@@ -268,7 +268,7 @@ impl Engine {
                     &|| shared.wanted(open),
                 )
             });
-            // Without a limit of its own it may end soon: what it generates is then charged at its end.
+            // Without a limit it may end soon, so its generated tokens are charged at its end.
             let limited = submission.stopping.max_tokens.is_some();
             let choices = submission.n as usize;
             let reserved = prepared.and_then(|prepared| {
@@ -296,7 +296,7 @@ impl Engine {
         Ok(stream)
     }
 
-    /// Takes an embedding request in; the stream carries the whole reply.
+    /// Submits an embedding request. The stream has the whole reply.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -322,7 +322,7 @@ impl Engine {
         let long = json.len() > PIECE_BYTES;
         let reply = EmbedReply::new(mailbox);
         let job = move || {
-            // Whole, so that a panic drops them in the order of the job's own fields.
+            // Captured as a whole, so that a panic drops them in the order of the job's fields.
             let (mut open, reply) = (open, reply);
             let wanted = || shared.wanted(&open);
             let tokens = EmbedTokens {
@@ -358,13 +358,13 @@ impl Engine {
         self.shared.admissions.accounts().usage(tenant, now_ms)
     }
 
-    /// What a tenant may still do now.
+    /// What a tenant may still use now.
     pub fn quota(&self, tenant: u32) -> Quota {
         let now_ms = self.shared.admissions.uptime_ms();
         self.shared.admissions.accounts().quota(tenant, now_ms)
     }
 
-    /// Whether the engine does its work.
+    /// Whether the engine is working.
     ///
     /// # Errors
     /// 503: `engine_unavailable` once one of its threads has ended, at the latest when it is stopped; `engine_stalled` after too
@@ -384,12 +384,12 @@ impl Engine {
         render(&self.stats(), &self.shared.admissions.latencies())
     }
 
-    /// Readable while some stream has news.
+    /// A descriptor that is readable while a stream has new bytes.
     pub fn wake_fd(&self) -> i32 {
         self.shared.wake.fd()
     }
 
-    /// Takes the ids of the streams with news.
+    /// Takes the ids of the streams with new bytes.
     pub fn drain(&self) -> Vec<u64> {
         self.shared.wake.drain()
     }
@@ -412,7 +412,7 @@ impl Engine {
         }
     }
 
-    /// Refuses new requests, waits up to `grace` for open ones, gives up the rest and stops the threads. May be called again.
+    /// Refuses new requests, waits up to `grace` for open ones, aborts the rest, and stops the threads. May be called again.
     pub fn shutdown(&self, grace: Duration) {
         self.shared.admissions.drain(grace);
         self.shared.stop_preparing();
@@ -428,8 +428,8 @@ impl Engine {
     }
 }
 
-/// Sends a prepared request to the engine's thread, with its matchers where it follows a grammar; a grammar that is not
-/// compiled yet is compiled on `compiling`, so that it holds up no other request's preparation.
+/// Sends a prepared request to the engine's thread, with its matchers if it follows a grammar. A grammar that is not compiled yet
+/// is compiled on `compiling`, so that it delays no other request's preparation.
 fn guide_and_send(
     mut ready: Box<ReadyRequest>,
     grammars: Arc<Grammars>,
@@ -457,7 +457,7 @@ fn guide_and_send(
         }
     };
     if let Err(compile) = compiling.run(Box::new(compile)) {
-        // The engine stops, and tells the request so.
+        // The engine is stopping, and the request gets an error.
         compile();
     }
 }
@@ -468,7 +468,7 @@ impl Drop for Engine {
     }
 }
 
-/// What a client should know whose request began a session anew, as the default is.
+/// The warning for a client whose request began a session anew only by default.
 fn dropped(id: &SessionId, turns: usize) -> String {
     let noun = if turns == 1 { "turn" } else { "turns" };
     format!(

@@ -1,4 +1,4 @@
-//! Whether the engine does its work, told by signs of life.
+//! Whether the engine is working, judged by signs of life.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use super::locks::lock;
 use crate::error::{Error, Kind, Result};
 
-/// What stands for a time while there is nothing to do.
+/// Takes the place of a time while there is nothing to do.
 const IDLE: u64 = u64::MAX;
 
 /// The signs of life of an engine's thread.
 #[derive(Debug)]
 pub(super) struct Health {
     started: Instant,
-    /// Without a sign for so long, while work waits, the engine counts as stalled.
+    /// If there is no sign for this long while work waits, the engine counts as stalled.
     stall: Duration,
-    /// When it began its last round, in milliseconds from the start; [`IDLE`] while it has nothing to do.
+    /// Start of its last round, in milliseconds since the engine's start; [`IDLE`] while it has nothing to do.
     last_round: AtomicU64,
     down: Mutex<Option<String>>,
 }
@@ -31,24 +31,24 @@ impl Health {
         }
     }
 
-    /// Nothing waits.
+    /// No work is waiting.
     pub(super) fn idle(&self) {
         self.last_round.store(IDLE, Ordering::Release);
     }
 
-    /// Work waits, and a round of it begins.
+    /// Work is waiting, and a round begins.
     pub(super) fn begin_round(&self) {
         let now = self.started.elapsed().as_millis() as u64;
         self.last_round.store(now, Ordering::Release);
     }
 
-    /// Nothing will be done any more; the first reason stays.
+    /// The engine is down for good. The first reason is kept.
     pub(super) fn set_down(&self, why: &str) {
         lock(&self.down).get_or_insert_with(|| why.to_owned());
     }
 
     /// # Errors
-    /// `engine_unavailable` (503) says why nothing is done any more.
+    /// `engine_unavailable` (503) with the reason, if the engine is down.
     pub(super) fn check_up(&self) -> Result<()> {
         match &*lock(&self.down) {
             Some(why) => Err(engine_down(why)),

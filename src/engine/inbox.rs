@@ -1,4 +1,4 @@
-//! The way from the callers and the preparing pool to the engine's thread.
+//! The queue from the callers and the preparing pool to the engine's thread.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -24,7 +24,7 @@ pub(super) enum Command {
 pub(super) struct Request {
     pub(super) submission: Submission,
     pub(super) seed: u64,
-    // Dropped in this order: all is free again before the client hears of an error.
+    // Dropped in this order, so that everything is free before the client gets an error.
     pub(super) lease: Option<TurnGuard>,
     pub(super) open: Admission,
     pub(super) reply: Reply,
@@ -44,13 +44,13 @@ impl Request {
             mut reply,
             ..
         } = self;
-        // All is free again before the client hears of the error.
+        // Everything is free before the client gets the error.
         drop(lease);
         drop(open);
         reply.fail(error);
     }
 
-    /// Ends it before it began, as its client wishes.
+    /// Ends it before it has begun, because its client aborted it.
     pub(super) fn abort(self) {
         let Self {
             submission,
@@ -75,7 +75,7 @@ impl Request {
 #[derive(Debug, Default)]
 struct Waiting {
     commands: Vec<Command>,
-    /// The engine's thread is gone and nobody will look again.
+    /// The engine's thread has ended and will not read the inbox again.
     closed: bool,
 }
 
@@ -109,7 +109,7 @@ impl std::fmt::Debug for Command {
 }
 
 impl Inbox {
-    /// Hands a command to the engine's thread; gives it back where that is gone.
+    /// Passes a command to the engine's thread. Returns the command if that thread has ended.
     pub(super) fn send(&self, command: Command) -> Result<(), Command> {
         let mut waiting = lock(&self.waiting);
         if waiting.closed {
@@ -120,7 +120,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes all commands; waits for one if `idle`, and tells `health` of the wait and of its end.
+    /// Takes all commands. If `idle`, waits for one, and reports the beginning and end of the wait to `health`.
     pub(super) fn receive(&self, idle: bool, health: &Health) -> Vec<Command> {
         let mut waiting = lock(&self.waiting);
         while idle && waiting.commands.is_empty() {
@@ -134,7 +134,7 @@ impl Inbox {
         std::mem::take(&mut waiting.commands)
     }
 
-    /// Takes no more commands, and returns those that are left.
+    /// Closes the inbox, and returns the commands that are left.
     pub(super) fn close(&self) -> Vec<Command> {
         let mut waiting = lock(&self.waiting);
         waiting.closed = true;

@@ -1,5 +1,5 @@
-//! From a valid submission to tokens: template, tokenizer, lengths. A pure function; it runs on the preparing pool, never on
-//! an event loop.
+//! Converts a valid submission into tokens: template, tokenizer, lengths. This is a pure function. It runs on the preparing pool,
+//! never on an event loop.
 
 use super::answer::{answer_format, answer_grammar};
 use super::config::Limits;
@@ -18,31 +18,31 @@ use crate::wire::answer::AnswerFormat;
 pub struct Prepared {
     /// History and input.
     pub prompt: Vec<u32>,
-    /// Leading tokens of `prompt` that are the session's history.
+    /// Number of leading tokens of `prompt` that are the session's history.
     pub history_tokens: usize,
-    /// Tokens this turn brings in.
+    /// Number of input tokens of this turn.
     pub input_tokens: usize,
-    /// Most tokens to generate.
+    /// Maximum number of tokens to generate.
     pub max_tokens: usize,
-    /// The turns that are kept of the session, at their place in `prompt`.
+    /// The session's turns that are kept, with their offsets in `prompt`.
     pub turns: Vec<Turn>,
-    /// Leading tokens that are the system prompt.
+    /// Number of leading tokens that are the system prompt.
     pub system_tokens: usize,
-    /// Lengths of `prompt` after which another prompt may go on, where the model's state must be kept for that.
+    /// Lengths of `prompt` after which another prompt may continue, if the model needs a snapshot of its state there.
     pub borders: Vec<usize>,
     /// Whether the assistant's message is open after the input.
     pub tail: Tail,
-    /// The prompt as it is echoed, where that is asked for.
+    /// The prompt to echo, if the request asks for it.
     pub echo: Option<Echo>,
-    /// Where it follows a grammar: one for each choice. Filled in once the grammar is compiled.
+    /// One matcher per choice, if the answer follows a grammar. Set once the grammar is compiled.
     pub matchers: Vec<Matcher>,
-    /// The grammar that it follows, until it is compiled.
+    /// The grammar of the answer, until it is compiled.
     pub grammar: Option<Grammar>,
-    /// What the answer is made of.
+    /// How the answer is parsed.
     pub answer: AnswerFormat,
     /// Special tokens that are markers in the answer, and so part of its text.
     pub markers: Vec<u32>,
-    /// How long it may think.
+    /// The limit of thinking tokens.
     pub thoughts: Option<ThoughtLimit>,
     /// The turn of its lane.
     pub lane: Option<OpenLaneTurn>,
@@ -51,14 +51,14 @@ pub struct Prepared {
 /// A prompt that is written before its output.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Echo {
-    /// The text as it was given, or that of the token ids.
+    /// The given text, or the text of the given token ids.
     pub text: String,
-    /// Leading tokens of the prompt that are not in the text: the tokenizer adds them.
+    /// Number of leading tokens of the prompt that the tokenizer adds and that are not in the text.
     pub added: usize,
 }
 
-/// Renders, tokenizes and fits a submission onto the history it builds on. A text that cannot fit is refused before it is
-/// tokenized, or once as much of it is as cannot; `wanted` is asked before each piece of a long text, and its error ends the work.
+/// Renders and tokenizes a submission, and fits it after its history. A text that cannot fit is refused before it is tokenized, or
+/// as soon as too many of its tokens are known. `wanted` is called before each piece of a long text; an error of it ends the work.
 ///
 /// # Errors
 /// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`. Those of `wanted`.
@@ -75,7 +75,7 @@ pub fn prepare(
     let first = base.turns.is_empty();
     let requested = submission.stopping.max_tokens.map(|n| n as usize);
     let on_overflow = submission.on_overflow;
-    // Older turns may make room for the input, but never more than all of it.
+    // Dropping older turns can make room for the input, but for no more than the whole context.
     let kept = if on_overflow.drops_turns() {
         0
     } else {
@@ -99,7 +99,7 @@ pub fn prepare(
         |base: &TurnHistory| encode(submission, base, first, tokenizer, template, limits, &watch);
     let mut encoded = encode(&base)?;
     if on_overflow.drops_turns() && !first {
-        // A request without a limit of its own, or with one that gives way, must at least have room for one token.
+        // A request without a limit, or with one that may be lowered, must at least have room for one token.
         let output = requested.filter(|_| !on_overflow.truncates()).unwrap_or(1);
         let limit = limits
             .context_length
@@ -201,7 +201,7 @@ fn echo(
     })
 }
 
-/// The ids that reach the sampler: one outside the logits would fail the whole batch's step.
+/// Checks the ids that reach the sampler: one outside the logits would fail the step of the whole batch.
 fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
     let biased = submission.sampling.logit_bias.iter().map(|&(id, _)| id);
     check_vocabulary("logit_bias", biased, vocab_size)?;
@@ -220,7 +220,7 @@ fn overflow(
     let requested = submission.stopping.max_tokens;
     let at_least = if cut_short { "at least " } else { "" };
     let message = if submission.on_overflow.truncates() {
-        // Agents know these words, of Anthropic's API and of OpenAI's, and shorten their conversation then.
+        // Agents recognize these words of Anthropic's and OpenAI's APIs, and then shorten their conversation.
         let most = context_length - usize::from(requested != Some(0));
         format!(
             "prompt is too long: {at_least}{} tokens > {most} maximum \
@@ -244,7 +244,7 @@ fn overflow(
         .with_detail("requested_tokens", requested)
 }
 
-/// Cuts whole turns out, oldest first and after the system prompt, until at most `limit` tokens are left or no turn is.
+/// Removes whole turns after the system prompt, the oldest first, until at most `limit` tokens or no turns are left.
 fn drop_oldest_turns(base: &mut TurnHistory, limit: usize) {
     let TurnHistory {
         history,

@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub(super) lanes: Arc<Mutex<Lanes>>,
     pub(super) log_counters: Arc<LogCounters>,
     pub(super) admissions: Arc<Admissions>,
-    /// Gives up what is not ready yet.
+    /// Drops what is not ready yet.
     stopping: AtomicBool,
     pub(super) health: Health,
     pub(super) stats: Mutex<Stats>,
@@ -49,7 +49,7 @@ impl Shared {
         })
     }
 
-    /// Takes a request of `choices` sequences in.
+    /// Admits a request of `choices` sequences.
     ///
     /// # Errors
     /// 503 `engine_unavailable`; those of [`Admissions::admit`].
@@ -58,15 +58,15 @@ impl Shared {
         self.admissions.admit(tenant, choices, background)
     }
 
-    /// Gives up the requests that are being prepared.
+    /// Drops the requests that are being prepared.
     pub(super) fn stop_preparing(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Whether to go on with a request that is being prepared.
+    /// Whether the preparation of a request should continue.
     ///
     /// # Errors
-    /// `engine_unavailable` (503) once the engine stops; `request_aborted` (503), which nobody reads, once it is aborted.
+    /// `engine_unavailable` (503) once the engine stops; `request_aborted` (503) once it is aborted (no client reads it).
     pub(super) fn wanted(&self, open: &Admission) -> Result<()> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(engine_down("it was stopped"));
@@ -78,7 +78,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Hands a command to the engine's thread; where that is gone, the command's request fails.
+    /// Passes a command to the engine's thread. If that thread has ended, the command's request fails.
     pub(super) fn send(&self, command: Command) {
         if let Err(command) = self.inbox.send(command) {
             command.reject(&engine_down("it was stopped"));
@@ -86,7 +86,7 @@ impl Shared {
         }
     }
 
-    /// Tells the engine's thread to end a request before its time; false if it has ended.
+    /// Tells the engine's thread to end a request early. Returns false if it has ended.
     pub(super) fn abort(&self, request: u64, how: Abort) -> bool {
         let open = self.admissions.abort(request, how);
         if open {

@@ -1,4 +1,4 @@
-//! From the tokens of a step to text, as the scheduler books them.
+//! Converts the tokens of a step into text, as the scheduler records them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::sched::{FinishReason, StepTokens};
 use crate::text::Tokenizer;
 use crate::wire::{Alternative, TokenLogprob};
 
-/// Turns the tokens of a step into text as the scheduler books them.
+/// Converts the tokens of a step into text, as the scheduler records them.
 pub(super) struct TokenSink<'a, E> {
     pub(super) choices: &'a mut HashMap<u64, Choice>,
     pub(super) tokenizer: Option<&'a Tokenizer>,
