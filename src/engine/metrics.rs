@@ -226,7 +226,8 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
             "lmserve_kv_blocks{{state=\"{state}\"}} {value}"
         ));
     }
-    let help = "KV blocks of layers with a window, by state. Always 0 for a model without such layers.";
+    let help =
+        "KV blocks of layers with a window, by state. Always 0 for a model without such layers.";
     out.head("lmserve_window_blocks", "gauge", help);
     for (state, value) in [
         ("free", stats.windows.free),
