@@ -13,14 +13,14 @@ from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES
 
 HEAD = """# Models
 
-Written by `make models` from the registry of families, `lmserve.model.families`.
+`make models` generates this page from the registry of families, `lmserve.model.families`.
 
 The tests compare each family that generates with transformers. For a tiny random model in fp32, the logits differ by
 less than 0.001, and 64 greedy tokens are the same: alone, in a batch of 16, with the prompt in chunks of 7 tokens, with
 a shared prefix, preempted, continued, forked and rewound; on torch and on the CPU kernels. From GGUF, the tests compare
 a batch.
 
-On the CPU kernels, the logits of a request are the same to the bit in any batch and in any chunks.
+On the CPU kernels, the logits of a request are bit for bit the same in any batch and in any chunks.
 Layers with a sliding window keep only the keys and values that the window shows, in whole blocks: a sequence holds one
 block more than its window there. See [sliding windows](sessions.md#sliding-windows).
 
@@ -38,22 +38,23 @@ TAIL = """
 ## Other models
 
 `pip install 'lmserve[transformers]'` lets the server run a model folder of another architecture. transformers computes
-its layers; lmserve keeps the KV cache, batches, sessions and prefixes, and samples. This is slower than a family of its
-own. It works on the CPU and on CUDA with torch's operations, so `--quantize` and `--kv-dtype` do not apply.
+its layers; lmserve manages the KV cache, batches, sessions and prefixes, and samples. This is slower than a native
+family. It works on the CPU and on CUDA with torch's operations, so `--quantize` and `--kv-dtype` do not apply.
 
-- transformers must know the model as a causal language model, and let its attention be replaced: GPT-2, GPT-NeoX,
-  GPT-J, OPT, Phi 1 and 2, Gemma, GLM-4, OLMo, Helium, ERNIE 4.5, and most others since 2023. Code of the model's own is
-  not run.
-- Attention of latents is expanded there: the cache holds all heads, and takes more memory than in a family of its own.
-- At start, the server compares a prompt in pieces with what transformers computes alone, and ends if they differ.
-- Refused with the reason: layers with a recurrent state or linear attention, positions that are not given to the model
-  (ALiBi), encoders beside a decoder, rotations that depend on the longest sequence of a batch, models that see or hear.
+- transformers must support the model as a causal language model, and allow its attention to be replaced: GPT-2,
+  GPT-NeoX, GPT-J, OPT, Phi 1 and 2, Gemma, GLM-4, OLMo, Helium, ERNIE 4.5, and most others since 2023. The server never
+  runs a model's own code.
+- Latent attention is expanded: the cache has the keys and values of all heads, and takes more memory than in a native
+  family.
+- At its start, the server computes a prompt in chunks, compares the result with that of transformers alone, and ends if
+  they differ.
+- The server refuses, with the reason, layers with a recurrent state or linear attention, models that do not take
+  positions (ALiBi), encoder-decoders, rotations that depend on the longest sequence of a batch, and multimodal models.
 
 The tests compare 14 such architectures with transformers: in a batch, with the prompt in chunks of 7 tokens, with a
 shared prefix, preempted, continued and rewound.
 
-A model that is not supported at all is refused before its weights are read. The message says which part of it is not
-computed.
+The server refuses an unsupported model before it reads the weights. The message names the part that is not supported.
 """
 
 

@@ -1,4 +1,4 @@
-//! A model's operations, recorded once and run in every step: what each reads and writes, and in which buffer.
+//! A model's operations, recorded once and run in every step: what each operation reads and writes, and in which buffer.
 
 use super::activation::Activation;
 use super::recurrent::{ConvGate, ScanRule};

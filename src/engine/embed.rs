@@ -172,7 +172,7 @@ impl EmbedJob {
         }
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether its client has disconnected.
     pub(super) fn is_aborted(&self) -> bool {
         self.open.aborted().is_some()
     }

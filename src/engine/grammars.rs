@@ -13,7 +13,7 @@ use crate::text::Tokenizer;
 
 /// How long a grammar may take to compile.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// Compilations beyond their time limit that may still run: nothing can stop them, so no more are begun beside them.
+/// Number of compilations that may keep running beyond their time limit. They cannot be stopped, so beyond it no others are started.
 const MAX_OVERDUE: usize = 2;
 /// Nested schemas and rules are compiled by recursion.
 const STACK_BYTES: usize = 256 << 20;

@@ -1,4 +1,4 @@
-//! A lane's turn while it runs: what its client is told, until the lane takes it in.
+//! A lane's turn while it is running: collects what its client gets, until the turn is added to the lane.
 
 use std::sync::{Arc, Mutex};
 
@@ -26,7 +26,7 @@ pub struct OpenLaneTurn {
 }
 
 impl OpenLaneTurn {
-    /// The answer goes on, as its client is told.
+    /// Adds more of the answer, as its client gets it.
     pub(super) fn say(&mut self, text: &str) {
         self.text.push_str(text);
     }

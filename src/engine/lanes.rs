@@ -17,7 +17,7 @@ use crate::wire::answer::AnswerFormat;
 /// A lane's history may leave less of the context than this share of it only where the request asks for no more.
 const LEAST_ROOM: usize = 4;
 
-/// A lane that a request goes on in.
+/// A lane that a request continues.
 struct OpenLane {
     lanes: Arc<Mutex<Lanes>>,
     key: LaneKey,
@@ -68,7 +68,7 @@ impl OpenLane {
         })
     }
 
-    /// The turn behind the first `known` of the lane's.
+    /// The turn after the first `known` turns of the lane.
     fn turn(self, known: Known, format: AnswerFormat) -> OpenLaneTurn {
         OpenLaneTurn {
             lanes: self.lanes,

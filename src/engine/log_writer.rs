@@ -31,7 +31,7 @@ const REWRITE_CHUNK: usize = 256;
 /// When what was written is made safe from the death of the machine; from that of the process it always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before a turn's end is told.
+    /// Before a turn's reply ends.
     Always,
     /// Once a second.
     Interval,
@@ -124,7 +124,7 @@ pub(super) struct WriteJob {
 pub(super) struct LogSender(Sender<WriteJob>);
 
 impl LogSender {
-    /// Hands a turn over; `done` is told once it is written.
+    /// Passes a turn to the writer. `done` is called once it is written.
     pub(super) fn send(&self, turn: FinishedTurn, done: Done) {
         // A job that comes back is dropped, and so tells its failure.
         drop(self.0.send(WriteJob { turn, done }));
@@ -345,7 +345,7 @@ impl<S: LogStorage> LogWriter<S> {
         healed.is_ok()
     }
 
-    /// Begins a rewrite where one is due, or goes on with it.
+    /// Begins a rewrite if one is due, or continues it.
     fn rewrite(&mut self) {
         let due = Instant::now() >= self.rewrite_not_before;
         let outcome = if self.log.is_rewriting() {

@@ -75,7 +75,7 @@ impl Latencies {
         self.first_token.observe(age);
     }
 
-    /// A request's prompt had so many tokens, those from the cache included.
+    /// Counts the prompt tokens of a request, including cached ones.
     pub(super) const fn prompt(&mut self, tokens: usize) {
         self.prompt_tokens += tokens as u64;
     }

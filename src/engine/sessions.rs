@@ -177,7 +177,7 @@ impl Engine {
         Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
     }
 
-    /// At most `limit` sessions of a tenant in order of their ids, those behind `after`.
+    /// At most `limit` sessions of a tenant in order of their ids, after the id `after`.
     pub fn list_sessions(
         &self,
         tenant: u32,

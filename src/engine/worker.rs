@@ -31,7 +31,7 @@ use crate::wire::{Delta, Reply, Usage};
 struct Replies {
     shared: Arc<Shared>,
     open: HashMap<u64, (Reply, Admission)>,
-    /// Where finished turns are written before their end is told.
+    /// Writes finished turns before their replies end.
     log: Option<LogSender>,
 }
 
@@ -166,7 +166,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Runs until told to stop. A panic takes the engine down, and every open request is told so.
+    /// Runs until it is stopped. A panic takes the engine down, and every open request gets an error.
     pub(super) fn run(mut self) {
         let outcome = catch_unwind(AssertUnwindSafe(|| while self.turn() {}));
         let why = match outcome {

@@ -20,7 +20,7 @@ pub struct AnswerGrammar<'a> {
     pub guide: Option<(&'a Guide, &'a str)>,
     /// White space in the JSON that `guide` asks for.
     pub spacing: Spacing,
-    /// Calls in the place of an answer.
+    /// Calls instead of an answer.
     pub calls: Option<Calls<'a>>,
     /// Whether there may be words instead of calls, or beside them.
     pub words: bool,

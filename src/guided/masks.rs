@@ -1,4 +1,4 @@
-//! The masks of one step, computed by whoever comes first: helping threads while the model runs, or the one that waits.
+//! The masks of one step. Helper threads compute them while the model runs; a waiting thread computes those that are left.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -141,7 +141,7 @@ impl StepMasks {
         self.rows.iter().map(|(row, _)| row.row)
     }
 
-    /// Computes masks that nobody has begun with, until there is none.
+    /// Computes masks that no thread has begun, until there are none.
     pub fn work(&self) {
         while self.next_by(|row| row.mask(&self.end_tokens)).is_some() {}
     }

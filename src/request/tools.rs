@@ -25,7 +25,7 @@ pub enum ToolChoice {
     },
 }
 
-/// The member of a chat completion's message that calls are told in.
+/// The member of a chat completion's message that has the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallMember {
@@ -36,7 +36,7 @@ pub enum CallMember {
     FunctionCall,
 }
 
-/// How calls of a function are told to the client.
+/// How the reply reports calls of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallForm {
@@ -45,7 +45,7 @@ pub struct CallForm {
     /// The namespace that it belongs to.
     #[serde(default)]
     pub namespace: Option<String>,
-    /// It is a custom tool: its one argument, `input`, is told as a text.
+    /// It is a custom tool: the reply reports its one argument, `input`, as text.
     #[serde(default)]
     pub custom: bool,
 }

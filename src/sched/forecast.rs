@@ -13,7 +13,7 @@ use crate::kv::BlockPool;
 const RECENT: usize = 512;
 /// Number of remembered answers that count as much as the assumption that an answer reaches its limit.
 const DOUBT: f32 = 1.0;
-/// If fewer than this share of answers have no known end, a long one is expected to end as well.
+/// If the share of answers without a known end is smaller than this, a long answer is expected to end as well.
 const UNKNOWN: f32 = 0.1;
 /// Expected number of tokens of an answer if neither its client nor other answers give an estimate.
 const UNTOLD: usize = 512;

@@ -175,7 +175,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Whether the step planned last computes a sequence whose state it changes as it does: what that is then, nobody knows.
+    /// Whether the step planned last computes a sequence whose state it changes in place. The state is unknown if the step fails.
     fn is_computed(&self, sequence: &Sequence) -> bool {
         let mut scheduled = self.step.scheduled.iter();
         sequence.table.has_state() && scheduled.any(|scheduled| scheduled.id == sequence.id())

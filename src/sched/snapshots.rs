@@ -3,7 +3,7 @@
 
 use super::sequence::Sequence;
 
-/// A border this near behind a snapshot is passed over: to compute so few tokens again costs less than a step more now.
+/// A border this close after a snapshot is skipped: computing these few tokens again costs less than an additional step now.
 const NEAR: usize = 16;
 
 impl Sequence {
@@ -25,7 +25,7 @@ impl Sequence {
             .saturating_sub(self.computed + granted)
     }
 
-    /// Leaves what a step has computed behind the first `before` tokens to the prefix cache.
+    /// Adds what a step has computed after the first `before` tokens to the prefix cache.
     pub(super) fn register(&mut self, before: usize) {
         self.table.register(&self.tokens, self.computed);
         self.table.slide(self.computed, &self.new.borders);

@@ -185,8 +185,8 @@ impl Step {
             .extend(window_slot.map(|slot| slot as i32));
     }
 
-    /// A token of the prompt is scored by a row that can only sample this token, so that whoever samples need not know of it.
-    /// Returns the number of rows.
+    /// A prompt token is scored by a row that can only sample this token, so that the sampler needs no special case. Returns the number of
+    /// rows.
     fn add_prompt_rows(&mut self, sequence: &Sequence, end: usize) -> usize {
         if !sequence.is_scoring() {
             return 0;

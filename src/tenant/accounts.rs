@@ -194,7 +194,7 @@ impl Accounts {
         Err(Error::invalid("priority", message))
     }
 
-    /// Takes the tokens of an open request off the tenant's minute, as many as it may use at most as far as that is known.
+    /// Takes the tokens of an open request from the tenant's tokens per minute: the most that it may use, as far as that is known.
     ///
     /// # Errors
     /// `rate_limit_exceeded` (429) with the time after which they are there; `exceeds_tokens_per_minute` (400) for more than

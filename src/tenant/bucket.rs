@@ -2,7 +2,7 @@
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Fills at so many tokens a minute and holds at most as many. What was taken unseen may leave it in debt.
+/// Is refilled with this many tokens a minute, and holds at most as many. Tokens that are charged afterwards may leave it in debt.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
     per_minute: i64,

@@ -1,4 +1,4 @@
-//! How few tokens a text can have, worked out from its bytes alone.
+//! A lower bound of the number of a text's tokens, from its bytes alone.
 
 use std::collections::HashSet;
 
@@ -90,7 +90,7 @@ impl ByteBound {
         }
     }
 
-    /// The fewest tokens that can stand for so many bytes.
+    /// The smallest number of tokens that can represent this many bytes.
     pub(super) fn least_tokens(&self, weight: usize) -> usize {
         weight.div_ceil(self.longest)
     }

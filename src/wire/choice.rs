@@ -35,7 +35,7 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// What the waiting text says; `last`: no more will come.
+    /// Parses the waiting text. `last`: there will be no more.
     pub(super) fn read(&mut self, head: &Head, reads: Reads, last: bool) -> Said {
         let text = std::mem::take(&mut self.waiting);
         if reads == Reads::Blocks {

@@ -55,7 +55,7 @@ impl TokenLogprob {
     }
 }
 
-/// A token that could have come in the place of another.
+/// An alternative to a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
     /// Its id.

@@ -16,9 +16,9 @@ pub(super) struct Head {
     pub(super) usage_chunks: UsageChunks,
     pub(super) logprobs: bool,
     pub(super) prompt_logprobs: bool,
-    /// Where ids are told beside texts: those of the prompt, once they are known.
+    /// The prompt's token ids, once they are known, if the reply has ids.
     pub(super) prompt_ids: Option<Vec<u32>>,
-    /// The tokens of log-probabilities are told by their ids.
+    /// Log-probabilities name tokens by their ids.
     pub(super) tokens_as_ids: bool,
     pub(super) first_choice: usize,
     /// So far.

@@ -1,4 +1,4 @@
-//! Finished bytes on their way from the engine thread to whoever serves the stream, with one wake-up per step.
+//! Finished bytes on their way from the engine thread to the reader of the stream, with one wake-up per step.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -90,7 +90,7 @@ struct State {
     listed: bool,
 }
 
-/// How far a reader may fall behind its stream, in bytes.
+/// Maximum number of unread bytes of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
     /// With more than that unread, new text of a choice waits for the reader, and becomes one frame.

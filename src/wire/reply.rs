@@ -84,12 +84,12 @@ impl Reply {
         self.head.warnings.push(warning);
     }
 
-    /// Token ids are told beside texts, those of the prompt first.
+    /// The reply has token ids in addition to texts, those of the prompt first.
     pub fn tell_ids(&mut self, prompt: Vec<u32>) {
         self.head.prompt_ids = Some(prompt);
     }
 
-    /// The request will run, on a prompt of so many tokens, of which some are its session's history.
+    /// The request was accepted, with this many prompt tokens, of which some are its session's history.
     pub fn accept(&mut self, prompt_tokens: usize, history_tokens: usize) {
         self.head.usage.prompt_tokens = prompt_tokens;
         self.head.usage.history_tokens = history_tokens;
@@ -243,7 +243,7 @@ impl Reply {
 }
 
 impl Drop for Reply {
-    /// A reply that is dropped before its end, by a panic, ends with an error: nobody waits for what will never come.
+    /// A reply that a panic drops before its end ends with an error, so that its client does not wait for ever.
     fn drop(&mut self) {
         if self.mailbox.is_ended() {
             return;

@@ -4,7 +4,7 @@ use super::custom::{custom_input, is_custom};
 use super::head::Head;
 use super::json::{push_string, write_bytes};
 
-/// A call. What it is called with is told once it ends.
+/// A call. Its arguments are reported once it ends.
 pub(super) fn push_call(
     out: &mut Vec<u8>,
     head: &Head,

@@ -1,4 +1,4 @@
-//! Token ids as vLLM writes them beside a text, for whoever trains on what was really read and sampled.
+//! Token ids in vLLM's form, for training on what the model really read and sampled.
 
 use super::choice::Choice;
 use super::head::Head;
@@ -27,7 +27,7 @@ fn push_ids(out: &mut Vec<u8>, name: &str, ids: &[u32]) {
     out.push(b']');
 }
 
-/// A token in the place of its text, where that is asked for.
+/// A token id instead of the token's text, if the request asks for it.
 pub(super) fn push_id_as_text(out: &mut Vec<u8>, token: u32) {
     write_bytes(out, format_args!("\"token_id:{token}\""));
 }

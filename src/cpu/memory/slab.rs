@@ -1,13 +1,13 @@
 //! Memory for weights, which stay: large ranges of address space that the system may fill with huge pages, cut into pieces.
 //!
-//! Reading weights in order is what a step of one token does, and with pages of 2 MB it goes faster than with 4 kB.
+//! A step of one token mostly reads weights in order, which is faster with pages of 2 MB than with pages of 4 kB.
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::LINE_BYTES;
 
-/// What one range holds, unless a piece needs more. Pages that nobody has written take no memory.
+/// Size of a range, unless a piece needs more. Pages that were never written take no memory.
 const SLAB_BYTES: usize = 64 << 20;
 const HUGE_PAGE: usize = 2 << 20;
 

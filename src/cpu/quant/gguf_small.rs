@@ -1,4 +1,4 @@
-//! Blocks of fewer than four bits, and of four bits that stand for other numbers than themselves.
+//! Blocks of weights with fewer than four bits, and with four bits that index a table of values.
 
 use super::IntRow;
 use super::bits::{half, nibbles};

@@ -138,7 +138,7 @@ impl Chain {
 }
 
 impl<S: LogStorage> SessionLog<S> {
-    /// The first bytes of a log: what it is, twice, for whoever cannot read this cannot read anything.
+    /// The first bytes of a log: its header, written twice, because nothing can be read without it.
     pub(super) fn head(&self) -> Vec<u8> {
         let mut body = self.options.fingerprint.to_vec();
         body.extend_from_slice(self.options.model.as_bytes());
@@ -187,13 +187,13 @@ impl<S: LogStorage> SessionLog<S> {
         Ok(())
     }
 
-    /// Until a write has ended, nobody knows what is on the disk: a panic on the way leaves it so.
+    /// Until a write has ended, it is unknown what is on the disk. A panic during the write leaves the log in this state.
     pub(super) fn begin_write(&mut self) {
         self.suspect = true;
         self.fault = Some(LogFault::interrupted());
     }
 
-    /// Half a record may be there, and the next one must not come behind it.
+    /// Half a record may be there, and the next one must not come after it.
     fn write_failed(&mut self, error: &io::Error) {
         let fault = LogFault::of(error);
         let cut = self.storage.truncate(self.len);

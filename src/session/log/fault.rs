@@ -45,7 +45,7 @@ impl LogFault {
         }
     }
 
-    /// One sentence for whoever runs the server.
+    /// One sentence for the operator.
     pub fn message(&self) -> String {
         let what = if self.full {
             "has no room on its disk"

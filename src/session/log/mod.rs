@@ -88,7 +88,7 @@ pub trait LogStorage {
     /// Appends to the log; it is safe from the death of the process once this returns. Fails where the log is not in its place
     /// any more: what is written there would be gone with the process.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Cuts the log off behind its first `len` bytes.
+    /// Truncates the log after its first `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
     /// Makes what was appended safe from the death of the machine.
     fn sync(&mut self) -> io::Result<()>;
@@ -141,7 +141,7 @@ pub struct Restored {
     pub damaged: u64,
     /// What the damaged records took.
     pub losses: Vec<Loss>,
-    /// Records that are missing, of which nobody can say whose they were.
+    /// Number of missing records of unknown sessions.
     pub unnamed: u64,
     /// The file in which the bytes of torn and damaged records are kept.
     pub kept: Option<String>,
@@ -198,7 +198,7 @@ impl<S: LogStorage> SessionLog<S> {
         &self.storage
     }
 
-    /// The file, for whoever closes the log.
+    /// The file, so that it can be closed.
     pub fn into_storage(self) -> S {
         self.storage
     }

@@ -9,7 +9,7 @@ use crate::text::Tail;
 const USAGE: u8 = 1;
 const LOGPROBS: u8 = 2;
 
-/// A session's state as its difference from the one before: leading tokens and turns that stay, and what comes behind them.
+/// A session's state as the difference to the previous one: leading tokens and turns that are kept, and what comes after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Put {
     pub(super) seed: u64,

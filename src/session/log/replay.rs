@@ -34,7 +34,7 @@ struct Growing {
     used_order: u64,
     /// The record that made it what it is.
     seq: u64,
-    /// Turns up to this one are lost, those behind `turns`; 0: none.
+    /// The last lost turn; the turns after `turns` up to it are lost. 0: none.
     lost_turn: u32,
     usage: SessionUsage,
 }
@@ -158,7 +158,7 @@ impl Replay {
         self.losses.contains_key(name)
     }
 
-    /// A damaged record that could be named: the session had so many turns behind it.
+    /// A damaged record whose head is readable: the session had this many turns after it.
     pub(super) fn lose_named(&mut self, name: Name, turns: u32) {
         self.named += 1;
         self.lose(name, turns);
@@ -198,7 +198,7 @@ impl Replay {
             .sum()
     }
 
-    /// Missing records of which nobody can say whose they were.
+    /// Number of missing records of unknown sessions.
     pub(super) const fn unnamed(&self) -> u64 {
         self.missing.saturating_sub(self.named)
     }

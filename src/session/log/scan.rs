@@ -1,4 +1,4 @@
-//! Reads a log from its beginning to its end, and on behind what is damaged.
+//! Reads a log from its beginning to its end, and continues after damaged records.
 
 use std::io::{self, Read};
 
@@ -32,7 +32,7 @@ pub(super) fn read(reader: impl Read) -> io::Result<Replay> {
         if !begun {
             return Err(invalid("it does not begin like a session log"));
         }
-        // Where the header was never written whole, nothing came behind it.
+        // If the header was never written completely, nothing comes after it.
         let len = begin.len();
         if len > UNBEGUN {
             return Err(invalid("its header is damaged"));

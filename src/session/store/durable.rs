@@ -35,7 +35,7 @@ impl SessionStore {
         self.tombstones.all()
     }
 
-    /// At most `limit` sessions at their last committed turn in order of their keys, those behind `after`.
+    /// At most `limit` sessions at their last committed turn, in order of their keys, after the key `after`.
     pub fn states_after(
         &self,
         after: Option<SessionKey>,

@@ -130,7 +130,7 @@ impl AnswerParser {
         self.thinks
     }
 
-    /// What new text says; some of it may wait for more. `last`: no more will come.
+    /// Parses new text; some of it may have to wait for more. `last`: there will be no more.
     pub fn push(&mut self, text: &str, last: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         match &mut self.parts {
