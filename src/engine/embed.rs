@@ -172,7 +172,7 @@ impl EmbedJob {
         }
     }
 
-    /// Whether its client has disconnected.
+    /// Whether it was aborted.
     pub(super) fn is_aborted(&self) -> bool {
         self.open.aborted().is_some()
     }

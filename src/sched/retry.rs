@@ -83,7 +83,7 @@ impl Scheduler {
         false
     }
 
-    /// Plans a step of only the sequences of a partly retried step, until they have come as far as the failed step would have taken them.
+    /// Plans a step of only the sequences of a part of a failed step, until they have come as far as that step would have taken them.
     fn plan_lost(&mut self) -> bool {
         while let Some(Part(lost)) = self.retries.pop() {
             let behind = |sequence: &Sequence| {
