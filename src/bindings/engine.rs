@@ -27,8 +27,8 @@ pub struct Engine {
     submitted: AtomicU64,
 }
 
-/// What a row more is taken to add to a step, beside the step's fixed part, until steps have run: on the CPU about what it comes to
-/// (benchmarks/results.md); elsewhere little, for a decode step there waits for memory.
+/// Assumed marginal time of one sampled row, as a share of a step's fixed time, until steps have been measured. On the CPU it is close
+/// to the measured value (benchmarks/results.md). Elsewhere it is small, because a decode step there waits for memory.
 const fn row_cost(on_cpu: bool) -> f32 {
     if on_cpu { 0.3 } else { 0.01 }
 }

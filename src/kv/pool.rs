@@ -49,7 +49,7 @@ pub(super) struct Shelves {
     pub(super) now_ms: u64,
     next_chain: ChainId,
     evictions: u64,
-    /// Of models with layers that see a window of the last tokens alone.
+    /// Only for models with layers that see only a window of the last tokens.
     pub(super) windows: Option<WindowBlocks>,
 }
 

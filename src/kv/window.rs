@@ -46,7 +46,7 @@ impl Shelves {
 }
 
 impl BlockPool {
-    /// The pool of a model with layers that see the last `window` tokens alone, with `num_blocks` blocks for these layers.
+    /// The pool of a model with layers that see only the last `window` tokens, with `num_blocks` blocks for these layers.
     #[must_use]
     pub fn with_windows(mut self, window: usize, num_blocks: usize) -> Self {
         let windows = (num_blocks > 0).then(|| {

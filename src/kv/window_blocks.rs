@@ -1,11 +1,11 @@
-//! The second group of blocks of a model some of whose layers see a window of the last tokens alone.
+//! The second group of blocks of a model in which some layers see only a window of the last tokens.
 //!
-//! A block of the pool holds its tokens' keys and values in the layers that see everything. In the layers with a window, they lie
-//! in a *window block* of its own, which is given up once its tokens are out of every window. So a prefix can be taken up where its
-//! blocks are known and the last of them, as far as the window reaches, still have their window blocks.
+//! A block of the pool has its tokens' keys and values of the layers that see everything. Those of the layers with a window are in a
+//! separate *window block*, which is released once its tokens are out of every window. So a prefix can be continued where its blocks
+//! are known and the last of them, as far as the window reaches, still have their window blocks.
 //!
-//! A window block that no table holds keeps its tokens until another one is needed. Those in the middle of a sequence go first:
-//! somebody goes on at an end of one, or at a border that a request names.
+//! A window block that no table holds keeps its tokens until another one is needed. Those in the middle of a sequence are evicted
+//! first: sequences continue at the end of another one, or at a border that a request names.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub struct WindowCounts {
     pub evictions: u64,
 }
 
-/// The first block that the token behind `tokens` tokens sees in a window of `window` tokens, and the block's own others with it.
+/// The first block that the token after `tokens` tokens, and the other tokens of its block, see in a window of `window` tokens.
 pub(super) const fn first_seen(tokens: usize, window: usize, block_size: usize) -> usize {
     (tokens / block_size * block_size + 1).saturating_sub(window) / block_size
 }

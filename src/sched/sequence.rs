@@ -215,7 +215,7 @@ impl Sequence {
         self.computed += self.table.take_tail(&self.tokens[..attachable]);
     }
 
-    /// Leaves what it has computed last to whoever goes on with it: the block that is filled in part, and the state.
+    /// Caches what it has computed last for a sequence that continues from it: the partly full block, and the state.
     pub(super) fn leave_tail(&mut self) {
         if self.table.has_state() {
             self.table.leave_snapshot(&self.tokens, self.computed);
@@ -282,7 +282,7 @@ impl Sequence {
         granted == 1 && self.is_sampled(granted) && !self.new.guided
     }
 
-    /// Up to `most` tokens that may come next, as long as they pay, for which there are blocks that nobody holds.
+    /// Drafts up to `most` next tokens, as long as they are worth their cost and free blocks are available for them.
     pub(super) fn draft(&mut self, most: usize, pays: impl FnMut(f32) -> bool) -> Vec<u32> {
         let mut drafts = Vec::new();
         let generated = self.tokens.len() - self.new.prompt.len();

@@ -65,7 +65,7 @@ impl SpecialTexts {
         }
     }
 
-    /// Texts that a template may write one behind the other; `None` if they need no marks.
+    /// Texts that a template may write one after another; `None` if they need no marks.
     fn texts(&self, texts: &[&str], own: bool) -> Option<Vec<String>> {
         let mut whole = texts.concat();
         let noncharacter = whole.contains(MARK);

@@ -1,8 +1,8 @@
-//! What lies below the model's memory: blocks of keys and values, and states, in host memory and on disk.
+//! Storage below the model's memory: blocks of keys and values, and states, in host memory and on disk.
 //!
-//! Content is found by a SHA-256 of all its tokens, which begins with what model, settings and tenant they belong to. So another
-//! model's, or another tenant's, is never found. Each tier holds so many bytes, and gives up first what was used least recently. A
-//! copy that is missing or damaged is a miss, and never an error: what it held is computed again.
+//! Content is found by a SHA-256 of all its tokens, prefixed by their model, settings and tenant. So content of another model or another
+//! tenant is never found. Each tier has a limit of bytes, and evicts the least recently used content first. A missing or damaged copy is
+//! a miss and never an error: the content is computed again.
 
 mod entry;
 mod files;

@@ -50,8 +50,8 @@ pub struct AttentionShape {
     pub kv: KvShape,
     /// Query heads.
     pub heads: usize,
-    /// Parts that the query heads of a key-value head are cut into, each computed by itself: more than one where so many share one
-    /// that threads would be without work.
+    /// Number of parts into which the query heads of a key-value head are divided. Each part is computed separately. There is more than
+    /// one if so many query heads share a key-value head that threads would have no work.
     pub parts: usize,
     /// Tokens that a token sees, itself included; `None`: all before it.
     pub window: Option<usize>,

@@ -181,7 +181,7 @@ pub(super) fn check_bytes(state: &State, bytes: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// A value on its way into a namespace, which must not come to hold itself.
+/// Checks a value that is assigned to a namespace, which must not contain itself.
 fn stored(state: &State, value: Variable) -> Result<Variable, Error> {
     if value.as_object().is_some_and(made::is_alive) {
         return Err(refuse(

@@ -1,5 +1,5 @@
-//! Answers whose parts are messages with headers, as gpt-oss writes them: which part is a thought, words or a call stands in
-//! its header.
+//! Answers whose parts are messages with headers, as gpt-oss writes them. The header says whether a part is a thought, text or a
+//! call.
 
 use super::tools::{argue, say};
 use super::{Piece, partial_suffix};
