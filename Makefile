@@ -23,7 +23,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install wheel test-page test-clients test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ wheel: $(RUNTIME) ## a wheel for this kind of machine in dist/, without debug sy
 test-clients: build $(DEV) ## coding agents and SDKs of others against the server: from npm and PyPI, into a cache folder
 	$(BIN)/python tests/clients/installed.py
 	TEST_CLIENTS=1 $(BIN)/python -m pytest -rs tests/clients
+
+test-gguf: build $(DEV) ## llama.cpp's converter and server as an oracle: LLAMA_CPP_SOURCE names its source, LLAMA_CPP_SERVER its llama-server
+	$(BIN)/python -m pytest -rs --timeout=1800 tests/engine/test_llama_cpp.py
 
 docs: $(MADE) ## the docs as a site in target/site; links and anchors are checked
 	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group docs
