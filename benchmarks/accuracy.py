@@ -1,10 +1,11 @@
 """How near the cpu operations come to fp32 with the same stored weights: the table of docs/cpu.md.
 
     .venv/bin/python benchmarks/accuracy.py [MODEL] [--tokens 2000] [--text FILE]
+    .venv/bin/python benchmarks/accuracy.py --types FILE.gguf FILE.gguf ...
 
 Passages of a text (by default Python's own language reference, which every Python has) are read by torch in fp32 and
 by the cpu operations in each format. For every token: the KL divergence of the predicted distribution from torch's, and
-whether the most likely token is the same. Takes a minute.
+whether the most likely token is the same. Takes a minute. With --types, each file is computed as it is stored.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+from lmserve._core import ENTRY_TOKENS
 from lmserve.assets import SMOLLM2, fetch
 from lmserve.model import Checkpoint, RunnerOptions, open_checkpoint
 from stepping import F32, I32, Stepper
@@ -36,23 +38,33 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--types", type=Path, nargs="+", default=[])
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(arguments.model or fetch(SMOLLM2))
     text = arguments.text.read_text("utf-8") if arguments.text else "\n".join(topics[name] for name in sorted(topics))
     ids = np.array(checkpoint.tokenizer().encode(text[: 20 * arguments.tokens]), np.int32)[: arguments.tokens]
     passages = [ids[first : first + PASSAGE] for first in range(0, len(ids), PASSAGE)]
-    reference = logits(checkpoint, passages, ops="torch")
     print(f"{checkpoint.name}, {len(ids)} tokens in passages of {PASSAGE}\n")
     print("| weights and cache | mean KL | largest KL | same top token | weights, MB |\n|---|---|---|---|---|")
+    if arguments.types:
+        for path in arguments.types:
+            stored = open_checkpoint(path)
+            compare(path.stem, logits(stored, passages, ops="torch"), logits(stored, passages, ops="cpu"))
+        return
+    reference = logits(checkpoint, passages, ops="torch")
     for name, changes in FORMATS.items():
-        found = logits(checkpoint, passages, ops="cpu", **changes)
-        divergence = kl(reference.values, found.values)
-        agreement = np.mean(reference.values.argmax(-1) == found.values.argmax(-1))
-        print(
-            f"| {name} | {divergence.mean():.6f} | {divergence.max():.4f} | {agreement:.2%} |"
-            f" {found.weight_bytes / 1e6:.0f} |",
-            flush=True,
-        )
+        compare(name, reference, logits(checkpoint, passages, ops="cpu", **changes))
+
+
+def compare(name: str, reference: Predictions, found: Predictions) -> None:
+    """Print a row of the table."""
+    divergence = kl(reference.values, found.values)
+    agreement = np.mean(reference.values.argmax(-1) == found.values.argmax(-1))
+    print(
+        f"| {name} | {divergence.mean():.6f} | {divergence.max():.4f} | {agreement:.2%} |"
+        f" {found.weight_bytes / 1e6:.0f} |",
+        flush=True,
+    )
 
 
 class Predictions:
@@ -65,7 +77,9 @@ class Predictions:
 
 def logits(checkpoint: Checkpoint, passages: list[I32], **options: str) -> Predictions:
     """What a checkpoint that is run with these options predicts."""
-    given = RunnerOptions(device="cpu", max_batch=PASSAGE, max_batch_tokens=PASSAGE, max_model_len=PASSAGE, **options)
+    given = RunnerOptions(
+        device="cpu", max_batch=PASSAGE, max_batch_tokens=PASSAGE + ENTRY_TOKENS, max_model_len=PASSAGE, **options
+    )
     stepper = Stepper(checkpoint, given)
     rows = [
         stepper.logits(stepper.fill([passage], [0], PASSAGE, rows=np.arange(len(passage), dtype=np.int32))).copy()
