@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, final
 
 from lmserve.engine.sessions import SessionId, SessionLog
+from lmserve.engine.tiers import Tiers
 from lmserve.model.interface import Runner
 
 __all__ = [
@@ -261,6 +262,7 @@ class Engine:
         tenants: bytes | None = None,
         stall_seconds: float = 5.0,
         state_every: int = 2048,
+        tiers: Tiers | None = None,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
         without one they end with the engine.
@@ -269,6 +271,8 @@ class Engine:
         arrival; "fcfs": by arrival alone.
 
         `state_every`: tokens between two snapshots of a recurrent state, where the runner has slots for some.
+
+        `tiers`: what lies below the runner's memory, which must be one that can be copied (`copy_sizes`).
 
         `tenants`: a JSON list of what src/tenant/limits.rs describes; others have no limit.
 
@@ -594,6 +598,10 @@ class CpuModel:
         `lmserve.model.config.RecurrentLayer`, of which there is room for `state_slots` states. num_window_blocks: of
         layers with a window; 0: they have the blocks of the others.
         """
+    @property
+    def copy_sizes(self) -> tuple[int, int]:
+        """Bytes of a block with its keys and values, and of a recurrent state."""
+
     @property
     def isa(self) -> str:
         """The instructions it computes with, such as "avx512"."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from lmserve.keys import ApiKey, Keyring, KeysError
 
@@ -105,6 +105,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[(match[2] or "").lower()])
 
 
+class DiskTier(NamedTuple):
+    """A folder, and how many bytes it may take."""
+
+    folder: Path
+    size: int
+
+
+def parse_disk_tier(text: str) -> DiskTier:
+    """The folder and size of `DIR,SIZE`. Raises ValueError if the text is something else."""
+    folder, comma, size = text.rpartition(",")
+    if not comma or not folder:
+        raise ValueError(f"a folder, a comma and a size, such as /var/kv,100GiB, but {text!r} was given")
+    return DiskTier(Path(folder), parse_size(size))
+
+
 def format_size(size: int) -> str:
     """`size` bytes for a person: `1.5 GiB`."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
@@ -145,6 +160,10 @@ class ServeConfig:
     kv_memory: int | None = None
     state_slots: int | None = None  # recurrent states that there is room for, of models that have some
     state_every: int = 2048  # tokens between two snapshots of a state
+    state_memory: int = 0  # host memory for states that leave the model's memory
+    state_disk: int = 4 * GIB  # of the session_dir, for states and KV of models that have states; 0: none
+    kv_host_memory: int = 0  # host memory for KV blocks that leave the model's memory
+    kv_disk: DiskTier | None = None  # a folder for KV blocks and states, which outlive the server
     gpu_memory_fraction: float = 0.9  # of the memory that is free on the GPU
     max_queue: int = 1024
     prefix_cache: bool = True
@@ -179,6 +198,10 @@ class ServeConfig:
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
         self._check_range("state_slots", 1, 1_000_000)
         self._check_range("state_every", 1, 16_777_216)
+        self._check_range("state_memory", 0, 1024 * 1024 * GIB)
+        self._check_range("state_disk", 0, 1024 * 1024 * GIB)
+        self._check_range("kv_host_memory", 0, 1024 * 1024 * GIB)
+        self._check_tiers()
         self._check_range("gpu_memory_fraction", 0.01, 1)
         self._check_range("max_queue", 1, 1_000_000)
         self._check_range("max_sessions", 1, 10_000_000)
@@ -257,6 +280,19 @@ class ServeConfig:
         for setting in ("served_model_names", "record"):
             if self.models and getattr(self, setting):
                 raise ConfigError(setting, "applies to a single model, but several were given")
+
+    def _check_tiers(self) -> None:
+        if self.kv_disk is not None and not MIB <= self.kv_disk.size <= 1024 * 1024 * GIB:
+            message = f"needs a size of {MIB} to {1024 * 1024 * GIB} bytes, but {self.kv_disk.size} was given"
+            raise ConfigError("kv_disk", message)
+        for setting in ("kv_host_memory", "kv_disk", "state_memory"):
+            if not getattr(self, setting):
+                continue
+            if not self.prefix_cache:
+                raise ConfigError(setting, "needs the prefix cache, but --no-prefix-cache was given")
+            if self.record is not None:
+                message = "cannot go with --record: a recorded step must not depend on what lies elsewhere"
+                raise ConfigError(setting, message)
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

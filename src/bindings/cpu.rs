@@ -225,6 +225,12 @@ impl CpuModel {
         lock(&self.0).isa().name()
     }
 
+    /// Bytes of a block with its keys and values, and of a recurrent state.
+    #[getter]
+    fn copy_sizes(&self) -> (usize, usize) {
+        lock(&self.0).copy_sizes()
+    }
+
     #[getter]
     fn weight_bytes(&self) -> usize {
         lock(&self.0).weight_bytes()
@@ -663,6 +669,18 @@ impl CpuModel {
             };
             model.run(&program, head, &step, &sampling)
         })
+    }
+}
+
+impl CpuModel {
+    /// See [`Model::save`].
+    pub(super) fn save(&self, slot: Option<u32>, block: Option<u32>) -> Result<Vec<u8>> {
+        contained(|| lock(&self.0).save(slot, block))
+    }
+
+    /// See [`Model::load`].
+    pub(super) fn load(&self, slot: Option<u32>, block: Option<u32>, bytes: &[u8]) -> Result<()> {
+        contained(|| lock(&self.0).load(slot, block, bytes))
     }
 }
 

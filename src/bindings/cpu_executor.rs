@@ -35,6 +35,20 @@ impl CpuStep {
         }))
     }
 
+    /// Copies a state, a block, or both out of the model's memory.
+    pub(super) fn save(&self, (slot, block): (Option<u32>, Option<u32>)) -> Result<Vec<u8>> {
+        self.model.get().save(slot, block)
+    }
+
+    /// Copies what [`Self::save`] gave into the model's memory.
+    pub(super) fn load(
+        &self,
+        (slot, block): (Option<u32>, Option<u32>),
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.model.get().load(slot, block, bytes)
+    }
+
     /// Runs a step that the runner's arrays hold.
     pub(super) fn run(&self, step: &Step) -> Result<()> {
         let edits = step.has_logit_edits().then(|| LogitEdits {

@@ -12,6 +12,7 @@ use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::session_state::{Exported, ImportedTurn, exported, imported, info_dict};
 use super::text::{ChatTemplate, Tokenizer};
+use super::tiers::GivenTiers;
 use crate::engine::{self, EngineConfig, ModelSpec, WindowSizes};
 use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
@@ -59,7 +60,7 @@ pub struct Stream {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0, state_every = 2048))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0, state_every = 2048, tiers = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -77,6 +78,7 @@ impl Engine {
         tenants: Option<&[u8]>,
         stall_seconds: f64,
         state_every: usize,
+        tiers: Option<GivenTiers>,
     ) -> PyResult<Self> {
         let info = runner.getattr("info")?;
         let size = |name: &str| -> PyResult<usize> { info.getattr(name)?.extract() };
@@ -107,6 +109,7 @@ impl Engine {
             block_size: size("block_size")?,
             prefix_cache,
             share_prefix_cache,
+            tiers: tiers.map(|tiers| tiers.config(runner)).transpose()?,
             sessions: store_limits(max_sessions, session_ttl)?,
             lanes: LaneLimits::default(),
             tenants: Tenant::parse_list(tenants.unwrap_or(b"[]"))?,
@@ -354,6 +357,12 @@ impl Engine {
             ("snapshots_taken", stats.snapshots.taken),
             ("snapshot_hits", stats.snapshots.hits),
             ("snapshot_evictions", stats.snapshots.evictions),
+            ("host_entries", stats.tiers.host.entries),
+            ("host_hits", stats.tiers.host.hits),
+            ("host_failures", stats.tiers.host.failures),
+            ("disk_entries", stats.tiers.disk.entries),
+            ("disk_hits", stats.tiers.disk.hits),
+            ("disk_failures", stats.tiers.disk.failures),
             ("failed_steps", stats.failed_steps),
             ("open_requests", stats.open_requests as u64),
             ("sessions", stats.sessions as u64),

@@ -5,13 +5,14 @@ use std::ptr::{self, NonNull};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
+use pyo3::types::{PyByteArray, PyBytes};
 
 use super::cpu_executor::CpuStep;
 use super::masks::StepMasks;
 use super::step_buffers::StepBuffers;
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
+use crate::kv::Place;
 use crate::sched::Step;
 
 /// Drives an object with the methods of `Runner` in `lmserve/model/interface.py`.
@@ -19,6 +20,8 @@ pub(super) struct PyExecutor {
     launch: Py<PyAny>,
     collect: Py<PyAny>,
     embed: Py<PyAny>,
+    /// `save` and `load` of a runner whose memory can be copied.
+    copies: Option<(Py<PyAny>, Py<PyAny>)>,
     edits: Py<PyAny>,
     frombuffer: Py<PyAny>,
     /// Takes the place of `launch` and `collect` where the runner has it.
@@ -79,6 +82,10 @@ impl PyExecutor {
             launch: runner.getattr("launch")?.unbind(),
             collect: runner.getattr("collect")?.unbind(),
             embed: runner.getattr("embed")?.unbind(),
+            copies: match (runner.getattr_opt("save")?, runner.getattr_opt("load")?) {
+                (Some(save), Some(load)) => Some((save.unbind(), load.unbind())),
+                _ => None,
+            },
             edits: py
                 .import("lmserve.model.interface")?
                 .getattr("LogitEdits")?
@@ -184,6 +191,18 @@ impl PyExecutor {
     }
 }
 
+/// The slot and the block of a place.
+const fn parts(place: Place) -> (Option<u32>, Option<u32>) {
+    match place {
+        Place::Block(block) => (None, Some(block)),
+        Place::State { slot, tail_block } => (Some(slot), tail_block),
+    }
+}
+
+fn no_copies() -> Error {
+    Error::internal("the runner's memory cannot be copied")
+}
+
 impl Executor for PyExecutor {
     fn launch(&mut self, step: &Step) -> Result<()> {
         self.write(step)?;
@@ -235,6 +254,30 @@ impl Executor for PyExecutor {
                 .push(ids.into_iter().map(|id| id as u32).zip(logprobs).collect());
         }
         Ok(())
+    }
+
+    fn save(&mut self, place: Place) -> Result<Vec<u8>> {
+        if let Some(native) = &self.native {
+            return native.save(parts(place));
+        }
+        let (save, _) = self.copies.as_ref().ok_or_else(no_copies)?;
+        Python::attach(|py| {
+            let bytes = save.bind(py).call1(parts(place));
+            let bytes = bytes.and_then(|bytes| bytes.extract::<Vec<u8>>());
+            bytes.map_err(|e| failed(py, &e))
+        })
+    }
+
+    fn load(&mut self, place: Place, bytes: &[u8]) -> Result<()> {
+        if let Some(native) = &self.native {
+            return native.load(parts(place), bytes);
+        }
+        let (_, load) = self.copies.as_ref().ok_or_else(no_copies)?;
+        Python::attach(|py| {
+            let (slot, block) = parts(place);
+            let loaded = load.bind(py).call1((slot, block, PyBytes::new(py, bytes)));
+            loaded.map(drop).map_err(|e| failed(py, &e))
+        })
     }
 
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {

@@ -16,6 +16,7 @@ mod session_state;
 mod simulation;
 mod step_buffers;
 mod text;
+mod tiers;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;

@@ -3,6 +3,7 @@
 
 mod activation;
 pub mod attention;
+mod copies;
 mod elementwise;
 mod embed;
 mod experts;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tiers::TierConfig;
 use crate::kv::{StateCounts, StateStats, WindowCounts};
 use crate::sched::{self, PolicyKind, SchedulerConfig, Speculation};
 use crate::session::{LaneLimits, StoreLimits};
 use crate::tenant::Tenant;
 use crate::text::{ChatTemplate, Tokenizer};
+use crate::tier::StoreStats;
 
 /// Sizes of an engine.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// One prefix cache for all tenants.
     pub share_prefix_cache: bool,
+    /// What lies below the model's memory; it needs the prefix cache.
+    pub tiers: Option<TierConfig>,
     /// How many sessions are kept.
     pub sessions: StoreLimits,
     /// How many lanes are kept.
@@ -98,6 +102,8 @@ pub struct Stats {
     pub snapshots: StateStats,
     /// Of a model with layers that have a window.
     pub windows: WindowCounts,
+    /// Below the model's memory.
+    pub tiers: StoreStats,
     pub failed_steps: u64,
     pub open_requests: usize,
     pub sessions: usize,

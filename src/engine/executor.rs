@@ -1,6 +1,7 @@
 //! The interface to the model. An [`Executor`] computes steps, and knows nothing else.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kv::Place;
 use crate::sched::Step;
 
 /// The outcome of a step. Row `r` belongs to the step's `sample_rows[r]`.
@@ -33,4 +34,24 @@ pub trait Executor {
     /// # Errors
     /// As [`Self::launch`].
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>>;
+
+    /// Copies a content out of the model's memory: a block, or a state and the whole block with its tail after it.
+    ///
+    /// # Errors
+    /// As [`Self::launch`]; `internal_error` of a model whose memory cannot be copied.
+    fn save(&mut self, _place: Place) -> Result<Vec<u8>> {
+        Err(no_copies())
+    }
+
+    /// Copies what [`Self::save`] gave into the model's memory, before the next step.
+    ///
+    /// # Errors
+    /// As [`Self::save`], and where the bytes are not of the right number.
+    fn load(&mut self, _place: Place, _bytes: &[u8]) -> Result<()> {
+        Err(no_copies())
+    }
+}
+
+fn no_copies() -> Error {
+    Error::internal("this model's memory cannot be copied")
 }

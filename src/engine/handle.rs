@@ -23,6 +23,7 @@ use super::metrics::render;
 use super::pool::{Job, Pool, spawn};
 use super::shared::Shared;
 use super::stream::Stream;
+use super::tiers::{Nudge, TierConfig, Tiers};
 use super::turn_guard::TurnGuard;
 use super::worker::Worker;
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
+use crate::tier::Store;
 use crate::wire::{Mailbox, Reply};
 
 /// Number of threads that render and tokenize. The same number of other threads prepare only long texts.
@@ -44,6 +46,8 @@ const COMPILING_THREADS: usize = 2;
 pub struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Arc<BlockPool>,
+    /// The tiers below it.
+    store: Option<Arc<Store>>,
     pub(super) model: ModelSpec,
     pub(super) limits: Limits,
     log: Mutex<Option<LogSender>>,
@@ -106,6 +110,13 @@ impl Engine {
         if config.share_prefix_cache {
             pool = pool.shared_by_tenants();
         }
+        // The blocks of layers with a window have no copies below.
+        let tiers = config.tiers.as_ref();
+        let tiers = tiers.filter(|_| config.prefix_cache && config.windows.is_none());
+        if let Some(tiers) = tiers {
+            pool = pool.with_names(tiers.roots(config.block_size, config.share_prefix_cache));
+        }
+        let store = tiers.map(TierConfig::open).transpose()?.map(Arc::new);
         let pool = Arc::new(pool);
         let max_open = config.scheduler.max_batch + config.scheduler.max_queue;
         // Admission limits the open requests. All of them may reach the scheduler before its first step.
@@ -125,7 +136,6 @@ impl Engine {
             keeps_borders: config.state_slots > 0 || config.windows.is_some(),
         };
         let max_batch_tokens = config.scheduler.max_batch_tokens;
-        let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
         for tenant in &config.tenants {
             if let Some(most) = tenant.limits.max_sessions {
                 sessions.set_tenant_cap(tenant.number, most);
@@ -139,6 +149,20 @@ impl Engine {
             Admissions::new(max_open, accounts),
             config.stall,
         )?);
+        let mut threads = Vec::new();
+        if let (Some(tiers), Some(store)) = (tiers, &store) {
+            let waiting = Arc::downgrade(&shared);
+            let nudge: Nudge = Arc::new(move || {
+                if let Some(shared) = waiting.upgrade() {
+                    shared.send(Command::Look);
+                }
+            });
+            let sizes = (tiers.block_bytes, tiers.state_bytes);
+            let (below, started) = Tiers::start(store, sizes, &nudge)?;
+            scheduler = scheduler.with_below(Box::new(below), tiers.saves_at_once());
+            threads.extend(started);
+        }
+        let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
         let written = log.map(|(log, fsync)| {
             let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
             LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
@@ -156,13 +180,14 @@ impl Engine {
             model.vocab_size,
             model.eos_tokens.clone(),
         );
-        let mut threads = vec![spawn("lmserve-engine", move || worker.run())?];
+        threads.push(spawn("lmserve-engine", move || worker.run())?);
         if let Some(writer) = writer {
             threads.push(spawn("lmserve-session-log", move || writer.run())?);
         }
         Ok(Self {
             shared,
             pool,
+            store,
             model,
             limits,
             log: Mutex::new(log),
@@ -408,6 +433,11 @@ impl Engine {
             panics: caught(),
             healthy: self.check_health().is_ok(),
             stalled_ms: self.shared.health.waited().as_millis() as u64,
+            tiers: self
+                .store
+                .as_ref()
+                .map(|store| store.stats())
+                .unwrap_or_default(),
             ..*lock(&self.shared.stats)
         }
     }

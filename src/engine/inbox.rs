@@ -17,6 +17,8 @@ pub(super) enum Command {
     Run(Box<ReadyRequest>),
     Embed(Box<EmbedJob>),
     Abort(u64),
+    /// Something was read from below, or can be written there again.
+    Look,
     Stop,
 }
 
@@ -92,7 +94,7 @@ impl Command {
         match self {
             Self::Run(ready) => ready.request.fail(error.clone()),
             Self::Embed(job) => job.fail(error.clone()),
-            Self::Abort(_) | Self::Stop => {}
+            Self::Abort(_) | Self::Look | Self::Stop => {}
         }
     }
 }
@@ -103,6 +105,7 @@ impl std::fmt::Debug for Command {
             Self::Run(_) => "Run",
             Self::Embed(_) => "Embed",
             Self::Abort(_) => "Abort",
+            Self::Look => "Look",
             Self::Stop => "Stop",
         })
     }

@@ -133,7 +133,7 @@ fn other_in_place(path: &Path, what: &str) -> io::Error {
     io::Error::other(message)
 }
 
-fn make(folder: &Path) -> io::Result<()> {
+pub(super) fn make(folder: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(folder)
@@ -188,7 +188,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 }
 
 /// The folder's lock file, locked until it is closed; None while another process has it.
-fn lock(folder: &Path) -> io::Result<Option<File>> {
+pub(super) fn lock(folder: &Path) -> io::Result<Option<File>> {
     let file = open_regular(&folder.join(LOCK))?;
     // SAFETY: the descriptor is open, and flock touches no memory.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::config::Stats;
 use crate::sched::FinishReason;
+use crate::tier::{StoreStats, TierStats};
 
 /// Upper bounds of the histograms' buckets, in seconds; a last one has none.
 const BOUNDS: [f64; 14] = [
@@ -130,6 +131,7 @@ pub(super) fn render(stats: &Stats, latencies: &Latencies) -> String {
     let mut out = Writer(String::with_capacity(8192));
     write_gauges(&mut out, stats);
     write_counters(&mut out, stats);
+    write_tiers(&mut out, &stats.tiers);
     out.value(
         "lmserve_prompt_tokens_total",
         "counter",
@@ -248,6 +250,62 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
         out.line(format_args!(
             "lmserve_state_slots{{state=\"{state}\"}} {value}"
         ));
+    }
+}
+
+/// A number of one tier.
+type Count = fn(TierStats) -> u64;
+
+/// Of the tiers below the model's memory.
+fn write_tiers(out: &mut Writer, stats: &StoreStats) {
+    let tiers = [("host", stats.host), ("disk", stats.disk)];
+    let failures = "Reads, writes and deletions that failed, and contents that were damaged.";
+    let counts: [(&str, &str, &str, Count); 8] = [
+        (
+            "entries",
+            "gauge",
+            "Blocks and states that a tier holds.",
+            |tier| tier.entries,
+        ),
+        ("bytes", "gauge", "Bytes that they take.", |tier| tier.bytes),
+        (
+            "hits_total",
+            "counter",
+            "Blocks and states that were read from a tier.",
+            |tier| tier.hits,
+        ),
+        (
+            "read_bytes_total",
+            "counter",
+            "Bytes that were read from a tier.",
+            |tier| tier.read_bytes,
+        ),
+        (
+            "written_bytes_total",
+            "counter",
+            "Bytes that were written to a tier.",
+            |tier| tier.written_bytes,
+        ),
+        (
+            "evictions_total",
+            "counter",
+            "Blocks and states that a tier gave up for others.",
+            |tier| tier.evictions,
+        ),
+        ("failures_total", "counter", failures, |tier| tier.failures),
+        (
+            "skipped_total",
+            "counter",
+            "Blocks and states that were not written, for too many waited.",
+            |tier| tier.skipped,
+        ),
+    ];
+    for (name, kind, help, count) in counts {
+        let name = format!("lmserve_tier_{name}");
+        out.head(&name, kind, help);
+        for (tier, stats) in tiers {
+            out.line(format_args!("{name}{{tier=\"{tier}\"}} {}", count(stats)));
+        }
     }
 }
 

@@ -23,7 +23,8 @@ use super::turn_guard::FinishedTurn;
 use crate::error::{Error, Result};
 use crate::kv::StatePool;
 use crate::panics::contain;
-use crate::sched::FinishReason;
+use crate::sched::{FinishReason, Transfers};
+use crate::tier::Payload;
 use crate::wire::{Delta, Reply, Usage};
 
 /// The replies of the requests that the core knows.
@@ -182,13 +183,23 @@ impl Worker {
         for command in self.shared.inbox.close() {
             command.reject(&error);
         }
+        self.flush();
         self.publish_stats();
         self.shared.wake.signal();
     }
 
+    /// Copies what is left of the sequences that have ended, for whoever starts after this one.
+    fn flush(&mut self) {
+        while self.core.scheduler().has_unsaved() {
+            self.core.scheduler_mut().plan_transfers();
+            self.transfer();
+        }
+    }
+
     /// One round of the loop; false when told to stop.
     fn turn(&mut self) -> bool {
-        let idle = self.core.scheduler().is_idle() && self.embeds.is_empty();
+        let scheduler = self.core.scheduler();
+        let idle = scheduler.is_still() && !scheduler.has_unsaved() && self.embeds.is_empty();
         let mut commands = self
             .shared
             .inbox
@@ -199,6 +210,8 @@ impl Worker {
                 Command::Run(ready) => self.start(*ready),
                 Command::Embed(job) => self.embeds.push_back(job),
                 Command::Abort(request) => self.abort(request),
+                // What is new is found by the plan.
+                Command::Look => {}
                 Command::Stop => {
                     // Prepared just before the stop, and as lost as what comes after it.
                     for command in commands {
@@ -259,7 +272,9 @@ impl Worker {
     }
 
     fn step(&mut self) -> Result<()> {
-        let step = self.core.plan();
+        self.core.plan();
+        self.transfer();
+        let step = self.core.scheduler().step();
         if step.is_empty() {
             return Ok(());
         }
@@ -282,6 +297,23 @@ impl Worker {
         let seconds = begin.elapsed().as_secs_f64();
         self.core.scheduler_mut().note_time(seconds);
         self.core.commit(&self.output, &mut self.replies)
+    }
+
+    /// Copies what goes to the tiers below, and then what comes from there.
+    fn transfer(&mut self) {
+        let Transfers { saves, loads } = self.core.scheduler_mut().take_transfers();
+        for save in saves {
+            // What cannot be copied is not kept.
+            if let Ok(bytes) = self.executor.save(save.place) {
+                let payload = Payload::new(bytes);
+                self.core.scheduler_mut().save(save, payload);
+            }
+        }
+        let mut all = loads.iter();
+        if !all.all(|load| self.executor.load(load.place, &load.payload).is_ok()) {
+            self.failed_steps += 1;
+            self.core.scheduler_mut().fail_loads(&loads);
+        }
     }
 
     fn embed_batch(&mut self) {

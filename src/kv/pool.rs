@@ -16,6 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::chain::{ChainId, FIRST_CHAIN};
+use super::contents::Contents;
 use super::lru::LruList;
 use super::state::StatePool;
 use super::window_blocks::WindowBlocks;
@@ -51,6 +52,8 @@ pub(super) struct Shelves {
     evictions: u64,
     /// Only for models with layers that see only a window of the last tokens.
     pub(super) windows: Option<WindowBlocks>,
+    /// Where there are tiers below.
+    pub(super) contents: Option<Contents>,
 }
 
 /// How many blocks are in which state; `free + owned + cached` is the pool's size.
@@ -150,6 +153,9 @@ impl Shelves {
         {
             self.index.remove(&key);
         }
+        if let Some(contents) = &mut self.contents {
+            contents.forget(block);
+        }
     }
 
     pub(super) fn retain(&mut self, block: u32) {
@@ -181,6 +187,7 @@ impl Shelves {
         } else {
             let block = self.next_to_evict()?;
             self.unlist(block);
+            self.note_evicted(block);
             self.forget(block);
             self.evictions += 1;
             if let Some(windows) = &mut self.windows {
@@ -214,6 +221,7 @@ impl BlockPool {
             next_chain: FIRST_CHAIN,
             evictions: 0,
             windows: None,
+            contents: None,
         };
         Self {
             block_size,
@@ -435,8 +443,13 @@ impl BlockPool {
     }
 
     /// Adds a computed full block to the index under `parent`. If the same tokens are cached already, that block is used instead of
-    /// `block`, which is released. Returns the block to keep and its chain.
-    pub(super) fn register(&self, block: u32, parent: ChainId, tokens: &[u32]) -> (u32, ChainId) {
+    /// `block`, which is released. `before` is the chain's last block, if it has one. Returns the block to keep and its chain.
+    pub(super) fn register(
+        &self,
+        block: u32,
+        (parent, before): (ChainId, Option<u32>),
+        tokens: &[u32],
+    ) -> (u32, ChainId) {
         if !self.prefix_cache {
             return (block, parent);
         }
@@ -454,6 +467,9 @@ impl BlockPool {
         let key = key_of(parent, tokens);
         let chain = shelves.next_chain;
         shelves.next_chain += 1;
+        if let Some(contents) = &mut shelves.contents {
+            contents.name(block, (parent, before), tokens);
+        }
         // Two chains have the same 64-bit key: the newer one gets no entry, which only costs a recomputation.
         if let Entry::Vacant(entry) = shelves.index.entry(key) {
             entry.insert(block);

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::chain::ChainId;
 use super::lru::LruList;
+use crate::tier::Key;
 
 /// The tokens whose state a snapshot is.
 #[derive(Debug, Clone)]
@@ -18,6 +19,18 @@ struct Snapshot {
     tail: Vec<u32>,
     /// The block with the tail's keys and values; none if there is no tail.
     tail_block: Option<u32>,
+    /// Its name in the tiers below, where there are some.
+    key: Option<Key>,
+}
+
+/// A named snapshot, as it is or was.
+#[derive(Debug, Clone)]
+pub(super) struct NamedState {
+    pub(super) key: Key,
+    pub(super) slot: u32,
+    pub(super) chain: ChainId,
+    pub(super) tail: Vec<u32>,
+    pub(super) tail_block: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -29,6 +42,10 @@ struct Slots {
     evictable: LruList,
     by_chain: HashMap<ChainId, Vec<u32>>,
     stats: StateStats,
+    /// Named snapshots that were given up since anybody looked; their slots hold them until the next step.
+    evicted: Vec<NamedState>,
+    /// Slots that get a state from below before the next step, and do not hold it yet.
+    loading: Vec<u32>,
 }
 
 /// Counters since the start.
@@ -72,15 +89,29 @@ pub struct StatePool {
 }
 
 impl Slots {
-    fn withdraw(&mut self, slot: u32) {
-        let Some(snapshot) = self.snapshots[slot as usize].take() else {
-            return;
-        };
+    fn withdraw(&mut self, slot: u32) -> Option<Snapshot> {
+        let snapshot = self.snapshots[slot as usize].take()?;
         if let Some(slots) = self.by_chain.get_mut(&snapshot.chain) {
             slots.retain(|&other| other != slot);
             if slots.is_empty() {
                 self.by_chain.remove(&snapshot.chain);
             }
+        }
+        Some(snapshot)
+    }
+
+    /// Notes a snapshot that is given up, for the tiers below.
+    fn note_evicted(&mut self, slot: u32, snapshot: Snapshot) {
+        if let Some(key) = snapshot.key
+            && !self.loading.contains(&slot)
+        {
+            self.evicted.push(NamedState {
+                key,
+                slot,
+                chain: snapshot.chain,
+                tail: snapshot.tail,
+                tail_block: snapshot.tail_block,
+            });
         }
     }
 
@@ -105,6 +136,8 @@ impl StatePool {
                 evictable: LruList::new(num_slots),
                 by_chain: HashMap::new(),
                 stats: StateStats::default(),
+                evicted: Vec::new(),
+                loading: Vec::new(),
             }),
         }
     }
@@ -158,7 +191,9 @@ impl StatePool {
             slot
         } else {
             let slot = slots.evictable.pop_front()?;
-            slots.withdraw(slot);
+            if let Some(snapshot) = slots.withdraw(slot) {
+                slots.note_evicted(slot, snapshot);
+            }
             slots.stats.evictions += 1;
             slot
         };
@@ -180,14 +215,15 @@ impl StatePool {
         }
     }
 
-    /// Makes a slot that only the caller holds the snapshot after `tail`, which follows the tokens of `chain`. Returns false and changes
-    /// nothing if there is one already.
+    /// Makes a slot that only the caller holds the snapshot after `tail`, which follows the tokens of `chain`. The tiers below know it
+    /// by `key`. Returns false and changes nothing if there is one already.
     pub(super) fn publish(
         &self,
         slot: u32,
         chain: ChainId,
         tail: &[u32],
         tail_block: Option<u32>,
+        key: Option<Key>,
     ) -> bool {
         let mut slots = self.slots();
         let known = slots.by_chain.get(&chain).into_iter().flatten().copied();
@@ -210,6 +246,7 @@ impl StatePool {
             chain,
             tail: tail.to_vec(),
             tail_block,
+            key,
         });
         slots.by_chain.entry(chain).or_default().push(slot);
         slots.stats.taken += 1;
@@ -225,10 +262,59 @@ impl StatePool {
     pub(super) fn take_back(&self, slot: u32) -> bool {
         let mut slots = self.slots();
         let alone = slots.references[slot as usize] == 1;
-        if alone {
-            slots.withdraw(slot);
+        if alone && let Some(snapshot) = slots.withdraw(slot) {
+            slots.note_evicted(slot, snapshot);
         }
         alone
+    }
+
+    /// The named snapshots whose tails lie in a block.
+    pub(super) fn named_on(&self, block: u32) -> Vec<NamedState> {
+        let slots = 0..self.num_slots as u32;
+        let states = slots.filter_map(|slot| self.named(slot));
+        states
+            .filter(|state| state.tail_block == Some(block))
+            .collect()
+    }
+
+    /// The named snapshot in a slot, which does not have to be loaded first.
+    pub(super) fn named(&self, slot: u32) -> Option<NamedState> {
+        let slots = self.slots();
+        let snapshot = slots.snapshots[slot as usize].as_ref()?;
+        if slots.loading.contains(&slot) {
+            return None;
+        }
+        Some(NamedState {
+            key: snapshot.key?,
+            slot,
+            chain: snapshot.chain,
+            tail: snapshot.tail.clone(),
+            tail_block: snapshot.tail_block,
+        })
+    }
+
+    /// Notes that a slot gets a state from below before the next step.
+    pub(super) fn note_loading(&self, slot: u32) {
+        self.slots().loading.push(slot);
+    }
+
+    /// All that was to be loaded is.
+    pub(super) fn note_loaded(&self) {
+        self.slots().loading.clear();
+    }
+
+    /// The named snapshots that were given up since the last call.
+    pub(super) fn take_evicted(&self) -> Vec<NamedState> {
+        std::mem::take(&mut self.slots().evicted)
+    }
+
+    /// What a slot has is no snapshot, if it was one.
+    pub(super) fn forget(&self, slot: u32) {
+        let mut slots = self.slots();
+        if slots.withdraw(slot).is_some() && slots.references[slot as usize] == 0 {
+            slots.evictable.remove(slot);
+            slots.free.push(slot);
+        }
     }
 
     /// The snapshot on `chain` with the longest tail with which `tokens` begin, of those that are longer than `beyond` (if given) and
@@ -281,7 +367,7 @@ mod tests {
         let pool = StatePool::new(4, 100);
         for tail in [&[1_u32, 2][..], &[1, 2, 3], &[1, 9], &[]] {
             let slot = pool.take().unwrap();
-            assert!(pool.publish(slot, 7, tail, (!tail.is_empty()).then_some(5)));
+            assert!(pool.publish(slot, 7, tail, (!tail.is_empty()).then_some(5), None));
             pool.release(slot);
         }
         let find = |tokens: &[u32], beyond| {
@@ -318,9 +404,9 @@ mod tests {
     fn a_second_snapshot_of_the_same_tokens_is_refused_and_the_least_used_one_is_evicted() {
         let pool = StatePool::new(2, 100);
         let (first, second) = (pool.take().unwrap(), pool.take().unwrap());
-        assert!(pool.publish(first, 1, &[4], Some(0)));
-        assert!(!pool.publish(second, 1, &[4], Some(1)));
-        assert!(pool.publish(second, 2, &[4], Some(1)));
+        assert!(pool.publish(first, 1, &[4], Some(0), None));
+        assert!(!pool.publish(second, 1, &[4], Some(1), None));
+        assert!(pool.publish(second, 2, &[4], Some(1), None));
         pool.release(first);
         pool.release(second);
         assert_eq!(

@@ -106,9 +106,10 @@ impl BlockTable {
         let (size, mut replaced) = (self.pool.block_size(), false);
         while (self.registered + 1) * size <= computed {
             let at = self.registered;
+            let before = at.checked_sub(1).map(|before| self.blocks[before]);
             let (block, chain) = self.pool.register(
                 self.blocks[at],
-                self.chain,
+                (self.chain, before),
                 &tokens[at * size..(at + 1) * size],
             );
             if self.blocks[at] != block {
@@ -189,6 +190,16 @@ impl BlockTable {
     /// The pool of its blocks.
     pub fn pool(&self) -> &Arc<BlockPool> {
         &self.pool
+    }
+
+    /// The blocks that are in the prefix cache.
+    pub(super) fn registered_blocks(&self) -> &[u32] {
+        &self.blocks[..self.registered]
+    }
+
+    /// Adds new blocks, or none at all.
+    pub(super) fn add_blocks(&mut self, count: usize) -> bool {
+        count == 0 || self.pool.allocate(count, Arc::make_mut(&mut self.blocks))
     }
 
     /// The chain of the registered blocks, their number of tokens, and the block after them.

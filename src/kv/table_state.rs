@@ -93,6 +93,7 @@ impl BlockTable {
     /// including this one, writes to another slot.
     pub fn leave_snapshot(&mut self, tokens: &[u32], computed: usize) {
         let (chain, filled, block) = self.registered();
+        let last = self.registered_blocks().last().copied();
         let pool = Arc::clone(self.pool());
         let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
             return;
@@ -106,7 +107,8 @@ impl BlockTable {
         }
         let tail = &tokens[filled..computed];
         let block = block.filter(|_| !tail.is_empty());
-        if states.publish(slot, chain, tail, block) {
+        let key = pool.state_key(chain, last, tail);
+        if states.publish(slot, chain, tail, block, key) {
             state.to = None;
         }
         if let Some(block) = block {

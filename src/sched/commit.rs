@@ -131,6 +131,9 @@ impl Scheduler {
                 let mut sequence = self.running.remove(at);
                 self.forecast.note(&sequence, reason == FinishReason::Stop);
                 sequence.leave_tail();
+                if let Some(lower) = &mut self.lower {
+                    lower.note_ended(&sequence.table);
+                }
                 self.policy.left(sequence.new.tenant);
                 finished.push(Finished { sequence, reason });
             } else {

@@ -15,9 +15,16 @@ impl Scheduler {
     /// prompt never waits for a long one. If another prompt is computing the next block of a prompt, that prompt waits for it. Drafts
     /// get what is left after all that. A failed step is tried again first, in parts.
     pub fn plan(&mut self) -> &Step {
-        if self.plan_retry() {
-            return &self.step;
+        self.pool.note_loaded();
+        self.take_fetched();
+        if !self.plan_retry() {
+            self.plan_step();
         }
+        self.plan_transfers();
+        &self.step
+    }
+
+    fn plan_step(&mut self) {
         self.adopt_prefixes();
         self.started.clear();
         let mut plan = Plan::new(&self.config, self.running.len());
@@ -36,7 +43,6 @@ impl Scheduler {
         let rows = self.grant_scoring(&mut plan);
         self.grant_drafts(&mut plan, rows);
         self.fill_step(plan.grants);
-        &self.step
     }
 
     /// For the prompts that are being computed, takes over the blocks that others have computed.
@@ -107,6 +113,7 @@ impl Scheduler {
 
     /// Puts a sequence that holds its prefix into the batch. Returns its index.
     fn start(&mut self, mut sequence: Box<Sequence>, plan: &mut Plan) -> usize {
+        self.restore(&mut sequence);
         sequence.attach_tail();
         if !sequence.has_run {
             sequence.has_run = true;

@@ -29,10 +29,13 @@ impl Queue {
         self.len
     }
 
-    /// Puts a sequence at the end of a line of its level.
+    /// Puts a sequence in a line of its level, by its arrival: at the end, unless it had to wait for its prefix before.
     pub(super) fn push(&mut self, sequence: Box<Sequence>, line: u32) {
         let lines = self.levels.entry(sequence.level).or_default();
-        lines.entry(line).or_default().push_back(sequence);
+        let line = lines.entry(line).or_default();
+        let rank = sequence.rank();
+        let at = line.partition_point(|other| other.rank() < rank);
+        line.insert(at, sequence);
         self.len += 1;
     }
 

@@ -6,6 +6,7 @@ use super::config::{ENTRY_TOKENS, SchedulerConfig, Speculation};
 use super::cost::StepCost;
 use super::forecast::Forecast;
 use super::grant::{Grant, Part};
+use super::lower::Lower;
 use super::policy::{Policy, PolicyKind};
 use super::queue::Queue;
 use super::sequence::{NewSequence, Sequence};
@@ -53,6 +54,8 @@ pub struct Scheduler {
     pub(super) retries: Vec<Part>,
     /// Sequences that the step planned last computes for the first time, whether it is tried whole or in parts.
     pub(super) started: Vec<u64>,
+    /// Where there are tiers below the model's memory.
+    pub(super) lower: Option<Box<Lower>>,
     next_order: u64,
     pub(super) stats: Stats,
 }
@@ -94,6 +97,7 @@ impl Scheduler {
             grants: Vec::new(),
             retries: Vec::new(),
             started: Vec::new(),
+            lower: None,
             next_order: 0,
             stats: Stats::default(),
         })
@@ -146,11 +150,10 @@ impl Scheduler {
     /// # Errors
     /// `queue_full` (429); `context_length_exceeded` (400) for one that could never run to its end.
     pub fn add(&mut self, new: NewSequence) -> Result<()> {
-        if self.queue.len() >= self.config.max_queue {
-            let message = format!(
-                "the queue is full: {} requests are waiting, which is the limit",
-                self.queue.len()
-            );
+        let waiting = self.queue.len() + self.fetching();
+        if waiting >= self.config.max_queue {
+            let message =
+                format!("the queue is full: {waiting} requests are waiting, which is the limit");
             return Err(Error::new(Kind::Busy, "queue_full", message).with_detail("retry_after", 1));
         }
         let (total, limit) = (new.prompt.len() + new.max_tokens, self.max_tokens());
@@ -171,7 +174,7 @@ impl Scheduler {
         let (level, line) = (self.policy.level(&new), self.policy.line(&new));
         self.policy.arrived(new.tenant);
         let sequence = Sequence::new(new, &self.pool, (level, order));
-        self.queue.push(Box::new(sequence), line);
+        self.enqueue(Box::new(sequence), line);
         Ok(())
     }
 
@@ -183,6 +186,11 @@ impl Scheduler {
 
     /// Whether nothing waits or runs.
     pub fn is_idle(&self) -> bool {
+        self.is_still() && self.fetching() == 0
+    }
+
+    /// Whether nothing can be computed until something else happens.
+    pub fn is_still(&self) -> bool {
         self.running.is_empty() && self.queue.len() == 0
     }
 
@@ -190,7 +198,7 @@ impl Scheduler {
     pub fn stats(&self) -> Stats {
         Stats {
             running: self.running.len(),
-            waiting: self.queue.len(),
+            waiting: self.queue.len() + self.fetching(),
             ..self.stats
         }
     }
@@ -202,7 +210,8 @@ impl Scheduler {
 
     /// Sequences that wait.
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
-        self.queue.iter()
+        let fetching = self.lower.iter().flat_map(|lower| lower.sequences());
+        self.queue.iter().chain(fetching)
     }
 
     /// Sequences of which the step planned last computes something for the first time.
@@ -223,16 +232,20 @@ impl Scheduler {
     /// Takes a sequence out, wherever it is; its blocks are free once it is dropped.
     pub fn abort(&mut self, id: u64) -> Option<Box<Sequence>> {
         let running = self.running.iter().position(|sequence| sequence.id() == id);
-        let sequence = match running {
-            Some(at) => {
-                let mut sequence = self.running.remove(at);
-                self.forecast.note(&sequence, false);
-                if !self.is_computed(&sequence) {
-                    sequence.leave_tail();
+        let sequence = if let Some(at) = running {
+            let mut sequence = self.running.remove(at);
+            self.forecast.note(&sequence, false);
+            if !self.is_computed(&sequence) {
+                sequence.leave_tail();
+                if let Some(lower) = &mut self.lower {
+                    lower.note_ended(&sequence.table);
                 }
-                sequence
             }
-            None => self.queue.remove(id)?,
+            sequence
+        } else {
+            let lower = self.lower.as_mut();
+            let fetching = lower.and_then(|lower| lower.remove(id));
+            fetching.or_else(|| self.queue.remove(id))?
         };
         self.policy.left(sequence.new.tenant);
         Some(sequence)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::draft::Drafter;
 use super::sampling::SeenTokens;
+use super::transfers::Staged;
 use crate::kv::{BlockPool, BlockTable};
 use crate::request::SamplingParams;
 
@@ -79,6 +80,8 @@ pub struct Sequence {
     pub(super) lost: usize,
     /// Where its state last was, or became, a snapshot.
     pub(super) snapshot: usize,
+    /// What the tiers below had of its prefix, until it joins the batch.
+    pub(super) staged: Option<Box<Staged>>,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
@@ -111,6 +114,7 @@ impl Sequence {
             preemptions: 0,
             lost: 0,
             snapshot: 0,
+            staged: None,
             drafter: None,
             finish: None,
             ended_by_token: false,

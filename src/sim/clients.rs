@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use serde_json::{Value, json};
 
 use super::check::{Check, ensure};
+use super::config::TENANTS;
 use super::ledger::{Answer, Fault, Open};
 use super::vocabulary::{GUIDES, Guide, STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
@@ -13,9 +14,8 @@ use crate::error::Error;
 use crate::request::{self, Input, OnOverflow, SessionId, Submission};
 use crate::session::{SessionKey, Start, TurnHistory};
 
-/// Sessions that clients of one tenant talk about, and tenants.
+/// Sessions that clients of one tenant talk about.
 const SESSION_IDS: usize = 6;
-const TENANTS: usize = 2;
 
 impl World {
     pub(super) fn clients_act(&mut self) -> Check {

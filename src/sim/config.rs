@@ -2,8 +2,12 @@
 
 use super::random::Random;
 use crate::sched::{PolicyKind, SchedulerConfig, Speculation};
-use crate::session::StoreLimits;
+use crate::session;
+use crate::tier::StoreLimits;
 use crate::wire::ReadLimits;
+
+/// Tenants whose clients talk to a server.
+pub(super) const TENANTS: usize = 2;
 
 /// Sizes of a world and how unruly it is, drawn anew for each.
 #[derive(Debug, Clone, Copy)]
@@ -15,10 +19,12 @@ pub(super) struct Config {
     pub(super) states: Option<(usize, usize)>,
     /// Tokens that layers with a window see, and how many more window blocks there are than one sequence may need.
     pub(super) windows: Option<(usize, usize)>,
+    /// Of a server with tiers below the model's memory.
+    pub(super) tiers: Option<StoreLimits>,
     pub(super) num_blocks: usize,
     pub(super) block_size: usize,
     pub(super) prefix_cache: bool,
-    pub(super) sessions: StoreLimits,
+    pub(super) sessions: session::StoreLimits,
     pub(super) reading: ReadLimits,
     /// Clients act in one step of that many.
     pub(super) calm: usize,
@@ -44,8 +50,16 @@ impl Config {
             .then(|| (random.range(1, 12), random.range(4, 40)));
         let windows = (states.is_none() && random.once_in(2))
             .then(|| (random.range(1, 40), random.range(0, 12)));
+        let prefix_cache = !random.once_in(8);
+        let tiers =
+            (prefix_cache && windows.is_none() && !random.once_in(3)).then(|| StoreLimits {
+                host_blocks: [0, 300, 3000][random.range(0, 2)],
+                host_states: [0, 100, 1000][random.range(0, 2)],
+                disk: [0, 4000, 40_000][random.range(0, 2)],
+            });
         Self {
             windows,
+            tiers,
             scheduler: SchedulerConfig {
                 max_batch,
                 max_batch_tokens: max_batch + random.range(16, 40),
@@ -61,8 +75,8 @@ impl Config {
             }),
             num_blocks: random.range(8, 64),
             block_size: random.range(1, 6),
-            prefix_cache: !random.once_in(8),
-            sessions: StoreLimits {
+            prefix_cache,
+            sessions: session::StoreLimits {
                 max_sessions: random.range(3, 12),
                 ttl_ms: [0, 2000, 20_000][random.range(0, 2)],
             },

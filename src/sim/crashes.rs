@@ -55,9 +55,11 @@ impl World {
         self.note_life();
         self.check_sessions()?;
         let pool = Arc::clone(self.core.scheduler().pool());
-        let (core, model) = Self::boot(self.config, &self.tokenizer)?;
+        let (core, model, tiers) =
+            Self::boot(self.config, &self.tokenizer, &self.drive, &mut self.random)?;
         self.core = core;
         self.model = model;
+        self.tiers = tiers;
         self.preparing.clear();
         ensure(pool.counts().owned == 0, || {
             "a dead core owns blocks".into()

@@ -52,6 +52,10 @@ counts! {
         snapshots,
         snapshot_hits,
         snapshot_evictions,
+        /// Contents that were copied to the tiers below the model's memory.
+        tier_saves,
+        /// Contents that came back from there.
+        tier_loads,
         disconnects,
         /// Streams that ended because their reader was too far behind.
         too_slow,
@@ -89,6 +93,14 @@ counts! {
         mask_panics,
         /// Turns while whose writing the log panicked.
         log_panics,
+        /// Times that the drive of a tier had no room.
+        full_drives,
+        /// Times that it did not answer for a while.
+        gone_drives,
+        /// Contents on it that were cut or changed.
+        damaged_contents,
+        /// Plans whose contents from below could not be loaded.
+        failed_loads,
         /// Writes that found the disk full.
         full_disks,
         /// Syncs of a log or of its place that failed.

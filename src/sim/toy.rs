@@ -2,10 +2,12 @@
 //! or position and its output differs. With recurrent states the hash itself is the state, which moves on with each token.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::engine::{Executor, StepOutput};
 use crate::error::{Error, Result};
 use crate::guided::StepMasks;
+use crate::kv::Place;
 use crate::sched::{NO_TOKEN, Step};
 
 /// The token that follows `context`, in [0, `vocab_size`): by turns a new one, and the one that followed the last token where it
@@ -85,6 +87,10 @@ pub struct ToyModel {
     pub not_finite: BTreeMap<u64, usize>,
     /// The first token of texts whose embeddings are not finite.
     pub not_finite_embedding: Option<i32>,
+}
+
+fn torn() -> Error {
+    Error::internal("a content has another size")
 }
 
 /// Whether a sequence has reached the length at which its fault begins.
@@ -180,6 +186,20 @@ impl ToyModel {
         Ok(())
     }
 
+    /// The slot and the tokens' cells of a place.
+    fn parts(&self, place: Place) -> (Option<usize>, Range<usize>) {
+        let cells = |block: u32| {
+            let start = block as usize * self.block_size;
+            start..start + self.block_size
+        };
+        match place {
+            Place::Block(block) => (None, cells(block)),
+            Place::State { slot, tail_block } => {
+                (Some(slot as usize), tail_block.map_or(0..0, cells))
+            }
+        }
+    }
+
     fn context(&self, blocks: &[u32], len: usize) -> Result<Vec<u32>> {
         let at = |position: usize| {
             blocks[position / self.block_size] as usize * self.block_size
@@ -252,6 +272,39 @@ impl Executor for ToyModel {
                 };
                 output.tokens.push(token);
             }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, place: Place) -> Result<Vec<u8>> {
+        let (state, block) = self.parts(place);
+        let mut bytes = Vec::new();
+        if let Some(slot) = state {
+            // What is no state is nothing to go on from: it gives a token that nobody expects.
+            bytes.extend(self.states[slot].unwrap_or(0).to_le_bytes());
+        }
+        for &token in &self.memory[block] {
+            bytes.extend(token.unwrap_or(-1).to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    fn load(&mut self, place: Place, bytes: &[u8]) -> Result<()> {
+        let (state, block) = self.parts(place);
+        let mut tokens = bytes;
+        if let Some(slot) = state {
+            let (state, rest) = bytes.split_first_chunk().ok_or_else(torn)?;
+            self.states[slot] = Some(u64::from_le_bytes(*state));
+            tokens = rest;
+        }
+        let (tokens, rest) = tokens.as_chunks();
+        let memory = &mut self.memory[block];
+        if !rest.is_empty() || tokens.len() != memory.len() {
+            return Err(torn());
+        }
+        for (cell, bytes) in memory.iter_mut().zip(tokens) {
+            let token = i32::from_le_bytes(*bytes);
+            *cell = (token >= 0).then_some(token);
         }
         Ok(())
     }

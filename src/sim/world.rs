@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
 use super::check::{Check, ensure};
-use super::config::Config;
+use super::config::{Config, TENANTS};
 use super::journal::Journal;
 use super::ledger::{Fault, Ledger};
 use super::random::Random;
 use super::reader::{Observer, Replies};
 use super::records::check_store;
 use super::report::{Counters, Faults};
+use super::tiers::{self, TierDrive};
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
 use crate::engine::{
     Abort, Core, Executor, Limits, Prepared, StepOutput, TurnGuard, request_of, sequence_id,
@@ -23,6 +24,7 @@ use crate::request::Submission;
 use crate::sched::{NO_TOKEN, Scheduler};
 use crate::session::SessionStore;
 use crate::text::Tokenizer;
+use crate::tier::Store;
 
 /// A request whose turn has begun and that the core has not seen yet.
 pub(super) struct Preparing {
@@ -42,6 +44,9 @@ pub(super) struct World {
     pub(super) journal: Option<Journal>,
     pub(super) core: Core,
     pub(super) model: ToyModel,
+    /// Of a server with tiers below the model's memory.
+    pub(super) tiers: Option<Arc<Store>>,
+    pub(super) drive: TierDrive,
     output: StepOutput,
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Of the grammars that answers follow, at their beginnings.
@@ -68,7 +73,8 @@ impl World {
     ) -> Result<Self, String> {
         let mut random = Random::new(seed);
         let config = Config::draw(&mut random);
-        let (core, model) = Self::boot(config, tokenizer)?;
+        let drive = TierDrive::default();
+        let (core, model, tiers) = Self::boot(config, tokenizer, &drive, &mut random)?;
         let limits = Limits {
             context_length: core.scheduler().max_tokens(),
             vocab_size: VOCAB_SIZE as usize,
@@ -89,6 +95,8 @@ impl World {
             journal,
             core,
             model,
+            tiers,
+            drive,
             output: StepOutput::default(),
             tokenizer: Arc::clone(tokenizer),
             matchers: Arc::clone(matchers),
@@ -105,7 +113,9 @@ impl World {
     pub(super) fn boot(
         config: Config,
         tokenizer: &Arc<Tokenizer>,
-    ) -> Result<(Core, ToyModel), String> {
+        drive: &TierDrive,
+        random: &mut Random,
+    ) -> Result<(Core, ToyModel, Option<Arc<Store>>), String> {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let (slots, every) = config.states.unwrap_or_default();
         let mut pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
@@ -117,13 +127,28 @@ impl World {
             pool = pool.with_windows(window, count);
             model = model.with_windows(window, count);
         }
+        if config.tiers.is_some() {
+            let tenants = 0..TENANTS as u32;
+            pool = pool.with_names(
+                tenants
+                    .map(|tenant| (tenant, tiers::root(tenant)))
+                    .collect(),
+            );
+        }
         let pool = Arc::new(pool);
         let scheduler = text(Scheduler::new(config.scheduler, pool))?;
-        let scheduler = scheduler
+        let mut scheduler = scheduler
             .with_policy(config.policy.policy())
             .with_speculation(config.speculation);
+        let below = config
+            .tiers
+            .map(|limits| tiers::start(limits, drive, random));
+        let (store, below) = below.unzip();
+        if let Some(below) = below {
+            scheduler = scheduler.with_below(below, random.range(1, 8));
+        }
         let core = Core::new(scheduler, Some(Arc::clone(tokenizer)), vec![END_TOKEN]);
-        Ok((core, model))
+        Ok((core, model, store))
     }
 
     /// One step of the server; `unruly`: clients come, and things go wrong.
@@ -142,6 +167,7 @@ impl World {
         } else {
             self.mend_log()?;
         }
+        self.disturb_tiers(unruly);
         self.compute(unruly)?;
         if let Some(unfair) = self.journal.as_mut().and_then(|j| j.unfair.take()) {
             return Err(unfair);
@@ -250,12 +276,14 @@ impl World {
     }
 
     fn compute(&mut self, unruly: bool) -> Check {
-        let idle = self.core.scheduler().is_idle();
+        let still = self.core.scheduler().is_still();
         let empty = self.core.plan().is_empty();
-        ensure(idle == empty, || {
+        // Those that a tier is read for do not hold up the others.
+        ensure(still || !empty, || {
             "requests wait, but nothing is planned".into()
         })?;
-        if empty {
+        self.transfer(unruly)?;
+        if self.core.scheduler().step().is_empty() {
             return Ok(());
         }
         self.counters.steps += 1;

@@ -4,6 +4,7 @@
 //! tenant is never found. Each tier has a limit of bytes, and evicts the least recently used content first. A missing or damaged copy is
 //! a miss and never an error: the content is computed again.
 
+mod below;
 mod entry;
 mod files;
 mod key;
@@ -13,6 +14,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use below::Below;
 pub use files::{Files, StoredFile};
 pub use key::{Digest, Key, Kind};
 pub use stats::{StoreStats, TierStats};

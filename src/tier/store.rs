@@ -148,6 +148,28 @@ impl Store {
         given_up
     }
 
+    /// Whether a content that the model's memory has and keeps is to be written to the disk. One that is there counts as used.
+    pub fn wants(&self, key: &Key) -> bool {
+        self.has_disk() && !self.use_on_disk(key)
+    }
+
+    /// Whether a content that the model's memory gives up is to be kept.
+    pub fn wants_evicted(&self, key: &Key) -> bool {
+        (self.has_disk() || self.has_host(key.kind)) && !self.holds(key)
+    }
+
+    /// Takes a content that was copied out of the model's memory; one that was `evicted` goes to host memory first. Returns what is
+    /// to be written to the disk.
+    pub fn keep(&self, key: Key, payload: Payload, evicted: bool) -> Vec<(Key, Payload)> {
+        let mut written = if evicted {
+            self.put_host(key, payload)
+        } else {
+            vec![(key, payload)]
+        };
+        written.retain(|(key, _)| self.wants(key));
+        written
+    }
+
     /// Counts a content that nobody had the time to write.
     pub fn count_skipped(&self) {
         self.shelves().stats.disk.skipped += 1;

@@ -31,6 +31,7 @@ pub fn config() -> EngineConfig {
         block_size: BLOCK_SIZE,
         prefix_cache: true,
         share_prefix_cache: false,
+        tiers: None,
         sessions: StoreLimits::default(),
         tenants: Vec::new(),
         stall: Duration::from_secs(5),

@@ -33,7 +33,7 @@ CHOSEN = {
 }
 # Codes whose status is another one in each place, and those that end a stream or a start.
 ANYWHERE = {"invalid_request", "not_lmserve", "reader_too_slow"}
-AT_START = re.compile(r"session_(dir|log)_\w+|invalid_(session_log|checkpoint)")
+AT_START = re.compile(r"session_(dir|log)_\w+|kv_disk_\w+|invalid_(session_log|checkpoint)")
 
 
 def rust_codes() -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from lmserve.api.state.database import Database
 from lmserve.cli.models import tell
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
-from lmserve.config import ServeConfig
+from lmserve.config import DiskTier, ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.load import ModelPlan
 from lmserve.model.device import available_memory
@@ -41,7 +41,7 @@ def members_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[Memb
         if folder is None:
             # What clients have said outlives its model's being unloaded, and ends with the server.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmserve-sessions-")))
-            config = replace(config, session_fsync="never")
+            config = replace(config, session_fsync="never", state_disk=0)
         members = []
         for name, model in config.models or ((None, config.model),):
             source = find_model(model, DownloadProgress(name or "the model"), tell)
@@ -53,6 +53,7 @@ def members_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[Memb
                 idle_unload=0,
                 served_model_names=names,
                 session_dir=folder / quote(names[0], safe=""),
+                kv_disk=_kv_disk(config, names[0]),
             )
             plan = loading.load(partial(ModelPlan, source.path, own, source.published))
             for line in plan_lines(plan, names):
@@ -65,6 +66,13 @@ def members_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[Memb
             idle_unload=config.idle_unload,
             agent_sessions=config.agent_sessions == "on",
         )
+
+
+def _kv_disk(config: ServeConfig, name: str) -> DiskTier | None:
+    """A model's own part of the folder; each may take the whole size."""
+    if config.kv_disk is None:
+        return None
+    return DiskTier(config.kv_disk.folder / quote(name, safe=""), config.kv_disk.size)
 
 
 def _member(source: ModelSource, config: ServeConfig, plan: ModelPlan) -> Member:

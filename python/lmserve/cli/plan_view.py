@@ -8,6 +8,7 @@ from lmserve.config import format_size
 
 if TYPE_CHECKING:
     from lmserve.engine.load import ModelPlan
+    from lmserve.engine.tiers import TierPlan
     from lmserve.model.options import MemoryPlan
 
 LENGTHS: Final = (512, 2048, 4096)  # tokens of a session, beside the longest that there can be
@@ -70,8 +71,20 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         each, total = format_size(memory.state_bytes), format_size(memory.states_bytes)
         kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"
         lines.append(f"States    {memory.state_slots} slots, {each} each, {total} in all: {kept}")
+    lines += _tier_lines(plan.tiers)
     if speculate := plan.options.speculate:
         graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
         rows = f"{memory.max_rows} sampled rows a step with them"
         lines.append(f"Drafts    up to {speculate} tokens of a sequence, {rows}{graphs}")
     return lines
+
+
+def _tier_lines(tiers: TierPlan) -> list[str]:
+    kept = [
+        f"{format_size(size)} of host memory for {what}"
+        for size, what in ((tiers.host_blocks, "KV blocks"), (tiers.host_states, "states"))
+        if size
+    ]
+    if tiers.folder is not None:
+        kept.append(f"{format_size(tiers.disk)} of disk in {tiers.folder}")
+    return [f"Below     {', '.join(kept)}"] if kept else []

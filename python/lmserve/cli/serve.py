@@ -31,6 +31,7 @@ from lmserve.config import (
     ConfigError,
     ServeConfig,
     format_size,
+    parse_disk_tier,
     parse_size,
 )
 from lmserve.keys import KeysError, read_keys
@@ -328,6 +329,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"of each turn (default: {default.state_every})",
     )
     group.add_argument(
+        "--kv-host-memory",
+        metavar="SIZE",
+        type=_size,
+        help="host memory for KV blocks that leave the KV cache; see docs/kv-tiers.md (default: 0, which is none)",
+    )
+    group.add_argument(
+        "--kv-disk",
+        metavar="DIR,SIZE",
+        type=_disk_tier,
+        help="a folder that keeps what was computed, KV blocks and states, beyond a restart, and the size that it may "
+        "take, such as /var/kv,100GiB; see docs/kv-tiers.md (default: none)",
+    )
+    group.add_argument(
+        "--state-memory",
+        metavar="SIZE",
+        type=_size,
+        help="host memory for recurrent states that leave their slots (default: 0, which is none)",
+    )
+    group.add_argument(
+        "--state-disk",
+        metavar="SIZE",
+        type=_size,
+        help="of a hybrid model with --session-dir and without --kv-disk: what states and KV blocks may take in that "
+        f"folder; 0: none are kept (default: {format_size(default.state_disk)})",
+    )
+    group.add_argument(
         "--gpu-memory-fraction",
         metavar="FRACTION",
         type=float,
@@ -486,4 +513,5 @@ def _argument(convert: Callable[[str], T], what: str) -> Callable[[str], T]:
 
 _integer = _argument(int, "a whole number")
 _number = _argument(float, "a number")
+_disk_tier = _argument(parse_disk_tier, "a folder and a size such as /var/kv,100GiB")
 _size = _argument(parse_size, "a size such as 2GiB, 512MiB or a number of bytes")

@@ -37,7 +37,7 @@ Conversation = Sequence[Mapping[str, Any]]
 OnError = Literal["raise", "keep"]
 
 # Settings that may be given as text, such as "2GiB".
-SIZES: Final = ("kv_memory", "max_body")
+SIZES: Final = ("kv_memory", "kv_host_memory", "state_memory", "state_disk", "max_body")
 
 
 class _Frame(Struct, frozen=True):

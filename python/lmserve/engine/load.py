@@ -14,6 +14,7 @@ from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.engine.text import TextLayer
+from lmserve.engine.tiers import TierPlan, plan_tiers, tiers_of
 from lmserve.loading import reading
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
@@ -57,6 +58,7 @@ class ModelPlan:
             gpu_memory_fraction=config.gpu_memory_fraction,
         )
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
+        self.tiers: TierPlan = plan_tiers(config, self.checkpoint, self.memory)
         self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
         self._config = config
 
@@ -110,6 +112,7 @@ class ModelPlan:
             session_log=session_log,
             tenants=config.keyring.tenants(),
             state_every=config.state_every,
+            tiers=tiers_of(self.tiers, config, checkpoint, self.memory),
         )
 
     def _open_session_log(self) -> _core.OpenSessionLog | None:

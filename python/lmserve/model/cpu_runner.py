@@ -43,6 +43,11 @@ class CpuRunner:
         self._embed = ops.program
 
     @property
+    def copy_sizes(self) -> tuple[int, int]:
+        """Bytes of a block and of a state, which the engine may copy to tiers below the model's memory."""
+        return self._core.copy_sizes
+
+    @property
     def native(self) -> tuple[CpuModel, CpuProgram, int, CpuArrays] | None:
         """What `launch` runs, for the engine to run it without Python; None: the model generates nothing."""
         if not self.info.can_generate:

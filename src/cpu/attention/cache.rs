@@ -230,6 +230,43 @@ impl KvCache {
         }
     }
 
+    /// Bytes of a page of all layers.
+    pub fn page_bytes(&self) -> usize {
+        self.layers
+            .iter()
+            .map(|layer| layer.shape.page_bytes())
+            .sum()
+    }
+
+    /// Appends the bytes of `count` pages from page `from` on, layer after layer.
+    ///
+    /// # Panics
+    /// If there are no such pages in some layer.
+    pub fn read_pages(&self, from: usize, count: usize, bytes: &mut Vec<u8>) {
+        let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
+        for layer in &self.layers {
+            assert!(from + count <= layer.pages);
+            let at = |page: usize| skipped + layer.start + page * layer.shape.page_bytes();
+            bytes.extend_from_slice(&self.memory[at(from)..at(from + count)]);
+        }
+    }
+
+    /// Writes what [`Self::read_pages`] gave to as many pages from page `to` on.
+    ///
+    /// # Panics
+    /// If there are no such pages in some layer, or the bytes are not of `count` pages.
+    pub fn write_pages(&mut self, to: usize, count: usize, mut bytes: &[u8]) {
+        assert_eq!(bytes.len(), count * self.page_bytes());
+        let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
+        for layer in &self.layers {
+            assert!(to + count <= layer.pages);
+            let at = |page: usize| skipped + layer.start + page * layer.shape.page_bytes();
+            let (own, rest) = bytes.split_at(count * layer.shape.page_bytes());
+            self.memory[at(to)..at(to + count)].copy_from_slice(own);
+            bytes = rest;
+        }
+    }
+
     /// What a team's threads write and read of it.
     pub fn view(&mut self) -> CacheView<'_> {
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);

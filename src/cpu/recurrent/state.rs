@@ -76,6 +76,32 @@ impl StateCache {
         self.slots
     }
 
+    /// Bytes of a slot.
+    pub const fn slot_bytes(&self) -> usize {
+        self.slot_len * size_of::<f32>()
+    }
+
+    /// Appends the bytes of a slot.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn read_slot(&self, slot: usize, bytes: &mut Vec<u8>) {
+        let numbers = &self.memory[slot * self.slot_len..(slot + 1) * self.slot_len];
+        bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    }
+
+    /// Writes what [`Self::read_slot`] gave to a slot.
+    ///
+    /// # Panics
+    /// If there is no such slot, or the bytes are not of one.
+    pub fn write_slot(&mut self, slot: usize, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.slot_bytes());
+        let numbers = &mut self.memory[slot * self.slot_len..(slot + 1) * self.slot_len];
+        for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
+            *number = f32::from_le_bytes(*bytes);
+        }
+    }
+
     /// What a team's threads read and write of it.
     pub fn view(&mut self) -> StateView<'_> {
         StateView {
