@@ -17,8 +17,8 @@ URL = "http://127.0.0.1:23333"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
 COMMAND = re.compile(rf'curl (?:-X (?P<method>\w+) )?"?{re.escape(URL)}(?P<path>/[^\s"?]*)[^\n]*(?P<more>\\?)')
-# They have their names in the text.
-ALIASES = {"/score", "/rerank", "/v2/rerank"}
+# They have their names in the text; the model of the commands has no labels.
+ALIASES = {"/score", "/v2/rerank", "/v1/classify", "/classify"}
 
 
 def commands() -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import ResponseStore
 from lmserve.api.routes.batches import cancel_batch, create_batch, get_batch, list_batches
 from lmserve.api.routes.chat import chat_completions
+from lmserve.api.routes.cohere import embed_by_type
 from lmserve.api.routes.completions import completions
 from lmserve.api.routes.conversations import (
     create_conversation,
@@ -58,7 +59,7 @@ from lmserve.api.routes.responses import (
     list_input_items,
 )
 from lmserve.api.routes.responses_socket import responses_socket
-from lmserve.api.routes.scoring import rerank, score
+from lmserve.api.routes.scoring import classify, rerank, score
 from lmserve.api.routes.server import ping, props, version
 from lmserve.api.routes.session_state import (
     export_session,
@@ -77,6 +78,7 @@ from lmserve.api.routes.sessions import (
     list_sessions,
     rewind_session,
 )
+from lmserve.api.routes.tei import embed, rerank_texts
 from lmserve.api.routes.tokenize import detokenize, encode, tokenize, tokenizer_info
 from lmserve.api.routes.usage import usage
 from lmserve.api.routes.web import index, web_file
@@ -123,8 +125,12 @@ API: Final = (
     create_message,
     count_tokens,
     embeddings,
+    embed_by_type,
+    embed,
     score,
     rerank,
+    rerank_texts,
+    classify,
     chat_interactive,
     tokenize,
     detokenize,

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from conftest import ALIAS, MODEL, Running
 
@@ -34,6 +35,58 @@ def test_base64_holds_the_same_floats(client: httpx.Client) -> None:
     (packed,) = embed(client, "Hello", encoding_format="base64")["data"]
     raw = base64.b64decode(packed["embedding"], validate=True)
     assert struct.unpack(f"<{len(plain['embedding'])}f", raw) == pytest.approx(plain["embedding"], abs=1e-6)
+
+
+def test_forms_of_8_bits_and_of_one(client: httpx.Client) -> None:
+    vector = np.array(embed(client, "Hello")["data"][0]["embedding"])
+
+    def form(name: str) -> Any:
+        return np.array(embed(client, "Hello", encoding_format=name)["data"][0]["embedding"])
+
+    assert np.abs(form("int8")).max() == 127
+    np.testing.assert_allclose(form("int8") * np.abs(vector).max() / 127, vector, atol=np.abs(vector).max() / 250)
+    np.testing.assert_array_equal(form("uint8"), form("int8") + 128)
+    np.testing.assert_array_equal(form("ubinary"), np.packbits(vector > 0))
+    np.testing.assert_array_equal(form("binary"), np.packbits(vector > 0).astype(int) - 128)
+
+
+def test_cohere_embeds_in_several_forms(client: httpx.Client) -> None:
+    forms = ["float", "base64", "int8", "uint8", "binary", "ubinary"]
+    body = {"texts": ["Hello", "Bye"], "input_type": "search_document", "embedding_types": forms}
+    reply = client.post("/v2/embed", json=body).json()
+    assert reply["id"].startswith("embed-")
+    assert (reply["texts"], reply["response_type"]) == (body["texts"], "embeddings_by_type")
+    assert reply["embeddings"].keys() == set(forms)
+    for form in forms:
+        expected = [item["embedding"] for item in embed(client, body["texts"], encoding_format=form)["data"]]
+        found = reply["embeddings"][form]
+        assert found == (pytest.approx(np.array(expected), abs=1e-6) if form == "float" else expected)
+    tokens = reply["meta"]["tokens"]["input_tokens"]
+    assert reply["meta"] == {
+        "api_version": {"version": "2"},
+        "billed_units": {"input_tokens": tokens},
+        "tokens": {"input_tokens": tokens, "output_tokens": 0},
+    }
+    plain = client.post("/v2/embed", json={"texts": ["Hello"], "output_dimension": 4}).json()["embeddings"]
+    assert plain.keys() == {"float"}
+    assert len(plain["float"][0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("/v2/embed", {"texts": []}, "texts"),
+        ("/v2/embed", {"texts": ["a"] * 2049}, "texts"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": ["int4"]}, "embedding_types[0]"),
+        ("/v2/embed", {"texts": ["a"], "truncate": "MIDDLE"}, "truncate"),
+        ("/embed", {"inputs": []}, "inputs"),
+        ("/embed", {"inputs": ["a", 1]}, "input"),
+        ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
+        ("/embed", {"inputs": "a", "prompt_name": "x"}, "prompt_name"),
+    ],
+)
+def test_invalid_fields_are_named(client: httpx.Client, route: str, fields: dict[str, Any], param: str) -> None:
+    error_of(client.post(route, json=fields), 400, param=param)
 
 
 def test_dimensions(client: httpx.Client) -> None:

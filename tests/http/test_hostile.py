@@ -154,7 +154,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
             *(None, 1, {}, "", [], [""], [None], [[]], [{}], [-1], [2**31], [2**64], [1.5], [True]),
             *(["x", 1], [[1], 1], ["x", [1]], [["x"]], [[[1]]], [[1, -1]], ["x"] * 2049),
         ],
-        "encoding_format": [1, "x", [], {}, "int8"],
+        "encoding_format": [1, "x", [], {}, "int4"],
         "dimensions": [*INTS, 0, -1, 65537],
         "user": [1, [], {}, "x" * 600],
         "unknown": [None, 1],

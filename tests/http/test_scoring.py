@@ -1,4 +1,4 @@
-"""POST /v1/score and /v1/rerank."""
+"""POST /v1/score, /v1/rerank, /rerank and /v1/classify."""
 
 from __future__ import annotations
 
@@ -75,6 +75,19 @@ def test_only_the_best(client: httpx.Client) -> None:
     assert len(more["results"]) == 1
 
 
+@pytest.mark.parametrize(("route", "version"), [("/v1/rerank", "1"), ("/rerank", "1"), ("/v2/rerank", "2")])
+def test_what_cohere_says_beside_the_results(client: httpx.Client, route: str, version: str) -> None:
+    reply = post(client, route, query=CAT, documents=[CAT] * 101)
+    tokens = {"input_tokens": reply["usage"]["prompt_tokens"], "output_tokens": 0}
+    assert reply["meta"] == {"api_version": {"version": version}, "billed_units": {"search_units": 2}, "tokens": tokens}
+
+
+def test_texts_are_ranked_as_by_tei(client: httpx.Client) -> None:
+    best = post(client, "/v1/rerank", query=CAT, documents=[SPANNER, CAT, KITTEN])["results"]
+    bare = client.post("/rerank", json={"query": CAT, "texts": [SPANNER, CAT, KITTEN], "raw_scores": True}).json()
+    assert bare == [{"index": item["index"], "score": item["relevance_score"]} for item in best]
+
+
 @pytest.mark.parametrize(
     ("route", "fields", "param"),
     [
@@ -89,6 +102,13 @@ def test_only_the_best(client: httpx.Client) -> None:
         ("/v1/rerank", {"query": CAT, "documents": [CAT], "top_n": 0}, "top_n"),
         ("/v1/rerank", {"query": CAT, "documents": [CAT], "max_tokens_per_doc": 10}, "max_tokens_per_doc"),
         ("/v1/rerank", {"query": "", "documents": [CAT]}, "query"),
+        ("/rerank", {"query": CAT}, "texts"),
+        ("/rerank", {"query": CAT, "texts": [CAT], "documents": [CAT]}, "documents"),
+        ("/rerank", {"query": CAT, "texts": [CAT], "top_n": 1}, "top_n"),
+        ("/rerank", {"query": CAT, "documents": [CAT], "raw_scores": True}, "raw_scores"),
+        ("/rerank", {"query": CAT, "texts": []}, "texts"),
+        ("/v1/classify", {"input": CAT}, "model"),
+        ("/v1/classify", {"input": [""]}, "input[0]"),
     ],
 )
 def test_invalid_parameters_are_named(client: httpx.Client, route: str, fields: dict[str, Any], param: str) -> None:

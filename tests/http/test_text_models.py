@@ -278,3 +278,57 @@ def test_a_long_document_is_refused_or_cut(reranker: Served) -> None:
 def test_a_model_that_scores_embeds_nothing(reranker: Served) -> None:
     response = reranker.client.post("/v1/embeddings", json={"input": CAT})
     assert "cannot compute embeddings" in error_of(response, 400, param="model")["message"]
+
+
+def test_raw_scores_are_logits(reranker: Served) -> None:
+    documents = [DOG, CAT, "what has fur"]
+    logits = [float(reranker.logits(CAT, text)[0]) for text in documents]
+    order = sorted(range(3), key=lambda index: -logits[index])
+    for raw, expected in ((True, logits), (None, [1 / (1 + np.exp(-logit)) for logit in logits])):
+        reply = reranker.post("/rerank", query=CAT, texts=documents, raw_scores=raw, return_text=True)
+        assert [item["index"] for item in reply] == order
+        assert [item["score"] for item in reply] == pytest.approx([expected[index] for index in order], abs=1e-4)
+        assert [item["text"] for item in reply] == [documents[index] for index in order]
+    body = {"query": CAT, "texts": [LONG]}
+    error_of(reranker.client.post("/rerank", json=body), 400, "context_length_exceeded")
+    cut = reranker.post("/v1/score", text_1=CAT, text_2=LONG, truncate_prompt_tokens=-1)["data"][0]["score"]
+    assert reranker.post("/rerank", **body, truncate=True) == [{"index": 0, "score": cut}]
+    assert reranker.post("/rerank", **body, truncate=True, truncation_direction="Left") != [{"index": 0, "score": cut}]
+
+
+def test_embed_takes_what_the_model_has(xlm_r: Served) -> None:
+    assert xlm_r.post("/embed", inputs=[CAT, DOG]) == xlm_r.embed([CAT, DOG]).tolist()
+    assert xlm_r.post("/embed", inputs=CAT, prompt_name="query", dimensions=8) == [
+        *xlm_r.embed([CAT], prompt_name="query", dimensions=8).tolist()
+    ]
+    assert xlm_r.post("/embed", inputs=[[5, 6]]) == xlm_r.post("/embed", inputs=[5, 6])
+    error_of(xlm_r.client.post("/embed", json={"inputs": LONG}), 400, "context_length_exceeded")
+    for direction, cut in (("Left", "START"), ("right", "END"), (None, "END")):
+        found = xlm_r.post("/embed", inputs=LONG, truncate=True, truncation_direction=direction)
+        assert found == xlm_r.embed([LONG], truncate=cut).tolist()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_labels(tmp_path: Path, several: bool) -> None:
+    tokenizer = word_pieces()
+    torch.manual_seed(4)
+    labels = {0: "calm", 1: "joy", 2: "fear"}
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), num_labels=3, id2label=labels, max_position_embeddings=40, **SIZES
+    )
+    config.problem_type = "multi_label_classification" if several else None
+    model = transformers.BertForSequenceClassification(config).eval()
+    save(tmp_path, model, tokenizer, {})
+    for served in serve(tmp_path, model, tokenizer):
+        texts = [CAT, "what has fur"]
+        reply = served.post("/v1/classify", input=texts)
+        assert reply["object"] == "list"
+        for text, item in zip(texts, reply["data"], strict=True):
+            with torch.inference_mode():
+                logits = model(torch.tensor([served.ids(text)])).logits[0]
+            expected = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+            assert item["probs"] == pytest.approx(expected, abs=1e-5)
+            assert (item["label"], item["num_classes"]) == (labels[int(logits.argmax())], 3)
+        assert served.post("/classify", input=texts[1])["data"][0]["probs"] == reply["data"][1]["probs"]
+        error_of(served.client.post("/v1/classify", json={"input": [CAT, LONG]}), 400, "context_length_exceeded")
+        error_of(served.client.post("/v1/score", json={"text_1": CAT, "text_2": CAT}), 400, param="model")

@@ -46,6 +46,7 @@ class Embedding:
     `pooling`: one of POOLINGS; None: the model says that its states are not pooled, and embeds nothing.
     `scores`: the vector is not an embedding but the model's scores of a pair of texts, and is not normalised; "sigmoid"
     or "identity" is then what a score of one label is shown through.
+    `several_labels`: more than one of `labels` may hold of a text.
     `dimensions`: lengths that an embedding may be cut to, as its training allows (Matryoshka): () none, (0,) any.
     `segments`: the token that ends the first of a pair's two segments, and how many positions a segment has.
     """
@@ -57,6 +58,7 @@ class Embedding:
     dimensions: tuple[int, ...] = ()
     scores: str | None = None
     labels: tuple[str, ...] = ()
+    several_labels: bool = False
     segments: tuple[int, int] | None = None
     length: int = 0  # numbers of a vector, once the model's width is known
 

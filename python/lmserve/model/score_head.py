@@ -40,6 +40,7 @@ def read_scores(
                 layers=layers,
                 scores=_shown(config),
                 labels=_labels(config, layers[-1].weight.shape[0]),
+                several_labels=config.get("problem_type") == "multi_label_classification",
                 segments=segments,
             )
     raise CheckpointError("the head that scores texts is missing, or not of a known form (BERT, RoBERTa, decoders)")

@@ -22,6 +22,9 @@ TruncateTokens = Annotated[
     ),
 ]
 
+# float, or little-endian 32-bit floats in base64, or each number in 8 bits, or the sign of each in one bit.
+VectorForm = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts to embed. An unknown key is an error."""
@@ -36,7 +39,11 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ]
     encoding_format: Annotated[
-        Literal["float", "base64"] | None, Meta(description="base64: little-endian 32-bit floats.")
+        VectorForm | None,
+        Meta(
+            description="base64: little-endian 32-bit floats; int8, uint8: each number in 8 bits, the largest of a"
+            " vector as 127 (of uint8 128 more); binary, ubinary: the signs, 8 in an int8 or uint8, as Cohere's."
+        ),
     ] = None
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=65536)] | None,
@@ -71,7 +78,7 @@ class Embedding(Struct, frozen=True, kw_only=True):
     """The vector of one input, of length 1 (L2)."""
 
     object: Literal["embedding"] = "embedding"
-    embedding: Annotated[list[float] | str, Meta(description="Numbers, or their base64.")]
+    embedding: Annotated[list[float] | str, Meta(description="Numbers, of which some forms are integers, or base64.")]
     index: int
 
 

@@ -30,6 +30,7 @@ from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest, Sc
 from lmserve.schemas.retention import Retention
 from lmserve.schemas.scoring import RerankRequest
 from lmserve.schemas.sessions import TurnRequest
+from lmserve.schemas.tei import AnyRerankRequest, InputsRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
 from lmserve.schemas.tools import FlatTool, FlatToolChoice, NamedToolChoice, ReplayedCall, ResponseTool, Tool
 
@@ -71,10 +72,14 @@ FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
     MessagesRequest: {"system": SYSTEM},
     CountTokensRequest: {"system": SYSTEM},
     RerankRequest: {"max_tokens_per_doc": NULL},
+    AnyRerankRequest: {"max_tokens_per_doc": NULL},
     CompletionRequest: {
         "prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS),
         "stop": NO_CANCEL,
         "guided_json": NOT_FALSE,
+    },
+    InputsRequest: {
+        "inputs": one_kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}, MAX_INPUT_TOKENS),
     },
     EmbeddingsRequest: {
         "input": one_kind({"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}, MAX_INPUT_TOKENS)
@@ -185,6 +190,15 @@ def blocks(*types: str) -> Json:
 WORDS_OR_NULL: Final = ["string", "array", "null"]
 
 RULES: Final[Mapping[type[Struct], tuple[Json, ...]]] = {
+    AnyRerankRequest: (
+        either(
+            both(required(texts=LIST), null("documents", "top_n", "return_documents")),
+            both(
+                required(documents=LIST),
+                null("texts", "raw_scores", "return_text", "truncate", "truncation_direction"),
+            ),
+        ),
+    ),
     GenerateRequest: (
         either(both(off("stop"), null("retention")), required(instance_id=LIVE)),
         # A verb on a session needs no words.

@@ -1,4 +1,4 @@
-"""`POST /v1/score` in vLLM's shape, `POST /v1/rerank` in Jina's and Cohere's."""
+"""`POST /v1/score` and `/v1/classify` in vLLM's shape, `POST /v1/rerank` in Jina's and Cohere's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import RequestedModel, Tag
+from lmserve.schemas.cohere import ReplyMeta
 from lmserve.schemas.embeddings import EmbeddingsUsage, NonEmptyText, TruncateTokens
 
 MAX_TEXTS: Final = 1024
@@ -98,4 +99,36 @@ class RerankReply(Struct, frozen=True, kw_only=True):
     id: str
     model: str
     usage: RerankUsage
+    meta: ReplyMeta
     results: list[RankedDocument]
+
+
+class ClassifyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Texts to label. An unknown key is an error."""
+
+    model: RequestedModel = ""
+    input: Annotated[
+        NonEmptyText | Texts, Meta(description=f"A text, or at most {MAX_TEXTS}.", examples=["What a fine day!"])
+    ]
+    user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
+    truncate_prompt_tokens: TruncateTokens = None
+
+
+class LabelledText(Struct, frozen=True, kw_only=True):
+    """The label that is most likely, and how likely each is, in the model's order."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyReply(Struct, frozen=True, kw_only=True):
+    """Labels in the order of the texts; `created` is in seconds since 1970."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[LabelledText]
+    usage: EmbeddingsUsage

@@ -20,6 +20,7 @@ from lmserve.schemas.anthropic import (
 )
 from lmserve.schemas.batches import BatchList, BatchReply, CreateBatch
 from lmserve.schemas.chat import ChatChunk, ChatReply, ChatRequest
+from lmserve.schemas.cohere import EmbedReply, EmbedRequest
 from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
 from lmserve.schemas.completions import CompletionChunk, CompletionReply, CompletionRequest
 from lmserve.schemas.conversations import (
@@ -45,7 +46,14 @@ from lmserve.schemas.responses import (
     StoredMessage,
 )
 from lmserve.schemas.retention import Retention
-from lmserve.schemas.scoring import RerankReply, RerankRequest, ScoreReply, ScoreRequest
+from lmserve.schemas.scoring import (
+    ClassifyReply,
+    ClassifyRequest,
+    RerankReply,
+    RerankRequest,
+    ScoreReply,
+    ScoreRequest,
+)
 from lmserve.schemas.server import PropsReply, VersionReply
 from lmserve.schemas.session_state import SessionCompletions, SessionExport
 from lmserve.schemas.sessions import (
@@ -60,6 +68,7 @@ from lmserve.schemas.sessions import (
     Transcript,
     TurnRequest,
 )
+from lmserve.schemas.tei import AnyRerankRequest, InputsRequest, RankedText
 from lmserve.schemas.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -271,6 +280,23 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "usage": {"prompt_tokens": 3, "total_tokens": 3},
         },
     ),
+    EmbedRequest: (
+        {"model": MODEL, "texts": ["Hello world!"], "input_type": "search_document", "embedding_types": ["int8"]},
+    ),
+    EmbedReply: (
+        {
+            "id": "embed-1f2e3d",
+            "embeddings": {"int8": [[95, -127]]},
+            "texts": ["Hello world!"],
+            "meta": {
+                "api_version": {"version": "2"},
+                "billed_units": {"input_tokens": 3},
+                "tokens": {"input_tokens": 3, "output_tokens": 0},
+            },
+            "response_type": "embeddings_by_type",
+        },
+    ),
+    InputsRequest: ({"inputs": ["Hello world!", "Good morning."], "truncate": True},),
     ScoreRequest: ({"model": MODEL, "text_1": "A cat.", "text_2": ["A kitten.", "A spanner."]},),
     ScoreReply: (
         {
@@ -294,7 +320,28 @@ EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
             "id": "rerank-1f2e3d",
             "model": MODEL,
             "usage": {"total_tokens": 12, "prompt_tokens": 12},
+            "meta": {
+                "api_version": {"version": "2"},
+                "billed_units": {"search_units": 1},
+                "tokens": {"input_tokens": 12, "output_tokens": 0},
+            },
             "results": [{"index": 1, "document": {"text": "A cat."}, "relevance_score": 0.62}],
+        },
+    ),
+    AnyRerankRequest: (
+        {"query": "What has whiskers?", "texts": ["A spanner.", "A cat."], "raw_scores": True},
+        {"query": "What has whiskers?", "documents": ["A spanner.", "A cat."], "top_n": 1},
+    ),
+    RankedText: ({"index": 1, "score": 0.62}, {"index": 1, "text": "A cat.", "score": 0.62}),
+    ClassifyRequest: ({"model": MODEL, "input": ["What a fine day!"]},),
+    ClassifyReply: (
+        {
+            "id": "classify-1f2e3d",
+            "object": "list",
+            "created": CREATED,
+            "model": MODEL,
+            "data": [{"index": 0, "label": "joy", "probs": [0.9, 0.1], "num_classes": 2}],
+            "usage": {"prompt_tokens": 7, "total_tokens": 7},
         },
     ),
     MessagesRequest: (

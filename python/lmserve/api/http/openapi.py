@@ -28,6 +28,8 @@ from lmserve.schemas.rules import FIELDS, RULES
 
 # What the document describes: every request and reply has an example.
 SCHEMAS: Final[tuple[type[Struct], ...]] = (*EXAMPLES, *ERROR_REPLIES)
+# The reply that is no object: vectors.
+BARE_LIST: Final = [[0.6, -0.8], [0.8, 0.6]]
 SCHEMA_PATH: Final = "#/components/schemas/{name}"
 
 ERRORS: Final = {
@@ -129,6 +131,9 @@ def _in_order(paths: dict[str, Any]) -> dict[str, Any]:
 def _add_example(status: int, media: dict[str, Any]) -> None:
     # Litestar would leave out the nulls.
     schema = media["schema"]
+    if "$ref" not in schema and "oneOf" not in schema:
+        media["example"] = BARE_LIST
+        return
     ref = schema["$ref"] if "$ref" in schema else schema["oneOf"][0]["$ref"]
     model = next(model for model in SCHEMAS if ref == SCHEMA_PATH.format(name=model.__name__))
     media["example"] = EXAMPLES[model][0] if model in EXAMPLES else failure(status, model)

@@ -31,10 +31,12 @@ from lmserve.keys import Keyring
 from lmserve.loading import Loading, begin
 from lmserve.schemas.anthropic import CountTokensRequest, MessagesRequest
 from lmserve.schemas.chat import ChatRequest
+from lmserve.schemas.cohere import EmbedRequest
 from lmserve.schemas.completions import CompletionRequest
 from lmserve.schemas.embeddings import EmbeddingsRequest
 from lmserve.schemas.responses import ResponsesRequest
-from lmserve.schemas.scoring import RerankRequest, ScoreRequest
+from lmserve.schemas.scoring import ClassifyRequest, RerankRequest, ScoreRequest
+from lmserve.schemas.tei import AnyRerankRequest, InputsRequest
 
 MOST_KEYS: Final = 1000  # of which /metrics has series
 logger = logging.getLogger("lmserve.http")
@@ -47,10 +49,14 @@ STALLED_FOR_GOOD = 60
 
 RequestT = TypeVar(
     "RequestT",
-    bound=ChatRequest
+    bound=AnyRerankRequest
+    | ChatRequest
+    | ClassifyRequest
     | CompletionRequest
     | CountTokensRequest
+    | EmbedRequest
     | EmbeddingsRequest
+    | InputsRequest
     | MessagesRequest
     | RerankRequest
     | ResponsesRequest

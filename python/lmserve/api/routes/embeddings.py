@@ -8,6 +8,7 @@ from litestar import Request, Response, post
 from litestar.params import JSONBody
 
 from lmserve.api.convert.embedding import check_dimensions, check_embeds, prefix, truncation
+from lmserve.api.convert.vectors import Vectors, VectorsReply, in_form
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
@@ -15,7 +16,7 @@ from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import EmbedSubmission, TextInput, TokensInput
 from lmserve.errors import LmserveError
-from lmserve.schemas.embeddings import MAX_INPUTS, EmbeddingsReply, EmbeddingsRequest
+from lmserve.schemas.embeddings import MAX_INPUTS, Embedding, EmbeddingsReply, EmbeddingsRequest, EmbeddingsUsage
 
 
 @post(
@@ -35,7 +36,18 @@ async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, An
     serving = serving_of(request)
     engine = serving.engine
     data = serving.with_model(data)
-    return EngineReply(engine.embed(submission(engine, data, tenant=tenant_of(request))))
+    stream = engine.embed(submission(engine, data, tenant=tenant_of(request)))
+    form = data.encoding_format or "float"
+    if form in ("float", "base64"):
+        return EngineReply(stream)
+
+    def reply(vectors: Vectors, usage: EmbeddingsUsage) -> EmbeddingsReply:
+        rows = enumerate(in_form(vectors, form))
+        return EmbeddingsReply(
+            data=[Embedding(embedding=row, index=index) for index, row in rows], model=model_of(data), usage=usage
+        )
+
+    return EngineReply(VectorsReply(stream, reply))
 
 
 def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
@@ -57,7 +69,7 @@ def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> 
         model=model_of(data),
         inputs=inputs,
         truncation=truncation(data.truncate_prompt_tokens, data.truncate),
-        encoding_format=data.encoding_format or "float",
+        encoding_format="float" if data.encoding_format in (None, "float") else "base64",
         dimensions=data.dimensions,
         tenant=tenant,
     )

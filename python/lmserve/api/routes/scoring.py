@@ -1,12 +1,13 @@
-"""`POST /v1/score` and `/v1/rerank`: the scores of a model that scores pairs of texts, or the cosines of embeddings."""
+"""`POST /v1/score` and `/v1/rerank`: the scores of a model that scores pairs of texts, or the cosines of embeddings;
+and `/v1/classify`: its labels.
+"""
 
 from __future__ import annotations
 
-import base64
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -16,15 +17,19 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from lmserve.api.convert.embedding import truncation
+from lmserve.api.convert.vectors import Vectors, VectorsReply
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
-from lmserve.api.http.reply import EngineReply, rewritten
+from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
-from lmserve.engine.async_engine import AsyncStream
-from lmserve.engine.submission import EmbedSubmission, PairInput, TextInput
+from lmserve.engine.submission import EmbedSubmission, PairInput, TextInput, Truncation
 from lmserve.errors import LmserveError
-from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsUsage
+from lmserve.schemas.cohere import ApiVersion, BilledUnits, ReplyMeta, TokenCounts
+from lmserve.schemas.embeddings import EmbeddingsUsage
 from lmserve.schemas.scoring import (
+    ClassifyReply,
+    ClassifyRequest,
+    LabelledText,
     RankedDocument,
     RerankReply,
     RerankRequest,
@@ -35,7 +40,10 @@ from lmserve.schemas.scoring import (
     TextDocument,
 )
 
-Vectors = NDArray[np.float32]
+Numbers = NDArray[np.float64]
+
+# Documents of one search, as Cohere counts.
+SEARCHED: Final = 100
 
 
 def _operation_id(_handler: object, _method: object, path: Sequence[object]) -> str:
@@ -73,11 +81,12 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
             usage=usage,
         )
 
-    return _scored(request, model_of(data), (first, second), reply, tokens=data.truncate_prompt_tokens)
+    cut = truncation(data.truncate_prompt_tokens)
+    return scored(request, model_of(data), (first, second), reply, cut=cut)
 
 
 @post(
-    ["/v1/rerank", "/rerank", "/v2/rerank"],
+    ["/v1/rerank", "/v2/rerank"],
     dto=StrictJson[RerankRequest],
     return_dto=None,
     status_code=200,
@@ -91,13 +100,19 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
 async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any]) -> Response[Any]:
     """The documents, the most relevant first."""
     data = serving_of(request).with_model(data)
+    version: Literal["1", "2"] = "2" if request.url.path.startswith("/v2/") else "1"
+    return reranked(request, data, version)
+
+
+def reranked(request: Request[Any, Any, Any], data: RerankRequest, version: Literal["1", "2"] = "1") -> EngineReply:
+    """The reply to a request with its model. version: of Cohere's API."""
     if data.max_tokens_per_doc is not None:
         message = "max_tokens_per_doc is not supported: the server never truncates documents; leave it out"
         raise LmserveError.invalid("max_tokens_per_doc", message, "unsupported_parameter")
     documents = [item if isinstance(item, str) else item.text for item in data.documents]
 
     def reply(scores: list[float], usage: EmbeddingsUsage) -> RerankReply:
-        order = sorted(range(len(documents)), key=lambda index: -scores[index])[: data.top_n]
+        order = by_score(scores)[: data.top_n]
         results = [
             RankedDocument(
                 index=index,
@@ -110,11 +125,74 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
             id=f"rerank-{uuid.uuid4().hex}",
             model=model_of(data),
             usage=RerankUsage(total_tokens=usage.total_tokens, prompt_tokens=usage.prompt_tokens),
+            meta=ReplyMeta(
+                api_version=ApiVersion(version),
+                billed_units=BilledUnits(search_units=-(-len(documents) // SEARCHED)),
+                tokens=TokenCounts(input_tokens=usage.prompt_tokens),
+            ),
             results=results,
         )
 
-    texts, tokens = ([data.query], documents), data.truncate_prompt_tokens
-    return _scored(request, model_of(data), texts, reply, tokens=tokens, types=("query", "document"))
+    texts, cut = ([data.query], documents), truncation(data.truncate_prompt_tokens)
+    return scored(request, model_of(data), texts, reply, cut=cut, types=("query", "document"))
+
+
+@post(
+    ["/v1/classify", "/classify"],
+    dto=StrictJson[ClassifyRequest],
+    return_dto=None,
+    status_code=200,
+    operation_id=_operation_id,
+    summary="Label texts",
+    description="vLLM's route: how likely each label of a model that classifies texts is.",
+    tags=["Embeddings"],
+    responses=responses(ClassifyReply, 400, 401, 404, 408, 413, 429, 503),
+)
+async def classify(data: JSONBody[ClassifyRequest], request: Request[Any, Any, Any]) -> Response[Any]:
+    """Probabilities of the labels: by a softmax, or each by a sigmoid where several may hold or there is only one."""
+    serving = serving_of(request)
+    data = serving.with_model(data)
+    embedding = serving.engine.embedding
+    if embedding is None or embedding.scores is None:
+        raise LmserveError.invalid("model", "this model gives no labels; one that classifies texts does")
+    labels, several = embedding.labels, embedding.several_labels or embedding.length == 1
+
+    def reply(vectors: Vectors, usage: EmbeddingsUsage) -> ClassifyReply:
+        logits = vectors.astype(np.float64)
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities = sigmoid(logits) if several else powers / powers.sum(-1, keepdims=True)
+        return ClassifyReply(
+            id=f"classify-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=model_of(data),
+            data=[
+                LabelledText(index=index, label=labels[row.argmax()], probs=row.tolist(), num_classes=len(labels))
+                for index, row in enumerate(probabilities)
+            ],
+            usage=usage,
+        )
+
+    texts = [data.input] if isinstance(data.input, str) else data.input
+    submission = EmbedSubmission(
+        model=model_of(data),
+        inputs=[TextInput(text) for text in texts],
+        encoding_format="base64",
+        truncation=truncation(data.truncate_prompt_tokens),
+        tenant=tenant_of(request),
+    )
+    return EngineReply(VectorsReply(serving.engine.embed(submission), reply))
+
+
+def by_score(scores: Sequence[float]) -> list[int]:
+    """Indices of the scores, the largest first."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+
+def sigmoid(values: Numbers) -> Numbers:
+    """1 / (1 + e^-x) of each number, also of those far from 0."""
+    with np.errstate(over="ignore"):
+        found: Numbers = 1 / (1 + np.exp(-values))
+    return found
 
 
 def cosines(first: Vectors, second: Vectors) -> list[float]:
@@ -125,54 +203,31 @@ def cosines(first: Vectors, second: Vectors) -> list[float]:
 
 def shown(logits: Vectors, function: str) -> list[float]:
     """The scores [n] of logits [n, 1], through a "sigmoid" or as they are ("identity")."""
-    values = logits[:, 0].astype(np.float64)
-    scores: list[float] = (values if function == "identity" else 1 / (1 + np.exp(-values))).tolist()
+    values: Numbers = logits[:, 0].astype(np.float64)
+    scores: list[float] = (values if function == "identity" else sigmoid(values)).tolist()
     return scores
 
 
-class _ScoredReply:
-    """A reply that is made of the core's vectors."""
-
-    def __init__(
-        self,
-        stream: AsyncStream,
-        scores: Callable[[Vectors], list[float]],
-        reply: Callable[[list[float], EmbeddingsUsage], Struct],
-    ) -> None:
-        self._stream = stream
-        self._scores = scores
-        self._reply = reply
-
-    async def body(self) -> bytes:
-        body = await self._stream.body()
-        return await rewritten([body], lambda: self._scored(body))
-
-    def _scored(self, body: bytes) -> bytes:
-        embeddings = msgspec.json.decode(body, type=EmbeddingsReply)
-        rows = [base64.b64decode(str(item.embedding)) for item in embeddings.data]
-        vectors = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), -1)
-        return msgspec.json.encode(self._reply(self._scores(vectors), embeddings.usage))
-
-    def abort(self) -> None:
-        self._stream.abort()
-
-
-def _scored(
+def scored(
     request: Request[Any, Any, Any],
     model: str,
     texts: tuple[Sequence[str], Sequence[str]],
-    reply: Callable[[list[float], EmbeddingsUsage], Struct],
+    reply: Callable[[list[float], EmbeddingsUsage], Struct | list[Any]],
     *,
-    tokens: int | None,
+    cut: Truncation | None,
     types: tuple[str, str] | None = None,
+    function: str | None = None,
 ) -> EngineReply:
-    """Of each second text with its first, or with the only first one. types: what the texts are, for prompts."""
+    """Of each second text with its first, or with the only first one. types: what the texts are, for prompts.
+
+    function: what the scores of a model that scores pairs are shown through; None: what it says.
+    """
     engine = serving_of(request).engine
     first, second = texts
     embedding = engine.embedding
     inputs: list[TextInput] | list[PairInput]
     if embedding is not None and embedding.scores is not None:
-        function = embedding.scores
+        shown_through = function or embedding.scores
         if embedding.length != 1:
             message = f"this model gives {embedding.length} labels ({', '.join(embedding.labels[:8])}), not a score"
             raise LmserveError.invalid("model", message)
@@ -180,7 +235,7 @@ def _scored(
         inputs = [PairInput(pair) for pair in zip(firsts, second, strict=True)]
 
         def scores(vectors: Vectors) -> list[float]:
-            return shown(vectors, function)
+            return shown(vectors, shown_through)
     else:
         before = ("", "")
         if embedding is not None:
@@ -192,6 +247,7 @@ def _scored(
             return cosines(vectors[: len(first)], vectors[len(first) :])
 
     submission = EmbedSubmission(
-        model=model, inputs=inputs, encoding_format="base64", truncation=truncation(tokens), tenant=tenant_of(request)
+        model=model, inputs=inputs, encoding_format="base64", truncation=cut, tenant=tenant_of(request)
     )
-    return EngineReply(_ScoredReply(engine.embed(submission), scores, reply))
+    stream = engine.embed(submission)
+    return EngineReply(VectorsReply(stream, lambda vectors, usage: reply(scores(vectors), usage)))
