@@ -146,6 +146,7 @@ fn measure(
                     scale: (shape.head_dim as f32).sqrt().recip(),
                     softcap: None,
                     sinks: None,
+                    distances: None,
                     queries,
                     stride: width,
                 };

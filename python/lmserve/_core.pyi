@@ -627,6 +627,9 @@ class CpuModel:
     def add_sinks(self, sinks: Any) -> int:
         """Take the float32 sinks of a layer's attention, one for each query head; gives their number."""
 
+    def add_distances(self, distances: Any, heads: int) -> int:
+        """Take what attention adds to scores by distance, for each head an odd number of float32; gives its number."""
+
     def add_heads(self, parts: Sequence[tuple[str, Any, int, int, Any | None]], quantize: str | None = None) -> int:
         """Pack matrices of one shape, one for each head, as parts of `add_linear`; gives their number."""
 
@@ -710,7 +713,9 @@ class CpuModel:
     ) -> int:
         """Record the norms of q, k and v, rotation and KV write; gives the queries. Consumes `qkv`."""
 
-    def attention(self, program: CpuProgram, queries: int, layer: int, sinks: int | None = None) -> int:
+    def attention(
+        self, program: CpuProgram, queries: int, layer: int, sinks: int | None = None, distances: int | None = None
+    ) -> int:
         """Record causal attention."""
 
     def activate(

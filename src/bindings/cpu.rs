@@ -267,6 +267,12 @@ impl CpuModel {
         Ok(lock(&self.0).add_sinks(values(sinks)?))
     }
 
+    /// Takes what attention adds to scores by distance, for each head an odd number of float32, the middle one for distance 0;
+    /// gives its number.
+    fn add_distances(&self, distances: &Bound<'_, PyAny>, heads: usize) -> PyResult<usize> {
+        Ok(lock(&self.0).add_distances(&values(distances)?, heads)?)
+    }
+
     /// Packs matrices of one shape, one for each head, as parts of `add_linear`; gives their number.
     #[pyo3(signature = (parts, quantize=None))]
     fn add_heads(
@@ -441,15 +447,17 @@ impl CpuModel {
         lock(&self.0).record_rope_and_cache(&mut lock(&program.0), qkv, layer, norms)
     }
 
-    #[pyo3(signature = (program, queries, layer, sinks=None))]
+    #[pyo3(signature = (program, queries, layer, sinks=None, distances=None))]
     fn attention(
         &self,
         program: &CpuProgram,
         queries: usize,
         layer: usize,
         sinks: Option<usize>,
+        distances: Option<usize>,
     ) -> Result<usize> {
-        lock(&self.0).record_attention(&mut lock(&program.0), queries, layer, sinks)
+        let given = (sinks, distances);
+        lock(&self.0).record_attention(&mut lock(&program.0), queries, layer, given)
     }
 
     /// An activation: `gated`, of x's first half times the second; or of x, times columns of `factor` from `start` on.

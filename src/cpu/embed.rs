@@ -17,17 +17,22 @@ pub struct Texts<'a> {
     pub token_ids: &'a [i32],
     /// Their borders.
     pub cu_seqlens: &'a [i32],
-    /// The token that ends the first of a text's two segments, and the rows that a table has for each segment.
+    /// The token that ends the first of a text's two segments, and the rows that a table has for each segment; 0: one for each
+    /// segment, whatever the position.
     pub separator: Option<(i32, usize)>,
 }
 
 impl Texts<'_> {
     /// Of the tokens of a text their rows in a table.
     fn places(&self, token_ids: &[i32]) -> Vec<i32> {
-        let (separator, segment) = self.separator.unwrap_or((-1, 0));
+        let (separator, segment) = self.separator.unwrap_or((-1, token_ids.len()));
         let first = token_ids.iter().position(|&id| id == separator);
         let first = first.map_or(token_ids.len(), |end| end + 1);
-        let row = |at: usize| if at < first { at } else { segment + at };
+        let row = |at: usize| match (at < first, segment) {
+            (first, 0) => usize::from(!first),
+            (true, _) => at,
+            (false, segment) => segment + at,
+        };
         (0..token_ids.len()).map(|at| row(at) as i32).collect()
     }
 }
@@ -178,6 +183,29 @@ impl Step {
             state_from: &self.state_from,
             state_to: &self.state_to,
             copied_blocks: &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_of_positions_and_segments() {
+        for (separator, expected) in [
+            (None, [0, 1, 2, 3]),
+            (Some((9, 50)), [0, 1, 52, 53]),
+            (Some((9, 0)), [0, 0, 1, 1]),
+            (Some((8, 50)), [0, 1, 2, 3]),
+            (Some((-1, 0)), [0, 0, 0, 0]),
+        ] {
+            let texts = Texts {
+                token_ids: &[],
+                cu_seqlens: &[],
+                separator,
+            };
+            assert_eq!(texts.places(&[5, 9, 9, 7]), expected, "{separator:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A decoder on the CPU: its weights and KV cache, and the recording of what a step does with them.
 
 use super::activation::Activation;
-use super::attention::{Attention, AttentionShape, KvCache, KvShape, PAGE};
+use super::attention::{Attention, AttentionShape, Distances, KvCache, KvShape, PAGE};
 use super::elementwise::Norm;
 use super::experts::{ExpertMatrices, ExpertNumbers, ExpertsWeight, Router, RouterWeight};
 use super::heads::HeadsWeight;
@@ -96,6 +96,7 @@ pub(super) enum Weight {
     Norm(NormWeight),
     /// Of attention, one for each query head.
     Sinks(Vec<f32>),
+    Distances(Distances),
     Heads(HeadsWeight),
     Router(Box<RouterWeight>),
     Experts(ExpertsWeight),
@@ -327,6 +328,16 @@ impl Model {
         self.weights.len() - 1
     }
 
+    /// Takes in what attention adds to scores by distance, an odd number of values for each head; gives its number.
+    ///
+    /// # Errors
+    /// Those of [`Distances::new`].
+    pub fn add_distances(&mut self, values: &[f32], heads: usize) -> Result<usize> {
+        let distances = Distances::new(values, heads)?;
+        self.weights.push(Weight::Distances(distances));
+        Ok(self.weights.len() - 1)
+    }
+
     /// Takes a layer's router in, of one matrix `[experts, hidden]`, which is kept as floats; gives its number.
     ///
     /// # Errors
@@ -389,6 +400,7 @@ impl Model {
                 (norm.weight.len() + norm.bias.as_ref().map_or(0, Vec::len)) * size_of::<f32>()
             }
             Weight::Sinks(sinks) => size_of_val(&**sinks),
+            Weight::Distances(distances) => distances.bytes(),
             Weight::Heads(heads) => heads.bytes(),
             Weight::Router(router) => router.bytes(),
             Weight::Experts(experts) => experts.bytes(),
@@ -563,7 +575,7 @@ impl Model {
         program.rope_and_cache(qkv, layer, norms, sizes)
     }
 
-    /// Records causal attention, with sinks where there are any.
+    /// Records attention, with sinks and addends for distances where there are any.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -572,7 +584,7 @@ impl Model {
         program: &mut Program,
         queries: usize,
         layer: usize,
-        sinks: Option<usize>,
+        (sinks, distances): (Option<usize>, Option<usize>),
     ) -> Result<usize> {
         let shape = self.layer(layer)?.attention;
         let known = |weight: usize| match self.weights.get(weight) {
@@ -585,7 +597,21 @@ impl Model {
                 shape.heads
             )
         })?;
-        program.attention(queries, layer, sinks, shape.heads * shape.kv.head_dim)
+        let positions = self.architecture.shape.positions;
+        let fits = |weight: usize| match self.weights.get(weight) {
+            Some(Weight::Distances(distances)) => {
+                distances.heads() == shape.heads && distances.most() >= positions
+            }
+            _ => false,
+        };
+        check(distances.is_none_or(fits), "program", || {
+            format!(
+                "layer {layer} needs distances up to {positions} for each of its {} heads",
+                shape.heads
+            )
+        })?;
+        let given = (sinks, distances);
+        program.attention(queries, layer, given, shape.heads * shape.kv.head_dim)
     }
 
     /// Records an activation: of a value's first half, times the second (`gated`); or of all of it, times the columns from

@@ -86,6 +86,7 @@ pub(super) enum Op {
         queries: Value,
         layer: usize,
         sinks: Option<usize>,
+        distances: Option<usize>,
         out: Value,
     },
     /// The activation of the first columns of `x`, times the columns of the factor from the second number on.
@@ -440,7 +441,7 @@ impl Program {
         &mut self,
         queries: usize,
         layer: usize,
-        sinks: Option<usize>,
+        (sinks, distances): (Option<usize>, Option<usize>),
         q_size: usize,
     ) -> Result<usize> {
         let queries = self.expect(queries, "attention", q_size)?;
@@ -449,6 +450,7 @@ impl Program {
             queries,
             layer,
             sinks,
+            distances,
             out,
         });
         Ok(handle)
@@ -685,7 +687,7 @@ mod tests {
         for layer in 0..3 {
             let qkv = program.linear(normed, 2, shape(24, 8)).unwrap();
             let queries = program.rope_and_cache(qkv, layer, [None; 3], QKV).unwrap();
-            let attended = program.attention(queries, layer, None, 8).unwrap();
+            let attended = program.attention(queries, layer, (None, None), 8).unwrap();
             let output = program.linear(attended, 3, shape(8, 8)).unwrap();
             (normed, states) = program.add_norm((output, states), 1.0, 4, 8).unwrap();
         }
@@ -745,7 +747,7 @@ mod tests {
             error.message.contains("rows of 9, but rows of 8"),
             "{error}"
         );
-        let error = program.attention(7, 0, None, 8).unwrap_err();
+        let error = program.attention(7, 0, (None, None), 8).unwrap_err();
         assert!(error.message.contains("no value 7"), "{error}");
         let other = program.embed(0, 8, 1.0);
         let sum = program.add(other, states, 1.0).unwrap();

@@ -1,6 +1,6 @@
 //! A step while it runs: every thread of the pool goes through the same operations.
 
-use super::attention::{AttentionStep, CacheView, KvView, LayerAttention};
+use super::attention::{AttentionStep, CacheView, Distances, KvView, LayerAttention};
 use super::elementwise::Norm;
 use super::experts::{ExpertScratch, ExpertsWeight, RouterWeight};
 use super::heads::{HeadsScratch, HeadsWeight};
@@ -99,6 +99,13 @@ impl<'a> StepContext<'a> {
     fn sinks(&self, weight: usize) -> &'a [f32] {
         match &self.weights[weight] {
             Weight::Sinks(sinks) => sinks,
+            _ => unreachable!("the recorder has looked at the weight"),
+        }
+    }
+
+    fn distances(&self, weight: usize) -> &'a Distances {
+        match &self.weights[weight] {
+            Weight::Distances(distances) => distances,
             _ => unreachable!("the recorder has looked at the weight"),
         }
     }
@@ -249,6 +256,7 @@ impl<'a> StepContext<'a> {
                     queries,
                     layer,
                     sinks,
+                    distances,
                     out,
                 } => {
                     let shape = &self.architecture.shape.layers[layer];
@@ -259,6 +267,7 @@ impl<'a> StepContext<'a> {
                         scale: shape.scale,
                         softcap: shape.softcap,
                         sinks: sinks.map(|sinks| self.sinks(sinks)),
+                        distances: distances.map(|distances| self.distances(distances)),
                         queries: self.buffer(queries),
                         stride: queries.stride,
                     };

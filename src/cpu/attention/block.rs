@@ -263,6 +263,8 @@ pub(super) struct Weigh<'a, const R: usize> {
     pub(super) seen: [(usize, usize); R],
     /// Scores are this times the tangens hyperbolicus of what they are given as.
     pub(super) softcap: Option<f32>,
+    /// What is added to each row's scores: [`TILE`] numbers each.
+    pub(super) distances: Option<[*const f32; R]>,
     /// What each page's scores, and then its weights, are to be multiplied by: [`PAGE`] scales each.
     pub(super) scales: Option<[(*const f32, *const f32); TILE_PAGES]>,
 }
@@ -307,6 +309,14 @@ impl<const R: usize> Weigh<'_, R> {
                 let mut i = 0;
                 while i < TILE {
                     s.store(at.add(i), s.mul(cap, tanh(s, s.load(at.add(i)))));
+                    i += S::LANES;
+                }
+            }
+            if let Some(rows) = &self.distances {
+                let mut i = 0;
+                while i < TILE {
+                    let sum = s.add(s.load(at.add(i)), s.load(rows[r].add(i)));
+                    s.store(at.add(i), sum);
                     i += S::LANES;
                 }
             }

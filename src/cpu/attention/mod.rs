@@ -10,11 +10,13 @@
 
 mod block;
 mod cache;
+mod distances;
 mod unit;
 
 use std::sync::Mutex;
 
 pub use cache::{CacheView, KvCache, KvShape, KvType, KvView, PAGE};
+pub use distances::Distances;
 pub use unit::Sequence;
 
 use super::Isa;
@@ -53,9 +55,9 @@ pub struct AttentionShape {
     /// Number of parts into which the query heads of a key-value head are divided. Each part is computed separately. There is more than
     /// one if so many query heads share a key-value head that threads would have no work.
     pub parts: usize,
-    /// Tokens that a token sees, itself included; `None`: all before it.
+    /// Tokens that a token sees, itself included; `None`: all before it. Of one that sees what follows it, so many on each side.
     pub window: Option<usize>,
-    /// A token sees those up to itself; otherwise it sees all of its text, which must be whole in the step.
+    /// A token sees those up to itself; otherwise it sees what follows it too, and its text must be whole in the step.
     pub causal: bool,
 }
 
@@ -163,6 +165,8 @@ pub struct LayerAttention<'a> {
     pub softcap: Option<f32>,
     /// For each query head one more score, whose value is zero (gpt-oss).
     pub sinks: Option<&'a [f32]>,
+    /// What is added to scores by how far a key lies from its query.
+    pub distances: Option<&'a Distances>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
     pub queries: SharedSlice<'a, f32>,
     /// Elements from a row of queries to the next.
@@ -190,6 +194,7 @@ impl AttentionStep<'_> {
             window: shape.window,
             causal: shape.causal,
             sinks: given.sinks,
+            distances: given.distances,
             queries: given.queries,
             stride: given.stride,
             out,
@@ -260,11 +265,12 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         let unit = |part, first: usize, tokens: usize| {
             let position = start + first;
             let first_split = first_key(position) / SPLIT;
-            let context = if shape.causal {
-                position + tokens
-            } else {
-                span.context
+            // The last token sees itself and, unless it is causal, as many more as its window holds.
+            let further = match (shape.causal, shape.window) {
+                (true, _) => 0,
+                (false, window) => window.map_or(span.context, |window| window - 1),
             };
+            let context = span.context.min(position + tokens + further);
             Unit {
                 sequence,
                 part,

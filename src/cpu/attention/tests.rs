@@ -24,8 +24,15 @@ struct Kind {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: Option<[f32; HEADS]>,
-    /// Tokens see all of the text that they are in, however long; otherwise those up to themselves.
+    /// Tokens see what follows them too; otherwise those up to themselves.
     whole: bool,
+    /// Scores have an addend by distance.
+    distances: bool,
+}
+
+/// What a head adds to the score of a key that lies so far after the query.
+fn addend(head: usize, distance: i64) -> f32 {
+    ((31 * head as i64 + distance).rem_euclid(17) - 8) as f32 / 4.0
 }
 
 const KINDS: [Kind; 4] = [
@@ -34,24 +41,28 @@ const KINDS: [Kind; 4] = [
         softcap: None,
         sinks: None,
         whole: false,
+        distances: false,
     },
     Kind {
         window: Some(100),
         softcap: None,
         sinks: None,
         whole: false,
+        distances: false,
     },
     Kind {
         window: Some(1),
         softcap: Some(2.0),
         sinks: None,
         whole: false,
+        distances: false,
     },
     Kind {
         window: Some(300),
         softcap: Some(5.0),
         sinks: Some([3.0, -2.0, 0.5, 40.0, -200.0, 1.0]),
         whole: false,
+        distances: false,
     },
 ];
 
@@ -118,9 +129,14 @@ impl Case {
                     let score: f64 = key.iter().zip(query).map(|(k, &q)| k * f64::from(q)).sum();
                     let score = score / (d as f64).sqrt();
                     let capped = |cap: f64| (score / cap).tanh() * cap;
-                    kind.softcap
-                        .map_or(score, |cap| capped(f64::from(cap)))
-                        .exp()
+                    let score = kind.softcap.map_or(score, |cap| capped(f64::from(cap)));
+                    let distance = at as i64 - position as i64;
+                    let added = if kind.distances {
+                        f64::from(addend(head, distance))
+                    } else {
+                        0.0
+                    };
+                    (score + added).exp()
                 })
                 .collect();
             let sink = kind.sinks.map_or(0.0, |sinks| f64::from(sinks[head]).exp());
@@ -219,6 +235,11 @@ fn attend(
         window: kind.window,
         causal: !kind.whole,
     }];
+    let reach = LONGEST as i64 - 1;
+    let addends: Vec<f32> = (0..HEADS)
+        .flat_map(|head| (-reach..=reach).map(move |distance| addend(head, distance)))
+        .collect();
+    let distances = Distances::new(&addends, HEADS).expect("an odd number for each head");
     let mut attention = Attention::new(isa, &shapes, threads);
     let step = attention.begin(&spans);
     let layer = LayerAttention {
@@ -228,6 +249,7 @@ fn attend(
         scale: (head_dim as f32).sqrt().recip(),
         softcap: kind.softcap,
         sinks: kind.sinks.as_ref().map(<[f32; HEADS]>::as_slice),
+        distances: kind.distances.then_some(&distances),
         queries: SharedSlice::new(&mut queries),
         stride,
     };
@@ -298,28 +320,51 @@ fn a_row_is_the_same_to_the_bit_however_the_step_is_cut() {
 }
 
 #[test]
-fn tokens_of_a_whole_text_see_all_of_it_alone_and_beside_others() {
-    let kind = Kind {
-        whole: true,
-        ..Kind::default()
-    };
+fn tokens_of_a_whole_text_see_what_follows_them_alone_and_beside_others() {
+    let kinds = [
+        (None, false),
+        (Some(1), false),
+        (Some(65), false),
+        (Some(300), true),
+        (None, true),
+    ];
     for isa in Isa::available() {
-        for head_dim in [8, 32, 64] {
+        for (head_dim, (window, distances)) in [8, 32, 64, 16, 32].into_iter().zip(kinds) {
+            let kind = Kind {
+                whole: true,
+                window,
+                distances,
+                ..Kind::default()
+            };
             let (cases, mut cache) = cases(isa, KvType::F32, head_dim);
             for len in [1, 2, 15, 64, 255, 256, 257, 700] {
+                let what = format!("{} {kind:?} {len}", isa.name());
                 let alone = attend(isa, (1, 1), &mut cache, &kind, &[(&cases[0], 0..len)]);
                 let parts = [(&cases[1], 0..30), (&cases[0], 0..len)];
                 let packed = attend(isa, (3, 1), &mut cache, &kind, &parts);
-                assert!(alone[0] == packed[1], "{} {head_dim} {len}", isa.name());
+                assert!(alone[0] == packed[1], "{what}");
                 let width = HEADS * head_dim;
                 for position in [0, len / 2, len - 1] {
-                    let expected = cases[0].expected_up_to(position, len - 1, &kind);
+                    let last = window.map_or(len, |window| position + window).min(len) - 1;
+                    let expected = cases[0].expected_up_to(position, last, &kind);
                     let found = &alone[0][position * width..][..width];
-                    assert_near(found, &expected, 2e-5, isa.name());
+                    assert_near(found, &expected, 2e-5, &what);
                 }
             }
         }
     }
+}
+
+#[test]
+fn addends_by_distance_are_an_odd_number_for_each_head() {
+    for (values, heads) in [(0, 1), (4, 2), (7, 2), (3, 0)] {
+        assert!(
+            Distances::new(&vec![0.0; values], heads).is_err(),
+            "{values} {heads}"
+        );
+    }
+    let distances = Distances::new(&[0.0; 14], 2).expect("7 for each");
+    assert_eq!((distances.heads(), distances.most()), (2, 4));
 }
 
 #[test]

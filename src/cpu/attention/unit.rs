@@ -9,6 +9,7 @@ use super::block::{
     Ahead, Convert, Mix, SUM_LANES, Scores, Softmax, SumWeights, TILE, TILE_PAGES, Weigh,
 };
 use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
+use super::distances::Distances;
 
 /// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
 pub(super) const SPLIT: usize = 256;
@@ -97,6 +98,7 @@ pub(super) struct Layer<'a> {
     pub(super) causal: bool,
     /// Of each query head.
     pub(super) sinks: Option<&'a [f32]>,
+    pub(super) distances: Option<&'a Distances>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
     pub(super) queries: SharedSlice<'a, f32>,
     pub(super) stride: usize,
@@ -171,12 +173,16 @@ struct Rows<'a> {
     softmax: &'a mut [Softmax],
     head_dim: usize,
     width: usize,
-    /// Keys that row 0 sees; `group` rows on, one more is seen, and so on.
-    seen: usize,
+    /// The position of row 0; `group` rows on, the next one begins, and so on.
+    first_position: usize,
     group: usize,
-    /// Of these, the last so many.
-    window: usize,
+    /// Keys that there are.
+    context: usize,
+    /// Keys that a row sees up to its position, and after it.
+    window: (usize, usize),
     softcap: Option<f32>,
+    /// With the head of row 0.
+    distances: Option<(&'a Distances, usize)>,
 }
 
 /// The pages of one tile, as stored.
@@ -255,18 +261,18 @@ impl Attend<'_> {
             softmax: &mut scratch.softmax[..count],
             head_dim,
             width,
-            seen: if layer.causal {
-                unit.first_position + 1
-            } else {
-                unit.context
+            first_position: unit.first_position,
+            group: layer.group,
+            context: unit.context,
+            window: match (layer.window, layer.causal) {
+                (window, true) => (window.unwrap_or(usize::MAX), 0),
+                (Some(window), false) => (window, window - 1),
+                (None, false) => (usize::MAX, usize::MAX),
             },
-            group: if layer.causal {
-                layer.group
-            } else {
-                usize::MAX
-            },
-            window: layer.window.unwrap_or(usize::MAX),
             softcap,
+            distances: layer
+                .distances
+                .map(|distances| (distances, unit.part * layer.group)),
         };
         let total_softmax = &mut scratch.totals[..count];
         if unit.splits > 1 {
@@ -410,8 +416,8 @@ impl Rows<'_> {
             // Blocks of nearly equal size: the last would otherwise be a small, slow one.
             let rows = block * count / blocks..(block + 1) * count / blocks;
             let ahead = ahead.filter(|_| block == 0);
-            let unseen = self.seen(rows.start).saturating_sub(self.window);
-            if self.seen(rows.end - 1) <= tile.start || unseen >= tile.start + TILE {
+            let (unseen, seen) = (self.seen(rows.start).start, self.seen(rows.end - 1).end);
+            if seen <= tile.start || unseen >= tile.start + TILE {
                 continue;
             }
             match rows.len() {
@@ -426,8 +432,10 @@ impl Rows<'_> {
     }
 
     /// Keys that row `row` sees.
-    fn seen(&self, row: usize) -> usize {
-        self.seen + row / self.group
+    fn seen(&self, row: usize) -> Range<usize> {
+        let end = self.first_position + row / self.group + 1;
+        let (up_to, after) = self.window;
+        end.saturating_sub(up_to)..self.context.min(end.saturating_add(after))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -455,10 +463,16 @@ impl Rows<'_> {
         let scales = (dtype == KvType::I8).then(|| tile.pages.map(scales));
         let mut seen = [(0, 0); R];
         for (r, seen) in seen.iter_mut().enumerate() {
-            let end = self.seen(first + r);
+            let keys = self.seen(first + r);
             let within = |key: usize| key.saturating_sub(tile.start).min(TILE);
-            *seen = (within(end.saturating_sub(self.window)), within(end));
+            *seen = (within(keys.start), within(keys.end));
         }
+        let distances = self.distances.map(|(distances, head)| {
+            std::array::from_fn::<_, R, _>(|r| {
+                let (token, own) = ((first + r) / self.group, (first + r) % self.group);
+                distances.tile(head + own, self.first_position + token, tile.start)
+            })
+        });
         let softmax = &mut self.softmax[first..].as_chunks_mut::<R>().0[0];
         let rescale = s.vectorize(Weigh::<R> {
             softmax,
@@ -466,6 +480,7 @@ impl Rows<'_> {
             scores: self.scores.as_mut_ptr(),
             seen,
             softcap: self.softcap,
+            distances,
             scales,
         });
         s.vectorize(Mix::<E, R> {
