@@ -36,6 +36,9 @@ pub enum EmbedInput {
     Ids(Vec<u32>),
     /// Two texts that the model compares: a query and a document.
     Pair(String, String),
+    /// What stands before a text, the text, and what follows it, without special tokens of the tokenizer's own: two texts in the
+    /// words of a model that answers whether they go together.
+    Framed(String, String, String),
 }
 
 /// The end of a text that is cut off where it is too long.
@@ -56,7 +59,7 @@ pub struct Truncation {
     /// Most tokens of an input, special tokens included; absent: what the model takes.
     #[serde(default)]
     pub to: Option<usize>,
-    /// What is cut off. Of a pair it is cut off the second text.
+    /// What is cut off. Of a pair it is cut off the second text, of a framed text off the text itself.
     #[serde(default)]
     pub cut: Cut,
 }

@@ -45,6 +45,11 @@ impl EmbedTokens<'_> {
                 let second = self.text(at, second, false, self.max_len)?;
                 self.tokenizer()?.with_special(&first, Some(&second))
             }
+            EmbedInput::Framed(before, text, after) => {
+                let parts = [before, text, after];
+                let parts = parts.map(|part| self.text(at, part, false, self.max_len));
+                Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
+            }
         }
     }
 
@@ -80,6 +85,13 @@ impl EmbedTokens<'_> {
                 let room = room(special + first.len())?;
                 let second = self.text(at, second, false, usize::MAX)?;
                 tokenizer.with_special(&first, Some(&shortened(second, room, cut)))
+            }
+            EmbedInput::Framed(before, text, after) => {
+                let before = self.text(at, before, false, self.max_len)?;
+                let after = self.text(at, after, false, self.max_len)?;
+                let room = room(before.len() + after.len())?;
+                let text = shortened(self.text(at, text, false, usize::MAX)?, room, cut);
+                Ok([before, text, after].concat())
             }
         }
     }

@@ -404,9 +404,15 @@ fn finish(
         .chain(&eos)
         .map(|&token| (token.to_owned(), vocabulary.ids[token]))
         .collect();
-    let template: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
+    let single: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
+    // RoBERTa's end the first of two texts twice.
+    let twice = eos.filter(|_| file.string("tokenizer.ggml.model") == Some("t5"));
+    let second = twice.into_iter().chain(["$B:1"]).chain(eos);
+    let pair: Vec<&str> = single.iter().copied().chain(second).collect();
     let processor = TemplateProcessing::builder()
-        .try_single(template)
+        .try_single(single)
+        .map_err(refuse)?
+        .try_pair(pair)
         .map_err(refuse)?
         .special_tokens(special)
         .build()

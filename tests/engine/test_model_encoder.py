@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 import tiny_gguf
+import tiny_gguf_encoder
 import tiny_models
+import tokenizers
 import torch
 import transformers
 from lmserve.model import CheckpointError, RunnerOptions, load_runner, open_checkpoint, plan_memory
+from lmserve.model.answer_head import FRAME
+from lmserve.model.rope import inverse_frequencies
 from safetensors.torch import save_file
 
 SENTENCES = [
@@ -29,6 +33,23 @@ BERT = {
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
 }
+# Their layers are of each kind, and their texts longer than windows.
+ENCODERS = {
+    "NomicBert": {},
+    "Gte": {},
+    "ModernBert": {"num_hidden_layers": 4, "local_attention": 12, "norm_bias": True, "mlp_bias": True},
+    "MPNet": {"max_position_embeddings": 240, "pad_token_id": 1},
+    "Gemma3Text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_bidirectional_attention": True,
+        "sliding_window": 12,
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "query_pre_attn_scalar": 16,
+    },
+}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 
 
@@ -62,7 +83,8 @@ def normalised(vector: np.ndarray) -> np.ndarray:
 
 def tiny(folder, kind="Bert", **changes):
     torch.manual_seed(3)
-    config = getattr(transformers, f"{kind}Config")(**BERT | changes)
+    own = SPECIAL if kind == "ModernBert" else {"pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(**BERT | own | changes)
     model = getattr(transformers, f"{kind}Model")(config).eval()
     model.save_pretrained(folder)
     return model
@@ -131,6 +153,87 @@ def test_every_encoder(tmp_path, options, kind, activation):
     runner = load_runner(checkpoint, options)
     expected = [normalised(states_of(model, tokens).mean(0)) for tokens in texts()]
     assert_equal_alone_and_packed(runner, texts(), expected)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_other_family(tmp_path, options, kind):
+    model = tiny(tmp_path, kind, **ENCODERS[kind])
+    write_modules(tmp_path, **MEAN)
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.kind, checkpoint.config.context_length) == ("embed", 40)
+    runner = load_runner(checkpoint, options)
+    assert not runner.info.can_generate
+    assert runner.info.weight_bytes == plan_memory(checkpoint, options).weight_bytes
+    given = texts()
+    expected = [normalised(states_of(model, tokens).mean(0)) for tokens in given]
+    assert_equal_alone_and_packed(runner, given, expected)
+    found = embed(runner, given)
+    assert min(vector @ wanted for vector, wanted in zip(found, expected, strict=True)) >= 0.9999
+
+
+def test_distances_of_long_texts(tmp_path, options):
+    # As far apart as tokens share a bucket.
+    model = tiny(tmp_path, "MPNet", **ENCODERS["MPNet"])
+    runner = load_runner(open_checkpoint(tmp_path), options)
+    assert runner.info.max_model_len == 238
+    tokens = np.random.default_rng(1).integers(2, 100, 238).tolist()
+    np.testing.assert_allclose(embed(runner, [tokens])[0], normalised(states_of(model, tokens).mean(0)), atol=2e-5)
+
+
+def rewrite(folder, *left_out, **changes):
+    raw = {key: value for key, value in json.loads((folder / "config.json").read_text()).items() if key not in left_out}
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+
+
+def test_nomic_as_its_publisher_has_it(tmp_path):
+    tiny(tmp_path, "NomicBert")
+    config = open_checkpoint(tmp_path).config
+    theirs = {"n_embd": 32, "n_head": 4, "n_inner": 48, "n_layer": 2, "n_positions": 64, "layer_norm_epsilon": 1e-12}
+    named = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+    ours = (*named, "layer_norm_eps", "hidden_act", "rope_parameters")
+    rewrite(tmp_path, *ours, **theirs, activation_function="swiglu", rotary_emb_base=1000, rotary_scaling_factor=None)
+    assert open_checkpoint(tmp_path).config == config
+    rewrite(tmp_path, rotary_scaling_factor=2, max_trained_positions=20)
+    assert open_checkpoint(tmp_path).max_model_len == 20
+    for changes, message in (
+        ({"prenorm": True}, "prenorm True"),
+        ({"num_experts": 8, "moe_every_n_layers": 2}, "experts"),
+    ):
+        rewrite(tmp_path, **changes)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path)
+
+
+def test_modernbert_of_older_files(tmp_path):
+    tiny(tmp_path, "ModernBert", **ENCODERS["ModernBert"])
+    config = open_checkpoint(tmp_path).config
+    assert [layer.window for layer in config.attention] == [None, 7, 7, None]
+    older = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 3}
+    rewrite(tmp_path, "layer_types", "rope_parameters", **older)
+    assert open_checkpoint(tmp_path).config == config
+
+
+def test_gte_of_the_publisher_scales_its_rotation(tmp_path):
+    tiny(tmp_path, "Gte", type_vocab_size=0)
+    rewrite(tmp_path, "rope_parameters", rope_theta=20000, rope_scaling={"type": "ntk", "factor": 8.0})
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.embedding.segments is None
+    rope = checkpoint.config.attention[0].rope
+    assert rope is not None
+    expected = 160000.0 ** -(np.arange(0, 8, 2) / 8) / 8.0 ** (2 / 8)
+    np.testing.assert_allclose(inverse_frequencies(rope, 8), expected, rtol=1e-6)
+    rewrite(tmp_path, logn_attention_scale=True)
+    with pytest.raises(CheckpointError, match="logn_attention_scale True is not supported"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_bidirectional_decoder_only_embeds(tmp_path):
+    tiny(tmp_path, "Gemma3Text", **ENCODERS["Gemma3Text"])
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.kind, checkpoint.family.name) == ("embed", "gemma_embedding")
+    rewrite(tmp_path, architectures=["Gemma3ForCausalLM"])
+    with pytest.raises(CheckpointError, match=r"see those after them, so that it embeds; but modules\.json is missing"):
+        open_checkpoint(tmp_path)
 
 
 def test_positions_that_no_token_has_shorten_the_context(tmp_path):
@@ -231,36 +334,147 @@ def test_a_gguf_file_is_pooled_as_it_says(tmp_path, options, number, pooling):
     assert_equal_alone_and_packed(runner, texts(199), expected)
 
 
+GGUF_ENCODERS = {
+    "Bert": ("bert", 0),
+    "XLMRoberta": ("bert", 2),
+    "NomicBert": ("nomic-bert", 0),
+    "ModernBert": ("modern-bert", 0),
+    "Gemma3Text": ("gemma-embedding", 0),
+}
+
+
+@pytest.mark.parametrize("kind", GGUF_ENCODERS)
+def test_encoders_in_gguf_files(tmp_path, options, kind):
+    architecture, padding = GGUF_ENCODERS[kind]
+    changes = {"pad_token_id": 1} if padding else ENCODERS.get(kind, {})
+    if kind == "ModernBert":
+        # Which have no key in GGUF.
+        changes = changes | {"norm_bias": False, "mlp_bias": False}
+    model = tiny(tmp_path, kind, **changes)
+    dense = {}
+    if kind == "Gemma3Text":
+        dense = {"dense_2.weight": np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)}
+    path = tmp_path / "model.gguf"
+    tiny_gguf_encoder.write(path, model, architecture, pooling=1, extra=dense, padding=padding)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.kind, checkpoint.embedding.pooling) == ("embed", "mean")
+    assert checkpoint.config.context_length == 64 - padding
+    assert checkpoint.notes == ()
+    runner = load_runner(checkpoint, options)
+    assert not runner.info.can_generate
+    means = [states_of(model, tokens).mean(0) for tokens in texts()]
+    expected = [normalised(dense["dense_2.weight"] @ mean if dense else mean) for mean in means]
+    assert_equal_alone_and_packed(runner, texts(), expected)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta", "ModernBert"])
+def test_gguf_files_that_rank(tmp_path, options, kind):
+    torch.manual_seed(7)
+    names = SPECIAL if kind == "ModernBert" else {"pad_token_id": 0 if kind == "Bert" else 1}
+    config = getattr(transformers, f"{kind}Config")(**BERT, **names, num_labels=1)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    path = tmp_path / "model.gguf"
+    architecture, padding = GGUF_ENCODERS[kind]
+    tiny_gguf_encoder.write(path, model, architecture, pooling=4, padding=padding)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.kind, checkpoint.embedding.scores) == ("embed", "sigmoid")
+    assert checkpoint.embedding.segments == ((99, 64) if kind == "Bert" else None)
+    runner = load_runner(checkpoint, options)
+    pairs = [[*first[:20], 99, *second[:20], 99] for first, second in zip(texts(99), texts(99)[::-1], strict=True)]
+    expected = []
+    for pair in pairs:
+        types = torch.tensor([[int(99 in pair[:at]) for at in range(len(pair))]])
+        given = {"token_type_ids": types} if kind == "Bert" else {}
+        with torch.inference_mode():
+            expected.append(model(torch.tensor([pair]), **given).logits[0].numpy())
+    assert_equal_alone_and_packed(runner, pairs, expected, atol=1e-4)
+
+
+def test_a_decoder_that_answers_in_a_gguf_file(tmp_path, options):
+    model = decoder(tmp_path)
+    path = tmp_path / "model.gguf"
+    head = model.lm_head.weight.detach().numpy()[[7, 9]]
+    labels = {"qwen3.classifier.output_labels": ["yes", "no"]}
+    tiny_gguf.write(path, model, "qwen3", pooling=4, extra={"cls.output.weight": head}, texts=labels)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.embedding.frame == FRAME
+    runner = load_runner(checkpoint, options)
+    assert runner.info.embedding_size == 1
+    logits = []
+    for tokens in texts(199):
+        with torch.inference_mode():
+            logits.append(model(torch.tensor([tokens])).logits[0, -1].numpy())
+    assert_equal_alone_and_packed(runner, texts(199), [row[[7]] - row[[9]] for row in logits], atol=1e-4)
+
+
+def test_a_folder_that_answers(tmp_path, options):
+    # As sentence-transformers saves it, and as its publisher does, whose folder says nothing but its name.
+    folder = tmp_path / "Qwen3-Reranker-tiny"
+    model = decoder(folder)
+    vocabulary = {"yes": 7, "no": 9, "[UNK]": 0}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "[UNK]"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    expected = []
+    for tokens in texts(199):
+        with torch.inference_mode():
+            row = model(torch.tensor([tokens])).logits[0, -1].numpy()
+        expected.append(row[[7]] - row[[9]])
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.kind, checkpoint.embedding.frame) == ("embed", FRAME)
+    assert_equal_alone_and_packed(load_runner(checkpoint, options), texts(199), expected, atol=1e-4)
+    folder = folder.rename(tmp_path / "other")
+    assert open_checkpoint(folder).kind == "generate"
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_LogitScore", "type": "x.LogitScore"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_LogitScore").mkdir()
+    settings = folder / "1_LogitScore" / "config.json"
+    settings.write_text(json.dumps({"true_token_id": 9, "false_token_id": 7}))
+    turned = [-logit for logit in expected]
+    assert_equal_alone_and_packed(load_runner(open_checkpoint(folder), options), texts(199), turned, atol=1e-4)
+    settings.write_text(json.dumps({"true_token_id": 9, "false_token_id": None}))
+    with pytest.raises(CheckpointError, match="without false_token_id is not supported"):
+        open_checkpoint(folder)
+    settings.write_text(json.dumps({"true_token_id": 9, "false_token_id": 100_000}))
+    with pytest.raises(CheckpointError, match="must lie in"):
+        open_checkpoint(folder)
+
+
 def test_a_gguf_file_that_is_not_pooled(tmp_path):
     model = decoder(tmp_path)
     path = tmp_path / "model.gguf"
     tiny_gguf.write(path, model, "qwen3", pooling=0)
     assert not load_runner(open_checkpoint(path), dataclasses.replace(OPTIONS, ops="cpu")).info.can_embed
     tiny_gguf.write(path, model, "qwen3", pooling=4)
-    with pytest.raises(CheckpointError, match="pooling_type 4 is not supported"):
+    with pytest.raises(CheckpointError, match=r"tensor cls\.output\.weight is missing"):
         open_checkpoint(path)
 
 
+SEGMENTS = {"Bert": (99, 64), "NomicBert": (99, 0), "Gte": (-1, 0)}
+
+
 @pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta", "Qwen3"])
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta", "Qwen3", "NomicBert", "Gte", "ModernBert", "MPNet"])
 def test_scores_of_pairs(tmp_path, options, kind, labels):
     torch.manual_seed(7)
     shape = BERT if kind != "Qwen3" else tiny_models.SHAPE | {"head_dim": 16}
-    names = {"num_labels": labels, "pad_token_id": 1 if kind != "Bert" else 0}
-    config = getattr(transformers, f"{kind}Config")(**shape, **names)
+    names = SPECIAL if kind == "ModernBert" else {"pad_token_id": 1 if kind not in SEGMENTS else 0}
+    if kind == "ModernBert":
+        names = names | {"classifier_pooling": "mean" if labels == 3 else "cls", "classifier_bias": labels == 3}
+    config = getattr(transformers, f"{kind}Config")(**shape, **names, num_labels=labels)
     model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 99, "content": "[SEP]"}]}))
     checkpoint = open_checkpoint(tmp_path)
     assert (checkpoint.kind, checkpoint.embedding.scores) == ("embed", "sigmoid")
-    assert checkpoint.embedding.segments == ((99, 64) if kind == "Bert" else None)
+    assert checkpoint.embedding.segments == SEGMENTS.get(kind)
     runner = load_runner(checkpoint, options)
     assert runner.info.embedding_size == labels
     pairs, expected = [], []
     for first, second in zip(texts(99), reversed(texts(99)), strict=True):
         ends = ([*first[:20], 99], [*second[:20], 99])
         pairs.append(ends[0] + ends[1])
-        given = {"token_type_ids": torch.tensor([[0] * len(ends[0]) + [1] * len(ends[1])])} if kind == "Bert" else {}
+        types = torch.tensor([[0] * len(ends[0]) + [1] * len(ends[1])])
+        given = {"token_type_ids": types} if kind in ("Bert", "NomicBert") else {}
         with torch.inference_mode():
             expected.append(model(torch.tensor([pairs[-1]]), **given).logits[0].numpy())
     assert_equal_alone_and_packed(runner, pairs, expected, atol=1e-4)

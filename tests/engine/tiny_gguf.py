@@ -213,16 +213,24 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfo
 
 
 def write(
-    path: Path, model, architecture: str, dtype: str = "F32", extra: dict | None = None, pooling: int | None = None
+    path: Path,
+    model,
+    architecture: str,
+    dtype: str = "F32",
+    extra: dict | None = None,
+    pooling: int | None = None,
+    texts: dict[str, list[str]] | None = None,
 ) -> None:
     """Write the model with its matrices stored as dtype, and give the model the values that were stored.
 
-    extra: further tensors. pooling: the value of pooling_type.
+    extra: further tensors. pooling: the value of pooling_type. texts: further keys.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType(pooling))
+    for key, values in (texts or {}).items():
+        writer.add_array(key, values)
     drafts = DRAFTS.get(architecture, 0)
     writer.add_block_count(config.num_hidden_layers + drafts)
     writer.add_context_length(config.max_position_embeddings)

@@ -17,6 +17,8 @@ from conftest import ServerThread
 from lmserve.app import create_app
 from lmserve.config import ServeConfig
 from lmserve.engine.load import ModelPlan
+from lmserve.model import open_checkpoint
+from lmserve.model.answer_head import FRAME
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from wire import error_of
@@ -306,6 +308,61 @@ def test_embed_takes_what_the_model_has(xlm_r: Served) -> None:
     for direction, cut in (("Left", "START"), ("right", "END"), (None, "END")):
         found = xlm_r.post("/embed", inputs=LONG, truncate=True, truncation_direction=direction)
         assert found == xlm_r.embed([LONG], truncate=cut).tolist()
+
+
+def test_texts_in_lower_case(tmp_path: Path) -> None:
+    tokenizer = word_pieces()
+    torch.manual_seed(5)
+    config = transformers.BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, **SIZES)
+    model = transformers.BertModel(config).eval()
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    save(tmp_path, model, tokenizer, {})
+
+    def tokens(text: str) -> list[int]:
+        return open_checkpoint(tmp_path).tokenizer().encode(text, add_special=True)
+
+    assert tokens(CAT.upper()) != tokens(CAT)
+    for name in ("tokenizer_config.json", "sentence_bert_config.json"):
+        (tmp_path / name).write_text(json.dumps({"do_lower_case": True}))
+        assert tokens(CAT.upper()) == tokens(CAT) == tokenizer.encode(CAT).ids
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / name).unlink()
+
+
+def test_pairs_are_put_into_the_words_of_a_model_that_answers(tmp_path: Path) -> None:
+    tokenizer = word_pieces()
+    tokenizer.post_processor = None
+    tokenizer.add_tokens(["yes", "no"])
+    torch.manual_seed(6)
+    config = transformers.Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(), num_key_value_heads=2, head_dim=8, max_position_embeddings=400, **SIZES
+    )
+    folder = tmp_path / "qwen3-reranker"
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    save(folder, model, tokenizer, {})
+    words, rows = FRAME, [tokenizer.token_to_id(word) for word in ("yes", "no")]
+    after = tokenizer.encode(words.after).ids
+
+    def expected(query: str, document: str, most: int = 400) -> float:
+        ids = tokenizer.encode(f"{words.before}{query}{words.between} {document}").ids[: most - len(after)] + after
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        return float(logits[rows].softmax(-1)[0])
+
+    for served in serve(folder, model, tokenizer):
+        documents = [DOG, CAT, "what has fur"]
+        scores = [item["score"] for item in served.post("/v1/score", text_1=CAT, text_2=documents)["data"]]
+        assert scores == pytest.approx([expected(CAT, text) for text in documents], abs=1e-4)
+        ranked = served.post("/rerank", query=CAT, texts=documents)
+        assert [item["score"] for item in ranked] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+        body = {"text_1": CAT, "text_2": LONG * 4}
+        error_of(served.client.post("/v1/score", json=body), 400, "context_length_exceeded")
+        cut = served.post("/v1/score", **body, truncate_prompt_tokens=-1)
+        assert cut["usage"]["prompt_tokens"] == 400
+        assert cut["data"][0]["score"] == pytest.approx(expected(CAT, LONG * 4), abs=1e-4)
+        error_of(served.client.post("/v1/embeddings", json={"input": CAT}), 400, param="model")
+        error_of(served.client.post("/v1/classify", json={"input": CAT}), 400, param="model")
 
 
 @pytest.mark.parametrize("several", [False, True])

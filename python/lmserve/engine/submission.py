@@ -230,6 +230,12 @@ class PairInput(Struct, frozen=True):
     pair: tuple[str, str]
 
 
+class FramedInput(Struct, frozen=True):
+    """What comes before a document, the document, and what comes after it."""
+
+    framed: tuple[str, str, str]
+
+
 class Truncation(Struct, frozen=True, omit_defaults=True):
     """How inputs that are too long are cut: to how many tokens (None: what the model takes), and which end of them."""
 
@@ -241,7 +247,7 @@ class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Texts to embed."""
 
     model: str
-    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput] | list[PairInput]
+    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput] | list[PairInput] | list[FramedInput]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     truncation: Truncation | None = None

@@ -14,6 +14,7 @@ import numpy as np
 from lmserve._core import GgufFile, Tokenizer
 from lmserve.loading import reading
 from lmserve.model import families, files, gguf_source, hf_source
+from lmserve.model.answer_head import FRAME, answer_head, answer_tokens, answers
 from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.embedding import MEAN, Embedding
 from lmserve.model.errors import CheckpointError, UnknownArchitectureError
@@ -24,6 +25,7 @@ from lmserve.model.generation_defaults import (
     from_generation_config,
     from_gguf,
 )
+from lmserve.model.lower_case import with_case
 from lmserve.model.ops import Ops
 from lmserve.model.quantization import read_quantization
 from lmserve.model.quantized_source import restore
@@ -74,7 +76,7 @@ class Checkpoint:
         data = files.read_file(self.path / "tokenizer.json", files.MAX_TOKENIZER)
         if data is None:
             raise CheckpointError(f"{self.path} has no tokenizer.json (other tokenizer files must be converted to it)")
-        return Tokenizer.from_json(data)
+        return Tokenizer.from_json(with_case(data, self.path))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -123,8 +125,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     notes: tuple[str, ...] = ()
     with _reading(folder), reading(f"the configuration of {folder}"):
         inner = text_config(raw)
-        scores = scores_pairs(raw)
-        pooled = scores or (folder / MODULES).is_file()
+        scores, answer = scores_pairs(raw), answer_tokens(folder, raw)
+        pooled = scores or answer is not None or (folder / MODULES).is_file()
         try:
             family = families.hf_family(raw if inner is None else inner, pooled=pooled)
         except UnknownArchitectureError as error:
@@ -136,15 +138,20 @@ def _open_folder(folder: Path) -> Checkpoint:
         generation = from_generation_config(files.read_object(folder / GENERATION_CONFIG))
         with reading(f"the headers of the weights in {folder}"):
             stored = _read_weights(folder, raw if inner is None else inner)
+        segments = _segments(folder, config, text.special_tokens)
         if scores:
-            embedding = read_scores(raw, stored, _segments(folder, config, text.special_tokens))
+            embedding = read_scores(raw, stored, segments, config)
+        elif answer is not None:
+            embedding = answers(answer_head(answer, stored), FRAME)
         else:
-            embedding = read_embedding(folder, raw)
+            embedding = dataclasses.replace(read_embedding(folder, raw), segments=segments)
         if pooled and family.kind == "generate":
             stored, config = _without_head(stored, config, raw)
-            if not scores and family.name == "qwen3" and not embedding.dimensions:
-                # Qwen3-Embedding was trained so, and its config.json has no key for it.
-                embedding = dataclasses.replace(embedding, dimensions=(0,))
+        if family.kind == "generate" and not pooled and not config.attention[0].causal:
+            raise CheckpointError("its tokens see those after them, so that it embeds; but modules.json is missing")
+        if pooled and embedding.scores is None and not embedding.dimensions:
+            own = gguf_source.DIMENSIONS.get(family.name, ())
+            embedding = dataclasses.replace(embedding, dimensions=own)
         if family.kind == "embed" or pooled:
             limit = max_length(folder) or config.context_length
             config = dataclasses.replace(config, context_length=min(config.context_length, limit))
@@ -158,19 +165,21 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _segments(folder: Path, config: ModelConfig, special_tokens: Mapping[str, str]) -> tuple[int, int] | None:
-    """`Embedding.segments` of a model that tells the two texts of a pair apart."""
-    if not isinstance(config, EncoderConfig) or config.num_segments == 1:
+    """`Embedding.segments` of a model that adds something to words by their segment."""
+    if not isinstance(config, EncoderConfig) or config.num_segments is None:
         return None
+    if config.num_segments == 1:
+        return None if config.num_positions is not None else (-1, 0)
     separator = hf_source.added_tokens(folder).get(special_tokens.get("sep_token", "[SEP]"))
     if separator is None:
         raise CheckpointError("the model tells two texts apart, but tokenizer.json has no sep_token between them")
-    return separator, config.num_positions
+    return separator, config.num_positions or 0
 
 
 def _without_head(stored: Tensors, config: ModelConfig, raw: dict[str, Any]) -> tuple[Tensors, ModelConfig]:
     """A decoder's tensors and configuration without the head that generates, and the heads that score."""
-    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention"):
-        raise CheckpointError("decoders whose tokens see those after them are not supported")
+    if raw.get("is_causal") is False or (raw.get("use_bidirectional_attention") and config.attention[0].causal):
+        raise CheckpointError("decoders of this family whose tokens see those after them are not supported")
     heads = ("lm_head.", "score.")
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith(heads)}
     if "embed_tokens.weight" in kept:
@@ -239,11 +248,43 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensors = family.gguf_tensors(dict(gguf_source.canonical_names(stored, family.gguf_names)), config)
         text = gguf_source.text_settings(header)
         pooling = header.get(f"{architecture}.pooling_type")
-        embedding, kind = MEAN, family.kind
+        embedding, kind, notes = MEAN, family.kind, tuple[str, ...]()
         if pooling is not None:
-            embedding, kind = gguf_source.pooled(pooling, family.name), "embed"
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.")}
+            embedding, kind = _gguf_embedding(pooling, architecture, header, stored, family, config), "embed"
             config = dataclasses.replace(config, tie_word_embeddings=True)
-    return _checked(path, family, kind, config, embedding, tensors, text, generation)
+        segments = _gguf_segments(header, config)
+        embedding = dataclasses.replace(embedding, segments=segments)
+        check_layers(embedding, config.hidden_size)
+        if family.name == "gemma_embedding" and not embedding.layers:
+            notes = ("the file has no dense layers (dense_2, dense_3), so that its vectors are not the publisher's",)
+    return _checked(path, family, kind, config, embedding, tensors, text, generation, notes)
+
+
+def _gguf_embedding(
+    pooling: Any,
+    architecture: str,
+    header: GgufFile,
+    stored: Mapping[str, TensorSource],
+    family: Family,
+    config: ModelConfig,
+) -> Embedding:
+    if pooling != gguf_source.RANKS:
+        return gguf_source.pooled(pooling, family.name, stored)
+    labels = header.get(f"{architecture}.classifier.output_labels")
+    return gguf_source.ranked(labels, stored, decoder=not isinstance(config, EncoderConfig), eps=config.norm_eps)
+
+
+def _gguf_segments(header: GgufFile, config: ModelConfig) -> tuple[int, int] | None:
+    """As `_segments`."""
+    if not isinstance(config, EncoderConfig) or config.num_segments is None:
+        return None
+    if config.num_segments == 1:
+        return None if config.num_positions is not None else (-1, 0)
+    separator = header.get("tokenizer.ggml.seperator_token_id")
+    if not isinstance(separator, int):
+        raise CheckpointError("the model tells two texts apart, but no token stands between them")
+    return separator, config.num_positions or 0
 
 
 def _checked(

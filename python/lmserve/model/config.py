@@ -71,8 +71,9 @@ class AttentionLayer:
     head_dim: int
     scale: float  # of the product of a query and a key
     rope: RopeConfig | None  # None: positions are not rotated
-    window: int | None = None  # tokens that a token sees, itself included; None: all before it
-    causal: bool = True  # a token sees no later ones; False: all of its text, which is computed whole
+    # Tokens that a token sees, itself included; None: all before it. Of one that is not causal, so many on each side.
+    window: int | None = None
+    causal: bool = True  # a token sees no later ones; False: it does, and its text is computed whole
     softcap: float | None = None  # scores are softcap * tanh(scaled product / softcap)
     shares: int | None = None  # the layer whose keys and values it reads, if it has none of its own
     sinks: bool = False  # each head has one more score, whose value is zero
@@ -213,15 +214,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """Architecture of a BERT encoder: each token sees all of its text, and learnt embeddings say where it stands.
+    """Architecture of an encoder, whose tokens see those after them too.
 
-    `num_positions`: rows of the table of positions that are used, after as many as `padding` holds that are not.
-    `num_segments`: rows of the table that tells a text's first segment from its second.
+    `num_positions`: rows of the table that says where a token stands that are used, after as many as `padding` holds
+    that are not; None: there is no such table. `num_segments`: rows of the table that tells a text's first segment from
+    its second; None: there is none. `classifier_pooling`: what the head that scores texts is given. `norm_bias`:
+    layer norms have biases, where they need not.
     """
 
-    num_positions: int
+    num_positions: int | None = None
     padding: tuple[int, ...] = ()
-    num_segments: int = 1
+    num_segments: int | None = 1
+    classifier_pooling: str = "cls"
+    norm_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,9 @@ class CpuOps:
     def load_sinks(self, source: TensorSource) -> int:
         return self.core.add_sinks(_floats(source))
 
+    def load_distances(self, source: TensorSource) -> int:
+        return self.core.add_distances(_floats(source), source.shape[0])
+
     def load_router(
         self,
         source: TensorSource,
@@ -196,8 +199,8 @@ class CpuOps:
     def latent_and_cache(self, q: int, kv: int, layer: int, norm: int) -> int:
         return self.core.latent_cache(self.program, q, kv, layer, norm)
 
-    def attention(self, q: int, layer: int, sinks: int | None = None) -> int:
-        return self.core.attention(self.program, q, layer, sinks)
+    def attention(self, q: int, layer: int, sinks: int | None = None, distances: int | None = None) -> int:
+        return self.core.attention(self.program, q, layer, sinks, distances)
 
     def gated(self, gate_up: int, activation: Activation) -> int:
         return self.core.activate(self.program, gate_up, activation.name, activation.parameters, gated=True)

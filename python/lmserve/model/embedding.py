@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -31,12 +32,35 @@ INPUT_TYPES: Final[dict[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class VectorNorm:
+    """A layer norm of a vector, with a weight and a bias [width]."""
+
+    weight: TensorSource
+    bias: TensorSource | None
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
 class DenseLayer:
-    """A layer over a pooled vector: activation(weight [out, in] times it, plus bias [out])."""
+    """A layer over a pooled vector: activation(weight [out, in] times it, plus bias [out]), and a norm of that."""
 
     weight: TensorSource
     bias: TensorSource | None = None
-    activation: str = "identity"  # or "tanh", "relu", "sigmoid"
+    activation: str = "identity"  # or "tanh", "relu", "sigmoid", "gelu"
+    norm: VectorNorm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The words around a query and a document, for a model that answers whether they go together."""
+
+    before: str
+    between: str  # ends where the space before the document begins
+    after: str
+
+    def around(self, query: str, document: str) -> tuple[str, str, str]:
+        """What comes before the document, the document with the space before it, and what comes after."""
+        return f"{self.before}{query}{self.between}", f" {document}", self.after
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +72,9 @@ class Embedding:
     or "identity" is then what a score of one label is shown through.
     `several_labels`: more than one of `labels` may hold of a text.
     `dimensions`: lengths that an embedding may be cut to, as its training allows (Matryoshka): () none, (0,) any.
-    `segments`: the token that ends the first of a pair's two segments, and how many positions a segment has.
+    `segments`: the token that ends the first of a pair's two segments (-1: none does), and how many positions a segment
+    has in the table of what the encoder adds to words; 0: one, whatever the position.
+    `frame`: the words that a pair of texts is put into.
     """
 
     pooling: str | None = "mean"
@@ -60,6 +86,7 @@ class Embedding:
     labels: tuple[str, ...] = ()
     several_labels: bool = False
     segments: tuple[int, int] | None = None
+    frame: Frame | None = None
     length: int = 0  # numbers of a vector, once the model's width is known
 
     def of_width(self, hidden_size: int) -> Embedding:
@@ -76,9 +103,11 @@ class Embedding:
         if self.segments is None:
             return places
         separator, positions = self.segments
+        if positions == 0:
+            places[:] = 0
         ends = np.flatnonzero(token_ids == separator)
         if len(ends):
-            places[ends[0] + 1 :] += positions
+            places[ends[0] + 1 :] += positions or 1
         return places
 
     def prompt_of(self, input_type: str) -> str:
@@ -101,10 +130,7 @@ class EmbeddingHead:
     """The layers after pooling, loaded. Each vector is computed by itself, so that it is the same beside others."""
 
     def __init__(self, embedding: Embedding) -> None:
-        self._layers = [
-            (_floats(layer.weight), None if layer.bias is None else _floats(layer.bias), layer.activation)
-            for layer in embedding.layers
-        ]
+        self._layers = [_Loaded(layer) for layer in embedding.layers]
         self._normalised = embedding.scores is None
 
     def __call__(self, pooled: F32) -> F32:
@@ -118,17 +144,40 @@ class EmbeddingHead:
         return normalised
 
     def _one(self, vector: F32) -> F32:
-        for weight, bias, activation in self._layers:
-            vector = weight @ vector
-            if bias is not None:
-                vector = vector + bias
-            match activation:
-                case "tanh":
-                    vector = np.tanh(vector)
-                case "relu":
-                    vector = np.maximum(vector, np.float32(0))
-                case "sigmoid":
-                    vector = np.float32(1) / (np.float32(1) + np.exp(-vector))
+        for layer in self._layers:
+            vector = layer(vector)
+        return vector
+
+
+class _Loaded:
+    def __init__(self, layer: DenseLayer) -> None:
+        self._weight = _floats(layer.weight)
+        self._bias = None if layer.bias is None else _floats(layer.bias)
+        self._activation = layer.activation
+        self._norm = layer.norm
+        self._scale = None if layer.norm is None else _floats(layer.norm.weight)
+        self._shift = None if layer.norm is None or layer.norm.bias is None else _floats(layer.norm.bias)
+
+    def __call__(self, vector: F32) -> F32:
+        vector = self._weight @ vector
+        if self._bias is not None:
+            vector = vector + self._bias
+        match self._activation:
+            case "tanh":
+                vector = np.tanh(vector)
+            case "relu":
+                vector = np.maximum(vector, np.float32(0))
+            case "sigmoid":
+                vector = np.float32(1) / (np.float32(1) + np.exp(-vector))
+            case "gelu":
+                halves = np.array([1 + math.erf(x / math.sqrt(2)) for x in vector.tolist()], np.float32)
+                vector = vector * halves / np.float32(2)
+        if self._norm is not None and self._scale is not None:
+            wide = vector.astype(np.float64)
+            wide = (wide - wide.mean()) / np.sqrt(wide.var() + self._norm.eps)
+            vector = wide.astype(np.float32) * self._scale
+            if self._shift is not None:
+                vector = vector + self._shift
         return vector
 
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from lmserve._core import END_OF_TURN, GgufFile
 from lmserve.errors import LmserveError
+from lmserve.model.answer_head import FRAME, answers
 from lmserve.model.config import RopeConfig
-from lmserve.model.embedding import Embedding
+from lmserve.model.embedding import DenseLayer, Embedding, VectorNorm
 from lmserve.model.errors import CheckpointError
 from lmserve.model.hf_source import TextSettings, check_template, without_ends_of_messages
 from lmserve.model.rope_config import gguf_rope
-from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor
+from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor, TensorSource
 
 # GGUF's tensor names and the canonical ones (those of Hugging Face's Llama).
 GLOBAL_NAMES = {
@@ -43,8 +44,14 @@ LAYER_NAMES = {
 VOCABULARY = "tokenizer.ggml"
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
-# Values of the key pooling_type; 4, of models that rank, needs a head.
+# Values of the key pooling_type; that of models that rank needs a head.
 POOLING_TYPES: dict[int, str | None] = {0: None, 1: "mean", 2: "cls", 3: "last"}
+RANKS = 4
+ANSWERS = ("yes", "no")
+# Dense layers after pooling, of EmbeddingGemma.
+DENSE = ("dense_2.weight", "dense_3.weight")
+# Lengths that vectors may be cut to, of families whose files have no key for it.
+DIMENSIONS: dict[str, tuple[int, ...]] = {"qwen3": (0,), "gemma_embedding": (128, 256, 512)}
 ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
@@ -155,13 +162,39 @@ def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str
     return renamed
 
 
-def pooled(kind: Any, family: str) -> Embedding:
-    """What a file's key `pooling_type` says. Raises CheckpointError for one that is not computed here."""
+def pooled(kind: Any, family: str, stored: Mapping[str, TensorSource]) -> Embedding:
+    """What a file's key `pooling_type` says, with its dense layers. Raises CheckpointError for one that is not computed
+    here.
+    """
     if kind not in POOLING_TYPES:
         known = ", ".join(f"{number} ({name or 'none'})" for number, name in POOLING_TYPES.items())
-        raise CheckpointError(f"pooling_type {kind!r} is not supported ({known} are)")
-    # Qwen3-Embedding was trained for shorter vectors too; GGUF has no key for it.
-    return Embedding(pooling=POOLING_TYPES[kind], dimensions=(0,) if family == "qwen3" else ())
+        raise CheckpointError(f"pooling_type {kind!r} is not supported ({known} are, and 4 with a head)")
+    dense = tuple(DenseLayer(stored[name]) for name in DENSE if name in stored)
+    return Embedding(pooling=POOLING_TYPES[kind], layers=dense, dimensions=DIMENSIONS.get(family, ()))
+
+
+def ranked(labels: Any, stored: Mapping[str, TensorSource], *, decoder: bool, eps: float) -> Embedding:
+    """What a model of pooling type 4 does, with the tensors under `cls` and its labels. Raises CheckpointError for a
+    head of another form.
+    """
+    head = stored.get("cls.output.weight")
+    if head is None:
+        raise CheckpointError("pooling_type 4 needs a head, but tensor cls.output.weight is missing")
+    names = tuple(labels) if isinstance(labels, list) else ()
+    if decoder and names == ANSWERS and head.shape[0] == len(names):
+        return answers(head, FRAME)
+    layers: tuple[DenseLayer, ...] = (DenseLayer(head, stored.get("cls.output.bias")),)
+    if "cls.weight" in stored:
+        norm = stored.get("cls.norm.weight")
+        form = "tanh" if norm is None else "gelu"
+        own = None if norm is None else VectorNorm(norm, stored.get("cls.norm.bias"), eps)
+        layers = (DenseLayer(stored["cls.weight"], stored.get("cls.bias"), form, own), *layers)
+    return Embedding(
+        pooling="last" if decoder else "cls",
+        layers=layers,
+        scores="sigmoid",
+        labels=names or tuple(f"LABEL_{index}" for index in range(head.shape[0])),
+    )
 
 
 def text_settings(header: GgufFile) -> TextSettings:

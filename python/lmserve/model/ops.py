@@ -70,6 +70,11 @@ class Ops(Protocol[A, W]):
     def load_sinks(self, source: TensorSource) -> W:
         """The sinks [heads] of a layer's attention."""
 
+    def load_distances(self, source: TensorSource) -> W:
+        """What a layer's attention adds to scores by how far a key lies from its query, [heads, 2 * n - 1]: column
+        n - 1 + d is of keys d tokens after it.
+        """
+
     def load_router(
         self,
         source: TensorSource,
@@ -152,11 +157,12 @@ class Ops(Protocol[A, W]):
         the heads of q [T, heads * head_dim], and write kv to the cache as key and value. Consumes q and kv; returns q.
         """
 
-    def attention(self, q: A, layer: int, sinks: W | None = None) -> A:
-        """Causal attention of q [T, heads * head_dim] over the layer's cache: [T, heads * head_dim].
+    def attention(self, q: A, layer: int, sinks: W | None = None, distances: W | None = None) -> A:
+        """Attention of q [T, heads * head_dim] over the layer's cache: [T, heads * head_dim].
 
         Token t of sequence s sees the cache positions 0 ..= positions[t] of `block_tables[s]`, where the layer has a
-        window the last so many of them. A sink is one more score of its head, whose value is zero.
+        window the last so many of them; a layer that is not causal, of whole sequences, those after it too. A sink is
+        one more score of its head, whose value is zero. Distances are of whole sequences alone.
         """
 
     def gated(self, gate_up: A, activation: Activation) -> A:

@@ -20,6 +20,8 @@ QUANTIZE = ("auto", "none", "q8", "q4")
 KV_DTYPES = ("auto", "fp32", "fp16", "int8")
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 # Of mixtures of experts; they are kept in fp32.
+# What attention adds to scores by distance; the kernels read so many numbers at once, also at the end of a row.
+DISTANCES, DISTANCES_READ = "encoder.distances.weight", 64
 ROUTERS = ("mlp.gate.weight", "router.weight", "router.proj.weight")
 CPU_KV_BYTES = 2 << 30
 CPU_KV_FRACTION = 0.25
@@ -307,6 +309,9 @@ def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | 
             total += cpu_linear_bytes("F32", None, *tensor.shape)
         elif len(tensor.shape) < 2 or name.endswith(".bias"):
             total += _elements(tensor.shape) * ITEM_BYTES["fp32"]
+        elif name == DISTANCES:
+            heads, columns = tensor.shape
+            total += heads * (columns + DISTANCES_READ) * ITEM_BYTES["fp32"]
         elif len(tensor.shape) == 2:
             total += _linear_bytes(tensor, head_format(quantize) if name in HEADS else quantize)
         elif isinstance(tensor, StackedTensor):

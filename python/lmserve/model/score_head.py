@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lmserve.model.embedding import DenseLayer, Embedding
+from lmserve.model.config import EncoderConfig, ModelConfig
+from lmserve.model.embedding import DenseLayer, Embedding, VectorNorm
 from lmserve.model.errors import CheckpointError
 from lmserve.model.tensors import TensorSource
 
 SUFFIX: Final = "ForSequenceClassification"
-# Weight, and what comes after it, of each layer: of BERT, of RoBERTa, and of decoders.
+# Weight, and what comes after it, of each layer: of BERT, RoBERTa, decoders, Nomic BERT and GTE, and ModernBERT.
 HEADS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
     (("bert.pooler.dense", "tanh"), ("classifier", "identity")),
     (("pooler.dense", "tanh"), ("classifier", "identity")),
     (("classifier.dense", "tanh"), ("classifier.out_proj", "identity")),
     (("score", "identity"),),
+    (("new.pooler.dense", "tanh"), ("classifier", "identity")),
+    (("nomic_bert.pooler.dense", "tanh"), ("classifier", "identity")),
+    (("gte.pooler.dense", "tanh"), ("classifier", "identity")),
+    (("head.dense", "gelu"), ("classifier", "identity")),
 )
 
 
@@ -26,17 +31,20 @@ def scores_pairs(config: Mapping[str, Any]) -> bool:
 
 
 def read_scores(
-    config: Mapping[str, Any], stored: Mapping[str, TensorSource], segments: tuple[int, int] | None
+    config: Mapping[str, Any],
+    stored: Mapping[str, TensorSource],
+    segments: tuple[int, int] | None,
+    model: ModelConfig,
 ) -> Embedding:
     """The head among a checkpoint's tensors. Raises CheckpointError where there is none of a known form."""
     for names in HEADS:
         if all(f"{name}.weight" in stored for name, _ in names):
             layers = tuple(
-                DenseLayer(stored[f"{name}.weight"], stored.get(f"{name}.bias"), activation)
+                DenseLayer(stored[f"{name}.weight"], stored.get(f"{name}.bias"), activation, _norm(stored, name, model))
                 for name, activation in names
             )
             return Embedding(
-                pooling="last" if names[0][0] == "score" else "cls",
+                pooling=model.classifier_pooling if isinstance(model, EncoderConfig) else "last",
                 layers=layers,
                 scores=_shown(config),
                 labels=_labels(config, layers[-1].weight.shape[0]),
@@ -44,6 +52,15 @@ def read_scores(
                 segments=segments,
             )
     raise CheckpointError("the head that scores texts is missing, or not of a known form (BERT, RoBERTa, decoders)")
+
+
+def _norm(stored: Mapping[str, TensorSource], name: str, model: ModelConfig) -> VectorNorm | None:
+    """The norm that ModernBERT has after a layer of its head."""
+    before = name.removesuffix(".dense")
+    weight = stored.get(f"{before}.norm.weight")
+    if weight is None or before == name:
+        return None
+    return VectorNorm(weight, stored.get(f"{before}.norm.bias"), model.norm_eps)
 
 
 def _shown(config: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ POOLING_FLAGS: Final = {
 }
 # By the names of pooling_mode.
 POOLING_MODES: Final = {"mean": "mean", "cls": "cls", "lasttoken": "last", "weightedmean": "weighted"}
-ACTIVATIONS: Final = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "Sigmoid": "sigmoid"}
+ACTIVATIONS: Final = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "Sigmoid": "sigmoid", "GELU": "gelu"}
 
 
 def max_length(folder: Path) -> int | None:

@@ -98,8 +98,11 @@ class Attention(Protocol):
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store the step's key and value [T, kv_heads, head_dim]."""
 
-    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
-        """Attention of query [T, heads, head_dim] (sinks: [heads]): [T, heads * head_dim]."""
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        """Attention of query [T, heads, head_dim] (sinks: [heads]): [T, heads * head_dim].
+
+        distances: see `Ops.load_distances`; of encoders alone.
+        """
 
 
 class PagedAttention(Attention, Protocol):
@@ -194,7 +197,8 @@ class SdpaAttention:
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
-    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        _refuse(distances)
         shape, keys, values = self.config.attention[layer], self.keys[layer], self.values[layer]
         heads, kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         out = torch.empty((len(query), heads, head_dim), dtype=query.dtype, device=query.device)
@@ -289,6 +293,11 @@ def _of(keys: tuple[_Keys, _Keys | None], windowed: bool) -> _Keys:
     return window if windowed and window is not None else whole
 
 
+def _refuse(distances: Tensor | None) -> None:
+    if distances is not None:
+        raise NotImplementedError("addends by distance are of encoders")
+
+
 def _seen(first: int, last: int, window: int | None) -> NDArray[np.bool_]:
     """[last - first, last]: which keys the tokens first .. last of a sequence see."""
     keys, tokens = np.arange(last)[None, :], np.arange(first, last)[:, None]
@@ -310,7 +319,8 @@ class PassAttention:
         self._stored = {other: stored for other, stored in self._stored.items() if other in self._shared}
         self._stored[layer] = (key, value)
 
-    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        _refuse(distances)
         shape = self.config.attention[layer]
         key, value = self._stored[layer if shape.shares is None else shape.shares]
         out = torch.empty_like(query)
@@ -331,7 +341,7 @@ class PassAttention:
 
 
 class WholeAttention:
-    """Attention of whole sequences, each of whose tokens sees all of its own: they are padded to the longest."""
+    """Attention of whole sequences whose tokens see those after them too: they are padded to the longest."""
 
     def __init__(self, config: ModelConfig, cu_seqlens: I32) -> None:
         self.config = config
@@ -348,21 +358,29 @@ class WholeAttention:
             self._mask = torch.from_numpy(self._seen).to(key.device)[:, None, None, :]
         self._stored = (key, value)
 
-    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
         shape = self.config.attention[layer]
-        if self._stored is None or sinks is not None or shape.softcap is not None or shape.window is not None:
-            raise NotImplementedError("encoders have plain attention")
+        if self._stored is None or sinks is not None or shape.softcap is not None:
+            raise NotImplementedError("encoders have no sinks and no soft-cap")
         q, k, v = (self._padded(part) for part in (query, *self._stored))
-        attended = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=self._mask,
-            scale=shape.scale,
-            enable_gqa=True,
-        )
+        mask = self._mask
+        if distances is not None or (shape.window is not None and shape.window < self._shape[1]):
+            mask = self._by_distance(shape, q, distances)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)
         flat = attended.transpose(1, 2).flatten(0, 1)
         return (flat if self._rows is None else flat[self._rows]).reshape(len(query), -1)
+
+    def _by_distance(self, shape: AttentionLayer, query: Tensor, distances: Tensor | None) -> Tensor:
+        """What is added to scores, broadcast to [n, heads, longest, longest]; or, with a window alone, what is seen."""
+        places = torch.arange(self._shape[1], device=query.device)
+        after = places[None, :] - places[:, None]
+        seen = torch.ones_like(after, dtype=torch.bool) if shape.window is None else after.abs() < shape.window
+        # A padded row sees itself at least, so that it is a number.
+        seen = seen if self._mask is None else (seen & self._mask) | (after == 0)
+        if distances is None:
+            return seen
+        added = distances[:, after + distances.shape[1] // 2].to(query.dtype)
+        return torch.where(seen, added, torch.full_like(added, -torch.inf))
 
     def _padded(self, rows: Tensor) -> Tensor:
         """[n, heads, longest, head_dim] of rows [T, heads, head_dim]."""

@@ -123,6 +123,9 @@ class TorchOps:
     def load_sinks(self, source: TensorSource) -> TorchWeight:
         return TorchWeight(self._load([source]))
 
+    def load_distances(self, source: TensorSource) -> TorchWeight:
+        return TorchWeight(self._load([source], torch.float32))
+
     def load_router(
         self,
         source: TensorSource,
@@ -292,8 +295,11 @@ class TorchOps:
         temperature = self._places[layer][1]
         return query if temperature is None else query * self._step_scales[temperature].to(query.dtype)
 
-    def attention(self, q: Tensor, layer: int, sinks: TorchWeight | None = None) -> Tensor:
-        attended = self._attention.attend(layer, q, None if sinks is None else sinks.weight)
+    def attention(
+        self, q: Tensor, layer: int, sinks: TorchWeight | None = None, distances: TorchWeight | None = None
+    ) -> Tensor:
+        added = None if distances is None else distances.weight
+        attended = self._attention.attend(layer, q, None if sinks is None else sinks.weight, added)
         return attended + self._not_finite if self._device.type == "cpu" else attended
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:

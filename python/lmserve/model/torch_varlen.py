@@ -58,9 +58,9 @@ class VarlenAttention:
         self.keys[layer].view(-1, *key.shape[1:]).index_copy_(0, slots, key)
         self.values[layer].view(-1, *value.shape[1:]).index_copy_(0, slots, value)
 
-    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None) -> Tensor:
-        if sinks is not None:
-            raise NotImplementedError("attention sinks are not among what the variable-length kernel computes")
+    def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        if sinks is not None or distances is not None:
+            raise NotImplementedError("sinks and distances are not among what the variable-length kernel computes")
         layout, shape = self._step(), self.config.attention[layer]
         attended = varlen.varlen_attn(
             query,

@@ -22,7 +22,7 @@ from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
-from lmserve.engine.submission import EmbedSubmission, PairInput, TextInput, Truncation
+from lmserve.engine.submission import EmbedSubmission, FramedInput, PairInput, TextInput, Truncation
 from lmserve.errors import LmserveError
 from lmserve.schemas.cohere import ApiVersion, BilledUnits, ReplyMeta, TokenCounts
 from lmserve.schemas.embeddings import EmbeddingsUsage
@@ -155,6 +155,8 @@ async def classify(data: JSONBody[ClassifyRequest], request: Request[Any, Any, A
     embedding = serving.engine.embedding
     if embedding is None or embedding.scores is None:
         raise LmserveError.invalid("model", "this model gives no labels; one that classifies texts does")
+    if embedding.frame is not None:
+        raise LmserveError.invalid("model", "this model scores pairs of texts by an answer, and labels none")
     labels, several = embedding.labels, embedding.several_labels or embedding.length == 1
 
     def reply(vectors: Vectors, usage: EmbeddingsUsage) -> ClassifyReply:
@@ -225,14 +227,18 @@ def scored(
     engine = serving_of(request).engine
     first, second = texts
     embedding = engine.embedding
-    inputs: list[TextInput] | list[PairInput]
+    inputs: list[TextInput] | list[PairInput] | list[FramedInput]
     if embedding is not None and embedding.scores is not None:
         shown_through = function or embedding.scores
         if embedding.length != 1:
             message = f"this model gives {embedding.length} labels ({', '.join(embedding.labels[:8])}), not a score"
             raise LmserveError.invalid("model", message)
         firsts = first if len(first) == len(second) else [first[0]] * len(second)
-        inputs = [PairInput(pair) for pair in zip(firsts, second, strict=True)]
+        pairs, frame = list(zip(firsts, second, strict=True)), embedding.frame
+        if frame is None:
+            inputs = [PairInput(pair) for pair in pairs]
+        else:
+            inputs = [FramedInput(frame.around(query, document)) for query, document in pairs]
 
         def scores(vectors: Vectors) -> list[float]:
             return shown(vectors, shown_through)

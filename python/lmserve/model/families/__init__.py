@@ -56,6 +56,11 @@ FILES: Final = (
     "falcon_h1",
     "bert",
     "xlm_roberta",
+    "mpnet",
+    "nomic_bert",
+    "modernbert",
+    "gte",
+    "gemma_embedding",
 )
 
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from lmserve.model.activation import named_activation
 from lmserve.model.config import AttentionLayer, EncoderConfig, RopeConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.families.encoder_fields import encoder_config, gguf_sizes, split, within
 from lmserve.model.families.family import Family, Tensors
+from lmserve.model.gguf_source import RANKS, GgufModel
 from lmserve.model.hf_config import required
 from lmserve.model.layers.loading import Loader
 from lmserve.model.score_head import scores_pairs
@@ -70,7 +72,8 @@ def bert_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
     """Those that take part in the states, with the tables of positions and of segments as one."""
     renamed = {re.sub(r"^(bert|roberta)\.", "", name): tensor for name, tensor in tensors.items()}
     kept = {name: tensor for name, tensor in renamed.items() if not UNUSED.fullmatch(name)}
-    for name, rows in (("position", len(config.padding) + config.num_positions), ("token_type", config.num_segments)):
+    positions, segments = config.num_positions or 0, config.num_segments or 0
+    for name, rows in (("position", len(config.padding) + positions), ("token_type", segments)):
         found = kept.get(f"embeddings.{name}_embeddings.weight")
         if found is None:
             raise CheckpointError(f"tensor embeddings.{name}_embeddings.weight is missing")
@@ -79,10 +82,9 @@ def bert_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
                 f"tensor {found.name} has shape {list(found.shape)}, the configuration needs"
                 f" {[rows, config.hidden_size]}"
             )
-    positions = kept.pop("embeddings.position_embeddings.weight")
-    segments = kept.pop("embeddings.token_type_embeddings.weight")
-    used = positions.select_rows(len(config.padding) + np.arange(config.num_positions))
-    kept[PLACES] = PlaceTable(used, segments.select_rows(np.arange(config.num_segments)))
+    places = kept.pop("embeddings.position_embeddings.weight").select_rows(len(config.padding) + np.arange(positions))
+    types = kept.pop("embeddings.token_type_embeddings.weight").select_rows(np.arange(segments))
+    kept[PLACES] = PlaceTable(places, types)
     return kept
 
 
@@ -121,7 +123,7 @@ class Bert(Generic[A, W]):
 
     def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
         hidden = config.hidden_size
-        places = config.num_positions * config.num_segments
+        places = (config.num_positions or 0) * (config.num_segments or 0)
         self.ops, self.config = load.ops, config
         self.words = load.embedding("embeddings.word_embeddings", config.vocab_size, hidden, head=False)
         self.places = load.embedding("embeddings.places", places, hidden, head=False)
@@ -160,6 +162,45 @@ def _layer(config: EncoderConfig, load: Loader[A, W]) -> BertLayer[W]:
     )
 
 
+GGUF_NAMES = {
+    "token_embd": "embeddings.word_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+    "token_types": "embeddings.token_type_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "attn_qkv": "attention.self.qkv",
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+
+
+def _gguf_config(file: GgufModel) -> EncoderConfig:
+    """Of BERT, and of RoBERTa without the rows of its table of positions that no token has."""
+    positions, types = (file.tensors.get(f"{name}.weight") for name in ("position_embd", "token_types"))
+    rows = 0 if positions is None else positions.shape[0]
+    context = min(int(file.value("context_length")), rows)
+    if context < 1:
+        raise CheckpointError(f"{file.path}: there are {rows} positions for a context of {context}")
+    pairs = file.lookup("bert.pooling_type") == RANKS and file.lookup("tokenizer.ggml.model") == "bert"
+    return encoder_config(
+        "bert",
+        gguf_sizes(file),
+        context_length=context,
+        ropes=[None] * int(file.value("block_count")),
+        num_positions=context,
+        num_segments=min(2, types.shape[0]) if pairs and types is not None else 1,
+    )
+
+
+def _gguf_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
+    return bert_tensors(split(within(tensors, "encoder.layer."), "qkv", ("query", "key", "value")), config)
+
+
 FAMILY = Family(
     name="bert",
     kind="embed",
@@ -167,4 +208,8 @@ FAMILY = Family(
     hf_config=bert_config,
     decoder=Bert,
     hf_tensors=bert_tensors,
+    gguf_architecture="bert",
+    gguf_config=_gguf_config,
+    gguf_names=GGUF_NAMES,
+    gguf_tensors=_gguf_tensors,
 )

@@ -140,6 +140,7 @@ def attention_layers(
     scale: float | None = None,
     softcap: float | None = None,
     temperature: tuple[float, int] | None = None,
+    causal: bool = True,
 ) -> tuple[AttentionLayer, ...]:
     """The attention of each layer, where only windows and rotations differ between them."""
     layers = fields["num_layers"]
@@ -153,6 +154,7 @@ def attention_layers(
             window=window,
             softcap=softcap,
             temperature=temperature,
+            causal=causal,
         )
         for window, rope in zip(windows or [None] * layers, ropes or [fields["rope"]] * layers, strict=True)
     )

@@ -1,5 +1,5 @@
 """Gemma 3 (text): Gemma 2 with norms of q and k in place of the soft-cap, and five layers with a window to one
-without.
+without; EmbeddingGemma, whose tokens see those after them too.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ GLOBAL_THETA, LOCAL_THETA = 1e6, 1e4
 LARGE = 62
 
 
-def _hf_config(raw: dict[str, Any]) -> ModelConfig:
+def hf_config(raw: dict[str, Any]) -> ModelConfig:
     raw = DEFAULTS | raw
     fields = hf_fields("gemma3", raw, tied=True, default_theta=GLOBAL_THETA)
     windows = hf_windows(raw, period=int(raw.get("sliding_window_pattern") or PERIOD))
+    causal = raw.get("use_bidirectional_attention") is not True
+    if not causal:
+        windows = [both_sides(window) for window in windows]
     if isinstance((raw.get("rope_parameters") or {}).get(FULL), dict):
         local = raw
     else:
@@ -69,15 +72,24 @@ def _hf_config(raw: dict[str, Any]) -> ModelConfig:
             ropes=[fields["rope"] if window is None else sliding for window in windows],
             scale=float(raw["query_pre_attn_scalar"]) ** -0.5,
             softcap=raw["attn_logit_softcapping"],
+            causal=causal,
         ),
         logits_softcap=raw["final_logit_softcapping"],
     )
 
 
-def _gguf_config(file: GgufModel) -> ModelConfig:
+def both_sides(window: int | None) -> int | None:
+    """The window of a layer that is not causal, of which the files say how many tokens are seen in all."""
+    return None if window is None else window // 2 + 1
+
+
+def gguf_config(file: GgufModel, *, causal: bool = True) -> ModelConfig:
+    """Of Gemma 3 and, not causal, of EmbeddingGemma."""
     fields = gguf_fields("gemma3", file) | {"activation": GELU_TANH}
     width = fields["hidden_size"] // fields["num_heads"] if fields["num_layers"] == LARGE else fields["head_dim"]
     windows = gguf_windows(file, period=PERIOD)
+    if not causal:
+        windows = [both_sides(window) for window in windows]
     sliding = file.plain_rope("freq_base_swa", LOCAL_THETA)
     return ModelConfig(
         **fields,
@@ -87,6 +99,7 @@ def _gguf_config(file: GgufModel) -> ModelConfig:
             windows=windows,
             ropes=[fields["rope"] if window is None else sliding for window in windows],
             scale=width**-0.5,
+            causal=causal,
         ),
         logits_softcap=file.value("final_logit_softcapping", 0.0) or None,
     )
@@ -96,11 +109,11 @@ FAMILY = Family(
     name="gemma3",
     kind="generate",
     hf_architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    hf_config=_hf_config,
+    hf_config=hf_config,
     hf_tensors=shifted_norms,
     decoder=Gemma2,
     limits="images",
     gguf_architecture="gemma3",
-    gguf_config=_gguf_config,
+    gguf_config=gguf_config,
     gguf_names=GGUF_NAMES,
 )

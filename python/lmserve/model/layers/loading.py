@@ -84,6 +84,10 @@ class Loader(Generic[A, W]):
         """The sinks of a layer's attention."""
         return self.ops.load_sinks(self.tensor(name, (heads,)))
 
+    def distances(self, name: str, heads: int, longest: int) -> W:
+        """What attention adds to scores by distance, for texts of up to `longest` tokens."""
+        return self.ops.load_distances(self.tensor(name, (heads, 2 * longest - 1)))
+
     def tensor(self, name: str, shape: Shape) -> TensorSource:
         """What is stored under a name, of this shape."""
         return self.find(self.prefix + name, shape)
@@ -108,6 +112,9 @@ class _Nowhere:
         """Nothing."""
 
     def load_sinks(self, source: TensorSource) -> None:
+        """Nothing."""
+
+    def load_distances(self, source: TensorSource) -> None:
         """Nothing."""
 
     def load_router(self, source: TensorSource, router: Router, **_others: TensorSource | None) -> None:
