@@ -132,9 +132,10 @@ def main() -> None:
         tiers = [*settings, "--kv-disk", f"{folder / 'kv'},50GiB"]
         with serving(folder, *tiers) as (process, url):
             card = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-            words = " ".join(f"word {number}" for number in range(arguments.tokens))
-            tokens = httpx.post(f"{url}/tokenize", json={"model": card, "prompt": words}).json()["tokens"]
-            size = len(words) * arguments.tokens // len(tokens)
+            words = " ".join(f"word {number}" for number in range(1000, 1000 + arguments.tokens))
+            sample = words[:400]
+            count = httpx.post(f"{url}/tokenize", json={"model": card, "prompt": sample}).json()["count"]
+            size = len(sample) * arguments.tokens // count
             for at in range(arguments.conversations):
                 turn(url, at, prompt=f"{at} {words}"[: size - 100], sequence_start=True)
             settle(url)
