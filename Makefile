@@ -11,6 +11,8 @@ CONSTRAINTS := constraints.txt
 # The first Python of 3.11 or later; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+# Processes that `make test` runs the tests of Python in, a file in one of them: at most four, for each may load a model.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 4))')
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src)
 
 # One stamp for each stage; a stage runs again only when what it was made from has changed.
@@ -38,7 +40,7 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 	@echo "==> cargo test"
 	cargo test --locked --no-default-features
 	@echo "==> pytest"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-page: build $(DEV) ## the page at / in headless Chromium, which must be installed
 	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group page
