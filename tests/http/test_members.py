@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import serve_core
 from lmserve.api.http import members as members_module
 from lmserve.api.http.members import Member, Members
 from lmserve.api.state.database import Database
@@ -190,16 +189,15 @@ def test_many_at_once_load_a_model_once(begin: Begin) -> None:
 def test_a_batch_goes_on_after_a_restart_though_nobody_asks_for_its_model(begin: Begin, tmp_path: Path) -> None:
     body = {"model": "b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
     line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    core = ScriptedCore()
-    core.max_queue = 0
-    with (
-        serve_core(core, database=database_of(tmp_path, "b")) as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
-    ):
+    core = ScriptedCore(max_queue=0)
+    alone = create_app(AsyncEngine(core, max_model_len=MAX_MODEL_LEN), ("b",), database=database_of(tmp_path, "b"))
+    with ServerThread(alone) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         upload = {"files": {"file": ("in.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
         asked = {"endpoint": line["url"], "completion_window": "24h"}
         asked["input_file_id"] = client.post("/v1/files", **upload).json()["id"]
         batch = client.post("/v1/batches", json=asked).json()["id"]
+        wait_until(lambda: len(core.submitted) > 1, "the queue is full for its line")
+        assert client.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
     fleet = begin(state=tmp_path)
     wait_until(lambda: fleet.loaded() == {"b"}, "its model is loaded")
     headers = {"x-lmserve-model": "b"}
