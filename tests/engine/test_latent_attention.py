@@ -67,6 +67,13 @@ def test_pairs_that_are_half_apart_already(tmp_path):
     assert_equals(reference, tmp_path, EXACT)
 
 
+def test_a_gguf_file_with_corrected_scores_has_a_sigmoid_even_if_it_does_not_say_so(tmp_path, monkeypatch):
+    reference = tiny_models.make("glm4_moe_lite", tmp_path / "hf")
+    monkeypatch.setattr("gguf.GGUFWriter.add_expert_gating_func", lambda *_: None)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "deepseek2")
+    assert_equals(reference, tmp_path / "model.gguf", TORCH)
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "Q8_0", "Q4_0"])
 def test_types_of_gguf(dtype, tmp_path):
     reference = tiny_models.make("deepseek_v3", tmp_path / "hf", **WIDE)

@@ -130,7 +130,9 @@ def _gguf_config(file: GgufModel) -> LatentConfig:
         rope = replace(rope, attention_factor=1.0)
     experts = gguf_experts_fields(file, fields["num_layers"])
     router: Router = experts["router"]
-    if int(file.value("expert_gating_func", SOFTMAX)) != SIGMOID:
+    # Files of GLM-4.7-Flash say nothing of it. Only scores of a sigmoid are corrected.
+    corrected = any(".exp_probs_b" in name for name in file.tensors)
+    if int(file.value("expert_gating_func", SIGMOID if corrected else SOFTMAX)) != SIGMOID:
         experts["router"] = replace(router, kind="grouped_softmax", normalized=False)
     return LatentConfig(**_with_latents(fields, sizes, rope, all_dims, interleaved=True), **experts)
 
