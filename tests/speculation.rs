@@ -89,16 +89,25 @@ fn run_timed(
     speculation: Option<Speculation>,
     row_cost: Option<f64>,
 ) -> Outcome {
+    let pool = BlockPool::new(num_blocks, 4, true);
+    let model = ToyModel::new(num_blocks, 4, VOCAB);
+    run_on(sequences, (pool, model), speculation, row_cost)
+}
+
+fn run_on(
+    sequences: &[NewSequence],
+    (pool, mut model): (BlockPool, ToyModel),
+    speculation: Option<Speculation>,
+    row_cost: Option<f64>,
+) -> Outcome {
     let config = SchedulerConfig {
         max_batch: 4,
         max_batch_tokens: 64,
         max_model_len: 512,
         max_queue: 100,
     };
-    let pool = Arc::new(BlockPool::new(num_blocks, 4, true));
-    let scheduler = Scheduler::new(config, pool).unwrap();
+    let scheduler = Scheduler::new(config, Arc::new(pool)).unwrap();
     let mut scheduler = scheduler.with_speculation(speculation);
-    let mut model = ToyModel::new(num_blocks, 4, VOCAB);
     let mut outcome = Outcome {
         rows: sequences.iter().map(|_| Vec::new()).collect(),
         reasons: vec![None; sequences.len()],
@@ -188,6 +197,24 @@ fn every_row_is_sampled_as_it_would_be_alone() {
     let stats = drafted.stats;
     assert!(stats.accepted_tokens > 20 && stats.accepted_tokens < stats.drafted_tokens);
     assert!(stats.steps < plain.stats.steps);
+}
+
+#[test]
+fn no_state_goes_beyond_a_guess() {
+    let plain = run(&kinds(), 128, None);
+    for slots in [4, 9] {
+        for every in [7, 1000] {
+            let pool = BlockPool::new(128, 4, true).with_states(slots, every);
+            let model = ToyModel::new(128, 4, VOCAB).with_states(slots);
+            let drafted = run_on(&kinds(), (pool, model), Some(FREE), None);
+            assert_eq!(plain.rows, drafted.rows);
+            assert_eq!(plain.reasons, drafted.reasons);
+            let stats = drafted.stats;
+            assert!(stats.accepted_tokens > 20 && stats.accepted_tokens < stats.drafted_tokens);
+            // A step ends where a snapshot is taken, also among what is computed again.
+            assert!(every == 7 || stats.steps < plain.stats.steps);
+        }
+    }
 }
 
 #[test]

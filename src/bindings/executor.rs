@@ -137,6 +137,7 @@ impl PyExecutor {
         put(&b.logprobs, 0, &step.logprobs, "logprobs")?;
         put(&b.state_from, 0, &step.state_from, "state_from")?;
         put(&b.state_to, 0, &step.state_to, "state_to")?;
+        put(&b.state_tokens, 0, &step.state_tokens, "state_tokens")?;
         put(&b.copied_blocks, 0, &step.copied_blocks, "copied_blocks")?;
         put(&b.window_slots, 0, &step.window_slots, "window_slots")?;
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);

@@ -119,6 +119,7 @@ struct Step {
     stride: usize,
     state_from: Vec<i32>,
     state_to: Vec<i32>,
+    state_tokens: Vec<i32>,
 }
 
 impl Batch {
@@ -145,6 +146,7 @@ impl Batch {
             stride: self.stride,
             state_from: Vec::with_capacity(self.lens.len()),
             state_to: (0..self.lens.len() as i32).collect(),
+            state_tokens: Vec::with_capacity(self.lens.len()),
         };
         let (mut first, mut block) = (0, 0);
         for (text, &len) in self.lens.iter().enumerate() {
@@ -152,6 +154,7 @@ impl Batch {
             let slot = block * self.block_size;
             step.state_from
                 .push(if own.start == 0 { -1 } else { text as i32 });
+            step.state_tokens.push(own.len() as i32);
             step.positions.extend(own.clone().map(|at| at as i32));
             step.slots.extend(own.clone().map(|at| (slot + at) as i32));
             step.query_start.push(step.positions.len() as i32);
@@ -182,6 +185,7 @@ impl Step {
             sample_rows: &[],
             state_from: &self.state_from,
             state_to: &self.state_to,
+            state_tokens: &self.state_tokens,
             copied_blocks: &[],
         }
     }

@@ -29,6 +29,8 @@ pub struct StepInput<'a> {
     pub state_from: &'a [i32],
     /// The slot that its state is written to.
     pub state_to: &'a [i32],
+    /// How many of its tokens its state then goes beyond; those after them are guesses.
+    pub state_tokens: &'a [i32],
     /// The block whose tokens up to the sequence's first one of the step are first copied to its own block, -1: none.
     pub copied_blocks: &'a [i32],
 }
@@ -139,7 +141,8 @@ impl StepInput<'_> {
         if shape.recurrent.is_empty() {
             return Ok(Vec::new());
         }
-        recurrent::spans(self.query_start, self.state_from, self.state_to, slots)
+        let own = (self.state_from, self.state_to);
+        recurrent::spans(self.query_start, self.state_tokens, own, slots)
     }
 }
 

@@ -79,6 +79,7 @@ impl Scheduler {
                 sequence.scored += 1;
             }
             let (tenant, mut output) = (sequence.new.tenant, 0);
+            sequence.accepted = sequence.accepted.saturating_sub(scheduled.new_tokens);
             let mut reason = None;
             if scheduled.samples && !broken {
                 for (at, &token) in sampled[token_row..row].iter().enumerate() {
@@ -93,13 +94,19 @@ impl Scheduler {
                     if reason.is_some() || grant.drafts.get(at) != Some(&token) {
                         break;
                     }
-                    sequence.computed += 1;
+                    // No state goes beyond a guess: what was right is computed again.
+                    if sequence.table.has_state() {
+                        sequence.accepted += 1;
+                    } else {
+                        sequence.computed += 1;
+                    }
                 }
                 self.stats.sampled_tokens += output as u64;
                 self.stats.drafted_tokens += scheduled.drafts as u64;
                 self.stats.accepted_tokens += (output as u64).saturating_sub(1);
                 if scheduled.drafts > 0 {
-                    sequence.table.truncate(sequence.computed);
+                    let kept = sequence.computed + sequence.accepted;
+                    sequence.table.truncate(kept);
                 }
             } else if !sequence.wants_sample() && sequence.remaining() == 0 {
                 reason = Some(FinishReason::Length);

@@ -48,7 +48,7 @@ impl Scheduler {
     /// For the prompts that are being computed, takes over the blocks that others have computed.
     fn adopt_prefixes(&mut self) {
         for sequence in &mut self.running {
-            if sequence.remaining() > 1 {
+            if sequence.is_prompt() {
                 let adopted = sequence.adopt_prefix();
                 if sequence.preemptions == 0 {
                     self.stats.cached_tokens += adopted as u64;
@@ -60,15 +60,16 @@ impl Scheduler {
     fn grant_decodes(&mut self, plan: &mut Plan) {
         let mut at = 0;
         while at < self.running.len() {
-            if self.running[at].remaining() == 1 {
-                self.grant(plan, at, 1);
+            if self.running[at].is_decoding() {
+                let tokens = self.running[at].remaining();
+                self.grant(plan, at, tokens);
             }
             at += 1;
         }
     }
 
     fn oldest_prompt(&self, plan: &Plan) -> Option<Share> {
-        let mut prompts = (0..self.running.len()).filter(|&at| self.running[at].remaining() > 1);
+        let mut prompts = (0..self.running.len()).filter(|&at| self.running[at].is_prompt());
         let oldest = prompts.next()?;
         let alone = prompts.next().is_none()
             && (self.queue.len() == 0 || self.running.len() == self.config.max_batch);
@@ -172,7 +173,7 @@ impl Scheduler {
     fn waits_for_prefix(&self, plan: &Plan, at: usize) -> bool {
         let sequence = &self.running[at];
         let mut others = self.running.iter().zip(&plan.grants);
-        sequence.remaining() > 1
+        sequence.is_prompt()
             && plan.grants[at].tokens == 0
             && others.any(|(other, grant)| grant.tokens > 0 && sequence.shares_next_block(other))
     }

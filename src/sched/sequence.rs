@@ -82,6 +82,8 @@ pub struct Sequence {
     pub(super) snapshot: usize,
     /// What the tiers below had of its prefix, until it joins the batch.
     pub(super) staged: Option<Box<Staged>>,
+    /// Of a model with recurrent layers: guessed tokens that turned out right, which its state is yet to go beyond.
+    pub(super) accepted: usize,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
     /// Set when the step just booked was its last.
@@ -115,6 +117,7 @@ impl Sequence {
             lost: 0,
             snapshot: 0,
             staged: None,
+            accepted: 0,
             drafter: None,
             finish: None,
             ended_by_token: false,
@@ -175,6 +178,16 @@ impl Sequence {
 
     pub(super) fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether it is but a token behind, and beside that what was guessed right.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.remaining() == 1 + self.accepted
+    }
+
+    /// Whether it has more than that to compute.
+    pub(super) fn is_prompt(&self) -> bool {
+        self.remaining() > 1 + self.accepted
     }
 
     pub(super) const fn wants_sample(&self) -> bool {
@@ -278,12 +291,13 @@ impl Sequence {
         self.table = BlockTable::from_prefix(pool, self.new.tenant, &[]);
         self.computed = 0;
         self.snapshot = 0;
+        self.accepted = 0;
     }
 
     /// Whether a step that computes that many of its tokens decodes it, and in such a way that what comes after a draft can be
     /// sampled as it would be without: a grammar's masks follow from the tokens before.
     pub(super) fn may_draft(&self, granted: usize) -> bool {
-        granted == 1 && self.is_sampled(granted) && !self.new.guided
+        self.is_decoding() && self.is_sampled(granted) && !self.new.guided
     }
 
     /// Drafts up to `most` next tokens, as long as they are worth their cost and free blocks are available for them.

@@ -1,5 +1,8 @@
 //! Speculative decoding: a step also computes tokens that a sequence may get next, and the sampled ones say which of them are right.
 //! Each row is sampled as it would have been in a step of its own, so what comes out is the same.
+//!
+//! Where a model has recurrent layers, no state goes beyond a guess, since none could be taken out again: the guesses that were right
+//! are computed again in the next step, in which the state goes beyond them.
 
 use super::cost::Size;
 use super::grant::Plan;
@@ -17,13 +20,18 @@ struct DraftBudget {
 }
 
 impl DraftBudget {
-    /// Adds a token that comes with that probability, if it pays.
-    fn add(&mut self, probability: f32) -> bool {
+    /// Adds a token that comes with that probability, if it pays; `again`: if it comes, it is computed a second time.
+    fn add(&mut self, probability: f32, again: bool) -> bool {
         let probability = f64::from(probability);
-        let pays = probability * self.time > self.row * self.tokens;
+        let row = if again {
+            self.row * (1.0 + probability)
+        } else {
+            self.row
+        };
+        let pays = probability * self.time > row * self.tokens;
         if pays {
             self.tokens += probability;
-            self.time += self.row;
+            self.time += row;
         }
         pays
     }
@@ -64,7 +72,9 @@ impl Scheduler {
         for (sequence, grant) in self.running.iter_mut().zip(&mut plan.grants) {
             let most = speculation.max_draft.min(rows).min(plan.budget);
             if most > 0 && sequence.may_draft(grant.tokens) {
-                grant.drafts = sequence.draft(most, |probability| draft_budget.add(probability));
+                let again = sequence.table.has_state();
+                let pays = |probability| draft_budget.add(probability, again);
+                grant.drafts = sequence.draft(most, pays);
                 rows -= grant.drafts.len();
                 plan.budget -= grant.drafts.len();
             }
@@ -86,7 +96,7 @@ mod tests {
     }
 
     fn least(sampled: usize, row_cost: f64) -> f32 {
-        let pays = |percent: &i32| budget(sampled, row_cost).add(*percent as f32 / 100.0);
+        let pays = |percent: &i32| budget(sampled, row_cost).add(*percent as f32 / 100.0, false);
         (0..=100)
             .find(pays)
             .map_or(f32::INFINITY, |p| p as f32 / 100.0)
@@ -111,7 +121,7 @@ mod tests {
         let best = (1..100).max_by(|&a, &b| ratio(a).total_cmp(&ratio(b)));
         let mut budget = budget(1, 0.2);
         let added = (1..100)
-            .take_while(|&i| budget.add(0.8_f32.powi(i)))
+            .take_while(|&i| budget.add(0.8_f32.powi(i), false))
             .count();
         assert_eq!(Some(1 + added as i32), best);
     }

@@ -45,9 +45,10 @@ pub struct Step {
     /// The window blocks of each sequence.
     pub window_tables: Vec<TableWindow>,
     pub sample_rows: Vec<i32>,
-    /// Of models with recurrent layers, as the next two.
+    /// Of models with recurrent layers, as the next three.
     pub state_from: Vec<i32>,
     pub state_to: Vec<i32>,
+    pub state_tokens: Vec<i32>,
     pub copied_blocks: Vec<i32>,
     pub temperature: Vec<f32>,
     pub top_k: Vec<i32>,
@@ -108,6 +109,7 @@ impl Step {
             &mut self.sample_rows,
             &mut self.state_from,
             &mut self.state_to,
+            &mut self.state_tokens,
             &mut self.copied_blocks,
             &mut self.top_k,
             &mut self.logprobs,
@@ -159,6 +161,7 @@ impl Step {
             let number = |slot: Option<u32>| slot.map_or(-1, |slot| slot as i32);
             self.state_from.push(number(state.from));
             self.state_to.push(state.to as i32);
+            self.state_tokens.push(new_tokens as i32);
             self.copied_blocks.push(number(state.copied_block));
         }
         let samples = sequence.wants_sample() && end == sequence.tokens.len();

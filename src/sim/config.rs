@@ -68,7 +68,7 @@ impl Config {
             },
             policy: [PolicyKind::Fair, PolicyKind::Fair, PolicyKind::FirstCome][random.range(0, 2)],
             states,
-            speculation: (states.is_none() && !random.once_in(3)).then(|| Speculation {
+            speculation: (!random.once_in(3)).then(|| Speculation {
                 max_draft: random.range(1, 9),
                 max_rows: random.range(1, 24),
                 row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],

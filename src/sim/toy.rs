@@ -155,8 +155,11 @@ impl ToyModel {
     fn move_states(&mut self, step: &Step) {
         for (at, (&from, &to)) in step.state_from.iter().zip(&step.state_to).enumerate() {
             let begin = usize::try_from(from).map_or(Some(BEGIN), |from| self.states[from]);
-            let tokens = step.query_start[at] as usize..step.query_start[at + 1] as usize;
-            let tokens = step.token_ids[tokens].iter().map(|&token| token as u32);
+            let first = step.query_start[at] as usize;
+            let kept = first + step.state_tokens[at] as usize;
+            let tokens = step.token_ids[first..kept]
+                .iter()
+                .map(|&token| token as u32);
             // What is no state gives a token that nobody expects.
             self.states[to as usize] = Some(tokens.fold(begin.unwrap_or(0), hash));
         }
@@ -262,7 +265,9 @@ impl Executor for ToyModel {
                 } else {
                     let free = if let Some(&slot) = step.state_to.get(at) {
                         let state = self.states[slot as usize].unwrap_or(0);
-                        token_behind(state, &context, self.vocab_size)
+                        let guessed = &context[context.len() - scheduled.drafts..end];
+                        let state = guessed.iter().copied().fold(state, hash);
+                        token_behind(state, &context[..end], self.vocab_size)
                     } else {
                         next_token(&context[..end], self.vocab_size)
                     };

@@ -129,6 +129,7 @@ class Driver:
             buffers.context_lens[index] = last
             if self.runner.info.state_slots:
                 buffers.state_from[index], buffers.state_to[index] = self.move_state(sequence, first, last)
+                buffers.state_tokens[index] = new
                 buffers.copied_blocks[index], sequence.copied_block = sequence.copied_block, -1
             token += new
             if last == len(sequence.tokens):

@@ -227,19 +227,19 @@ def test_what_a_turn_leaves_is_what_its_tokens_say(
         assert engine.stats()["owned_blocks"] == 0
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_models.make("llama", folder)
-    return folder
-
-
 PATHS = {
     "torch": {"ops": "torch"},
     "fp32": {"ops": "cpu", "quantize": "none"},
     "q8": {"ops": "cpu", "quantize": "q8"},
     "q4, KV int8": {"ops": "cpu", "quantize": "q4", "kv_dtype": "int8"},
 }
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_models.make("llama", folder)
+    return folder
 
 
 @pytest.mark.parametrize("path", list(PATHS))
@@ -277,3 +277,36 @@ def test_every_path_verifies_drafts(tiny: Path, path: str) -> None:
     assert all(len(tokens) == 144 for tokens in runs[0])
     assert stats[1]["accepted_tokens"] > 0
     assert all(counters["preemptions"] > 0 for counters in stats)
+
+
+@pytest.mark.parametrize(
+    ("family", "path"), [("qwen3_5", "torch"), ("qwen3_5", "q8"), ("lfm2", "fp32"), ("nemotron_h", "fp32")]
+)
+def test_no_state_goes_beyond_a_guess(family: str, path: str, tmp_path: Path) -> None:
+    """Answers of two tokens in any order, so that guesses are right about as often as wrong."""
+    tiny_models.make(family, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    options = RunnerOptions(device="cpu", max_batch=1, max_model_len=200, kv_memory=1 << 20, threads=1, **PATHS[path])
+    runs, drafted, accepted = [], 0, 0
+    for speculate in (0, 6):
+        runner = load_runner(checkpoint, dataclasses.replace(options, speculate=speculate))
+        for seed in range(4):
+            # What steps take is learned anew by each engine, and assumed to be little until then.
+            engine = _core.Engine(runner, None, None, eos_token_ids=[], speculate=speculate, state_every=32)
+            session, turns = SessionRef(1, start=True), []
+            for _ in range(2):
+                request = submission(
+                    Tokens([5, 6, 6, 5] * 6),
+                    sampling=SamplingParams(temperature=1.0, seed=seed, logit_bias=[(5, 40.0), (6, 40.0)]),
+                    stopping=StopParams(50),
+                    session=session,
+                )
+                replies(engine, [request])
+                session = SessionRef(1)
+                turns.append(engine.session_tokens(0, 1))
+            runs.append(turns)
+            drafted, accepted = (a + b for a, b in zip((drafted, accepted), drafts(engine), strict=True))
+            engine.shutdown(0)
+    assert runs[:4] == runs[4:]
+    assert len(runs[0][1]) == 148
+    assert 0 < accepted < drafted

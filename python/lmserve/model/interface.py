@@ -81,10 +81,12 @@ class StepBuffers:
     top_ids: I32  # [R, MAX_LOGPROBS] out, rows with logprobs > 0, most likely first
     top_logprobs: F32  # [R, MAX_LOGPROBS] out
     # Of models with recurrent layers, else empty: [S] the slot with the sequence's state before this step (-1: it
-    # begins), and the slot for its state after it, which may be the same; and a block (-1: none) whose tokens up to the
-    # sequence's first one of this step are first copied to the sequence's own block.
+    # begins), and the slot for its state after it, which may be the same; how many of its tokens of this step that
+    # state goes beyond, the rest being guesses; and a block (-1: none) whose tokens up to the sequence's first one of
+    # this step are first copied to the sequence's own block.
     state_from: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     state_to: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    state_tokens: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     copied_blocks: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     # Of models with layers that have a window and blocks of their own for these, else empty: [T] and [S, B], as `slots`
     # and `block_tables`, in the blocks of these layers. Where a sequence has given a block back, its entry is that of

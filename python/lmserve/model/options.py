@@ -169,12 +169,6 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     if checkpoint.kind == "generate":
         window = _window(config, longest, block_size)
         per_token, window_per_token = _kv_bytes_per_token(config, ops, kv_dtype, windows=window > 0)
-        _check(
-            options.speculate == 0 or not config.recurrent,
-            "speculate",
-            f"speculate is {options.speculate}; {checkpoint.name} has layers with a recurrent state, which no guessed"
-            " token can be taken out of",
-        )
         activations = _activation_bytes(config, max_rows, max_batch_tokens, ITEM_BYTES[dtype])
         free = _free_memory(device, options, gpu_memory) - activations
         # Mapped weights may be more than the memory: what they leave is half of it, then.

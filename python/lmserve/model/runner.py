@@ -58,6 +58,7 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         top_logprobs=f32(rows, MAX_LOGPROBS),
         state_from=i32(states),
         state_to=i32(states),
+        state_tokens=i32(states),
         copied_blocks=i32(states),
         window_slots=i32(tokens * windowed),
         window_tables=i32(sequences * windowed, blocks),

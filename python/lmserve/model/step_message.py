@@ -27,6 +27,7 @@ INPUTS: Final = {
     "block_tables": "sequences",
     "state_from": "sequences",
     "state_to": "sequences",
+    "state_tokens": "sequences",
     "copied_blocks": "sequences",
     "window_slots": "tokens",
     "window_tables": "sequences",

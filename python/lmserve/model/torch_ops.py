@@ -182,7 +182,8 @@ class TorchOps:
         self._prepare(n_tokens, n_rows, query_start, buffers.context_lens[:n_seqs])
         if self.config.recurrent:
             self._copy_blocks(n_seqs)
-            self._states.begin(StateLayout(query_start, buffers.state_from[:n_seqs], buffers.state_to[:n_seqs]))
+            slots = buffers.state_from[:n_seqs], buffers.state_to[:n_seqs]
+            self._states.begin(StateLayout(query_start, buffers.state_tokens[:n_seqs], *slots))
 
     def upload(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Copy a step's inputs to the device; `begin` does so itself."""

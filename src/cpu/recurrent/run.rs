@@ -1,5 +1,8 @@
 //! The operations of recurrent layers in a step, spread over a team.
 
+use std::ops::Range;
+
+use super::super::memory::SharedSlice;
 use super::super::model::Weight;
 use super::super::pool::Team;
 use super::super::program::Value;
@@ -7,7 +10,6 @@ use super::super::simd::dispatch;
 use super::super::step_context::StepContext;
 use super::conv::{CHANNELS, ConvGate, ConvTokens};
 use super::scan::{COLUMNS, ScanRule, ScanTokens, TokenRows};
-use super::state::StateSpan;
 
 impl StepContext<'_> {
     /// A causal convolution; every thread of the team calls it. Ends with a barrier.
@@ -28,23 +30,32 @@ impl StepContext<'_> {
             for unit in units {
                 let span = self.states.spans[unit / parts];
                 let first = unit % parts * CHANNELS;
-                let rows = |width| {
-                    let start = span.first_token * width;
-                    start..start + span.tokens * width
-                };
                 let state = |slot| self.states.view.conv(layer, slot);
-                let tokens = ConvTokens {
-                    weight,
-                    gate,
-                    channels: first..weight.channels.min(first + CHANNELS),
-                    x: from.part(rows(x.stride)),
-                    x_stride: x.stride,
-                    tokens: span.tokens,
-                    from: span.from.map(state),
-                    to: state(span.to),
-                    out: to.part(rows(out.stride)),
+                let go = |tokens: Range<usize>, before, after| {
+                    let rows = |width| {
+                        let start = (span.first_token + tokens.start) * width;
+                        start..start + tokens.len() * width
+                    };
+                    let part = ConvTokens {
+                        weight,
+                        gate,
+                        channels: first..weight.channels.min(first + CHANNELS),
+                        x: from.part(rows(x.stride)),
+                        x_stride: x.stride,
+                        tokens: tokens.len(),
+                        from: before,
+                        to: after,
+                        out: to.part(rows(out.stride)),
+                    };
+                    dispatch(self.isa, part);
                 };
-                dispatch(self.isa, tokens);
+                let kept = state(span.to);
+                go(0..span.kept, span.from.map(state), kept);
+                if span.kept < span.tokens {
+                    let mut guessed = vec![0.0; kept.len()];
+                    let guessed = SharedSlice::new(&mut guessed);
+                    go(span.kept..span.tokens, Some(kept), guessed);
+                }
             }
         });
     }
@@ -64,38 +75,47 @@ impl StepContext<'_> {
         let shape = self.states.view.shape(layer);
         let parts = shape.columns.div_ceil(COLUMNS);
         let of_sequence = shape.heads * parts;
-        let rows = |value: Value, span: StateSpan| {
-            let start = span.first_token * value.stride;
-            let end = start + span.tokens * value.stride;
-            self.buffer(value).part(start..end)
-        };
         team.for_chunks(self.states.spans.len() * of_sequence, 1, |units| {
             for unit in units {
                 let span = self.states.spans[unit / of_sequence];
                 let head = unit % of_sequence / parts;
                 let first = unit % parts * COLUMNS;
                 let state = |slot| self.states.view.matrix(layer, slot, head);
-                let tokens = ScanTokens {
-                    rule,
-                    weight,
-                    shape,
-                    groups,
-                    head,
-                    columns: first..shape.columns.min(first + COLUMNS),
-                    x: TokenRows {
-                        values: rows(x, span),
-                        stride: x.stride,
-                    },
-                    gates: TokenRows {
-                        values: rows(gates, span),
-                        stride: gates.stride,
-                    },
-                    tokens: span.tokens,
-                    from: span.from.map(state),
-                    to: state(span.to),
-                    out: rows(out, span),
+                let go = |tokens: Range<usize>, before, after| {
+                    let rows = |value: Value| {
+                        let start = (span.first_token + tokens.start) * value.stride;
+                        let end = start + tokens.len() * value.stride;
+                        self.buffer(value).part(start..end)
+                    };
+                    let part = ScanTokens {
+                        rule,
+                        weight,
+                        shape,
+                        groups,
+                        head,
+                        columns: first..shape.columns.min(first + COLUMNS),
+                        x: TokenRows {
+                            values: rows(x),
+                            stride: x.stride,
+                        },
+                        gates: TokenRows {
+                            values: rows(gates),
+                            stride: gates.stride,
+                        },
+                        tokens: tokens.len(),
+                        from: before,
+                        to: after,
+                        out: rows(out),
+                    };
+                    dispatch(self.isa, part);
                 };
-                dispatch(self.isa, tokens);
+                let kept = state(span.to);
+                go(0..span.kept, span.from.map(state), kept);
+                if span.kept < span.tokens {
+                    let mut guessed = vec![0.0; kept.len()];
+                    let guessed = SharedSlice::new(&mut guessed);
+                    go(span.kept..span.tokens, Some(kept), guessed);
+                }
             }
         });
     }

@@ -157,25 +157,27 @@ pub struct StateSpan {
     pub first_token: usize,
     /// Its tokens in the step, at least one.
     pub tokens: usize,
+    /// How many of them its state goes beyond, at least one; those after them are guesses.
+    pub kept: usize,
     /// The slot with its state before the step; `None`: it begins.
     pub from: Option<usize>,
-    /// The slot that gets its state after the step; it may be the same.
+    /// The slot that gets its state after the kept tokens; it may be the same.
     pub to: usize,
 }
 
-/// The spans of a step's sequences, which begin at the tokens `query_start`, once their slots are known to be there and to be
-/// written by one sequence each.
+/// The spans of a step's sequences, which begin at the tokens `query_start` and of which `kept` go into the states, once their
+/// slots are known to be there and to be written by one sequence each.
 ///
 /// # Errors
-/// `internal_error` for slots that are not there, or that are not of one sequence alone.
+/// `internal_error` for slots that are not there, or that are not of one sequence alone, and for tokens that are not there.
 pub(in super::super) fn spans(
     query_start: &[i32],
-    from: &[i32],
-    to: &[i32],
+    kept: &[i32],
+    (from, to): (&[i32], &[i32]),
     slots: usize,
 ) -> Result<Vec<StateSpan>> {
     let sequences = query_start.len() - 1;
-    if from.len() != sequences || to.len() != sequences {
+    if from.len() != sequences || to.len() != sequences || kept.len() != sequences {
         return Err(Error::internal("each sequence of the step needs a state"));
     }
     let mut written_by = vec![None; slots];
@@ -201,9 +203,17 @@ pub(in super::super) fn spans(
             )));
         }
         let first_token = query_start[sequence] as usize;
+        let tokens = query_start[sequence + 1] as usize - first_token;
+        let kept = usize::try_from(kept[sequence]).unwrap_or(0);
+        if !(1..=tokens).contains(&kept) {
+            return Err(Error::internal(format!(
+                "{kept} of {tokens} tokens go into a state; at least one must, and no more than there are"
+            )));
+        }
         spans.push(StateSpan {
             first_token,
-            tokens: query_start[sequence + 1] as usize - first_token,
+            tokens,
+            kept,
             from,
             to: to as usize,
         });
@@ -218,23 +228,30 @@ mod tests {
     #[test]
     fn slots_that_are_missing_or_shared_are_refused() {
         let begins = [0, 2, 3];
-        let found = spans(&begins, &[-1, 1], &[0, 1], 2).unwrap();
+        let all = [2, 1];
+        let found = spans(&begins, &all, (&[-1, 1], &[0, 1]), 2).unwrap();
         assert_eq!((found[0].from, found[0].to, found[0].tokens), (None, 0, 2));
         assert_eq!(
             (found[1].from, found[1].to, found[1].tokens),
             (Some(1), 1, 1)
         );
         // One snapshot may begin several sequences.
-        assert!(spans(&begins, &[2, 2], &[0, 1], 3).is_ok());
+        assert!(spans(&begins, &all, (&[2, 2], &[0, 1]), 3).is_ok());
         for (from, to) in [
             ([-1, -1], [0, 0]),
             ([-1, -1], [0, 2]),
             ([2, -1], [0, 1]),
             ([1, 0], [0, 1]),
         ] {
-            assert!(spans(&begins, &from, &to, 2).is_err(), "{from:?} {to:?}");
+            let found = spans(&begins, &all, (&from, &to), 2);
+            assert!(found.is_err(), "{from:?} {to:?}");
         }
-        assert!(spans(&begins, &[0], &[0], 2).is_err());
+        assert!(spans(&begins, &all, (&[0], &[0]), 2).is_err());
+        for kept in [[0, 1], [2, 2], [3, 1], [-1, 1]] {
+            assert!(spans(&begins, &kept, (&[-1, 1], &[0, 1]), 2).is_err());
+        }
+        let guessed = spans(&begins, &[1, 1], (&[-1, 1], &[0, 1]), 2).unwrap();
+        assert_eq!((guessed[0].tokens, guessed[0].kept), (2, 1));
     }
 
     #[test]
