@@ -40,7 +40,7 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 	@echo "==> cargo test"
 	cargo test --locked --no-default-features
 	@echo "==> pytest"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-page: build $(DEV) ## the page at / in headless Chromium, which must be installed
 	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group page

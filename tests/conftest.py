@@ -28,3 +28,13 @@ def default_server(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
     assert smollm2_gguf.is_file()
     with serving(tmp_path_factory.mktemp("default-server")) as server:
         yield server
+
+
+# Minutes each. Where several processes share the tests, the others fill the time beside these.
+LONGEST = ("test_schemathesis.py", "test_model_equal.py", "test_agents.py", "test_odd_configurations.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; the order of the others stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))

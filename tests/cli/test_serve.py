@@ -34,11 +34,13 @@ def test_it_says_what_it_serves(default_server: ServerProcess) -> None:
     assert lines[0].startswith("Model     SmolLM2-135M-Instruct (also as internlm-chat-7b), from ")
     assert lines[0].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
     assert "context 8192 tokens" in lines[1]
-    assert "blocks of" in lines[3]
-    assert lines[4].startswith("Sessions  ")
-    assert lines[4].endswith(" fit into the KV cache")
-    assert lines[5] == f"API       {default_server.url}"
-    assert lines[6] == f"Docs      {default_server.url}/docs"
+    assert lines[2].startswith("Weights   ")
+    assert lines[3].startswith("Sampling  ")
+    assert "blocks of" in lines[4]
+    assert lines[5].startswith("Sessions  ")
+    assert lines[5].endswith(" fit into the KV cache")
+    assert lines[6] == f"API       {default_server.url}"
+    assert lines[7] == f"Docs      {default_server.url}/docs"
     assert httpx.get(f"{default_server.url}/docs").status_code == 200
 
 

@@ -290,7 +290,7 @@ LAYER = "model.layers.2.mlp.gate_proj"
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
-        ("gptq", {"scales": lambda _: None}, "gate_proj.scales is missing"),
+        ("gptq", {"scales": lambda _: None}, "needs the tensor .*gate_proj.scales, but it is missing"),
         ("gptq", {"qzeros": lambda t: t[:, :4].contiguous()}, r"qzeros has shape \[3, 4\]"),
         ("gptq", {"g_idx": lambda t: t + 1}, r"g_idx must lie in \[0, 3\), but \[1, 3\] was given"),
         ("gptq", {"qweight": lambda t: t.half()}, "qweight must be I32, but is F16"),
@@ -298,7 +298,7 @@ LAYER = "model.layers.2.mlp.gate_proj"
         ("fp8-tensor", {"weight_scale": lambda _: None}, "needs one of weight_scale and weight_scale_inv"),
         ("fp8-tensor", {"weight_scale": lambda _: torch.ones(2)}, r"weight_scale has shape \[2\]"),
         ("fp8-block", {"weight_scale_inv": lambda t: t[:1]}, r"weight_scale_inv has shape \[1, 2\]"),
-        ("fp8-block", {"weight": lambda t: t.float()}, "weight must be F8_E4M3|weight is missing"),
+        ("fp8-block", {"weight": lambda t: t.float()}, "weight must be F8_E4M3|gate_proj.weight, but it is missing"),
     ],
 )
 def test_broken_parts_are_named(name, changed, message, tmp_path):

@@ -96,7 +96,9 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [flip, lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"GGUF" * 1000], ids=str
+    "damage",
+    [flip, lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"GGUF" * 1000],
+    ids=["flipped", "cut", "empty", "foreign"],
 )
 def test_a_damaged_file_is_told_of_and_written_anew(folders, tmp_path, caplog, damage):
     folder, path = folders["qwen2"], tmp_path / "weights"

@@ -48,6 +48,7 @@ BEYOND_THE_SCHEMA = re.compile(
     r"|the model wrote no summary"
     r"|only a running response can be cancelled"
     r"|an input can be truncated to|prompt_name must be one of the model's prompts"
+    r"|prompt_name and input_type cannot be combined"
     r"|text_1 must be one text or as many as text_2"
     r"|this model gives no labels"
     r"|best_of must be at least n|best_of \d+ with n \d+ cannot be streamed"

@@ -45,6 +45,7 @@ VALUES = {
     "--reasoning-parser": "think",
     "--gpu-memory-fraction": "0.5",
     "--kv-memory": "64MiB",
+    "--kv-disk": "/var/kv,64MiB",
     "--max-body": "64MiB",
     "--max-batch-tokens": "128",
 }
