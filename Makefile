@@ -25,7 +25,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install wheel test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ soak: build ## ten minutes of mixed load with clients that leave, and what the s
 
 kill: build $(DEV) ## kill a server 200 times at random points of turns, conversations and batches: KILLS=..., SEED=...
 	KILLS=$(or $(KILLS),200) SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/http/test_kill.py
+
+fuzz: build $(DEV) ## send each route 300 requests that its schema allows, or does not: EXAMPLES=...
+	EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest --timeout=3600 tests/http/test_schemathesis.py
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)

@@ -181,11 +181,13 @@ def copy_tokenizer(writer: gguf.GGUFWriter) -> int:
 def tensors(shape: Shape, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...], Type]]:
     """Name, sizes and type of each tensor."""
     attention = shape.attention
-    tied = shape.architecture != "gpt-oss"
-    yield "token_embd.weight", (vocabulary, shape.width), Type.Q8_0 if not tied else shape.more_bits
+    tied = not shape.experts
+    embedding = shape.more_bits if tied else attention
+    yield "token_embd.weight", (vocabulary, shape.width), embedding
     yield "output_norm.weight", (shape.width,), Type.F32
     if not tied:
-        yield "output.weight", (vocabulary, shape.width), attention
+        head = shape.more_bits if attention is Type.Q4_K else attention
+        yield "output.weight", (vocabulary, shape.width), head
     for layer in range(shape.layers):
         block = f"blk.{layer}"
         # As llama-quantize chooses them for Q4_K_M.
