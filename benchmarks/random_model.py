@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -67,34 +67,25 @@ def _gpt_oss(writer: gguf.GGUFWriter, _shape: Shape) -> None:
     writer.add_rope_scaling_orig_ctx_len(4096)
 
 
+QWEN35: Final = Shape(
+    architecture="qwen35",
+    layers=24,
+    width=1024,
+    inner=3584,
+    heads=8,
+    kv_heads=2,
+    head_dim=256,
+    rope_base=1e7,
+    keys=_qwen35,
+    delta=True,
+)
+
 SHAPES: Final = {
     "llama-1b": Shape(
         architecture="llama", layers=16, width=2048, inner=8192, heads=32, kv_heads=8, head_dim=64, rope_base=5e5
     ),
-    "qwen3.5-0.8b": Shape(
-        architecture="qwen35",
-        layers=24,
-        width=1024,
-        inner=3584,
-        heads=8,
-        kv_heads=2,
-        head_dim=256,
-        rope_base=1e7,
-        keys=_qwen35,
-        delta=True,
-    ),
-    "qwen3.5-2b": Shape(
-        architecture="qwen35",
-        layers=24,
-        width=2048,
-        inner=6144,
-        heads=8,
-        kv_heads=2,
-        head_dim=256,
-        rope_base=1e7,
-        keys=_qwen35,
-        delta=True,
-    ),
+    "qwen3.5-0.8b": QWEN35,
+    "qwen3.5-2b": replace(QWEN35, width=2048, inner=6144),
     # 7 billion, 1.3 of them for each token.
     "olmoe": Shape(
         architecture="olmoe",

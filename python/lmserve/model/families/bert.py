@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Generic, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve.model.activation import named_activation
-from lmserve.model.config import AttentionLayer, EncoderConfig, RopeConfig
+from lmserve.model.config import EncoderConfig
 from lmserve.model.errors import CheckpointError
 from lmserve.model.families.encoder_fields import encoder_config, gguf_sizes, split, within
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.gguf_source import RANKS, GgufModel
 from lmserve.model.hf_config import required
+from lmserve.model.layers.attention import SelfAttention
 from lmserve.model.layers.loading import Loader
+from lmserve.model.layers.mlp import load_plain_mlp
+from lmserve.model.layers.post_norm import PostNormEncoder, PostNormLayer
 from lmserve.model.score_head import scores_pairs
 from lmserve.model.tensors import DerivedTensor, TensorSource
 
@@ -28,6 +30,8 @@ F32 = NDArray[np.float32]
 UNUSED = re.compile(r"(cls|pooler|classifier|lm_head)\..+|embeddings\.(position_ids|token_type_ids)")
 MOST_PADDING = 1024
 PLACES = "embeddings.places.weight"
+# The feed-forward network's, in each layer.
+MLP = ("intermediate.dense", "output.dense")
 
 
 def bert_config(raw: dict[str, Any], *, offset: bool = False) -> EncoderConfig:
@@ -36,36 +40,21 @@ def bert_config(raw: dict[str, Any], *, offset: bool = False) -> EncoderConfig:
         raise CheckpointError(
             f"config.json: position_embedding_type {raw['position_embedding_type']!r} is not supported (absolute is)"
         )
-    hidden, heads = int(required(raw, "hidden_size")), int(required(raw, "num_attention_heads"))
-    if heads < 1 or hidden % heads:
-        raise CheckpointError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
     positions = int(required(raw, "max_position_embeddings"))
     # The table's first rows are those of padding and of what comes before it.
     first = int(raw.get("pad_token_id", 1)) + 1 if offset else 0
     if not 0 <= first < min(positions, MOST_PADDING):
         raise CheckpointError(f"config.json: pad_token_id is {first - 1}, which leaves no positions of {positions}")
-    layers, head_dim = int(required(raw, "num_hidden_layers")), hidden // heads
-    config = EncoderConfig(
-        architecture="bert",
-        vocab_size=int(required(raw, "vocab_size")),
-        hidden_size=hidden,
-        intermediate_size=int(required(raw, "intermediate_size")),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=head_dim,
-        norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
-        rope=RopeConfig(),
-        tie_word_embeddings=True,
+    return encoder_config(
+        "bert",
+        raw,
         context_length=positions - first,
-        activation=named_activation(raw.get("hidden_act", "gelu")),
+        ropes=[None] * int(required(raw, "num_hidden_layers")),
         num_positions=positions - first,
         padding=tuple(range(first)),
         # The tokenizers of RoBERTa tell no segments apart.
         num_segments=min(2, int(raw.get("type_vocab_size", 2))) if scores_pairs(raw) and not offset else 1,
     )
-    attention = AttentionLayer(heads, heads, head_dim, head_dim**-0.5, None, causal=False)
-    return replace(config, attention=(attention,) * layers)
 
 
 def bert_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
@@ -106,58 +95,25 @@ class PlaceTable(DerivedTensor):
         raise NotImplementedError(f"{len(rows)} rows of {self.name} are not wanted by anyone")
 
 
-@dataclass(frozen=True, slots=True)
-class BertLayer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    qkv: W
-    attended: W
-    attention_norm: W
-    inner: W
-    outer: W
-    norm: W
-
-
-class Bert(Generic[A, W]):
-    """Attention and a feed-forward network; each is added to what it was given, and the sum is normalised."""
+class Bert(PostNormEncoder[A, W]):
+    """Words, positions and segments; then layers with a feed-forward network without a gate."""
 
     def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
-        hidden = config.hidden_size
-        places = (config.num_positions or 0) * (config.num_segments or 0)
-        self.ops, self.config = load.ops, config
-        self.words = load.embedding("embeddings.word_embeddings", config.vocab_size, hidden, head=False)
-        self.places = load.embedding("embeddings.places", places, hidden, head=False)
-        self.norm = load.layer_norm("embeddings.LayerNorm", hidden, config.norm_eps, bias=True)
-        self.layers = [_layer(config, load.within(f"encoder.layer.{index}")) for index in range(config.num_layers)]
-
-    @property
-    def head(self) -> W:
-        """There is none."""
-        raise TypeError("an encoder makes no logits")
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        if sampled_rows_only:
-            raise TypeError("an encoder samples nothing")
-        ops, activation = self.ops, self.config.activation
-        states, _ = ops.add_norm(ops.embed_places(self.places), ops.embed(self.words), self.norm)
-        for index, layer in enumerate(self.layers):
-            query = ops.rope_and_cache(ops.linear(states, layer.qkv), index)
-            attended = ops.linear(ops.attention(query, index), layer.attended)
-            states, _ = ops.add_norm(attended, states, layer.attention_norm)
-            inner = ops.activate(ops.linear(states, layer.inner), activation)
-            states, _ = ops.add_norm(ops.linear(inner, layer.outer), states, layer.norm)
-        return states
+        rows = (config.num_positions or 0) * (config.num_segments or 0)
+        layers = load.within("encoder.layer")
+        super().__init__(config, load, ("places", rows), lambda index: _layer(config, layers.within(f"{index}")))
 
 
-def _layer(config: EncoderConfig, load: Loader[A, W]) -> BertLayer[W]:
+def _layer(config: EncoderConfig, load: Loader[A, W]) -> PostNormLayer[W]:
     hidden, eps = config.hidden_size, config.norm_eps
     own, output = load.within("attention.self"), load.within("attention.output")
-    return BertLayer(
-        qkv=own.linear(dict.fromkeys(("query", "key", "value"), hidden), hidden, bias=True),
-        attended=output.linear({"dense": hidden}, hidden, bias=True),
+    return PostNormLayer(
+        attention=SelfAttention(
+            qkv=own.linear(dict.fromkeys(("query", "key", "value"), hidden), hidden, bias=True),
+            output=output.linear({"dense": hidden}, hidden, bias=True),
+        ),
         attention_norm=output.layer_norm("LayerNorm", hidden, eps, bias=True),
-        inner=load.linear({"intermediate.dense": config.intermediate_size}, hidden, bias=True),
-        outer=load.linear({"output.dense": hidden}, config.intermediate_size, bias=True),
+        mlp=load_plain_mlp(load, MLP, hidden, config.intermediate_size, bias=True),
         norm=load.layer_norm("output.LayerNorm", hidden, eps, bias=True),
     )
 

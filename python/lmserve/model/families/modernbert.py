@@ -12,6 +12,7 @@ from lmserve.model.families.family import Family, Tensors
 from lmserve.model.families.fields import FULL, SLIDING
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.hf_config import required
+from lmserve.model.layers.encoder import Encoder
 from lmserve.model.layers.loading import Loader
 from lmserve.model.rope_config import rope_of
 
@@ -80,7 +81,7 @@ class ModernBertLayer(Generic[W]):
     down: W
 
 
-class ModernBert(Generic[A, W]):
+class ModernBert(Encoder[A, W]):
     """Attention and a gated feed-forward network, normed before, each added to the residual states."""
 
     def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
@@ -91,14 +92,7 @@ class ModernBert(Generic[A, W]):
         self.layers = [_layer(config, index, load.within(f"layers.{index}")) for index in range(config.num_layers)]
         self.final_norm = load.layer_norm("final_norm", hidden, eps, bias=bias)
 
-    @property
-    def head(self) -> W:
-        """There is none."""
-        raise TypeError("an encoder makes no logits")
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        if sampled_rows_only:
-            raise TypeError("an encoder samples nothing")
+    def states(self) -> A:
         ops, activation = self.ops, self.config.activation
         states = ops.norm(ops.embed(self.words), self.norm)
         normed = states

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmserve.model.config import EncoderConfig
 from lmserve.model.errors import CheckpointError
+from lmserve.model.families.bert import MLP
 from lmserve.model.families.encoder_fields import encoder_config, renamed
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.hf_config import required
+from lmserve.model.layers.attention import SelfAttention
 from lmserve.model.layers.loading import Loader
+from lmserve.model.layers.mlp import load_plain_mlp
+from lmserve.model.layers.post_norm import PostNormEncoder, PostNormLayer
 from lmserve.model.tensors import DerivedTensor
 
 A = TypeVar("A")
@@ -89,59 +93,32 @@ class ByDistance(DerivedTensor):
         return np.ascontiguousarray(self.source.dequantize()[buckets(self.longest)].T)
 
 
-@dataclass(frozen=True, slots=True)
-class MpnetLayer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    qkv: W
-    attended: W
-    attention_norm: W
-    inner: W
-    outer: W
-    norm: W
-
-
-class Mpnet(Generic[A, W]):
-    """Attention and a feed-forward network; each is added to what it was given, and the sum is normalised."""
+class Mpnet(PostNormEncoder[A, W]):
+    """BERT's layers, which have one table of distances for all of them."""
 
     def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
-        hidden, positions = config.hidden_size, config.num_positions
+        positions, layers = config.num_positions, load.within("encoder.layer")
         if positions is None:
             raise TypeError("MPNet has a table of positions")
-        self.ops, self.config = load.ops, config
-        self.words = load.embedding("embeddings.word_embeddings", config.vocab_size, hidden, head=False)
-        self.places = load.embedding("embeddings.position_embeddings", positions, hidden, head=False)
-        self.norm = load.layer_norm("embeddings.LayerNorm", hidden, config.norm_eps, bias=True)
-        self.distances = load.distances(DISTANCES, config.num_heads, positions)
-        self.layers = [_layer(config, load.within(f"encoder.layer.{index}")) for index in range(config.num_layers)]
-
-    @property
-    def head(self) -> W:
-        """There is none."""
-        raise TypeError("an encoder makes no logits")
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        if sampled_rows_only:
-            raise TypeError("an encoder samples nothing")
-        ops, activation = self.ops, self.config.activation
-        states, _ = ops.add_norm(ops.embed_places(self.places), ops.embed(self.words), self.norm)
-        for index, layer in enumerate(self.layers):
-            query = ops.rope_and_cache(ops.linear(states, layer.qkv), index)
-            attended = ops.linear(ops.attention(query, index, None, self.distances), layer.attended)
-            states, _ = ops.add_norm(attended, states, layer.attention_norm)
-            inner = ops.activate(ops.linear(states, layer.inner), activation)
-            states, _ = ops.add_norm(ops.linear(inner, layer.outer), states, layer.norm)
-        return states
+        distances = load.distances(DISTANCES, config.num_heads, positions)
+        super().__init__(
+            config,
+            load,
+            ("position_embeddings", positions),
+            lambda index: _layer(config, layers.within(f"{index}"), distances),
+        )
 
 
-def _layer(config: EncoderConfig, load: Loader[A, W]) -> MpnetLayer[W]:
+def _layer(config: EncoderConfig, load: Loader[A, W], distances: W) -> PostNormLayer[W]:
     hidden, eps, own = config.hidden_size, config.norm_eps, load.within("attention.attn")
-    return MpnetLayer(
-        qkv=own.linear(dict.fromkeys(("q", "k", "v"), hidden), hidden, bias=True),
-        attended=own.linear({"o": hidden}, hidden, bias=True),
+    return PostNormLayer(
+        attention=SelfAttention(
+            qkv=own.linear(dict.fromkeys(("q", "k", "v"), hidden), hidden, bias=True),
+            output=own.linear({"o": hidden}, hidden, bias=True),
+            distances=distances,
+        ),
         attention_norm=load.layer_norm("attention.LayerNorm", hidden, eps, bias=True),
-        inner=load.linear({"intermediate.dense": config.intermediate_size}, hidden, bias=True),
-        outer=load.linear({"output.dense": hidden}, config.intermediate_size, bias=True),
+        mlp=load_plain_mlp(load, MLP, hidden, config.intermediate_size, bias=True),
         norm=load.layer_norm("output.LayerNorm", hidden, eps, bias=True),
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lmserve.model.config import EncoderConfig
 from lmserve.model.errors import CheckpointError
@@ -11,9 +10,10 @@ from lmserve.model.families.encoder_fields import encoder_config, gguf_sizes, re
 from lmserve.model.families.family import Family, Tensors
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.hf_config import required
-from lmserve.model.layers.attention import SelfAttention, attend, load_self_attention
+from lmserve.model.layers.attention import load_self_attention
 from lmserve.model.layers.loading import Loader
-from lmserve.model.ops import Ops
+from lmserve.model.layers.mlp import GatedMlp
+from lmserve.model.layers.post_norm import PostNormEncoder, PostNormLayer
 from lmserve.model.rope_config import rope_of
 from lmserve.model.score_head import scores_pairs
 
@@ -88,64 +88,30 @@ def _hf_tensors(tensors: Tensors, config: EncoderConfig) -> Tensors:
     return found | {TYPES: segment_rows(found, TYPES, config)}
 
 
-@dataclass(frozen=True, slots=True)
-class RotaryBertLayer(Generic[W]):
-    """Loaded weights of one layer."""
-
-    attention: SelfAttention[W]
-    attention_norm: W
-    gate_up: W
-    down: W
-    norm: W
-
-
-class RotaryBert(Generic[A, W]):
-    """Attention and a gated feed-forward network; each is added to what it was given, and the sum is normalised."""
+class RotaryBert(PostNormEncoder[A, W]):
+    """Words and segments, if there are any; then layers with a gated feed-forward network."""
 
     def __init__(self, config: EncoderConfig, load: Loader[A, W]) -> None:
-        hidden, segments = config.hidden_size, config.num_segments
-        self.ops, self.config = load.ops, config
-        self.words = load.embedding("embeddings.word_embeddings", config.vocab_size, hidden, head=False)
-        self.types: W | None = None
-        if segments is not None:
-            self.types = load.embedding("embeddings.token_type_embeddings", segments, hidden, head=False)
-        self.norm = load.layer_norm("embeddings.LayerNorm", hidden, config.norm_eps, bias=True)
-        self.layers = [_layer(config, index, load.within(f"layers.{index}")) for index in range(config.num_layers)]
-
-    @property
-    def head(self) -> W:
-        """There is none."""
-        raise TypeError("an encoder makes no logits")
-
-    def forward(self, *, sampled_rows_only: bool) -> A:
-        if sampled_rows_only:
-            raise TypeError("an encoder samples nothing")
-        ops = self.ops
-        words = ops.embed(self.words)
-        if self.types is None:
-            states = ops.norm(words, self.norm)
-        else:
-            states, _ = ops.add_norm(ops.embed_places(self.types), words, self.norm)
-        for index, layer in enumerate(self.layers):
-            attended = ops.linear(attend(ops, states, index, layer.attention), layer.attention.output)
-            states, _ = ops.add_norm(attended, states, layer.attention_norm)
-            states, _ = ops.add_norm(self._network(ops, states, layer), states, layer.norm)
-        return states
-
-    def _network(self, ops: Ops[A, W], states: A, layer: RotaryBertLayer[W]) -> A:
-        return ops.linear(ops.gated(ops.linear(states, layer.gate_up), self.config.activation), layer.down)
+        segments = None if config.num_segments is None else ("token_type_embeddings", config.num_segments)
+        super().__init__(config, load, segments, lambda index: _layer(config, index, load.within(f"layers.{index}")))
 
 
-def _layer(config: EncoderConfig, index: int, load: Loader[A, W]) -> RotaryBertLayer[W]:
+def _layer(config: EncoderConfig, index: int, load: Loader[A, W]) -> PostNormLayer[W]:
     hidden, inner, eps = config.hidden_size, config.intermediate_size, config.norm_eps
-    bias, mlp = config.attention_bias, load.within("mlp")
-    return RotaryBertLayer(
+    mlp = load.within("mlp")
+    return PostNormLayer(
         attention=load_self_attention(
-            load.within("self_attn"), config.attention[index], hidden, bias=bias, output_bias=config.output_bias
+            load.within("self_attn"),
+            config.attention[index],
+            hidden,
+            bias=config.attention_bias,
+            output_bias=config.output_bias,
         ),
         attention_norm=load.layer_norm("post_attention_layernorm", hidden, eps, bias=True),
-        gate_up=mlp.linear({"gate_proj": inner, "up_proj": inner}, hidden),
-        down=mlp.linear({"down_proj": hidden}, inner, bias=config.mlp_bias),
+        mlp=GatedMlp(
+            gate_up=mlp.linear({"gate_proj": inner, "up_proj": inner}, hidden),
+            down=mlp.linear({"down_proj": hidden}, inner, bias=config.mlp_bias),
+        ),
         norm=load.layer_norm("post_mlp_layernorm", hidden, eps, bias=True),
     )
 

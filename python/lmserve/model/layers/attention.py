@@ -22,6 +22,7 @@ class SelfAttention(Generic[W]):
     q_norm: W | None = None
     k_norm: W | None = None
     sinks: W | None = None
+    distances: W | None = None
 
 
 def load_self_attention(
@@ -52,4 +53,4 @@ def load_self_attention(
 def attend(ops: Ops[A, W], normed: A, layer: int, weights: SelfAttention[W]) -> A:
     """What the heads of a layer see, [T, heads * head_dim], before the output's linear layer."""
     query = ops.rope_and_cache(ops.linear(normed, weights.qkv), layer, weights.q_norm, weights.k_norm)
-    return ops.attention(query, layer, weights.sinks)
+    return ops.attention(query, layer, weights.sinks, weights.distances)

@@ -55,3 +55,10 @@ def load_plain_mlp(
 def plain_mlp(ops: Ops[A, W], x: A, weights: PlainMlp[W], activation: Activation) -> A:
     """down(activation(up(x)))."""
     return ops.linear(ops.activate(ops.linear(x, weights.up), activation), weights.down)
+
+
+def network(ops: Ops[A, W], x: A, weights: GatedMlp[W] | PlainMlp[W], activation: Activation) -> A:
+    """What a feed-forward network of either kind makes of x."""
+    if isinstance(weights, PlainMlp):
+        return plain_mlp(ops, x, weights, activation)
+    return gated_mlp(ops, x, weights, activation)

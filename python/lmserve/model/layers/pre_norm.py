@@ -12,7 +12,7 @@ from lmserve.model.layers.attention import SelfAttention, attend
 from lmserve.model.layers.experts import Experts, mixture
 from lmserve.model.layers.latent_attention import LatentAttention, attend_latent
 from lmserve.model.layers.loading import Loader
-from lmserve.model.layers.mlp import GatedMlp, PlainMlp, gated_mlp, plain_mlp
+from lmserve.model.layers.mlp import GatedMlp, PlainMlp, network
 from lmserve.model.ops import Ops
 
 A = TypeVar("A")
@@ -86,6 +86,4 @@ def feed_forward(ops: Ops[A, W], x: A, weights: GatedMlp[W] | PlainMlp[W] | Expe
     """What a layer's experts, or its one feed-forward network, make of x."""
     if isinstance(weights, Experts):
         return mixture(ops, x, weights)
-    if isinstance(weights, PlainMlp):
-        return plain_mlp(ops, x, weights, activation)
-    return gated_mlp(ops, x, weights, activation)
+    return network(ops, x, weights, activation)
