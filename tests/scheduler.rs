@@ -5,13 +5,12 @@ mod common;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use common::no_events::NoEvents;
 use common::toy_sequences::{VOCAB, alone, open_ended, sequence, short_answers};
 use lmserve::engine::{Executor, StepOutput};
 use lmserve::error::Kind;
 use lmserve::kv::BlockPool;
-use lmserve::sched::{
-    FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation, StepTokens,
-};
+use lmserve::sched::{FinishReason, NewSequence, Scheduler, SchedulerConfig, Speculation};
 use lmserve::sim::ToyModel;
 use proptest::prelude::*;
 
@@ -20,22 +19,6 @@ struct Run {
     model: ToyModel,
     output: StepOutput,
     results: HashMap<u64, (Vec<u32>, FinishReason, usize)>,
-}
-
-struct NoEvents;
-
-impl StepTokens for NoEvents {
-    fn on_token(
-        &mut self,
-        _: u64,
-        _: usize,
-        _: u32,
-        _: Option<FinishReason>,
-    ) -> Option<FinishReason> {
-        None
-    }
-
-    fn on_prompt_token(&mut self, _: u64, _: usize, _: u32) {}
 }
 
 impl Run {

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::no_events::NoEvents;
 use common::toy_engine::{BLOCK_SIZE, VOCAB, config, model, reply};
 use common::toy_sequences::{alone, sequence};
 use lmserve::engine::{Engine, EngineConfig, Executor, StepOutput, TierConfig};
 use lmserve::kv::{BlockPool, BlockTable};
-use lmserve::sched::{FinishReason, Finished, NewSequence, Scheduler, StepTokens};
+use lmserve::sched::{Finished, NewSequence, Scheduler};
 use lmserve::sim::{ToyModel, next_token};
 use lmserve::tier::{Below, Digest, Key, Kind, Payload, StoreLimits};
 use serde_json::json;
@@ -243,22 +244,6 @@ impl Below for SlowDisk {
     }
 
     fn save(&mut self, _: Key, _: Payload, _: bool) {}
-}
-
-struct NoEvents;
-
-impl StepTokens for NoEvents {
-    fn on_token(
-        &mut self,
-        _: u64,
-        _: usize,
-        _: u32,
-        _: Option<FinishReason>,
-    ) -> Option<FinishReason> {
-        None
-    }
-
-    fn on_prompt_token(&mut self, _: u64, _: usize, _: u32) {}
 }
 
 /// Steps until nothing can be computed; the sequences that ended.

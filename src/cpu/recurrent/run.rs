@@ -10,6 +10,10 @@ use super::super::simd::dispatch;
 use super::super::step_context::StepContext;
 use super::conv::{CHANNELS, ConvGate, ConvTokens};
 use super::scan::{COLUMNS, ScanRule, ScanTokens, TokenRows};
+use super::state::StateSpan;
+
+/// A sequence's state before some tokens; `None`: it begins with them.
+type Before<'a> = Option<SharedSlice<'a, f32>>;
 
 impl StepContext<'_> {
     /// A causal convolution; every thread of the team calls it. Ends with a barrier.
@@ -31,7 +35,7 @@ impl StepContext<'_> {
                 let span = self.states.spans[unit / parts];
                 let first = unit % parts * CHANNELS;
                 let state = |slot| self.states.view.conv(layer, slot);
-                let go = |tokens: Range<usize>, before, after| {
+                let go = |tokens: Range<usize>, before: Before<'_>, after: SharedSlice<'_, f32>| {
                     let rows = |width| {
                         let start = (span.first_token + tokens.start) * width;
                         start..start + tokens.len() * width
@@ -49,13 +53,7 @@ impl StepContext<'_> {
                     };
                     dispatch(self.isa, part);
                 };
-                let kept = state(span.to);
-                go(0..span.kept, span.from.map(state), kept);
-                if span.kept < span.tokens {
-                    let mut guessed = vec![0.0; kept.len()];
-                    let guessed = SharedSlice::new(&mut guessed);
-                    go(span.kept..span.tokens, Some(kept), guessed);
-                }
+                known_then_guessed(span, state, go);
             }
         });
     }
@@ -81,7 +79,7 @@ impl StepContext<'_> {
                 let head = unit % of_sequence / parts;
                 let first = unit % parts * COLUMNS;
                 let state = |slot| self.states.view.matrix(layer, slot, head);
-                let go = |tokens: Range<usize>, before, after| {
+                let go = |tokens: Range<usize>, before: Before<'_>, after: SharedSlice<'_, f32>| {
                     let rows = |value: Value| {
                         let start = (span.first_token + tokens.start) * value.stride;
                         let end = start + tokens.len() * value.stride;
@@ -109,14 +107,24 @@ impl StepContext<'_> {
                     };
                     dispatch(self.isa, part);
                 };
-                let kept = state(span.to);
-                go(0..span.kept, span.from.map(state), kept);
-                if span.kept < span.tokens {
-                    let mut guessed = vec![0.0; kept.len()];
-                    let guessed = SharedSlice::new(&mut guessed);
-                    go(span.kept..span.tokens, Some(kept), guessed);
-                }
+                known_then_guessed(span, state, go);
             }
         });
+    }
+}
+
+/// Calls `go` with tokens, the state before them and the state after them: for those that are known, and for the guesses, which
+/// go on in a copy that nobody keeps.
+fn known_then_guessed<'a>(
+    span: StateSpan,
+    state: impl Fn(usize) -> SharedSlice<'a, f32>,
+    go: impl Fn(Range<usize>, Before<'_>, SharedSlice<'_, f32>),
+) {
+    let kept = state(span.to);
+    go(0..span.kept, span.from.map(&state), kept);
+    if span.kept < span.tokens {
+        let mut guessed = vec![0.0; kept.len()];
+        let guessed = SharedSlice::new(&mut guessed);
+        go(span.kept..span.tokens, Some(kept), guessed);
     }
 }
