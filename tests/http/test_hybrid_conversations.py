@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import byte_models
 import httpx
 import pytest
 import transformers
-from conftest import MODEL, serve_core
-from lmserve.config import ServeConfig
-from lmserve.engine.load import ModelPlan
-from tiny_engine import TEMPLATE, byte_tokenizer_json
+from byte_models import turn
+from conftest import MODEL
 
 TURNS = 20
 BLOCK = 16
@@ -26,18 +24,7 @@ ids = itertools.count(1)
 LETTERS = {str(token): 100 for token in range(ord("a"), ord("z") + 1)}
 
 CONFIGS: dict[str, Callable[[], Any]] = {
-    "lfm2": lambda: transformers.Lfm2Config(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-        layer_types=["conv", "full_attention", "conv", "conv"],
-        block_auto_adjust_ff_dim=False,
-    ),
+    "lfm2": byte_models.lfm2,
     "qwen3_5": lambda: transformers.Qwen3_5TextConfig(
         vocab_size=258,
         hidden_size=32,
@@ -74,22 +61,12 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp(request.param)
-    transformers.set_seed(5)
-    transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]()).save_pretrained(path)
-    (path / "tokenizer.json").write_bytes(byte_tokenizer_json())
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return path
+    return byte_models.save(CONFIGS[request.param](), path)
 
 
 def serve(folder: Path, **changes: Any) -> Iterator[httpx.Client]:
-    settings = {"max_batch": 4, "kv_memory": 16 << 20, "quantize": "none", "state_every": EVERY} | changes
-    plan = ModelPlan(folder, ServeConfig(**settings))
-    engine = plan.load_engine()
-    try:
-        with serve_core(engine, plan.text) as running, httpx.Client(base_url=running.url, timeout=60) as client:
-            yield client
-    finally:
-        engine.shutdown(0)
+    settings = {"kv_memory": 16 << 20, "state_every": EVERY} | changes
+    yield from byte_models.serve(byte_models.planned(folder, **settings))
 
 
 @pytest.fixture(scope="module", params=["cpu", "torch"])
@@ -102,22 +79,6 @@ def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[httpx.Client]:
 def forgetful(folder: Path) -> Iterator[httpx.Client]:
     """The same model, which computes everything anew."""
     yield from serve(folder, ops="cpu", prefix_cache=False)
-
-
-def turn(web: httpx.Client, session: int, text: str, **changes: Any) -> dict[str, Any]:
-    body = {
-        "prompt": text,
-        "instance_id": session,
-        "sequence_start": False,
-        "sequence_end": False,
-        "request_output_len": 20,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream_response": False,
-    }
-    reply = web.post("/generate", json=body | changes)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
 
 
 def computed(usage: dict[str, int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
@@ -11,8 +10,8 @@ from typing import Any
 
 import httpx
 import transformers
+from byte_models import SHAPE, lfm2, save
 from server_process import ServerProcess, serving
-from tiny_engine import TEMPLATE, byte_tokenizer_json
 
 BLOCK = 16
 CONVERSATIONS = 6
@@ -20,39 +19,7 @@ SETTINGS = ("--kv-memory", "16MiB", "--quantize", "none", "--max-batch", "4", "-
 
 
 def llama() -> Any:
-    return transformers.LlamaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-    )
-
-
-def lfm2() -> Any:
-    return transformers.Lfm2Config(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-        layer_types=["conv", "full_attention", "conv", "conv"],
-        block_auto_adjust_ff_dim=False,
-    )
-
-
-def save(config: Any, path: Path) -> Path:
-    transformers.set_seed(5)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    (path / "tokenizer.json").write_bytes(byte_tokenizer_json())
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return path
+    return transformers.LlamaConfig(**SHAPE, num_hidden_layers=2)
 
 
 def turn(server: ServerProcess, session: int, text: str, *, first: bool = False) -> dict[str, Any]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import byte_models
 import httpx
 import pytest
 import transformers
-from conftest import serve_core
-from lmserve.config import ServeConfig
-from lmserve.engine.load import ModelPlan
-from tiny_engine import TEMPLATE, byte_tokenizer_json
+from byte_models import SHAPE, turn
 
 TURNS = 8
 WINDOW = 40
@@ -25,37 +22,21 @@ ids = itertools.count(1)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("windows")
-    transformers.set_seed(5)
     config = transformers.Gemma3TextConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
+        **SHAPE,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=16,
         query_pre_attn_scalar=16,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    (path / "tokenizer.json").write_bytes(byte_tokenizer_json())
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return path
+    return byte_models.save(config, path)
 
 
 def serve(folder: Path, **changes: Any) -> Iterator[httpx.Client]:
-    settings = {"max_batch": 4, "kv_memory": 4 << 20, "quantize": "none", "max_batch_tokens": 64} | changes
-    plan = ModelPlan(folder, ServeConfig(**settings))
+    plan = byte_models.planned(folder, **{"kv_memory": 4 << 20, "max_batch_tokens": 64} | changes)
     assert plan.memory.window == WINDOW
-    engine = plan.load_engine()
-    try:
-        with serve_core(engine, plan.text) as running, httpx.Client(base_url=running.url, timeout=60) as client:
-            yield client
-    finally:
-        engine.shutdown(0)
+    yield from byte_models.serve(plan)
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +54,6 @@ def forgetful(folder: Path) -> Iterator[httpx.Client]:
 def narrow(folder: Path) -> Iterator[httpx.Client]:
     """The same model with fewer window blocks than the turns of three conversations end in."""
     yield from serve(folder, ops="cpu", kv_memory=1 << 20, max_model_len=1024, max_batch=1)
-
-
-def turn(web: httpx.Client, session: int, text: str, **changes: Any) -> dict[str, Any]:
-    body = {
-        "prompt": text,
-        "instance_id": session,
-        "sequence_start": False,
-        "sequence_end": False,
-        "request_output_len": 20,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
-    reply = web.post("/generate", json=body | changes)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
 
 
 def words(number: int) -> str:
