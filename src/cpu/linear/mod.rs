@@ -306,4 +306,4 @@ fn to_half(format: Format, value: f32) -> u16 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,7 +4,8 @@ use crate::cpu::pool::Pool;
 use crate::cpu::quant::{BlockType, GROUP};
 use crate::error::Result;
 
-const BLOCKS: [BlockType; 15] = [
+/// The types of blocks that are multiplied as they are stored.
+pub(in crate::cpu) const BLOCKS: [BlockType; 15] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,

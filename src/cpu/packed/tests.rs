@@ -2,27 +2,10 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::cpu::isa::Isa;
+use crate::cpu::linear::tests::BLOCKS;
 use crate::cpu::linear::{FloatType, Format, Linear, Matrix, Stored};
 use crate::cpu::pool::Pool;
-use crate::cpu::quant::BlockType;
 
-const BLOCKS: [BlockType; 15] = [
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::Q8_0,
-    BlockType::Q4_K,
-    BlockType::Q5_K,
-    BlockType::Q6_K,
-    BlockType::Q3_K,
-    BlockType::IQ4_NL,
-    BlockType::IQ4_XS,
-    BlockType::MXFP4,
-    BlockType::NVFP4,
-    BlockType::TQ1_0,
-    BlockType::TQ2_0,
-];
 const FORMATS: [Format; 5] = [
     Format::F32,
     Format::F16,
