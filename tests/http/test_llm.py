@@ -40,10 +40,10 @@ def test_chat_and_token_ids(core: ScriptedCore) -> None:
 
 
 @pytest.mark.parametrize("directive", ["[[fail early]]", "[[fail late]]", "[[refuse 400 invalid_value]]"])
-def test_a_failure_ends_the_others(core: ScriptedCore, directive: str) -> None:
+def test_a_failure_can_end_the_others(core: ScriptedCore, directive: str) -> None:
     llm = LLM.over(core)
     with pytest.raises(LmserveError):
-        llm.generate(["[[hold]]", directive])
+        llm.generate(["[[hold]]", directive], on_error="raise")
     assert llm.generate(["x"])[0].text
     assert core.aborts == 1
 
@@ -68,13 +68,24 @@ def test_one_string_one_list_of_ids_and_one_conversation_are_one_prompt(core: Sc
 
 
 @pytest.mark.parametrize("directive", ["[[fail early]]", "[[fail late]]", "[[refuse 400 invalid_value]]"])
-def test_a_failure_can_be_kept_where_it_belongs(core: ScriptedCore, directive: str) -> None:
-    first, second, third = LLM.over(core).generate(["a b c", directive, "d e f"], on_error="keep")
+def test_a_prompt_fails_alone(core: ScriptedCore, directive: str) -> None:
+    first, second, third = LLM.over(core).generate(["a b c", directive, "d e f"])
     assert (first.error, third.error) == (None, None)
     assert first.text
     assert third.text
     assert isinstance(second.error, LmserveError)
     assert (second.text, second.finish_reason, second.usage) == ("", "error", None)
+
+
+@pytest.mark.parametrize("directive", ["[[fail early]]", "[[fail late]]", "[[refuse 400 invalid_value]]"])
+def test_a_failure_of_all_is_raised_or_kept(core: ScriptedCore, directive: str) -> None:
+    llm = LLM.over(core)
+    for prompts in (directive, [directive], [directive, directive]):
+        with pytest.raises(LmserveError):
+            llm.generate(prompts)
+        kept = llm.generate(prompts, on_error="keep")
+        assert [answer.finish_reason for answer in kept] == ["error"] * len(kept)
+        assert isinstance(kept[0].error, LmserveError)
 
 
 def test_an_answer_as_it_comes_is_the_whole_one(core: ScriptedCore) -> None:
@@ -129,7 +140,8 @@ def test_a_model_by_path_with_sizes_as_text(smollm2_gguf: Path) -> None:
         assert len({several.text, *(other.text for other in several.alternatives)}) == 3
         with pytest.raises(LmserveError, match="n must"):
             llm.generate("Once", n=0)
-        long, short = llm.generate(["word " * 3000, "Hi"], stopping=StopParams(max_tokens=2), on_error="keep")
+        long, short = llm.generate(["word " * 3000, "Hi"], stopping=StopParams(max_tokens=2))
+        assert long.finish_reason == "error"
         assert long.error is not None
         assert long.error.code == "context_length_exceeded"
         assert short.tokens == 2

@@ -34,7 +34,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer. `tokens`: how many were generated. `error`: why there is none, where failures are kept."""
+    """One answer. `tokens`: how many were generated. `error`: why there is none, with the reason "error"."""
 
     text: str
     tokens: int

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
-OnError = Literal["raise", "keep"]
+OnError = Literal["raise_if_all", "raise", "keep"]
 
 # Settings that may be given as text, such as "2GiB".
 SIZES: Final = ("kv_memory", "kv_host_memory", "state_memory", "state_disk", "max_body")
@@ -93,15 +93,18 @@ class LLM:
         *,
         n: int = 1,
         guide: Guide | None = None,
-        on_error: OnError = "raise",
+        on_error: OnError = "raise_if_all",
         progress: bool = False,
     ) -> list[Generation]:
         """Continue each prompt: plain text or token ids, no chat template. Answers in the order of the prompts.
 
         A string, or a list of token ids, is one prompt. `n`: answers to each; those after the first are its
-        `alternatives`. `guide`: what each answer must be. `progress`: count the
-        answers on stderr. With `on_error="raise"` the first LmserveError that a prompt meets is raised, and the others
-        are aborted; with "keep" it is that prompt's `Generation.error`, and the others go on.
+        `alternatives`. `guide`: what each answer must be. `progress`: count the answers on stderr.
+
+        A prompt that fails, because it is too long for example, fails alone: its Generation has the `finish_reason`
+        "error" and an `error`, and the others go on. Where no prompt has an answer, the first LmserveError is raised:
+        the fault of a setting, of the engine, or of the only prompt. `on_error="keep"` does not raise it even then;
+        "raise" raises the first one at once and aborts the others.
         """
         inputs = [Text(p) if isinstance(p, str) else Tokens(list(p)) for p in _prompts(prompts)]
         return self._run(self._submissions(inputs, sampling, stopping, guide, n=n), on_error, progress)
@@ -114,7 +117,7 @@ class LLM:
         *,
         n: int = 1,
         guide: Guide | None = None,
-        on_error: OnError = "raise",
+        on_error: OnError = "raise_if_all",
         progress: bool = False,
     ) -> list[Generation]:
         """Answer each conversation: `{role, content}` messages, put through the chat template.
@@ -221,7 +224,10 @@ class LLM:
         finally:
             for _, stream in running.values():
                 stream.abort()
-        return [answers[index] for index in range(len(submissions))]
+        ordered = [answers[index] for index in range(len(submissions))]
+        if on_error == "raise_if_all" and ordered and all(answer.error for answer in ordered):
+            raise cast("LmserveError", ordered[0].error)
+        return ordered
 
     def _submit(
         self,
