@@ -14,7 +14,7 @@ from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import SessionLog
 from lmserve.engine.text import TextLayer
 from lmserve.server import bind, serve
-from tiny_engine import MAX_MODEL_LEN, byte_tokenizer, chat_template, formula_engine
+from tiny_engine import MAX_MODEL_LEN, PLAIN, byte_tokenizer, chat_template, formula_engine
 
 TENANTS = {0: bytes(32)}
 
@@ -26,7 +26,7 @@ def main() -> None:
     database = Database(folder, TENANTS, "never")
 
     def load() -> AsyncEngine:
-        core = formula_engine(pause=0.002, session_log=_core.OpenSessionLog(settings))
+        core = formula_engine(pause=0.002, said=PLAIN, session_log=_core.OpenSessionLog(settings))
         responses.restore()
         database.open()
         text = TextLayer(byte_tokenizer(), chat_template())

@@ -1,7 +1,7 @@
 """kill -9 at random points: nothing that was acknowledged is lost, and nothing is answered twice.
 
-A real process serves sessions, conversations and a batch while clients ask, and is killed; the next one must have all
-that clients were told. KILLS=... and SEED=... for more rounds, and others (`make kill`).
+A real process serves sessions, conversations, lanes and a batch while clients ask, and is killed; the next one must
+have all that clients were told. KILLS=... and SEED=... for more rounds, and others (`make kill`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,8 +27,9 @@ import pytest
 KILLS = int(os.environ.get("KILLS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
 LINES = 8 * KILLS
+TURNS = 5 * KILLS  # of each kind, at least
 TALKERS = 2  # of each kind
-MOST_TURNS = 80  # of a conversation, each of about 41 tokens
+MOST_TURNS = 80  # of a conversation, each of about 45 tokens
 CHAT = "/v1/chat/completions"
 SERVER = Path(__file__).with_name("durable_server.py")
 
@@ -126,6 +128,37 @@ class ConversationTalk(Talk):
             after = {"after": page["last_id"]}
 
 
+class LaneTalk(Talk):
+    """Its client has all of it, and sends it in each request. A lane dies with its server, and nobody must miss it."""
+
+    computed: int | None = None  # tokens that this server has of it
+
+    def chat(self, client: httpx.Client, text: str, headers: dict[str, str], before: int) -> tuple[str, dict[str, Any]]:
+        """Answer and usage of `text` behind the first turns."""
+        messages = [{"role": "system", "content": self.name}]
+        for asked, answered in self.told[:before]:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        body = {"messages": [*messages, {"role": "user", "content": text}], "max_tokens": 8, "temperature": 0}
+        reply = client.post(CHAT, json=body, headers=headers)
+        assert reply.status_code == 200, reply.text
+        return reply.json()["choices"][0]["message"]["content"], reply.json()["usage"]
+
+    def ask(self, client: httpx.Client, text: str) -> str:
+        answer, usage = self.chat(client, text, {"x-session-id": self.name}, len(self.told))
+        assert self.computed in (None, usage["prompt_tokens_details"]["cached_tokens"])
+        # The last token was sampled, and is computed with what follows it.
+        self.computed = usage["total_tokens"] - 1
+        return answer
+
+    def read(self, client: httpx.Client) -> list[tuple[str, str]]:
+        self.computed = None
+        if not self.told:
+            return []
+        asked = self.told[-1][0]
+        answer, _ = self.chat(client, asked, {}, len(self.told) - 1)
+        return [*self.told[:-1], (asked, answer)]
+
+
 class Background:
     """Responses of the background, which nobody waits for."""
 
@@ -176,6 +209,18 @@ def new_conversation(client: httpx.Client) -> Talk:
     return ConversationTalk(client.post("/v1/conversations", json={}).json()["id"])
 
 
+def new_lane(client: httpx.Client) -> Talk:
+    del client
+    return LaneTalk(f"lane-{uuid.uuid4().hex}")
+
+
+NEW_TALKS: dict[type[Talk], Callable[[httpx.Client], Talk]] = {
+    SessionTalk: new_session,
+    ConversationTalk: new_conversation,
+    LaneTalk: new_lane,
+}
+
+
 def begin_batch(client: httpx.Client) -> str:
     lines = [
         {"custom_id": str(at), "method": "POST", "url": CHAT, "body": {"messages": f"Line {at}", "max_tokens": 40}}
@@ -187,38 +232,44 @@ def begin_batch(client: httpx.Client) -> str:
     return str(client.post("/v1/batches", json=body).json()["id"])
 
 
+def fewest_turns(talks: list[Talk]) -> int:
+    """Of any kind."""
+    return min(sum(len(talk.told) for talk in talks if isinstance(talk, kind)) for kind in NEW_TALKS)
+
+
 @pytest.mark.timeout(60 * KILLS)
 def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     talks: list[Talk] = []
     full: list[Talk] = []
     background = Background()
-    batch, answered = "", 0
-    for kill in range(KILLS + 1):
+    batch, answered, kills, ends = "", 0, 0, False
+    while not ends:
         with served(tmp_path) as (url, process), httpx.Client(base_url=url, timeout=60) as client:
-            if kill == 0:
-                talks = [new_talk(client) for new_talk in (new_session, new_conversation) for _ in range(TALKERS)]
+            if kills == 0:
+                talks = [new_talk(client) for new_talk in NEW_TALKS.values() for _ in range(TALKERS)]
                 batch = begin_batch(client)
             for each in (*talks, background):
                 each.check(client)
             counts = client.get(f"/v1/batches/{batch}").json()["request_counts"]
             assert counts["completed"] >= answered
             assert counts["total"] == LINES
-            if kill == KILLS:
+            ends = kills >= KILLS and fewest_turns([*full, *talks]) >= TURNS
+            if ends:
                 break
             for at, talk in enumerate(talks):
                 if talk.is_full:
                     full.append(talk)
-                    talks[at] = (new_session if isinstance(talk, SessionTalk) else new_conversation)(client)
+                    talks[at] = NEW_TALKS[type(talk)](client)
             failures: list[BaseException] = []
             threads = [until_it_dies(url, each.go_on, failures) for each in (*talks, background)]
             time.sleep(chance.uniform(0.05, 0.6))
             answered = client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"]
             process.send_signal(signal.SIGKILL)
+            kills += 1
             for thread in threads:
                 thread.join()
             assert not failures, failures
-    assert sum(len(talk.told) for talk in (*full, *talks)) > KILLS
     assert background.told
     with served(tmp_path) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         deadline = time.monotonic() + 120
@@ -234,3 +285,7 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
             talk.go_on(client)
         for talk in (*full, *talks):
             talk.check(client)
+    for kind in NEW_TALKS:
+        turns = sum(len(talk.told) for talk in (*full, *talks) if isinstance(talk, kind))
+        sys.stdout.write(f"{kind.__name__}: {turns} turns\n")
+    sys.stdout.write(f"{LINES} lines of a batch, {kills} kills\n")

@@ -17,7 +17,7 @@ from conftest import MODEL, serve_core
 from lmserve import _core
 from lmserve.engine.text import TextLayer
 from lmserve.keys import Keyring
-from tiny_engine import BLOCK, EOS, TEMPLATE, FormulaRunner, byte_tokenizer, chat_template
+from tiny_engine import BLOCK, EOS, PLAIN, TEMPLATE, FormulaRunner, byte_tokenizer, chat_template
 
 START = 256  # <|im_start|>
 THOUGHTS = "\nHm, what is there to read?\n</think>\n\n"
@@ -31,14 +31,6 @@ PARAMETERS = {
     "properties": {"path": {"type": "string"}, "lines": {"type": "array"}},
     "required": ["path"],
 }
-
-
-class PlainRunner(FormulaRunner):
-    """Says plain letters alone, so that its text has the tokens that it said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said = np.array([*b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ."], np.int32)
 
 
 class AnsweringRunner(FormulaRunner):
@@ -355,8 +347,8 @@ def answered(messages: list[dict[str, Any]], reply: dict[str, Any], *more: dict[
 def plain() -> Iterator[tuple[httpx.Client, httpx.Client]]:
     """A server with lanes, and one without."""
     with (
-        server(PlainRunner()) as first,
-        server(PlainRunner(), agent_sessions=False) as second,
+        server(FormulaRunner(said=PLAIN)) as first,
+        server(FormulaRunner(said=PLAIN), agent_sessions=False) as second,
         httpx.Client(base_url=first) as with_lanes,
         httpx.Client(base_url=second) as without,
     ):
@@ -468,7 +460,7 @@ def test_a_name_that_is_none_is_ignored_and_a_key_of_the_body_is_one(
 
 def test_two_keys_never_meet() -> None:
     keys = Keyring.of("sk-first", "sk-second")
-    with server(PlainRunner(), keys=keys) as url:
+    with server(FormulaRunner(said=PLAIN), keys=keys) as url:
         clients = [
             httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) for key in ("sk-first", "sk-second")
         ]

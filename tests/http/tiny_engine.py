@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,8 @@ TEMPLATE = """\
 
 # Mostly letters, and some bytes that are only parts of characters.
 SAID = [*range(32, 127), *"é你😀".encode(), 0xFF, 0xC3, 10]
+# Letters alone, so that a text has the tokens that were said.
+PLAIN = [*b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ."]
 END_EVERY = 97  # positions
 BLOCK = 16
 
@@ -98,6 +101,7 @@ class FormulaRunner:
         max_model_len: int = MAX_MODEL_LEN,
         num_blocks: int = 64 * MAX_MODEL_LEN // BLOCK,
         pause: float = 0.0,
+        said: Sequence[int] = SAID,
     ) -> None:
         self.pause = pause  # seconds a step takes
         self.info = RunnerInfo(
@@ -146,7 +150,7 @@ class FormulaRunner:
             top_ids=ints(rows, 20),
             top_logprobs=floats(rows, 20),
         )
-        self._said = np.array(SAID, np.int32)
+        self._said = np.array(said, np.int32)
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         b = self.buffers
@@ -230,9 +234,10 @@ def formula_engine(
     max_batch: int = 64,
     template: _core.ChatTemplate | None = None,
     repeat: int = 1,
+    said: Sequence[int] = SAID,
     **options: Any,
 ) -> _core.Engine:
     """`repeat`: as for `byte_tokenizer`; `options`: of the core's `Engine`."""
     template = template or chat_template()
-    runner = FormulaRunner(pause=pause, max_batch=max_batch)
+    runner = FormulaRunner(pause=pause, max_batch=max_batch, said=said)
     return _core.Engine(runner, byte_tokenizer(repeat=repeat), template, eos_token_ids=[EOS], **options)
