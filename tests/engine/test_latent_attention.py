@@ -1,13 +1,14 @@
 """Latent attention: in every form of its weights and of the cache, and alone as in any batch."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tiny_gguf
 import tiny_models
 import torch
-from lmserve.model import load_runner, open_checkpoint, plan_memory
+from lmserve.model import CheckpointError, load_runner, open_checkpoint, plan_memory
 from model_driver import Driver, greedy
 from test_experts import CPU, EXACT, TORCH, assert_equals, rewrite
 from test_model_quantized import FORMATS, set_config
@@ -123,3 +124,29 @@ def test_fp8_of_safetensors(tmp_path):
     set_config(tmp_path, config)
     assert_equals(reference, tmp_path, TORCH)
     assert_equals(reference, tmp_path, EXACT)
+
+
+def test_mistral_small_4_is_served_as_its_text_model(tmp_path):
+    reference = tiny_models.make("mistral4", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    wrapper = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(wrapper | {"text_config": raw | {"architectures": None}}))
+    rewrite(
+        tmp_path,
+        lambda tensors: (
+            {
+                name if name.startswith("lm_head") else name.replace("model.", "model.language_model.", 1): tensor
+                for name, tensor in tensors.items()
+            }
+            | {"model.vision_tower.patch_conv.weight": torch.ones(2, 2)}
+        ),
+    )
+    assert_equals(reference, tmp_path, EXACT)
+
+
+def test_a_choice_among_groups_by_a_softmax_of_mistral4_is_refused(tmp_path):
+    tiny_models.make("mistral4", tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"n_group": 2}))
+    with pytest.raises(CheckpointError, match="n_group of mistral4 must be 1, but 2 was given"):
+        open_checkpoint(tmp_path)

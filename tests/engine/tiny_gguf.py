@@ -34,6 +34,8 @@ NAMES = {
     "mlp.e_score_correction": "exp_probs_b",
     "mlp.gate.e_score_correction": "exp_probs_b",
 }
+# Those with latent attention.
+LATENT = ("deepseek2", "mistral4")
 GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -201,6 +203,7 @@ OTHER_NAMES = {
     },
     "apertus": {"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"},
 }
+OTHER_NAMES["mistral4"] = OTHER_NAMES["deepseek2"]
 OTHER_NAMES["lfm2moe"] |= OTHER_NAMES["lfm2"]
 OTHER_NAMES["nemotron_h_moe"] |= OTHER_NAMES["nemotron_h"]
 # Architectures whose q and k are stored with the rotated pairs in adjacent rows.
@@ -264,7 +267,7 @@ def write(
         if (inner := getattr(config, "intermediate_size_mlp", getattr(config, "intermediate_size", None))) is not None:
             writer.add_feed_forward_length(inner)
         # One latent is what all heads have in common.
-        writer.add_head_count_kv(1 if architecture == "deepseek2" else config.num_key_value_heads)
+        writer.add_head_count_kv(1 if architecture in LATENT else config.num_key_value_heads)
     counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     experts = next((count for count in counts if count), None)
     if experts and architecture != "nemotron_h":
@@ -300,7 +303,7 @@ def write(
         if name.endswith(("e_score_correction_bias", "expert_bias"))
     }
     tensors = _separated(tensors)
-    if architecture == "deepseek2":
+    if architecture in LATENT:
         tensors = _with_heads_apart(tensors, config)
     if architecture in ("qwen35", "qwen35moe", "qwen3next"):
         assert dtype == "F32"
@@ -547,7 +550,7 @@ def _glm4_moe(writer: gguf.GGUFWriter, config) -> None:
 
 def _deepseek2(writer: gguf.GGUFWriter, config) -> None:
     rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
-    softmax = config.model_type == "deepseek_v2"
+    softmax = config.model_type in ("deepseek_v2", "mistral4")
     if config.q_lora_rank is not None:
         writer.add_q_lora_rank(config.q_lora_rank)
     writer.add_kv_lora_rank(rank)
@@ -559,11 +562,16 @@ def _deepseek2(writer: gguf.GGUFWriter, config) -> None:
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX if softmax else gguf.ExpertGatingFuncType.SIGMOID)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
-    writer.add_expert_weights_norm(not softmax and config.norm_topk_prob)
+    writer.add_expert_weights_norm(config.model_type != "deepseek_v2" and config.norm_topk_prob)
     writer.add_expert_group_count(config.n_group)
     writer.add_expert_group_used_count(config.topk_group)
     if config.rope_parameters.get("mscale_all_dim"):
         writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
+
+
+def _mistral4(writer: gguf.GGUFWriter, config) -> None:
+    _deepseek2(writer, config)
+    writer.add_attn_temperature_scale(config.rope_parameters["llama_4_scaling_beta"])
 
 
 def _granite_moe(writer: gguf.GGUFWriter, config) -> None:
@@ -732,6 +740,7 @@ KEYS = {
     "qwen3next": _delta_net,
     "glm4moe": _glm4_moe,
     "deepseek2": _deepseek2,
+    "mistral4": _mistral4,
     "granitemoe": _granite_moe,
     "granitehybrid": _granite_hybrid,
     "nemotron_h": _nemotron_h,

@@ -181,6 +181,23 @@ CONFIGS = {
         moe_intermediate_size=40,
         first_k_dense_replace=1,
     ),
+    # The last prompt tokens of the tests lie behind the first 32 positions, from which on queries are scaled.
+    "mistral4": lambda: transformers.Mistral4Config(
+        **SHAPE | LATENT,
+        q_lora_rank=20,
+        n_routed_experts=6,
+        num_experts_per_tok=3,
+        routed_scaling_factor=1.5,
+        moe_intermediate_size=40,
+        rope_parameters=YARN_ROPE
+        | {
+            "original_max_position_embeddings": 32,
+            "factor": 8.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    ),
     "minimax_m2": lambda: transformers.MiniMaxM2Config(
         **SHAPE,
         head_dim=16,
@@ -457,7 +474,11 @@ def make(family: str, folder: Path, **changes):
     config = CONFIGS[family]()
     for key, value in changes.items():
         setattr(config, key, value)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    # transformers opens Mistral4Config only within a wrapper.
+    build = transformers.AutoModelForCausalLM.from_config
+    if isinstance(config, transformers.Mistral4Config):
+        build = transformers.Mistral4ForCausalLM._from_config
+    model = build(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # transformers starts norms at one and biases at zero, which would hide one that is left out.

@@ -30,6 +30,7 @@ FILES: Final = (
     "glm4_moe_lite",
     "deepseek_v3",
     "deepseek_v2",
+    "mistral4",
     "minimax_m2",
     "llama4",
     "granite",

@@ -25,7 +25,6 @@ from lmserve.model.layers.latent_attention import LatentSizes, load_latent_atten
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.pre_norm import PreNormDecoder, PreNormLayer
 from lmserve.model.rope_config import rope_of
-from lmserve.model.router import Router
 from lmserve.model.sparse_config import SparseConfig
 
 A = TypeVar("A")
@@ -109,7 +108,17 @@ def _with_latents(
 
 
 def _gguf_config(file: GgufModel) -> LatentConfig:
-    fields = gguf_fields("deepseek_v3", file, experts=True)
+    config = gguf_latent_config(file, "deepseek_v3")
+    # Files of GLM-4.7-Flash say nothing of it. Only scores of a sigmoid are corrected.
+    corrected = any(".exp_probs_b" in name for name in file.tensors)
+    if int(file.value("expert_gating_func", SIGMOID if corrected else SOFTMAX)) == SIGMOID:
+        return config
+    return replace(config, router=replace(config.router, kind="grouped_softmax", normalized=False))
+
+
+def gguf_latent_config(file: GgufModel, family: str) -> LatentConfig:
+    """What a GGUF file says of latent attention, and of experts as if they were chosen by a sigmoid."""
+    fields = gguf_fields(family, file, experts=True)
     fields["num_layers"] -= int(file.value("nextn_predict_layers", 0))
     rank, rope_size = int(file.value("attention.kv_lora_rank")), int(file.value("rope.dimension_count"))
     # Older files have the widths of heads where newer ones have those of latents.
@@ -129,11 +138,6 @@ def _gguf_config(file: GgufModel) -> LatentConfig:
         # What the rotation would be scaled by is part of the scale of scores.
         rope = replace(rope, attention_factor=1.0)
     experts = gguf_experts_fields(file, fields["num_layers"])
-    router: Router = experts["router"]
-    # Files of GLM-4.7-Flash say nothing of it. Only scores of a sigmoid are corrected.
-    corrected = any(".exp_probs_b" in name for name in file.tensors)
-    if int(file.value("expert_gating_func", SIGMOID if corrected else SOFTMAX)) != SIGMOID:
-        experts["router"] = replace(router, kind="grouped_softmax", normalized=False)
     return LatentConfig(**_with_latents(fields, sizes, rope, all_dims, interleaved=True), **experts)
 
 
