@@ -17,6 +17,7 @@ KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 RequestLog = Literal["text", "json", "off"]
 Policy = Literal["fair", "fcfs"]
+Worker = Literal["thread", "process"]
 UserSpecialTokens = Literal["escape", "allow"]
 SessionFsync = Literal["always", "interval", "never"]
 AgentSessions = Literal["on", "off"]
@@ -58,6 +59,7 @@ KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
 POLICIES: Final[tuple[str, ...]] = get_args(Policy)
+WORKERS: Final[tuple[str, ...]] = get_args(Worker)
 USER_SPECIAL_TOKENS: Final[tuple[str, ...]] = get_args(UserSpecialTokens)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
 AGENT_SESSIONS: Final[tuple[str, ...]] = get_args(AgentSessions)
@@ -184,6 +186,7 @@ class ServeConfig:
     tls_key: Path | None = None
     request_log: RequestLog = "text"
     user_special_tokens: UserSpecialTokens = "escape"  # in messages of users and tools
+    worker: Worker = "thread"  # where the model is computed: in this process, or in one of its own
     record: Path | None = None  # write every step of the model there
     otlp_endpoint: str | None = None  # None: by the environment's OTEL_ variables; without them, no traces
     grace: float = 1.0  # for running turns, once the server is told to stop
@@ -222,6 +225,7 @@ class ServeConfig:
         self._check_choice("quantize", QUANTIZE)
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("policy", POLICIES)
+        self._check_choice("worker", WORKERS)
         self._check_choice("user_special_tokens", USER_SPECIAL_TOKENS)
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("request_log", REQUEST_LOGS)
@@ -293,6 +297,8 @@ class ServeConfig:
             if self.record is not None:
                 message = "cannot go with --record: a recorded step must not depend on what lies elsewhere"
                 raise ConfigError(setting, message)
+            if self.worker == "process":
+                raise ConfigError(setting, "cannot go with --worker process: its memory is not copied")
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

@@ -10,10 +10,13 @@ use pyo3::types::{PyByteArray, PyBytes};
 use super::cpu_executor::CpuStep;
 use super::masks::StepMasks;
 use super::step_buffers::StepBuffers;
-use crate::engine::{Executor, StepOutput};
-use crate::error::{Error, Result};
+use crate::engine::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
+use crate::error::{Error, Kind, Result};
 use crate::kv::Place;
 use crate::sched::Step;
+
+/// Seconds after which a client may ask again for what a process that is down could not compute.
+const RETRY_AFTER: u32 = 2;
 
 /// Drives an object with the methods of `Runner` in `lmserve/model/interface.py`.
 pub(super) struct PyExecutor {
@@ -65,6 +68,16 @@ fn get<T: Element>(buffer: &PyBuffer<T>, offset: usize, count: usize) -> Result<
 }
 
 fn failed(py: Python<'_>, error: &PyErr) -> Error {
+    let code = error.value(py).getattr("code");
+    let code = code.and_then(|code| code.extract::<String>());
+    if let Ok(code) = code
+        && let Some(known) = [MEMORY_LOST, WORKER_UNAVAILABLE]
+            .into_iter()
+            .find(|known| *known == code)
+    {
+        return Error::new(Kind::Unavailable, known, error.value(py).to_string())
+            .with_detail("retry_after", RETRY_AFTER);
+    }
     error.display(py);
     Error::internal(format!("the model failed: {error}"))
 }

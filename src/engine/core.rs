@@ -288,6 +288,11 @@ impl Core {
         }
     }
 
+    /// The model has lost its memory: whatever runs is computed anew, and no prefix is cached any more.
+    pub fn lose_memory(&mut self) {
+        self.scheduler.lose_memory();
+    }
+
     /// Gives up every request.
     pub fn fail_all(&mut self, error: &Error, events: &mut impl Events) {
         let mut requests: Vec<u64> = self.choices.keys().map(|&id| request_of(id).0).collect();

@@ -15,12 +15,20 @@ pub struct StepOutput {
     pub top: Vec<Vec<(u32, f32)>>,
 }
 
+/// The code of an error with which a step fails because the model has lost its memory, which works again. The step's requests, and
+/// all others that run, are computed anew.
+pub const MEMORY_LOST: &str = "memory_lost";
+
+/// The code of an error with which steps and embeddings fail while the process that computes them is down. All open requests fail with
+/// it, and the model's memory is lost.
+pub const WORKER_UNAVAILABLE: &str = "worker_unavailable";
+
 /// A model that computes steps.
 pub trait Executor {
     /// Starts a step. It may return before the device is done.
     ///
     /// # Errors
-    /// Any fault of the model; the step's requests fail with it.
+    /// Any fault of the model; the step's requests fail with it. See also [`MEMORY_LOST`] and [`WORKER_UNAVAILABLE`].
     fn launch(&mut self, step: &Step) -> Result<()>;
 
     /// Waits for the step's outcome.

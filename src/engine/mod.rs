@@ -43,7 +43,7 @@ pub use admission::RequestRecord;
 pub use config::{EngineConfig, Limits, ModelSpec, Stats, WindowSizes};
 pub use embed::{EmbedSubmission, Encoding};
 pub use events::{Abort, Events, request_of, sequence_id};
-pub use executor::{Executor, StepOutput};
+pub use executor::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 pub use grammars::Grammars;
 pub use handle::Engine;
 pub use lane_turn::OpenLaneTurn;

@@ -11,7 +11,7 @@ use super::config::Stats;
 use super::core::Core;
 use super::embed::EmbedJob;
 use super::events::{Abort, Events, request_of};
-use super::executor::{Executor, StepOutput};
+use super::executor::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 use super::health::engine_down;
 use super::inbox::{Command, ReadyRequest, Request};
 use super::locks::lock;
@@ -224,7 +224,14 @@ impl Worker {
         self.core.scheduler().pool().set_time(now_ms());
         if let Err(error) = self.step() {
             self.failed_steps += 1;
-            self.core.fail_step(&error, &mut self.replies);
+            match error.code {
+                MEMORY_LOST => self.core.lose_memory(),
+                WORKER_UNAVAILABLE => {
+                    self.core.fail_all(&error, &mut self.replies);
+                    self.core.lose_memory();
+                }
+                _ => self.core.fail_step(&error, &mut self.replies),
+            }
         }
         self.embed_batch();
         self.publish_stats();

@@ -315,6 +315,32 @@ impl BlockPool {
         }
     }
 
+    /// Forgets what every block and state holds, because the model has lost it. What a table references becomes free with it.
+    pub fn forget_all(&self) {
+        let mut shelves = self.shelves();
+        for block in 0..self.num_blocks as u32 {
+            if shelves.cached[block as usize].is_none() {
+                continue;
+            }
+            let unowned = shelves.references[block as usize] == 0;
+            if unowned {
+                shelves.unlist(block);
+            }
+            shelves.forget(block);
+            if unowned {
+                shelves.set_free(block);
+            }
+        }
+        if let Some(contents) = &mut shelves.contents {
+            contents.evicted.clear();
+            contents.evicted_tails.clear();
+        }
+        drop(shelves);
+        if let Some(states) = self.states() {
+            states.forget_all();
+        }
+    }
+
     /// Whether one tenant can find what the other has cached.
     pub const fn shares(&self, tenant: u32, other: u32) -> bool {
         self.prefix_cache && self.root(tenant) == self.root(other)

@@ -317,6 +317,14 @@ impl StatePool {
         }
     }
 
+    /// No slot has a snapshot any more.
+    pub(super) fn forget_all(&self) {
+        for slot in 0..self.num_slots as u32 {
+            self.forget(slot);
+        }
+        self.slots().evicted.clear();
+    }
+
     /// The snapshot on `chain` with the longest tail with which `tokens` begin, of those that are longer than `beyond` (if given) and
     /// `usable`. `hold` protects it from eviction.
     pub(super) fn longest(

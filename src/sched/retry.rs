@@ -7,6 +7,7 @@
 use super::grant::{Grant, Part, Plan};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
+use super::transfers::Transfers;
 
 impl Scheduler {
     /// Records that the step planned last could not be computed. Its sequences are planned again in two halves, before anything else.
@@ -30,6 +31,25 @@ impl Scheduler {
         }
         self.retry_in_halves(failed);
         None
+    }
+
+    /// Records that the model has lost its memory, and with it the step planned last. Whatever runs waits again, and computes all of its
+    /// tokens anew.
+    pub fn lose_memory(&mut self) {
+        self.step.clear();
+        self.grants.clear();
+        self.retries.clear();
+        for mut sequence in std::mem::take(&mut self.running) {
+            sequence.preemptions += 1;
+            sequence.lost = sequence.lost.max(sequence.computed);
+            sequence.detach(&self.pool);
+            self.queue.push_preempted(sequence);
+        }
+        self.pool.forget_all();
+        if let Some(lower) = &mut self.lower {
+            lower.unsaved.clear();
+            lower.transfers = Transfers::default();
+        }
     }
 
     fn retry_in_halves(&mut self, mut failed: Vec<(u64, usize)>) {

@@ -14,7 +14,7 @@ from lmserve.cli.aliases import ALIASES, DEFAULT, ONLY, REFUSED, translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.serve import add_options, config_of
 from lmserve.cli.settings import variable
-from lmserve.config import MIB, ServeConfig
+from lmserve.config import MIB, ConfigError, DiskTier, ServeConfig
 
 
 def config(*arguments: str, **environment: str) -> ServeConfig:
@@ -234,3 +234,12 @@ def test_several_models_have_names(tmp_path: Path) -> None:
     assert refusal("m", "--model", "a=x") == "--model a=x contradicts MODEL m: give only one of them"
     given = ("--model", "a=x", "--served-model-name", "b")
     assert refusal(*given) == "--served-model-name applies to a single model, but several were given"
+
+
+TIERS = [{"kv_host_memory": MIB}, {"state_memory": MIB}, {"kv_disk": DiskTier(Path("/var/kv"), MIB)}]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_memory_of_a_worker_process_is_not_copied(tier: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cannot go with --worker process"):
+        ServeConfig(worker="process", **tier)

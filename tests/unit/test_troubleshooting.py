@@ -22,7 +22,7 @@ STATUS = {
     "StorageFull": "507",
     "Internal": "500",
 }
-# Codes that are chosen before the error is made.
+# Codes that are chosen before the error is made, or that have a name.
 CHOSEN = {
     "session_expired": "404",
     "session_lost": "404",
@@ -30,6 +30,7 @@ CHOSEN = {
     "storage_failed": "503",
     "response_not_found": "404",
     "previous_response_not_found": "404",
+    "worker_unavailable": "503",
 }
 # Codes whose status is another one in each place, and those that end a stream or a start.
 ANYWHERE = {"invalid_request", "not_lmserve", "reader_too_slow"}

@@ -28,6 +28,7 @@ from lmserve.config import (
     SESSION_FSYNCS,
     TOOL_PARSERS,
     USER_SPECIAL_TOKENS,
+    WORKERS,
     ConfigError,
     ServeConfig,
     format_size,
@@ -228,6 +229,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="THREADS",
         type=_integer,
         help="number of threads that compute on the CPU (default: the number of cores that the process may use)",
+    )
+    group.add_argument(
+        "--worker",
+        metavar="WHERE",
+        choices=WORKERS,
+        help="compute the model in a thread of the server, or in a process whose crash the server survives: thread or "
+        f"process; see docs/workers.md (default: {default.worker})",
     )
     group.add_argument(
         "--weights-cache",

@@ -39,6 +39,7 @@ from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.embedding import Embedding
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
+from lmserve.worker.processes import Processes
 
 logger = logging.getLogger("lmserve.engine")
 
@@ -83,12 +84,14 @@ class AsyncEngine:
         guided_whitespace: GuidedWhitespace = "compact",
         fingerprint: bytes | None = None,
         embedding: Embedding | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
 
         `defaults`: what holds for a request that leaves it out. `guided_whitespace`: that of JSON in guided answers,
         where a submission does not say. `fingerprint`: 32 bytes that tell tokens of one model from another's.
         `embedding`: what the model does with texts; None: it is not known, and nothing is refused for it.
+        `processes`: that compute the model, where this one does not.
         """
         self.max_model_len = max_model_len
         self.text = text
@@ -96,6 +99,7 @@ class AsyncEngine:
         self.fingerprint = fingerprint
         self.embedding = embedding
         self._core = core
+        self._processes = processes
         self._guided_whitespace = guided_whitespace
         self._streams: dict[int, AsyncStream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,6 +111,7 @@ class AsyncEngine:
         Raises LmserveError if the core refuses at once (invalid, 404, 409, 429, 503).
         """
         self._attach()
+        self._check_processes()
         if in_background.get():
             submission = structs.replace(submission, priority=LAST_PRIORITY, background=True)
         if submission.guide is not None and submission.guided_whitespace is None:
@@ -117,6 +122,7 @@ class AsyncEngine:
     def embed(self, submission: EmbedSubmission) -> AsyncStream:
         """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""
         self._attach()
+        self._check_processes()
         if in_background.get():
             submission = structs.replace(submission, background=True)
         return self._follow(self._core.embed(encode(submission)))
@@ -212,12 +218,16 @@ class AsyncEngine:
         return self._core.quota(tenant)
 
     def check_health(self) -> None:
-        """Raises LmserveError (503): `engine_unavailable` for good, `engine_stalled` while work waits for a step."""
+        """Raises LmserveError (503): `engine_unavailable` for good, `engine_stalled` while work waits for a step,
+        `worker_unavailable` while the process that computes is started again.
+        """
         self._core.check_health()
+        self._check_processes()
 
     def metrics(self) -> str:
         """Counters, gauges and latencies in Prometheus' text format."""
-        return self._core.metrics()
+        page = self._core.metrics()
+        return page if self._processes is None else page + _process_metrics(self._processes)
 
     @property
     def open_streams(self) -> int:
@@ -230,6 +240,8 @@ class AsyncEngine:
             self.text.close()
         # The core blocks until its thread has ended, and the streams' last bytes must be sent meanwhile.
         await asyncio.to_thread(self._core.shutdown, grace)
+        if self._processes is not None:
+            await asyncio.to_thread(self._processes.close)
         if self._loop is not None:
             self._wake_streams()
         self.close()
@@ -237,12 +249,18 @@ class AsyncEngine:
     def stop(self) -> None:
         """`shutdown` without grace, for an engine that no loop has used. Blocks until the engine thread has ended."""
         self._core.shutdown(0)
+        if self._processes is not None:
+            self._processes.close()
 
     def close(self) -> None:
         """Take the reader off the loop; the core lives on. Idempotent."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._core.wake_fd())
         self._loop = None
+
+    def _check_processes(self) -> None:
+        if self._processes is not None:
+            self._processes.check()
 
     def _attach(self) -> None:
         loop = asyncio.get_running_loop()
@@ -288,6 +306,19 @@ class AsyncEngine:
             stream = streams.get(stream_id)
             if stream is not None:
                 stream._wake()  # noqa: SLF001 - one class in two halves
+
+
+def _process_metrics(processes: Processes) -> str:
+    """Of the processes that compute, in Prometheus' text format."""
+    running, restarts = len(processes.pids), processes.restarts
+    return (
+        "# HELP lmserve_worker_processes Processes that compute the model now.\n"
+        "# TYPE lmserve_worker_processes gauge\n"
+        f"lmserve_worker_processes {running}\n"
+        "# HELP lmserve_worker_restarts_total How often these processes have ended and been started again.\n"
+        "# TYPE lmserve_worker_restarts_total counter\n"
+        f"lmserve_worker_restarts_total {restarts}\n"
+    )
 
 
 class AsyncStream:

@@ -19,9 +19,12 @@ from lmserve.loading import reading
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
+from lmserve.model.interface import Runner
 from lmserve.model.options import MemoryPlan
 from lmserve.model.recording import Header, Recorder
 from lmserve.source import weights_file
+from lmserve.worker.processes import Processes
+from lmserve.worker.runner import ProcessRunner
 
 logger = logging.getLogger("lmserve.engine")
 
@@ -60,6 +63,7 @@ class ModelPlan:
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
         self.tiers: TierPlan = plan_tiers(config, self.checkpoint, self.memory)
         self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
+        self.processes: Processes | None = None  # that compute the model, once it is loaded
         self._config = config
 
     @cached_property
@@ -92,7 +96,12 @@ class ModelPlan:
         """
         checkpoint, config = self.checkpoint, self._config
         session_log = self._open_session_log()
-        runner = load_runner(checkpoint, self.options)
+        runner: Runner
+        if config.worker == "process":
+            runner = ProcessRunner.start(checkpoint, self.options)
+            self.processes = runner.processes
+        else:
+            runner = load_runner(checkpoint, self.options)
         if config.record is not None:
             header = Header.of(checkpoint, self.options, runner.info)
             runner = Recorder(runner, config.record, header)
@@ -158,4 +167,5 @@ class ModelPlan:
             guided_whitespace=self._config.guided_whitespace,
             fingerprint=fingerprint(self.checkpoint),
             embedding=self.checkpoint.embedding,
+            processes=self.processes,
         )

@@ -46,6 +46,18 @@ class RunnerInfo:
 
     kv_memory: int = 0  # bytes that the KV cache was planned for
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The `RunnerOptions` that give another runner the same sizes."""
+        states = {"state_slots": self.state_slots} if self.state_slots else {}
+        return states | {
+            "max_batch": self.max_batch,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_model_len": self.max_model_len,
+            "block_size": self.block_size,
+            "kv_memory": self.kv_memory,
+        }
+
     def __post_init__(self) -> None:
         if not self.embedding_size:
             object.__setattr__(self, "embedding_size", self.hidden_size)

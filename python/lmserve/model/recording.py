@@ -50,22 +50,16 @@ class Header(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: RunnerOptions, info: RunnerInfo) -> Self:
         """That of a runner that was loaded from `checkpoint` with `options`."""
-        sizes = {
-            "max_batch": info.max_batch,
-            "max_batch_tokens": info.max_batch_tokens,
-            "max_model_len": info.max_model_len,
-            "block_size": info.block_size,
-            "kv_memory": info.kv_memory,
-            # A path of this machine.
-            "weights_cache": None,
-        }
         return cls(
             model=str(checkpoint.path.resolve()),
             fingerprint=fingerprint(checkpoint),
             num_blocks=info.num_blocks,
             block_size=info.block_size,
             num_window_blocks=info.num_window_blocks,
-            options=dataclasses.asdict(options) | sizes,
+            options=dataclasses.asdict(options)
+            | info.sizes
+            # A path of this machine.
+            | {"weights_cache": None},
         )
 
     def open(self, path: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from lmserve._core import StepMasks
-from lmserve.model.interface import LogitEdits, StepBuffers
+from lmserve.model.interface import LogitEdits, Masks, StepBuffers
 
 # What the first dimension of each array counts. A step uses as many entries as it has of these.
 INPUTS: Final = {
@@ -84,11 +84,13 @@ class StepPlan(Struct, frozen=True, kw_only=True):
             used = _used(buffers, name, self.sizes, self.blocks)
             used[...] = np.frombuffer(data, used.dtype).reshape(used.shape)
 
-    def logit_edits(self, masks: bytes | None) -> LogitEdits | None:
-        """The plan's edits, with the masks of its outcome or those computed meanwhile."""
+    def logit_edits(self, masks: bytes | Masks | None) -> LogitEdits | None:
+        """The plan's edits, with the masks of its outcome or those that are computed meanwhile."""
         if self.edits is None:
             return None
-        given = StepMasks(self.masked, masks) if self.masked and masks is not None else None
+        given = masks
+        if isinstance(given, bytes):
+            given = StepMasks(self.masked, given) if self.masked else None
         # Arrays that may be written, as those of the engine.
         arrays: dict[str, Any] = {
             name: np.frombuffer(bytearray(self.edits[name]), np.float32 if name == "bias_value" else np.int32)

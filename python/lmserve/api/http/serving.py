@@ -45,6 +45,8 @@ logger = logging.getLogger("lmserve.http")
 RETRY_LOADING = 2
 # Seconds without a step, while work waits, after which an orchestrator had better start the server again.
 STALLED_FOR_GOOD = 60
+# Codes of an engine that may work again by itself.
+PASSING: Final = ("engine_stalled", "worker_unavailable")
 
 
 RequestT = TypeVar(
@@ -172,7 +174,8 @@ class Serving:
         try:
             self._engine.check_health()
         except LmserveError as error:
-            if error.error["code"] != "engine_stalled" or error.error["stalled_seconds"] >= STALLED_FOR_GOOD:
+            stalled = error.error.get("stalled_seconds", 0)
+            if error.code not in PASSING or stalled >= STALLED_FOR_GOOD:
                 raise
 
     def has_failed(self) -> bool:
@@ -185,7 +188,7 @@ class Serving:
             elif self._loading is not None:
                 self._loading.check()
         except LmserveError as error:
-            if error.code != "engine_stalled":
+            if error.code not in PASSING:
                 logger.error("the server ends: %s", error)  # noqa: TRY400 - it says all there is to say
                 self.failure = error
         return self.failure is not None

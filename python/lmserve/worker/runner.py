@@ -1,0 +1,116 @@
+"""A `Runner` whose model is in other processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Self
+
+import msgspec
+
+from lmserve.errors import LmserveError
+from lmserve.model.checkpoint import Checkpoint
+from lmserve.model.fingerprint import fingerprint
+from lmserve.model.interface import F32, I32, LogitEdits, RunnerInfo, StepBuffers
+from lmserve.model.options import RunnerOptions
+from lmserve.model.step_message import StepOutcome, StepPlan, encode
+from lmserve.worker.errors import PipeError, memory_lost, unavailable
+from lmserve.worker.messages import Start, Texts, Vectors, decode
+from lmserve.worker.pipe import Kind
+from lmserve.worker.processes import Group, Processes
+
+
+class ProcessRunner:
+    """Sends each step to the processes that compute the model, and lays their outcome into its own buffers.
+
+    When they have ended, a step fails with `worker_unavailable` until they run again. The first step of new processes,
+    of which the engine has not heard yet, fails with `memory_lost`: their KV cache is empty.
+    """
+
+    def __init__(self, processes: Processes, info: RunnerInfo, buffers: StepBuffers) -> None:
+        self.info = info
+        self.buffers = buffers
+        self.processes = processes
+        # Whose memory the engine knows of; None: it has heard that it is lost.
+        self._known: Group | None = processes.group()
+        self._launched: tuple[Group, int, LogitEdits | None] | None = None
+        # The engine drops its runner when it stops.
+        weakref.finalize(self, processes.close)
+
+    @classmethod
+    def start(cls, checkpoint: Checkpoint, options: RunnerOptions) -> Self:
+        """Start the processes and wait until they have loaded the model. Raises LmserveError."""
+        start = Start(
+            model=str(checkpoint.path.resolve()),
+            fingerprint=fingerprint(checkpoint),
+            options=dataclasses.asdict(options),
+        )
+        processes = Processes(start)
+        ready = processes.open()
+        return cls(processes, ready.info, ready.buffers())
+
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        """Send the step; see `Runner`. Raises LmserveError as the class says."""
+        try:
+            group = self.processes.group()
+        except LmserveError:
+            self._known = None
+            raise
+        if self._known is not group:
+            known, self._known = self._known, group
+            if known is not None:
+                raise memory_lost()
+        plan = StepPlan.of(self.buffers, (n_tokens, n_seqs, n_rows), edits, self.info.block_size)
+        try:
+            group.pipe.send(Kind.STEP, encode(plan))
+        except PipeError as error:
+            self._known = None
+            raise unavailable(group.fail(error)) from error
+        self._launched = group, n_rows, edits
+
+    def collect(self) -> None:
+        """Wait for the step's outcome; see `Runner`. Raises LmserveError, or RuntimeError if the model fails."""
+        if self._launched is None:
+            raise RuntimeError("no step was launched")
+        (group, rows, edits), self._launched = self._launched, None
+        try:
+            if edits is not None and edits.masks is not None and edits.masks.rows:
+                group.pipe.send(Kind.MASKS, bytes(edits.masks.wait()))
+            body = self._answer(group, Kind.OUTCOME)
+            _read_outcome(body, self.buffers, rows)
+        except PipeError as error:
+            self._known = None
+            raise unavailable(group.fail(error)) from error
+
+    def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
+        """See `Runner`. Raises LmserveError, or RuntimeError if the model fails."""
+        group = self.processes.group()
+        try:
+            group.pipe.send(Kind.EMBED, encode(Texts.of(token_ids, cu_seqlens)))
+            vectors = _read_vectors(self._answer(group, Kind.VECTORS))
+        except PipeError as error:
+            # The engine has not heard that the KV cache is lost: the next step says so.
+            raise unavailable(group.fail(error)) from error
+        return vectors.copy()
+
+    def _answer(self, group: Group, due: Kind) -> bytes:
+        kind, body = group.pipe.receive()
+        if kind == Kind.FAILED:
+            raise RuntimeError(body.decode(errors="replace"))
+        if kind != due:
+            raise PipeError(f"it sent {kind.name} where {due.name} was due")
+        return body
+
+
+def _read_outcome(body: bytes, buffers: StepBuffers, rows: int) -> None:
+    try:
+        decode(body, type=StepOutcome).write(buffers, rows)
+    except (msgspec.DecodeError, ValueError, KeyError, AttributeError) as error:
+        raise PipeError(f"its outcome cannot be read: {error}") from error
+
+
+def _read_vectors(body: bytes) -> F32:
+    try:
+        return decode(body, type=Vectors).array()
+    except (msgspec.DecodeError, ValueError) as error:
+        raise PipeError(f"its vectors cannot be read: {error}") from error
