@@ -32,6 +32,7 @@ __all__ = [
     "cpu_isa",
     "cpu_kv_bytes_per_token",
     "cpu_linear_bytes",
+    "explain_bus_errors",
     "packed_made_of",
     "repair_session_log",
     "simulate",
@@ -530,6 +531,9 @@ def capacity(trace: bytes, setup: bytes) -> bytes:
 
     Raises `LmserveError` that names the line or the size that cannot be.
     """
+
+def explain_bus_errors() -> None:
+    """Let a bus error of this process say on standard error what it means, before it ends the process."""
 
 def cpu_isa(isa: str | None = None) -> str:
     """The instruction set that the CPU kernels use here, such as "avx512"; `isa` asks for one.

@@ -1,5 +1,6 @@
 //! The only place that knows pyo3: classes of `lmserve._core` and the one mapping from [`crate::error::Error`] to Python.
 
+mod bus_error;
 mod cpu;
 mod cpu_arrays;
 mod cpu_executor;
@@ -44,6 +45,8 @@ impl From<Error> for PyErr {
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::bus_error::explain_bus_errors;
     #[pymodule_export]
     use super::cpu::{CpuModel, CpuProgram, cpu_isa, cpu_kv_bytes_per_token};
     #[pymodule_export]

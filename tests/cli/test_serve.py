@@ -89,6 +89,24 @@ def test_embedding_model_with_keys_and_ctrl_c(minilm_folder: Path, tmp_path: Pat
         assert "flag-key" not in server.output()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the pages of a cut file may stay")
+def test_a_server_whose_mapped_weights_are_cut_says_why_it_ends(smollm2_gguf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    arguments = [str(smollm2_gguf), "--weights-cache", str(folder)]
+    with serving(tmp_path, *arguments):
+        deadline = time.monotonic() + 60
+        while not (written := [path for path in folder.glob("*") if path.suffix != ".part"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    with serving(tmp_path, *arguments) as server:
+        assert f"mapped from {written[0]}" in server.output()
+        written[0].write_bytes(b"")
+        with pytest.raises(httpx.TransportError):
+            httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hello"}, timeout=60)
+        assert server.process.wait(30) == -signal.SIGBUS
+        assert "the server ends by SIGBUS: a file that it has mapped was cut" in server.output()
+
+
 def dot(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 

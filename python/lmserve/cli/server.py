@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lmserve import loading
+from lmserve._core import explain_bus_errors
 from lmserve.api.http.edge import is_loopback
 from lmserve.api.responses.log import ResponseLog
 from lmserve.api.responses.store import ResponseStore
@@ -96,10 +97,14 @@ def _app_options(config: ServeConfig, tracing: Tracing | None) -> dict[str, Any]
 
 
 def _obey_signals() -> None:
-    """Until the server has handlers of its own, what ends it in order then ends the process with the same exit code."""
+    """Until the server has handlers of its own, what ends it in order then ends the process with the same exit code.
+
+    A bus error says what it means.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in heard_signals():
             signal.signal(number, _end)
+        explain_bus_errors()
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
