@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lmserve.cli.serve import add_options
+from lmserve.cli.serve_options import add_options
 from server_process import ServerProcess
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")

@@ -11,7 +11,7 @@ import httpx
 import jsonschema
 import pytest
 from conftest import MODEL, Running
-from lmserve.api.http.examples import ERROR_REPLIES
+from lmserve.api.http.examples.failures import ERROR_REPLIES
 from lmserve.api.http.openapi import SCHEMAS
 from lmserve.app import API, create_app, openapi_document
 

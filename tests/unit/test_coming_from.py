@@ -10,7 +10,7 @@ import pytest
 from lmserve.app import API
 from lmserve.cli.aliases import ALIASES, DEFAULT, ONLY, REFUSED, WITH_VALUE, translated
 from lmserve.cli.errors import CommandError
-from lmserve.cli.serve import add_options
+from lmserve.cli.serve_options import add_options
 from lmserve.schemas.chat import ChatRequest
 from lmserve.schemas.completions import CompletionRequest
 from lmserve.schemas.generate import GenerateRequest

@@ -12,7 +12,8 @@ import pytest
 from lmserve.cli import main, parse
 from lmserve.cli.aliases import ALIASES, DEFAULT, ONLY, REFUSED, translated
 from lmserve.cli.errors import CommandError
-from lmserve.cli.serve import add_options, config_of
+from lmserve.cli.serve import config_of
+from lmserve.cli.serve_options import add_options
 from lmserve.cli.settings import variable
 from lmserve.config import MIB, ConfigError, DiskTier, ServeConfig
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from lmserve.cli.errors import CommandError
 from lmserve.cli.plan_view import plan_lines
-from lmserve.cli.serve import add_options, config_of
+from lmserve.cli.serve import config_of
+from lmserve.cli.serve_options import add_options
 
 if TYPE_CHECKING:
     from lmserve.cli.types import Commands

@@ -19,7 +19,9 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from lmserve.api.convert.unsupported import UNSUPPORTED, WITHOUT_EFFECT
-from lmserve.api.http.examples import ERROR_REPLIES, EXAMPLES, STREAMS, Form, failure, stream_of
+from lmserve.api.http.examples import EXAMPLES
+from lmserve.api.http.examples.failures import ERROR_REPLIES, failure
+from lmserve.api.http.examples.streams import STREAMS, Form, stream_of
 from lmserve.api.http.middleware import PUBLIC
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import MAX_SESSION_NUMBER
@@ -64,7 +66,7 @@ def streams(form: Form, frame: type[Struct], description: str) -> type[Operation
             if isinstance(reply, OpenAPIResponse) and reply.content is not None:
                 text = f"{description} Each is a {frame.__name__}."
                 schema = _event(frame, text) if form in ("events", "named events") else _text(text)
-                reply.content[media_type] = OpenAPIMediaType(schema=schema, example=stream_of(frame, form))
+                reply.content[media_type] = OpenAPIMediaType(schema=schema, example=stream_of(EXAMPLES[frame][0], form))
 
     return StreamingOperation
 
