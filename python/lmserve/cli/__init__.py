@@ -12,6 +12,7 @@ from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.help import Parser
 from lmserve.cli.secrets import hide
+from lmserve.cli.terminal import fitted
 
 
 def parser() -> Parser:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hide((*(getattr(arguments, "api_keys", None) or ()), getattr(arguments, "api_key", None) or ""))
         return int(arguments.run(arguments))
     except CommandError as error:
-        print(f"lmserve: error: {error}", file=sys.stderr)
+        print(fitted(f"lmserve: error: {error}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

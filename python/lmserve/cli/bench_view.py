@@ -7,8 +7,9 @@ from time import perf_counter
 
 from lmserve.bench.load import Load, Server
 from lmserve.bench.report import RunReport
-from lmserve.bench.table import HEAD, row
+from lmserve.bench.table import COLUMNS, HEAD, block, row
 from lmserve.capacity.setup import PARTS, Fit
+from lmserve.cli.terminal import columns, fitted
 
 BAR_CHARACTERS = 24
 REDRAW_SECONDS = 0.1
@@ -21,9 +22,12 @@ class TerminalView:
         self._seed = seed
         self._bar = sys.stderr.isatty()
         self._drawn = 0.0
+        # Not in a file or a pipe, whose lines have no end.
+        self._narrow = 0 < columns(sys.stdout) < COLUMNS
 
     def started(self, server: Server) -> None:
-        print(f"{server.model} at {server.target.url}, seed {self._seed}\n\n{HEAD}", flush=True)
+        about = fitted(f"{server.model} at {server.target.url}, seed {self._seed}", sys.stdout, indent=2)
+        print(f"{about}\n" if self._narrow else f"{about}\n\n{HEAD}", flush=True)
 
     def progressed(self, load: Load) -> None:
         now = perf_counter()
@@ -35,12 +39,13 @@ class TerminalView:
         tokens = sum(outcome.usage.completion_tokens for outcome in load.outcomes if outcome.usage is not None)
         rate = tokens / (now - load.started)
         line = f"{load.workload.name:<14}{load.concurrency:>8} {bar} {done} of {load.total}, {rate:,.0f} tokens/s"
-        print(f"\r{line:<90}", end="", file=sys.stderr, flush=True)
+        # One line, and no column of the next.
+        print(f"\r\x1b[K{line[: max(columns(sys.stderr) - 1, 0)]}", end="", file=sys.stderr, flush=True)
 
     def finished(self, report: RunReport) -> None:
         if self._bar:
-            print(f"\r{'':<90}\r", end="", file=sys.stderr, flush=True)
-        print(row(report), flush=True)
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(block(report) if self._narrow else row(report), flush=True)
 
 
 def draw_fit(done: int, total: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+
+from lmserve.cli.terminal import fitted
 
 SCREEN_LINES: Final = 24
 LEFT: Final = 26  # columns of the flags' names
@@ -43,6 +46,11 @@ class Parser(argparse.ArgumentParser):
                 lines.append(_row(str(action.metavar), action, width))
         lines += [_row(_flag(action), action, width) for action in shown]
         return "\n".join(lines) + "\n"
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{fitted(f'{self.prog}: error: {message}', sys.stderr)}\n")
 
     def _is_common(self, name: str) -> bool:
         return name == "--help-all" or (name != "--help" and (self.common is None or name in self.common))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from lmserve.cli.errors import CommandError
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
+from lmserve.cli.terminal import UNDER_VALUES, fitted
 from lmserve.config import ServeConfig, format_size
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ def run_show(arguments: argparse.Namespace) -> int:
         kinds[tensor.dtype] = kinds.get(tensor.dtype, 0) + count
         elements += count
     shares = (f"{kind} {100 * count / elements:.0f} %" for kind, count in sorted(kinds.items(), key=lambda k: -k[1]))
-    print(f"Family    {checkpoint.family.name}, {elements / 1e6:.0f} million parameters, {', '.join(shares)}")
+    lines = [f"Family    {checkpoint.family.name}, {elements / 1e6:.0f} million parameters, {', '.join(shares)}"]
     template = "from the model" if checkpoint.chat_template else "none: the model continues texts but cannot chat"
-    print(f"Template  {template}")
-    for line in plan_lines(plan, source.names):
-        print(line)
+    lines += [f"Template  {template}", *plan_lines(plan, source.names)]
+    for line in lines:
+        print(fitted(line, sys.stdout, UNDER_VALUES))
     return 0
 
 
@@ -138,7 +139,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 def tell(line: str) -> None:
     """What was chosen for the user goes where the progress goes."""
-    print(line, file=sys.stderr, flush=True)
+    print(fitted(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _day(seconds: float) -> str:
@@ -149,4 +150,4 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
     for row in (head, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[-1]]))
+        print(fitted("  ".join([*cells, row[-1]]), sys.stdout, sum(widths) + 2 * len(widths)))

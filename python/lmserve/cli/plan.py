@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from lmserve.cli.errors import CommandError
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.serve import config_of
 from lmserve.cli.serve_options import add_options
+from lmserve.cli.terminal import UNDER_VALUES, fitted
 
 if TYPE_CHECKING:
     from lmserve.cli.types import Commands
@@ -50,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
     except (SourceError, LmserveError) as error:
         raise CommandError(str(error)) from error
     for line in plan_lines(plan, config.served_model_names or source.names):
-        print(line)
+        print(fitted(line, sys.stdout, UNDER_VALUES))
     return 0

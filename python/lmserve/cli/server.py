@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -21,6 +22,7 @@ from lmserve.cli.members import members_of
 from lmserve.cli.models import tell
 from lmserve.cli.plan_view import plan_lines
 from lmserve.cli.progress import DownloadProgress
+from lmserve.cli.terminal import UNDER_VALUES, fitted
 from lmserve.cli.tracing import open_tracing
 from lmserve.config import ServeConfig
 from lmserve.engine.async_engine import AsyncEngine
@@ -151,7 +153,7 @@ def _print_urls_on_demand(url: str) -> None:
 
 def _print(line: str) -> None:
     # Flushed: whoever waits for it may read through a pipe. In one write: the thread that loads the model prints, too.
-    print(f"{line}\n", end="", flush=True)
+    print(f"{fitted(line, sys.stdout, UNDER_VALUES)}\n", end="", flush=True)
 
 
 def _log_to_stderr(level: str, request_log: str) -> None:
