@@ -197,11 +197,146 @@ def test_nomic_as_its_publisher_has_it(tmp_path):
     assert open_checkpoint(tmp_path).max_model_len == 20
     for changes, message in (
         ({"prenorm": True}, "prenorm True"),
-        ({"num_experts": 8, "moe_every_n_layers": 2}, "experts"),
+        ({"prenorm": False, "qkv_proj_bias": True}, "qkv_proj_bias True is not supported"),
     ):
         rewrite(tmp_path, **changes)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path)
+
+
+NOMIC_MOE = {
+    "architectures": ["NomicBertModel"],
+    "model_type": "nomic_bert",
+    "vocab_size": 100,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_inner": 48,
+    "n_layer": 4,
+    "n_positions": 64,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu",
+    "rotary_emb_base": 10000.0,
+    "type_vocab_size": 1,
+    "qkv_proj_bias": True,
+    "mlp_fc1_bias": True,
+    "mlp_fc2_bias": True,
+    "num_experts": 8,
+    "moe_every_n_layers": 2,
+    "moe_top_k": 2,
+    "moe_normalize_expert_weights": False,
+}
+
+
+def nomic_experts(folder) -> dict[str, torch.Tensor]:
+    """Random weights as nomic-embed-text-v2-moe has them."""
+    generator = torch.Generator().manual_seed(7)
+    hidden, inner, experts = NOMIC_MOE["n_embd"], NOMIC_MOE["n_inner"], NOMIC_MOE["num_experts"]
+    tensors = {}
+
+    def add(name: str, *shape: int) -> None:
+        tensors[name] = torch.randn(shape, generator=generator) * 0.3
+
+    add("embeddings.word_embeddings.weight", 100, hidden)
+    add("embeddings.token_type_embeddings.weight", 1, hidden)
+    norms = ["emb_ln"]
+    for index in range(NOMIC_MOE["n_layer"]):
+        layer = f"encoder.layers.{index}"
+        add(f"{layer}.attn.Wqkv.weight", 3 * hidden, hidden)
+        add(f"{layer}.attn.Wqkv.bias", 3 * hidden)
+        add(f"{layer}.attn.out_proj.weight", hidden, hidden)
+        add(f"{layer}.attn.out_proj.bias", hidden)
+        norms += [f"{layer}.norm1", f"{layer}.norm2"]
+        if index % 2:
+            add(f"{layer}.mlp.router.layer.weight", experts, hidden)
+            add(f"{layer}.mlp.experts.mlp.w1", experts * inner, hidden)
+            add(f"{layer}.mlp.experts.mlp.w2", experts * inner, hidden)
+            add(f"{layer}.mlp.experts.bias", hidden)
+        else:
+            add(f"{layer}.mlp.fc1.weight", inner, hidden)
+            add(f"{layer}.mlp.fc1.bias", inner)
+            add(f"{layer}.mlp.fc2.weight", hidden, inner)
+            add(f"{layer}.mlp.fc2.bias", hidden)
+    for norm in norms:
+        add(f"{norm}.weight", hidden)
+        tensors[f"{norm}.weight"] += 1
+        add(f"{norm}.bias", hidden)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(NOMIC_MOE))
+    return tensors
+
+
+def nomic_experts_states(tensors: dict[str, torch.Tensor], tokens: list[int]) -> np.ndarray:
+    """The formulas of the publisher's model: transformers knows it without experts alone."""
+    functional = torch.nn.functional
+    hidden, inner, heads = NOMIC_MOE["n_embd"], NOMIC_MOE["n_inner"], NOMIC_MOE["n_head"]
+
+    def linear(x, name):
+        return functional.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+    def norm(x, name):
+        return functional.layer_norm(x, (hidden,), tensors[f"{name}.weight"], tensors[f"{name}.bias"], 1e-5)
+
+    dim = hidden // heads
+    angles = torch.outer(torch.arange(len(tokens)), 10000.0 ** -(torch.arange(0, dim, 2) / dim))
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+    def rotated(x):
+        return x * cos + torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sin
+
+    x = tensors["embeddings.word_embeddings.weight"][tokens] + tensors["embeddings.token_type_embeddings.weight"][0]
+    x = norm(x, "emb_ln")
+    for index in range(NOMIC_MOE["n_layer"]):
+        layer = f"encoder.layers.{index}"
+        q, k, v = linear(x, f"{layer}.attn.Wqkv").view(-1, 3, heads, dim).permute(1, 2, 0, 3)
+        attended = (
+            functional.scaled_dot_product_attention(rotated(q), rotated(k), v).transpose(0, 1).reshape(-1, hidden)
+        )
+        x = norm(x + linear(attended, f"{layer}.attn.out_proj"), f"{layer}.norm1")
+        if index % 2 == 0:
+            made = linear(functional.gelu(linear(x, f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+        else:
+            weights = linear(x, f"{layer}.mlp.router.layer").softmax(-1)
+            chosen = weights.topk(NOMIC_MOE["moe_top_k"], -1)
+            up, down = (tensors[f"{layer}.mlp.experts.mlp.{name}"].view(-1, inner, hidden) for name in ("w1", "w2"))
+            bias = tensors.get(f"{layer}.mlp.experts.bias", torch.zeros(hidden))
+            inner_states = functional.gelu(torch.einsum("th,eih->tei", x, up))
+            each = torch.einsum("tei,eih->teh", inner_states, down)
+            kept = torch.zeros_like(weights).scatter(1, chosen.indices, chosen.values)
+            made = (kept[..., None] * each).sum(1) + bias
+        x = norm(x + made, f"{layer}.norm2")
+    return x.numpy()
+
+
+def test_nomic_with_experts(tmp_path, options):
+    tensors = nomic_experts(tmp_path)
+    write_modules(tmp_path, **MEAN)
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.kind, checkpoint.config.num_experts) == ("embed", 8)
+    runner = load_runner(checkpoint, options)
+    assert runner.info.weight_bytes == plan_memory(checkpoint, options).weight_bytes
+    expected = [normalised(nomic_experts_states(tensors, tokens).mean(0)) for tokens in texts()]
+    assert_equal_alone_and_packed(runner, texts(), expected)
+    found = embed(runner, texts())
+    assert min(vector @ wanted for vector, wanted in zip(found, expected, strict=True)) >= 0.9999
+
+
+def test_nomic_with_experts_in_a_gguf_file(tmp_path, options):
+    # As llama.cpp's converter writes them: without what is added to all that experts make.
+    tensors = {name: tensor for name, tensor in nomic_experts(tmp_path).items() if not name.endswith("experts.bias")}
+    path = tmp_path / "model.gguf"
+    tiny_gguf_encoder.write_nomic_experts(path, tensors, NOMIC_MOE)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.family.name == "nomic_bert_moe"
+    runner = load_runner(checkpoint, options)
+    expected = [normalised(nomic_experts_states(tensors, tokens).mean(0)) for tokens in texts()]
+    assert_equal_alone_and_packed(runner, texts(), expected)
+
+
+def test_nomic_whose_experts_are_of_other_sizes(tmp_path):
+    nomic_experts(tmp_path)
+    rewrite(tmp_path, num_experts=4)
+    with pytest.raises(CheckpointError, match=r"w1 has shape \[384, 32\], the configuration needs \[192, 32\]"):
+        open_checkpoint(tmp_path)
 
 
 def test_modernbert_of_older_files(tmp_path):

@@ -119,3 +119,50 @@ def write(path: Path, model, architecture: str, *, pooling: int, extra: dict | N
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+NOMIC_EXPERTS = {
+    "embeddings.word_embeddings": "token_embd",
+    "emb_ln": "token_embd_norm",
+    "embeddings.token_type_embeddings": "token_types",
+    "attn.Wqkv": "attn_qkv",
+    "attn.out_proj": "attn_output",
+    "norm1": "attn_output_norm",
+    "norm2": "layer_output_norm",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "mlp.router.layer": "ffn_gate_inp",
+    "mlp.experts.mlp.w1": "ffn_up_exps",
+    "mlp.experts.mlp.w2": "ffn_down_exps",
+}
+
+
+def write_nomic_experts(path: Path, tensors: dict, config: dict) -> None:
+    """A model as nomic-embed-text-v2-moe; tensors and config as its publisher has them."""
+    writer = gguf.GGUFWriter(path, "nomic-bert-moe")
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_causal_attention(False)
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config["n_inner"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_rope_freq_base(config["rotary_emb_base"])
+    writer.add_moe_every_n_layers(config["moe_every_n_layers"])
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["moe_top_k"])
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        values = tensor.numpy()
+        if kind in ("w1", "w2"):
+            stem, kind = name, "weight"
+            values = values.reshape(config["num_experts"], config["n_inner"], config["n_embd"])
+            values = values if name.endswith("w1") else values.transpose(0, 2, 1)
+        found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", stem)
+        target = NOMIC_EXPERTS[stem] if found is None else f"blk.{found[1]}.{NOMIC_EXPERTS[found[2]]}"
+        writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

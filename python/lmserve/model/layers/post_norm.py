@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from lmserve.model.config import EncoderConfig
 from lmserve.model.layers.attention import SelfAttention, attend
 from lmserve.model.layers.encoder import Encoder
+from lmserve.model.layers.experts import Experts, mixture
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, PlainMlp, network
 
@@ -22,7 +23,7 @@ class PostNormLayer(Generic[W]):
 
     attention: SelfAttention[W]
     attention_norm: W
-    mlp: GatedMlp[W] | PlainMlp[W]
+    mlp: GatedMlp[W] | PlainMlp[W] | Experts[W]
     norm: W
 
 
@@ -57,6 +58,9 @@ class PostNormEncoder(Encoder[A, W]):
         for index, layer in enumerate(self.layers):
             attended = ops.linear(attend(ops, states, index, layer.attention), layer.attention.output)
             states, _ = ops.add_norm(attended, states, layer.attention_norm)
-            inner = network(ops, states, layer.mlp, self.config.activation)
+            if isinstance(layer.mlp, Experts):
+                inner = mixture(ops, states, layer.mlp)
+            else:
+                inner = network(ops, states, layer.mlp, self.config.activation)
             states, _ = ops.add_norm(inner, states, layer.norm)
         return states
