@@ -2,6 +2,7 @@
 //! programs consist. It imports only `error`.
 
 mod activation;
+mod architecture;
 pub mod attention;
 mod copies;
 mod elementwise;
@@ -14,11 +15,13 @@ mod latent;
 pub mod linear;
 pub mod memory;
 pub mod model;
+mod op;
 pub mod packed;
 pub mod pool;
 mod pooling;
 pub mod program;
 pub mod quant;
+mod record;
 pub mod recurrent;
 pub mod row_ops;
 mod run;
@@ -29,13 +32,14 @@ mod step;
 mod step_context;
 
 pub use activation::Activation;
+pub use architecture::{LayerShape, ModelShape, PositionTables};
 pub use elementwise::Norm;
 pub use embed::Texts;
 pub use experts::{ExpertMatrices, ExpertNumbers, Router};
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};
 pub use memory::{Aligned, SharedSlice};
-pub use model::{LayerShape, Model, ModelShape, PositionTables};
+pub use model::Model;
 pub use pool::{Pool, Team};
 pub use pooling::Pooling;
 pub use program::Program;

@@ -1,7 +1,7 @@
 //! What a step is given, and that it lies within the model.
 
+use super::architecture::ModelShape;
 use super::attention::{PAGE, SeqSpan, Sequence};
-use super::model::ModelShape;
 use super::recurrent::{self, StateSpan};
 use super::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
 use crate::error::{Error, Result};

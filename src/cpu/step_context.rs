@@ -1,5 +1,6 @@
 //! A step while it runs: every thread of the pool goes through the same operations.
 
+use super::architecture::Architecture;
 use super::attention::{AttentionStep, CacheView, Distances, KvView, LayerAttention};
 use super::elementwise::Norm;
 use super::experts::{ExpertScratch, ExpertsWeight, RouterWeight};
@@ -8,9 +9,10 @@ use super::isa::Isa;
 use super::latent::LatentCache;
 use super::linear::{Linear, QuantizedRows};
 use super::memory::SharedSlice;
-use super::model::{Architecture, Weight};
+use super::model::Weight;
+use super::op::{Op, Rows, Value};
 use super::pool::Team;
-use super::program::{Op, Program, Rows, Value};
+use super::program::Program;
 use super::recurrent::StateStep;
 use super::row_ops::{self, Columns};
 use super::scratch::Scratch;

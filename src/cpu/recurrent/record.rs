@@ -1,7 +1,8 @@
 //! What a model's recurrent layers do, as it is recorded.
 
 use super::super::model::{Model, Weight};
-use super::super::program::{Op, Program};
+use super::super::op::Op;
+use super::super::program::Program;
 use super::conv::{ConvGate, ConvWeight, MAX_KERNEL};
 use super::scan::{MAX_ROWS, ScanRule, ScanWeight};
 use super::state::RecurrentShape;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::super::memory::SharedSlice;
 use super::super::model::Weight;
+use super::super::op::Value;
 use super::super::pool::Team;
-use super::super::program::Value;
 use super::super::simd::dispatch;
 use super::super::step_context::StepContext;
 use super::conv::{CHANNELS, ConvGate, ConvTokens};
