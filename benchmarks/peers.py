@@ -81,6 +81,8 @@ POINTS: Final = (
     Point("mixed-8", "mixed", 8, "output tokens/s", _rate, "higher", Sizes(requests=24), 32, 1024),
     Point("mixed-32", "mixed", 32, "output tokens/s", _rate, "higher", Sizes(requests=64), 32, 1024),
     Point("long-prompt", "long-prompt", 1, "ms to first token", _first_token, "lower", Sizes(2, 2)),
+    Point("prompt", "prompt", 1, "ms to first token", _first_token, "lower", Sizes(16, 3)),
+    Point("agent", "agent", 1, "s for 20 turns", _elapsed, "lower", slots=1, slot_tokens=14336),
     Point("shared-prefix", "shared-prefix", 8, "s for 32 requests", _elapsed, "lower"),
     Point("chat", "chat", 8, "output tokens/s", _rate, "higher"),
 )
@@ -177,9 +179,16 @@ def candidates(file: Path | None) -> list[Candidate]:
         own += ["--served-model-name", SMOLLM2.name, str(file)]
     found = [Candidate("lmserve", lambda _: own)]
     server = find("LLAMA_SERVER", "llama-server")
+    other = find("IK_LLAMA_SERVER", "ik-llama-server")
     if file is not None:
-        return [*found, Candidate("llama-server", _llama(server, file))] if server else found
+        if server:
+            found.append(Candidate("llama-server", _llama(server, file)))
+        if other:
+            found.append(Candidate("ik_llama.cpp", _ik_llama(other, file)))
+        return found
     model = fetch(SMOLLM2)
+    if other:
+        found.append(Candidate("ik_llama.cpp Q4_1", _ik_llama(other, model)))
     if server:
         found.append(Candidate("llama-server Q4_1", _llama(server, model)))
         beside = Path(server).with_name("llama-quantize")
@@ -201,6 +210,18 @@ def _llama(server: str, model: Path) -> Callable[[Point], list[str]]:
         slots = ["-np", str(point.slots), "-c", str(point.slots * point.slot_tokens), "--no-kv-unified"]
         common = [server, "-m", str(model), "--port", "{port}", "--no-webui", "-t", str(threads)]
         return [*common, *slots, *_extra("LLAMA_ARGS")]
+
+    return command
+
+
+def _ik_llama(server: str, model: Path) -> Callable[[Point], list[str]]:
+    """ik_llama.cpp's server: attention by its flash kernels, rows interleaved at load, one cache for all slots."""
+    threads = len(os.sched_getaffinity(0))
+
+    def command(point: Point) -> list[str]:
+        slots = ["-np", str(point.slots), "-c", str(point.slots * point.slot_tokens)]
+        common = [server, "-m", str(model), "--port", "{port}", "-t", str(threads), "-fa", "on", "-rtr"]
+        return [*common, *slots, *_extra("IK_LLAMA_ARGS")]
 
     return command
 

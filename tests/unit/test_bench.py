@@ -212,6 +212,7 @@ def test_shared_prefixes_are_shared_and_the_rest_is_not() -> None:
 
 def test_sizes_of_the_other_workloads() -> None:
     assert {len(prompt) for prompt in words("long-prompt")} == {4000}
+    assert {len(prompt) for prompt in words("prompt")} == {2000}
     assert len(words("chat", concurrency=8)) == 48
     assert len(words("burst", concurrency=64)) == 64
 
@@ -238,7 +239,7 @@ def test_a_server_that_cannot_do_it_is_said_in_one_line(capsys: pytest.CaptureFi
         (("ftp://x",), "a URL such as http://127.0.0.1:23333 is needed, but 'ftp://x' was given"),
         (
             ("u", "--workload", "mixed,fast"),
-            "a workload is one of mixed, shared-prefix, long-prompt, chat, burst, but 'fast'",
+            "a workload is one of mixed, shared-prefix, long-prompt, prompt, agent, chat, burst, but 'fast'",
         ),
         (("u", "--concurrency", "0"), "an integer in [1, 4096] is needed, but '0' was given"),
         (("u", "--concurrency", "8,x"), "an integer in [1, 4096] is needed, but 'x' was given"),

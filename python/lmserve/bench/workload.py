@@ -99,6 +99,18 @@ def _long_prompt(source: random.Random, concurrency: int, sizes: Sizes) -> list[
     return [(Turn(text(source, 4000), sizes.output_tokens or 16),) for _ in range(count)]
 
 
+def _prompt(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
+    count = sizes.requests or max(3, 2 * concurrency)
+    return [(Turn(text(source, 2000), sizes.output_tokens or 16),) for _ in range(count)]
+
+
+def _agent(source: random.Random, _concurrency: int, sizes: Sizes) -> list[Conversation]:
+    def conversation() -> Conversation:
+        return tuple(Turn(text(source, 550), sizes.output_tokens or 48) for _ in range(20))
+
+    return [conversation() for _ in range(sizes.requests or 1)]
+
+
 def _chat(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     def conversation() -> Conversation:
         turns = range(sizes.turns)
@@ -125,6 +137,14 @@ WORKLOADS: Final = {
             _shared_prefix,
         ),
         Workload("long-prompt", "prompts of 4,000 tokens, 16 output tokens each", "completions", (1,), _long_prompt),
+        Workload("prompt", "prompts of 2,000 tokens, 16 output tokens each", "completions", (1,), _prompt),
+        Workload(
+            "agent",
+            "a conversation of 20 turns, with 550 new tokens and 48 output tokens per turn: 12,000 tokens at its end",
+            "chat",
+            (1,),
+            _agent,
+        ),
         Workload(
             "chat",
             "conversations of 6 turns, one per client, with 30 to 90 new tokens and 64 output tokens per turn",
