@@ -10,18 +10,13 @@ from lmserve.schemas.bounds import (
     ANONYMOUS,
     MAX_MESSAGES,
     MAX_TOKENS,
-    MinP,
-    RepetitionPenalty,
     Role,
-    Seed,
     SessionId,
     StopString,
-    Temperature,
     Text,
-    TopK,
-    TopP,
 )
 from lmserve.schemas.errors import ErrorObject
+from lmserve.schemas.lmdeploy import LmdeploySampling
 from lmserve.schemas.retention import Retention
 
 
@@ -32,7 +27,7 @@ class Message(Struct, frozen=True):
     content: Text
 
 
-class GenerateRequest(Struct, frozen=True, kw_only=True):
+class GenerateRequest(LmdeploySampling, frozen=True, kw_only=True):
     """One turn of a session. Unknown keys are ignored."""
 
     prompt: Annotated[
@@ -69,31 +64,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
             description="Maximum number of tokens to generate. 0 appends the turn and generates nothing.",
         ),
     ] = 512
-    top_p: Annotated[
-        TopP, Meta(description="Sample only from the most likely tokens whose probabilities add up to this.")
-    ] = 0.8
-    top_k: Annotated[TopK, Meta(description="Sample only from the k most likely tokens. 0 or -1: from all tokens.")] = (
-        40
-    )
-    temperature: Annotated[Temperature, Meta(description="0 is greedy.")] = 0.8
-    repetition_penalty: Annotated[
-        RepetitionPenalty,
-        Meta(description="Makes tokens that occur in the prompt or the output less likely. 1 is off."),
-    ] = 1.0
-    ignore_eos: Annotated[bool, Meta(description="Do not stop at an end token.")] = False
     stop: Annotated[
         bool, Meta(description="Cancel the session's running turn. The tokens generated so far are kept.")
     ] = False
-    seed: Annotated[
-        Seed | None, Meta(description="The same request with the same seed gets the same tokens. Null: a random seed.")
-    ] = None
-    min_p: Annotated[
-        MinP,
-        Meta(
-            description="Sample only from tokens whose probability is at least this fraction of the most likely "
-            "token's."
-        ),
-    ] = 0.0
     stop_words: Annotated[
         Annotated[list[StopString], Meta(max_length=64)] | None,
         Meta(description="Strings that end the text. They are not part of it."),

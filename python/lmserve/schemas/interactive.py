@@ -10,22 +10,17 @@ from lmserve.schemas.bounds import (
     ANONYMOUS,
     MAX_MESSAGES,
     MAX_TOKENS,
-    MinP,
     MinTokens,
-    RepetitionPenalty,
-    Seed,
     SessionId,
     StopStrings,
-    Temperature,
     Text,
-    TopK,
-    TopP,
 )
 from lmserve.schemas.errors import ErrorObject
 from lmserve.schemas.generate import Message
+from lmserve.schemas.lmdeploy import LmdeploySampling
 
 
-class InteractiveRequest(Struct, frozen=True, kw_only=True):
+class InteractiveRequest(LmdeploySampling, frozen=True, kw_only=True):
     """One turn, with or without a session. Unknown keys are ignored."""
 
     prompt: Annotated[
@@ -51,18 +46,6 @@ class InteractiveRequest(Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
         Meta(description="Maximum number of tokens to generate. Null: as many as fit into the context."),
     ] = None
-    top_p: Annotated[
-        TopP, Meta(description="Sample only from the most likely tokens whose probabilities add up to this.")
-    ] = 0.8
-    top_k: Annotated[TopK, Meta(description="Sample only from the k most likely tokens. 0 or -1: from all tokens.")] = (
-        40
-    )
-    temperature: Annotated[Temperature, Meta(description="0 is greedy.")] = 0.8
-    repetition_penalty: Annotated[
-        RepetitionPenalty,
-        Meta(description="Makes tokens that occur in the prompt or the output less likely. 1 is off."),
-    ] = 1.0
-    ignore_eos: Annotated[bool, Meta(description="Do not stop at an end token.")] = False
     skip_special_tokens: Annotated[
         bool | None, Meta(description="Leave special tokens out of the text. Null: true.")
     ] = None
@@ -74,19 +57,9 @@ class InteractiveRequest(Struct, frozen=True, kw_only=True):
     image_url: Annotated[
         Any, Meta(description="Not supported: the models are text-only. A value other than null is a 400.")
     ] = None
-    seed: Annotated[
-        Seed | None, Meta(description="The same request with the same seed gets the same tokens. Null: a random seed.")
-    ] = None
     min_new_tokens: Annotated[
         MinTokens | None, Meta(description="Do not sample an end or stop token before this many tokens.")
     ] = None
-    min_p: Annotated[
-        MinP,
-        Meta(
-            description="Sample only from tokens whose probability is at least this fraction of the most likely "
-            "token's."
-        ),
-    ] = 0.0
 
 
 class InteractiveReply(Struct, frozen=True, kw_only=True):
