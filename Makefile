@@ -13,6 +13,14 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 # Processes that `make test` runs the tests of Python in, a file in one of them: at most four, for each may load a model.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 4))')
+# What `make wheels` builds for, and the Pythons that `make test-wheel` installs a wheel in: all that are found.
+WHEEL_TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin x86_64-apple-darwin
+PYTHONS ?= $(foreach name,python3.11 python3.12 python3.13 python3.14,$(shell \
+	$(name) -c 'import sys; print(sys.executable)' 2>/dev/null))
+OWN_WHEEL = $(shell ls -t dist/*linux*_$$(uname -m).whl | head -1)
+# The suite of Debian whose Python for aarch64 `make test-wheel-aarch64` runs.
+ARM_SUITE ?= bookworm
+ARM_ROOT := target/aarch64-$(ARM_SUITE)
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find src)
 
 # One stamp for each stage; a stage runs again only when what it was made from has changed.
@@ -25,7 +33,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install wheel test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
+.PHONY: help serve test test-install wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +59,24 @@ test-install: ## what a new user types: maturin develop and lmserve serve in a f
 
 wheel: $(RUNTIME) ## a wheel for this kind of machine in dist/, without debug symbols
 	$(BIN)/maturin build --release --locked --strip --out dist
+
+wheels: $(RUNTIME) ## wheels for Linux and macOS on x86-64 and ARM in dist/, by zig: needs rustup; WHEEL_TARGETS=...
+	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) ziglang
+	rustup target add $(WHEEL_TARGETS)
+	@for target in $(WHEEL_TARGETS); do \
+		echo "==> $$target"; \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --locked --strip --zig --target $$target --out dist || exit 1; \
+	done
+
+test-wheel: ## install a wheel of dist/ in a fresh environment of each Python found, 3.11 to 3.14, and ask it; PYTHONS=..., WHEEL=...
+	@for python in $(PYTHONS); do $$python tools/plain_venv.py --wheel "$(or $(WHEEL),$(OWN_WHEEL))" || exit 1; done
+
+test-wheel-aarch64: $(ARM_ROOT) ## the same of a wheel for aarch64 in dist/, in an emulator: needs debootstrap and qemu-aarch64
+	$(PYTHON) tools/emulated_wheel.py $(ARM_ROOT) "$$(ls -t dist/*linux*_aarch64.whl | head -1)"
+
+$(ARM_ROOT):
+	debootstrap --arch=arm64 --foreign --variant=minbase --include=python3 $(ARM_SUITE) $@
+	@for package in $@/var/cache/apt/archives/*.deb; do dpkg-deb --extract $$package $@ || exit 1; done
 
 test-clients: build $(DEV) ## coding agents and SDKs of others against the server: from npm and PyPI, into a cache folder
 	$(BIN)/python tests/clients/installed.py

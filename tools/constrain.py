@@ -12,7 +12,7 @@ from pathlib import Path
 from install import uv_environment
 
 # What builds lmserve is no dependency of it, and is held to a version all the same.
-TOOLS = ("maturin>=1.9.4,<2", "uv>=0.8,<1")
+TOOLS = ("maturin>=1.9.4,<2", "uv>=0.8,<1", "ziglang>=0.15,<1")
 
 HEADER = """\
 # The versions that lmserve was tested with, for Python 3.11 to 3.14. `make constraints` writes this file anew.
