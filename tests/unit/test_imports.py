@@ -37,7 +37,7 @@ RUST_LAYERS = (
     "bindings",
 )
 # The first holds the files of the docs page, the second is a part of `opentelemetry`, the third is for uvicorn.
-USED_BY_NAME = {"swagger-ui-py", "opentelemetry-exporter-otlp-proto-http", "websockets"}
+USED_BY_NAME = {"flask-swagger-ui", "opentelemetry-exporter-otlp-proto-http", "websockets"}
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
 
 
