@@ -187,6 +187,7 @@ class ServeConfig:
     request_log: RequestLog = "text"
     user_special_tokens: UserSpecialTokens = "escape"  # in messages of users and tools
     worker: Worker = "thread"  # where the model is computed: in this process, or in one of its own
+    tensor_parallel: int = 1  # processes that the model is split among
     record: Path | None = None  # write every step of the model there
     otlp_endpoint: str | None = None  # None: by the environment's OTEL_ variables; without them, no traces
     grace: float = 1.0  # for running turns, once the server is told to stop
@@ -198,6 +199,7 @@ class ServeConfig:
         self._check_range("max_batch", 1, 4096)
         self._check_range("max_batch_tokens", 1, 1_048_576)
         self._check_range("speculate", 0, 32)
+        self._check_range("tensor_parallel", 1, 64)
         self._check_range("kv_memory", MIB, 1024 * 1024 * GIB)
         self._check_range("state_slots", 1, 1_000_000)
         self._check_range("state_every", 1, 16_777_216)
@@ -271,6 +273,11 @@ class ServeConfig:
         """All keys."""
         return Keyring((*Keyring.of(*self.api_keys).keys, *self.keys))
 
+    @property
+    def in_processes(self) -> bool:
+        """Whether other processes compute the model."""
+        return self.worker == "process" or self.tensor_parallel > 1
+
     def _check_models(self) -> None:
         names = [name for name, _ in self.models]
         if len(set(names)) < len(names):
@@ -297,8 +304,9 @@ class ServeConfig:
             if self.record is not None:
                 message = "cannot go with --record: a recorded step must not depend on what lies elsewhere"
                 raise ConfigError(setting, message)
-            if self.worker == "process":
-                raise ConfigError(setting, "cannot go with --worker process: its memory is not copied")
+            if self.in_processes:
+                message = "cannot go with --worker process or --tensor-parallel: their memory is not copied"
+                raise ConfigError(setting, message)
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

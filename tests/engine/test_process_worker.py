@@ -180,7 +180,7 @@ def test_garbage_in_place_of_an_answer_is_an_error(folder, tmp_path, monkeypatch
 
 def test_a_process_that_is_sent_garbage_ends(runner):
     group = runner.processes.group()
-    group.pipe._socket.sendall(b"\0" * 64)
+    group._children[0].pipe._socket.sendall(b"\0" * 64)
     assert group.ended.wait(60)
     assert "exit code 0" in group.why
 

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import byte_models
 import httpx
 import pytest
+import transformers
 from server_process import ServerProcess, serving
 
 FIRST, SECOND = "What is the capital of Japan?", "How many people live there?"
@@ -50,6 +52,15 @@ def turn(client: httpx.Client, session: int, prompt: str, *, start: bool) -> dic
     reply = client.post("/generate", json=body | {"request_output_len": 16})
     assert reply.status_code == 200, reply.text
     return dict(reply.json())
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A tiny model, split among two processes."""
+    model = byte_models.save(transformers.LlamaConfig(**byte_models.SHAPE, num_hidden_layers=2), tmp_path / "model")
+    arguments = [str(model), "--tensor-parallel", "2", "--threads", "1", "--max-batch", "8"]
+    with serving(tmp_path, *arguments) as server:
+        yield server
 
 
 class Load:
@@ -104,6 +115,26 @@ def test_the_death_of_the_process_that_computes_is_survived(server: ServerProces
         assert metric(server, "lmserve_worker_restarts_total") == 1
         assert metric(server, "lmserve_worker_processes") == 1
         assert client.get("/v1/sessions/100").status_code == 404
+
+
+def test_the_death_of_a_rank_is_survived(ranks: ServerProcess) -> None:
+    with httpx.Client(base_url=ranks.url, timeout=60) as client:
+        expected = [turn(client, 5, FIRST, start=True)["text"], turn(client, 5, SECOND, start=False)["text"]]
+        assert turn(client, 6, FIRST, start=True)["text"] == expected[0]
+        before = children(ranks)
+        assert metric(ranks, "lmserve_worker_processes") == len(before) == 2
+        load = Load(ranks.url, 4)
+        os.kill(before[1], signal.SIGKILL)
+        load.join()
+        assert [frame["error"]["code"] for frame in load.last] == ["worker_unavailable"] * 4
+        wait_until(lambda: len(set(children(ranks)) - set(before)) == 2 and client.get("/health").status_code == 200)
+        assert turn(client, 6, SECOND, start=False)["text"] == expected[1]
+        assert metric(ranks, "lmserve_worker_restarts_total") == 1
+        # The other rank was ended with it; nothing is left of either.
+        assert all(map(is_gone, before))
+        again = children(ranks)
+        ranks.process.kill()
+        wait_until(lambda: all(map(is_gone, again)))
 
 
 def test_a_process_that_dies_while_nothing_runs_costs_no_request(server: ServerProcess) -> None:

@@ -40,6 +40,8 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         f"Model     {names[0]}{also}, from {plan.checkpoint.path}",
         f"Device    {memory.device}, {kernels}, weights {weights}, context {memory.max_model_len} tokens",
     ]
+    if memory.ranks > 1:
+        lines.append(f"Ranks     {memory.ranks} processes; weights, KV cache and states are those of each")
     if memory.ops == "cpu":
         lines.append(f"Weights   {_weights(memory)}")
     if memory.weights_are_mapped and memory.weight_bytes > (free := available_memory()):

@@ -198,6 +198,13 @@ def _add_model(group: argparse._ArgumentGroup, default: ServeConfig) -> None:
         f"process; see docs/workers.md (default: {default.worker})",
     )
     group.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=integer,
+        help="split the model among N processes that compute each step together: on CUDA the GPU of --device and those "
+        f"after it, on the CPU with torch; see docs/workers.md (default: {default.tensor_parallel})",
+    )
+    group.add_argument(
         "--weights-cache",
         metavar="WHERE",
         help="keep the weights, packed for the cpu kernels, in a file that later starts map and share: auto (beside "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -56,6 +57,7 @@ class ModelPlan:
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,
             speculate=config.speculate,
+            tensor_parallel=config.tensor_parallel,
             kv_memory=config.kv_memory,
             state_slots=config.state_slots,
             gpu_memory_fraction=config.gpu_memory_fraction,
@@ -97,8 +99,8 @@ class ModelPlan:
         checkpoint, config = self.checkpoint, self._config
         session_log = self._open_session_log()
         runner: Runner
-        if config.worker == "process":
-            runner = ProcessRunner.start(checkpoint, self.options)
+        if config.in_processes:
+            runner = ProcessRunner.start(checkpoint, replace(self.options, device=self.memory.device))
             self.processes = runner.processes
         else:
             runner = load_runner(checkpoint, self.options)

@@ -62,7 +62,7 @@ def plan_tiers(config: ServeConfig, checkpoint: Checkpoint, memory: MemoryPlan) 
     if config.kv_disk is not None:
         folder, size = config.kv_disk
         return TierPlan(host_blocks=plan.host_blocks, host_states=plan.host_states, folder=folder, disk=size)
-    copied = config.record is None and config.worker == "thread"
+    copied = config.record is None and not config.in_processes
     if config.session_dir is not None and memory.state_slots and config.state_disk and copied:
         return TierPlan(
             host_blocks=plan.host_blocks,

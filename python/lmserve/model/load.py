@@ -7,11 +7,13 @@ from lmserve.model.device import available_memory
 from lmserve.model.errors import OptionError
 from lmserve.model.interface import Runner
 from lmserve.model.options import RunnerOptions, plan_memory
+from lmserve.model.shares import Place
 
 
-def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) -> Runner:
+def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None, place: Place | None = None) -> Runner:
     """Load a checkpoint's weights and allocate its KV cache and step buffers.
 
+    place: of this process among those that `options` splits the model among.
     Raises OptionError where an option does not fit the checkpoint or this machine.
     """
     options = options or RunnerOptions()
@@ -37,4 +39,4 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None) ->
             raise
         message = f"ops {plan.ops!r} on {plan.device} needs torch, which is not installed: pip install 'lmserve[torch]'"
         raise OptionError("ops", message) from error
-    return torch_runner.load(checkpoint, options, plan)
+    return torch_runner.load(checkpoint, options, plan, place)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmserve._core import ENTRY_TOKENS, cpu_kv_bytes_per_token, cpu_linear_bytes
 from lmserve.model.cache_sizes import CacheSizes
 from lmserve.model.checkpoint import Checkpoint
+from lmserve.model.checkpoint_share import own_share, rank_device
 from lmserve.model.config import AttentionLayer, ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
@@ -52,6 +54,7 @@ class RunnerOptions:
     graphs: bool = True  # CUDA graphs for decode steps
     speculate: int = 0  # most tokens drafted for a sequence in one step
     threads: int | None = None  # None: the cores that this process may use
+    tensor_parallel: int = 1  # processes that the model is split among
     weights_cache: str | None = None  # path of the file that packed weights of "cpu" are kept in; None: they are not
 
 
@@ -79,6 +82,7 @@ class MemoryPlan:
     num_window_blocks: int = 0
     kv_memory: int = 0  # that the KV cache was planned for
     weights_cache: WeightsCache | None = None  # the file of packed weights that is read or written
+    ranks: int = 1  # processes that the model is split among; memory is that of each
 
     @property
     def weights_are_mapped(self) -> bool:
@@ -139,7 +143,10 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     if ops == "cpu" and checkpoint.kind == "embed" and options.kv_dtype == "auto":
         # Keys and values live for one pass: nothing is gained by rounding them.
         kv_dtype = "fp32"
-    weight_bytes = _weight_bytes(checkpoint, ops, dtype, quantize)
+    if not on_cpu and options.tensor_parallel > 1:
+        _gpu_memory(rank_device(device, options.tensor_parallel - 1))
+    config, shapes = own_share(checkpoint, options.tensor_parallel)
+    weight_bytes = _weight_bytes(checkpoint, shapes, ops, dtype, quantize)
     cache = find_cache(checkpoint, options.weights_cache, quantize, weight_bytes) if ops == "cpu" else None
     max_batch_tokens = options.max_batch_tokens or _default_batch_tokens(ops, device, options)
     least = _least_batch_tokens(options)
@@ -165,7 +172,6 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     block_size = options.block_size or (16 if on_cpu else 256)
     per_token, num_blocks, state_slots = 0, 0, 0
     window, window_per_token, num_window_blocks, memory = 0, 0, 0, 0
-    config = checkpoint.config
     if checkpoint.kind == "generate":
         window = _window(config, longest, block_size)
         per_token, window_per_token = _kv_bytes_per_token(config, ops, kv_dtype, windows=window > 0)
@@ -214,6 +220,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         num_window_blocks=num_window_blocks,
         kv_memory=memory,
         weights_cache=cache,
+        ranks=options.tensor_parallel,
     )
 
 
@@ -260,10 +267,18 @@ def _ops(checkpoint: Checkpoint, options: RunnerOptions, device: str) -> str:
     _check(options.ops in OPS, "ops", f"ops is {options.ops!r}; it must be one of {', '.join(OPS)}")
     # The cpu kernels compute in fp32: a user who wants another type gets torch's.
     fits = device == "cpu" and options.dtype in ("auto", "fp32")
+    ranks = options.tensor_parallel
     if checkpoint.family.by_transformers:
         _check(
             options.ops != "cpu", "ops", f"ops is 'cpu'; {checkpoint.name} runs through transformers, on torch alone"
         )
+        _check(
+            ranks == 1, "tensor_parallel", f"tensor_parallel is {ranks}; transformers runs this model, in one process"
+        )
+        return "torch"
+    if ranks > 1:
+        message = f"tensor_parallel is {ranks}; the cpu kernels run a model in one process, but ops is 'cpu'"
+        _check(options.ops != "cpu", "tensor_parallel", message)
         return "torch"
     if options.ops == "auto":
         return "cpu" if fits else "torch"
@@ -294,9 +309,11 @@ def _formats(options: RunnerOptions, ops: str, dtype: str) -> tuple[str | None, 
     return quantize, "fp32" if quantize == "none" else "fp16"
 
 
-def _weight_bytes(checkpoint: Checkpoint, ops: str, dtype: str, quantize: str | None) -> int:
+def _weight_bytes(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], ops: str, dtype: str, quantize: str | None
+) -> int:
     if ops != "cpu":
-        return sum(_elements(tensor.shape) for tensor in checkpoint.tensors.values()) * ITEM_BYTES[dtype]
+        return sum(map(_elements, shapes.values())) * ITEM_BYTES[dtype]
     total = 0
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(ROUTERS):
@@ -366,7 +383,7 @@ def head_format(quantize: str | None) -> str | None:
 
 def _free_memory(device: str, options: RunnerOptions, gpu_memory: int | None) -> int:
     if device == "cpu":
-        return available_memory()
+        return available_memory() // options.tensor_parallel
     return int((gpu_memory or _gpu_memory(device)) * options.gpu_memory_fraction)
 
 

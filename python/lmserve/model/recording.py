@@ -58,8 +58,8 @@ class Header(Struct, frozen=True, kw_only=True):
             num_window_blocks=info.num_window_blocks,
             options=dataclasses.asdict(options)
             | info.sizes
-            # A path of this machine.
-            | {"weights_cache": None},
+            # It is run again in one process, which has the KV cache of all ranks, and not by a path of this machine.
+            | {"weights_cache": None, "tensor_parallel": 1, "kv_memory": info.kv_memory * options.tensor_parallel},
         )
 
     def open(self, path: Path) -> Checkpoint:

@@ -21,7 +21,10 @@ from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
+from lmserve.model.shares import Place, parts_of, split_config
 from lmserve.model.torch_ops import TorchOps
+from lmserve.model.torch_parallel import ParallelOps
+from lmserve.model.torch_ranks import Ranks
 from lmserve.model.torch_varlen import VarlenAttention
 from lmserve.model.torch_weight import TorchWeight
 
@@ -110,9 +113,16 @@ def _graph_pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
-    """Load a checkpoint as planned; on CUDA the KV cache is planned again from what is free."""
-    torch.set_num_threads(options.threads or usable_cores())
+def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place: Place | None = None) -> Runner:
+    """Load a checkpoint as planned; on CUDA the KV cache is planned again from what is free.
+
+    place: of this process, where the plan splits the model among several.
+    """
+    torch.set_num_threads(options.threads or max(1, usable_cores() // plan.ranks))
+    if plan.ranks > 1:
+        if place is None:
+            raise OptionError("tensor_parallel", f"tensor_parallel is {plan.ranks}; this process is none of so many")
+        return _load_part(checkpoint, options, plan, place)
     plan = planned_for_device(checkpoint, options, plan)
     buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
     ops = TorchOps(checkpoint.config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
@@ -122,6 +132,31 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     if graphs and isinstance(ops.cache, VarlenAttention):
         return GraphRunner(info, buffers, model, ops, checkpoint.embedding, capture=capture_cuda_graph)
     return TorchRunner(info, buffers, model, ops, checkpoint.embedding)
+
+
+def _load_part(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place: Place) -> Runner:
+    plan = planned_for_device(checkpoint, options, plan)
+    ranks, share = Ranks.join(place, torch.device(plan.device)), place.share
+    # Blocks and slots are the same on all ranks: as many as the one with the least memory has room for.
+    slots = ranks.least(plan.state_slots) if plan.state_slots else None
+    options = dataclasses.replace(options, kv_memory=ranks.least(plan.kv_memory), state_slots=slots)
+    if checkpoint.kind == "generate":
+        plan = planned_for_device(checkpoint, options, plan)
+    buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
+    config = split_config(checkpoint.config, share)
+    ops = ParallelOps(
+        config,
+        cache_config(plan, plan.dtype),
+        buffers,
+        ranks=ranks,
+        vocab_size=checkpoint.config.vocab_size,
+        device=plan.device,
+        dtype=plan.dtype,
+    )
+    family = checkpoint.family
+    parts = parts_of(checkpoint.tensors, family.expected_tensors(config), share)
+    model = family.load(config, parts, ops)
+    return TorchRunner(runner_info(checkpoint, plan, ops.weight_bytes), buffers, model, ops, checkpoint.embedding)
 
 
 def planned_for_device(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:

@@ -11,6 +11,8 @@ from torch import Tensor
 class TorchWeight:
     """A matrix [out, in] (or a norm's [width]) and its bias [out]; of a norm its eps, if it is a layer norm, and how
     many parts of a row are normed by themselves.
+
+    `axis`: along which it is one rank's part, from `start` on; None: it is whole.
     """
 
     weight: Tensor
@@ -18,3 +20,5 @@ class TorchWeight:
     eps: float = 0.0
     centered: bool = False
     parts: int = 1
+    axis: int | None = None
+    start: int = 0

@@ -21,6 +21,7 @@ from lmserve.model.fingerprint import fingerprint
 from lmserve.model.interface import LogitEdits, Masks, Runner
 from lmserve.model.load import load_runner
 from lmserve.model.options import RunnerOptions
+from lmserve.model.shares import Place, Share
 from lmserve.model.step_message import StepOutcome, StepPlan
 from lmserve.worker.errors import PipeError
 from lmserve.worker.messages import Ready, Refused, Start, Texts, Vectors, decode, encode
@@ -41,11 +42,11 @@ def main() -> int:
     os.dup2(2, 1)
     pipe = Pipe(socket.socket(fileno=descriptor))
     try:
-        runner = load(pipe)
-        if runner is None:
+        loaded = load(pipe)
+        if loaded is None:
             return 1
         while True:
-            answer(pipe, runner)
+            answer(pipe, *loaded)
     except PipeError as error:
         logger.debug("the worker process ends: %s", error)
         return 0
@@ -60,14 +61,16 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
-def load(pipe: Pipe) -> Runner | None:
-    """The model that the first frame names; None: it was refused. Raises PipeError."""
+def load(pipe: Pipe) -> tuple[Runner, int] | None:
+    """The model that the first frame names, and this process's rank; None: it was refused. Raises PipeError."""
     try:
         start = decode(pipe.expect(Kind.START), type=Start)
         checkpoint = open_checkpoint(start.model)
         if fingerprint(checkpoint) != start.fingerprint:
             raise CheckpointError(f"{start.model} is not the model any more that the server was started with")
-        runner = load_runner(checkpoint, RunnerOptions(**start.options))
+        options = RunnerOptions(**start.options)
+        place = Place(Share(start.rank, options.tensor_parallel), start.store) if start.store else None
+        runner = load_runner(checkpoint, options, place)
     except LmserveError as error:
         pipe.send(Kind.REFUSED, encode(Refused.of(error)))
         return None
@@ -77,17 +80,17 @@ def load(pipe: Pipe) -> Runner | None:
         pipe.send(Kind.REFUSED, encode(Refused.of(refused)))
         return None
     pipe.send(Kind.READY, encode(Ready.of(runner.info, runner.buffers)))
-    return runner
+    return runner, start.rank
 
 
-def answer(pipe: Pipe, runner: Runner) -> None:
+def answer(pipe: Pipe, runner: Runner, rank: int) -> None:
     """Compute what the next frame asks for. Raises PipeError for a frame that asks for nothing."""
     kind, body = pipe.receive()
     if kind not in (Kind.STEP, Kind.EMBED):
         raise PipeError(f"it was sent {kind.name} where a step was due")
     try:
         if kind == Kind.STEP:
-            reply = Kind.OUTCOME, encode(run_step(pipe, runner, body))
+            reply = Kind.OUTCOME, encode(run_step(pipe, runner, body, samples=rank == 0))
         else:
             vectors = runner.embed(*decode(body, type=Texts).arrays())
             reply = Kind.VECTORS, encode(Vectors.of(vectors))
@@ -96,16 +99,16 @@ def answer(pipe: Pipe, runner: Runner) -> None:
     except Exception as error:  # noqa: BLE001 - the server decides what becomes of the requests
         traceback.print_exc()
         reply = Kind.FAILED, f"{type(error).__name__}: {error}".encode()
-    pipe.send(*reply)
+    pipe.send(*(reply if rank == 0 or reply[0] == Kind.FAILED else (Kind.DONE, b"")))
 
 
-def run_step(pipe: Pipe, runner: Runner, body: bytes) -> StepOutcome:
-    """Run the step of a frame. Masks follow it in a frame of their own, whatever becomes of the step."""
+def run_step(pipe: Pipe, runner: Runner, body: bytes, *, samples: bool) -> StepOutcome:
+    """Run the step of a frame. Where this rank samples, masks follow in a frame of their own, whatever happens."""
     plan = decode(body, type=StepPlan)
-    masks = PipedMasks(pipe, plan.masked) if plan.masked else None
+    masks = PipedMasks(pipe, plan.masked) if plan.masked and samples else None
     try:
         plan.write(runner.buffers)
-        runner.launch(*plan.sizes, _edits(plan, runner, masks))
+        runner.launch(*plan.sizes, _edits(plan, runner, masks) if samples else None)
         runner.collect()
         return StepOutcome.of(runner.buffers, plan.rows, None)
     finally:

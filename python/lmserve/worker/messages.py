@@ -19,6 +19,8 @@ class Start(Struct, frozen=True, kw_only=True):
     model: str
     fingerprint: bytes
     options: dict[str, Any]
+    rank: int = 0
+    store: str = ""  # the file by which several ranks find each other
 
 
 class Ready(Struct, frozen=True, kw_only=True):

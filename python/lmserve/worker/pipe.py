@@ -34,6 +34,7 @@ class Kind(IntEnum):
     EMBED = 7  # `messages.Texts`, to it
     VECTORS = 8  # `messages.Vectors`, from it
     FAILED = 9  # text: why the step or the texts could not be computed
+    DONE = 10  # nothing, from ranks other than 0: the step or the texts are computed
 
 
 class Pipe:
@@ -41,6 +42,10 @@ class Pipe:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when a frame begins or the connection ends."""
+        return self._socket.fileno()
 
     def send(self, kind: Kind, body: bytes) -> None:
         """Send a frame. Raises PipeError if the other end is gone."""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from lmserve.errors import LmserveError
+from lmserve.model.checkpoint_share import rank_device
 from lmserve.worker.errors import PipeEndedError, PipeError, unavailable
 from lmserve.worker.messages import Ready, Refused, Start, decode, encode
 from lmserve.worker.pipe import Kind, Pipe
@@ -30,57 +37,103 @@ END_SECONDS: Final = 3.0  # that a process has to end by itself
 EXIT_SECONDS: Final = 1.0  # from the end of its connection to its own
 
 
-class Group:
-    """Processes that compute one model together. The end of one is the end of all."""
+class Child:
+    """One process, and the pipe to it."""
 
-    def __init__(self, start: Start) -> None:
-        """Start them. The system kills them when the thread that calls this ends."""
-        self.ended = threading.Event()
-        self.why = ""
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        """Start it. The system kills it when the thread that calls this ends."""
         ours, theirs = socket.socketpair()
         self.pipe = Pipe(ours)
         descriptor = theirs.fileno()
         # -P: no module of the folder in which the server was started takes the place of one of ours.
         words = [sys.executable, "-P", "-m", CHILD, str(descriptor), str(os.getpid())]
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this very program
+            self.process = subprocess.Popen(  # noqa: S603 - this very program
                 words, stdin=subprocess.DEVNULL, pass_fds=(descriptor,), start_new_session=True
             )
-        threading.Thread(target=self._watch, name="worker-watch", daemon=True).start()
+
+
+class Group:
+    """Processes that compute one model together, each a rank. The end of one is the end of all."""
+
+    def __init__(self, start: Start) -> None:
+        """Start them. The system kills them when the thread that calls this ends."""
+        self.ended = threading.Event()
+        self.why = ""
+        self._lock = threading.Lock()
         self._start = start
+        self._ranks = int(start.options["tensor_parallel"])
+        # Only this user can read it.
+        self._folder = Path(tempfile.mkdtemp(prefix="lmserve-ranks-")) if self._ranks > 1 else None
+        self._children = [Child() for _ in range(self._ranks)]
+        self._running = self._ranks
+        for rank in range(self._ranks):
+            threading.Thread(target=self._watch, args=(rank,), name="worker-watch", daemon=True).start()
 
     @property
     def pids(self) -> list[int]:
-        """The processes."""
-        return [self._process.pid]
+        """The processes, by rank."""
+        return [child.process.pid for child in self._children]
 
     def load(self) -> Ready:
-        """Wait until the model is loaded. Raises LmserveError if it is refused, PipeError if the processes end."""
-        self.pipe.send(Kind.START, encode(self._start))
-        kind, body = self.pipe.receive()
-        try:
-            if kind == Kind.REFUSED:
-                refused = decode(body, type=Refused)
-                raise LmserveError(refused.status, refused.error)
-            if kind != Kind.READY:
-                raise PipeError(f"it sent {kind.name} where {Kind.READY.name} was due")
-            return decode(body, type=Ready)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise PipeError(f"its first message cannot be read: {error}") from error
+        """Wait until all have loaded the model. Raises LmserveError if it is refused, PipeError if a process ends."""
+        for rank, child in enumerate(self._children):
+            child.pipe.send(Kind.START, encode(self._start_of(rank)))
+        ready: dict[int, Ready] = {}
+        for rank, kind, body in self._frames():
+            try:
+                if kind == Kind.REFUSED:
+                    refused = decode(body, type=Refused)
+                    raise LmserveError(refused.status, refused.error)
+                if kind != Kind.READY:
+                    raise PipeError(f"it sent {kind.name} where {Kind.READY.name} was due")
+                ready[rank] = decode(body, type=Ready)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                raise PipeError(f"its first message cannot be read: {error}") from error
+        if any(each.arrays != ready[0].arrays or each.info.sizes != ready[0].info.sizes for each in ready.values()):
+            raise PipeError("the ranks have planned different sizes")
+        return ready[0]
+
+    def send(self, kind: Kind, body: bytes) -> None:
+        """Send a frame to every process. Raises PipeError."""
+        for child in self._children:
+            child.pipe.send(kind, body)
+
+    def send_masks(self, body: bytes) -> None:
+        """Send masks to rank 0, which samples. Raises PipeError."""
+        self._children[0].pipe.send(Kind.MASKS, body)
+
+    def answer(self, due: Kind) -> bytes:
+        """Wait for all processes. Raises PipeError, or RuntimeError if the model fails where it is one process."""
+        answered = b""
+        for rank, kind, body in self._frames():
+            if kind == Kind.FAILED:
+                why = body.decode(errors="replace")
+                if self._ranks == 1:
+                    raise RuntimeError(why)
+                # The others may wait for it.
+                raise PipeError(f"rank {rank} failed: {why}")
+            expected = Kind.DONE if rank else due
+            if kind != expected:
+                raise PipeError(f"it sent {kind.name} where {expected.name} was due")
+            answered = answered if rank else body
+        return answered
 
     def kill(self, why: str) -> None:
         """End the processes at once. The first reason is kept."""
         with self._lock:
             self.why = self.why or why
-        self.pipe.end()
-        self._process.kill()
+        for child in self._children:
+            child.pipe.end()
+            child.process.kill()
 
     def fail(self, error: PipeError) -> str:
-        """End the processes because of what came through the pipe. Returns the reason."""
+        """End the processes because of what came through a pipe. Returns the reason."""
         if isinstance(error, PipeEndedError):
             # How it ended says more than that it did.
-            self.ended.wait(EXIT_SECONDS)
+            deadline = time.monotonic() + EXIT_SECONDS
+            while not self.why and time.monotonic() < deadline:
+                self.ended.wait(0.01)
         self.kill(str(error))
         self.ended.wait(END_SECONDS)
         return self.why
@@ -89,18 +142,42 @@ class Group:
         """Let the processes end, and wait for that."""
         with self._lock:
             self.why = self.why or "it was told to stop"
-        self.pipe.end()
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for child in self._children:
+            child.pipe.end()
+        if not self.ended.wait(END_SECONDS):
+            self.kill("it did not stop")
+            self.ended.wait()
 
-    def _watch(self) -> None:
-        code = self._process.wait()
+    def _start_of(self, rank: int) -> Start:
+        if self._folder is None:
+            return self._start
+        device = rank_device(self._start.options["device"], rank)
+        options = self._start.options | {"device": device}
+        return structs.replace(self._start, options=options, rank=rank, store=str(self._folder / "store"))
+
+    def _frames(self) -> Iterator[tuple[int, Kind, bytes]]:
+        """The next frame of each rank, as they come. Raises PipeError."""
+        with selectors.DefaultSelector() as selector:
+            for rank, child in enumerate(self._children):
+                selector.register(child.pipe, selectors.EVENT_READ, rank)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    selector.unregister(key.fileobj)
+                    yield key.data, *self._children[key.data].pipe.receive()
+
+    def _watch(self, rank: int) -> None:
+        process = self._children[rank].process
+        code = process.wait()
         how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-        self.kill(f"process {self._process.pid} ended with {how}")
-        self.ended.set()
+        which = f"rank {rank}, process {process.pid}," if self._ranks > 1 else f"process {process.pid}"
+        self.kill(f"{which} ended with {how}")
+        with self._lock:
+            self._running -= 1
+            last = not self._running
+        if last:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self.ended.set()
 
 
 class Processes:
@@ -192,7 +269,7 @@ class Processes:
             self._first = ready
             # Later ones must have as much room, whatever memory is free then.
             options = self._start.options | ready.info.sizes
-            self._start = msgspec.structs.replace(self._start, options=options)
+            self._start = structs.replace(self._start, options=options)
         # A new group is there before the first one is handed out: whoever waits for that may use it at once.
         with self._lock:
             self._group, self._starting = group, None

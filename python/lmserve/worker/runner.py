@@ -62,7 +62,7 @@ class ProcessRunner:
                 raise memory_lost()
         plan = StepPlan.of(self.buffers, (n_tokens, n_seqs, n_rows), edits, self.info.block_size)
         try:
-            group.pipe.send(Kind.STEP, encode(plan))
+            group.send(Kind.STEP, encode(plan))
         except PipeError as error:
             self._known = None
             raise unavailable(group.fail(error)) from error
@@ -75,9 +75,8 @@ class ProcessRunner:
         (group, rows, edits), self._launched = self._launched, None
         try:
             if edits is not None and edits.masks is not None and edits.masks.rows:
-                group.pipe.send(Kind.MASKS, bytes(edits.masks.wait()))
-            body = self._answer(group, Kind.OUTCOME)
-            _read_outcome(body, self.buffers, rows)
+                group.send_masks(bytes(edits.masks.wait()))
+            _read_outcome(group.answer(Kind.OUTCOME), self.buffers, rows)
         except PipeError as error:
             self._known = None
             raise unavailable(group.fail(error)) from error
@@ -86,20 +85,12 @@ class ProcessRunner:
         """See `Runner`. Raises LmserveError, or RuntimeError if the model fails."""
         group = self.processes.group()
         try:
-            group.pipe.send(Kind.EMBED, encode(Texts.of(token_ids, cu_seqlens)))
-            vectors = _read_vectors(self._answer(group, Kind.VECTORS))
+            group.send(Kind.EMBED, encode(Texts.of(token_ids, cu_seqlens)))
+            vectors = _read_vectors(group.answer(Kind.VECTORS))
         except PipeError as error:
             # The engine has not heard that the KV cache is lost: the next step says so.
             raise unavailable(group.fail(error)) from error
         return vectors.copy()
-
-    def _answer(self, group: Group, due: Kind) -> bytes:
-        kind, body = group.pipe.receive()
-        if kind == Kind.FAILED:
-            raise RuntimeError(body.decode(errors="replace"))
-        if kind != due:
-            raise PipeError(f"it sent {kind.name} where {due.name} was due")
-        return body
 
 
 def _read_outcome(body: bytes, buffers: StepBuffers, rows: int) -> None:
