@@ -8,6 +8,8 @@ import tiny_gguf
 import tiny_models
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 from lmserve.model.cpu_ops import _stored
+from lmserve.model.errors import CheckpointError
+from lmserve.model.gguf_source import scaled
 from lmserve.model.tensors import StoredTensor
 from model_driver import Driver, greedy
 
@@ -94,7 +96,8 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "
 
 
 @pytest.mark.parametrize(
-    "dtype", ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "IQ2_XS", "IQ1_S"]
+    "dtype",
+    ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S"],
 )
 def test_the_kernels_of_the_cpu_compute_with_what_is_stored(dtype, tmp_path):
     reference = tiny_models.make("llama", tmp_path / "hf", **SHAPE, head_dim=32)
@@ -107,6 +110,36 @@ def test_the_kernels_of_the_cpu_compute_with_what_is_stored(dtype, tmp_path):
     likeliest = logits[np.arange(STEPS), sequence.tokens[-STEPS:]]
     # Activations have 8 bits, so a token may be chosen that is likeliest but for that.
     assert (logits.max(-1) - likeliest).max() < 0.1 * logits.std()
+
+
+@pytest.mark.parametrize("options", [OPTIONS, CPU], ids=["torch", "cpu"])
+def test_scales_of_whole_tensors_beside_nvfp4(options, tmp_path):
+    """As llama.cpp's converter writes them for files of ModelOpt: the scale multiplies what the blocks stand for."""
+    reference = tiny_models.make("llama", tmp_path / "hf", **SHAPE, head_dim=32)
+    factors = {"attn_q": 0.5, "attn_output": 1.25, "ffn_down": 2.0}
+    extra = {f"blk.{layer}.{name}.scale": np.float32([f]) for layer in (0, 1) for name, f in factors.items()}
+    extra |= {f"blk.{layer}.{name}.input_scale": np.float32([7]) for layer in (0, 1) for name in factors}
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "llama", "NVFP4", extra)
+    for layer in reference.model.layers:
+        for linear, factor in zip(
+            (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.down_proj), factors.values(), strict=True
+        ):
+            linear.weight.data.mul_(factor)
+    assert_equals(reference, tmp_path / "model.gguf", options)
+
+
+def test_a_scale_of_each_expert_beside_nvfp4():
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 120, (3 * 8, 36), np.uint8)
+    weight = StoredTensor("blk.0.ffn_up_exps.weight", (3, 8, 64), "NVFP4", blocks)
+    scales = np.float32([1, 0.5, 3])
+    tensors = {weight.name: weight, "blk.0.ffn_up_exps.scale": StoredTensor("s", (3,), "F32", scales)}
+    found = scaled(tensors)
+    assert list(found) == [weight.name]
+    assert np.array_equal(found[weight.name].dequantize(), weight.dequantize() * scales[:, None, None])
+    tensors["blk.0.ffn_up_exps.scale"] = StoredTensor("s", (2,), "F32", scales[:2])
+    with pytest.raises(CheckpointError, match=r"blk.0.ffn_up_exps.scale has 2 numbers, but .* 3 rows"):
+        scaled(tensors)
 
 
 @pytest.mark.parametrize(("exponent", "kept"), [(104, True), (143, True), (103, False), (144, False), (0, False)])

@@ -20,10 +20,10 @@ from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
 from lmserve.model.ops import ConvGate, ScanRule
 from lmserve.model.options import head_format
-from lmserve.model.repacked import as_six_bits
+from lmserve.model.repacked import repacked
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
-from lmserve.model.tensors import QUANTIZED_TYPES, REPACKED_TYPES, UNPACKED_TYPES, TensorSource
+from lmserve.model.tensors import QUANTIZED_TYPES, REPACKED_TYPES, TensorSource
 
 # (type, bytes, rows, columns, bias) of a matrix.
 Part = tuple[str, NDArray[np.uint8], int, int, NDArray[np.float32] | None]
@@ -276,11 +276,13 @@ class CpuOps:
 
 def _stored(source: TensorSource, quantize: str | None) -> tuple[str, NDArray[np.uint8]]:
     """A weight's type and bytes as the core packs them: as stored, or as floats to be rounded."""
-    if source.dtype in UNPACKED_TYPES or (quantize is not None and source.dtype in QUANTIZED_TYPES):
+    if quantize is not None and source.dtype in QUANTIZED_TYPES:
         return "F32", _bytes(source.dequantize())
     if source.dtype in REPACKED_TYPES:
-        blocks = as_six_bits(source)
-        return ("F32", _bytes(source.dequantize())) if blocks is None else ("Q6_K", _bytes(blocks))
+        blocks = repacked(source)
+        if blocks is None:
+            return "F32", _bytes(source.dequantize())
+        return REPACKED_TYPES[source.dtype], _bytes(blocks)
     raw = source.raw()
     if source.dtype == "MXFP4" and not _fits_half_precision(raw):
         return "F32", _bytes(source.dequantize())

@@ -18,9 +18,10 @@ from lmserve.model.answer_head import FRAME, answers
 from lmserve.model.config import RopeConfig
 from lmserve.model.embedding import DenseLayer, Embedding, VectorNorm
 from lmserve.model.errors import CheckpointError
+from lmserve.model.expert_tensors import split, stack
 from lmserve.model.hf_source import TextSettings, check_template, without_ends_of_messages
 from lmserve.model.rope_config import gguf_rope
-from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, StoredTensor, TensorSource
+from lmserve.model.tensors import PLAIN_TYPES, QUANTIZED_TYPES, ScaledTensor, StoredTensor, TensorSource
 
 # GGUF's tensor names and the canonical ones (those of Hugging Face's Llama).
 GLOBAL_NAMES = {
@@ -150,16 +151,41 @@ class GgufModel:
         return RopeConfig(theta=theta, interleaved=self.interleaved)
 
 
-def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> dict[str, StoredTensor]:
+def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> dict[str, TensorSource]:
     """The tensors under Hugging Face's names; rope tables, which the configuration holds, are left out.
 
     `names`: what the family calls otherwise than Llama.
     """
-    renamed: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
+    renamed: dict[str, TensorSource] = {}
+    for name, tensor in scaled(tensors).items():
         if name.removesuffix(".weight") not in ROPE_FACTORS:
             renamed[_canonical(name, GLOBAL_NAMES | LAYER_NAMES | dict(names))] = tensor
     return renamed
+
+
+def scaled(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorSource]:
+    """The tensors, those of NVFP4 times their `scale`: a number for the tensor, or one for each expert.
+
+    `input_scale` is that of activations in four bits, which are not computed here.
+    """
+    whole: dict[str, TensorSource] = dict(tensors)
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if kind != "weight" or tensor.dtype != "NVFP4":
+            continue
+        whole.pop(f"{stem}.input_scale", None)
+        scale = whole.pop(f"{stem}.scale", None)
+        if scale is None:
+            continue
+        factors = scale.dequantize().reshape(-1).tolist()
+        if len(factors) == 1:
+            whole[name] = ScaledTensor(tensor, factors[0])
+        elif len(factors) == tensor.shape[0]:
+            parts = zip(split(tensor), factors, strict=True)
+            whole[name] = stack(name, [ScaledTensor(part, factor) for part, factor in parts])
+        else:
+            raise CheckpointError(f"tensor {stem}.scale has {len(factors)} numbers, but {name} {tensor.shape[0]} rows")
+    return whole
 
 
 def pooled(kind: Any, family: str, stored: Mapping[str, TensorSource]) -> Embedding:

@@ -13,7 +13,7 @@ from lmserve.model.config import AttentionLayer, ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
 from lmserve.model.expert_tensors import StackedTensor
-from lmserve.model.tensors import REPACKED_TYPES, UNPACKED_TYPES, TensorSource
+from lmserve.model.tensors import REPACKED_TYPES, TensorSource
 from lmserve.model.weights_cache import WeightsCache, find_cache
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -333,9 +333,7 @@ def _weight_bytes(
 
 
 def _linear_bytes(tensor: TensorSource, kept: str | None) -> int:
-    stored = "F32" if kept is not None or tensor.dtype in UNPACKED_TYPES else tensor.dtype
-    if stored in REPACKED_TYPES:
-        stored = "Q6_K"
+    stored = "F32" if kept is not None else REPACKED_TYPES.get(tensor.dtype, tensor.dtype)
     return cpu_linear_bytes(stored, kept, *tensor.shape[-2:])
 
 

@@ -19,6 +19,7 @@ PACKED_TYPES = (
     "Q4_1",
     "Q5_0",
     "Q5_1",
+    "Q2_K",
     "Q3_K",
     "Q4_K",
     "Q5_K",
@@ -30,10 +31,17 @@ PACKED_TYPES = (
     "TQ1_0",
     "TQ2_0",
 )
-# Those that become blocks of Q6_K first, which is exact, and those that become floats, which takes their memory.
-REPACKED_TYPES = ("IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
-UNPACKED_TYPES = ("Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S")
-QUANTIZED_TYPES = PACKED_TYPES + UNPACKED_TYPES + REPACKED_TYPES
+# Those that become blocks of another type first, which is exact. IQ2 is a type of the kernels alone.
+REPACKED_TYPES = {
+    "IQ2_XXS": "IQ2",
+    "IQ2_XS": "IQ2",
+    "IQ2_S": "IQ2",
+    "IQ3_XXS": "Q6_K",
+    "IQ3_S": "Q6_K",
+    "IQ1_S": "Q6_K",
+    "IQ1_M": "Q6_K",
+}
+QUANTIZED_TYPES = PACKED_TYPES + tuple(REPACKED_TYPES)
 
 
 class TensorSource(Protocol):
@@ -154,6 +162,17 @@ class ShiftedTensor(DerivedTensor):
     def dequantize(self) -> F32:
         shifted: F32 = self.source.dequantize() + np.float32(self.shift)
         return shifted
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledTensor(DerivedTensor):
+    """Another's values times `factor`."""
+
+    factor: float
+
+    def dequantize(self) -> F32:
+        scaled: F32 = self.source.dequantize() * np.float32(self.factor)
+        return scaled
 
 
 def constant(name: str, values: list[float]) -> StoredTensor:

@@ -15,9 +15,9 @@ pub(super) const SHARED: usize = SUPER / GROUP;
 ///
 /// A tile has 32 inputs after 32 inputs, a step. Of them, `q` has for each four inputs the 16 outputs side by side, `[8][16][4]`. With
 /// 4 bits, the inputs 8i to 8i+3 are in the low halves of the bytes and 8i+4 to 8i+7 in the high ones; with 6 bits the upper two
-/// follow these lines, in each byte those of the inputs j, j+4, j+8 and j+12, the lowest first.
+/// follow these lines, in each byte those of the inputs j, j+4, j+8 and j+12, the lowest first. Integers of 2 bits are like these.
 ///
-/// `scales` has for each group of the code 16 scales, then 16 minima where there are any. Nested ones are single bytes, and before
+/// `scales` has for each group of the code 16 scales, then for each 16 minima where there are any. Nested ones are single bytes, and before
 /// those of 8 steps stand 16 factors of scales, and 16 of minima where there are any.
 #[derive(Clone)]
 pub(super) struct IntWeights {
@@ -113,16 +113,21 @@ impl IntWeights {
         f16_to_f32(u16::from_ne_bytes([self.scales[at], self.scales[at + 1]]))
     }
 
-    /// A scale or, as the last of a step, a minimum of an output.
+    /// A scale or, behind those of a step, a minimum of an output.
     pub(super) fn scale(&self, row: usize, step: usize, which: usize) -> f32 {
         let at = self.layout().scale_at(row, step, which);
         if !self.code.nested {
             return self.half(at);
         }
-        let is_min = self.code.min && which == GROUP / self.code.group;
+        let is_min = which >= GROUP / self.code.group;
         let factor =
             self.layout().factors_at(row, step) + (usize::from(is_min) * TILE + row % TILE) * 2;
         f32::from(self.scales[at] as i8) * self.half(factor)
+    }
+
+    /// The minimum of a part of a step, of an output.
+    pub(super) fn min(&self, row: usize, step: usize, part: usize) -> f32 {
+        self.scale(row, step, GROUP / self.code.group + part)
     }
 
     /// The integers of an output in a step.
@@ -133,7 +138,7 @@ impl IntWeights {
             let (at, shift) = place(self.code, i);
             *q = self.q[first + at] >> shift;
             if self.code.bits != 8 {
-                *q &= 0x0f;
+                *q &= (1 << self.code.bits.min(4)) - 1;
             }
             if self.code.bits == 6 {
                 let (at, shift) = upper_place(i);
@@ -144,20 +149,15 @@ impl IntWeights {
     }
 
     pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let zero = i32::from(self.code.zero());
         for (step, out) in out.chunks_mut(GROUP).enumerate() {
             let q = self.integers(row, step);
-            let min = if self.code.min {
-                self.scale(row, step, 1)
-            } else {
-                0.0
-            };
             let parts = out.chunks_mut(self.code.group);
             for (part, (out, q)) in parts.zip(q.chunks(self.code.group)).enumerate() {
                 let scale = self.scale(row, step, part);
+                let min = self.code.min.then(|| self.min(row, step, part));
                 for (out, &q) in out.iter_mut().zip(q) {
-                    *out = scale * (i32::from(q) - zero) as f32;
-                    if self.code.min {
+                    *out = scale * self.code.value(q) as f32;
+                    if let Some(min) = min {
                         *out += min;
                     }
                 }
@@ -179,16 +179,19 @@ impl IntTiles<'_> {
                 }
                 continue;
             }
-            for (q, line) in q.as_chunks::<8>().0.iter().zip(&mut lines) {
-                for i in 0..4 {
-                    line[i] = q[i] & 0x0f | q[4 + i] << 4;
+            if code.bits != 2 {
+                for (q, line) in q.as_chunks::<8>().0.iter().zip(&mut lines) {
+                    for i in 0..4 {
+                        line[i] = q[i] & 0x0f | q[4 + i] << 4;
+                    }
                 }
             }
-            if code.bits == 6 {
+            let lower = if code.bits == 2 { 0 } else { 4 };
+            if code.bits != 4 {
                 for (q, line) in q.as_chunks::<16>().0.iter().zip(&mut lines) {
                     for i in 0..4 {
-                        let upper = |k: usize| (q[4 * k + i] >> 4) << (2 * k);
-                        line[i] = upper(0) | upper(1) | upper(2) | upper(3);
+                        let two = |k: usize| (q[4 * k + i] >> lower) << (2 * k);
+                        line[i] = two(0) | two(1) | two(2) | two(3);
                     }
                 }
             }
@@ -198,7 +201,7 @@ impl IntTiles<'_> {
             self.set_scale(row, i / per_step, i % per_step, scale);
         }
         for (i, &min) in values.mins.iter().enumerate() {
-            self.set_scale(row, i, 1, min);
+            self.set_scale(row, i / per_step, per_step + i % per_step, min);
         }
         for (i, factors) in values.factors.iter().enumerate() {
             let first = self.layout.factors_at(row, i * SHARED);
@@ -247,10 +250,10 @@ impl Layout {
 
 /// Byte and shift of an input's integer, or of its lower four bits.
 const fn place(code: Code, i: usize) -> (usize, usize) {
-    if code.bits == 8 {
-        (i / 4 * LINE + i % 4, 0)
-    } else {
-        (i / 8 * LINE + i % 4, i / 4 % 2 * 4)
+    match code.bits {
+        8 => (i / 4 * LINE + i % 4, 0),
+        2 => (i / 16 * LINE + i % 4, i / 4 % 4 * 2),
+        _ => (i / 8 * LINE + i % 4, i / 4 % 2 * 4),
     }
 }
 
@@ -270,7 +273,7 @@ const fn scale_size(code: Code) -> usize {
 
 /// Bytes of a tile's scales and minima for 32 inputs.
 const fn scale_bytes(code: Code) -> usize {
-    (GROUP / code.group + code.min as usize) * TILE * scale_size(code)
+    GROUP / code.group * (1 + code.min as usize) * TILE * scale_size(code)
 }
 
 /// Bytes of a tile's factors for 256 inputs.

@@ -74,6 +74,7 @@ impl Format {
             group: GROUP,
             nested: false,
             min,
+            table: None,
         })
     }
 }

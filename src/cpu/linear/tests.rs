@@ -5,7 +5,7 @@ use crate::cpu::quant::{BlockType, GROUP};
 use crate::error::Result;
 
 /// The types of blocks that are multiplied as they are stored.
-pub(in crate::cpu) const BLOCKS: [BlockType; 15] = [
+pub(in crate::cpu) const BLOCKS: [BlockType; 17] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,
@@ -21,6 +21,8 @@ pub(in crate::cpu) const BLOCKS: [BlockType; 15] = [
     BlockType::NVFP4,
     BlockType::TQ1_0,
     BlockType::TQ2_0,
+    BlockType::Q2_K,
+    BlockType::IQ2,
 ];
 
 /// Numbers between -1 and 1, the same for the same seed.
@@ -48,6 +50,8 @@ fn blocks(block: BlockType, elements: usize) -> Vec<u8> {
             BlockType::Q3_K => 108,
             BlockType::TQ1_0 => 52,
             BlockType::TQ2_0 => 64,
+            BlockType::Q2_K => 80,
+            BlockType::IQ2 => 144,
             _ => 0,
         };
         match block {
@@ -55,8 +59,14 @@ fn blocks(block: BlockType, elements: usize) -> Vec<u8> {
             BlockType::NVFP4 => one[..4].fill(0x28 + (i % 7) as u8),
             _ => one[at..at + 2].copy_from_slice(&scale),
         }
+        if block == BlockType::IQ2 {
+            for scale in &mut one[128..144] {
+                *scale &= 0x7f;
+            }
+        }
         if block.code().min {
-            one[2..4].copy_from_slice(&f32_to_f16(-0.05 + 0.01 * (i % 5) as f32).to_le_bytes());
+            one[at + 2..at + 4]
+                .copy_from_slice(&f32_to_f16(-0.05 + 0.01 * (i % 5) as f32).to_le_bytes());
         }
     }
     bytes

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::linear::PackedShape;
 
 /// Raised whenever the layout of packed weights, or how floats are rounded to them, changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"lmservpk";
 pub(super) const HEADER_BYTES: u64 = 64;
 /// Bytes that share a checksum.

@@ -4,13 +4,15 @@
 
 use super::bits::{half, nibbles};
 use super::gguf_small;
-use super::{Code, IntRow};
+use super::{Code, IntRow, Table};
 
 /// A block type whose weights become integers as they are.
 ///
-/// All are exact, where scales of `MXFP4` are such as half precision has. Integers of 3 and 5 bits take 6, ternary ones 4, and
-/// indices into a table of 8-bit integers 8. Scales of the `K` types stay nested: 6 or 8 bits for each group, and half-precision
-/// factors for 256 weights.
+/// All are exact, where scales of `MXFP4` are such as half precision has. Integers of 3 and 5 bits take 6, and ternary ones 4.
+/// Scales of the `K` types stay nested: 4, 6 or 8 bits for each group, and half-precision factors for 256 weights.
+///
+/// `IQ2` is no type of files: 256 indices of four bits into [`Table::Iq2`], 16 scales, and their half-precision factor, which the
+/// types of files that are called `IQ2` become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum BlockType {
@@ -29,6 +31,8 @@ pub enum BlockType {
     NVFP4,
     TQ1_0,
     TQ2_0,
+    Q2_K,
+    IQ2,
 }
 
 impl BlockType {
@@ -50,6 +54,8 @@ impl BlockType {
             "NVFP4" => Self::NVFP4,
             "TQ1_0" => Self::TQ1_0,
             "TQ2_0" => Self::TQ2_0,
+            "Q2_K" => Self::Q2_K,
+            "IQ2" => Self::IQ2,
             _ => return None,
         })
     }
@@ -63,7 +69,9 @@ impl BlockType {
             | Self::Q3_K
             | Self::IQ4_XS
             | Self::TQ1_0
-            | Self::TQ2_0 => 256,
+            | Self::TQ2_0
+            | Self::Q2_K
+            | Self::IQ2 => 256,
             Self::NVFP4 => 64,
             _ => 32,
         }
@@ -86,28 +94,41 @@ impl BlockType {
             Self::NVFP4 => 36,
             Self::TQ1_0 => 54,
             Self::TQ2_0 => 66,
+            Self::Q2_K => 84,
+            Self::IQ2 => 146,
         }
     }
 
     /// How its integers stand for weights.
     pub const fn code(self) -> Code {
         let (bits, group, nested, min) = match self {
-            Self::Q4_0 | Self::TQ1_0 | Self::TQ2_0 => (4, 32, false, false),
+            Self::Q4_0 | Self::TQ1_0 | Self::TQ2_0 | Self::IQ4_NL | Self::MXFP4 => {
+                (4, 32, false, false)
+            }
             Self::Q4_1 => (4, 32, false, true),
-            Self::Q5_0 | Self::MXFP4 => (6, 32, false, false),
+            Self::Q5_0 => (6, 32, false, false),
             Self::Q5_1 => (6, 32, false, true),
-            Self::Q8_0 | Self::IQ4_NL => (8, 32, false, false),
-            Self::IQ4_XS => (8, 32, true, false),
+            Self::Q8_0 => (8, 32, false, false),
+            Self::IQ4_XS => (4, 32, true, false),
             Self::Q4_K => (4, 32, true, true),
             Self::Q5_K => (6, 32, true, true),
             Self::Q6_K | Self::Q3_K => (6, 16, true, false),
-            Self::NVFP4 => (6, 16, false, false),
+            Self::NVFP4 => (4, 16, false, false),
+            Self::IQ2 => (4, 16, true, false),
+            Self::Q2_K => (2, 16, true, true),
+        };
+        let table = match self {
+            Self::IQ4_NL | Self::IQ4_XS => Some(Table::Iq4),
+            Self::MXFP4 | Self::NVFP4 => Some(Table::E2m1),
+            Self::IQ2 => Some(Table::Iq2),
+            _ => None,
         };
         Code {
             bits,
             group,
             nested,
             min,
+            table,
         }
     }
 
@@ -161,6 +182,8 @@ impl BlockType {
                 Self::NVFP4 => gguf_small::small_floats(block, row),
                 Self::TQ1_0 => gguf_small::powers_of_three(block, row),
                 Self::TQ2_0 => gguf_small::ternary(block, row),
+                Self::Q2_K => gguf_small::two_bits(block, row),
+                Self::IQ2 => gguf_small::signed_magnitudes(block, row),
             }
         }
     }
@@ -229,7 +252,7 @@ mod tests {
     }
 
     /// What the `gguf` package 0.17 makes of such blocks: the sum of the weights times 1 to 17 in turn, and three of them.
-    const KNOWN: [(BlockType, f64, [f32; 3]); 15] = [
+    const KNOWN: [(BlockType, f64, [f32; 3]); 17] = [
         (
             BlockType::Q4_0,
             -6.481_353_759_765_625,
@@ -301,6 +324,17 @@ mod tests {
             28.729_492_187_5,
             [-0.012_298_584, -0.012_298_584, 0.012_298_584],
         ),
+        (
+            BlockType::Q2_K,
+            -2_401.564_941_406_25,
+            [0.0, -0.222_290_04, -0.370_483_4],
+        ),
+        // Of this one what its description says.
+        (
+            BlockType::IQ2,
+            627.289_276_123_046_9,
+            [-5.817_23, 0.0, 42.307_13],
+        ),
     ];
 
     #[test]
@@ -313,6 +347,8 @@ mod tests {
                 BlockType::Q3_K => &[(108, 0.0123)],
                 BlockType::TQ1_0 => &[(52, 0.0123)],
                 BlockType::TQ2_0 => &[(64, 0.0123)],
+                BlockType::Q2_K => &[(80, 0.0123), (82, 0.0987)],
+                BlockType::IQ2 => &[(144, 0.0123)],
                 BlockType::MXFP4 | BlockType::NVFP4 => &[],
                 _ => &[(0, 0.0123)],
             };
@@ -322,6 +358,7 @@ mod tests {
                 match block {
                     BlockType::MXFP4 => one[0] = 120,
                     BlockType::NVFP4 => one[..4].copy_from_slice(&[0x28, 0x05, 0x7f, 0x41]),
+                    BlockType::IQ2 => one[128..144].iter_mut().for_each(|scale| *scale &= 0x7f),
                     _ => {}
                 }
             }
@@ -349,6 +386,6 @@ mod tests {
         for (block, ..) in KNOWN {
             assert_eq!(BlockType::from_name(&format!("{block:?}")), Some(block));
         }
-        assert_eq!(BlockType::from_name("Q2_K"), None);
+        assert_eq!(BlockType::from_name("IQ2_XS"), None);
     }
 }

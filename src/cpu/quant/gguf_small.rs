@@ -3,12 +3,6 @@
 use super::IntRow;
 use super::bits::{half, nibbles};
 
-/// What the four bits of `IQ4_NL` and `IQ4_XS` stand for.
-const TABLE: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
-/// Twice what the four bits of a float with two bits of exponent and one of mantissa (E2M1) stand for.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 /// Exponents (of half a power of two, from -128) that half precision has: from its least to its largest.
 const EXPONENTS: std::ops::RangeInclusive<u8> = 104..=143;
 
@@ -38,7 +32,7 @@ pub(super) fn three_bits(block: &[u8], row: &mut IntRow) {
 /// 32 indices into the table after a half-precision scale.
 pub(super) fn table(block: &[u8], row: &mut IntRow) {
     row.scales.push(half(block, 0));
-    row.q.extend(nibbles(&block[2..]).map(looked_up));
+    row.q.extend(nibbles(&block[2..]));
 }
 
 /// 256 of them, with a 6-bit scale around 32 for each 32: two bytes with their upper bits, four with the others.
@@ -50,19 +44,38 @@ pub(super) fn nested_table(block: &[u8], row: &mut IntRow) {
         let high = (high >> (2 * i) & 3) as u8;
         row.scales.push(f32::from(low | high << 4) - 32.0);
     }
-    let indices = block[8..].chunks_exact(16).flat_map(nibbles);
-    row.q.extend(indices.map(looked_up));
+    row.q.extend(block[8..].chunks_exact(16).flat_map(nibbles));
 }
 
-fn looked_up(index: u8) -> u8 {
-    (i16::from(TABLE[usize::from(index)]) + 128) as u8
+/// 256 indices, 16 scales below 128, and their half-precision factor.
+pub(super) fn signed_magnitudes(block: &[u8], row: &mut IntRow) {
+    row.q
+        .extend(block[..128].chunks_exact(16).flat_map(nibbles));
+    row.scales
+        .extend(block[128..144].iter().map(|&s| f32::from(s)));
+    row.factors.push([half(block, 144), 0.0]);
+}
+
+/// 256 integers of two bits, four to a byte, with a scale and a minimum of four bits for each 16 before them, and half-precision
+/// factors of both behind them.
+pub(super) fn two_bits(block: &[u8], row: &mut IntRow) {
+    for &both in &block[..16] {
+        row.scales.push(f32::from(both & 0x0f));
+        row.mins.push(f32::from(both >> 4));
+    }
+    for bytes in block[16..80].chunks_exact(32) {
+        for shift in [0, 2, 4, 6] {
+            row.q.extend(bytes.iter().map(|b| b >> shift & 3));
+        }
+    }
+    row.factors.push([half(block, 80), -half(block, 82)]);
 }
 
 /// 32 floats of four bits after an exponent.
 pub(super) fn exponents(block: &[u8], row: &mut IntRow) {
     let exponent = block[0].clamp(*EXPONENTS.start(), *EXPONENTS.end());
     row.scales.push(2.0_f32.powi(i32::from(exponent) - 128));
-    row.q.extend(nibbles(&block[1..]).map(float));
+    row.q.extend(nibbles(&block[1..]));
 }
 
 /// Four times 16 of them, after as many scales: floats of four bits of exponent and three of mantissa, without a sign.
@@ -77,12 +90,7 @@ pub(super) fn small_floats(block: &[u8], row: &mut IntRow) {
         };
         row.scales.push(value / 2.0);
     }
-    row.q
-        .extend(floats.chunks_exact(8).flat_map(nibbles).map(float));
-}
-
-fn float(bits: u8) -> u8 {
-    (32 + i16::from(E2M1[usize::from(bits)])) as u8
+    row.q.extend(floats.chunks_exact(8).flat_map(nibbles));
 }
 
 /// 256 times -1, 0 or 1, five to a byte as the digits of a fraction in base 3 but for the last 16, before a half-precision scale.

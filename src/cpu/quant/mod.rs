@@ -4,11 +4,13 @@ mod bits;
 mod gguf;
 mod gguf_small;
 mod round;
+mod table;
 
 use serde::{Deserialize, Serialize};
 
 pub use gguf::BlockType;
 pub use round::{round_int4, round_int8};
+pub use table::Table;
 
 /// Weights along the inputs that share a scale, and the size of the groups that activations are quantized in.
 pub const GROUP: usize = 32;
@@ -16,10 +18,11 @@ pub const GROUP: usize = 32;
 /// Weights along the inputs whose scales share factors where scales are [nested](Code::nested).
 pub const SUPER: usize = 256;
 
-/// How integers stand for weights: `scale * (q - zero)`, or `scale * q + min` where groups have a minimum of their own.
+/// How integers stand for weights: `scale * (q - zero)`, or `scale * q + min` where groups have a minimum of their own, or `scale`
+/// times the integer of a table that `q` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Code {
-    /// Bits of an integer: 4, 6 or 8.
+    /// Bits of an integer: 2, 4, 6 or 8.
     pub bits: usize,
     /// Weights that share a scale: 16 or 32.
     pub group: usize,
@@ -28,22 +31,39 @@ pub struct Code {
     pub nested: bool,
     /// Whether groups have minima.
     pub min: bool,
+    /// What the integers are indices into, if anything.
+    pub table: Option<Table>,
 }
 
 impl Code {
-    /// The integer that stands for 0 where there are no minima: the middle of the range.
+    /// The integer that stands for 0 where there are neither minima nor a table: the middle of the range.
     pub const fn zero(self) -> u8 {
         if self.min { 0 } else { 1 << (self.bits - 1) }
+    }
+
+    /// What an integer is, before it is scaled.
+    pub const fn value(self, q: u8) -> i32 {
+        match self.table {
+            Some(table) => table.values()[(q & 0x0f) as usize] as i32,
+            None => q as i32 - self.zero() as i32,
+        }
     }
 
     /// Whether it is that of a block type or of rounded floats, and so one that there are kernels for.
     pub(in crate::cpu) const fn is_known(self) -> bool {
         matches!(
-            (self.bits, self.group, self.nested, self.min),
-            (4 | 6, 32, false | true, true)
-                | (4 | 6 | 8, 32, false, false)
-                | (8, 32, true, false)
-                | (6, 16, false | true, false)
+            (
+                self.bits,
+                self.group,
+                self.nested,
+                self.min,
+                self.table.is_some()
+            ),
+            (4 | 6, 32, false | true, true, false)
+                | (4 | 6 | 8, 32, false, false, false)
+                | (6, 16, true, false, false)
+                | (2, 16, true, true, false)
+                | (4, 16 | 32, false | true, false, true)
         )
     }
 }
@@ -52,7 +72,7 @@ impl Code {
 /// Nested ones are integers, and `factors` (empty otherwise) has what they are multiplied with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct IntRow {
-    /// Integers, below 16 where they have 4 bits, and below 64 where they have 6.
+    /// Integers, below 4, 16 or 64 where they have 2, 4 or 6 bits.
     pub q: Vec<u8>,
     /// Scales of the groups.
     pub scales: Vec<f32>,
@@ -72,10 +92,9 @@ impl IntRow {
 
     /// What the integers stand for.
     pub fn dequantize(&self, code: Code) -> Vec<f32> {
-        let zero = i32::from(code.zero());
         let values = self.q.iter().enumerate().map(|(i, &q)| {
             let [scale, min] = self.factors.get(i / SUPER).copied().unwrap_or([1.0; 2]);
-            let value = self.scales[i / code.group] * scale * (i32::from(q) - zero) as f32;
+            let value = self.scales[i / code.group] * scale * code.value(q) as f32;
             value + self.mins.get(i / code.group).map_or(0.0, |m| m * min)
         });
         values.collect()

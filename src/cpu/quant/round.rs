@@ -134,6 +134,7 @@ mod tests {
             group: GROUP,
             nested: false,
             min,
+            table: None,
         }
     }
 

@@ -206,20 +206,36 @@ fn share(
     });
 }
 
+/// What stands in for the bits of integers that are indices of 4 bits into a table of bytes.
+const INDEX: usize = 48;
+
+/// Bits that integers take in memory, of a kernel's constant.
+const fn stored_bits(bits: usize) -> usize {
+    if bits == INDEX { 4 } else { bits }
+}
+
+/// Bits that they have when they are multiplied.
+const fn bits_of_value(bits: usize) -> usize {
+    if bits == INDEX { 8 } else { bits }
+}
+
 /// Calls a kernel with the constants of a code: bits, groups in 32 inputs, whether scales are nested, whether there are minima.
 macro_rules! by_code {
     ($code:expr, $kernel:ident($($argument:expr),*)) => {{
         let code = $code;
         match (code.bits, code.group, code.nested, code.min) {
+            (_, 32, false, _) if code.table.is_some() => $kernel::<INDEX, 1, false, false>($($argument),*),
+            (_, 32, true, _) if code.table.is_some() => $kernel::<INDEX, 1, true, false>($($argument),*),
+            (_, _, false, _) if code.table.is_some() => $kernel::<INDEX, 2, false, false>($($argument),*),
+            (_, _, true, _) if code.table.is_some() => $kernel::<INDEX, 2, true, false>($($argument),*),
+            (2, ..) => $kernel::<2, 2, true, true>($($argument),*),
             (4, _, false, false) => $kernel::<4, 1, false, false>($($argument),*),
             (4, _, false, true) => $kernel::<4, 1, false, true>($($argument),*),
             (4, _, true, _) => $kernel::<4, 1, true, true>($($argument),*),
-            (6, 16, true, _) => $kernel::<6, 2, true, false>($($argument),*),
-            (6, 16, false, _) => $kernel::<6, 2, false, false>($($argument),*),
+            (6, 16, ..) => $kernel::<6, 2, true, false>($($argument),*),
             (6, _, false, false) => $kernel::<6, 1, false, false>($($argument),*),
             (6, _, false, true) => $kernel::<6, 1, false, true>($($argument),*),
             (6, _, true, _) => $kernel::<6, 1, true, true>($($argument),*),
-            (_, _, true, _) => $kernel::<8, 1, true, false>($($argument),*),
             _ => $kernel::<8, 1, false, false>($($argument),*),
         }
     }};
@@ -266,9 +282,9 @@ impl Strides {
         groups: usize,
     ) -> Self {
         let with_min = MIN as usize;
-        let q_step = GROUP * TILE * BITS / 8;
+        let q_step = GROUP * TILE * stored_bits(BITS) / 8;
         let scale = if NESTED { 1 } else { 2 };
-        let scale_step = scale * TILE * (GROUPS + with_min);
+        let scale_step = scale * TILE * GROUPS * (1 + with_min);
         let factors = if NESTED { 2 * TILE * (1 + with_min) } else { 0 };
         Self {
             q_step,
@@ -294,11 +310,38 @@ unsafe fn offset<const BITS: usize, const GROUPS: usize>(
 ) -> i32 {
     // SAFETY: the caller's promise.
     let (by_8, first_by_128) = unsafe { (*tail.add(2 * block + r), *tail.add(3 * block + r)) };
-    let first = first_by_128 >> (8 - BITS);
+    let bits = bits_of_value(BITS);
+    let first = first_by_128 >> (8 - bits);
     match (GROUPS, part) {
-        (1, _) => by_8 << (BITS - 4),
+        (1, _) => by_8 << (bits - 4),
         (_, 0) => first,
-        _ => (by_8 << (BITS - 4)) - first,
+        _ => (by_8 << (bits - 4)) - first,
+    }
+}
+
+/// What minima are multiplied with for row `r`: the sum of the activations of a group.
+///
+/// # Safety
+/// `tail` must be the end of a record.
+#[inline]
+unsafe fn weighted<const GROUPS: usize>(
+    tail: *const f32,
+    block: usize,
+    r: usize,
+    part: usize,
+) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if GROUPS == 1 {
+            return *tail.add(block + r);
+        }
+        let sums = tail.cast::<i32>();
+        let (sum, first) = (
+            -(*sums.add(2 * block + r) >> 3),
+            -(*sums.add(3 * block + r) >> 7),
+        );
+        let integers = if part == 0 { first } else { sum - first };
+        *tail.add(r) * integers as f32
     }
 }
 

@@ -14,8 +14,8 @@ use super::super::integers::{self, SHARED};
 use super::super::record::{RECORD, Span, Target};
 use super::super::{Output, TILE};
 use super::floats::float_kernel;
-use super::{Strides, by_code, by_rows, offset};
-use crate::cpu::quant::GROUP;
+use super::{INDEX, Strides, bits_of_value, by_code, by_rows, offset, weighted};
+use crate::cpu::quant::{GROUP, Table};
 
 /// Registers of a tile.
 const QUADS: usize = 4;
@@ -71,7 +71,11 @@ unsafe fn strip<
     unsafe {
         let nibble = vdupq_n_u8(0x0f);
         let upper = vdupq_n_u8(0x30);
+        let quarter = vdupq_n_u8(0x03);
         let flip = vdupq_n_u8(0x80);
+        // As signed bytes.
+        let table = task.weights.code.table.map_or([0; 16], Table::bytes);
+        let table = veorq_u8(vld1q_u8(table.as_ptr()), flip);
         let mut sums = [[vdupq_n_f32(0.0); QUADS]; R];
         let mut factors = [[vdupq_n_f32(0.0); QUADS]; 2];
         let mut q = task.weights.q.as_ptr().add(tile * strides.q_tile);
@@ -91,7 +95,7 @@ unsafe fn strip<
             for part in 0..GROUPS {
                 let mut dots = [[vdupq_n_s32(0); QUADS]; R];
                 // Bytes around 128 become signed, and have no offset.
-                if !MIN && BITS != 8 {
+                if !MIN && bits_of_value(BITS) != 8 {
                     for r in 0..R {
                         let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
                         dots[r] = [vdupq_n_s32(offset); QUADS];
@@ -104,14 +108,29 @@ unsafe fn strip<
                 for step in part * steps..(part + 1) * steps {
                     let mut w = [vdupq_n_s8(0); QUADS];
                     for c in 0..QUADS {
-                        let line = if BITS == 8 { step } else { step / 2 };
+                        let line = match BITS {
+                            8 => step,
+                            2 => step / 4,
+                            _ => step / 2,
+                        };
                         let mut bytes = vld1q_u8(q.add(line * 64 + c * 16));
                         if BITS == 8 {
                             bytes = veorq_u8(bytes, flip);
+                        } else if BITS == 2 {
+                            bytes = match step % 4 {
+                                0 => bytes,
+                                1 => vshrq_n_u8::<2>(bytes),
+                                2 => vshrq_n_u8::<4>(bytes),
+                                _ => vshrq_n_u8::<6>(bytes),
+                            };
+                            bytes = vandq_u8(bytes, quarter);
                         } else if step % 2 == 0 {
                             bytes = vandq_u8(bytes, nibble);
                         } else {
                             bytes = vshrq_n_u8::<4>(bytes);
+                        }
+                        if BITS == INDEX {
+                            bytes = vqtbl1q_u8(table, bytes);
                         }
                         if BITS == 6 {
                             let four = vld1q_u8(q.add((4 + step / 4) * 64 + c * 16));
@@ -155,13 +174,14 @@ unsafe fn strip<
                         sums[r][c] = vfmaq_f32(sums[r][c], vcvtq_f32_s32(dots[r][c]), factor);
                     }
                 }
-            }
-            if MIN {
-                for c in 0..QUADS {
-                    let from = scales.add((TILE + c * 4) * strides.scale);
-                    let min = scales_at::<NESTED>(from, factors[1][c]);
-                    for r in 0..R {
-                        sums[r][c] = vfmaq_n_f32(sums[r][c], min, *tail.add(B + r));
+                if MIN {
+                    for c in 0..QUADS {
+                        let from = scales.add(((GROUPS + part) * TILE + c * 4) * strides.scale);
+                        let min = scales_at::<NESTED>(from, factors[1][c]);
+                        for r in 0..R {
+                            let weighted = weighted::<GROUPS>(tail, B, r, part);
+                            sums[r][c] = vfmaq_n_f32(sums[r][c], min, weighted);
+                        }
                     }
                 }
             }

@@ -22,7 +22,7 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
                 std::array::from_fn(|o| Group::read(weights, tile * TILE + o, group));
             for (row, sums) in rows.clone().zip(&mut sums) {
                 // SAFETY: the record lies within the rows, which nobody writes.
-                let (x, factor, weighted) = unsafe {
+                let x = unsafe {
                     let record = task
                         .x
                         .block_at(row - row % block)
@@ -30,7 +30,7 @@ pub(super) unsafe fn integers(task: &integers::Task, tiles: Range<usize>, rows: 
                     group_of_row(record, block, row % block)
                 };
                 for (output, sum) in outputs.iter().zip(sums) {
-                    output.add(weights.code, &x, factor, weighted, sum);
+                    output.add(weights.code, &x, sum);
                 }
             }
         }
@@ -46,42 +46,52 @@ struct Group {
     /// Without the zero.
     q: [i32; GROUP],
     scales: [f32; 2],
-    min: f32,
+    mins: [f32; 2],
+}
+
+/// What 32 activations are.
+struct Inputs {
+    /// With their zero added.
+    q: [i32; GROUP],
+    scale: f32,
+    /// Their sum.
+    sum: f32,
 }
 
 impl Group {
     fn read(weights: &IntWeights, output: usize, group: usize) -> Self {
         let code = weights.code;
-        let zero = i32::from(code.zero());
-        let mut scales = [0.0; 2];
-        for (part, scale) in scales[..GROUP / code.group].iter_mut().enumerate() {
-            *scale = weights.scale(output, group, part);
+        let (mut scales, mut mins) = ([0.0; 2], [0.0; 2]);
+        for part in 0..GROUP / code.group {
+            scales[part] = weights.scale(output, group, part);
+            if code.min {
+                mins[part] = weights.min(output, group, part);
+            }
         }
         Self {
-            q: weights.integers(output, group).map(|q| i32::from(q) - zero),
+            q: weights.integers(output, group).map(|q| code.value(q)),
             scales,
-            min: if code.min {
-                weights.scale(output, group, 1)
-            } else {
-                0.0
-            },
+            mins,
         }
     }
 
-    fn add(&self, code: Code, x: &[i32; GROUP], factor: f32, weighted: f32, sum: &mut f32) {
-        let parts = self.q.chunks(code.group).zip(x.chunks(code.group));
-        for ((q, x), scale) in parts.zip(self.scales) {
-            let dot: i32 = q.iter().zip(x).map(|(&q, &x)| q * x).sum();
-            *sum += dot as f32 * (scale * factor);
-        }
-        if code.min {
-            *sum += self.min * weighted;
+    fn add(&self, code: Code, x: &Inputs, sum: &mut f32) {
+        let parts = self.q.chunks(code.group).zip(x.q.chunks(code.group));
+        for (part, (q, inputs)) in parts.enumerate() {
+            let dot: i32 = q.iter().zip(inputs).map(|(&q, &x)| q * x).sum();
+            *sum += dot as f32 * (self.scales[part] * x.scale);
+            if code.min && code.group == GROUP {
+                *sum += self.mins[part] * x.sum;
+            } else if code.min {
+                let inputs: i32 = inputs.iter().sum();
+                *sum += self.mins[part] * (x.scale * inputs as f32);
+            }
         }
     }
 }
 
-/// Integers with their zero added, scale, and scale times the integers' sum of one row in a record.
-unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> ([i32; GROUP], f32, f32) {
+/// One row in a record.
+unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> Inputs {
     let mut x = [0; GROUP];
     // SAFETY: all lie within the record.
     unsafe {
@@ -91,7 +101,11 @@ unsafe fn group_of_row(record: *const u8, block: usize, r: usize) -> ([i32; GROU
             let q = record.add((step * block + r) * 4).cast::<[i8; 4]>().read();
             *x = q.map(|q| i32::from(q) + zero);
         }
-        (x, tail.add(r).read(), tail.add(block + r).read())
+        Inputs {
+            q: x,
+            scale: tail.add(r).read(),
+            sum: tail.add(block + r).read(),
+        }
     }
 }
 

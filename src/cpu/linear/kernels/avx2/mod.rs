@@ -19,8 +19,8 @@ use std::ops::Range;
 use super::super::integers::{self, SHARED};
 use super::super::record::RECORD;
 use super::super::{BLOCK, Output, TILE};
-use super::{Strides, by_code, by_rows, offset};
-use crate::cpu::quant::GROUP;
+use super::{INDEX, Strides, bits_of_value, by_code, by_rows, offset, weighted};
+use crate::cpu::quant::{GROUP, Table};
 
 /// Outputs in a register.
 const LANES: usize = 8;
@@ -91,7 +91,9 @@ macro_rules! strips {
             let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(groups);
             let nibble = _mm256_set1_epi8(0x0f);
             let upper = _mm256_set1_epi8(0x30);
+            let quarter = _mm256_set1_epi8(0x03);
             let flip = _mm256_set1_epi8(-128);
+            let table = table(task.weights.code.table, $vnni);
             let ones = _mm256_set1_epi16(1);
             let ones_8 = _mm256_set1_epi8(1);
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
@@ -115,7 +117,7 @@ macro_rules! strips {
                     for part in 0..GROUPS {
                         let mut dots = [[_mm256_setzero_si256(); 2]; R];
                         // Without VNNI, bytes around 128 become signed, and have no offset.
-                        if !MIN && ($vnni || BITS != 8) {
+                        if !MIN && ($vnni || bits_of_value(BITS) != 8) {
                             for r in 0..R {
                                 let offset = offset::<BITS, GROUPS>(tail.cast(), B, r, part);
                                 dots[r] = [_mm256_set1_epi32(offset); 2];
@@ -171,13 +173,31 @@ macro_rules! strips {
                         } else {
                             let steps = 8 / GROUPS;
                             for step in part * steps..(part + 1) * steps {
-                                let line = if BITS == 8 { step } else { step / 2 };
+                                let line = match BITS {
+                                    8 => step,
+                                    2 => step / 4,
+                                    _ => step / 2,
+                                };
                                 let mut w = [
                                     _mm256_loadu_si256(q.add(line * 64).cast()),
                                     _mm256_loadu_si256(q.add(line * 64 + 32).cast()),
                                 ];
                                 for c in 0..2 {
-                                    if BITS == 6 {
+                                    if BITS == 2 {
+                                        w[c] = match step % 4 {
+                                            0 => w[c],
+                                            1 => _mm256_srli_epi16::<2>(w[c]),
+                                            2 => _mm256_srli_epi16::<4>(w[c]),
+                                            _ => _mm256_srli_epi16::<6>(w[c]),
+                                        };
+                                        w[c] = _mm256_and_si256(w[c], quarter);
+                                    } else if BITS == INDEX {
+                                        if step % 2 == 1 {
+                                            w[c] = _mm256_srli_epi16::<4>(w[c]);
+                                        }
+                                        w[c] = _mm256_and_si256(w[c], nibble);
+                                        w[c] = _mm256_shuffle_epi8(table, w[c]);
+                                    } else if BITS == 6 {
                                         if step % 2 == 1 {
                                             w[c] = _mm256_srli_epi16::<4>(w[c]);
                                         }
@@ -197,7 +217,7 @@ macro_rules! strips {
                                     } else if !$vnni {
                                         w[c] = _mm256_xor_si256(w[c], flip);
                                     }
-                                    let pairs = if !$vnni && BITS == 8 {
+                                    let pairs = if !$vnni && bits_of_value(BITS) == 8 {
                                         _mm256_maddubs_epi16(ones_8, w[c])
                                     } else {
                                         _mm256_maddubs_epi16(w[c], ones_8)
@@ -214,7 +234,7 @@ macro_rules! strips {
                                             continue;
                                         }
                                         // The weight's sign goes to the activation: 128 * 127 * 2 fits into 16 bits.
-                                        let pairs = if BITS == 6 {
+                                        let pairs = if bits_of_value(BITS) != 8 {
                                             _mm256_maddubs_epi16(w[c], x)
                                         } else {
                                             let x = _mm256_sign_epi8(x, w[c]);
@@ -245,14 +265,15 @@ macro_rules! strips {
                                 );
                             }
                         }
-                    }
-                    if MIN {
-                        for c in 0..2 {
-                            let from = scales.add((TILE + c * LANES) * strides.scale);
-                            let min = scales_at::<NESTED>(from, factors[1][c]);
-                            for r in 0..R {
-                                let weighted = _mm256_set1_ps(*tail.add(B + r));
-                                sums[r][c] = _mm256_fmadd_ps(min, weighted, sums[r][c]);
+                        if MIN {
+                            for c in 0..2 {
+                                let at = ((GROUPS + part) * TILE + c * LANES) * strides.scale;
+                                let min = scales_at::<NESTED>(scales.add(at), factors[1][c]);
+                                for r in 0..R {
+                                    let weighted = weighted::<GROUPS>(tail, B, r, part);
+                                    let weighted = _mm256_set1_ps(weighted);
+                                    sums[r][c] = _mm256_fmadd_ps(min, weighted, sums[r][c]);
+                                }
                             }
                         }
                     }
@@ -295,6 +316,16 @@ fn no_vnni(dots: __m256i, _: __m256i, _: __m256i) -> __m256i {
 #[inline]
 fn vnni(dots: __m256i, w: __m256i, x: __m256i) -> __m256i {
     _mm256_dpbusd_avx_epi32(dots, w, x)
+}
+
+/// The table that integers are indices into, in both halves: bytes around 128, or signed ones without VNNI.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn table(table: Option<Table>, vnni: bool) -> __m256i {
+    let bytes = table.map_or([0; 16], Table::bytes);
+    let bytes = bytes.map(|byte| if vnni { byte } else { byte ^ 0x80 });
+    // SAFETY: the array has 16 bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 /// 8 numbers of half precision as f32.

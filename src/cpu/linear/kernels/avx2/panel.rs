@@ -8,8 +8,8 @@ use std::ops::Range;
 use super::super::super::integers::{SHARED, Task};
 use super::super::super::record::RECORD;
 use super::super::super::{BLOCK, TILE};
-use super::super::{ROWS, Strides, offset};
-use super::{LANES, halves, no_vnni, scales_at, store, vnni};
+use super::super::{INDEX, ROWS, Strides, bits_of_value, offset, weighted};
+use super::{LANES, halves, no_vnni, scales_at, store, table, vnni};
 use crate::cpu::quant::GROUP;
 
 /// Steps of 32 inputs of a panel at most.
@@ -24,7 +24,7 @@ struct Panel {
     scales: [[[__m256; 2]; 2]; DEPTH],
     /// Sums of the integers that share a scale.
     totals: [[[__m256i; 2]; 2]; DEPTH],
-    mins: [[__m256; 2]; DEPTH],
+    mins: [[[__m256; 2]; 2]; DEPTH],
 }
 
 /// What a unit of work computes in. Nothing of it is read before it is written.
@@ -89,6 +89,7 @@ macro_rules! panels {
         }
 
         /// Fills the panel with some steps of the tile.
+        #[allow(clippy::too_many_lines, reason = "one loop over the codes")]
         #[target_feature(enable = $features)]
         unsafe fn $unpack<
             const BITS: usize,
@@ -104,7 +105,9 @@ macro_rules! panels {
             let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(task.weights.groups);
             let nibble = _mm256_set1_epi8(0x0f);
             let upper = _mm256_set1_epi8(0x30);
+            let quarter = _mm256_set1_epi8(0x03);
             let flip = _mm256_set1_epi8(-128);
+            let table = table(task.weights.code.table, $vnni);
             let ones = _mm256_set1_epi16(1);
             let ones_8 = _mm256_set1_epi8(1);
             // SAFETY: the steps and the tile are those of the weights, and the panel has room for them.
@@ -135,17 +138,32 @@ macro_rules! panels {
                         }
                         let lines = (&raw mut (*panel).lines[at]).cast::<[__m256i; 2]>();
                         for line in 0..LINES {
-                            let at = if BITS == 8 { line } else { line / 2 };
+                            let at = match BITS {
+                                8 => line,
+                                2 => line / 4,
+                                _ => line / 2,
+                            };
                             let mut w = _mm256_loadu_si256(q.add(at * 64).cast());
                             if BITS == 8 {
                                 if !$vnni {
                                     w = _mm256_xor_si256(w, flip);
                                 }
+                            } else if BITS == 2 {
+                                w = match line % 4 {
+                                    0 => w,
+                                    1 => _mm256_srli_epi16::<2>(w),
+                                    2 => _mm256_srli_epi16::<4>(w),
+                                    _ => _mm256_srli_epi16::<6>(w),
+                                };
+                                w = _mm256_and_si256(w, quarter);
                             } else {
                                 if line % 2 == 1 {
                                     w = _mm256_srli_epi16::<4>(w);
                                 }
                                 w = _mm256_and_si256(w, nibble);
+                            }
+                            if BITS == INDEX {
+                                w = _mm256_shuffle_epi8(table, w);
                             }
                             if BITS == 6 {
                                 let four = _mm256_loadu_si256(q.add((4 + line / 4) * 64).cast());
@@ -173,7 +191,7 @@ macro_rules! panels {
                                 } else {
                                     bytes = w;
                                 }
-                                let pairs = if !$vnni && BITS == 8 {
+                                let pairs = if !$vnni && bits_of_value(BITS) == 8 {
                                     _mm256_maddubs_epi16(ones_8, bytes)
                                 } else {
                                     _mm256_maddubs_epi16(bytes, ones_8)
@@ -183,10 +201,10 @@ macro_rules! panels {
                             (*panel).totals[at][part][c] = total;
                             let from = scales.add((part * TILE + c * LANES) * strides.scale);
                             (*panel).scales[at][part][c] = scales_at::<NESTED>(from, factors[0]);
-                        }
-                        if MIN {
-                            let from = scales.add((TILE + c * LANES) * strides.scale);
-                            (*panel).mins[at][c] = scales_at::<NESTED>(from, factors[1]);
+                            if MIN {
+                                let from = from.add(GROUPS * TILE * strides.scale);
+                                (*panel).mins[at][part][c] = scales_at::<NESTED>(from, factors[1]);
+                            }
                         }
                     }
                 }
@@ -216,6 +234,7 @@ macro_rules! panels {
             // Sums of as many lines' products fit into 16 bits.
             let narrow_lines = match BITS {
                 4 => 8,
+                2 => 4,
                 6 => 2,
                 _ => 1,
             };
@@ -232,7 +251,7 @@ macro_rules! panels {
                     for part in 0..GROUPS {
                         let mut dots = [[_mm256_setzero_si256(); 2]; R];
                         // Without VNNI, bytes around 128 become signed, and have no offset.
-                        if !MIN && ($vnni || BITS != 8) {
+                        if !MIN && ($vnni || bits_of_value(BITS) != 8) {
                             for r in 0..R {
                                 let offset = offset::<BITS, GROUPS>(tail.cast(), BLOCK, r, part);
                                 dots[r] = [_mm256_set1_epi32(offset); 2];
@@ -252,7 +271,7 @@ macro_rules! panels {
                                             continue;
                                         }
                                         // The weight's sign goes to the activation: 128 * 127 * 2 fits into 16 bits.
-                                        let pairs = if BITS == 8 {
+                                        let pairs = if bits_of_value(BITS) == 8 {
                                             let x = _mm256_sign_epi8(x, w[c]);
                                             _mm256_maddubs_epi16(_mm256_abs_epi8(w[c]), x)
                                         } else {
@@ -288,10 +307,10 @@ macro_rules! panels {
                                     _mm256_mul_ps(scales[c], factor),
                                     *sums,
                                 );
-                                if MIN && part + 1 == GROUPS {
-                                    let weighted = _mm256_set1_ps(*tail.add(BLOCK + r));
-                                    *sums =
-                                        _mm256_fmadd_ps((*panel).mins[step][c], weighted, *sums);
+                                if MIN {
+                                    let weighted = weighted::<GROUPS>(tail, BLOCK, r, part);
+                                    let min = (*panel).mins[step][part][c];
+                                    *sums = _mm256_fmadd_ps(min, _mm256_set1_ps(weighted), *sums);
                                 }
                             }
                         }

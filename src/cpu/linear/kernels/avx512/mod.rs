@@ -18,8 +18,8 @@ use std::ops::Range;
 use super::super::integers::{self, IntWeights, SHARED};
 use super::super::record::RECORD;
 use super::super::{Output, TILE};
-use super::{Strides, TILES, by_code, by_rows, offset};
-use crate::cpu::quant::GROUP;
+use super::{INDEX, Strides, TILES, by_code, by_rows, offset, weighted};
+use crate::cpu::quant::{GROUP, Table};
 
 /// Bytes of weights that are fetched ahead where one row reads each only once.
 const AHEAD: usize = 4 << 10;
@@ -82,6 +82,8 @@ unsafe fn strip<
     let weights: &IntWeights = task.weights;
     let strides = Strides::of::<BITS, GROUPS, NESTED, MIN>(weights.groups);
     let half = _mm512_set1_epi8(0x0f);
+    let quarter = _mm512_set1_epi8(0x03);
+    let table = table(weights);
     let upper = _mm512_set1_epi8(0x30);
     let ones = _mm512_set1_epi8(1);
     let zeros = [_mm512_setzero_si512(); C];
@@ -134,7 +136,7 @@ unsafe fn strip<
                         *dots = [_mm512_set1_epi32(offset); C];
                     }
                 }
-                // The weights' sums: bytes at first with 4 bits, which hold 8 of them.
+                // The weights' sums: bytes at first with 2 and 4 bits, which hold 8 of them.
                 let mut totals = zeros;
                 let steps = 8 / GROUPS;
                 let mut step = part * steps;
@@ -150,6 +152,19 @@ unsafe fn strip<
                     } else {
                         let (mut low, mut high) = (zeros, zeros);
                         for c in 0..C {
+                            if BITS == 2 {
+                                let four = load(q.add(c * strides.q_tile + step / 4 * 64));
+                                let (first, second) = if step.is_multiple_of(4) {
+                                    (four, _mm512_srli_epi16::<2>(four))
+                                } else {
+                                    (_mm512_srli_epi16::<4>(four), _mm512_srli_epi16::<6>(four))
+                                };
+                                low[c] = _mm512_and_si512(first, quarter);
+                                high[c] = _mm512_and_si512(second, quarter);
+                                totals[c] =
+                                    _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
+                                continue;
+                            }
                             let both = load(q.add(c * strides.q_tile + step / 2 * 64));
                             low[c] = _mm512_and_si512(both, half);
                             high[c] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), half);
@@ -158,15 +173,20 @@ unsafe fn strip<
                                     _mm512_add_epi8(totals[c], _mm512_add_epi8(low[c], high[c]));
                                 continue;
                             }
-                            let both = load(q.add(c * strides.q_tile + (4 + step / 4) * 64));
-                            let (first, second) = if step.is_multiple_of(4) {
-                                let second = _mm512_slli_epi16::<2>(both);
-                                (_mm512_slli_epi16::<4>(both), second)
+                            if BITS == INDEX {
+                                low[c] = _mm512_shuffle_epi8(table, low[c]);
+                                high[c] = _mm512_shuffle_epi8(table, high[c]);
                             } else {
-                                (both, _mm512_srli_epi16::<2>(both))
-                            };
-                            low[c] = _mm512_or_si512(low[c], _mm512_and_si512(first, upper));
-                            high[c] = _mm512_or_si512(high[c], _mm512_and_si512(second, upper));
+                                let both = load(q.add(c * strides.q_tile + (4 + step / 4) * 64));
+                                let (first, second) = if step.is_multiple_of(4) {
+                                    let second = _mm512_slli_epi16::<2>(both);
+                                    (_mm512_slli_epi16::<4>(both), second)
+                                } else {
+                                    (both, _mm512_srli_epi16::<2>(both))
+                                };
+                                low[c] = _mm512_or_si512(low[c], _mm512_and_si512(first, upper));
+                                high[c] = _mm512_or_si512(high[c], _mm512_and_si512(second, upper));
+                            }
                             totals[c] = _mm512_dpbusd_epi32(totals[c], low[c], ones);
                             totals[c] = _mm512_dpbusd_epi32(totals[c], high[c], ones);
                         }
@@ -175,7 +195,7 @@ unsafe fn strip<
                         step += 2;
                     }
                 }
-                if BITS == 4 {
+                if BITS == 4 || BITS == 2 {
                     for c in 0..C {
                         totals[c] = _mm512_dpbusd_epi32(zeros[c], totals[c], ones);
                     }
@@ -201,17 +221,18 @@ unsafe fn strip<
                         );
                     }
                 }
-            }
-            if MIN {
-                let mut min = [_mm512_setzero_ps(); C];
-                for c in 0..C {
-                    let from = scales.add(c * strides.scale_tile + TILE * strides.scale);
-                    min[c] = scales_at::<NESTED>(from, factors[1][c]);
-                }
-                for r in 0..R {
-                    let weighted = _mm512_set1_ps(*tail.add(B + r));
+                if MIN {
+                    let mut min = [_mm512_setzero_ps(); C];
                     for c in 0..C {
-                        sums[r][c] = _mm512_fmadd_ps(min[c], weighted, sums[r][c]);
+                        let at = (GROUPS + part) * TILE * strides.scale;
+                        let from = scales.add(c * strides.scale_tile + at);
+                        min[c] = scales_at::<NESTED>(from, factors[1][c]);
+                    }
+                    for r in 0..R {
+                        let weighted = _mm512_set1_ps(weighted::<GROUPS>(tail, B, r, part));
+                        for c in 0..C {
+                            sums[r][c] = _mm512_fmadd_ps(min[c], weighted, sums[r][c]);
+                        }
                     }
                 }
             }
@@ -242,6 +263,15 @@ unsafe fn multiply<const R: usize, const C: usize>(
             dots[r][c] = _mm512_dpbusd_epi32(dots[r][c], w[c], x);
         }
     }
+}
+
+/// The table that integers are indices into, in each quarter.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn table(weights: &IntWeights) -> __m512i {
+    let bytes = weights.code.table.map_or([0; 16], Table::bytes);
+    // SAFETY: the array has 16 bytes.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 #[target_feature(enable = "avx512f")]
