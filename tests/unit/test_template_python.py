@@ -27,6 +27,11 @@ CASES = [
     "{{ dict([('a', 1), ('b', 2)]).b }}{{ dict(a=1).a }}{{ dict({'a': 1}, b=2).b }}{{ dict() | length }}",
     "{{ 'a'.ljust(3) }}|{{ 'a'.rjust(3) }}|{{ 'abcd'.ljust(3) }}|",
     "{{ 'AbC'.casefold() }}{{ 'a b c' | wordcount }}",
+    (
+        "{% set d = {'items': 2} %}{{ d.items is callable }}{{ d['items'] }}{{ d.items.type is defined }}"
+        "{{ d.items() | list | length }}{{ d.keys | default('x') is callable }}{{ d.type is defined }}"
+    ),
+    "{% set ns = namespace(items=[1, 2], values=3) %}{{ ns.items | length }}{{ ns.values }}",
     # Slices.
     *(
         "{% set x = " + value + " %}{{ x" + part + " | list | join('-') }}"

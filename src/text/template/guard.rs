@@ -8,6 +8,7 @@ use minijinja::machinery::{Instruction, Instructions};
 use super::fuel::{
     CONCAT, FILTERED, IS_LIST, JOINED, MADE, MAPPING, READ, SLICED, STORED, TESTED, WEIGHED,
 };
+use super::methods::{OF_MAPPINGS, UNBOUND};
 
 /// Of a filter that is looked up by its name each time.
 const NOT_CACHED: u8 = u8::MAX;
@@ -110,6 +111,10 @@ fn put<'a>(
         I::GetItem => {
             made.extend([I::Swap, call(READ, 1), I::Swap]);
             made.extend(weighed.into_iter().chain([own]));
+        }
+        // jinja2 looks for an attribute before it looks for a key.
+        I::GetAttr(name) if OF_MAPPINGS.contains(name) => {
+            made.extend([I::LoadConst((*name).into()), call(UNBOUND, 2)]);
         }
         I::SetAttr(_) => made.extend([I::Swap, call(STORED, 1), I::Swap, own]),
         I::PushLoop(_) => made.extend([call(READ, 1), own]),

@@ -8,6 +8,23 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use super::fuel::{check_bytes, check_pieces, joined_text, option, weigh};
 use super::made::made;
 
+/// The filter that [`unbound`] is.
+pub(super) const UNBOUND: &str = "=unbound";
+/// Methods of Python's mappings.
+pub(super) const OF_MAPPINGS: [&str; 11] = [
+    "clear",
+    "copy",
+    "fromkeys",
+    "get",
+    "items",
+    "keys",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+    "values",
+];
+
 /// Longest text that a method pads to, in characters.
 const MAX_WIDTH: usize = 10_000;
 
@@ -21,6 +38,7 @@ pub(super) fn install(environment: &mut Environment) {
     environment.add_function("joiner", joiner);
     environment.add_function("dict", dict);
     environment.add_test("callable", is_callable);
+    environment.add_filter(UNBOUND, unbound);
 }
 
 /// `cycler(items...)`: one of texts and numbers, for whatever it holds is out of sight.
@@ -241,6 +259,19 @@ fn dict(state: &State, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Var
         pairs.push((Variable::from(name), kwargs.peek(name)?));
     }
     Ok(Variable::from_pairs(pairs))
+}
+
+/// What `value.name` is without being called, where Python's mappings have a method of that name: no key of a mapping, but
+/// a function. What namespaces have is their own.
+fn unbound(value: &Variable, name: &str) -> Result<Variable, Error> {
+    let is_namespace = || {
+        let object = value.as_object();
+        object.is_some_and(|object| object.type_name().ends_with("Namespace"))
+    };
+    if value.kind() == ValueKind::Map && !is_namespace() {
+        return Ok(Variable::from_function(|| ()));
+    }
+    value.get_attr(name)
 }
 
 fn is_callable(value: &Variable) -> bool {
