@@ -25,6 +25,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "target" / "plain"
 BUILT: Final = frozenset({"target", "dist", ".venv", ".venv-newest", "__pycache__"})
 READY_SECONDS: Final = 300.0
+# What an installation may take, torch and a model apart.
+LARGEST: Final = 200  # MB
 QUESTION: Final = {"prompt": "What is the capital of Japan?", "temperature": 0}
 # Not in a shell of the developer's: what would make this environment another than a new user's.
 DROPPED: Final = ("PYTHONPATH", "PYTHONHOME", "PYO3_PYTHON", "CONDA_PREFIX")
@@ -130,7 +132,10 @@ def main() -> int:
     print(answer)
     if "Tokyo" not in answer:
         sys.exit("that is no answer to the question")
-    print(f"==> {venv.megabytes()} MB are in site-packages")
+    size = venv.megabytes()
+    print(f"==> {size} MB are in site-packages")
+    if size >= LARGEST:
+        sys.exit(f"that is not under {LARGEST} MB")
     return 0
 
 
