@@ -53,6 +53,28 @@ def test_requests_share_steps_and_wait_for_a_place(tmp_path: Path) -> None:
     assert apart["ttft_ms"]["worst"] > 3 * 20 * 11 > together["ttft_ms"]["worst"]
 
 
+def test_blocks_of_layers_with_a_window_are_given_back_and_waited_for(tmp_path: Path) -> None:
+    """A sequence holds its window and a block or two there, however long it gets; a batch waits for them."""
+    fit = tmp_path / "fit.json"
+    requests = [request(0, 16, 1000)] * 8
+
+    def steps(window: int, blocks: int) -> int:
+        sizes = ServerSizes(
+            max_batch=8, max_batch_tokens=64, max_model_len=2048, window=window, num_window_blocks=blocks
+        )
+        fit.write_bytes(encode(Fit(model="m", machine="x", step_model=TRUE, sizes=sizes, mean_error=0.1)))
+        figures = simulate(tmp_path, requests, model=str(fit))
+        assert figures["completed"] == 8
+        return int(figures["steps"])
+
+    alone = steps(0, 0)
+    # Eight times a window of 64 tokens, its own block and the next: without giving back, one sequence takes 64.
+    assert steps(64, 8 * 6 + 4) == alone
+    assert steps(64, 2 * 6) > 2 * alone
+    with pytest.raises(AssertionError):
+        steps(64, 5)
+
+
 def test_turns_of_a_session_wait_for_each_other_and_find_their_history(tmp_path: Path) -> None:
     turns = [request(0, 64, 17, session=7), request(0.001, 16, 1, session=7), request(9, 16, 1, session=7)]
     figures = simulate(tmp_path, turns)

@@ -75,6 +75,8 @@ def measure_fit(plan: ModelPlan, config: ServeConfig, progress: Callable[[int, i
         num_blocks=info.num_blocks,
         block_size=info.block_size,
         prefix_cache=config.prefix_cache,
+        window=info.window,
+        num_window_blocks=info.num_window_blocks,
     )
     chosen = [shape for shape in shapes(sizes) if _fits_windows(shape, info)]
     times = []

@@ -26,7 +26,10 @@ class StepModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class ServerSizes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The sizes of a server: those of `lmserve serve`, and its KV cache in blocks."""
+    """The sizes of a server: those of `lmserve serve`, and its KV cache in blocks.
+
+    `num_window_blocks`: those of layers that see only the last `window` tokens; 0: all layers have the same blocks.
+    """
 
     max_batch: int = 64
     max_batch_tokens: int = 512
@@ -35,6 +38,8 @@ class ServerSizes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     num_blocks: int = 8192
     block_size: int = 16
     prefix_cache: bool = True
+    window: int = 0
+    num_window_blocks: int = 0
 
 
 class MeasuredStep(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,6 @@ use crate::engine::{
     Core, Events, FinishedTurn, Limits, StepOutput, TurnGuard, prepare, request_of,
 };
 use crate::error::{Error, Kind, Result};
-use crate::kv::BlockPool;
 use crate::request::{Input, Submission};
 use crate::sched::{FinishReason, Scheduler};
 use crate::session::{SessionKey, SessionStore, Start, StoreLimits, TurnHistory};
@@ -84,16 +83,11 @@ impl<'a> Replica<'a> {
         arrivals: VecDeque<TraceRequest>,
         tally: &'a mut Tally,
     ) -> Result<Self> {
-        let pool = Arc::new(BlockPool::new(
-            setup.num_blocks,
-            setup.block_size,
-            setup.prefix_cache,
-        ));
-        let scheduler = Scheduler::new(setup.scheduler(), pool)?;
+        let scheduler = Scheduler::new(setup.scheduler(), Arc::new(setup.pool()))?;
         let limits = Limits {
             context_length: scheduler.max_tokens(),
             vocab_size: VOCAB_SIZE,
-            keeps_borders: false,
+            keeps_borders: setup.num_window_blocks > 0,
         };
         let limit = StoreLimits {
             max_sessions: usize::MAX,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::kv::BlockPool;
 use crate::sched::{SchedulerConfig, Step};
 
 /// Token ids of a simulated prompt lie below.
@@ -168,6 +169,11 @@ pub struct Setup {
     pub num_blocks: usize,
     pub block_size: usize,
     pub prefix_cache: bool,
+    /// Tokens that layers with a window see, and the blocks that these layers have; 0: there are none.
+    #[serde(default)]
+    pub window: usize,
+    #[serde(default)]
+    pub num_window_blocks: usize,
     /// Servers; a session stays on its own, other requests go to each in turn.
     pub replicas: usize,
 }
@@ -192,7 +198,24 @@ impl Setup {
                 return Err(Error::invalid(name, message));
             }
         }
+        if setup.num_window_blocks > 0 {
+            let least = setup.pool().least_window_blocks(setup.max_batch_tokens);
+            if setup.num_window_blocks < least {
+                let given = setup.num_window_blocks;
+                let message = format!(
+                    "num_window_blocks must be at least {least} for a step of one sequence, but {given} was given"
+                );
+                return Err(Error::invalid("num_window_blocks", message));
+            }
+        }
         Ok(setup)
+    }
+
+    /// The server's blocks.
+    pub(super) fn pool(&self) -> BlockPool {
+        let windows = self.num_window_blocks.min(self.num_blocks);
+        BlockPool::new(self.num_blocks, self.block_size, self.prefix_cache)
+            .with_windows(self.window, windows)
     }
 
     pub(super) const fn scheduler(&self) -> SchedulerConfig {
