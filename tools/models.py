@@ -42,16 +42,17 @@ its layers; lmserve manages the KV cache, batches, sessions and prefixes, and sa
 family. It works on the CPU and on CUDA with torch's operations, so `--quantize` and `--kv-dtype` do not apply.
 
 - transformers must support the model as a causal language model, and allow its attention to be replaced: GPT-2,
-  GPT-NeoX, GPT-J, OPT, Phi 1 and 2, Gemma, GLM-4, OLMo, Helium, ERNIE 4.5, and most others since 2023. The server never
-  runs a model's own code.
+  GPT-NeoX, GPT-J, OPT, Phi 1 and 2, Gemma, Gemma 3n, GLM-4, OLMo, Helium, ERNIE 4.5, and most others since 2023. The
+  server never runs a model's own code.
 - Latent attention is expanded: the cache has the keys and values of all heads, and takes more memory than in a native
   family.
 - At its start, the server computes a prompt in chunks, compares the result with that of transformers alone, and ends if
   they differ.
 - The server refuses, with the reason, layers with a recurrent state or linear attention, models that do not take
-  positions (ALiBi), encoder-decoders, rotations that depend on the longest sequence of a batch, and multimodal models.
+  positions (ALiBi), encoder-decoders, and rotations that depend on the longest sequence of a batch. Of multimodal
+  models, it serves the text model, where transformers has that alone.
 
-The tests compare 14 such architectures with transformers: in a batch, with the prompt in chunks of 7 tokens, with a
+The tests compare 15 such architectures with transformers: in a batch, with the prompt in chunks of 7 tokens, with a
 shared prefix, preempted, continued and rewound.
 
 The server refuses an unsupported model before it reads the weights. The message names the part that is not supported.

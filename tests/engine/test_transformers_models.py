@@ -12,6 +12,7 @@ from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 from lmserve.model.errors import CheckpointError, OptionError
 from lmserve.model.interface import NO_TOKEN
 from model_driver import Driver
+from safetensors.torch import load_file, save_file
 
 OPTIONS = RunnerOptions(device="cpu", max_batch=16, max_batch_tokens=128, threads=1)
 STEPS = 24
@@ -44,6 +45,18 @@ CONFIGS = {
         **SHAPE, moe_num_experts=6, moe_k=2, moe_intermediate_size=40, moe_layer_start_index=1
     ),
     # Two attentions in a layer.
+    # As E2B: the last layers take keys and values of others, and each layer has embeddings of its own.
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(
+        **SHAPE | {"num_hidden_layers": 4, "intermediate_size": [80] * 4},
+        head_dim=16,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=12,
+        vocab_size_per_layer_input=199,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0],
+    ),
     "diffllama": lambda: transformers.DiffLlamaConfig(**SHAPE),
     # Keys that are wider than the values.
     "youtu": lambda: transformers.YoutuConfig(
@@ -134,6 +147,25 @@ def test_embeddings_are_pooled_causal_states(models):
     for prompt, embedding in zip(given, found, strict=True):
         states = reference.base_model(torch.tensor([prompt]), use_cache=False).last_hidden_state[0].mean(0).numpy()
         np.testing.assert_allclose(embedding, states / np.linalg.norm(states), atol=1e-5)
+
+
+def test_the_text_model_within_one_that_sees_is_served(tmp_path):
+    """As Gemma 3n is published."""
+    reference = make("gemma3n", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    save_file(renamed | {"model.vision_tower.conv.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    inner = json.loads((tmp_path / "config.json").read_text())
+    inner.pop("architectures")
+    written(tmp_path, model_type="gemma3n", architectures=["Gemma3nForConditionalGeneration"], text_config=inner)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.notes[1] == "served text-only: what sees or hears is not loaded"
+    runner = load_runner(checkpoint, OPTIONS)
+    driver = Driver(runner)
+    (prompt,) = prompts(1, seed=3)
+    sequence = driver.start(prompt)
+    driver.generate([sequence], STEPS, chunk=7)
+    assert_equal(reference, sequence, len(prompt))
 
 
 def test_rows_that_are_no_numbers_harm_no_neighbour(tmp_path):

@@ -130,7 +130,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         try:
             family = families.hf_family(raw if inner is None else inner, pooled=pooled)
         except UnknownArchitectureError as error:
-            if inner is not None or pooled:
+            if pooled:
                 raise
             return _open_by_transformers(folder, raw, error)
         config = family.hf_config(raw if inner is None else inner)
@@ -196,13 +196,18 @@ def _open_by_transformers(folder: Path, raw: dict[str, Any], unknown: UnknownArc
             raise
         way = "pip install 'lmserve[transformers]' may run it, slower, through transformers"
         raise CheckpointError(f"{unknown}; {way}") from unknown
+    inner = text_config(raw)
+    notes = ["runs through transformers, which is slower than a family of its own"]
+    if inner is not None:
+        notes.append("served text-only: what sees or hears is not loaded")
     try:
-        config = transformers_model.describe(raw)
+        config = transformers_model.describe(raw if inner is None else inner)
     except CheckpointError as error:
         raise CheckpointError(f"{unknown}; nor does it run through transformers: {error}") from error
-    text = hf_source.text_settings(folder, raw)
+    text = hf_source.text_settings(folder, raw if inner is None else raw | inner)
     with reading(f"the headers of the weights in {folder}"):
         tensors = read_safetensors(folder)
+    tensors = tensors if inner is None else text_tensors(tensors)[0]
     _check_numbers(folder, config)
     return Checkpoint(
         path=folder,
@@ -217,7 +222,7 @@ def _open_by_transformers(folder: Path, raw: dict[str, Any], unknown: UnknownArc
         special_tokens=text.special_tokens,
         eos_token_ids=text.eos_token_ids,
         generation=from_generation_config(files.read_object(folder / GENERATION_CONFIG)),
-        notes=("runs through transformers, which is slower than a family of its own",),
+        notes=tuple(notes),
     )
 
 

@@ -7,12 +7,14 @@ is known before any weight is read.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -46,11 +48,13 @@ def describe(raw: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(length, int):
         raise CheckpointError("config.json does not say how long a sequence may be (max_position_embeddings)")
     first = layers[0]
+    # Of Gemma 3n, one for each layer.
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return ModelConfig(
         architecture=str(config.model_type),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        intermediate_size=inner if isinstance(inner, int) else max(inner),
         num_layers=len(layers),
         num_heads=first.num_heads,
         num_kv_heads=first.num_kv_heads,
@@ -103,7 +107,7 @@ def _tried(config: Any) -> tuple[AttentionLayer, ...]:
         return value.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
 
     try:
-        with torch.device("meta"), attending(attend), torch.inference_mode():
+        with torch.device("meta"), attending(attend), torch.inference_mode(), _unchecked_distributions():
             make: Any = AutoModelForCausalLM.from_config  # untyped in transformers
             model = make(config, attn_implementation=NAME)
             _check_inputs(model)
@@ -116,6 +120,17 @@ def _tried(config: Any) -> tuple[AttentionLayer, ...]:
         # A model of anybody's may fail in any way.
         raise CheckpointError(f"a pass without weights fails: {type(error).__name__}: {error}") from error
     return tuple(layers)
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """torch.distributions look at their numbers, of which a pass without weights has none (Gemma 3n's)."""
+    before = Distribution._validate_args  # noqa: SLF001 - torch has no other way
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _check_inputs(model: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from lmserve.model import files
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.config import EncoderConfig
 from lmserve.model.device import usable_cores
@@ -26,9 +27,17 @@ from lmserve.model.torch_attention import DTYPES
 from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_runner import TorchRunner, allocate_pinned, planned_for_device
 from lmserve.model.transformers_attention import NAME, as_wide, attending
+from lmserve.model.transformers_model import hf_config
+from lmserve.model.wrapped import text_config
 
 TRIED: Final = 24  # tokens of the comparison at load
 TOLERANCE: Final = 1e-3  # of the largest logit, in fp32
+# Of a text model within a model that sees or hears.
+TEXT_NAMES: Final = {
+    "^model.language_model": "model",
+    "^language_model.model": "model",
+    "^language_model.lm_head": "lm_head",
+}
 LEAST_COSINE: Final = 0.99  # of logits in types with fewer bits
 
 
@@ -104,9 +113,12 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     torch.set_num_threads(options.threads or usable_cores())
     plan = planned_for_device(checkpoint, options, plan)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    inner = text_config(files.read_object(checkpoint.path / "config.json"))
+    parts: dict[str, Any] = {} if inner is None else {"config": hf_config(inner), "key_mapping": TEXT_NAMES}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
+            **parts,
             dtype=DTYPES[plan.dtype],
             attn_implementation=NAME,
             local_files_only=True,
