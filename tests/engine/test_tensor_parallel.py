@@ -66,12 +66,12 @@ def test_every_family_says_the_same_as_in_one_process(found, folder, family):
     most = 0.85 if checkpoint.config.recurrent else 1 / RANKS + 0.07
     assert model.bytes < most * model.alone_bytes
     planned = plan_memory(checkpoint, RunnerOptions(device="cpu", tensor_parallel=RANKS))
-    # Norms without weights are no tensors of a file.
-    assert abs(planned.weight_bytes - model.bytes) < 0.01 * model.bytes
+    # Norms without weights are no tensors of a file, and keys that are values are one.
+    assert abs(planned.weight_bytes - model.bytes) < 0.06 * model.bytes
     assert planned.ranks == RANKS
 
 
-def test_what_cannot_be_split_is_refused_by_name(tmp_path):
+def test_what_cannot_be_split_is_refused_by_name(tmp_path, minilm_folder):
     tiny_models.make("llama", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(OptionError, match="is 4; llama has 6 query heads here, which 4 does not divide"):
@@ -83,6 +83,8 @@ def test_what_cannot_be_split_is_refused_by_name(tmp_path):
         plan_memory(checkpoint, RunnerOptions(tensor_parallel=65))
     with pytest.raises(OptionError, match="the cpu kernels run a model in one process, but ops is 'cpu'"):
         plan_memory(checkpoint, RunnerOptions(tensor_parallel=2, ops="cpu"))
+    with pytest.raises(OptionError, match="is 2; bert is an encoder, which runs in one process"):
+        plan_memory(open_checkpoint(minilm_folder), RunnerOptions(tensor_parallel=2))
     with pytest.raises(OptionError, match="transformers runs this model, in one process"):
         plan_memory(dataclasses.replace(checkpoint, family=ANY), RunnerOptions(tensor_parallel=2))
     with pytest.raises(OptionError, match="this process is none of so many"):

@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lmserve.model.config import ModelConfig
+from lmserve.model.config import EncoderConfig, ModelConfig
 from lmserve.model.errors import CheckpointError, OptionError
 from lmserve.model.expert_tensors import StackedTensor, split
 from lmserve.model.tensors import F32, PLAIN_TYPES, StoredTensor, TensorSource
@@ -65,8 +65,10 @@ class Place:
 def split_config(config: ModelConfig, share: Share) -> ModelConfig:
     """The configuration that a rank runs the model file with.
 
-    Raises OptionError where the heads or a width cannot be divided among so many ranks.
+    Raises OptionError where the heads or a width cannot be divided among so many ranks, and for an encoder.
     """
+    if isinstance(config, EncoderConfig):
+        raise _refused(f"{config.architecture} is an encoder, which runs in one process", share)
     return _divided(config, config.architecture, share)
 
 
