@@ -142,6 +142,52 @@ fn thoughts_and_calls_are_compared_as_they_were_told() {
 }
 
 #[test]
+fn a_call_with_the_defaults_of_its_schema_is_the_same_call() {
+    let schema = json!({"type": "object", "properties": {
+        "path": {"type": "string"},
+        "all": {"type": "boolean", "default": false},
+    }});
+    let tools = setting(&[json!({"function": {"name": "edit", "parameters": schema}})]);
+    let told = ToldAnswer {
+        calls: vec![("edit".into(), "{\"path\": \"a\"}".into())],
+        ..ToldAnswer::default()
+    };
+    let mut taken = Vec::new();
+    for arguments in [
+        json!({"path": "a"}),
+        json!({"all": false, "path": "a"}),
+        json!({"all": true, "path": "a"}),
+        json!({"all": false, "path": "b"}),
+        json!({"path": "a", "other": false}),
+        json!({"all": false}),
+    ] {
+        let (mut lanes, key, mut fresh) = (Lanes::default(), key(0, "a"), 0);
+        say(
+            &mut lanes,
+            &key,
+            &tools,
+            &[user("go")],
+            told.clone(),
+            &mut fresh,
+        );
+        let calls = json!([{"id": "c", "function": {"name": "edit", "arguments": arguments}}]);
+        let called = json!({"role": "assistant", "content": "", "tool_calls": calls});
+        let messages = [user("go"), called, json!({"role": "tool", "content": "5"})];
+        let known = say(
+            &mut lanes,
+            &key,
+            &tools,
+            &messages,
+            answer("ok"),
+            &mut fresh,
+        )
+        .0;
+        taken.push(known == 2);
+    }
+    assert_eq!(taken, [true, true, false, false, false, false]);
+}
+
+#[test]
 fn another_key_another_name_and_other_tools_are_other_conversations() {
     let (mut lanes, mut fresh) = (Lanes::default(), 0);
     let tools = setting(&[json!({"name": "f"})]);

@@ -59,8 +59,8 @@ pub struct ToldAnswer {
 
 impl ToldAnswer {
     /// Whether `message` of a request is this answer. White space at the ends of texts is not compared, and thoughts only where
-    /// the client sends some.
-    fn is(&self, message: &Value) -> bool {
+    /// the client sends some. Some clients add the defaults of a tool's schema to its calls.
+    fn is(&self, message: &Value, setting: &Setting) -> bool {
         let text = |name: &str| message[name].as_str().unwrap_or_default().trim();
         if message["role"] != "assistant" || text("content") != self.content.trim() {
             return false;
@@ -73,8 +73,9 @@ impl ToldAnswer {
             .as_array()
             .map_or(&[][..], Vec::as_slice);
         let same = |(call, (name, arguments)): (&Value, &(String, String))| {
+            let defaults = setting.defaults.get(name);
             call["function"]["name"] == **name
-                && same_arguments(&call["function"]["arguments"], arguments)
+                && same_arguments(&call["function"]["arguments"], arguments, defaults)
         };
         calls.len() == self.calls.len() && calls.iter().zip(&self.calls).all(same)
     }
@@ -88,22 +89,60 @@ impl ToldAnswer {
     }
 }
 
-fn same_arguments(given: &Value, told: &str) -> bool {
-    match given {
-        Value::String(text) => text == told,
-        _ => serde_json::from_str::<Value>(told).is_ok_and(|told| told == *given),
+fn same_arguments(given: &Value, told: &str, defaults: Option<&Map<String, Value>>) -> bool {
+    if let Value::String(text) = given {
+        return text == told;
     }
+    let Ok(told) = serde_json::from_str::<Value>(told) else {
+        return false;
+    };
+    if told == *given {
+        return true;
+    }
+    let (Some(given), Some(told), Some(defaults)) = (given.as_object(), told.as_object(), defaults)
+    else {
+        return false;
+    };
+    told.iter()
+        .all(|(name, value)| given.get(name) == Some(value))
+        && given
+            .iter()
+            .all(|(name, value)| told.contains_key(name) || defaults.get(name) == Some(value))
 }
 
 /// What the template of a conversation gets besides the messages. With a different setting, it is a different conversation.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Setting(String);
+pub struct Setting {
+    text: String,
+    /// The arguments of each function for which its schema has a default.
+    defaults: HashMap<String, Map<String, Value>>,
+}
 
 impl Setting {
     /// Digest of the tools and the variables of a request.
     pub fn new(tools: Option<&[Value]>, variables: &Map<String, Value>) -> Self {
-        Self(serde_json::json!([tools, variables]).to_string())
+        let functions = tools
+            .into_iter()
+            .flatten()
+            .map(|tool| &tool["function"])
+            .filter_map(|function| {
+                let defaults = defaults(&function["parameters"]["properties"])?;
+                Some((function["name"].as_str()?.to_owned(), defaults))
+            });
+        Self {
+            defaults: functions.collect(),
+            text: serde_json::json!([tools, variables]).to_string(),
+        }
     }
+}
+
+fn defaults(properties: &Value) -> Option<Map<String, Value>> {
+    let with_default = properties
+        .as_object()?
+        .iter()
+        .filter_map(|(name, schema)| Some((name.clone(), schema.get("default")?.clone())));
+    let defaults: Map<String, Value> = with_default.collect();
+    (!defaults.is_empty()).then_some(defaults)
 }
 
 /// One turn of a lane. It is never changed, and branches share it.
@@ -189,7 +228,7 @@ impl Branch {
             let same = written.get(at..answer) == Some(&turn.messages)
                 && messages
                     .get(answer)
-                    .is_some_and(|message| turn.answer.is(message));
+                    .is_some_and(|message| turn.answer.is(message, &self.setting));
             if !same || follows.is_none_or(|message| message["role"] == "assistant") {
                 break;
             }

@@ -12,7 +12,7 @@ use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnGuard, prepare};
 use crate::error::Error;
 use crate::request::{self, Input, OnOverflow, SessionId, Submission};
-use crate::session::{SessionKey, Start, TurnHistory};
+use crate::session::{SessionKey, TurnHistory};
 
 /// Sessions that clients of one tenant talk about.
 const SESSION_IDS: usize = 6;
@@ -23,7 +23,11 @@ impl World {
             match self.random.range(0, 19) {
                 0 => self.send_garbage()?,
                 1 => self.change_session()?,
-                _ => self.submit()?,
+                2 => self.converse()?,
+                _ => {
+                    let body = self.draw_submission();
+                    self.submit(&body)?.ok();
+                }
             }
         }
         if self.random.once_in(8) {
@@ -101,7 +105,7 @@ impl World {
         )
     }
 
-    fn draw_submission(&mut self) -> Value {
+    pub(super) fn draw_submission(&mut self) -> Value {
         let random = &mut self.random;
         let common = random.once_in(2);
         let most = if random.once_in(6) { 60 } else { 12 };
@@ -140,18 +144,21 @@ impl World {
             "ignore_eos": random.once_in(2),
             "skip_special_tokens": !random.once_in(4),
         });
-        let key = self.draw_key();
+        let (key, parent) = (self.draw_key(), self.draw_key());
         let random = &mut self.random;
+        let branches = random.once_in(8);
         let guide = random
             .once_in(8)
             .then(|| GUIDES[random.range(0, GUIDES.len() - 1)]);
         let session = if random.once_in(3) {
             Value::Null
         } else {
+            let parent = branches.then_some(parent.id);
             json!({
                 "id": key.id,
-                "start": random.once_in(4),
-                "create": random.once_in(2),
+                "start": !branches && random.once_in(4),
+                "create": !branches && random.once_in(2),
+                "parent": parent,
                 "end": random.once_in(8),
                 "on_disconnect": if random.once_in(2) { "keep" } else { "rollback" },
             })
@@ -170,13 +177,14 @@ impl World {
         })
     }
 
-    fn submit(&mut self) -> Check {
-        let body = self.draw_submission().to_string();
+    /// Sends a request; its number, or the status of its refusal.
+    pub(super) fn submit(&mut self, body: &Value) -> Result<Result<u64, u16>, String> {
+        let body = body.to_string();
         let submission = Submission::parse(body.as_bytes()).map_err(|error| error.message)?;
         let request = self.next_request;
         self.next_request += 1;
         self.counters.submitted += 1;
-        let mut expected = Ok(Vec::new());
+        let mut expected = Ok((Vec::new(), Vec::new()));
         let mut begun = Ok((None, TurnHistory::empty()));
         let session = submission.session.clone().map(|turn| {
             let key = SessionKey::new(submission.tenant, turn.id.clone());
@@ -184,15 +192,14 @@ impl World {
         });
         if let Some((key, turn)) = &session {
             expected = self.ledger.begin(key, turn, request, self.now_ms);
-            let start = Start::of(turn.start, turn.create);
-            begun = TurnGuard::begin(&self.store, key.clone(), request, start, self.now_ms)
+            begun = TurnGuard::begin_turn(&self.store, key.clone(), turn, request, self.now_ms)
                 .map(|(lease, base)| (Some(lease), base));
         }
-        let (history, lease, base) = match (expected, begun) {
+        let ((history, turns), lease, base) = match (expected, begun) {
             (Ok(history), Ok((lease, base))) => (history, lease, base),
             (Err(status), Err(error)) if status == error.kind.status() => {
                 self.counters.refused += 1;
-                return Ok(());
+                return Ok(Err(status));
             }
             (expected, begun) => {
                 let begun = begun.map_err(|error| error.message);
@@ -223,6 +230,7 @@ impl World {
             stopping: submission.stopping.clone(),
             guide: guide.map(|guide| GUIDES[guide]),
             session,
+            turns,
             answers: (0..submission.n).map(|_| Answer::default()).collect(),
             aborted: None,
             admitted: false,
@@ -250,13 +258,13 @@ impl World {
                     prepared,
                     lease,
                 });
-                Ok(())
+                Ok(Ok(request))
             }
-            (Err(Error { code, .. }), Err(expected)) if code == expected => {
+            (Err(Error { code, kind, .. }), Err(expected)) if code == expected => {
                 drop(lease);
                 self.ledger.roll_back(&open);
                 self.counters.refused += 1;
-                Ok(())
+                Ok(Err(kind.status()))
             }
             (prepared, fits) => Err(format!("prepared {prepared:?}, not {fits:?}: {body}")),
         }

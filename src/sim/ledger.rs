@@ -54,6 +54,8 @@ pub(super) struct Open {
     pub(super) stopping: StopParams,
     pub(super) guide: Option<Guide>,
     pub(super) session: Option<(SessionKey, SessionRef)>,
+    /// Where the turns that it builds on end.
+    pub(super) turns: Vec<usize>,
     pub(super) answers: Vec<Answer>,
     pub(super) aborted: Option<Abort>,
     /// The core knows of it.
@@ -168,6 +170,16 @@ impl Open {
     }
 }
 
+/// What became of a request whose answer somebody wants to write down.
+#[derive(Debug)]
+pub(super) enum Told {
+    NotYet,
+    /// It failed, or its server died.
+    Nothing,
+    /// All tokens, with its prompt.
+    All(Vec<u32>),
+}
+
 /// All open requests and all sessions.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -180,6 +192,8 @@ pub(super) struct Ledger {
     pub(super) alone: Option<u64>,
     /// The answer whose mask panicked in this step: its request, and its place in that.
     pub(super) unmasked: Option<(u64, usize)>,
+    /// The whole answers that somebody wants to write down: all tokens of the first, with its prompt, once it has ended.
+    pub(super) told: BTreeMap<u64, Option<Vec<u32>>>,
     commits: u64,
 }
 
@@ -192,6 +206,7 @@ impl Ledger {
             limits,
             alone: None,
             unmasked: None,
+            told: BTreeMap::new(),
             commits: 0,
         }
     }
@@ -242,15 +257,25 @@ impl Ledger {
         self.evict();
     }
 
-    /// What a turn of a session builds on: its tokens, or the status of the refusal.
+    /// What a turn of a session builds on: its tokens and where its turns end, or the status of the refusal.
     pub(super) fn begin(
         &mut self,
         key: &SessionKey,
         turn: &SessionRef,
         request: u64,
         now_ms: u64,
-    ) -> Result<Vec<u32>, u16> {
+    ) -> Result<(Vec<u32>, Vec<usize>), u16> {
         self.expire(now_ms);
+        if let Some(parent) = &turn.parent {
+            let parent = SessionKey::new(key.tenant, parent.clone());
+            let parent = self.sessions.get(&parent).ok_or(404_u16)?.clone();
+            let begins = parent.turns.is_empty() || parent.lost_turn > 0;
+            if begins || self.sessions.contains_key(key) {
+                return Err(409);
+            }
+            self.reserve(key.clone(), request);
+            return Ok((parent.tokens, parent.turns));
+        }
         let may_begin = turn.start || (turn.create && !self.gone.contains(key));
         if !self.sessions.contains_key(key) && !may_begin {
             return Err(404);
@@ -260,13 +285,13 @@ impl Ledger {
             return Err(409);
         }
         session.running = Some(request);
-        let history = if turn.start {
-            Vec::new()
+        let base = if turn.start {
+            Default::default()
         } else {
-            session.tokens.clone()
+            (session.tokens.clone(), session.turns.clone())
         };
         self.evict();
-        Ok(history)
+        Ok(base)
     }
 
     /// A session that is being made.
@@ -349,10 +374,13 @@ impl Ledger {
         let Some(open) = self.open.remove(&request) else {
             return Ok(());
         };
+        let answer = &open.answers[0];
         let Some((key, turn)) = &open.session else {
+            if reason != FinishReason::Abort {
+                self.tell(request, &[&open.prompt[..], &answer.tokens].concat());
+            }
             return Ok(());
         };
-        let answer = &open.answers[0];
         let kept = match open.aborted.filter(|_| reason == FinishReason::Abort) {
             None => true,
             Some(how) => {
@@ -376,15 +404,28 @@ impl Ledger {
         {
             tokens.pop();
         }
-        let mut turns = match self.sessions.get(key) {
-            Some(session) if !turn.start => session.turns.clone(),
-            _ => Vec::new(),
-        };
+        self.tell(request, &tokens);
+        let mut turns = open.turns.clone();
         if tokens.len() > turns.last().copied().unwrap_or(0) {
             turns.push(tokens.len());
         }
         self.put(key.clone(), &tokens, &turns, now_ms);
         Ok(())
+    }
+
+    fn tell(&mut self, request: u64, tokens: &[u32]) {
+        if let Some(told) = self.told.get_mut(&request) {
+            *told = Some(tokens.to_vec());
+        }
+    }
+
+    /// What became of a request that is in `told`.
+    pub(super) fn take_told(&mut self, request: u64) -> Told {
+        if self.open.contains_key(&request) {
+            return Told::NotYet;
+        }
+        let told = self.told.remove(&request).flatten();
+        told.map_or(Told::Nothing, Told::All)
     }
 
     /// Tokens of the request's answers that have not ended.

@@ -2,14 +2,17 @@
 //! clock, under everything that clients and machines do to a server.
 //! [`capacity`] puts a trace on them instead and says what it comes to.
 
+mod batches;
 pub mod capacity;
 mod check;
 mod clients;
 mod config;
+mod conversations;
 mod crashes;
 mod disk;
 mod frames;
 mod journal;
+mod kept;
 mod ledger;
 mod random;
 mod reader;

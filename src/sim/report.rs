@@ -61,8 +61,18 @@ counts! {
         too_slow,
         /// Steps that were tried again in halves after they had failed.
         halved,
-        /// Forks, rewinds and ends of sessions.
+        /// Forks, rewinds, imports and ends of sessions.
         verbs,
+        /// Sessions that were exported and imported again.
+        imports,
+        /// Responses that a conversation has written down.
+        responses,
+        /// Responses for which a conversation was computed anew, for its session was gone.
+        begun_anew,
+        /// Answers to lines of batches that were written down.
+        lines,
+        /// Lines that were asked again, for there was no answer, or it was not written down.
+        lines_again,
         /// Sessions that a log brought back.
         restored,
         /// Of these, those that a damaged record left read-only.

@@ -7,16 +7,17 @@ use super::records::Session;
 use super::world::World;
 use crate::engine::{FinishedTurn, TurnGuard};
 use crate::error::Result;
-use crate::session::{SessionKey, Start};
+use crate::session::{Commit, SessionKey, Start};
 
 impl World {
     pub(super) fn change_session(&mut self) -> Check {
         self.counters.verbs += 1;
         let key = self.draw_key();
-        match self.random.range(0, 3) {
+        match self.random.range(0, 4) {
             0 | 1 => self.end_session(&key),
             2 => self.rewind_session(&key),
-            _ => self.fork_session(&key),
+            3 => self.fork_session(&key),
+            _ => self.import_session(&key),
         }
     }
 
@@ -34,7 +35,7 @@ impl World {
         self.next_request - 1
     }
 
-    fn end_session(&mut self, key: &SessionKey) -> Check {
+    pub(super) fn end_session(&mut self, key: &SessionKey) -> Check {
         let request = self.next_request();
         self.ledger.expire(self.now_ms);
         let end = TurnGuard::begin_end(&self.store, key.clone(), request, self.now_ms);
@@ -96,6 +97,53 @@ impl World {
             self.ledger.reserve(fork.clone(), request);
         }
         self.take_verb(&fork, turns, forked, expected)
+    }
+
+    /// What a server exports of a session becomes one of whoever imports it; a body that is damaged becomes nothing.
+    fn import_session(&mut self, key: &SessionKey) -> Check {
+        let (request, copy) = (self.next_request(), self.draw_key());
+        self.ledger.expire(self.now_ms);
+        let store = Arc::clone(&self.store);
+        let mut sessions = store.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.expire(self.now_ms);
+        let exported = sessions.state(key).cloned();
+        drop(sessions);
+        let Some(source) = self.ledger.sessions.get(key).cloned() else {
+            return ensure(exported.is_err(), || format!("{key:?} is exported"));
+        };
+        let state = exported.map_err(|error| error.message)?;
+        let mut parts: Vec<_> = state
+            .turns
+            .iter()
+            .map(|turn| (turn.input_tokens, turn.output_tokens, turn.tail, None))
+            .collect();
+        let damaged = parts.is_empty() || self.random.once_in(3);
+        if let Some(last) = parts.last_mut().filter(|_| damaged) {
+            last.1 = [usize::MAX, last.1 + 1][self.random.range(0, 1)];
+        }
+        let commit = Commit::of_turns(
+            state.tokens.to_vec(),
+            parts,
+            state.seed,
+            state.system_tokens,
+        );
+        let commit = match commit {
+            Ok(commit) if !damaged => commit,
+            Err(error) if damaged && error.kind.status() == 400 => return Ok(()),
+            commit => return Err(format!("{state:?} is imported as {commit:?}")),
+        };
+        self.counters.imports += 1;
+        let expected = if self.ledger.sessions.contains_key(&copy) {
+            Err(409)
+        } else {
+            Ok(source)
+        };
+        let begun = TurnGuard::begin(&store, copy.clone(), request, Start::New, self.now_ms);
+        let imported = begun.map(|(lease, _)| lease.finish(commit));
+        if expected.is_ok() {
+            self.ledger.reserve(copy.clone(), request);
+        }
+        self.take_verb(&copy, state.turns.len(), imported, expected)
     }
 
     /// Settles a verb that leaves the first `turns` turns of `expected` in `key`, or holds its refusal to the right status.

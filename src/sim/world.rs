@@ -7,6 +7,7 @@ use super::ToyModel;
 use super::check::{Check, ensure};
 use super::config::{Config, TENANTS};
 use super::journal::Journal;
+use super::kept::{Batch, Conversation};
 use super::ledger::{Fault, Ledger};
 use super::random::Random;
 use super::reader::{Observer, Replies};
@@ -55,6 +56,8 @@ pub(super) struct World {
     pub(super) ledger: Ledger,
     pub(super) replies: Replies,
     pub(super) preparing: Vec<Preparing>,
+    pub(super) conversations: [Conversation; 3],
+    pub(super) batch: Batch,
     pub(super) next_request: u64,
     pub(super) counters: Counters,
     pub(super) faults: Faults,
@@ -104,6 +107,8 @@ impl World {
             ledger: Ledger::new(config.sessions),
             replies: Replies::new(config.reading, digest)?,
             preparing: Vec::new(),
+            conversations: Default::default(),
+            batch: Batch::default(),
             next_request: 1,
             counters: Counters::default(),
             faults: Faults::default(),
@@ -158,6 +163,7 @@ impl World {
         if unruly && self.random.once_in(self.config.calm) {
             self.clients_act()?;
         }
+        self.run_batch(unruly)?;
         self.admit_prepared()?;
         if unruly && self.random.once_in(self.config.kill) {
             self.kill()?;
@@ -490,7 +496,8 @@ impl World {
 
     /// Whether everything that was admitted has ended and been read.
     pub(super) fn is_done(&self) -> bool {
-        self.ledger.open.is_empty() && self.preparing.is_empty() && self.replies.are_read()
+        let nothing_open = self.ledger.open.is_empty() && self.preparing.is_empty();
+        nothing_open && self.replies.are_read() && self.batch.has_ended()
     }
 
     /// What must hold when nothing runs.
