@@ -50,6 +50,9 @@ class Program:
     has_tools = True
     # Whether there is one command, which takes all tasks.
     at_once = False
+    # Whether each request goes on from the tokens of the one before: in a lane, or on a connection for each command.
+    goes_on = False
+    connects = False
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
         """What the model says to each task, the last answer of each from `SAID`."""
@@ -66,6 +69,8 @@ class Program:
 
 class ClaudeCode(Program):
     """On /v1/messages."""
+
+    goes_on = True
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
         edit = place.call("Edit", file_path=place.notes, old_string="draft", new_string="final text")
@@ -89,6 +94,8 @@ class ClaudeCode(Program):
 
 class Codex(Program):
     """On /v1/responses, with its custom tool for patches."""
+
+    goes_on = True
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
         lines = [
@@ -135,6 +142,7 @@ class Codex(Program):
             "[model_providers.lmserve]",
             'name = "lmserve"',
             f'base_url = "{place.url}/v1"',
+            f"supports_websockets = {json.dumps(self.connects)}",
         ]
         (folder / "config.toml").write_text("\n".join(settings), "utf-8")
         return {}
@@ -146,8 +154,16 @@ class Codex(Program):
         return ["node", program, "exec", *allowed, *(["resume", "--last"] if again else []), task]
 
 
+class CodexOnWebSocket(Codex):
+    """On the WebSocket of /v1/responses."""
+
+    connects = True
+
+
 class OpenCode(Program):
     """On /v1/chat/completions."""
+
+    goes_on = True
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
         edit = place.call("edit", filePath=place.notes, oldString="draft", newString="final text")
@@ -172,6 +188,8 @@ class OpenCode(Program):
 
 class QwenCode(Program):
     """On /v1/chat/completions."""
+
+    goes_on = True
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
         edit = place.call("edit", file_path=place.notes, old_string="draft", new_string="final text")
@@ -247,6 +265,7 @@ class AISdk(Sdk):
 PROGRAMS: Final[dict[str, tuple[type[Program], Any, str]]] = {
     "claude-code": (ClaudeCode, of_npm, "@anthropic-ai/claude-code"),
     "codex": (Codex, of_npm, "@openai/codex"),
+    "codex-websocket": (CodexOnWebSocket, of_npm, "@openai/codex"),
     "opencode": (OpenCode, of_npm, "opencode-ai"),
     "qwen-code": (QwenCode, of_npm, "@qwen-code/qwen-code"),
     "aider": (Aider, of_pypi, "aider-chat"),

@@ -97,6 +97,10 @@ class Script:
         self.asked.append(Asked(prompt, said))
         return said
 
+    def lengths(self, answer: str) -> set[int]:
+        """Tokens of an answer with its thoughts, or without, and with its end."""
+        return {len(thoughts + answer.encode()) + 1 for thoughts in (self.dialect.thoughts, NO_THOUGHTS)}
+
     def _chosen(self, prompt: str) -> str:
         places = {task: prompt.rfind(task) for task in self.tasks}
         task = max(places, key=places.__getitem__)

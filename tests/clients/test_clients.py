@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ class Run:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("\n".join(lines), "utf-8")
 
+    def in_order(self, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """The requests that the model answered so, without those that an agent sends beside its conversation."""
+        found: list[dict[str, Any]] = []
+        for entry in self.requests.entries:
+            if len(found) < len(answers) and entry["completion_tokens"] in self.script.lengths(answers[len(found)]):
+                found.append(entry)
+        return found
+
 
 def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
@@ -147,6 +156,14 @@ def test_three_turns_with_tools_and_an_edit(name: str, dialect: str, tmp_path: P
     third = next(asked for asked in done.script.asked if asked.answer == SAID[2])
     for words in (*TASKS, SAID[0], SAID[1]):
         assert words in third.prompt
+    if program.goes_on:
+        said = [answer for each in answers for answer in each]
+        requests = done.in_order(said)
+        assert len(requests) == len(said)
+        for earlier, later in pairwise(requests):
+            # All that came before, thoughts included; the last token was sampled, and is computed with what follows it.
+            before = earlier["prompt_tokens"] + earlier["completion_tokens"] - 1
+            assert later["cached_tokens"] == before or (program.connects and later["id"] != earlier["id"]), requests
     if program.has_tools:
         by_answer = {asked.answer: asked.results for asked in done.script.asked}
         assert "a draft" in by_answer[answers[0][1]][-1]

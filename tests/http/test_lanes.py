@@ -28,7 +28,11 @@ THINKING = TEMPLATE.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\
 ANSWERS = [f"Let me look.\n{CALL}", "It says five.", "You are welcome."]
 PARAMETERS = {
     "type": "object",
-    "properties": {"path": {"type": "string"}, "lines": {"type": "array"}},
+    "properties": {
+        "path": {"type": "string"},
+        "lines": {"type": "array"},
+        "whole": {"type": "boolean", "default": False},
+    },
     "required": ["path"],
 }
 
@@ -134,7 +138,8 @@ class ClaudeCode:
         for block in content:
             arguments = block.pop("json", None)
             if block["type"] == "tool_use":
-                block["input"] = json.loads(arguments) if arguments else block["input"]
+                # It adds what the schema has as defaults.
+                block["input"] = {"whole": False} | (json.loads(arguments) if arguments else block["input"])
                 for field in ("text", "thinking"):
                     block.pop(field, None)
         # Thoughts are sent back with a signature.
@@ -203,10 +208,9 @@ class OpenCode:
     """Chat completions by the AI SDK: text trimmed, calls with arguments as text, no thoughts."""
 
     route = "/v1/chat/completions"
-    header = "x-session-affinity"
 
     def __init__(self) -> None:
-        self.headers = {self.header: "ses_6e1f0c2affeZQ"}
+        self.headers = {"x-session-affinity": "ses_6e1f0c2affeZQ"}
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": "You are an agent."}]
 
     def say(self, text: str) -> None:
@@ -251,9 +255,11 @@ class OpenCode:
 
 
 class QwenCode(OpenCode):
-    """Chat completions by OpenAI's SDK: texts in parts with cache marks, null for no words."""
+    """Chat completions by OpenAI's SDK: texts in parts with cache marks, null for no words, and no name."""
 
-    header = "x-qwen-code-session-id"
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers = {"user-agent": "QwenCode/0.15.10 (linux; x64)"}
 
     def say(self, text: str) -> None:
         part = {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}

@@ -70,7 +70,7 @@ async def chat_completions(data: JSONBody[ChatRequest], request: Request[Any, An
     if data.stop is True:
         return _cancelled(data, serving, tenant)
     ignored = Ignored("/v1/chat/completions")
-    lane = lane_of(request, ignored, data.prompt_cache_key, enabled=serving.agent_sessions)
+    lane = lane_of(request, ignored, data.prompt_cache_key, data.messages, enabled=serving.agent_sessions)
     stream = engine.submit(submission(data, ignored, serving, tenant=tenant, lane=lane))
     if data.stream:
         return sse_reply(stream, ignored.headers())
