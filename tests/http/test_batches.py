@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -13,8 +14,13 @@ import openai
 import pytest
 from conftest import MODEL, Running, serve_core
 from lmserve.api.batches import runner
+from lmserve.api.state import files
+from lmserve.api.state.batches import Batches, read_lines
+from lmserve.api.state.batches import Running as RunningBatch
 from lmserve.api.state.database import Database
+from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
+from lmserve.schemas.batches import CreateBatch
 from test_responses import validate
 from tiny_engine import formula_engine
 
@@ -62,7 +68,7 @@ def ended(client: httpx.Client, batch: dict[str, Any], status: str = "completed"
         validate(client, "BatchReply", reply)
         return reply
 
-    wait_until(lambda: get()["status"] not in ("in_progress", "cancelling"), "the batch ends")
+    wait_until(lambda: get()["status"] not in ("in_progress", "cancelling"), "the batch ends", 60)
     assert get()["status"] == status
     return get()
 
@@ -330,3 +336,103 @@ def test_a_batch_goes_on_after_a_restart(tmp_path: Path) -> None:
             if batch["status"] == "completed":
                 assert len(lines_of(client, batch["output_file_id"])) == 40
     assert starts > 1
+
+
+def test_lines_of_one_session_wait_for_one_another(real: Running, client: httpx.Client) -> None:
+    turns = [line(str(at), chat(f"Turn {at}", session_id="batched", max_tokens=40)) for at in range(3)]
+    batch = ended(client, begun(client, *turns))
+    assert batch["request_counts"] == {"completed": 3, "failed": 0, "total": 3}
+    assert client.get("/v1/sessions/batched").json()["turns"] == 3
+    # What is no matter of time is an answer.
+    long = ended(client, begun(client, line("a", chat("x", session_id="batched", max_tokens=5000))))
+    assert lines_of(client, long["error_file_id"])["a"]["response"]["status_code"] == 400
+    assert real.core.end_session(0, "batched")
+
+
+def test_a_full_disk_loses_no_answer_and_asks_for_none_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LAST_PAUSE", 0.05)
+    database = Database(tmp_path, {0: bytes(32)})
+    core = formula_engine(pause=0.001)
+
+    async def limit(pages: int) -> None:
+        await database.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages}"))
+
+    lines = [line(str(at), chat(f"Line {at}", max_tokens=100)) for at in range(40)]
+    with (
+        serve_core(core, database=database) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        batch = begun(client, *lines)
+        # It may not grow beyond what it has.
+        asyncio.run_coroutine_threadsafe(limit(1), running.loop).result(10)
+        wait_until(lambda: client.get("/health").json()["status"] == "degraded", "the disk is full", 60)
+        wait_until(lambda: core.stats()["open_requests"] == 0, "each line that ran waits for the disk", 60)
+        stuck = client.get(f"{BATCHES}/{batch['id']}").json()
+        assert stuck["status"] == "in_progress"
+        assert stuck["request_counts"]["completed"] < 40
+        # That it can be read mends nothing.
+        assert client.get("/health").json()["status"] == "degraded"
+        assert client.post(CHAT, json=chat("Now")).status_code == 200
+        asyncio.run_coroutine_threadsafe(limit(100_000), running.loop).result(10)
+        batch = ended(client, batch)
+        assert batch["request_counts"] == {"completed": 40, "failed": 0, "total": 40}
+        assert set(lines_of(client, batch["output_file_id"])) == {str(at) for at in range(40)}
+        assert client.get("/health").json()["status"] == "ok"
+        # 40 lines and the one that was asked meanwhile.
+        assert core.stats()["sampled_tokens"] == 40 * 100 + 8
+
+
+def test_a_batch_goes_on_without_its_input_file(client: httpx.Client) -> None:
+    batch = begun(client, *(line(str(at), chat(f"Line {at}", max_tokens=20)) for at in range(20)))
+    assert client.delete(f"{FILES}/{batch['input_file_id']}").status_code == 200
+    batch = ended(client, batch)
+    assert batch["request_counts"] == {"completed": 20, "failed": 0, "total": 20}
+
+
+async def batch_of_two() -> tuple[Batches, files.Files, RunningBatch]:
+    """One that has ended, each of its lines answered."""
+    database = Database(None, {0: bytes(32)})
+    batches, kept = Batches(database), files.Files(database)
+    content = jsonl(line("a", chat("x")), line("b", chat("y")))
+    file = await kept.upload(0, "in", content)
+    await batches.create(0, CreateBatch(input_file_id=file.id, endpoint=CHAT, completion_window="24h"))
+    (running,) = await batches.running()
+    for each in await batches.unanswered(running, 2):
+        await batches.answer(running, each, b"{}", failed=False)
+    await batches.end(running, "completed")
+    assert len(read_lines(content, CHAT)[0]) == 2
+    return batches, kept, running
+
+
+def test_a_batch_ends_once() -> None:
+    async def run() -> None:
+        batches, kept, running = await batch_of_two()
+        before = (
+            await batches.get(0, running.id),
+            (await kept.page(0, after=None, limit=9, newest_first=True, purpose=None)),
+        )
+        # It was cancelled while it ended.
+        await batches.end(running, "cancelled")
+        assert before == (
+            await batches.get(0, running.id),
+            await kept.page(0, after=None, limit=9, newest_first=True, purpose=None),
+        )
+        assert before[0].status == "completed"
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_no_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAGE_LINES", 1)
+
+    async def run() -> None:
+        batches, kept, running = await batch_of_two()
+        file_id = (await batches.get(0, running.id)).output_file_id
+        assert file_id is not None
+        ((first, _),) = await kept.lines(0, file_id, 0)
+        assert len(await kept.lines(0, file_id, first)) == 1
+        await kept.delete(0, file_id)
+        with pytest.raises(LmserveError, match="there is no file"):
+            await kept.lines(0, file_id, first)
+
+    asyncio.run(run())

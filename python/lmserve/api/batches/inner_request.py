@@ -12,8 +12,9 @@ from litestar.types import ASGIApp, Message, Scope
 ON_BEHALF_OF: Final = "on_behalf_of"
 BATCH: Final = "batch"
 
-# Status of a reply after which the request is sent again.
+# Status of a reply after which the request is sent again; so is one whose session or conversation is busy.
 NOT_NOW: Final = (429, 503)
+CONFLICT: Final = 409
 
 
 class InnerReply(NamedTuple):
@@ -23,6 +24,11 @@ class InnerReply(NamedTuple):
     request_id: str
     retry_after: float | None  # seconds
     body: bytes
+
+    @property
+    def is_not_now(self) -> bool:
+        """Whether the same request may get another reply later."""
+        return self.status in NOT_NOW or (self.status == CONFLICT and self.retry_after is not None)
 
 
 async def post(app: ASGIApp, tenant: int, batch: str, path: str, body: bytes) -> InnerReply:

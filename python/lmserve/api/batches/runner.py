@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 from litestar.types import ASGIApp
 
-from lmserve.api.batches.inner_request import NOT_NOW, InnerReply, post
+from lmserve.api.batches.inner_request import InnerReply, post
 from lmserve.api.state.batches import Batches, End, Line, Running, told
 from lmserve.engine.async_engine import in_background
 from lmserve.errors import LmserveError
@@ -111,7 +111,7 @@ class BatchRunner:
         pause = FIRST_PAUSE
         while not _is_over(batch):
             reply = await post(self.app, tenant, batch.id, batch.endpoint, line.body)
-            if reply.status not in NOT_NOW:
+            if not reply.is_not_now:
                 return reply
             await asyncio.sleep(min(max(pause, reply.retry_after or 0.0), LAST_PAUSE))
             pause *= 2

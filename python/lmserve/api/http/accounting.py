@@ -40,7 +40,7 @@ class Accounting:
     ) -> None:
         """A reply has ended. `sent`: the request as it came, `inner`: as the application saw it.
 
-        A line of a batch is no HTTP request. One that is sent again later has no line in the log before it is taken.
+        A line of a batch is no HTTP request. One that has to wait for room has no line in the log before it is taken.
         """
         route: str | None = inner.get("path_template")
         batch: str | None = inner["state"].get(BATCH)

@@ -233,10 +233,15 @@ class Batches:
         await self._database.run(work)
 
     async def end(self, batch: Running, end: End) -> None:
-        """End a batch, with its files: what is not answered by now is an error."""
+        """End a batch, with its files: what is not answered by now is an error. One that has ended stays as it is."""
         code, message = UNANSWERED[end]
 
         def work(db: sqlite3.Connection) -> None:
+            (ended,) = db.execute(
+                "SELECT ended FROM batches WHERE tenant = ? AND id = ?", (batch.owner, batch.id)
+            ).fetchone()
+            if ended is not None:
+                return
             rows = db.execute(
                 "SELECT number, custom_id FROM lines WHERE tenant = ? AND batch = ? AND failed IS NULL",
                 (batch.owner, batch.id),

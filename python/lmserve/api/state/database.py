@@ -169,6 +169,7 @@ class Database:
 
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._open()
+        before = connection.total_changes
         try:
             connection.execute("BEGIN")
             try:
@@ -180,7 +181,8 @@ class Database:
                 raise
         except sqlite3.Error as error:
             raise self._failed(error) from error
-        if self.fault is not None:
+        if self.fault is not None and connection.total_changes != before:
+            # Reading works on a full disk as well.
             self.fault = None
             logger.warning("the database can be written again")
         return found

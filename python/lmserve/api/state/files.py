@@ -78,10 +78,14 @@ class Files:
         return await self._database.run(work)
 
     async def lines(self, tenant: int, file_id: str, after: int) -> list[tuple[int, bytes]]:
-        """The next lines of a batch's file after the line `after`, each with its number; empty at the end."""
+        """The next lines of a batch's file after the line `after`, each with its number; empty at the end.
+
+        Raises LmserveError (404): it was deleted meanwhile.
+        """
         owner = self._database.name_of(tenant)
 
         def work(db: sqlite3.Connection) -> list[tuple[int, bytes]]:
+            _file(db, owner, file_id)
             return db.execute(
                 "SELECT lines.number, lines.reply FROM lines "
                 "JOIN files ON files.tenant = lines.tenant AND files.batch = lines.batch "
