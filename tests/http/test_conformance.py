@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from conformance_state import over_socket, state_lines
 from conftest import MODEL, NAMES, ServerThread
 from lmserve import _core
 from lmserve.app import create_app
@@ -327,6 +328,36 @@ def properties(document: dict[str, Any], route: str) -> dict[str, Any]:
     return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
 
 
+def socket_lines(server: Server) -> list[str]:
+    """Of the WebSocket, where each parameter is what it is in a request; the page has the others."""
+    route, url = "/v1/responses", str(server.client.base_url)
+    working = {**ROUTES[route], "stream": True}
+
+    def asked(send: Callable[[dict[str, Any]], int], body: dict[str, Any]) -> tuple[int, Any]:
+        server.core.asked.clear()
+        status = send({name: value for name, value in body.items() if value is not None})
+        # A connection has sessions where a request has none.
+        own = {"reply_id": "", "created": 0, "session": None}
+        return status, [{**each, **own} for each in server.core.asked]
+
+    def posted(body: dict[str, Any]) -> int:
+        return server.client.post(route, json=body).status_code
+
+    def told(body: dict[str, Any]) -> int:
+        return over_socket(url, {"type": "response.create", **body})
+
+    for name in properties(server.client.get("/openapi.json").json(), route):
+        tried = PROBES.get(f"{route} {name}") or PROBES.get(name) or ANYTHING
+        body = working | tried.beside | {name: tried.value}
+        if name != "background":
+            assert asked(told, body) == asked(posted, body), name
+    plain = asked(told, working)
+    assert asked(told, working | {"stream": False}) == plain
+    assert asked(told, working | {"generate": False}) == (200, [])
+    assert [asked(told, working | other) for other in ({"type": "x"}, {"background": True})] == [(400, [])] * 2
+    return [SOCKET]
+
+
 def test_the_page_is_what_the_server_does(server: Server) -> None:
     document = server.client.get("/openapi.json").json()
     lines, missing, wrong = [HEAD], [], []
@@ -347,6 +378,7 @@ def test_the_page_is_what_the_server_does(server: Server) -> None:
             lines.append(f"| `{name}` | {found} | {says} |")
         unknown, _ = server.outcome(route, working | {"no_such_parameter": 1})
         lines += [f"| any other | {'refused' if unknown == 400 else 'ignored'} | |", ""]
+    lines += [*state_lines(server.client, document), *socket_lines(server)]
     assert not missing, "each of these needs a probe:\n" + "\n".join(missing)
     assert not wrong, "\n".join(wrong)
     page = "\n".join(lines)
@@ -368,4 +400,17 @@ HEAD = """\
 - **ignored**: LMDeploy's routes ignore unknown keys, as LMDeploy's server did, except keys that look like sampling
   (`max_new_tokens`). All other routes refuse an unknown key and name the nearest one that is supported. Unknown keys
   inside messages, parts and tools are ignored.
+- **checked**: the parameter can have one value, and the server refuses any other.
+"""
+SOCKET = """\
+## Messages on the WebSocket of `/v1/responses`
+
+Each parameter is what it is in a request, except:
+
+| Parameter | | |
+|---|---|---|
+| `type` | checked | `response.create` |
+| `generate` | honoured | false: nothing is computed, and the next message continues from this input. Null: true. |
+| `stream` | no effect | The answer is always a stream of events. |
+| `background` | refused | A response that nobody waits for is requested over HTTP. |
 """

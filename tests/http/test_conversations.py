@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,13 @@ def test_the_sdk_talks(real: Running) -> None:
 
 def test_only_what_is_new_is_computed(real: Running, client: httpx.Client) -> None:
     conversation = begun(client, items=[user("One")])
-    first = respond(client, "Two", conversation=conversation, instructions="Be brief.")
+    first = respond(client, "Two", conversation=conversation, instructions="Say little.")
     second = respond(client, "Three", conversation={"id": conversation})
     history = first["usage"]["total_tokens"]
     assert history - 16 <= second["usage"]["input_tokens_details"]["cached_tokens"] <= history
     assert second["conversation"] == {"id": conversation}
     # The same, token for token, as the chain by previous_response_id.
-    plain = respond(client, [user("One"), user("Two")], instructions="Be brief.")
+    plain = respond(client, [user("One"), user("Two")], instructions="Say little.")
     assert text_of(plain) == text_of(first)
     other = respond(client, "Three", previous_response_id=plain["id"])
     assert text_of(other) == text_of(second)
@@ -367,3 +368,30 @@ def test_a_full_disk_is_a_507_and_told(tmp_path: Path) -> None:
         asyncio.run_coroutine_threadsafe(limit(100_000), running.loop).result(10)
         respond(client, "x", conversation=conversation)
         assert client.get("/health").json()["status"] == "ok"
+
+
+def test_many_add_to_one_conversation_at_once(client: httpx.Client) -> None:
+    conversation = begun(client)
+    told: list[list[str]] = [[] for _ in range(6)]
+
+    def add(number: int) -> None:
+        with httpx.Client(base_url=client.base_url, timeout=60) as own:
+            for at in range(10):
+                text = f"{number}: {at}"
+                while True:
+                    if number < 2:
+                        reply = own.post(ROUTE, json=ask(text, conversation=conversation, max_output_tokens=2))
+                    else:
+                        reply = own.post(f"{ALL}/{conversation}/items", json={"items": [user(text)]})
+                    if reply.status_code == 200:
+                        break
+                    error_of(reply, 409, "conversation_busy")
+                told[number].append(text)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(add, range(6)))
+    said = texts(client, conversation)
+    # Each is there once, in its client's order, and each answer behind its question.
+    for mine in told:
+        assert [text for text in said if text in mine] == mine
+    assert len(said) == 6 * 10 + 2 * 10

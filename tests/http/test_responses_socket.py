@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,11 +11,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import MODEL, Running, serve_core
+from conftest import MODEL, Running, ServerThread, serve_core
+from lmserve.api.responses.socket import ResponsesSocket
 from lmserve.api.responses.store import session_of
+from lmserve.app import create_app
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.text import TextLayer
 from lmserve.keys import Keyring
 from test_responses import ROUTE, ask, respond, text_of, validate
-from tiny_engine import BLOCK, formula_engine
+from tiny_engine import BLOCK, MAX_MODEL_LEN, byte_tokenizer, chat_template, formula_engine
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -262,3 +267,65 @@ def test_a_message_over_the_limit_ends_the_connection(real: Running) -> None:
             socket.recv(timeout=30)
         # The kernel may throw the reason away with what was not read.
         assert socket.close_code in (1009, 1006)
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("last", ["response.created", "response.incomplete"])
+def test_a_client_that_leaves_before_it_hears_of_the_end_leaves_no_session(store: bool, last: str) -> None:
+    core = formula_engine()
+    text = TextLayer(byte_tokenizer(), chat_template())
+    app = create_app(AsyncEngine(core, max_model_len=MAX_MODEL_LEN, text=text), [MODEL])  # type: ignore[arg-type]
+    left, told = asyncio.Event(), list[str]()
+
+    async def talk() -> None:
+        async def send(message: str) -> None:
+            event = json.loads(message)
+            if event["type"] == last:
+                told.append(event["response"]["id"])
+                await asyncio.to_thread(wait_until, lambda: core.stats()["open_requests"] == 0, "the core has ended it")
+                left.set()
+                raise OSError("the client has left")
+
+        socket = ResponsesSocket(app.state.serving, 0, lambda _: None, send, lambda *_: None)
+        await socket.receive(json.dumps({"type": "response.create", **ask("Hello", store=store)}).encode())
+        await left.wait()
+        await socket.close()
+
+    with ServerThread(app) as thread:
+        assert thread.loop is not None
+        asyncio.run_coroutine_threadsafe(talk(), thread.loop).result(30)
+        # Where all events come at once, the response is stored before the first is sent.
+        kept = int(app.state.serving.responses.get(0, told[0]) is not None)
+        assert kept <= store
+        assert kept or not store or last == "response.created"
+        wait_until(lambda: core.stats()["sessions"] == kept, "the session is given up")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x81\x05hello",  # not masked
+        b"\xf1\x80\x00\x00\x00\x00",  # bits that mean nothing
+        b"\x83\x80\x00\x00\x00\x00",  # no such opcode
+        b"\x81\x82\x00\x00\x00\x00\xff\xfe",  # text that is no UTF-8
+        b"\x80\x81\x00\x00\x00\x00x",  # goes on with nothing
+        b"\x89\xfe\x00\x7e" + bytes(4 + 126),  # a ping that is too long
+        b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff" + bytes(4),  # of 8 EiB
+        b"\x01\x81\x00\x00\x00\x00{",  # the beginning of a message, and no more
+        bytes(range(256)) * 8,
+    ],
+)
+def test_frames_that_are_none_end_their_connection_alone(real: Running, client: httpx.Client, frame: bytes) -> None:
+    tasks = real.open_tasks()
+    with connect(address(real.url)) as socket:
+        send(socket, max_output_tokens=3500, store=False)
+        socket.recv(timeout=30)
+        socket.socket.sendall(frame)
+        if frame.startswith(b"\x01"):
+            socket.socket.shutdown(2)
+        with suppress(ConnectionClosed):
+            while True:
+                socket.recv(timeout=30)
+    wait_until(lambda: real.core.stats()["open_requests"] == 0, "nothing runs any more")
+    wait_until(lambda: real.open_tasks() <= tasks, "no task is left")
+    assert respond(client)["status"] == "incomplete"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -65,11 +65,19 @@ async def end_tip(engine: AsyncEngine, tenant: int, tip: Tip | None) -> None:
 class Outcome:
     """Keeps a response at its end, once."""
 
-    def __init__(self, store: ResponseStore | None, tenant: int, response_id: str, said: Said | None) -> None:
-        """`store`: where it was begun; None: it is not stored. `said`: in its conversation."""
+    def __init__(
+        self,
+        store: ResponseStore | None,
+        tenant: int,
+        response_id: str,
+        said: Said | None,
+        give_up: Callable[[], None],
+    ) -> None:
+        """`store`: where it was begun; None: it is not stored. `said`: in its conversation. `give_up`: its session."""
         self._store = store
         self._key = (tenant, response_id)
         self._said = said
+        self._give_up = give_up
 
     async def keep(self, body: bytes) -> None:
         """It was answered. Raises LmserveError (503, 507) where its conversation cannot be written."""
@@ -90,6 +98,9 @@ class Outcome:
         if said is not None:
             said.open_turn.release()
         self._end(body)
+        if body is None:
+            # The core may have committed the turn before the client left.
+            self._give_up()
 
     def _end(self, body: bytes | None) -> None:
         store = self._store

@@ -42,13 +42,14 @@ _decode_members = msgspec.json.Decoder(dict[str, Raw])
 _decode_request = msgspec.json.Decoder(ResponsesRequest)
 
 Send = Callable[[str], Awaitable[None]]
+Lane = Callable[[ResponsesRequest], str | None]
 
 
 class ResponsesSocket:
     """One connection. One response runs at a time."""
 
-    def __init__(self, serving: Serving, tenant: int, lane: str | None, send: Send, account: Account) -> None:
-        """`send`: writes a text message. `lane`: of the handshake's headers. `account`: told of each reply's end."""
+    def __init__(self, serving: Serving, tenant: int, lane: Lane, send: Send, account: Account) -> None:
+        """`send`: writes a text message. `lane`: that of a request. `account`: told of each reply's end."""
         self._serving = serving
         self._tenant = tenant
         self._lane = lane
@@ -106,11 +107,11 @@ class ResponsesSocket:
             raise LmserveError.invalid("background", "background is not supported over a WebSocket, but true was given")
         data, ignored = msgspec.structs.replace(data, stream=True), Ignored(ROUTE)
         if data.conversation is not None:
-            response = await begin(data, ignored, self._serving, self._tenant, self._lane)
+            response = await begin(data, ignored, self._serving, self._tenant, self._lane(data))
             if isinstance(response, RecordedResponse):
                 await self._tell(response)
             return
-        turn = ResponseTurn(data, ignored, self._serving, self._tenant, self._lane, self._before(data))
+        turn = ResponseTurn(data, ignored, self._serving, self._tenant, self._lane(data), self._before(data))
         if not generate:
             self._ending = True
             for event in turn.events_without_output():
@@ -118,9 +119,12 @@ class ResponsesSocket:
             await self._went_on(turn.standing_without_output())
             return
         recorded = turn.start()
-        await self._tell(recorded)
-        if recorded.kept:
-            await self._went_on(Standing(turn.id, turn.instructions, Tip(turn.id, turn.stores), []))
+        try:
+            await self._tell(recorded)
+        finally:
+            # Even where the client left before it heard of the end: `close` then gives up the session.
+            if recorded.kept:
+                await self._went_on(Standing(turn.id, turn.instructions, Tip(turn.id, turn.stores), []))
 
     def _before(self, data: ResponsesRequest) -> Standing:
         """The response from which the request continues."""

@@ -51,6 +51,7 @@ from lmserve.schemas.responses import (
 
 LOGPROBS: Final = "message.output_text.logprobs"
 PREVIOUS: Final = "previous_response_id"
+PAUSES: Final = (0.05, 0.2, 1.0)  # seconds between two tries of ending a session
 
 
 class ResponseTurn:
@@ -143,7 +144,30 @@ class ResponseTurn:
         said = None
         if open_turn is not None:
             said = Said(open_turn, self._serving.engine, self._instructions, self._items, stored=self._stores)
-        return Outcome(self._serving.responses if self._stores else None, self._tenant, self._id, said)
+        store = self._serving.responses if self._stores else None
+        return Outcome(store, self._tenant, self._id, said, self._give_up)
+
+    def _give_up(self) -> None:
+        """End the session of a response that is kept nowhere."""
+        if self._has_session:
+            task = asyncio.create_task(self._end_session())
+            self._serving.background.add(task)
+            task.add_done_callback(self._serving.background.discard)
+
+    async def _end_session(self) -> None:
+        # If it cannot be ended, it is one more for the server to evict.
+        for pause in PAUSES:
+            try:
+                await self._serving.engine.end_session(self._tenant, session_of(self._id), cancel=True)
+            except LmserveError:
+                # Its turn has ended, and is about to be committed.
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    @property
+    def _has_session(self) -> bool:
+        return self._stores or self._parent is not None or self._standing is not None
 
     @property
     def id(self) -> str:
@@ -250,7 +274,7 @@ class ResponseTurn:
     def _submission(self, *, stream: bool) -> Submission:
         data = self._data
         session = None
-        if self._stores or self._parent is not None or self._standing is not None:
+        if self._has_session:
             # The tip of its conversation is kept, whether or not the response is stored.
             ends = not self._stores and self._standing is None
             session = SessionRef(id=session_of(self._id), start=self._parent is None, parent=self._parent, end=ends)

@@ -13,6 +13,7 @@ from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.api.http.websocket import ACCOUNT, deny
 from lmserve.api.responses.socket import ROUTE, ResponsesSocket
 from lmserve.errors import LmserveError
+from lmserve.schemas.responses import ResponsesRequest
 
 
 @websocket("/v1/responses")
@@ -24,7 +25,10 @@ async def responses_socket(socket: WebSocket[Any, Any, Any]) -> None:
     except LmserveError as error:
         await deny(error, socket.scope, socket.send)
         return
-    lane = lane_of(socket, Ignored(ROUTE), enabled=serving.agent_sessions)
+
+    def lane(data: ResponsesRequest) -> str | None:
+        return lane_of(socket, Ignored(ROUTE), data.prompt_cache_key, enabled=serving.agent_sessions)
+
     await socket.accept(headers={"x-request-id": socket.scope["state"]["request_id"]})
     talk = ResponsesSocket(serving, tenant_of(socket), lane, socket.send_text, socket.scope["state"][ACCOUNT])
     try:
