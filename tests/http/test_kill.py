@@ -26,8 +26,9 @@ import pytest
 
 KILLS = int(os.environ.get("KILLS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
-LINES = 8 * KILLS
-TURNS = 5 * KILLS  # of each kind, at least
+LINES = 10 * KILLS
+TURNS = 10 * KILLS  # of each kind, at least
+MOST_REPLIES = 100  # of one server
 TALKERS = 2  # of each kind
 MOST_TURNS = 80  # of a conversation, each of about 45 tokens
 CHAT = "/v1/chat/completions"
@@ -182,7 +183,9 @@ class Background:
         self.told = self.told[-20:]
 
 
-def until_it_dies(url: str, work: Callable[[httpx.Client], None], failures: list[BaseException]) -> threading.Thread:
+def until_it_dies(
+    url: str, work: Callable[[httpx.Client], None], replies: list[None], failures: list[BaseException]
+) -> threading.Thread:
     """Do the work again and again, as long as there is a server."""
 
     def run() -> None:
@@ -190,6 +193,7 @@ def until_it_dies(url: str, work: Callable[[httpx.Client], None], failures: list
             with httpx.Client(base_url=url, timeout=60) as client:
                 while True:
                     work(client)
+                    replies.append(None)
         except httpx.TransportError:
             return
         except BaseException as error:  # noqa: BLE001 - the test raises it
@@ -261,9 +265,12 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
                 if talk.is_full:
                     full.append(talk)
                     talks[at] = NEW_TALKS[type(talk)](client)
+            replies: list[None] = []
             failures: list[BaseException] = []
-            threads = [until_it_dies(url, each.go_on, failures) for each in (*talks, background)]
-            time.sleep(chance.uniform(0.05, 0.6))
+            threads = [until_it_dies(url, each.go_on, replies, failures) for each in (*talks, background)]
+            last = chance.randint(1, MOST_REPLIES)
+            while len(replies) < last and not failures:
+                time.sleep(chance.uniform(0, 0.01))
             answered = client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"]
             process.send_signal(signal.SIGKILL)
             kills += 1
