@@ -17,6 +17,7 @@ __all__ = [
     "CpuArrays",
     "CpuModel",
     "CpuProgram",
+    "CpuTexts",
     "Engine",
     "Event",
     "GgufFile",
@@ -569,6 +570,23 @@ class CpuArrays:
     def __new__(cls, buffers: Any) -> CpuArrays: ...
 
 @final
+class CpuTexts:
+    """Texts on their way to embeddings; between two passes, the model may compute something else."""
+
+    def __new__(
+        cls,
+        token_ids: Any,
+        cu_seqlens: Any,
+        max_tokens: int,
+        pooling: str,
+        separator: tuple[int, int] | None = None,
+    ) -> CpuTexts:
+        """A pass computes max_tokens tokens at most; texts whose tokens see what follows them are computed whole.
+
+        separator: the token that ends the first of a text's two segments, and the rows of tables for each segment.
+        """
+
+@final
 class CpuModel:
     """A decoder with its weights and KV cache, computed by the core's own kernels.
 
@@ -780,16 +798,5 @@ class CpuModel:
     def logits(self, n_rows: int) -> bytes:
         """Float32 logits of the last step's rows; changed where a row had a temperature or edits."""
 
-    def embed_texts(
-        self,
-        program: CpuProgram,
-        token_ids: Any,
-        cu_seqlens: Any,
-        max_tokens: int,
-        pooling: str,
-        separator: tuple[int, int] | None = None,
-    ) -> bytes:
-        """Float32 pooled states of whole texts, computed without the GIL, at most max_tokens tokens at a time.
-
-        separator: the token that ends the first of a text's two segments, and the rows of tables for each segment.
-        """
+    def embed_pass(self, program: CpuProgram, texts: CpuTexts) -> bytes | None:
+        """Compute one pass of some texts, without the GIL: their float32 pooled states once it was the last."""

@@ -13,8 +13,8 @@ use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ConvGate, ExpertNumbers, Isa, LayerShape, Matrix, Model, ModelShape, Pooling,
-    PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
+    Activation, ConvGate, EmbedPasses, ExpertNumbers, Isa, LayerShape, Matrix, Model, ModelShape,
+    Pooling, PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
 };
 use crate::error::{Error, Result};
 
@@ -27,6 +27,31 @@ impl CpuProgram {
     #[new]
     fn new() -> Self {
         Self(Mutex::default())
+    }
+}
+
+/// Texts on their way to embeddings; `None` once they are there.
+#[pyclass(frozen, module = "lmserve._core")]
+pub(super) struct CpuTexts(Mutex<Option<EmbedPasses>>);
+
+#[pymethods]
+impl CpuTexts {
+    #[new]
+    #[pyo3(signature = (token_ids, cu_seqlens, max_tokens, pooling, separator=None))]
+    fn new(
+        token_ids: &Bound<'_, PyAny>,
+        cu_seqlens: &Bound<'_, PyAny>,
+        max_tokens: usize,
+        pooling: &str,
+        separator: Option<(i32, usize)>,
+    ) -> PyResult<Self> {
+        let texts = Texts {
+            token_ids: values::<i32>(token_ids)?,
+            cu_seqlens: values::<i32>(cu_seqlens)?,
+            separator,
+        };
+        let passes = EmbedPasses::new(texts, Pooling::named(pooling)?, max_tokens);
+        Ok(Self(Mutex::new(Some(passes))))
     }
 }
 
@@ -600,37 +625,27 @@ impl CpuModel {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// Pooled states of whole texts, float32 row after row; without the GIL.
-    #[pyo3(signature = (program, token_ids, cu_seqlens, max_tokens, pooling, separator=None))]
-    #[allow(clippy::too_many_arguments)]
-    fn embed_texts<'py>(
+    /// Computes one pass of some texts, without the GIL: their pooled states, float32 row after row, once it was the last.
+    fn embed_pass<'py>(
         &self,
         py: Python<'py>,
         program: &CpuProgram,
-        token_ids: &Bound<'py, PyAny>,
-        cu_seqlens: &Bound<'py, PyAny>,
-        max_tokens: usize,
-        pooling: &str,
-        separator: Option<(i32, usize)>,
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        let (tokens, bounds) = (values::<i32>(token_ids)?, values::<i32>(cu_seqlens)?);
-        let pooling = Pooling::named(pooling)?;
+        texts: &CpuTexts,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let bytes = py.detach(|| {
-            let texts = Texts {
-                token_ids: &tokens,
-                cu_seqlens: &bounds,
-                separator,
+            let mut passes = lock(&texts.0);
+            let Some(running) = passes.as_mut() else {
+                return Err(Error::internal("these texts are embedded already"));
             };
-            let vectors =
-                contained(|| lock(&self.0).embed(&lock(&program.0), &texts, pooling, max_tokens))?;
-            Ok::<_, Error>(
-                vectors
-                    .iter()
-                    .flat_map(|x| x.to_ne_bytes())
-                    .collect::<Vec<u8>>(),
-            )
+            let last = contained(|| running.run(&mut lock(&self.0), &lock(&program.0)))?;
+            let embeddings = if last { passes.take() } else { None };
+            let bytes = |vector: EmbedPasses| -> Vec<u8> {
+                let values = vector.into_embeddings();
+                values.iter().flat_map(|x| x.to_ne_bytes()).collect()
+            };
+            Ok(embeddings.map(bytes))
         })?;
-        Ok(PyBytes::new(py, &bytes))
+        Ok(bytes.map(|bytes| PyBytes::new(py, &bytes)))
     }
 }
 

@@ -23,6 +23,10 @@ pub(super) struct PyExecutor {
     launch: Py<PyAny>,
     collect: Py<PyAny>,
     embed: Py<PyAny>,
+    /// Of a runner that computes long texts in several passes.
+    embed_passes: Option<Py<PyAny>>,
+    /// What it has begun.
+    passes: Option<Py<PyAny>>,
     /// `save` and `load` of a runner whose memory can be copied.
     copies: Option<(Py<PyAny>, Py<PyAny>)>,
     edits: Py<PyAny>,
@@ -95,6 +99,8 @@ impl PyExecutor {
             launch: runner.getattr("launch")?.unbind(),
             collect: runner.getattr("collect")?.unbind(),
             embed: runner.getattr("embed")?.unbind(),
+            embed_passes: runner.getattr_opt("embed_passes")?.map(Bound::unbind),
+            passes: None,
             copies: match (runner.getattr_opt("save")?, runner.getattr_opt("load")?) {
                 (Some(save), Some(load)) => Some((save.unbind(), load.unbind())),
                 _ => None,
@@ -114,6 +120,22 @@ impl PyExecutor {
     /// Rows that the runner can sample in a step.
     pub(super) fn max_rows(&self) -> usize {
         self.buffers.sample_rows.item_count()
+    }
+
+    /// Calls `embed` or `embed_passes` with what is embedded.
+    fn call_embed<'py>(
+        &self,
+        method: &Py<PyAny>,
+        py: Python<'py>,
+        token_ids: &[i32],
+        cu_seqlens: &[i32],
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let array = |values: &[i32]| {
+            let bytes = PyByteArray::new(py, &bytes_of(values, i32::to_ne_bytes));
+            self.frombuffer.bind(py).call1((bytes, "int32"))
+        };
+        let given = (array(token_ids)?, array(cu_seqlens)?);
+        method.bind(py).call1(given)
     }
 
     fn write(&mut self, step: &Step) -> Result<()> {
@@ -296,18 +318,42 @@ impl Executor for PyExecutor {
 
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>> {
         Python::attach(|py| {
-            let array = |values: &[i32]| {
-                let bytes = PyByteArray::new(py, &bytes_of(values, i32::to_ne_bytes));
-                self.frombuffer.bind(py).call1((bytes, "int32"))
-            };
-            let embed = || {
-                let vectors = self
-                    .embed
-                    .bind(py)
-                    .call1((array(token_ids)?, array(cu_seqlens)?))?;
-                PyBuffer::<f32>::get(&vectors)?.to_vec(py)
-            };
+            let embed = || floats(&self.call_embed(&self.embed, py, token_ids, cu_seqlens)?);
             embed().map_err(|e| failed(py, &e))
         })
     }
+
+    fn begin_embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Option<Vec<f32>>> {
+        let Some(embed_passes) = &self.embed_passes else {
+            return self.embed(token_ids, cu_seqlens).map(Some);
+        };
+        self.passes = Python::attach(|py| {
+            self.call_embed(embed_passes, py, token_ids, cu_seqlens)
+                .map(|passes| Some(passes.unbind()))
+                .map_err(|e| failed(py, &e))
+        })?;
+        self.go_on_embedding()
+    }
+
+    fn go_on_embedding(&mut self) -> Result<Option<Vec<f32>>> {
+        let Some(passes) = self.passes.take() else {
+            return Err(Error::internal("no text was begun"));
+        };
+        Python::attach(|py| {
+            let pass = || {
+                let found = passes.bind(py).call_method0("__next__")?;
+                if found.is_none() {
+                    return Ok(None);
+                }
+                floats(&found).map(Some)
+            };
+            let found = pass().map_err(|e| failed(py, &e))?;
+            self.passes = found.is_none().then_some(passes);
+            Ok(found)
+        })
+    }
+}
+
+fn floats(vectors: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
+    PyBuffer::<f32>::get(vectors)?.to_vec(vectors.py())
 }

@@ -48,7 +48,7 @@ mod _core {
     #[pymodule_export]
     use super::bus_error::explain_bus_errors;
     #[pymodule_export]
-    use super::cpu::{CpuModel, CpuProgram, cpu_isa, cpu_kv_bytes_per_token};
+    use super::cpu::{CpuModel, CpuProgram, CpuTexts, cpu_isa, cpu_kv_bytes_per_token};
     #[pymodule_export]
     use super::cpu_arrays::CpuArrays;
     #[pymodule_export]

@@ -11,20 +11,21 @@ use super::step::StepInput;
 use crate::error::Result;
 
 /// What is embedded: text `i` is `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Texts<'a> {
+#[derive(Debug, Clone)]
+pub struct Texts {
     /// Of all texts.
-    pub token_ids: &'a [i32],
+    pub token_ids: Vec<i32>,
     /// Their borders.
-    pub cu_seqlens: &'a [i32],
+    pub cu_seqlens: Vec<i32>,
     /// The token that ends the first of a text's two segments, and the rows that a table has for each segment; 0: one for each
     /// segment, whatever the position.
     pub separator: Option<(i32, usize)>,
 }
 
-impl Texts<'_> {
-    /// Of the tokens of a text their rows in a table.
-    fn places(&self, token_ids: &[i32]) -> Vec<i32> {
+impl Texts {
+    /// Of the tokens of a text, which lies there, their rows in a table.
+    fn places(&self, text: Range<usize>) -> Vec<i32> {
+        let token_ids = &self.token_ids[text];
         let (separator, segment) = self.separator.unwrap_or((-1, token_ids.len()));
         let first = token_ids.iter().position(|&id| id == separator);
         let first = first.map_or(token_ids.len(), |end| end + 1);
@@ -37,64 +38,117 @@ impl Texts<'_> {
     }
 }
 
-impl Model {
-    /// `[n, hidden]`: the pooled states that `program` leaves for each text. At most `max_tokens` tokens, of as many texts as fit,
-    /// are computed at once; a text whose tokens see what follows them is computed whole.
+/// Texts on their way to embeddings, a pass at a time: between two passes, the model may compute something else.
+pub struct EmbedPasses {
+    texts: Texts,
+    pooling: Pooling,
+    max_tokens: usize,
+    /// Texts whose embeddings are there.
+    done: usize,
+    begun: Option<Begun>,
+    embeddings: Vec<f32>,
+}
+
+/// A batch of which some tokens are computed.
+struct Begun {
+    batch: Batch,
+    /// Where it begins among all tokens.
+    first: usize,
+    places: Vec<i32>,
+    cache: KvCache,
+    recurrent: StateCache,
+    computed: usize,
+    states: Vec<f32>,
+}
+
+impl EmbedPasses {
+    /// A pass computes at most `max_tokens` tokens, of as many texts as fit; a text whose tokens see what follows them is
+    /// computed whole.
+    pub fn new(texts: Texts, pooling: Pooling, max_tokens: usize) -> Self {
+        Self {
+            texts,
+            pooling,
+            max_tokens: max_tokens.max(1),
+            done: 0,
+            begun: None,
+            embeddings: Vec::new(),
+        }
+    }
+
+    /// `[n, hidden]`, once all passes have run: the pooled states of each text.
+    pub fn into_embeddings(self) -> Vec<f32> {
+        self.embeddings
+    }
+
+    /// The borders of the texts that are not done.
+    fn left(&self) -> Vec<usize> {
+        let borders = &self.texts.cu_seqlens[self.done.min(self.texts.cu_seqlens.len())..];
+        borders.iter().map(|&at| at as usize).collect()
+    }
+
+    /// The next texts, if there are any.
+    fn begin(&self, model: &Model) -> Option<Begun> {
+        let left = self.left();
+        let [first, _, ..] = *left else { return None };
+        let fit = left.partition_point(|&end| end <= first + self.max_tokens);
+        let borders = &left[..=fit.saturating_sub(1).max(1)];
+        let shape = &model.architecture.shape;
+        let batch = Batch::new(borders, shape.block_size);
+        let texts = borders.windows(2);
+        let places = texts.flat_map(|text| self.texts.places(text[0]..text[1]));
+        Some(Begun {
+            first,
+            places: places.collect(),
+            cache: KvCache::new(
+                &model.architecture.cached,
+                batch.blocks * (shape.block_size / PAGE),
+            ),
+            recurrent: StateCache::new(&shape.recurrent, batch.lens.len()),
+            computed: 0,
+            states: Vec::new(),
+            batch,
+        })
+    }
+
+    /// Computes one pass on the states that `program` leaves. True when nothing is left.
     ///
     /// # Errors
     /// As [`Model::run`].
-    pub fn embed(
-        &mut self,
-        program: &Program,
-        texts: &Texts,
-        pooling: Pooling,
-        max_tokens: usize,
-    ) -> Result<Vec<f32>> {
-        let given = texts;
-        let (token_ids, cu_seqlens) = (given.token_ids, given.cu_seqlens);
-        let max_tokens = max_tokens.max(1);
-        let layers = &self.architecture.shape.layers;
+    pub fn run(&mut self, model: &mut Model, program: &Program) -> Result<bool> {
+        let Some(mut begun) = self.begun.take().or_else(|| self.begin(model)) else {
+            return Ok(true);
+        };
+        let layers = &model.architecture.shape.layers;
         let whole = layers.iter().any(|layer| !layer.attention.causal);
-        let mut embeddings = Vec::new();
-        let bounds: Vec<usize> = cu_seqlens.iter().map(|&at| at as usize).collect();
-        let mut texts = bounds.as_slice();
-        while let [first, _, ..] = *texts {
-            let fit = texts.partition_point(|&end| end <= first + max_tokens);
-            let count = fit.saturating_sub(1).max(1);
-            let block_size = self.architecture.shape.block_size;
-            let batch = Batch::new(&texts[..=count], block_size);
-            let pages = batch.blocks * (block_size / PAGE);
-            let mut cache = KvCache::new(&self.architecture.cached, pages);
-            let mut states_of_texts =
-                StateCache::new(&self.architecture.shape.recurrent, batch.lens.len());
-            let (mut states, mut width) = (Vec::new(), 0);
-            let tokens = batch.lens.iter().sum();
-            let at_once = if whole { tokens } else { max_tokens };
-            let mut places = Vec::new();
-            for text in texts[..=count].windows(2) {
-                places.extend(given.places(&token_ids[text[0]..text[1]]));
-            }
-            for from in (0..tokens).step_by(at_once) {
-                let part = from..tokens.min(from + at_once);
-                let mut step = batch.step(part.clone());
-                step.places = places[part.clone()].to_vec();
-                let step = step.input(&token_ids[first + part.start..first + part.end]);
-                let other = (&mut cache, &mut states_of_texts);
-                let (value, rows) = self.run_states(program, &step, other)?;
-                width = value.width;
-                states.extend_from_slice(&rows[..part.len() * width]);
-            }
-            let mut states = states.as_slice();
-            for len in batch.lens {
-                let (own, rest) = states.split_at(len * width);
-                let start = embeddings.len();
-                embeddings.resize(start + width, 0.0);
-                pooling.pool(own, &mut embeddings[start..]);
-                states = rest;
-            }
-            texts = &texts[count..];
+        let tokens = begun.places.len();
+        let end = if whole {
+            tokens
+        } else {
+            tokens.min(begun.computed + self.max_tokens)
+        };
+        let part = begun.computed..end;
+        let mut step = begun.batch.step(part.clone());
+        step.places = begun.places[part.clone()].to_vec();
+        let ids = &self.texts.token_ids[begun.first + part.start..begun.first + part.end];
+        let other = (&mut begun.cache, &mut begun.recurrent);
+        let (value, rows) = model.run_states(program, &step.input(ids), other)?;
+        let width = value.width;
+        begun.states.extend_from_slice(&rows[..part.len() * width]);
+        begun.computed = end;
+        if end < tokens {
+            self.begun = Some(begun);
+            return Ok(false);
         }
-        Ok(embeddings)
+        let mut states = begun.states.as_slice();
+        for len in &begun.batch.lens {
+            let (own, rest) = states.split_at(len * width);
+            let start = self.embeddings.len();
+            self.embeddings.resize(start + width, 0.0);
+            self.pooling.pool(own, &mut self.embeddings[start..]);
+            states = rest;
+        }
+        self.done += begun.batch.lens.len();
+        Ok(self.left().len() < 2)
     }
 }
 
@@ -205,11 +259,11 @@ mod tests {
             (Some((-1, 0)), [0, 0, 0, 0]),
         ] {
             let texts = Texts {
-                token_ids: &[],
-                cu_seqlens: &[],
+                token_ids: vec![5, 9, 9, 7],
+                cu_seqlens: vec![0, 4],
                 separator,
             };
-            assert_eq!(texts.places(&[5, 9, 9, 7]), expected, "{separator:?}");
+            assert_eq!(texts.places(0..4), expected, "{separator:?}");
         }
     }
 }

@@ -34,7 +34,7 @@ mod step_context;
 pub use activation::Activation;
 pub use architecture::{LayerShape, ModelShape, PositionTables};
 pub use elementwise::Norm;
-pub use embed::Texts;
+pub use embed::{EmbedPasses, Texts};
 pub use experts::{ExpertMatrices, ExpertNumbers, Router};
 pub use isa::Isa;
 pub use linear::{FloatType, Format, Linear, Matrix, QuantizedRows, Stored};

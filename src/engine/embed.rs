@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::admission::Admission;
+use super::executor::Executor;
 use crate::error::{Error, Kind, Result};
 use crate::wire::{Mailbox, Usage};
 
@@ -114,6 +114,41 @@ impl EmbedSubmission {
     }
 }
 
+/// The reply, as OpenAI has it.
+#[derive(Serialize)]
+struct Embeddings<'a> {
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'a str,
+    usage: EmbedUsage,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    object: &'static str,
+    embedding: Written,
+    index: usize,
+}
+
+/// A vector. A number has as many digits as tell it from other 32-bit floats.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Written {
+    Numbers(Vec<f32>),
+    Text(String),
+}
+
+#[derive(Serialize)]
+struct EmbedUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+fn in_base64(vector: &[f32]) -> String {
+    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+    STANDARD.encode(bytes)
+}
+
 /// The one reply of an embedding request. Dropped before its end, by a panic, it ends with an error.
 #[derive(Debug)]
 pub(super) struct EmbedReply(Arc<Mailbox>);
@@ -143,6 +178,17 @@ impl Drop for EmbedReply {
     }
 }
 
+/// What a pass has computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Embedded {
+    /// A part of a text.
+    Part,
+    /// Some texts; others are left.
+    Batch,
+    /// The last ones.
+    All,
+}
+
 /// An embedding request on the engine's thread.
 #[derive(Debug)]
 pub(super) struct EmbedJob {
@@ -151,6 +197,8 @@ pub(super) struct EmbedJob {
     size: usize,
     vectors: Vec<f32>,
     done: usize,
+    /// The sequences of which the model has computed a part.
+    begun: Option<Range<usize>>,
     // Dropped in this order: all is free again before the client hears of an error.
     open: Admission,
     reply: EmbedReply,
@@ -170,6 +218,7 @@ impl EmbedJob {
             size,
             vectors: Vec::new(),
             done: 0,
+            begun: None,
             open,
             reply,
         }
@@ -180,8 +229,33 @@ impl EmbedJob {
         self.open.aborted().is_some()
     }
 
-    /// The next sequences, at least one and otherwise as many as `max_tokens` holds, as flat token ids and their borders.
-    pub(super) fn next_batch(&self, max_tokens: usize) -> (Range<usize>, Vec<i32>, Vec<i32>) {
+    /// Lets the model compute one pass of the next sequences, at least one and otherwise as many as `max_tokens` holds.
+    ///
+    /// # Errors
+    /// Those of the executor, and of [`Self::accept`].
+    pub(super) fn run(
+        &mut self,
+        executor: &mut dyn Executor,
+        max_tokens: usize,
+    ) -> Result<Embedded> {
+        let (batch, vectors) = if let Some(batch) = self.begun.take() {
+            (batch, executor.go_on_embedding()?)
+        } else {
+            let (batch, ids, borders) = self.next_batch(max_tokens);
+            (batch, executor.begin_embed(&ids, &borders)?)
+        };
+        let Some(vectors) = vectors else {
+            self.begun = Some(batch);
+            return Ok(Embedded::Part);
+        };
+        if self.accept(&batch, &vectors)? {
+            return Ok(Embedded::All);
+        }
+        Ok(Embedded::Batch)
+    }
+
+    /// The next sequences as flat token ids and their borders.
+    fn next_batch(&self, max_tokens: usize) -> (Range<usize>, Vec<i32>, Vec<i32>) {
         let (mut ids, mut borders) = (Vec::new(), vec![0]);
         let mut end = self.done;
         for sequence in &self.sequences[self.done..] {
@@ -200,7 +274,7 @@ impl EmbedJob {
     /// # Errors
     /// `internal_error` if the model returned another number of values; `numerical_error` names an input whose values are not
     /// finite.
-    pub(super) fn accept(&mut self, batch: &Range<usize>, vectors: &[f32]) -> Result<bool> {
+    fn accept(&mut self, batch: &Range<usize>, vectors: &[f32]) -> Result<bool> {
         let wanted = batch.len() * self.size;
         if vectors.len() != wanted {
             return Err(Error::internal(format!(
@@ -230,28 +304,31 @@ impl EmbedJob {
     pub(super) fn finish(mut self) {
         let kept = self.submission.dimensions.unwrap_or(self.size);
         let tokens: usize = self.sequences.iter().map(Vec::len).sum();
-        let data: Vec<_> = self
-            .vectors
-            .chunks_exact(self.size)
-            .enumerate()
-            .map(|(index, vector)| {
-                let mut vector = vector[..kept].to_vec();
-                if kept < self.size {
-                    normalize(&mut vector);
-                }
-                let embedding = match self.submission.encoding_format {
-                    Encoding::Float => json!(vector),
-                    Encoding::Base64 => {
-                        let bytes: Vec<u8> = vector
-                            .iter()
-                            .flat_map(|value| value.to_le_bytes())
-                            .collect();
-                        json!(STANDARD.encode(bytes))
-                    }
-                };
-                json!({"object": "embedding", "embedding": embedding, "index": index})
-            })
-            .collect();
+        let vectors = self.vectors.chunks_exact(self.size);
+        let data = vectors.enumerate().map(|(index, vector)| {
+            let mut vector = vector[..kept].to_vec();
+            if kept < self.size {
+                normalize(&mut vector);
+            }
+            Entry {
+                object: "embedding",
+                embedding: match self.submission.encoding_format {
+                    Encoding::Float => Written::Numbers(vector),
+                    Encoding::Base64 => Written::Text(in_base64(&vector)),
+                },
+                index,
+            }
+        });
+        let reply = Embeddings {
+            object: "list",
+            data: data.collect(),
+            model: &self.submission.model,
+            usage: EmbedUsage {
+                prompt_tokens: tokens,
+                total_tokens: tokens,
+            },
+        };
+        let body = serde_json::to_vec(&reply);
         self.open.count(
             0,
             Usage {
@@ -260,10 +337,12 @@ impl EmbedJob {
             },
         );
         drop(self.open);
-        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-        let reply =
-            json!({"object": "list", "data": data, "model": self.submission.model, "usage": usage});
-        self.reply.end(reply.to_string().as_bytes());
+        match body {
+            Ok(body) => self.reply.end(&body),
+            Err(error) => self
+                .reply
+                .fail(Error::internal(format!("the reply is no JSON: {error}"))),
+        }
     }
 
     /// Ends the request with an error.

@@ -43,6 +43,23 @@ pub trait Executor {
     /// As [`Self::launch`].
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>>;
 
+    /// The same, or `None` of a model that computes long texts in several passes, of which this was the first. What was begun
+    /// before and is not done is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    fn begin_embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Option<Vec<f32>>> {
+        self.embed(token_ids, cu_seqlens).map(Some)
+    }
+
+    /// Computes the next pass of what [`Self::begin_embed`] began, and gives the embeddings if it was the last.
+    ///
+    /// # Errors
+    /// As [`Self::launch`]; `internal_error` if nothing was begun.
+    fn go_on_embedding(&mut self) -> Result<Option<Vec<f32>>> {
+        Err(Error::internal("no text was begun"))
+    }
+
     /// Copies a content out of the model's memory: a block, or a state and the whole block with its tail after it.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::admission::Admission;
 use super::clock::now_ms;
 use super::config::Stats;
 use super::core::Core;
-use super::embed::EmbedJob;
+use super::embed::{EmbedJob, Embedded};
 use super::events::{Abort, Events, request_of};
 use super::executor::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 use super::health::engine_down;
@@ -335,14 +335,12 @@ impl Worker {
         // A job that panics is dropped, and so tells its client.
         drop(contain("an embedding", move || {
             job.start();
-            let (batch, ids, borders) = job.next_batch(tokens);
-            let outcome = executor
-                .embed(&ids, &borders)
-                .and_then(|vectors| job.accept(&batch, &vectors));
-            match outcome {
-                Ok(true) => job.finish(),
+            match job.run(executor.as_mut(), tokens) {
+                Ok(Embedded::All) => job.finish(),
                 // Behind the others, so that a long list does not hold up a short one.
-                Ok(false) => embeds.push_back(job),
+                Ok(Embedded::Batch) => embeds.push_back(job),
+                // The model can go on with one text alone.
+                Ok(Embedded::Part) => embeds.push_front(job),
                 Err(error) => job.fail(error),
             }
         }));

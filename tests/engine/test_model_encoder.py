@@ -457,6 +457,24 @@ def test_a_decoder_that_embeds(tmp_path, options, bare):
     assert_equal_alone_and_packed(runner, texts(199), expected)
 
 
+def test_a_long_text_is_computed_in_passes_of_bounded_size(tmp_path):
+    model = decoder(tmp_path)
+    write_modules(tmp_path, pooling_mode_lasttoken=True)
+    (tmp_path / "sentence_bert_config.json").unlink()
+    runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(OPTIONS, ops="cpu", max_batch_tokens=72))
+    assert runner.info.max_batch_tokens == 72
+    sizes = [250, 5, 40, 30, 70, 80]
+    given = [np.random.default_rng(size).integers(2, 199, size).tolist() for size in sizes]
+    passes = list(runner.embed_passes(np.concatenate(given).astype(np.int32), np.cumsum([0, *sizes]).astype(np.int32)))
+    # 250 tokens take four; 5 and 40 take one, 30 and 70 one each, 80 two.
+    assert [found is None for found in passes] == [True] * 8 + [False]
+    np.testing.assert_array_equal(passes[-1], embed(runner, given))
+    alone = list(runner.embed_passes(np.array(given[0], np.int32), np.array([0, 250], np.int32)))
+    assert [found is None for found in alone] == [True] * 3 + [False]
+    np.testing.assert_array_equal(passes[-1][0], alone[-1][0])
+    np.testing.assert_allclose(alone[-1][0], normalised(states_of(model.model, given[0])[-1]), atol=2e-5)
+
+
 @pytest.mark.parametrize(("number", "pooling"), [(1, "mean"), (2, "cls"), (3, "last")])
 def test_a_gguf_file_is_pooled_as_it_says(tmp_path, options, number, pooling):
     model = decoder(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from lmserve._core import CpuArrays, CpuModel, CpuProgram
+from lmserve._core import CpuArrays, CpuModel, CpuProgram, CpuTexts
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
@@ -65,11 +67,16 @@ class CpuRunner:
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
         """[n, embedding_size]; see `Runner`."""
+        return next(found for found in self.embed_passes(token_ids, cu_seqlens) if found is not None)
+
+    def embed_passes(self, token_ids: I32, cu_seqlens: I32) -> Iterator[F32 | None]:
+        """What `embed` gives, after a None for each pass but the last. Steps may run between two passes."""
         tokens, bounds = (np.ascontiguousarray(array, np.int32) for array in (token_ids, cu_seqlens))
         pooling, segments = self._embedding.pooling or "mean", self._embedding.segments
-        most = self.info.max_batch_tokens
-        states = self._core.embed_texts(self._embed, tokens, bounds, most, pooling, segments)
-        return self._finish(np.frombuffer(states, np.float32).reshape(len(bounds) - 1, self.info.hidden_size))
+        texts = CpuTexts(tokens, bounds, self.info.max_batch_tokens, pooling, segments)
+        while (states := self._core.embed_pass(self._embed, texts)) is None:
+            yield None
+        yield self._finish(np.frombuffer(states, np.float32).reshape(len(bounds) - 1, self.info.hidden_size))
 
     def logits(self, n_rows: int) -> F32:
         """[n_rows, vocab] logits of the last step, for tests and evaluation.
