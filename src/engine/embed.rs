@@ -32,6 +32,8 @@ pub enum Encoding {
 pub enum EmbedInput {
     /// Text, tokenized with the model's special tokens.
     Text(String),
+    /// The same, of a document: it is cut to `document_tokens`.
+    Document(String),
     /// Token ids, taken as they are.
     Ids(Vec<u32>),
     /// Two texts that the model compares: a query and a document.
@@ -81,6 +83,9 @@ pub struct EmbedSubmission {
     /// Absent: an input that is too long is an error.
     #[serde(default)]
     pub truncation: Option<Truncation>,
+    /// Most tokens of a document without special tokens, whose end is cut off: of a pair's second text, of a framed text itself.
+    #[serde(default)]
+    pub document_tokens: Option<usize>,
     /// The API key's number.
     #[serde(default)]
     pub tenant: u32,

@@ -24,11 +24,12 @@ impl EmbedTokens<'_> {
     /// `invalid_value` or `context_length_exceeded` (400) names the input at fault. Those of `wanted`.
     pub(super) fn of(&self, submission: &EmbedSubmission) -> Result<Vec<Vec<u32>>> {
         let inputs = submission.inputs.iter().enumerate();
+        let most = submission.document_tokens;
         inputs
             .map(|(at, input)| {
                 let ids = match submission.truncation {
-                    None => self.whole(at, input)?,
-                    Some(truncation) => self.truncated(at, input, truncation)?,
+                    None => self.whole(at, input, most)?,
+                    Some(truncation) => self.truncated(at, input, truncation, most)?,
                 };
                 self.check(at, &ids)?;
                 Ok(ids)
@@ -36,19 +37,24 @@ impl EmbedTokens<'_> {
             .collect()
     }
 
-    fn whole(&self, at: usize, input: &EmbedInput) -> Result<Vec<u32>> {
+    fn whole(&self, at: usize, input: &EmbedInput, most: Option<usize>) -> Result<Vec<u32>> {
         match input {
             EmbedInput::Ids(ids) => Ok(ids.clone()),
             EmbedInput::Text(text) => self.text(at, text, true, self.max_len),
+            EmbedInput::Document(text) => {
+                let ids = self.document(at, text, self.max_len, most)?;
+                self.tokenizer()?.with_special(&ids, None)
+            }
             EmbedInput::Pair(first, second) => {
                 let first = self.text(at, first, false, self.max_len)?;
-                let second = self.text(at, second, false, self.max_len)?;
+                let second = self.document(at, second, self.max_len, most)?;
                 self.tokenizer()?.with_special(&first, Some(&second))
             }
             EmbedInput::Framed(before, text, after) => {
-                let parts = [before, text, after];
-                let parts = parts.map(|part| self.text(at, part, false, self.max_len));
-                Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
+                let before = self.text(at, before, false, self.max_len)?;
+                let text = self.document(at, text, self.max_len, most)?;
+                let after = self.text(at, after, false, self.max_len)?;
+                Ok([before, text, after].concat())
             }
         }
     }
@@ -58,6 +64,7 @@ impl EmbedTokens<'_> {
         at: usize,
         input: &EmbedInput,
         Truncation { to, cut }: Truncation,
+        most: Option<usize>,
     ) -> Result<Vec<u32>> {
         let limit = to.unwrap_or(self.max_len).min(self.max_len);
         let room = |taken: usize| {
@@ -72,10 +79,11 @@ impl EmbedTokens<'_> {
         };
         match input {
             EmbedInput::Ids(ids) => Ok(shortened(ids.clone(), room(0)?, cut)),
-            EmbedInput::Text(text) => {
+            EmbedInput::Text(text) | EmbedInput::Document(text) => {
                 let tokenizer = self.tokenizer()?;
                 let room = room(tokenizer.special_tokens(false)?)?;
-                let ids = self.text(at, text, false, usize::MAX)?;
+                let most = most.filter(|_| matches!(input, EmbedInput::Document(_)));
+                let ids = self.document(at, text, usize::MAX, most)?;
                 tokenizer.with_special(&shortened(ids, room, cut), None)
             }
             EmbedInput::Pair(first, second) => {
@@ -83,14 +91,15 @@ impl EmbedTokens<'_> {
                 let special = tokenizer.special_tokens(true)?;
                 let first = self.text(at, first, false, self.max_len)?;
                 let room = room(special + first.len())?;
-                let second = self.text(at, second, false, usize::MAX)?;
+                let second = self.document(at, second, usize::MAX, most)?;
                 tokenizer.with_special(&first, Some(&shortened(second, room, cut)))
             }
             EmbedInput::Framed(before, text, after) => {
                 let before = self.text(at, before, false, self.max_len)?;
                 let after = self.text(at, after, false, self.max_len)?;
                 let room = room(before.len() + after.len())?;
-                let text = shortened(self.text(at, text, false, usize::MAX)?, room, cut);
+                let text = self.document(at, text, usize::MAX, most)?;
+                let text = shortened(text, room, cut);
                 Ok([before, text, after].concat())
             }
         }
@@ -99,6 +108,21 @@ impl EmbedTokens<'_> {
     fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer
             .ok_or_else(|| Error::invalid("input", "this model has no tokenizer; send token ids"))
+    }
+
+    /// Without special tokens: of at most `longest` tokens, or of any length and cut to `most`.
+    fn document(
+        &self,
+        at: usize,
+        text: &str,
+        longest: usize,
+        most: Option<usize>,
+    ) -> Result<Vec<u32>> {
+        let Some(most) = most else {
+            return self.text(at, text, false, longest);
+        };
+        let ids = self.text(at, text, false, usize::MAX)?;
+        Ok(shortened(ids, most, Cut::End))
     }
 
     fn text(&self, at: usize, text: &str, special: bool, most: usize) -> Result<Vec<u32>> {

@@ -185,6 +185,7 @@ PROBES: dict[str, Probe] = {
     "/rerank documents": probe(["Y"], texts=None),
     "/rerank top_n": probe(1, texts=None, documents=["B", "C"]),
     "/rerank return_documents": probe(False, texts=None, documents=["B", "C"]),
+    "/rerank max_tokens_per_doc": probe(5, texts=None, documents=["B", "C"]),
     "text_1": probe("Z"),
     "text_2": probe(["Y"]),
     "query": probe("Z"),

@@ -80,7 +80,7 @@ def test_cohere_embeds_in_several_forms(client: httpx.Client) -> None:
         ("/v2/embed", {"texts": ["a"], "embedding_types": ["int4"]}, "embedding_types[0]"),
         ("/v2/embed", {"texts": ["a"], "truncate": "MIDDLE"}, "truncate"),
         ("/embed", {"inputs": []}, "inputs"),
-        ("/embed", {"inputs": ["a", 1]}, "input"),
+        ("/embed", {"inputs": ["a", 1]}, "inputs"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
         ("/embed", {"inputs": "a", "prompt_name": "x"}, "prompt_name"),
     ],

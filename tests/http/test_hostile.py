@@ -175,7 +175,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         ],
         "top_n": [*INTS, 0, -1, 2**31],
         "return_documents": [*BOOLS],
-        "max_tokens_per_doc": [1, "x", []],
+        "max_tokens_per_doc": [*INTS, 0, -1, 2**31],
         "unknown": [None, 1],
     },
     "/v1/messages": {

@@ -236,6 +236,8 @@ def test_a_long_text_is_refused_or_cut(xlm_r: Served) -> None:
         ({"truncate": "MIDDLE"}, "truncate"),
         ({"dimensions": 33}, "dimensions"),
         ({"input": ["a", ""]}, "input[1]"),
+        ({"input": []}, "input"),
+        ({"input": ["a"] * 100_000}, "input"),
         ({"input": [[5, 99999]]}, "input"),
     ],
 )
@@ -263,7 +265,7 @@ def test_pairs_are_scored_as_by_transformers(reranker: Served) -> None:
 
 def test_a_long_document_is_refused_or_cut(reranker: Served) -> None:
     response = reranker.client.post("/v1/rerank", json={"query": CAT, "documents": [DOG, LONG]})
-    assert "input 1 has" in error_of(response, 400, "context_length_exceeded", "input")["message"]
+    assert "documents[1] has" in error_of(response, 400, "context_length_exceeded", "documents")["message"]
     most = 40 if type(reranker.model).__name__.startswith("Bert") else 38
     reranker.tokenizer.enable_truncation(most, strategy="only_second")
     try:
@@ -302,6 +304,45 @@ def as_float32(vectors: Any) -> list[list[float]]:
     """What the digits of a reply stand for: some routes write more of them."""
     rows: list[list[float]] = np.array(vectors, np.float32).tolist()
     return rows
+
+
+def test_documents_are_cut_to_their_tokens(reranker: Served, xlm_r: Served) -> None:
+    # The prompt for documents, a token, counts.
+    for served, most in ((reranker, 3), (xlm_r, 4)):
+        for route in ("/v1/rerank", "/v2/rerank", "/rerank"):
+            reply = served.post(route, query=CAT, documents=[LONG, DOG], max_tokens_per_doc=most)
+            # The query is not cut.
+            expected = served.post(route, query=CAT, documents=["the cat sat", "a dog ran"])
+            scores = [
+                {item["index"]: item["relevance_score"] for item in answer["results"]} for answer in (reply, expected)
+            ]
+            assert scores[0] == scores[1]
+            assert reply["usage"] == expected["usage"]
+        # A document that stays too long is refused all the same.
+        long = {"query": CAT, "documents": [CAT, LONG], "max_tokens_per_doc": 100}
+        error = error_of(served.client.post("/v2/rerank", json=long), 400, "context_length_exceeded", "documents")
+        assert "documents[1] has" in error["message"]
+    error_of(xlm_r.client.post("/rerank", json={"query": CAT, "texts": [DOG], "max_tokens_per_doc": 3}), 400)
+
+
+def test_errors_name_the_fields_of_their_route(xlm_r: Served, reranker: Served) -> None:
+    for fields, param, words in (
+        ({"texts": [CAT, LONG]}, "texts", "texts[1] has"),
+        ({"texts": [CAT], "output_dimension": 12}, "output_dimension", "output_dimension must be 8, 16, 32"),
+        ({"texts": [CAT, DOG], "max_tokens": 2}, "max_tokens", "texts[0] was to be truncated to 2"),
+    ):
+        message = error_of(xlm_r.client.post("/v2/embed", json=fields), 400, param=param)["message"]
+        assert words in message
+        assert "input" not in message.replace("an input", "")
+    response = xlm_r.client.post("/embed", json={"inputs": [CAT, [5, 99999]]})
+    error_of(response, 400, param="inputs")
+    message = error_of(xlm_r.client.post("/embed", json={"inputs": [[5], [5, 99999]]}), 400, param="inputs")["message"]
+    assert "inputs[1] has 99999" in message
+    response = reranker.client.post("/v1/score", json={"text_1": CAT, "text_2": [CAT, LONG]})
+    response_of_query = xlm_r.client.post("/v2/rerank", json={"query": LONG, "documents": [CAT]})
+    message = error_of(response_of_query, 400, "context_length_exceeded", "query")["message"]
+    assert "but query has" in message
+    assert "text_2[1] has" in error_of(response, 400, "context_length_exceeded", "text_2")["message"]
 
 
 def test_embed_takes_what_the_model_has(xlm_r: Served) -> None:

@@ -218,6 +218,12 @@ class TextInput(Struct, frozen=True):
     text: str
 
 
+class DocumentInput(Struct, frozen=True):
+    """A document to embed, cut to `document_tokens`."""
+
+    document: str
+
+
 class TokensInput(Struct, frozen=True):
     """Token ids to embed."""
 
@@ -244,13 +250,21 @@ class Truncation(Struct, frozen=True, omit_defaults=True):
 
 
 class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Texts to embed."""
+    """Texts to embed. document_tokens: of a document, of a pair's second text and of a framed one, to cut them to."""
 
     model: str
-    inputs: list[TextInput | TokensInput] | list[TextInput] | list[TokensInput] | list[PairInput] | list[FramedInput]
+    inputs: (
+        list[TextInput | TokensInput]
+        | list[TextInput]
+        | list[TokensInput]
+        | list[TextInput | DocumentInput]
+        | list[PairInput]
+        | list[FramedInput]
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     truncation: Truncation | None = None
+    document_tokens: int | None = None
     tenant: int = 0
     background: bool = False
 

@@ -28,7 +28,6 @@ from lmserve.schemas.guided import NamedSchema, StructuredOutputs
 from lmserve.schemas.interactive import InteractiveRequest
 from lmserve.schemas.responses import InputItem, InputPart, ResponsesRequest, SchemaFormat
 from lmserve.schemas.retention import Retention
-from lmserve.schemas.scoring import RerankRequest
 from lmserve.schemas.sessions import TurnRequest
 from lmserve.schemas.tei import AnyRerankRequest, InputsRequest
 from lmserve.schemas.tokenize import EncodeRequest, TokenizeRequest
@@ -71,8 +70,6 @@ FIELDS: Final[Mapping[type[Struct], Mapping[str, Json]]] = {
     InteractiveRequest: {"adapter_name": NULL, "image_url": NULL},
     MessagesRequest: {"system": SYSTEM},
     CountTokensRequest: {"system": SYSTEM},
-    RerankRequest: {"max_tokens_per_doc": NULL},
-    AnyRerankRequest: {"max_tokens_per_doc": NULL},
     CompletionRequest: {
         "prompt": one_kind({"type": "string", "maxLength": MAX_TEXT_CHARS}, MAX_PROMPT_TOKENS),
         "stop": NO_CANCEL,

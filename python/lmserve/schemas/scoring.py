@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from lmserve.schemas.bounds import RequestedModel, Tag
 from lmserve.schemas.cohere import ReplyMeta
-from lmserve.schemas.embeddings import EmbeddingsUsage, NonEmptyText, TruncateTokens
+from lmserve.schemas.embeddings import MAX_INPUT_TOKENS, EmbeddingsUsage, NonEmptyText, TruncateTokens
 
 MAX_TEXTS: Final = 1024
 
@@ -75,7 +75,10 @@ class RerankRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     return_documents: Annotated[bool | None, Meta(description="Report the documents as well. Null: true.")] = None
     user: Annotated[Tag | None, Meta(description="Accepted, but has no effect.")] = None
     truncate_prompt_tokens: TruncateTokens = None
-    max_tokens_per_doc: Annotated[Any, Meta(description="Not supported. A value other than null is a 400.")] = None
+    max_tokens_per_doc: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_INPUT_TOKENS)] | None,
+        Meta(description="Truncate each document, with its prompt, to this many tokens. Null: none is."),
+    ] = None
 
 
 class RankedDocument(Struct, frozen=True, kw_only=True):

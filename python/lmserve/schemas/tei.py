@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -75,7 +75,10 @@ class AnyRerankRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     return_documents: Annotated[bool | None, Meta(description="With `documents`: report them too; null: true.")] = None
     user: Annotated[Tag | None, Meta(description="Taken, and of no effect.")] = None
     truncate_prompt_tokens: TruncateTokens = None
-    max_tokens_per_doc: Annotated[Any, Meta(description="Not supported: a 400, unless null.")] = None
+    max_tokens_per_doc: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_INPUT_TOKENS)] | None,
+        Meta(description="With `documents`: truncate each, with its prompt, to this many tokens. Null: none is."),
+    ] = None
 
 
 class RankedText(Struct, frozen=True, kw_only=True):

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import Truncation
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import EmbeddingsRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFields:
+    """What a route calls fields of `/v1/embeddings`.
+
+    first: the field of the inputs that come first, and how many there are: texts that others are compared with.
+    """
+
+    names: Mapping[str, str]
+    first: tuple[str, int] = ("", 0)
+
+    @contextmanager
+    def in_errors(self) -> Iterator[None]:
+        """Let errors name the route's fields."""
+        try:
+            yield
+        except LmserveError as error:
+            message, param = str(error.error["message"]), str(error.error.get("param"))
+            if param not in self.names:
+                raise
+            name, at = self.names[param], re.search(r"\binput (\d+)\b", message)
+            message = re.sub(rf"\b{param}(?= (must|needs|may)\b)", name, message)
+            if at is not None:
+                field, place = self._place(int(at[1]))
+                name = field if param == "input" else name
+                message = message.replace(at[0], place)
+            raise LmserveError(error.status, {**error.error, "param": name, "message": message}) from error
+
+    def _place(self, index: int) -> tuple[str, str]:
+        """The field of an input of the core, and its place there."""
+        field, count = self.first
+        if index >= count:
+            field, index = self.names["input"], index - count
+        return field, field if (field, count) == (self.first[0], 1) else f"{field}[{index}]"
+
+
+EMBEDDINGS: Final = RouteFields({})
 
 
 def check_embeds(engine: AsyncEngine) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Final
 
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
+from lmserve.api.convert.embedding import RouteFields
 from lmserve.api.convert.vectors import Vectors, VectorsReply, in_form
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
@@ -16,6 +17,11 @@ from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.api.routes.embeddings import submission
 from lmserve.schemas.cohere import BilledUnits, EmbeddingsByType, EmbedReply, EmbedRequest, ReplyMeta, TokenCounts
 from lmserve.schemas.embeddings import EmbeddingsRequest, EmbeddingsUsage
+
+# What Cohere calls fields of /v1/embeddings.
+FIELDS: Final = RouteFields(
+    {"input": "texts", "dimensions": "output_dimension", "truncate_prompt_tokens": "max_tokens"}
+)
 
 
 @post(
@@ -56,5 +62,6 @@ async def embed_by_type(data: JSONBody[EmbedRequest], request: Request[Any, Any,
             ),
         )
 
-    stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
-    return EngineReply(VectorsReply(stream, reply))
+    with FIELDS.in_errors():
+        stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
+    return EngineReply(VectorsReply(stream, reply, FIELDS))

@@ -16,13 +16,20 @@ from litestar.params import JSONBody
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from lmserve.api.convert.embedding import truncation
+from lmserve.api.convert.embedding import RouteFields, truncation
 from lmserve.api.convert.vectors import Vectors, VectorsReply
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
-from lmserve.engine.submission import EmbedSubmission, FramedInput, PairInput, TextInput, Truncation
+from lmserve.engine.submission import (
+    DocumentInput,
+    EmbedSubmission,
+    FramedInput,
+    PairInput,
+    TextInput,
+    Truncation,
+)
 from lmserve.errors import LmserveError
 from lmserve.schemas.cohere import ApiVersion, BilledUnits, ReplyMeta, TokenCounts
 from lmserve.schemas.embeddings import EmbeddingsUsage
@@ -82,7 +89,7 @@ async def score(data: JSONBody[ScoreRequest], request: Request[Any, Any, Any]) -
         )
 
     cut = truncation(data.truncate_prompt_tokens)
-    return scored(request, model_of(data), (first, second), reply, cut=cut)
+    return scored(request, model_of(data), (first, second), reply, ("text_1", "text_2"), cut=cut)
 
 
 @post(
@@ -106,9 +113,6 @@ async def rerank(data: JSONBody[RerankRequest], request: Request[Any, Any, Any])
 
 def reranked(request: Request[Any, Any, Any], data: RerankRequest, version: Literal["1", "2"] = "1") -> EngineReply:
     """The reply to a request with its model. version: of Cohere's API."""
-    if data.max_tokens_per_doc is not None:
-        message = "max_tokens_per_doc is not supported: the server never truncates documents; leave it out"
-        raise LmserveError.invalid("max_tokens_per_doc", message, "unsupported_parameter")
     documents = [item if isinstance(item, str) else item.text for item in data.documents]
 
     def reply(scores: list[float], usage: EmbeddingsUsage) -> RerankReply:
@@ -134,7 +138,8 @@ def reranked(request: Request[Any, Any, Any], data: RerankRequest, version: Lite
         )
 
     texts, cut = ([data.query], documents), truncation(data.truncate_prompt_tokens)
-    return scored(request, model_of(data), texts, reply, cut=cut, types=("query", "document"))
+    fields, types, most = ("query", "documents"), ("query", "document"), data.max_tokens_per_doc
+    return scored(request, model_of(data), texts, reply, fields, cut=cut, types=types, document_tokens=most)
 
 
 @post(
@@ -215,19 +220,22 @@ def scored(
     model: str,
     texts: tuple[Sequence[str], Sequence[str]],
     reply: Callable[[list[float], EmbeddingsUsage], Struct | list[Any]],
+    fields: tuple[str, str],
     *,
     cut: Truncation | None,
     types: tuple[str, str] | None = None,
     function: str | None = None,
+    document_tokens: int | None = None,
 ) -> EngineReply:
-    """Of each second text with its first, or with the only first one. types: what the texts are, for prompts.
+    """Of each second text with its first, or with the only first one. fields: those of the request with the texts.
 
-    function: what the scores of a model that scores pairs are shown through; None: what it says.
+    types: what the texts are, for prompts. function: what the scores of a model that scores pairs are shown through;
+    None: what it says. document_tokens: what second texts are cut to.
     """
     engine = serving_of(request).engine
     first, second = texts
     embedding = engine.embedding
-    inputs: list[TextInput] | list[PairInput] | list[FramedInput]
+    inputs: list[TextInput | DocumentInput] | list[PairInput] | list[FramedInput]
     if embedding is not None and embedding.scores is not None:
         shown_through = function or embedding.scores
         if embedding.length != 1:
@@ -247,13 +255,22 @@ def scored(
         if embedding is not None:
             usual = embedding.default_prefix
             before = (usual, usual) if types is None else (embedding.prompt_of(types[0]), embedding.prompt_of(types[1]))
-        inputs = [TextInput(prompt + text) for prompt, part in zip(before, texts, strict=True) for text in part]
+        kind = TextInput if document_tokens is None else DocumentInput
+        inputs = [*(TextInput(before[0] + text) for text in first), *(kind(before[1] + text) for text in second)]
 
         def scores(vectors: Vectors) -> list[float]:
             return cosines(vectors[: len(first)], vectors[len(first) :])
 
     submission = EmbedSubmission(
-        model=model, inputs=inputs, encoding_format="base64", truncation=cut, tenant=tenant_of(request)
+        model=model,
+        inputs=inputs,
+        encoding_format="base64",
+        truncation=cut,
+        document_tokens=document_tokens,
+        tenant=tenant_of(request),
     )
+    # The texts of a pair are one input.
+    count = 0 if isinstance(inputs[0], PairInput | FramedInput) else len(first)
+    route = RouteFields({"input": fields[1]}, (fields[0], count))
     stream = engine.embed(submission)
-    return EngineReply(VectorsReply(stream, lambda vectors, usage: reply(scores(vectors), usage)))
+    return EngineReply(VectorsReply(stream, lambda vectors, usage: reply(scores(vectors), usage), route))

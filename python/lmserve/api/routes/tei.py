@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
-from lmserve.api.convert.embedding import truncation
+from lmserve.api.convert.embedding import RouteFields, truncation
 from lmserve.api.convert.vectors import Vectors, VectorsReply, in_form
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
@@ -20,6 +20,9 @@ from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import EmbeddingsRequest, EmbeddingsUsage
 from lmserve.schemas.scoring import RerankReply, RerankRequest
 from lmserve.schemas.tei import AnyRerankRequest, InputsRequest, RankedText
+
+# What TEI calls a field of /v1/embeddings.
+FIELDS: Final = RouteFields({"input": "inputs"})
 
 
 @post(
@@ -50,8 +53,9 @@ async def embed(data: JSONBody[InputsRequest], request: Request[Any, Any, Any]) 
         del usage
         return in_form(vectors, "float")
 
-    stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
-    return EngineReply(VectorsReply(stream, reply))
+    with FIELDS.in_errors():
+        stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
+    return EngineReply(VectorsReply(stream, reply, FIELDS))
 
 
 @post(
@@ -84,8 +88,8 @@ async def rerank_texts(data: JSONBody[AnyRerankRequest], request: Request[Any, A
         ]
 
     function = "identity" if data.raw_scores else "sigmoid"
-    both, types = ([data.query], texts), ("query", "document")
-    return scored(request, model_of(data), both, reply, cut=cut, types=types, function=function)
+    both, types, fields = ([data.query], texts), ("query", "document"), ("query", "texts")
+    return scored(request, model_of(data), both, reply, fields, cut=cut, types=types, function=function)
 
 
 def _of_documents(request: Request[Any, Any, Any], data: AnyRerankRequest) -> EngineReply:
