@@ -33,7 +33,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install test-parallel wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
+.PHONY: help serve test test-install test-parallel wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-families test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ test-clients: build $(DEV) ## coding agents and SDKs of others against the serve
 
 test-parallel: build $(DEV) ## tiny models of every family split among four processes
 	RANKS=4 $(BIN)/python -m pytest --timeout=1800 tests/engine/test_tensor_parallel.py
+
+test-families: build $(DEV) ## every family in every mode from GGUF files, as `make test` runs them from safetensors
+	FORM=gguf $(BIN)/python -m pytest -n $(WORKERS) tests/engine/test_model_equal.py
 
 test-gguf: build $(DEV) ## llama.cpp's converter and server as an oracle: LLAMA_CPP_SOURCE names its source, LLAMA_CPP_SERVER its llama-server
 	$(BIN)/python -m pytest -rs --timeout=1800 tests/engine/test_llama_cpp.py

@@ -1,7 +1,13 @@
-"""Each family equals transformers: logits to 1e-3 in fp32 and the same greedy tokens, however its steps are cut."""
+"""Each family equals transformers: logits to 1e-3 in fp32 and the same greedy tokens, however its steps are cut.
+
+With FORM=gguf, as `make test-families` has it, models are loaded from GGUF files instead of safetensors.
+"""
+
+import os
 
 import numpy as np
 import pytest
+import tiny_gguf
 import tiny_models
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 from model_driver import Driver, greedy
@@ -14,15 +20,19 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module", params=list(tiny_models.CONFIGS))
-def reference_folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return tiny_models.make(request.param, folder), folder
+def reference_path(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    reference = tiny_models.make(request.param, path)
+    if os.environ.get("FORM") == "gguf":
+        path /= "model.gguf"
+        tiny_gguf.write(path, reference, tiny_gguf.ARCHITECTURES.get(request.param, request.param))
+    return reference, path
 
 
 @pytest.fixture(scope="module", params=list(OPTIONS))
-def models(request, reference_folder):
-    reference, folder = reference_folder
-    runner = load_runner(open_checkpoint(folder), OPTIONS[request.param])
+def models(request, reference_path):
+    reference, path = reference_path
+    runner = load_runner(open_checkpoint(path), OPTIONS[request.param])
     greedy(runner)
     return reference, runner
 

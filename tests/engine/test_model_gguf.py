@@ -32,45 +32,10 @@ def assert_equals(reference, path, options=OPTIONS) -> None:
         assert sequence.tokens[-STEPS:] == logits.argmax(-1).tolist()
 
 
-# The architecture's name, where it is not the family's.
-ARCHITECTURES = {
-    "llama3": "llama",
-    "gemma4_31b": "gemma4",
-    "gemma4_moe": "gemma4",
-    "gpt_oss": "gpt-oss",
-    "glm4_moe": "glm4moe",
-    "glm4_moe_lite": "deepseek2",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "minimax_m2": "minimax-m2",
-    "granitemoeshared": "granitemoe",
-    "mistral": "llama",
-    "mixtral": "llama",
-    "qwen3_moe": "qwen3moe",
-    "ministral3": "mistral3",
-    "olmo3": "olmo2",
-    "cohere": "command-r",
-    "lfm2_tied": "lfm2",
-    "lfm2_moe": "lfm2moe",
-    "qwen3_5": "qwen35",
-    "qwen3_5_small": "qwen35",
-    "qwen3_5_moe": "qwen35moe",
-    "qwen3_next": "qwen3next",
-    "granitemoehybrid": "granitehybrid",
-    "nemotron_h_biased": "nemotron_h",
-    "nemotron_h_latent": "nemotron_h_moe",
-    "falcon_h1": "falcon-h1",
-    "falcon_h1_normed": "falcon-h1",
-    "granitemoehybrid_dense": "granitehybrid",
-    "granitemoehybrid_attention": "granite",
-}
-
-
 @pytest.mark.parametrize("family", list(tiny_models.CONFIGS))
 def test_architectures(family, tmp_path):
-    architecture = ARCHITECTURES.get(family, family)
     reference = tiny_models.make(family, tmp_path / "hf")
-    tiny_gguf.write(tmp_path / "model.gguf", reference, architecture)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, tiny_gguf.ARCHITECTURES.get(family, family))
     assert_equals(reference, tmp_path / "model.gguf")
     assert_equals(reference, tmp_path / "model.gguf", CPU)
 
