@@ -32,7 +32,7 @@ SEED = int(os.environ.get("SEED", "20"))
 BEYOND_THE_SCHEMA = re.compile(
     rf"the context holds {MAX_MODEL_LEN} tokens|maximum context length is {MAX_MODEL_LEN} tokens"
     r"|token ids .*lie in \[0, 258\)"
-    r"|dimensions must lie in \[1, 8\]"
+    r"|dimensions? must lie in \[1, 8\]|max_tokens_per_doc does not go with texts"
     r"|unknown field `\w+` would change the text"
     r"|messages must have at least one message"
     r"|turns must lie in \[1, \d+\]"

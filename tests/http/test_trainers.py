@@ -72,3 +72,10 @@ def test_trl_chats(client: httpx.Client, tools: dict[str, Any]) -> None:
         entries = choice["logprobs"]["content"]
         assert [number(entry["token"]) for entry in entries] == choice["token_ids"]
         assert all(entry["logprob"] <= 0 and entry["top_logprobs"] == [] for entry in entries)
+
+
+def test_areal_asks_for_all_tokens_by_a_top_k_beyond_any_vocabulary(client: httpx.Client) -> None:
+    model = client.get("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "prompt": PROMPTS[0], "seed": 3, "max_tokens": 16, "temperature": 1.0}
+    text = [post(client, "/v1/completions", body | more)["choices"][0]["text"] for more in ({}, {"top_k": 10**8})]
+    assert text[0] == text[1]

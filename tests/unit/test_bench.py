@@ -37,13 +37,14 @@ def test_figures_in_terminal_json_and_plot(tmp_path: Path, capsys: pytest.Captur
     runs = result["runs"]
     assert [(run["workload"], run["concurrency"]) for run in runs] == [(w, c) for w in WORKLOADS for c in (2, 3)]
     for run in runs:
-        requests = 10 if run["workload"] == "chat" else 5
+        several = run["workload"] in ("agent", "chat")
+        requests = 10 if several else 5
         assert (run["requests"], run["errors"]) == (requests, {})
         assert (run["prompt_tokens"], run["output_tokens"]) == (7 * requests, 4 * requests)
         assert run["output_tokens_per_s"] * run["elapsed_s"] == pytest.approx(4 * requests)
         assert run["total_tokens_per_s"] * run["elapsed_s"] == pytest.approx(11 * requests)
         assert 0 < run["ttft_ms"]["p50"] <= run["ttft_ms"]["p90"] <= run["ttft_ms"]["p99"] <= run["ttft_ms"]["worst"]
-        assert len(run["turn_ttft_ms"]) == (2 if run["workload"] == "chat" else 1)
+        assert len(run["turn_ttft_ms"]) == (2 if several else 1)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in printed if line.startswith("mixed")] == [
         ["mixed", "2", "5"],

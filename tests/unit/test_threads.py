@@ -22,5 +22,5 @@ def test_four_threads_neither_deadlock_nor_fail(name: str) -> None:
 
 def test_no_class_is_left_out() -> None:
     classes = {name for name, value in vars(_core).items() if inspect.isclass(value)}
-    covered = {"Event", "TokenUsage", "StepMasks", "Stream", "CpuProgram", "CpuArrays"}
+    covered = {"Event", "TokenUsage", "StepMasks", "Stream", "CpuProgram", "CpuArrays", "CpuTexts"}
     assert classes == covered | thread_stress.CLASSES.keys()

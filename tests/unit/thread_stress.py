@@ -175,7 +175,7 @@ def session_log() -> Iterator[Round]:
 
 
 def cpu_model() -> Iterator[Round]:
-    """CpuModel, CpuProgram and CpuArrays: steps run while programs are recorded and weights are taken."""
+    """CpuModel, CpuProgram, CpuArrays and CpuTexts: steps run while programs are recorded and weights are taken."""
     import tiny_models
     from lmserve.model import RunnerOptions, load_runner, open_checkpoint
 
@@ -211,7 +211,7 @@ CLASSES: dict[str, Callable[[], Iterator[Round]]] = {
     "ChatTemplate": template,
     "GgufFile": gguf_file,
     "OpenSessionLog": session_log,
-    "CpuModel": cpu_model,  # and CpuProgram, CpuArrays
+    "CpuModel": cpu_model,  # and CpuProgram, CpuArrays, CpuTexts
 }
 
 

@@ -48,7 +48,7 @@ class Sizes:
 
     output_tokens: int | None = None
     requests: int | None = None
-    turns: int = 6
+    turns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,14 @@ def _prompt(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conve
 
 def _agent(source: random.Random, _concurrency: int, sizes: Sizes) -> list[Conversation]:
     def conversation() -> Conversation:
-        return tuple(Turn(text(source, 550), sizes.output_tokens or 48) for _ in range(20))
+        return tuple(Turn(text(source, 550), sizes.output_tokens or 48) for _ in range(sizes.turns or 20))
 
     return [conversation() for _ in range(sizes.requests or 1)]
 
 
 def _chat(source: random.Random, concurrency: int, sizes: Sizes) -> list[Conversation]:
     def conversation() -> Conversation:
-        turns = range(sizes.turns)
+        turns = range(sizes.turns or 6)
         return tuple(Turn(text(source, source.randint(30, 90)), sizes.output_tokens or 64) for _ in turns)
 
     return [conversation() for _ in range(sizes.requests or concurrency)]

@@ -68,8 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--turns",
         metavar="N",
         type=_integer(1, 1000),
-        default=6,
-        help="turns of each conversation of the workload chat (default: 6)",
+        help="turns of each conversation (default: 20 of the workload agent, 6 of chat)",
     )
     parser.add_argument(
         "--resend-history",

@@ -37,7 +37,8 @@ Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
-TopK = Annotated[int, Meta(ge=-1, le=1_000_000)]
+# Trainers ask for all tokens by a number larger than any vocabulary.
+TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=10)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
