@@ -215,13 +215,16 @@ def _llama(server: str, model: Path) -> Callable[[Point], list[str]]:
 
 
 def _ik_llama(server: str, model: Path) -> Callable[[Point], list[str]]:
-    """ik_llama.cpp's server: attention by its flash kernels, rows interleaved at load, one cache for all slots."""
+    """ik_llama.cpp's server: attention by its flash kernels, rows interleaved at load, one cache for all slots.
+
+    It does not read the `ignore_eos` of a completion, so its command says it.
+    """
     threads = len(os.sched_getaffinity(0))
 
     def command(point: Point) -> list[str]:
         slots = ["-np", str(point.slots), "-c", str(point.slots * point.slot_tokens)]
-        common = [server, "-m", str(model), "--port", "{port}", "-t", str(threads), "-fa", "on", "-rtr"]
-        return [*common, *slots, *_extra("IK_LLAMA_ARGS")]
+        common = [server, "-m", str(model), "--port", "{port}", "-t", str(threads)]
+        return [*common, *slots, "-fa", "on", "-rtr", "--ignore-eos", *_extra("IK_LLAMA_ARGS")]
 
     return command
 
