@@ -215,7 +215,7 @@ class Processes:
     def pids(self) -> list[int]:
         """The processes that run now."""
         group = self._group
-        return [] if group is None else group.pids
+        return [] if group is None or group.ended.is_set() else group.pids
 
     def close(self) -> None:
         """End the processes, and start no others. Idempotent."""
