@@ -9,7 +9,7 @@ import asyncio
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec import structs
 
@@ -39,7 +39,9 @@ from lmserve.engine.text import TextLayer
 from lmserve.errors import LmserveError
 from lmserve.model.embedding import Embedding
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
-from lmserve.worker.processes import Processes
+
+if TYPE_CHECKING:
+    from lmserve.worker.processes import Processes
 
 logger = logging.getLogger("lmserve.engine")
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,8 +24,9 @@ from lmserve.model.interface import Runner
 from lmserve.model.options import MemoryPlan
 from lmserve.model.recording import Header, Recorder
 from lmserve.source import weights_file
-from lmserve.worker.processes import Processes
-from lmserve.worker.runner import ProcessRunner
+
+if TYPE_CHECKING:
+    from lmserve.worker.processes import Processes
 
 logger = logging.getLogger("lmserve.engine")
 
@@ -100,6 +101,9 @@ class ModelPlan:
         session_log = self._open_session_log()
         runner: Runner
         if config.in_processes:
+            # Few servers need it, and each start would pay for the import.
+            from lmserve.worker.runner import ProcessRunner
+
             runner = ProcessRunner.start(checkpoint, replace(self.options, device=self.memory.device))
             self.processes = runner.processes
         else:
