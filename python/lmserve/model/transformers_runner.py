@@ -28,16 +28,10 @@ from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_runner import TorchRunner, allocate_pinned, planned_for_device
 from lmserve.model.transformers_attention import NAME, as_wide, attending
 from lmserve.model.transformers_model import hf_config
-from lmserve.model.wrapped import text_config
+from lmserve.model.wrapped import TEXT_NAMES, text_config
 
 TRIED: Final = 24  # tokens of the comparison at load
 TOLERANCE: Final = 1e-3  # of the largest logit, in fp32
-# Of a text model within a model that sees or hears.
-TEXT_NAMES: Final = {
-    "^model.language_model": "model",
-    "^language_model.model": "model",
-    "^language_model.lm_head": "lm_head",
-}
 LEAST_COSINE: Final = 0.99  # of logits in types with fewer bits
 
 

@@ -25,6 +25,12 @@ MODEL_TYPES: Final[dict[str, str]] = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_text": "qwen3",
 }
+# What becomes of the beginnings of its names, in the form that transformers takes; `text_tensors` reads the same names.
+TEXT_NAMES: Final[dict[str, str]] = {
+    "^model.language_model": "model",
+    "^language_model.model": "model",
+    "^language_model.lm_head": "lm_head",
+}
 _TEXT: Final = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.+)")
 # Parts of a name that only what sees or hears has.
 _OTHER: Final = re.compile(
