@@ -58,6 +58,24 @@ fn say(
     (known.messages, all)
 }
 
+/// Whether `message`, which a client gives back after its question, is taken for the answer `told`.
+fn is_taken_as(setting: &Arc<Setting>, told: &ToldAnswer, message: Value) -> bool {
+    let (mut lanes, key, mut fresh) = (Lanes::default(), key(0, "a"), 0);
+    let asked = [user("go")];
+    say(&mut lanes, &key, setting, &asked, told.clone(), &mut fresh);
+    let result = json!({"role": "tool", "content": "5"});
+    let messages = [user("go"), message, result];
+    let (known, _) = say(
+        &mut lanes,
+        &key,
+        setting,
+        &messages,
+        answer("ok"),
+        &mut fresh,
+    );
+    known == 2
+}
+
 #[test]
 fn a_conversation_goes_on_and_a_fork_leaves_both_branches() {
     let (mut lanes, key, tools) = (Lanes::default(), key(0, "a"), setting(&[]));
@@ -117,26 +135,7 @@ fn thoughts_and_calls_are_compared_as_they_were_told() {
         json!({"role": "assistant", "content": ""}),
         json!({"role": "user", "content": "", "tool_calls": same}),
     ] {
-        let (mut lanes, key, tools, mut fresh) = (Lanes::default(), key(0, "a"), setting(&[]), 0);
-        say(
-            &mut lanes,
-            &key,
-            &tools,
-            &[user("go")],
-            told.clone(),
-            &mut fresh,
-        );
-        let messages = [user("go"), message, json!({"role": "tool", "content": "5"})];
-        let known = say(
-            &mut lanes,
-            &key,
-            &tools,
-            &messages,
-            answer("ok"),
-            &mut fresh,
-        )
-        .0;
-        taken.push(known == 2);
+        taken.push(is_taken_as(&setting(&[]), &told, message));
     }
     assert_eq!(taken, [true, true, false, false, false, true, false, false]);
 }
@@ -161,28 +160,9 @@ fn a_call_with_the_defaults_of_its_schema_is_the_same_call() {
         json!({"path": "a", "other": false}),
         json!({"all": false}),
     ] {
-        let (mut lanes, key, mut fresh) = (Lanes::default(), key(0, "a"), 0);
-        say(
-            &mut lanes,
-            &key,
-            &tools,
-            &[user("go")],
-            told.clone(),
-            &mut fresh,
-        );
         let calls = json!([{"id": "c", "function": {"name": "edit", "arguments": arguments}}]);
         let called = json!({"role": "assistant", "content": "", "tool_calls": calls});
-        let messages = [user("go"), called, json!({"role": "tool", "content": "5"})];
-        let known = say(
-            &mut lanes,
-            &key,
-            &tools,
-            &messages,
-            answer("ok"),
-            &mut fresh,
-        )
-        .0;
-        taken.push(known == 2);
+        taken.push(is_taken_as(&tools, &told, called));
     }
     assert_eq!(taken, [true, true, false, false, false, false]);
 }
