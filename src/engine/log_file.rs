@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 use crate::session::LogStorage;
@@ -19,6 +20,12 @@ const LOCK: &str = "lock";
 const UNSYNCED_BYTES: u64 = 32 << 20;
 /// Bytes of a damaged log that are copied at a time.
 const COPY_BYTES: usize = 1 << 20;
+
+/// How long a lock is waited for. A process that has just been killed keeps its lock until the kernel has taken it apart, and a
+/// child keeps that of its parent from the fork until it runs its program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A log on disk. Nobody but its owner may read what was said.
 #[derive(Debug)]
@@ -187,18 +194,24 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The folder's lock file, locked until it is closed; None while another process has it.
+/// The folder's lock file, locked until it is closed; None if another process still has it after [`LOCK_PATIENCE`].
 pub(super) fn lock(folder: &Path) -> io::Result<Option<File>> {
     let file = open_regular(&folder.join(LOCK))?;
-    // SAFETY: the descriptor is open, and flock touches no memory.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(Some(file));
+    let begin = Instant::now();
+    loop {
+        // SAFETY: the descriptor is open, and flock touches no memory.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(Some(file));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        if begin.elapsed() >= LOCK_PATIENCE {
+            return Ok(None);
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return Ok(None);
-    }
-    Err(error)
 }
 
 impl LogStorage for LogFile {

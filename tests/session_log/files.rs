@@ -98,6 +98,21 @@ fn a_file_is_rewritten_in_place() {
 }
 
 #[test]
+fn a_lock_that_is_about_to_be_left_is_waited_for() {
+    let folder = Folder::new("log-left");
+    let held = LogFile::open(&folder.0).unwrap();
+    let (opening, begun) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        begun.recv().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(held);
+    });
+    opening.send(()).unwrap();
+    LogFile::open(&folder.0).unwrap();
+    other.join().unwrap();
+}
+
+#[test]
 fn a_folder_that_cannot_be_is_refused() {
     let folder = Folder::new("log-unusable");
     std::fs::write(&folder.0, "a file").unwrap();
