@@ -23,13 +23,15 @@ struct OpenLane {
     key: LaneKey,
     setting: Arc<Setting>,
     known: Known,
+    branches: bool,
     /// All messages of the request.
     written: Vec<Box<str>>,
 }
 
 impl OpenLane {
-    /// The lane of a request; None where it names none, or where what it asks for takes more than a history and an answer.
-    fn of(submission: &Submission, lanes: &Arc<Mutex<Lanes>>) -> Option<Self> {
+    /// The lane of a request; None where it names none, or where what it asks for takes more than a history and an answer. A branch
+    /// of a session sends only what is new: its lane must have the turns of `base`.
+    fn of(submission: &Submission, base: &TurnHistory, lanes: &Arc<Mutex<Lanes>>) -> Option<Self> {
         let name = submission.lane.as_deref()?;
         let Input::Messages {
             messages,
@@ -41,15 +43,14 @@ impl OpenLane {
         else {
             return None;
         };
-        let begins = submission
-            .session
-            .as_ref()
-            .is_none_or(|session| session.start && session.parent.is_none());
+        let session = submission.session.as_ref();
+        let branches = session.is_some_and(|session| session.parent.is_some());
+        let begins = session.is_none_or(|session| session.start);
         let plain = submission.n == 1
             && submission.prompt_logprobs.is_none()
             && submission.stopping.max_tokens != Some(0)
             && !submission.on_overflow.drops_turns();
-        if !begins || !plain {
+        if !(begins || branches) || !plain {
             return None;
         }
         let key = LaneKey {
@@ -59,11 +60,20 @@ impl OpenLane {
         let setting = Setting::new(tools.as_deref(), template_kwargs);
         let written: Vec<Box<str>> = messages.iter().map(written).collect();
         let view = lock(lanes).view(&key);
+        let known = if branches {
+            Known {
+                turns: view.find_tokens(&setting, &base.history)?,
+                messages: 0,
+            }
+        } else {
+            view.find(&setting, messages, &written)
+        };
         Some(Self {
-            known: view.find(&setting, messages, &written),
+            known,
             lanes: Arc::clone(lanes),
             key,
             setting: Arc::new(setting),
+            branches,
             written,
         })
     }
@@ -84,7 +94,7 @@ impl OpenLane {
 }
 
 /// As [`prepare`]; a request that names a lane goes on from what that holds of its messages, where that fits as well. `base`: of
-/// its session.
+/// its session, or of the session that it branches from, which it goes on from in any case.
 ///
 /// # Errors
 /// Those of [`prepare`].
@@ -97,10 +107,15 @@ pub(super) fn prepare_in_lane(
     limits: Limits,
     wanted: &dyn Fn() -> Result<()>,
 ) -> Result<Prepared> {
-    let Some(mut lane) = OpenLane::of(submission, lanes) else {
+    let Some(mut lane) = OpenLane::of(submission, &base, lanes) else {
         return prepare(submission, base, tokenizer, template, limits, wanted);
     };
     let known = std::mem::take(&mut lane.known);
+    if lane.branches {
+        let mut prepared = prepare(submission, base, tokenizer, template, limits, wanted)?;
+        prepared.lane = Some(lane.turn(known, prepared.answer.clone()));
+        return Ok(prepared);
+    }
     if !known.turns.is_empty() {
         let before = take_messages(submission, known.messages);
         let history = TurnHistory {

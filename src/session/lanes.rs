@@ -237,6 +237,18 @@ impl Branch {
         (turns, at)
     }
 
+    /// The first turns that have exactly these tokens.
+    fn with_tokens(&self, tokens: &[u32]) -> Option<&[Arc<LaneTurn>]> {
+        let mut rest = tokens;
+        for (at, turn) in self.turns.iter().enumerate() {
+            rest = rest.strip_prefix(&*turn.tokens)?;
+            if rest.is_empty() {
+                return Some(&self.turns[..=at]);
+            }
+        }
+        None
+    }
+
     fn begins(&self, turns: &[Arc<LaneTurn>]) -> bool {
         self.turns.len() <= turns.len()
             && self.turns.iter().zip(turns).all(|(a, b)| Arc::ptr_eq(a, b))
@@ -257,6 +269,14 @@ impl LaneView {
             turns: branch.turns[..turns].to_vec(),
             messages,
         })
+    }
+
+    /// The turns of a branch that have exactly these tokens. None if no branch has them.
+    pub fn find_tokens(&self, setting: &Setting, tokens: &[u32]) -> Option<Vec<Arc<LaneTurn>>> {
+        let branches = self.0.iter().filter(|branch| *branch.setting == *setting);
+        let found = branches.filter_map(|branch| Some((branch.used, branch.with_tokens(tokens)?)));
+        let last = found.max_by_key(|&(used, _)| used);
+        last.map(|(_, turns)| turns.to_vec())
     }
 }
 

@@ -50,8 +50,9 @@ class Program:
     has_tools = True
     # Whether there is one command, which takes all tasks.
     at_once = False
-    # Whether each request goes on from the tokens of the one before: in a lane, or on a connection for each command.
+    # Whether each request goes on from the tokens of the one before, in a lane.
     goes_on = False
+    # Whether it has a connection for each command.
     connects = False
 
     def answers(self, place: Place) -> Sequence[Sequence[str]]:
