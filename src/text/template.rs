@@ -8,6 +8,7 @@ mod functions;
 mod guard;
 mod json;
 mod made;
+mod markup;
 mod methods;
 mod python;
 mod traits;
@@ -82,6 +83,7 @@ impl ChatTemplate {
         environment.set_debug(true);
         python::install(&mut environment);
         fuel::install(&mut environment);
+        markup::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", functions::raise_exception);
         add_template(&mut environment, DEFAULT, source)?;

@@ -174,6 +174,11 @@ LONG = [
     "{{ range(10000000000) | list }}",
     "{{ ('%' ~ '1000000000' ~ 'd') | format(1) }}",
     "{{ 'a' | center(10000000000) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ ('%1000000000s' | safe) % '<' }}",
+    "{{ ('<' | safe).join(range(10000000000)) }}",
+    "{% set ns = namespace(x='&' | e) %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='&' * 100000) %}{% for i in range(9999) %}{% set ns.x = ns.x | forceescape %}{% endfor %}",
     "{{ [1] * 10000000000 }}",
     "{{ 2 ** 10000000000 }}",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from jinja2.exceptions import UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lmserve._core import ChatTemplate
 
@@ -88,6 +89,20 @@ CASES = [
         "{% endset %}{{ x }}{% filter upper %}d{{ x }}{% endfilter %}"
     ),
     "{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}",
+    # `%` formats a text, and is the remainder of a number.
+    "{{ '%s' % 'x' }}{{ '%s-%d' % ('x', 3) }}{{ '%(a)s%(b)03d' % {'a': 'x', 'b': 3} }}{{ 'a' ~ '%d%%' % 50 }}",
+    "{{ '%5.1f|%-4s|%x' % (1.25, 'a', 255) }}{{ '%s' % [1, 'a'] }}{{ '%s' % none }}{{ '%s%%' % 1.5 }}{{ '%s' % true }}",
+    "{{ -7 % 3 }}{{ 7 % -3 }}{{ 7.5 % 2 }}{% for i in range(4) %}{{ loop.index0 % 2 == 0 }}{% endfor %}",
+    # What is marked as safe makes texts safe that it is added to, and no others.
+    """{{ '"<>&' | e }}{{ "'" | escape }}{{ 2.0 | e }}{{ [1, '<'] | e }}""",
+    "{{ ('<' | e) | e }}{{ ('<' | e) | forceescape }}",
+    "{{ '<' + ('<' | safe) }}{{ ('<' | e) + '<' }}{{ '<' + '<' }}{{ (3 | safe) + '<' }}",
+    "{{ ('<' | safe) + ('>' | safe) + '<' }}",
+    "{{ '<' ~ ('<' | safe) }}{{ ['<', 'a' | safe] | join('&') }}{{ ('a' | safe) | replace('a', '<') }}",
+    "{{ (', ' | safe).join(['<', 1, 'b' | safe]) + '<' }}{{ ', '.join(['<', 'b' | safe]) + '<' }}",
+    "{{ ('{} {}' | safe).format('<', 1) + '<' }}{{ ('%s %d' | safe) % ('<', 3) }}{{ ('a' | safe).upper() + '<' }}",
+    "{% set ns = namespace(t='') %}{% for c in 'a<' %}{% set ns.t = ns.t + (c | e) %}{% endfor %}{{ ns.t + '<' }}",
+    "{% macro f() %}<{% endmacro %}{{ f() + '<' }}{{ f() | e }}{{ 1 + 2 }}{{ [1] + [2] }}{{ (1,) + (2,) }}",
     "{% block a %}{{ [1] + [2] }}{% endblock %}{% with x = [1] + [2] %}{{ x | length }}{% endwith %}",
 ]
 
@@ -102,7 +117,33 @@ def test_a_template_gives_what_jinja2_gives(source: str) -> None:
     assert ChatTemplate(source).render(b"[]", add_generation_prompt=False) == expected
 
 
-@pytest.mark.parametrize("source", ["{{ 'abc'.index('z') }}", "{{ [1].index(2) }}", "{{ dict([1]) }}"])
+REFUSED = [
+    "{{ 'abc'.index('z') }}",
+    "{{ [1].index(2) }}",
+    "{{ dict([1]) }}",
+    "{{ '%s %s' % 'a' }}",
+    "{{ '%d' % 'a' }}",
+    "{{ ('a' | safe) + 1 }}",
+    "{% for x in messages.x.y %}a{% endfor %}",
+    # None cannot be iterated over, as what is undefined can.
+    "{% for x in none %}a{% else %}b{% endfor %}",
+    "{% for x in none | default([]) %}a{% endfor %}",
+    *(
+        "{{ none | " + name + " }}"
+        for name in ("list", "join", "sort", "sum", "unique | list", "batch(2) | list", "slice(2) | list", "max", "min")
+    ),
+    "{{ none | groupby('a') }}{{ none | first }}{{ none | last }}{{ none | length }}{{ none | items | list }}",
+]
+
+
+@pytest.mark.parametrize("source", REFUSED)
 def test_what_python_refuses_is_refused(source: str) -> None:
+    with pytest.raises((TypeError, ValueError, UndefinedError)):
+        ImmutableSandboxedEnvironment().from_string(source).render(messages=[])
     with pytest.raises(Exception, match="the chat template cannot render"):
         ChatTemplate(source).render(b"[]")
+
+
+def test_what_is_undefined_has_no_items() -> None:
+    source = "{% for x in nothing %}a{% else %}b{% endfor %}{{ nothing | list }}{{ messages[0].x | default([], true) }}"
+    assert ChatTemplate(source).render(b'[{"role": "user"}]', add_generation_prompt=False) == "b[][]"

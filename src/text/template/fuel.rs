@@ -23,6 +23,7 @@ const COMPARISONS: u64 = 24;
 pub(super) const MADE: &str = "=made";
 pub(super) const STORED: &str = "=stored";
 pub(super) const READ: &str = "=read";
+pub(super) const ITERATED: &str = "=iterated";
 pub(super) const WEIGHED: &str = "=weighed";
 pub(super) const IS_LIST: &str = "=is_list";
 pub(super) const JOINED: &str = "=joined";
@@ -39,6 +40,10 @@ const FLAT: [&str; 16] = [
 ];
 /// Filters that call another one, or a test, for each item.
 const EACH: [&str; 5] = ["map", "reject", "rejectattr", "select", "selectattr"];
+/// Filters that iterate over their input, which None is not for; those that minijinja itself refuses it for left out.
+const ITERATING: [&str; 10] = [
+    "batch", "groupby", "join", "list", "max", "min", "slice", "sort", "sum", "unique",
+];
 /// Filters that compare items with one another.
 const COMPARING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
 /// Adds the filters that stand in place of operations, and bounds those that templates name.
@@ -48,6 +53,7 @@ pub(super) fn install(environment: &mut Environment) {
     });
     environment.add_filter(STORED, stored);
     environment.add_filter(READ, |value: Variable| value);
+    environment.add_filter(ITERATED, |value: Variable| iterated(&value).map(|()| value));
     environment.add_filter(WEIGHED, |state: &State, value: Variable| {
         weigh(state, &value, 1).map(|()| value)
     });
@@ -70,6 +76,17 @@ pub(super) fn install(environment: &mut Environment) {
 /// Whether a value is a list to Python, or something that it iterates over.
 fn is_list(value: &Variable) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+}
+
+/// Refuses None where Python would iterate over it; minijinja takes it as an empty list.
+///
+/// # Errors
+/// Says so in Python's words.
+fn iterated(value: &Variable) -> Result<(), Error> {
+    if value.is_none() {
+        return Err(refuse("'NoneType' object is not iterable"));
+    }
+    Ok(())
 }
 
 fn refuse(reason: impl Into<String>) -> Error {
@@ -333,6 +350,9 @@ fn filtered(state: &mut State, args: &Variable, name: &str) -> Result<Variable, 
         return Err(refuse("a filter needs a value"));
     };
     pay(state, input.as_str().map_or(0, str::len) as u64)?;
+    if ITERATING.contains(&name) {
+        iterated(input)?;
+    }
     if EACH.contains(&name) {
         let called = others.iter().skip(usize::from(name.ends_with("attr")));
         let called: Vec<&Variable> = called.take_while(|arg| !arg.is_kwargs()).collect();

@@ -6,8 +6,10 @@
 use minijinja::machinery::{Instruction, Instructions};
 
 use super::fuel::{
-    CONCAT, FILTERED, IS_LIST, JOINED, MADE, MAPPING, READ, SLICED, STORED, TESTED, WEIGHED,
+    CONCAT, FILTERED, IS_LIST, ITERATED, JOINED, MADE, MAPPING, READ, SLICED, STORED, TESTED,
+    WEIGHED,
 };
+use super::markup::{FORMATTED, IS_TEXT, MARKING, SIDES};
 use super::methods::{OF_MAPPINGS, UNBOUND};
 
 /// Of a filter that is looked up by its name each time.
@@ -22,8 +24,11 @@ const OWN: u32 = 1 << 31;
 pub(super) fn guarded<'a>(code: &Instructions<'a>) -> Result<Instructions<'a>, String> {
     let mut targets = Vec::new();
     let mut length = 0;
+    let mut marks = false;
     while let Some(instruction) = code.get(length) {
         targets.extend(target_of(instruction));
+        marks |=
+            matches!(instruction, Instruction::ApplyFilter(name, ..) if MARKING.contains(name));
         length += 1;
     }
     targets.sort_unstable();
@@ -39,6 +44,14 @@ pub(super) fn guarded<'a>(code: &Instructions<'a>) -> Result<Instructions<'a>, S
         // It was pushed just before, and there is no other way to get here.
         let constant = matches!(before, Some(Instruction::LoadConst(_)))
             && targets.binary_search(&at).is_err();
+        if marks && matches!(instruction, Instruction::Add) {
+            made.extend([
+                Instruction::BuildTuple(Some(2)),
+                call(SIDES, 1),
+                Instruction::UnpackList(2),
+                Instruction::Swap,
+            ]);
+        }
         put(instruction, constant, &mut made)?;
         before = Some(instruction);
     }
@@ -83,6 +96,16 @@ fn put<'a>(
             I::Jump(place + 6),
             own,
         ]),
+        I::Rem => made.extend([
+            I::Swap,
+            I::DupTop,
+            call(IS_TEXT, 1),
+            I::JumpIfFalse(place + 6),
+            call(FORMATTED, 2),
+            I::Jump(place + 8),
+            I::Swap,
+            own,
+        ]),
         // minijinja has computed what can be: a list may still be one in name alone.
         I::LoadConst(value) if value.as_object().is_some() && !value.is_kwargs() => {
             made.extend([own, call(MADE, 1)]);
@@ -117,7 +140,7 @@ fn put<'a>(
             made.extend([I::LoadConst((*name).into()), call(UNBOUND, 2)]);
         }
         I::SetAttr(_) => made.extend([I::Swap, call(STORED, 1), I::Swap, own]),
-        I::PushLoop(_) => made.extend([call(READ, 1), own]),
+        I::PushLoop(_) => made.extend([call(ITERATED, 1), own]),
         I::ApplyFilter(name, count, _) => made.extend([
             I::BuildTuple(count.map(usize::from)),
             I::LoadConst((*name).into()),

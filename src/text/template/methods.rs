@@ -7,6 +7,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::fuel::{check_bytes, check_pieces, joined_text, option, weigh};
 use super::made::made;
+use super::markup::by_method;
 
 /// The filter that [`unbound`] is.
 pub(super) const UNBOUND: &str = "=unbound";
@@ -51,6 +52,21 @@ fn cycler_of(Rest(items): Rest<Variable>) -> Result<Variable, Error> {
 
 /// What a method of Python gives, within the fuel.
 fn call(
+    state: &mut State,
+    value: &Variable,
+    method: &str,
+    args: &[Variable],
+) -> Result<Variable, Error> {
+    if value.is_safe() {
+        return by_method(state, method, args, |state, args| {
+            within(state, value, method, args)
+        });
+    }
+    within(state, value, method, args)
+}
+
+/// The same of a text that is not marked as safe, or of any other value.
+fn within(
     state: &mut State,
     value: &Variable,
     method: &str,
