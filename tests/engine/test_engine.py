@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import thorough
 import transformers
 from lmserve import _core
 from lmserve.engine.async_engine import AsyncEngine
@@ -134,7 +135,9 @@ def words(seed: int, count: int) -> str:
     )
 
 
-def test_the_deltas_of_a_stream_are_the_whole_text_for_300_seeded_prompts(run):
+def test_the_deltas_of_a_stream_are_the_whole_text(run):
+    count = thorough.of(60, 300)
+
     async def work(face):
         async def both(seed):
             prompt = Text(words(seed, 1 + seed % 7))
@@ -145,11 +148,11 @@ def test_the_deltas_of_a_stream_are_the_whole_text_for_300_seeded_prompts(run):
             assert streamed["tokens"] == whole["tokens"] == 24
             return whole["text"]
 
-        return await asyncio.gather(*[both(seed) for seed in range(300)])
+        return await asyncio.gather(*[both(seed) for seed in range(count)])
 
     texts = run(work)
-    assert len(set(texts)) == 300
-    assert sum("\ufffd" in text for text in texts) > 20, "the model should emit invalid UTF-8"
+    assert len(set(texts)) == count
+    assert sum("\ufffd" in text for text in texts) > count / 15, "the model should emit invalid UTF-8"
 
 
 def test_64_streams_finish_with_the_text_they_give_alone(run):
@@ -336,8 +339,7 @@ def test_shutdown_lets_turns_end_and_is_quick_when_idle(folder, text_layer):
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("status", [0, 3])
-def test_a_program_that_ends_with_a_running_turn_ends_cleanly(folder, smollm2_gguf, status):
+def test_a_program_that_ends_with_a_running_turn_ends_cleanly(folder, smollm2_gguf):
     script = f"""
 import json, time
 from lmserve import _core
@@ -348,7 +350,7 @@ request = {{"route": "generate", "input": {{"type": "tokens", "ids": [1]}}, "sto
 stream = engine.submit(json.dumps(request).encode())
 while engine.stats()["steps"] < 3:
     time.sleep(0.01)
-raise SystemExit({status})
+raise SystemExit(3)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (status, "")
+    assert (done.returncode, done.stderr) == (3, "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import thorough
 import transformers
 from lmserve import _core
 from lmserve.engine.async_engine import AsyncEngine
@@ -61,9 +62,9 @@ def answers(core, requests):
     return asyncio.run(main())
 
 
-def test_500_random_schemas(core):
+def test_random_schemas(core):
     maker = SchemaMaker(11)
-    schemas = [maker.make() for _ in range(500)]
+    schemas = [maker.make() for _ in range(thorough.of(120, 500))]
     requests = [submission(JsonSchema(schema, strict=True), seed) for seed, schema in enumerate(schemas)]
     cut = 0
     for schema, answer in zip(schemas, answers(core, requests), strict=True):
@@ -72,7 +73,7 @@ def test_500_random_schemas(core):
             cut += 1
             continue
         jsonschema.Draft202012Validator(schema).validate(json.loads(answer["text"]))
-    assert cut <= 25
+    assert cut <= len(schemas) / 20
 
 
 def test_a_grammar_changes_no_neighbours_tokens(core):

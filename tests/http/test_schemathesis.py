@@ -24,7 +24,7 @@ from schemathesis.engine import from_schema
 from schemathesis.engine.events import NonFatalError, ScenarioFinished
 from tiny_engine import MAX_MODEL_LEN, TEMPLATE, byte_tokenizer, formula_engine
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "30"))  # of each operation; `make fuzz` has more
+EXAMPLES = int(os.environ.get("EXAMPLES", "10"))  # of each operation; `make fuzz` has more
 SEED = int(os.environ.get("SEED", "20"))
 
 # What no schema can say: the model's and a session's numbers, a comparison of two fields, the last entry of a list,

@@ -251,7 +251,7 @@ def test_phone_width(person: Person) -> None:
 
 
 def test_the_page_about_the_server(person: Person) -> None:
-    body = {"prompt": "Write a long story.", "request_output_len": 600, "ignore_eos": True}
+    body = {"prompt": "Write a long story.", "request_output_len": 300, "ignore_eos": True}
     person.page.goto(f"{person.url}/#server")
     sync_api.expect(person.page.locator("#kv-text")).to_have_text(re.compile(r"Of \d+ blocks, \d+ are in use"))
     with ThreadPoolExecutor(4) as clients:

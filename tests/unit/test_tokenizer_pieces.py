@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import test_tokenizer
 import test_tokenizer_sentencepiece
+import thorough
 import tokenizers
 from lmserve._core import GgufFile, Tokenizer
 from lmserve.errors import LmserveError
@@ -132,7 +133,7 @@ def long_texts() -> list[str]:
     return texts + [run * 700 + " x" + run * 900 for run in runs]
 
 
-TEXTS = long_texts()
+TEXTS = long_texts()[:: thorough.of(3, 1)]
 
 
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer: Tokenizer) -> None:
