@@ -35,6 +35,23 @@ TAIL = """
 | safetensors, one or several files | {plain}; {methods} |
 | GGUF, one or several files | {plain}, {quantized} |
 
+## Longrope
+
+Phi-3, Phi-4-mini and Phi-3.5-MoE have two lists of factors that their frequencies are divided by: short ones, for
+sequences up to the original context length (4,096 tokens), and long ones. transformers chooses in each forward pass, by
+the longest sequence of the batch; where Phi-3's generation passes the original length, all keys are computed again.
+
+lmserve chooses once, by the server's context, as vLLM and llama.cpp do. So the keys of a prefix are the same in every
+sequence, whatever its length, and the prefix cache and sessions can share them.
+
+| `--max-model-len` | A sequence up to the original length | A longer sequence |
+|---|---|---|
+| up to the original length | short factors, as transformers | refused: it is longer than the context |
+| longer, or the model's own | long factors; transformers has the short ones | long factors, as transformers |
+
+`lmserve plan` and the start of the server say when long factors are chosen. A server for short texts alone is closer
+to the model with `--max-model-len 4096`.
+
 ## Other models
 
 `pip install 'lmserve[transformers]'` lets the server run a model folder of another architecture. transformers computes

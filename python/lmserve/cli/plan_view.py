@@ -29,6 +29,7 @@ def _weights(memory: MemoryPlan) -> str:
 def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
     """The plan for a person, a line each. `names`: those the model is served under."""
     from lmserve.model.device import available_memory
+    from lmserve.model.rope import original_length
 
     memory = plan.memory
     also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
@@ -48,6 +49,9 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         short = f"the weights do not fit into {format_size(free)} of free memory"
         lines.append(f"Note      {short}: each step reads from the disk, which is slow")
     lines += [f"Note      {note}" for note in plan.checkpoint.notes]
+    if original := original_length(plan.checkpoint.config.attention, memory.max_model_len):
+        short = f"--max-model-len {original} chooses the short ones, as transformers does for short sequences"
+        lines.append(f"Note      longrope: every sequence has the factors for more than {original} tokens; {short}")
     if plan.checkpoint.kind == "generate":
         defaults = f"{plan.defaults} ({plan.defaults.source})" if plan.defaults.given() else "temperature 1"
         lines.append(f"Sampling  defaults for requests that set none: {defaults}")

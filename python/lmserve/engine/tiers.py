@@ -10,6 +10,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.errors import OptionError
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.options import MemoryPlan
+from lmserve.model.rope import original_length
 
 # Where the states of sessions go beside their log.
 FOLDER = "kv"
@@ -79,6 +80,8 @@ def tiers_of(plan: TierPlan, config: ServeConfig, checkpoint: Checkpoint, memory
     if not plan:
         return None
     formats = f"{memory.ops} {memory.dtype} {memory.quantize} {memory.kv_dtype}"
+    if original_length(checkpoint.config.attention, memory.max_model_len):
+        formats += " long"
     return Tiers(
         host_blocks=plan.host_blocks,
         host_states=plan.host_states,

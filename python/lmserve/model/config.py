@@ -35,8 +35,8 @@ class RopeConfig:
 
     kind "none": plain; "linear": positions divided by `factor`; "llama3": low frequencies divided by `factor`, with a
     smooth ramp between `low_freq_factor` and `high_freq_factor`; "yarn": NTK-by-parts between `beta_fast` and
-    `beta_slow`; "longrope": for sequences that may be longer than `original_context_length`, `long_factors` in place of
-    `frequency_factors`; "proportional": frequencies of the whole head, of which `rotary_dim` elements are rotated.
+    `beta_slow`; "longrope": in a server whose context is longer than `original_context_length`, `long_factors` in place
+    of `frequency_factors`; "proportional": frequencies of the whole head, of which `rotary_dim` elements are rotated.
 
     Of all kinds: frequencies are divided by `frequency_factors`, one for each pair, where there are any. cos and sin
     are multiplied by `attention_factor`. The first `rotary_dim` elements of a head are rotated (0: all), adjacent ones

@@ -15,6 +15,21 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
+def has_long_factors(rope: RopeConfig, length: int) -> bool:
+    """Whether a server whose sequences may have `length` positions divides all of them by longrope's long factors.
+
+    The choice is the server's and not a sequence's: keys of one token and position are equal in all sequences, which
+    share them through the prefix cache.
+    """
+    return rope.kind == "longrope" and length > rope.original_context_length
+
+
+def original_length(layers: Sequence[AttentionLayer], length: int) -> int:
+    """The original context length of a model whose layers have long factors at this `length`; 0: none has."""
+    ropes = [layer.rope for layer in layers if layer.rope is not None and has_long_factors(layer.rope, length)]
+    return max((rope.original_context_length for rope in ropes), default=0)
+
+
 def inverse_frequencies(rope: RopeConfig, head_dim: int, length: int = 0) -> F64:
     """[head_dim / 2] angle per position of each rotated pair, after scaling; 0 for pairs that are not rotated.
 
@@ -24,7 +39,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, length: int = 0) -> F64
     whole = head_dim if rope.kind == "proportional" else rotated
     plain = rope.theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / whole)
     factors = rope.frequency_factors
-    if rope.kind == "longrope" and length > rope.original_context_length:
+    if has_long_factors(rope, length):
         factors = rope.long_factors
     if factors:
         plain = plain / np.asarray(factors, np.float64)
