@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::admission::Admission;
+use super::embed_fields::FieldNames;
 use super::executor::Executor;
 use crate::error::{Error, Kind, Result};
 use crate::wire::{Mailbox, Usage};
@@ -92,6 +93,9 @@ pub struct EmbedSubmission {
     /// As in [`Submission`](crate::request::Submission).
     #[serde(default)]
     pub background: bool,
+    /// What errors call the fields.
+    #[serde(default)]
+    pub fields: FieldNames,
 }
 
 impl EmbedSubmission {
@@ -104,16 +108,14 @@ impl EmbedSubmission {
             .map_err(|e| Error::invalid("input", format!("malformed request: {e}")))?;
         let count = submission.inputs.len();
         if count == 0 || count > MAX_INPUTS {
-            return Err(Error::invalid(
-                "input",
-                format!("input must have 1 to {MAX_INPUTS} entries, but {count} were given"),
-            ));
+            let message = format!("must have 1 to {MAX_INPUTS} entries, but {count} were given");
+            return Err(submission.fields.inputs_error(&message));
         }
         if let Some(n) = submission.dimensions
             && (n == 0 || n > size)
         {
-            let message = format!("dimensions must lie in [1, {size}], but {n} was given");
-            return Err(Error::invalid("dimensions", message));
+            let message = format!("must lie in [1, {size}], but {n} was given");
+            return Err(submission.fields.dimensions_error(&message));
         }
         Ok(submission)
     }
@@ -289,8 +291,9 @@ impl EmbedJob {
         }
         let mut texts = batch.clone().zip(vectors.chunks_exact(self.size));
         if let Some((at, _)) = texts.find(|(_, vector)| vector.iter().any(|x| !x.is_finite())) {
+            let (_, place) = self.submission.fields.place(at);
             let message = format!(
-                "the embedding of input {at} is not finite: a weight of the model is not a number, or its values \
+                "the embedding of {place} is not finite: a weight of the model is not a number, or its values \
                  overflow their type"
             );
             return Err(Error::new(Kind::Internal, "numerical_error", message));

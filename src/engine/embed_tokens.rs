@@ -1,6 +1,7 @@
 //! The tokens of what is to be embedded, within what the model takes.
 
 use super::embed::{Cut, EmbedInput, EmbedSubmission, Truncation};
+use super::embed_fields::FieldNames;
 use crate::error::{Error, Result};
 use crate::text::{PIECE_BYTES, Tokenizer};
 
@@ -12,6 +13,7 @@ pub(super) struct EmbedTokens<'a> {
     pub(super) max_len: usize,
     /// Token ids lie below.
     pub(super) vocab_size: usize,
+    pub(super) fields: &'a FieldNames,
     /// Is asked before each text, and each piece of a long one; its error ends the work.
     pub(super) wanted: &'a dyn Fn() -> Result<()>,
 }
@@ -71,10 +73,11 @@ impl EmbedTokens<'_> {
             let room = limit.checked_sub(taken).filter(|&room| room > 0);
             room.ok_or_else(|| {
                 let least = taken + 1;
-                let message = format!(
-                    "an input can be truncated to {least} tokens or more, but input {at} was to be truncated to {limit}"
-                );
-                Error::invalid("truncate_prompt_tokens", message)
+                self.fields.truncation_error(
+                    at,
+                    &format!("an input can be truncated to {least} tokens or more, but "),
+                    &format!(" was to be truncated to {limit}"),
+                )
             })
         };
         match input {
@@ -106,8 +109,10 @@ impl EmbedTokens<'_> {
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer
-            .ok_or_else(|| Error::invalid("input", "this model has no tokenizer; send token ids"))
+        self.tokenizer.ok_or_else(|| {
+            self.fields
+                .inputs_error("must be token ids: this model has no tokenizer")
+        })
     }
 
     /// Without special tokens: of at most `longest` tokens, or of any length and cut to `most`.
@@ -140,13 +145,12 @@ impl EmbedTokens<'_> {
     fn check(&self, at: usize, ids: &[u32]) -> Result<()> {
         let vocab_size = self.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            let message =
-                format!("token ids must lie in [0, {vocab_size}), but input {at} has {id}");
-            return Err(Error::invalid("input", message));
+            let bounds = format!("token ids must lie in [0, {vocab_size}), but ");
+            return Err(self.fields.input_error(at, &bounds, &format!(" has {id}")));
         }
         if ids.is_empty() {
-            let message = format!("input {at} has no tokens; at least one is needed");
-            return Err(Error::invalid("input", message));
+            let message = " has no tokens; at least one is needed";
+            return Err(self.fields.input_error(at, "", message));
         }
         if ids.len() > self.max_len {
             return Err(self.too_long(at, &ids.len().to_string()));
@@ -156,12 +160,13 @@ impl EmbedTokens<'_> {
 
     fn too_long(&self, at: usize, tokens: &str) -> Error {
         let max_len = self.max_len;
-        let message =
-            format!("an input may have at most {max_len} tokens, but input {at} has {tokens}");
-        let error = Error::invalid("input", message).with_detail("context_length", max_len);
+        let limit = format!("an input may have at most {max_len} tokens, but ");
+        let error = self
+            .fields
+            .input_error(at, &limit, &format!(" has {tokens}"));
         Error {
             code: "context_length_exceeded",
-            ..error
+            ..error.with_detail("context_length", max_len)
         }
     }
 }

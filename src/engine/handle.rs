@@ -354,6 +354,7 @@ impl Engine {
                 tokenizer: model.tokenizer.as_deref(),
                 max_len: model.max_embed_len,
                 vocab_size: model.vocab_size,
+                fields: &submission.fields,
                 wanted: &wanted,
             };
             let tokenized = tokens.of(&submission);

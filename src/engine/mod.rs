@@ -9,6 +9,7 @@ mod config;
 mod core;
 mod count;
 mod embed;
+mod embed_fields;
 mod embed_tokens;
 mod encode;
 mod events;

@@ -249,6 +249,18 @@ class Truncation(Struct, frozen=True, omit_defaults=True):
     cut: Literal["end", "start"] = "end"
 
 
+class FieldNames(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What errors call the fields of an embedding request, where its route has other names than `/v1/embeddings`.
+
+    first: the field of the inputs that come first, which others are compared with, and how many there are.
+    """
+
+    input: str = "input"
+    first: tuple[str, int] | None = None
+    dimensions: str = "dimensions"
+    truncation: str = "truncate_prompt_tokens"
+
+
 class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Texts to embed. document_tokens: of a document, of a pair's second text and of a framed one, to cut them to."""
 
@@ -267,6 +279,7 @@ class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     document_tokens: int | None = None
     tenant: int = 0
     background: bool = False
+    fields: FieldNames | None = None
 
 
 def with_defaults(submission: Submission, defaults: Defaults) -> Submission:

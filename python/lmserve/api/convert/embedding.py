@@ -2,54 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.submission import Truncation
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import EmbeddingsRequest
-
-
-@dataclass(frozen=True, slots=True)
-class RouteFields:
-    """What a route calls fields of `/v1/embeddings`.
-
-    first: the field of the inputs that come first, and how many there are: texts that others are compared with.
-    """
-
-    names: Mapping[str, str]
-    first: tuple[str, int] = ("", 0)
-
-    @contextmanager
-    def in_errors(self) -> Iterator[None]:
-        """Let errors name the route's fields."""
-        try:
-            yield
-        except LmserveError as error:
-            message, param = str(error.error["message"]), str(error.error.get("param"))
-            if param not in self.names:
-                raise
-            name, at = self.names[param], re.search(r"\binput (\d+)\b", message)
-            message = re.sub(rf"\b{param}(?= (must|needs|may)\b)", name, message)
-            if at is not None:
-                field, place = self._place(int(at[1]))
-                name = field if param == "input" else name
-                message = message.replace(at[0], place)
-            raise LmserveError(error.status, {**error.error, "param": name, "message": message}) from error
-
-    def _place(self, index: int) -> tuple[str, str]:
-        """The field of an input of the core, and its place there."""
-        field, count = self.first
-        if index >= count:
-            field, index = self.names["input"], index - count
-        return field, field if (field, count) == (self.first[0], 1) else f"{field}[{index}]"
-
-
-EMBEDDINGS: Final = RouteFields({})
 
 
 def check_embeds(engine: AsyncEngine) -> None:
@@ -59,8 +17,8 @@ def check_embeds(engine: AsyncEngine) -> None:
         raise LmserveError.invalid("model", message)
 
 
-def check_dimensions(engine: AsyncEngine, dimensions: int | None) -> None:
-    """Raises LmserveError (400) where the model's vectors must not be cut to this length."""
+def check_dimensions(engine: AsyncEngine, dimensions: int | None, field: str) -> None:
+    """Raises LmserveError (400) where the model's vectors must not be cut to this length. field: what asks for it."""
     embedding = engine.embedding
     if embedding is None or dimensions is None or embedding.allows(dimensions):
         return
@@ -69,7 +27,7 @@ def check_dimensions(engine: AsyncEngine, dimensions: int | None) -> None:
     else:
         lengths = ", ".join(map(str, sorted({*embedding.dimensions, embedding.length})))
         allowed = f"be {lengths}: the model was not trained for others (matryoshka_dimensions of its config.json)"
-    raise LmserveError.invalid("dimensions", f"dimensions must {allowed}, but {dimensions} was given")
+    raise LmserveError.invalid(field, f"{field} must {allowed}, but {dimensions} was given")
 
 
 def prefix(engine: AsyncEngine, data: EmbeddingsRequest) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from lmserve.api.convert.embedding import EMBEDDINGS, RouteFields
 from lmserve.api.http.reply import rewritten
 from lmserve.engine.async_engine import AsyncStream
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsUsage, VectorForm
@@ -24,24 +23,14 @@ HALF: Final = 128
 
 
 class VectorsReply:
-    """A reply that `make` makes of the core's vectors [n, size], which were asked for in base64.
+    """A reply that `make` makes of the core's vectors [n, size], which were asked for in base64."""
 
-    fields: what the route calls those of `/v1/embeddings`.
-    """
-
-    def __init__(
-        self,
-        stream: AsyncStream,
-        make: Callable[[Vectors, EmbeddingsUsage], Struct | list[Any]],
-        fields: RouteFields = EMBEDDINGS,
-    ) -> None:
+    def __init__(self, stream: AsyncStream, make: Callable[[Vectors, EmbeddingsUsage], Struct | list[Any]]) -> None:
         self._stream = stream
         self._make = make
-        self._fields = fields
 
     async def body(self) -> bytes:
-        with self._fields.in_errors():
-            body = await self._stream.body()
+        body = await self._stream.body()
         return await rewritten([body], lambda: self._made(body))
 
     def _made(self, body: bytes) -> bytes:

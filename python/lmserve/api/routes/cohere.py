@@ -8,20 +8,18 @@ from typing import Any, Final
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
-from lmserve.api.convert.embedding import RouteFields
 from lmserve.api.convert.vectors import Vectors, VectorsReply, in_form
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import serving_of, tenant_of
 from lmserve.api.routes.embeddings import submission
+from lmserve.engine.submission import FieldNames
 from lmserve.schemas.cohere import BilledUnits, EmbeddingsByType, EmbedReply, EmbedRequest, ReplyMeta, TokenCounts
 from lmserve.schemas.embeddings import EmbeddingsRequest, EmbeddingsUsage
 
 # What Cohere calls fields of /v1/embeddings.
-FIELDS: Final = RouteFields(
-    {"input": "texts", "dimensions": "output_dimension", "truncate_prompt_tokens": "max_tokens"}
-)
+FIELDS: Final = FieldNames(input="texts", dimensions="output_dimension", truncation="max_tokens")
 
 
 @post(
@@ -62,6 +60,6 @@ async def embed_by_type(data: JSONBody[EmbedRequest], request: Request[Any, Any,
             ),
         )
 
-    with FIELDS.in_errors():
-        stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
-    return EngineReply(VectorsReply(stream, reply, FIELDS))
+    engine = serving.engine
+    stream = engine.embed(submission(engine, asked, tenant=tenant_of(request), fields=FIELDS))
+    return EngineReply(VectorsReply(stream, reply))

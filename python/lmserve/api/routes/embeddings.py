@@ -14,7 +14,7 @@ from lmserve.api.http.openapi import responses
 from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.async_engine import AsyncEngine
-from lmserve.engine.submission import EmbedSubmission, TextInput, TokensInput
+from lmserve.engine.submission import EmbedSubmission, FieldNames, TextInput, TokensInput
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import MAX_INPUTS, Embedding, EmbeddingsReply, EmbeddingsRequest, EmbeddingsUsage
 
@@ -50,14 +50,17 @@ async def embeddings(data: JSONBody[EmbeddingsRequest], request: Request[Any, An
     return EngineReply(VectorsReply(stream, reply))
 
 
-def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> EmbedSubmission:
-    """The request as the core takes it.
+def submission(
+    engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int, fields: FieldNames | None = None
+) -> EmbedSubmission:
+    """The request as the core takes it. fields: what its route calls them.
 
     Raises LmserveError (400) for mixed or too many inputs, and for what the model does not have.
     """
     check_embeds(engine)
-    check_dimensions(engine, data.dimensions)
-    inputs = _inputs(data)
+    names = fields or FieldNames()
+    check_dimensions(engine, data.dimensions, names.dimensions)
+    inputs = _inputs(data, names.input)
     before = prefix(engine, data)
     if before and isinstance(inputs[0], TokensInput):
         if data.prompt_name is not None or data.input_type is not None:
@@ -72,24 +75,25 @@ def submission(engine: AsyncEngine, data: EmbeddingsRequest, *, tenant: int) -> 
         encoding_format="float" if data.encoding_format in (None, "float") else "base64",
         dimensions=data.dimensions,
         tenant=tenant,
+        fields=fields,
     )
 
 
-def _inputs(data: EmbeddingsRequest) -> list[TextInput] | list[TokensInput]:
+def _inputs(data: EmbeddingsRequest, field: str) -> list[TextInput] | list[TokensInput]:
     if isinstance(data.input, str):
         return [TextInput(data.input)]
     if all(isinstance(item, int) for item in data.input):
         return [TokensInput([item for item in data.input if isinstance(item, int)])]
     if len(data.input) > MAX_INPUTS:
-        message = f"input may have at most {MAX_INPUTS} entries, but {len(data.input)} were given"
-        raise LmserveError.invalid("input", message)
+        message = f"{field} may have at most {MAX_INPUTS} entries, but {len(data.input)} were given"
+        raise LmserveError.invalid(field, message)
     texts = [TextInput(item) for item in data.input if isinstance(item, str)]
     tokens = [TokensInput(item) for item in data.input if isinstance(item, list)]
     for inputs in (texts, tokens):
         if len(inputs) == len(data.input):
             return inputs
     message = (
-        "input must be a text, a list of texts, a list of token ids, or a list of such lists, but a "
+        f"{field} must be a text, a list of texts, a list of token ids, or a list of such lists, but a "
         "mixed list was given"
     )
-    raise LmserveError.invalid("input", message)
+    raise LmserveError.invalid(field, message)

@@ -16,7 +16,7 @@ from litestar.params import JSONBody
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from lmserve.api.convert.embedding import RouteFields, truncation
+from lmserve.api.convert.embedding import truncation
 from lmserve.api.convert.vectors import Vectors, VectorsReply
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
@@ -25,6 +25,7 @@ from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.engine.submission import (
     DocumentInput,
     EmbedSubmission,
+    FieldNames,
     FramedInput,
     PairInput,
     TextInput,
@@ -261,6 +262,8 @@ def scored(
         def scores(vectors: Vectors) -> list[float]:
             return cosines(vectors[: len(first)], vectors[len(first) :])
 
+    # The texts of a pair are one input.
+    count = 0 if isinstance(inputs[0], PairInput | FramedInput) else len(first)
     submission = EmbedSubmission(
         model=model,
         inputs=inputs,
@@ -268,9 +271,7 @@ def scored(
         truncation=cut,
         document_tokens=document_tokens,
         tenant=tenant_of(request),
+        fields=FieldNames(input=fields[1], first=(fields[0], count)),
     )
-    # The texts of a pair are one input.
-    count = 0 if isinstance(inputs[0], PairInput | FramedInput) else len(first)
-    route = RouteFields({"input": fields[1]}, (fields[0], count))
     stream = engine.embed(submission)
-    return EngineReply(VectorsReply(stream, lambda vectors, usage: reply(scores(vectors), usage), route))
+    return EngineReply(VectorsReply(stream, lambda vectors, usage: reply(scores(vectors), usage)))

@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.params import JSONBody
 
-from lmserve.api.convert.embedding import RouteFields, truncation
+from lmserve.api.convert.embedding import truncation
 from lmserve.api.convert.vectors import Vectors, VectorsReply, in_form
 from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses
@@ -16,13 +16,14 @@ from lmserve.api.http.reply import EngineReply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.api.routes.embeddings import submission
 from lmserve.api.routes.scoring import by_score, reranked, scored
+from lmserve.engine.submission import FieldNames
 from lmserve.errors import LmserveError
 from lmserve.schemas.embeddings import EmbeddingsRequest, EmbeddingsUsage
 from lmserve.schemas.scoring import RerankReply, RerankRequest
 from lmserve.schemas.tei import AnyRerankRequest, InputsRequest, RankedText
 
 # What TEI calls a field of /v1/embeddings.
-FIELDS: Final = RouteFields({"input": "inputs"})
+FIELDS: Final = FieldNames(input="inputs")
 
 
 @post(
@@ -53,9 +54,9 @@ async def embed(data: JSONBody[InputsRequest], request: Request[Any, Any, Any]) 
         del usage
         return in_form(vectors, "float")
 
-    with FIELDS.in_errors():
-        stream = serving.engine.embed(submission(serving.engine, asked, tenant=tenant_of(request)))
-    return EngineReply(VectorsReply(stream, reply, FIELDS))
+    engine = serving.engine
+    stream = engine.embed(submission(engine, asked, tenant=tenant_of(request), fields=FIELDS))
+    return EngineReply(VectorsReply(stream, reply))
 
 
 @post(
