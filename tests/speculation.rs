@@ -130,6 +130,7 @@ fn run_on(
             let seconds = row_cost.mul_add(scheduler.step().num_rows() as f64, 1.0) / 1e3;
             scheduler.note_time(seconds);
         }
+        scheduler.note_guesses(&output.guesses);
         scheduler
             .commit(&output.tokens, &mut rows, &mut finished)
             .unwrap();
@@ -197,6 +198,45 @@ fn every_row_is_sampled_as_it_would_be_alone() {
     let stats = drafted.stats;
     assert!(stats.accepted_tokens > 20 && stats.accepted_tokens < stats.drafted_tokens);
     assert!(stats.steps < plain.stats.steps);
+}
+
+/// The model's own guesses alone, which are right about every other time.
+const GUESSES: Speculation = Speculation {
+    max_draft: 0,
+    ..FREE
+};
+
+#[test]
+fn what_the_model_guesses_itself_is_checked_as_any_draft() {
+    let plain = run(&kinds(), 128, None);
+    for speculation in [GUESSES, FREE] {
+        let pool = BlockPool::new(128, 4, true);
+        let model = ToyModel::new(128, 4, VOCAB).with_guesses(true);
+        let guessed = run_on(&kinds(), (pool, model), Some(speculation), None);
+        assert_eq!(plain.rows, guessed.rows);
+        assert_eq!(plain.reasons, guessed.reasons);
+        let stats = guessed.stats;
+        let (drafted, accepted) = (stats.mtp_drafted_tokens, stats.mtp_accepted_tokens);
+        assert!(accepted > 20 && accepted < drafted);
+        assert!(stats.steps < plain.stats.steps);
+        // Text that repeats itself is drafted from the text, where there is such drafting.
+        let alone = speculation.max_draft == 0;
+        assert_eq!(drafted == stats.drafted_tokens, alone);
+    }
+}
+
+#[test]
+fn guesses_that_are_right_too_seldom_for_their_cost_are_soon_not_drafted() {
+    let pool = BlockPool::new(128, 4, true);
+    let model = ToyModel::new(128, 4, VOCAB).with_guesses(true);
+    let dear = Speculation {
+        row_cost: 2.0,
+        ..GUESSES
+    };
+    let outcome = run_on(&kinds()[..1], (pool, model), Some(dear), Some(2.0));
+    let stats = outcome.stats;
+    assert!(stats.mtp_drafted_tokens > 0);
+    assert!(stats.mtp_drafted_tokens < stats.sampled_tokens / 4);
 }
 
 #[test]

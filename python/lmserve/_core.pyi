@@ -715,6 +715,18 @@ class CpuModel:
     def embed_places(self, program: CpuProgram, weight: int) -> int:
         """Record the look-up of rows by where tokens stand in the texts that are embedded."""
 
+    def begin_draft(self, program: CpuProgram, x: int) -> None:
+        """Begin what is computed after the rows of x were sampled from."""
+
+    def embed_next(self, program: CpuProgram, weight: int, scale: float) -> int:
+        """Record the look-up of the tokens that follow the step's ones, times `scale`."""
+
+    def join(self, program: CpuProgram, first: int, second: int) -> int:
+        """Record the columns of two values side by side."""
+
+    def draft(self, program: CpuProgram, x: int, head: int) -> None:
+        """End the recording of a program that guesses, for each row of x the largest logit that `head` gives."""
+
     def norm(self, program: CpuProgram, x: int, weight: int) -> int:
         """Record a norm."""
 
@@ -797,6 +809,9 @@ class CpuModel:
 
     def logits(self, n_rows: int) -> bytes:
         """Float32 logits of the last step's rows; changed where a row had a temperature or edits."""
+
+    def draft_logits(self, n_rows: int) -> bytes:
+        """Float32 logits that the guesses of the last step's rows were made from."""
 
     def embed_pass(self, program: CpuProgram, texts: CpuTexts) -> bytes | None:
         """Compute one pass of some texts, without the GIL: their float32 pooled states once it was the last."""

@@ -158,6 +158,7 @@ class ServeConfig:
     max_batch: int = 64
     max_batch_tokens: int | None = None
     speculate: int = 0  # most tokens drafted for a sequence in one step; 0: none
+    mtp: bool = False  # draft with the model's own head that guesses a token ahead
     policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None
     state_slots: int | None = None  # recurrent states that there is room for, of models that have some

@@ -434,6 +434,24 @@ impl CpuModel {
         lock(&self.0).record_embed_places(&mut lock(&program.0), weight)
     }
 
+    /// Begins what is computed after the rows of x were sampled from.
+    fn begin_draft(&self, program: &CpuProgram, x: usize) -> Result<()> {
+        lock(&self.0).record_begin_draft(&mut lock(&program.0), x)
+    }
+
+    fn embed_next(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
+        lock(&self.0).record_embed_next(&mut lock(&program.0), weight, scale)
+    }
+
+    fn join(&self, program: &CpuProgram, first: usize, second: usize) -> Result<usize> {
+        lock(&self.0).record_join(&mut lock(&program.0), first, second)
+    }
+
+    /// Ends the recording of a program that guesses, for each row of x the largest of the logits that `head` gives.
+    fn draft(&self, program: &CpuProgram, x: usize, head: usize) -> Result<()> {
+        lock(&self.0).record_draft(&mut lock(&program.0), x, head)
+    }
+
     fn norm(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
         lock(&self.0).record_norm(&mut lock(&program.0), x, weight)
     }
@@ -612,17 +630,12 @@ impl CpuModel {
 
     /// The logits of the last step's rows, float32 row after row; changed where a row had a temperature or edits.
     fn logits<'py>(&self, py: Python<'py>, n_rows: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = py.detach(|| {
-            let model = lock(&self.0);
-            let values = model.logits().get(..n_rows * model.vocab_size());
-            values.map(|values| -> Vec<u8> {
-                let bytes = values.iter().flat_map(|value| value.to_ne_bytes());
-                bytes.collect()
-            })
-        });
-        let bytes = bytes
-            .ok_or_else(|| Error::internal(format!("the last step had less than {n_rows} rows")))?;
-        Ok(PyBytes::new(py, &bytes))
+        self.rows_of(py, n_rows, Model::logits)
+    }
+
+    /// The logits that the guesses of the last step were made from, as `logits`.
+    fn draft_logits<'py>(&self, py: Python<'py>, n_rows: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.rows_of(py, n_rows, Model::draft_logits)
     }
 
     /// Computes one pass of some texts, without the GIL: their pooled states, float32 row after row, once it was the last.
@@ -650,6 +663,25 @@ impl CpuModel {
 }
 
 impl CpuModel {
+    fn rows_of<'py>(
+        &self,
+        py: Python<'py>,
+        n_rows: usize,
+        logits: fn(&Model) -> &[f32],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| {
+            let model = lock(&self.0);
+            let values = logits(&model).get(..n_rows * model.vocab_size());
+            values.map(|values| -> Vec<u8> {
+                let bytes = values.iter().flat_map(|value| value.to_ne_bytes());
+                bytes.collect()
+            })
+        });
+        let bytes = bytes
+            .ok_or_else(|| Error::internal(format!("the last step had less than {n_rows} rows")))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
     /// What `add` makes of these parts; gives its number. Packed without the GIL.
     fn pack(
         &self,
@@ -683,12 +715,13 @@ impl CpuModel {
             let (mut model, program) = (lock(&self.0), lock(&program.0));
             // SAFETY: the engine fills the arrays before this call, and touches them again after it; other calls wait for the
             // model.
-            let (step, rows, out) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };
+            let (step, rows, out, drafts) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };
             let sampling = StepSampling {
                 rows,
                 edits,
                 masks: masks.map(|masks| masks as &dyn TokenMasks),
                 out,
+                drafts,
             };
             model.run(&program, head, &step, &sampling)
         })

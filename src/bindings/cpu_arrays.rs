@@ -24,6 +24,14 @@ impl CpuArrays {
     }
 }
 
+/// What a step reads, how its rows are sampled, and where that and the guesses go.
+type StepArrays<'a> = (
+    StepInput<'a>,
+    SampleRows<'a>,
+    Sampled<'a>,
+    SharedSlice<'a, i32>,
+);
+
 impl CpuArrays {
     /// A step of so many tokens, sequences and sampled rows.
     ///
@@ -34,7 +42,7 @@ impl CpuArrays {
         n_tokens: usize,
         n_seqs: usize,
         n_rows: usize,
-    ) -> Result<(StepInput<'_>, SampleRows<'_>, Sampled<'_>)> {
+    ) -> Result<StepArrays<'_>> {
         let b = &self.0;
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
         // SAFETY: the caller's promise.
@@ -54,6 +62,7 @@ impl CpuArrays {
                     (n_seqs * stride).min(b.window_tables.item_count()),
                 )?,
                 sample_rows: entries(&b.sample_rows, n_rows)?,
+                next_tokens: entries(&b.next_tokens, n_seqs.min(b.next_tokens.item_count()))?,
                 state_from: entries(&b.state_from, n_seqs.min(b.state_from.item_count()))?,
                 state_to: entries(&b.state_to, n_seqs.min(b.state_to.item_count()))?,
                 state_tokens: entries(&b.state_tokens, n_seqs.min(b.state_tokens.item_count()))?,
@@ -76,7 +85,8 @@ impl CpuArrays {
                 top_ids: results(&b.top_ids, b.top_ids.item_count())?,
                 top_logprobs: results(&b.top_logprobs, b.top_logprobs.item_count())?,
             };
-            Ok((step, rows, out))
+            let drafts = results(&b.drafts, n_rows.min(b.drafts.item_count()))?;
+            Ok((step, rows, out, drafts))
         }
     }
 }

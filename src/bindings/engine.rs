@@ -85,7 +85,8 @@ impl Engine {
         let flag = |name: &str| -> PyResult<bool> { info.getattr(name)?.extract() };
         let on_cpu = info.getattr("device")?.extract::<String>()? == "cpu";
         let executor = Box::new(PyExecutor::new(runner)?);
-        let speculation = (speculate > 0).then(|| Speculation {
+        let drafts = speculate > 0 || executor.guesses();
+        let speculation = drafts.then(|| Speculation {
             max_draft: speculate,
             max_rows: executor.max_rows(),
             row_cost: row_cost(on_cpu),
@@ -347,6 +348,8 @@ impl Engine {
             ("recomputed_tokens", stats.scheduler.recomputed_tokens),
             ("drafted_tokens", stats.scheduler.drafted_tokens),
             ("accepted_tokens", stats.scheduler.accepted_tokens),
+            ("mtp_drafted_tokens", stats.scheduler.mtp_drafted_tokens),
+            ("mtp_accepted_tokens", stats.scheduler.mtp_accepted_tokens),
             ("free_blocks", stats.free_blocks as u64),
             ("owned_blocks", stats.owned_blocks as u64),
             ("cached_blocks", stats.cached_blocks as u64),

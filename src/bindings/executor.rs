@@ -122,6 +122,11 @@ impl PyExecutor {
         self.buffers.sample_rows.item_count()
     }
 
+    /// Whether the model guesses what follows the tokens that it samples.
+    pub(super) fn guesses(&self) -> bool {
+        self.buffers.drafts.item_count() > 0
+    }
+
     /// Calls `embed` or `embed_passes` with what is embedded.
     fn call_embed<'py>(
         &self,
@@ -175,6 +180,9 @@ impl PyExecutor {
         put(&b.state_tokens, 0, &step.state_tokens, "state_tokens")?;
         put(&b.copied_blocks, 0, &step.copied_blocks, "copied_blocks")?;
         put(&b.window_slots, 0, &step.window_slots, "window_slots")?;
+        if self.guesses() {
+            put(&b.next_tokens, 0, &step.next_tokens, "next_tokens")?;
+        }
         let stride = b.block_tables.shape().get(1).copied().unwrap_or(0);
         for (at, blocks) in step.block_tables.iter().enumerate() {
             if blocks.len() > stride {
@@ -274,6 +282,12 @@ impl Executor for PyExecutor {
         output
             .tokens
             .extend(sampled.iter().map(|&token| token as u32));
+        output.guesses = if self.guesses() {
+            let guesses = get(&self.buffers.drafts, 0, rows)?;
+            guesses.into_iter().map(|token| token as u32).collect()
+        } else {
+            Vec::new()
+        };
         output.logprobs.clear();
         output.top.clear();
         if step.logprobs.iter().all(|&k| k < 0) {

@@ -236,6 +236,7 @@ impl Step {
             // The cache of the texts has as many blocks in all layers.
             window_slots: &self.slots,
             window_tables: &self.block_tables,
+            next_tokens: &[],
             sample_rows: &[],
             state_from: &self.state_from,
             state_to: &self.state_to,

@@ -36,6 +36,18 @@ pub(super) enum Op {
         weight: usize,
         out: Value,
     },
+    /// Rows of the tokens that follow the step's ones, once those are sampled.
+    EmbedNext {
+        weight: usize,
+        scale: f32,
+        out: Value,
+    },
+    /// The columns of one value, then those of the other.
+    Join {
+        first: Value,
+        second: Value,
+        out: Value,
+    },
     /// Of each of the parts of a row, which are as wide as the weight.
     Norm {
         x: Value,
@@ -151,7 +163,16 @@ impl Op {
     /// Calls `f` for each value that it reads or writes.
     pub(super) fn visit(&mut self, mut f: impl FnMut(&mut Value)) {
         match self {
-            Self::Embed { out, .. } | Self::EmbedPlaces { out, .. } => f(out),
+            Self::Embed { out, .. }
+            | Self::EmbedPlaces { out, .. }
+            | Self::EmbedNext { out, .. } => {
+                f(out);
+            }
+            Self::Join { first, second, out } => {
+                f(first);
+                f(second);
+                f(out);
+            }
             Self::Norm { x, out, .. }
             | Self::Linear { x, out, .. }
             | Self::Conv { x, out, .. }

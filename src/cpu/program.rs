@@ -17,6 +17,21 @@ pub struct Program {
     numbers: usize,
     /// What the program leaves behind.
     pub(super) result: Option<Value>,
+    /// The value that is sampled from before the program ends, and how many operations come before that.
+    sampled: Option<(Value, usize)>,
+    /// What is computed after the sampling.
+    pub(super) draft: Option<Draft>,
+}
+
+/// The second half of a program, which guesses the tokens that follow the sampled ones.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draft {
+    /// Its first operation.
+    pub(super) first: usize,
+    /// What its logits are made of, a row for each sampled one.
+    pub(super) states: Value,
+    /// The weight that makes them.
+    pub(super) head: usize,
 }
 
 /// The shape of a linear layer's weight, as the recorder must know it.
@@ -101,6 +116,40 @@ impl Program {
         let (handle, out) = self.push(Rows::Tokens, width);
         self.ops.push(Op::EmbedPlaces { weight, out });
         handle
+    }
+
+    /// Begins what is computed after rows were sampled from the states `x`.
+    pub(super) fn begin_draft(&mut self, x: usize) -> Result<()> {
+        let x = self.value(x)?;
+        if x.rows != Rows::Sampled || self.sampled.is_some() {
+            let message = "a program samples once, from the sampled rows";
+            return Err(Error::invalid("program", message));
+        }
+        self.sampled = Some((x, self.ops.len()));
+        Ok(())
+    }
+
+    pub(super) fn embed_next(&mut self, weight: usize, width: usize, scale: f32) -> Result<usize> {
+        if self.sampled.is_none() {
+            let message = "the tokens that come next are not sampled yet";
+            return Err(Error::invalid("program", message));
+        }
+        let (handle, out) = self.push(Rows::Tokens, width);
+        self.ops.push(Op::EmbedNext { weight, scale, out });
+        Ok(handle)
+    }
+
+    /// Gives the columns of `first`, then those of `second`.
+    pub(super) fn join(&mut self, first: usize, second: usize) -> Result<usize> {
+        let (first, second) = (self.value(first)?, self.value(second)?);
+        let whole = |value: Value| value.width == value.stride;
+        if first.rows != second.rows || !whole(first) || !whole(second) {
+            let message = "join takes two values with as many rows";
+            return Err(Error::invalid("program", message));
+        }
+        let (handle, out) = self.push(first.rows, first.width + second.width);
+        self.ops.push(Op::Join { first, second, out });
+        Ok(handle)
     }
 
     /// A norm of each `width` columns.
@@ -191,6 +240,13 @@ impl Program {
 
     /// Lets the last operation, if it writes `x` row by row, quantize what it writes.
     fn quantize_before(&mut self, x: Value) -> bool {
+        if self
+            .sampled
+            .is_some_and(|(_, first)| first == self.ops.len())
+        {
+            // The head is computed in between, and quantizes its own rows.
+            return false;
+        }
         match self.ops.last_mut() {
             Some(
                 Op::Norm {
@@ -418,12 +474,42 @@ impl Program {
 
     /// Ends the recording: `result` is what the program leaves. Values get their buffers.
     pub(super) fn finish(&mut self, result: usize) -> Result<()> {
-        let mut result = self.value(result)?;
+        let result = self.value(result)?;
+        self.result = Some(self.give_buffers([result])[0]);
+        Ok(())
+    }
+
+    /// Ends the recording of a program that guesses: `head` makes logits of the rows of `states`.
+    pub(super) fn finish_draft(
+        &mut self,
+        states: usize,
+        head: usize,
+        columns: usize,
+    ) -> Result<()> {
+        let states = self.expect(states, "a draft", columns)?;
+        let Some((sampled, first)) = self.sampled.filter(|_| states.rows == Rows::Sampled) else {
+            let message = "a draft takes the sampled rows, after they were sampled";
+            return Err(Error::invalid("program", message));
+        };
+        let [result, states] = self.give_buffers([sampled, states]);
+        self.result = Some(result);
+        self.draft = Some(Draft {
+            first,
+            states,
+            head,
+        });
+        Ok(())
+    }
+
+    /// Gives values buffers; those of `kept` are never used again.
+    fn give_buffers<const N: usize>(&mut self, mut kept: [Value; N]) -> [Value; N] {
         let mut last_use = vec![0; self.numbers];
         for (index, op) in self.ops.iter_mut().enumerate() {
             op.visit(|value| last_use[value.buffer] = index);
         }
-        last_use[result.buffer] = usize::MAX;
+        for value in &kept {
+            last_use[value.buffer] = usize::MAX;
+        }
         let mut given: Vec<Option<usize>> = vec![None; self.numbers];
         let (mut buffers, mut free): (Vec<usize>, Vec<usize>) = Default::default();
         for (index, op) in self.ops.iter_mut().enumerate() {
@@ -444,11 +530,12 @@ impl Program {
             });
             free.append(&mut done);
         }
-        result.buffer = given[result.buffer].unwrap_or(0);
+        for value in &mut kept {
+            value.buffer = given[value.buffer].unwrap_or(0);
+        }
         self.buffers = buffers;
-        self.result = Some(result);
         self.values.clear();
-        Ok(())
+        kept
     }
 }
 

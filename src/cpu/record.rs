@@ -25,6 +25,44 @@ impl Model {
         Ok(program.embed_places(weight, shape.cols))
     }
 
+    /// Begins the second half of a program, which guesses what follows the rows that are sampled from `x`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_begin_draft(&self, program: &mut Program, x: usize) -> Result<()> {
+        program.begin_draft(x)
+    }
+
+    /// Records the look-up of the tokens that follow the step's ones, whose rows are multiplied by `scale`.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_embed_next(
+        &self,
+        program: &mut Program,
+        weight: usize,
+        scale: f32,
+    ) -> Result<usize> {
+        let shape = self.linear_shape(weight)?;
+        program.embed_next(weight, shape.cols, scale)
+    }
+
+    /// Records the columns of one value and of another side by side.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_join(&self, program: &mut Program, first: usize, second: usize) -> Result<usize> {
+        program.join(first, second)
+    }
+
+    /// Ends the recording of a program that guesses: the largest of the logits that `head` makes of a row of `x` is the guess.
+    ///
+    /// # Errors
+    /// As [`Self::record_embed`].
+    pub fn record_draft(&self, program: &mut Program, x: usize, head: usize) -> Result<()> {
+        program.finish_draft(x, head, self.linear_shape(head)?.cols)
+    }
+
     /// Records a norm.
     ///
     /// # Errors

@@ -43,6 +43,32 @@ pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: S
     });
 }
 
+/// `out`: of each row the columns of one value, then those of the other, each given with its width.
+///
+/// # Safety
+/// Until it returns on all threads, nobody may write the values, and nobody else touch `out`.
+///
+/// # Panics
+/// If a buffer is too small.
+pub unsafe fn join(
+    team: &Team,
+    (first, width): (SharedSlice<f32>, usize),
+    (second, other): (SharedSlice<f32>, usize),
+    rows: usize,
+    out: SharedSlice<f32>,
+) {
+    team.for_chunks(rows, chunk(team, rows), |range| {
+        for row in range {
+            // SAFETY: each row is written by one thread.
+            unsafe {
+                let to = out.get_mut(row * (width + other)..(row + 1) * (width + other));
+                to[..width].copy_from_slice(first.get(row * width..(row + 1) * width));
+                to[width..].copy_from_slice(second.get(row * other..(row + 1) * other));
+            }
+        }
+    });
+}
+
 /// `out` = the norm of each row of `x`, all as wide as its weight.
 ///
 /// # Safety

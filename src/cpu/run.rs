@@ -1,15 +1,16 @@
 //! The run of a recorded program over one step.
 
 use super::attention::KvCache;
+use super::isa::Isa;
 use super::linear::{Linear, QuantizedRows};
-use super::memory::Aligned;
+use super::memory::{Aligned, SharedSlice};
 use super::model::{Model, Weight};
 use super::op::{Op, Rows, Value};
 use super::pool::Team;
 use super::program::Program;
 use super::recurrent::{StateCache, StateStep};
 use super::row_ops;
-use super::sample::Sampling;
+use super::sample::{Sampling, argmax};
 use super::step::{StepInput, StepSampling};
 use super::step_context::StepContext;
 use crate::error::{Error, Result};
@@ -38,7 +39,11 @@ impl Model {
             masks: sampling.masks,
             out: sampling.out,
         };
-        let states = program.result.filter(|_| !step.sample_rows.is_empty());
+        let sampled = |_: &Value| !step.sample_rows.is_empty();
+        let states = program.result.filter(sampled);
+        let drafted = program.draft.filter(|draft| sampled(&draft.states));
+        let draft_vocab = program.draft.map(|draft| self.linear_shape(draft.head));
+        let draft_vocab = draft_vocab.transpose()?.map_or(0, |shape| shape.out);
         let (isa, shape) = (self.isa, &self.architecture.shape);
         let (scale, softcap) = (shape.logits_scale, shape.logits_softcap);
         let capped = softcap.is_some() || scale.is_some();
@@ -52,6 +57,18 @@ impl Model {
                 }
                 // SAFETY: the logits are written, and nobody else touches them or the outputs.
                 unsafe { sampler.sample(team, run.logits) };
+            }
+            let Some(draft) = program.draft else { return };
+            // SAFETY: the rows are sampled, and nobody else touches the tokens that come next.
+            unsafe { run.note_sampled(team, sampling.out.tokens) };
+            run.ops(team, &program.ops[draft.first..]);
+            if let Some(draft) = drafted {
+                run.linear(team, draft.states, draft.head, run.draft_logits, false);
+                // SAFETY: the logits are written, and nobody else touches them or the outputs.
+                unsafe {
+                    let shape = (run.rows(draft.states), draft_vocab);
+                    guess(team, isa, run.draft_logits, shape, sampling.drafts);
+                }
             }
         })
     }
@@ -98,6 +115,9 @@ impl Model {
             (step.token_ids.len(), step.sample_rows.len()),
             head,
         )?;
+        if program.draft.is_some() {
+            step.write_next(&self.architecture.shape, &mut self.scratch.next_ids)?;
+        }
         let Self {
             isa,
             pool,
@@ -121,7 +141,8 @@ impl Model {
         let kept = (cache.view(), states);
         let run = StepContext::new(*isa, architecture, weights, step, kept, &attention, scratch);
         pool.run(&|team| {
-            run.program(team, program);
+            let first = program.draft.map_or(program.ops.len(), |draft| draft.first);
+            run.ops(team, &program.ops[..first]);
             then(&run, team);
         });
         Ok(())
@@ -130,6 +151,11 @@ impl Model {
     /// The logits `[rows, vocab]` of the last step, changed where a row had a temperature, a bias, a penalty or a mask.
     pub fn logits(&self) -> &[f32] {
         &self.scratch.logits
+    }
+
+    /// The logits `[rows, vocab]` that the guesses of the last step were made from.
+    pub fn draft_logits(&self) -> &[f32] {
+        &self.scratch.draft_logits
     }
 
     /// Makes room for a step.
@@ -160,7 +186,10 @@ impl Model {
             _ => None,
         });
         let (mut quantized, mut part) = (0, 0);
-        for (rows, weight) in linears.chain(head.map(|head| (sampled, head))) {
+        let heads = head
+            .into_iter()
+            .chain(program.draft.map(|draft| draft.head));
+        for (rows, weight) in linears.chain(heads.map(|head| (sampled, head))) {
             if let Weight::Linear(parts) = &self.weights[weight] {
                 quantized =
                     quantized.max(QuantizedRows::bytes(rows.max(1), parts[0].in_features()));
@@ -192,8 +221,35 @@ impl Model {
             let vocab = self.linear_shape(head)?.out;
             grow(&mut self.scratch.logits, sampled * vocab);
         }
+        if let Some(draft) = program.draft {
+            let vocab = self.linear_shape(draft.head)?.out;
+            grow(&mut self.scratch.draft_logits, sampled * vocab);
+            grow(&mut self.scratch.next_ids, tokens);
+        }
         Ok(())
     }
+}
+
+/// The most likely token of each row of `logits [rows, vocab]`.
+///
+/// # Safety
+/// Until it returns on all threads, nobody may write `logits`, and nobody else touch `drafts`.
+unsafe fn guess(
+    team: &Team,
+    isa: Isa,
+    logits: SharedSlice<f32>,
+    (rows, vocab): (usize, usize),
+    drafts: SharedSlice<i32>,
+) {
+    team.for_chunks(rows, 1, |range| {
+        for row in range {
+            // SAFETY: each row is one thread's.
+            unsafe {
+                let token = argmax(isa, logits.get(row * vocab..(row + 1) * vocab));
+                drafts.get_mut(row..row + 1)[0] = token as i32;
+            }
+        }
+    });
 }
 
 fn grow<T: super::memory::Plain>(buffer: &mut Aligned<T>, len: usize) {

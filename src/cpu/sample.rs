@@ -209,7 +209,7 @@ fn apply_mask(masks: &dyn TokenMasks, row: usize, logits: &mut [f32]) {
 }
 
 /// The most likely token, the lowest id among equals; 0 where there is no number.
-fn argmax(isa: Isa, logits: &[f32]) -> usize {
+pub(super) fn argmax(isa: Isa, logits: &[f32]) -> usize {
     let largest = dispatch(isa, Largest(logits));
     logits.iter().position(|&x| x >= largest).unwrap_or(0)
 }

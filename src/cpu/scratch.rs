@@ -14,4 +14,8 @@ pub(super) struct Scratch {
     pub(super) experts: ExpertMemory,
     pub(super) heads: HeadsMemory,
     pub(super) logits: Aligned<f32>,
+    /// Of the rows of a draft.
+    pub(super) draft_logits: Aligned<f32>,
+    /// For each token of the step the one that follows it.
+    pub(super) next_ids: Aligned<i32>,
 }

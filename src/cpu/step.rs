@@ -2,6 +2,7 @@
 
 use super::architecture::ModelShape;
 use super::attention::{PAGE, SeqSpan, Sequence};
+use super::memory::SharedSlice;
 use super::recurrent::{self, StateSpan};
 use super::sample::{LogitEdits, SampleRows, Sampled, TokenMasks};
 use crate::error::{Error, Result};
@@ -25,6 +26,8 @@ pub struct StepInput<'a> {
     pub window_slots: &'a [i32],
     pub window_tables: &'a [i32],
     pub sample_rows: &'a [i32],
+    /// Of programs that guess, for each sequence: the token after its last one of the step, -1: it is sampled, or not known.
+    pub next_tokens: &'a [i32],
     /// Of models with recurrent layers, for each sequence: the slot with its state, -1 where it begins.
     pub state_from: &'a [i32],
     /// The slot that its state is written to.
@@ -43,6 +46,8 @@ pub struct StepSampling<'a> {
     pub edits: Option<&'a LogitEdits>,
     pub masks: Option<&'a dyn TokenMasks>,
     pub out: Sampled<'a>,
+    /// Of programs that guess, for each row: the token that may follow the sampled one.
+    pub drafts: SharedSlice<'a, i32>,
 }
 
 impl StepInput<'_> {
@@ -134,6 +139,25 @@ impl StepInput<'_> {
             copies.push((source * of_block, own * of_block, count));
         }
         Ok(copies)
+    }
+
+    /// Writes for each token the one that follows it, as far as that is known before the step is sampled. Call it after
+    /// [`Self::spans`].
+    pub(super) fn write_next(&self, shape: &ModelShape, next: &mut [i32]) -> Result<()> {
+        let (sequences, vocab) = (self.context_lens.len(), shape.vocab_size);
+        let known = |&token: &i32| token >= -1 && i64::from(token) < vocab as i64;
+        check(
+            self.next_tokens.len() == sequences && self.next_tokens.iter().all(known),
+            "a next token",
+            vocab,
+        )?;
+        if let Some((_, rest)) = self.token_ids.split_first() {
+            next[..rest.len()].copy_from_slice(rest);
+        }
+        for (end, &token) in self.query_start[1..].iter().zip(self.next_tokens) {
+            next[*end as usize - 1] = token.max(0);
+        }
+        Ok(())
     }
 
     /// The states that the step's sequences have and get, in a model with recurrent layers. Call it after [`Self::spans`].

@@ -12,7 +12,6 @@ use super::memory::SharedSlice;
 use super::model::Weight;
 use super::op::{Op, Rows, Value};
 use super::pool::Team;
-use super::program::Program;
 use super::recurrent::StateStep;
 use super::row_ops::{self, Columns};
 use super::scratch::Scratch;
@@ -33,6 +32,8 @@ pub(super) struct StepContext<'a> {
     experts: ExpertScratch<'a>,
     heads: HeadsScratch<'a>,
     pub(super) logits: SharedSlice<'a, f32>,
+    pub(super) draft_logits: SharedSlice<'a, f32>,
+    next_ids: SharedSlice<'a, i32>,
 }
 
 impl<'a> StepContext<'a> {
@@ -63,13 +64,33 @@ impl<'a> StepContext<'a> {
             experts: scratch.experts.share(),
             heads: scratch.heads.share(),
             logits: SharedSlice::new(&mut scratch.logits),
+            draft_logits: SharedSlice::new(&mut scratch.draft_logits),
+            next_ids: SharedSlice::new(&mut scratch.next_ids),
         }
     }
 
-    pub(super) fn program(&self, team: &Team, program: &Program) {
-        for op in &program.ops {
+    pub(super) fn ops(&self, team: &Team, ops: &[Op]) {
+        for op in ops {
             self.op(team, op);
         }
+    }
+
+    /// Takes the sampled tokens for those that follow the sampled rows' ones. Ends with a barrier.
+    ///
+    /// # Safety
+    /// The tokens are sampled, and until it returns on all threads nobody else touches them.
+    pub(super) unsafe fn note_sampled(&self, team: &Team, sampled: SharedSlice<i32>) {
+        let rows = self.step.sample_rows;
+        team.for_chunks(1, 1, |_| {
+            // SAFETY: this is done by one thread, and the others wait for it.
+            let next = unsafe { self.next_ids.get_mut(0..self.step.token_ids.len()) };
+            // SAFETY: the caller's promise.
+            let sampled = unsafe { sampled.get(0..rows.len()) };
+            for (&row, &token) in rows.iter().zip(sampled) {
+                // A row whose logits are no numbers ends its sequence.
+                next[row as usize] = token.max(0);
+            }
+        });
     }
 
     pub(super) fn rows(&self, value: Value) -> usize {
@@ -192,6 +213,16 @@ impl<'a> StepContext<'a> {
                 Op::EmbedPlaces { weight, out } => {
                     let (table, places) = (&self.parts(weight)[0], self.step.places);
                     row_ops::embed(team, table, places, 1.0, self.buffer(out));
+                }
+                Op::EmbedNext { weight, scale, out } => {
+                    let table = &self.parts(weight)[0];
+                    let ids = self.next_ids.get(0..self.rows(out));
+                    row_ops::embed(team, table, ids, scale, self.buffer(out));
+                }
+                Op::Join { first, second, out } => {
+                    let columns = |value: Value| (self.buffer(value), value.width);
+                    let to = self.buffer(out);
+                    row_ops::join(team, columns(first), columns(second), self.rows(out), to);
                 }
                 Op::Norm {
                     x,

@@ -191,6 +191,7 @@ impl Core {
             failures: &mut failures,
             events,
         };
+        self.scheduler.note_guesses(&output.guesses);
         self.scheduler
             .commit(&output.tokens, &mut texts, &mut self.finished)?;
         for (request, error) in failures {

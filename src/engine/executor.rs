@@ -13,6 +13,8 @@ pub struct StepOutput {
     pub logprobs: Vec<f32>,
     /// The most likely tokens of each row with their log-probabilities, the best first; empty if they were not requested.
     pub top: Vec<Vec<(u32, f32)>>,
+    /// Of a model that guesses ahead: the token that may follow each row's.
+    pub guesses: Vec<u32>,
 }
 
 /// The code of an error with which a step fails because the model has lost its memory, which works again. The step's requests, and

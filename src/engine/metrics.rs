@@ -313,7 +313,7 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
     let scheduler = &stats.scheduler;
     let computed = "Tokens that the model has computed.";
     let cached = "Prompt tokens that were found in the prefix cache.";
-    let drafted = "Draft tokens that were computed (--speculate).";
+    let drafted = "Draft tokens that were computed (--speculate, --mtp).";
     let accepted = "Draft tokens that were accepted.";
     let preempted = "Preemptions: sequences that lost their KV blocks to others.";
     let recomputed = "Tokens that were computed again after a preemption.";
@@ -332,6 +332,16 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
         ),
         ("drafted_tokens", drafted, scheduler.drafted_tokens),
         ("accepted_tokens", accepted, scheduler.accepted_tokens),
+        (
+            "mtp_drafted_tokens",
+            "Draft tokens that the model's own head guessed (--mtp).",
+            scheduler.mtp_drafted_tokens,
+        ),
+        (
+            "mtp_accepted_tokens",
+            "Of these, those that were accepted.",
+            scheduler.mtp_accepted_tokens,
+        ),
         ("prefix_cache_hit_tokens", cached, scheduler.cached_tokens),
         ("preemptions", preempted, scheduler.preemptions),
         ("recomputed_tokens", recomputed, scheduler.recomputed_tokens),

@@ -88,6 +88,7 @@ impl Scheduler {
                         break;
                     }
                     let own = sequence.push(token);
+                    sequence.note_guess(self.step.guesses.get(token_row + at).copied());
                     let told = events.on_token(scheduled.id, token_row + at, token, own);
                     reason = told.or(own);
                     output += 1;
@@ -103,7 +104,12 @@ impl Scheduler {
                 }
                 self.stats.sampled_tokens += output as u64;
                 self.stats.drafted_tokens += scheduled.drafts as u64;
-                self.stats.accepted_tokens += (output as u64).saturating_sub(1);
+                let accepted = (output as u64).saturating_sub(1);
+                self.stats.accepted_tokens += accepted;
+                if grant.guessed {
+                    self.stats.mtp_drafted_tokens += scheduled.drafts as u64;
+                    self.stats.mtp_accepted_tokens += accepted;
+                }
                 if scheduled.drafts > 0 {
                     let kept = sequence.computed + sequence.accepted;
                     sequence.table.truncate(kept);

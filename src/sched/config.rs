@@ -19,7 +19,7 @@ pub struct SchedulerConfig {
 /// Limits of speculation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speculation {
-    /// Maximum number of tokens drafted for a sequence in a step.
+    /// Maximum number of tokens that are drafted from a sequence's own text in a step. What a model guesses itself is drafted besides.
     pub max_draft: usize,
     /// Maximum number of rows that a step may sample.
     pub max_rows: usize,

@@ -11,7 +11,7 @@ const MAX_PLACES: usize = 8;
 /// A sequence begins with these shares and continues with its own.
 const SHARES: [f32; MAX_MATCH + 1] = [0.0, 0.0, 0.5, 0.65, 0.72, 0.78, 0.84, 0.9, 0.95];
 /// Weight of the latest outcome in a sequence's own shares.
-const RATE: f32 = 0.1;
+pub(super) const RATE: f32 = 0.1;
 const NONE: u32 = u32::MAX;
 
 /// Follows one sequence and drafts what may come next. The time per token does not depend on the sequence's length. A token takes 8 to
@@ -71,6 +71,11 @@ impl Drafter {
         } else {
             self.find(tokens);
         }
+    }
+
+    /// How likely the first token that it would draft is right; 0: it would draft none.
+    pub(super) fn share(&self) -> f32 {
+        self.shares[self.matched]
     }
 
     /// Appends up to `most` tokens that may follow `tokens` to `draft`, as long as `pays` accepts the probability that all tokens up to

@@ -9,6 +9,8 @@ pub(super) struct Grant {
     pub(super) tokens: usize,
     /// Draft tokens after all known ones.
     pub(super) drafts: Vec<u32>,
+    /// The model itself has guessed them, by a head made for that.
+    pub(super) guessed: bool,
 }
 
 /// A step while it is being planned.

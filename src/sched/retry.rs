@@ -91,7 +91,7 @@ impl Scheduler {
                 let part = failed.iter().find(|&&(id, _)| id == sequence.id());
                 grants.push(Grant {
                     tokens: part.map_or(0, |&(_, tokens)| tokens),
-                    drafts: Vec::new(),
+                    ..Grant::default()
                 });
             }
             self.fill_step(grants);

@@ -32,6 +32,10 @@ pub struct Stats {
     pub drafted_tokens: u64,
     /// Of these, those that came.
     pub accepted_tokens: u64,
+    /// Of the drafted tokens, those that a head of the model guessed (MTP).
+    pub mtp_drafted_tokens: u64,
+    /// Of these, those that came.
+    pub mtp_accepted_tokens: u64,
 }
 
 /// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between.

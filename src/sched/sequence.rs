@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use super::draft::Drafter;
+use super::draft::{Drafter, RATE};
 use super::sampling::SeenTokens;
 use super::transfers::Staged;
 use crate::kv::{BlockPool, BlockTable};
 use crate::request::SamplingParams;
+
+/// How often a model's own guess is assumed to be right, until a sequence's guesses have shown it.
+const GUESS_SHARE: f32 = 0.7;
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,9 @@ pub struct Sequence {
     pub(super) accepted: usize,
     /// Made when there is first something to draft.
     drafter: Option<Box<Drafter>>,
+    /// What a model that guesses ahead takes for its next token, and how often it was right of late.
+    guess: Option<u32>,
+    guess_share: f32,
     /// Set when the step just booked was its last.
     pub(super) finish: Option<FinishReason>,
     ended_by_token: bool,
@@ -119,6 +125,8 @@ impl Sequence {
             staged: None,
             accepted: 0,
             drafter: None,
+            guess: None,
+            guess_share: GUESS_SHARE,
             finish: None,
             ended_by_token: false,
         }
@@ -300,20 +308,39 @@ impl Sequence {
         self.is_decoding() && self.is_sampled(granted) && !self.new.guided
     }
 
-    /// Drafts up to `most` next tokens, as long as they are worth their cost and free blocks are available for them.
-    pub(super) fn draft(&mut self, most: usize, pays: impl FnMut(f32) -> bool) -> Vec<u32> {
+    /// Drafts up to `most` next tokens, as long as they are worth their cost and free blocks are available for them: the model's own
+    /// guess, or else what followed the same text before, up to `most_known` tokens. Also says whether it is the model's guess.
+    pub(super) fn draft(
+        &mut self,
+        most_known: usize,
+        most: usize,
+        mut pays: impl FnMut(f32) -> bool,
+    ) -> (Vec<u32>, bool) {
         let mut drafts = Vec::new();
         let generated = self.tokens.len() - self.new.prompt.len();
         // One more token is sampled than drafts are right.
         let most = most.min(self.new.max_tokens - generated - 1);
-        let drafter = self
-            .drafter
-            .get_or_insert_with(|| Box::new(Drafter::new(&self.tokens)));
-        drafter.draft(&self.tokens, most, pays, &mut drafts);
+        let drafter = (most_known > 0).then(|| {
+            &*self
+                .drafter
+                .get_or_insert_with(|| Box::new(Drafter::new(&self.tokens)))
+        });
+        let known = drafter.map_or(0.0, |drafter| drafter.share());
+        let guess = self.guess.filter(|_| most > 0 && self.guess_share > known);
+        if let Some(guess) = guess {
+            drafts.extend(pays(self.guess_share).then_some(guess));
+        } else if let Some(drafter) = drafter {
+            drafter.draft(&self.tokens, most.min(most_known), pays, &mut drafts);
+        }
         if !self.table.grow(self.tokens.len() + drafts.len()) {
             drafts.truncate(self.table.capacity() - self.tokens.len());
         }
-        drafts
+        (drafts, guess.is_some())
+    }
+
+    /// Notes what the model takes for its next token.
+    pub(super) const fn note_guess(&mut self, guess: Option<u32>) {
+        self.guess = guess;
     }
 
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
@@ -323,6 +350,10 @@ impl Sequence {
         }
         if let Some(drafter) = &mut self.drafter {
             drafter.push(&self.tokens);
+        }
+        if let Some(guess) = self.guess.take() {
+            let came = f32::from(u8::from(guess == token));
+            self.guess_share += RATE * (came - self.guess_share);
         }
         let generated = self.tokens.len() - self.new.prompt.len();
         if generated > self.new.min_tokens && self.new.stop_tokens.contains(&token) {

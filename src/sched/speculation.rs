@@ -51,6 +51,13 @@ impl Scheduler {
         }
     }
 
+    /// Notes what a model that guesses ahead says of the step planned last, before it is committed: for each sampled row the token that
+    /// may follow the row's. What comes next shows how often a sequence's guesses are right, drafted or not.
+    pub fn note_guesses(&mut self, guesses: &[u32]) {
+        self.step.guesses.clear();
+        self.step.guesses.extend_from_slice(guesses);
+    }
+
     /// Drafts for decoding sequences from what everyone else has left of the budget and of the `rows`. No block is taken from anybody.
     pub(super) fn grant_drafts(&mut self, plan: &mut Plan, mut rows: usize) {
         let Some(speculation) = self.speculation else {
@@ -70,11 +77,11 @@ impl Scheduler {
             row,
         };
         for (sequence, grant) in self.running.iter_mut().zip(&mut plan.grants) {
-            let most = speculation.max_draft.min(rows).min(plan.budget);
+            let most = rows.min(plan.budget);
             if most > 0 && sequence.may_draft(grant.tokens) {
                 let again = sequence.table.has_state();
                 let pays = |probability| draft_budget.add(probability, again);
-                grant.drafts = sequence.draft(most, pays);
+                (grant.drafts, grant.guessed) = sequence.draft(speculation.max_draft, most, pays);
                 rows -= grant.drafts.len();
                 plan.budget -= grant.drafts.len();
             }

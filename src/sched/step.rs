@@ -45,6 +45,8 @@ pub struct Step {
     /// The window blocks of each sequence.
     pub window_tables: Vec<TableWindow>,
     pub sample_rows: Vec<i32>,
+    /// Of each sequence the token after its last one here; -1: it is sampled here, or there is none.
+    pub next_tokens: Vec<i32>,
     /// Of models with recurrent layers, as the next three.
     pub state_from: Vec<i32>,
     pub state_to: Vec<i32>,
@@ -65,6 +67,8 @@ pub struct Step {
     pub seen_start: Vec<i32>,
     pub seen_token: Vec<i32>,
     pub seen_count: Vec<i32>,
+    /// Of a model that guesses ahead, once the step is computed: the token that may follow each sampled row's.
+    pub guesses: Vec<u32>,
     /// Sampled rows whose tokens follow a grammar, ascending, with their sequences.
     pub guided: Vec<(usize, u64)>,
     /// The masks of these rows.
@@ -107,6 +111,7 @@ impl Step {
             &mut self.query_start,
             &mut self.context_lens,
             &mut self.sample_rows,
+            &mut self.next_tokens,
             &mut self.state_from,
             &mut self.state_to,
             &mut self.state_tokens,
@@ -135,6 +140,7 @@ impl Step {
         }
         self.block_tables.clear();
         self.window_tables.clear();
+        self.guesses.clear();
         self.guided.clear();
         self.masks = None;
         self.query_start.push(0);
@@ -155,6 +161,9 @@ impl Step {
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push((end + drafts.len()) as i32);
+        let next = sequence.tokens.get(end).filter(|_| drafts.is_empty());
+        self.next_tokens
+            .push(next.map_or(-1, |&token| token as i32));
         self.block_tables.push(sequence.table.snapshot());
         self.window_tables.extend(sequence.table.window().cloned());
         if let Some(state) = sequence.table.state_slots() {

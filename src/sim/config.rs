@@ -15,6 +15,8 @@ pub(super) struct Config {
     pub(super) scheduler: SchedulerConfig,
     pub(super) policy: PolicyKind,
     pub(super) speculation: Option<Speculation>,
+    /// The model guesses a token ahead.
+    pub(super) guesses: bool,
     /// Slots of a model with recurrent layers, and the distance between two snapshots.
     pub(super) states: Option<(usize, usize)>,
     /// Tokens that layers with a window see, and how many more window blocks there are than one sequence may need.
@@ -69,10 +71,11 @@ impl Config {
             policy: [PolicyKind::Fair, PolicyKind::Fair, PolicyKind::FirstCome][random.range(0, 2)],
             states,
             speculation: (!random.once_in(3)).then(|| Speculation {
-                max_draft: random.range(1, 9),
+                max_draft: random.range(0, 9),
                 max_rows: random.range(1, 24),
                 row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],
             }),
+            guesses: !random.once_in(3),
             num_blocks: random.range(8, 64),
             block_size: random.range(1, 6),
             prefix_cache,

@@ -94,6 +94,7 @@ impl World {
         self.counters.recomputed_tokens += stats.recomputed_tokens;
         self.counters.drafted_tokens += stats.drafted_tokens;
         self.counters.accepted_tokens += stats.accepted_tokens;
+        self.counters.mtp_accepted_tokens += stats.mtp_accepted_tokens;
         self.counters.cached_tokens += stats.cached_tokens;
         let pool = self.core.scheduler().pool();
         self.counters.evictions += pool.evictions();

@@ -46,6 +46,8 @@ counts! {
         recomputed_tokens,
         drafted_tokens,
         accepted_tokens,
+        /// Of these, those that the model had guessed itself.
+        mtp_accepted_tokens,
         evictions,
         window_evictions,
         /// States that were kept for whoever goes on there.

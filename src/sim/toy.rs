@@ -77,6 +77,8 @@ pub struct ToyModel {
     states: Vec<Option<u64>>,
     block_size: usize,
     vocab_size: usize,
+    /// It guesses what follows each sampled token, and is right about every other time.
+    guesses: bool,
     /// Steps computed so far.
     pub steps: u64,
     /// The steps (counted from 1) that fail.
@@ -108,6 +110,7 @@ impl ToyModel {
             states: Vec::new(),
             block_size,
             vocab_size,
+            guesses: false,
             steps: 0,
             failing_steps: Vec::new(),
             failing: BTreeMap::new(),
@@ -128,6 +131,21 @@ impl ToyModel {
     pub fn with_windows(mut self, window: usize, num_blocks: usize) -> Self {
         self.windows = Some((window, vec![None; num_blocks * self.block_size]));
         self
+    }
+
+    /// The model with a head that guesses a token ahead.
+    #[must_use]
+    pub const fn with_guesses(mut self, guesses: bool) -> Self {
+        self.guesses = guesses;
+        self
+    }
+
+    /// A guess of the token that follows `context` and `token`.
+    fn guess(&self, context: &[u32], token: u32) -> u32 {
+        let text = [context, &[token]].concat();
+        let next = next_token(&text, self.vocab_size);
+        let wrong = text.iter().copied().fold(BEGIN, hash) >> 62 & 1;
+        (next + wrong as u32) % self.vocab_size as u32
     }
 
     /// A step that fails half way leaves states that are none.
@@ -246,6 +264,7 @@ impl Executor for ToyModel {
 
     fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
         output.tokens.clear();
+        output.guesses.clear();
         self.check_windows(step)?;
         let masks = step.masks.as_deref().map(Masks::of);
         for (at, scheduled) in step.scheduled.iter().enumerate() {
@@ -253,6 +272,7 @@ impl Executor for ToyModel {
                 // A row that scores a token of a prompt is biased towards it alone.
                 let bias = step.bias_start[output.tokens.len()];
                 output.tokens.push(step.bias_token[bias as usize] as u32);
+                output.guesses.extend(self.guesses.then_some(0));
             }
             if !scheduled.samples {
                 continue;
@@ -276,6 +296,8 @@ impl Executor for ToyModel {
                     nearest(free, self.vocab_size, allowed)
                 };
                 output.tokens.push(token);
+                let guess = self.guesses.then(|| self.guess(&context[..end], token));
+                output.guesses.extend(guess);
             }
         }
         Ok(())

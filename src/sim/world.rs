@@ -124,7 +124,9 @@ impl World {
         let (blocks, size) = (config.num_blocks, config.block_size);
         let (slots, every) = config.states.unwrap_or_default();
         let mut pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
-        let mut model = ToyModel::new(blocks, size, VOCAB_SIZE as usize).with_states(slots);
+        let mut model = ToyModel::new(blocks, size, VOCAB_SIZE as usize)
+            .with_states(slots)
+            .with_guesses(config.guesses);
         if let Some((window, spare)) = config.windows {
             pool = pool.with_windows(window, blocks);
             let least = pool.least_window_blocks(config.scheduler.max_batch_tokens);

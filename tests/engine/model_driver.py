@@ -127,6 +127,8 @@ class Driver:
             buffers.lay_sequence(index, at, positions, np.array(sequence.blocks), size, windows)
             buffers.query_start[index : index + 2] = token, token + new
             buffers.context_lens[index] = last
+            if len(buffers.next_tokens):
+                buffers.next_tokens[index] = sequence.tokens[last] if last < len(sequence.tokens) else -1
             if self.runner.info.state_slots:
                 buffers.state_from[index], buffers.state_to[index] = self.move_state(sequence, first, last)
                 buffers.state_tokens[index] = new

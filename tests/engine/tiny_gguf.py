@@ -340,7 +340,9 @@ def write(
     if architecture in ("qwen35", "qwen35moe", "qwen3next"):
         assert dtype == "F32"
         tensors = _delta_nets(tensors, config, tiled=architecture != "qwen3next")
-        draft = [name for name in tensors if name.startswith("model.layers.1.self_attn")] * drafts
+        # Files with a head of their own have it in `extra`.
+        own = any(".nextn." in name for name in extra or {})
+        draft = [name for name in tensors if name.startswith("model.layers.1.self_attn")] * (drafts and not own)
         for name in draft:
             writer.add_tensor(f"blk.{config.num_hidden_layers}.nextn.{name}", np.ones((2, 2), np.float32))
     for name, parameter in tensors.items():

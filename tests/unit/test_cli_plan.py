@@ -75,6 +75,11 @@ def test_it_says_what_speculation_takes(
     assert "--speculate" in capsys.readouterr().err
 
 
+def test_a_head_that_the_model_has_not_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--mtp"]) == 1
+    assert "no head that guesses tokens ahead (MTP) is known of models of qwen3" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_refused_as_serve_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(folder), "--max-model-len", "3001"]) == 1
     assert "this model takes 1 to 3000 tokens" in capsys.readouterr().err

@@ -78,9 +78,13 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"
         lines.append(f"States    {memory.state_slots} slots, {each} each, {total} in all: {kept}")
     lines += _tier_lines(plan.tiers)
-    if speculate := plan.options.speculate:
-        graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
-        rows = f"{memory.max_rows} sampled rows a step with them"
+    speculate = plan.options.speculate
+    graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
+    rows = f"{memory.max_rows} sampled rows a step with them"
+    if memory.mtp:
+        more = f", or up to {speculate} from the text" if speculate else ""
+        lines.append(f"Drafts    one token of a sequence by the model's own head{more}, {rows}")
+    elif speculate:
         lines.append(f"Drafts    up to {speculate} tokens of a sequence, {rows}{graphs}")
     return lines
 

@@ -288,6 +288,13 @@ def _add_scheduler(group: argparse._ArgumentGroup, default: ServeConfig) -> None
         "answers stay the same; see docs/speculation.md (default: 0, which is off)",
     )
     group.add_argument(
+        "--mtp",
+        action="store_const",
+        const=True,
+        help="load the head of the model that guesses a token ahead (multi-token prediction), and check its guesses in "
+        "the next step; answers stay the same; see docs/speculation.md (default: off)",
+    )
+    group.add_argument(
         "--kv-memory",
         metavar="SIZE",
         type=_size,

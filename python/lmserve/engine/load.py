@@ -41,7 +41,7 @@ class ModelPlan:
 
     def __init__(self, path: Path, config: ServeConfig, published: GenerationDefaults = NONE) -> None:
         """`published`: the publisher's defaults, where they are known and the checkpoint says nothing of them."""
-        self.checkpoint: Checkpoint = open_checkpoint(path)
+        self.checkpoint: Checkpoint = open_checkpoint(path, mtp=config.mtp)
         generation = self.checkpoint.generation
         own = generation if generation.given() else published
         self.defaults: GenerationDefaults = own if config.generation_config == "model" else NONE
@@ -58,6 +58,7 @@ class ModelPlan:
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=config.max_model_len,
             speculate=config.speculate,
+            mtp=config.mtp,
             tensor_parallel=config.tensor_parallel,
             kv_memory=config.kv_memory,
             state_slots=config.state_slots,

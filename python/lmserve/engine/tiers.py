@@ -82,6 +82,8 @@ def tiers_of(plan: TierPlan, config: ServeConfig, checkpoint: Checkpoint, memory
     formats = f"{memory.ops} {memory.dtype} {memory.quantize} {memory.kv_dtype}"
     if original_length(checkpoint.config.attention, memory.max_model_len):
         formats += " long"
+    if memory.mtp:
+        formats += " mtp"
     return Tiers(
         host_blocks=plan.host_blocks,
         host_states=plan.host_states,

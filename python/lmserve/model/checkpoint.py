@@ -79,27 +79,29 @@ class Checkpoint:
         return Tokenizer.from_json(with_case(data, self.path))
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, mtp: bool = False) -> Checkpoint:
     """Open a GGUF file, or a folder with config.json, tokenizer.json and safetensors files.
 
+    mtp: with the head that guesses a token ahead.
+
     Raises CheckpointError: no such path, an unsupported architecture or storage type, a truncated file, a missing
-    tensor or one of the wrong shape.
+    tensor or one of the wrong shape; no such head.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, mtp=mtp)
     with reading(f"the header of {path}"):
-        return _open_file(path)
+        return _open_file(path, mtp=mtp)
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, *, mtp: bool) -> Checkpoint:
     if not files.check_regular(path):
         raise CheckpointError(f"{path}: there is no such file or folder")
     with path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
         raise CheckpointError(f"{path} is not a GGUF file (it starts with {magic!r}); a safetensors model is a folder")
-    return _open_gguf(path)
+    return _open_gguf(path, mtp=mtp)
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: it holds a value of the wrong kind: {error}") from error
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, *, mtp: bool) -> Checkpoint:
     with reading(f"the configuration of {folder}"):
         raw = files.read_json(folder / "config.json")
     if raw is None:
@@ -130,7 +132,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         try:
             family = families.hf_family(raw if inner is None else inner, pooled=pooled)
         except UnknownArchitectureError as error:
-            if pooled:
+            if pooled or mtp:
                 raise
             return _open_by_transformers(folder, raw, error)
         config = family.hf_config(raw if inner is None else inner)
@@ -159,9 +161,21 @@ def _open_folder(folder: Path) -> Checkpoint:
         if inner is not None:
             stored, others = text_tensors(stored)
             notes = (f"served text-only: {others} tensors that see or hear are not loaded",)
+        if mtp:
+            config = _with_mtp(family, config, stored)
         tensors = family.hf_tensors(stored, config)
     kind = "embed" if pooled else family.kind
     return _checked(folder, family, kind, config, embedding, tensors, text, generation, notes)
+
+
+def _with_mtp(family: Family, config: ModelConfig, stored: Mapping[str, TensorSource]) -> ModelConfig:
+    if family.mtp is None:
+        raise CheckpointError(f"no head that guesses tokens ahead (MTP) is known of models of {family.name}")
+    layer = config.num_layers
+    names = ("mtp.", "model.mtp.", f"blk.{layer}.nextn.", f"model.layers.{layer}.")
+    if not any(name.startswith(names) for name in stored):
+        raise CheckpointError("it has no head that guesses tokens ahead (MTP)")
+    return family.mtp(config)
 
 
 def _segments(folder: Path, config: ModelConfig, special_tokens: Mapping[str, str]) -> tuple[int, int] | None:
@@ -236,12 +250,12 @@ def _read_weights(folder: Path, raw: dict[str, Any]) -> Tensors:
         raise CheckpointError(f"{folder}: quantization_config holds a value of the wrong kind: {error}") from error
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path, *, mtp: bool) -> Checkpoint:
     header = gguf_source.open_header(path)
     first = gguf_source.shards_of(path, header)[0]
     if first != path:
         # The first has the metadata.
-        return _open_gguf(first)
+        return _open_gguf(first, mtp=mtp)
     with _reading(path):
         architecture = str(header.get("general.architecture"))
         experts = bool(header.get(f"{architecture}.expert_count"))
@@ -249,6 +263,8 @@ def _open_gguf(path: Path) -> Checkpoint:
         stored = gguf_source.read_tensors(path, header)
         metadata, interleaved = header.metadata(), family.gguf_interleaved_rope
         config = family.read_gguf(gguf_source.GgufModel(path, architecture, metadata, header.get, stored, interleaved))
+        if mtp:
+            config = _with_mtp(family, config, stored)
         generation = from_gguf(metadata)
         tensors = family.gguf_tensors(dict(gguf_source.canonical_names(stored, family.gguf_names)), config)
         text = gguf_source.text_settings(header)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 from lmserve.model.activation import SILU, Activation
 from lmserve.model.errors import CheckpointError
@@ -158,6 +158,8 @@ class ModelConfig:
     recurrent: tuple[RecurrentLayer, ...] = ()
     logits_scale: float = 1.0
     logits_softcap: float | None = None  # logits are softcap * tanh(scaled logit / softcap)
+    # A head that guesses a token ahead is loaded (MTP), whose one layer comes after all others in `attention`.
+    mtp: bool = False
 
     def __post_init__(self) -> None:
         # Before anything is made for each layer.
@@ -180,6 +182,16 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of one token's keys (and of its values): num_kv_heads * head_dim."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def mtp_layer(self) -> str:
+        """What names of the tensors begin with that are of a head which guesses a token ahead."""
+        return f"model.layers.{self.num_layers}"
+
+    def with_mtp(self, **changes: Any) -> Self:
+        """The configuration with such a head, whose attention is that of the last layer with attention."""
+        attention, places = (*self.attention, self.attention[-1]), (*self.attention_places, self.num_layers)
+        return replace(self, mtp=True, attention=attention, attention_places=places, **changes)
 
     @property
     def state_bytes(self) -> int:

@@ -232,6 +232,22 @@ class CpuOps:
         self.core.finish(self.program, x)
         self.head = head
 
+    def begin_draft(self, x: int, head: int, edits: LogitEdits | None) -> None:
+        """See `DraftOps`."""
+        del edits
+        self.core.begin_draft(self.program, x)
+        self.head = head
+
+    def embed_next(self, w: int, scale: float = 1.0) -> int:
+        return self.core.embed_next(self.program, w, scale)
+
+    def join(self, a: int, b: int) -> int:
+        return self.core.join(self.program, a, b)
+
+    def draft(self, x: int, head: int) -> None:
+        """End the recording of a step whose rows are sampled."""
+        self.core.draft(self.program, x, head)
+
     def end_embed(self, x: int) -> None:
         """End the recording of a pass over whole sequences, of which x is to be pooled."""
         self.core.finish(self.program, x)

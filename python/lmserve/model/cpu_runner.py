@@ -11,7 +11,7 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
 from lmserve.model.embedding import MEAN, Embedding, EmbeddingHead
-from lmserve.model.families.family import Decoder
+from lmserve.model.families.family import Decoder, Drafting
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions
 from lmserve.model.runner import allocate_buffers, cache_config, runner_info
@@ -37,7 +37,12 @@ class CpuRunner:
         self._step, self._head = ops.program, -1
         if info.can_generate:
             ops.begin(0, 0, 0)
-            ops.sample(model.forward(sampled_rows_only=True), model.head, None)
+            if isinstance(model, Drafting) and ops.config.mtp:
+                states = model.forward(sampled_rows_only=False)
+                ops.begin_draft(ops.rows(states), model.head, None)
+                model.draft(ops, states)
+            else:
+                ops.sample(model.forward(sampled_rows_only=True), model.head, None)
             self._step, self._head = ops.program, ops.head
         nothing = np.zeros(0, np.int32)
         ops.begin_embed(nothing, nothing)
@@ -84,6 +89,10 @@ class CpuRunner:
         Those of a row with a temperature or edits are not raw any more.
         """
         return np.frombuffer(self._core.logits(n_rows), np.float32).reshape(n_rows, self.info.vocab_size)
+
+    def draft_logits(self, n_rows: int) -> F32:
+        """[n_rows, vocab] logits of the head that guesses a token ahead, of the last step."""
+        return np.frombuffer(self._core.draft_logits(n_rows), np.float32).reshape(n_rows, self.info.vocab_size)
 
 
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:

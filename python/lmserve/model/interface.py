@@ -105,6 +105,10 @@ class StepBuffers:
     # the first one that it still has.
     window_slots: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     window_tables: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    # Of models with a head that guesses a token ahead, else empty: [S] the token after the sequence's last one of this
+    # step (-1: it is sampled here, or not known), and [R] out: the token that may follow the row's.
+    next_tokens: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    drafts: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def lay_sequence(
         self,

@@ -219,3 +219,23 @@ class Ops(Protocol[A, W]):
 
     def logits(self, x: A, head: W) -> F32:
         """[R, vocab] raw logits of x [R, hidden], for tests and evaluation. Does not consume x."""
+
+
+class DraftOps(Ops[A, W], Protocol[A, W]):
+    """Operations that also compute a head which guesses a token ahead, after a step's rows were sampled.
+
+    A step is `begin`, the operations of the model, `begin_draft` in place of `sample`, the operations of the head, then
+    `draft`.
+    """
+
+    def begin_draft(self, x: A, head: W, edits: LogitEdits | None) -> None:
+        """`sample`, after which the step goes on."""
+
+    def embed_next(self, w: W, scale: float = 1.0) -> A:
+        """[T, hidden]: the rows of the tokens that follow the step's ones, times `scale`; sampled ones are known."""
+
+    def join(self, a: A, b: A) -> A:
+        """[n, width a + width b]: the columns of both."""
+
+    def draft(self, x: A, head: W) -> None:
+        """Write `drafts`: the tokens of the largest logits that head makes of x [R, hidden]."""

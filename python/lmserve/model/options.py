@@ -53,6 +53,7 @@ class RunnerOptions:
     gpu_memory_fraction: float = 0.9  # of what is free on the GPU before the weights are loaded
     graphs: bool = True  # CUDA graphs for decode steps
     speculate: int = 0  # most tokens drafted for a sequence in one step
+    mtp: bool = False  # the checkpoint was opened with its head that guesses a token ahead
     threads: int | None = None  # None: the cores that this process may use
     tensor_parallel: int = 1  # processes that the model is split among
     weights_cache: str | None = None  # path of the file that packed weights of "cpu" are kept in; None: they are not
@@ -82,6 +83,7 @@ class MemoryPlan:
     num_window_blocks: int = 0
     kv_memory: int = 0  # that the KV cache was planned for
     weights_cache: WeightsCache | None = None  # the file of packed weights that is read or written
+    mtp: bool = False  # a head guesses a token ahead
     ranks: int = 1  # processes that the model is split among; memory is that of each
 
     @property
@@ -162,7 +164,13 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         "speculate",
         f"speculate is {options.speculate}; a model of kind {checkpoint.kind!r} generates no tokens to guess",
     )
-    max_rows = max(options.max_batch, min(options.max_batch * (1 + options.speculate), DRAFT_ROWS, max_batch_tokens))
+    _check(
+        not config.mtp or ops == "cpu",
+        "mtp",
+        "mtp is given; with torch's operations, the head that guesses tokens ahead is not computed",
+    )
+    drafts = max(options.speculate, int(config.mtp))
+    max_rows = max(options.max_batch, min(options.max_batch * (1 + drafts), DRAFT_ROWS, max_batch_tokens))
     longest = checkpoint.max_model_len if options.max_model_len is None else options.max_model_len
     _check(
         1 <= longest <= checkpoint.max_model_len,
@@ -220,6 +228,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         num_window_blocks=num_window_blocks,
         kv_memory=memory,
         weights_cache=cache,
+        mtp=config.mtp,
         ranks=options.tensor_parallel,
     )
 
@@ -403,4 +412,6 @@ def _activation_bytes(config: ModelConfig, max_rows: int, max_batch_tokens: int,
     attention = max((layer.q_size + 2 * layer.kv_size for layer in config.attention), default=0)
     recurrent = max((4 * layer.channels for layer in config.recurrent), default=0)
     widest = 4 * config.hidden_size + 2 * max(attention, recurrent) + 3 * config.intermediate_size
-    return max_batch_tokens * widest * item_bytes + 8 * max_rows * config.vocab_size * 4
+    # A head that guesses ahead has logits of its own, and reads states and embeddings side by side.
+    head = 4 * (max_rows * config.vocab_size + 3 * max_batch_tokens * config.hidden_size) * config.mtp
+    return max_batch_tokens * widest * item_bytes + 8 * max_rows * config.vocab_size * 4 + head

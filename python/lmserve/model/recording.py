@@ -64,7 +64,7 @@ class Header(Struct, frozen=True, kw_only=True):
 
     def open(self, path: Path) -> Checkpoint:
         """The model at `path`. Raises RecordingError if it is another one than was recorded."""
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, mtp=bool(self.options.get("mtp")))
         if fingerprint(checkpoint) != self.fingerprint:
             raise RecordingError(f"{path} is not the model that was recorded, {self.model}")
         return checkpoint

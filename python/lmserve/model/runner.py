@@ -62,6 +62,8 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         copied_blocks=i32(states),
         window_slots=i32(tokens * windowed),
         window_tables=i32(sequences * windowed, blocks),
+        next_tokens=i32(sequences * plan.mtp),
+        drafts=i32(rows * plan.mtp),
     )
 
 

@@ -31,6 +31,7 @@ INPUTS: Final = {
     "copied_blocks": "sequences",
     "window_slots": "tokens",
     "window_tables": "sequences",
+    "next_tokens": "sequences",
     "sample_rows": "rows",
     "temperature": "rows",
     "top_k": "rows",
@@ -42,7 +43,7 @@ INPUTS: Final = {
     "uniform": "rows",
     "logprobs": "rows",
 }
-OUTPUTS: Final = ("sampled", "sampled_logprob", "top_ids", "top_logprobs")
+OUTPUTS: Final = ("sampled", "sampled_logprob", "top_ids", "top_logprobs", "drafts")
 EDITS: Final = tuple(field.name for field in fields(LogitEdits) if field.name != "masks")
 
 

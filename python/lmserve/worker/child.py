@@ -65,7 +65,7 @@ def load(pipe: Pipe) -> tuple[Runner, int] | None:
     """The model that the first frame names, and this process's rank; None: it was refused. Raises PipeError."""
     try:
         start = decode(pipe.expect(Kind.START), type=Start)
-        checkpoint = open_checkpoint(start.model)
+        checkpoint = open_checkpoint(start.model, mtp=bool(start.options.get("mtp")))
         if fingerprint(checkpoint) != start.fingerprint:
             raise CheckpointError(f"{start.model} is not the model any more that the server was started with")
         options = RunnerOptions(**start.options)

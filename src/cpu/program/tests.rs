@@ -75,6 +75,52 @@ fn a_value_that_is_read_twice_keeps_its_buffer() {
 }
 
 #[test]
+fn a_draft_comes_after_the_sampling_and_leaves_what_is_sampled_alone() {
+    let mut program = Program::default();
+    let states = program.embed(0, 8, 1.0);
+    let error = program.embed_next(0, 8, 1.0).unwrap_err();
+    assert!(error.message.contains("not sampled yet"), "{error}");
+    let error = program.begin_draft(states).unwrap_err();
+    assert!(error.message.contains("samples once"), "{error}");
+    let normed = program.norm(states, 1, 8).unwrap();
+    let rows = program.gather_rows(normed).unwrap();
+    program.begin_draft(rows).unwrap();
+    let next = program.embed_next(0, 8, 1.0).unwrap();
+    let error = program.join(next, rows).unwrap_err();
+    assert!(error.message.contains("as many rows"), "{error}");
+    let joined = program.join(next, normed).unwrap();
+    let guess = program.linear(joined, 2, shape(8, 16)).unwrap();
+    let error = program.finish_draft(guess, 3, 8).unwrap_err();
+    assert!(error.message.contains("takes the sampled rows"), "{error}");
+    let guess = program.gather_rows(guess).unwrap();
+    program.finish_draft(guess, 3, 8).unwrap();
+    let (sampled, draft) = (program.result.unwrap(), program.draft.unwrap());
+    assert_eq!((draft.first, draft.head), (3, 3));
+    assert_ne!(sampled.buffer, draft.states.buffer);
+    // Nobody may write over what is sampled from.
+    for op in &mut program.ops[draft.first..] {
+        if let Op::EmbedNext { out, .. } | Op::Join { out, .. } | Op::Linear { out, .. } = op {
+            assert_ne!(out.buffer, sampled.buffer);
+        }
+    }
+}
+
+#[test]
+fn a_linear_layer_first_in_a_draft_quantizes_its_own_rows() {
+    let mut program = Program::default();
+    let states = program.embed(0, 8, 1.0);
+    let rows = program.gather_rows(states).unwrap();
+    let normed = program.norm(rows, 1, 8).unwrap();
+    program.begin_draft(normed).unwrap();
+    let guess = program.linear(normed, 2, shape(8, 8)).unwrap();
+    program.finish_draft(guess, 3, 8).unwrap();
+    let Some(Op::Linear { quantized, .. }) = program.ops.last() else {
+        panic!("{:?}", program.ops);
+    };
+    assert!(!quantized);
+}
+
+#[test]
 fn wrong_widths_unknown_values_and_consumed_ones_are_refused() {
     let mut program = Program::default();
     let states = program.embed(0, 8, 1.0);

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from lmserve.model.config import ModelConfig
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.layers.loading import Loader, Shape, expected_tensors
-from lmserve.model.ops import Ops
+from lmserve.model.ops import DraftOps, Ops
 from lmserve.model.tensors import TensorSource
 
 Tensors = dict[str, TensorSource]
 
+A = TypeVar("A")
+W = TypeVar("W")
 A_co = TypeVar("A_co", covariant=True)
 W_co = TypeVar("W_co", covariant=True)
 
@@ -27,6 +29,14 @@ class Decoder(Protocol[A_co, W_co]):
 
     def forward(self, *, sampled_rows_only: bool) -> A_co:
         """States after the final norm of the step that `ops.begin` started: [R, hidden], or else of all [T, hidden]."""
+
+
+@runtime_checkable
+class Drafting(Decoder[A, W], Protocol[A, W]):
+    """A model with a head that guesses a token ahead."""
+
+    def draft(self, ops: DraftOps[A, W], states: A) -> None:
+        """Compute the head for all tokens, of the states [T, hidden] that `forward` gave, and end with `ops.draft`."""
 
 
 def _unchanged(tensors: Tensors, _config: ModelConfig) -> Tensors:
@@ -54,6 +64,8 @@ class Family:
     gguf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     # GGUF stores q and k of these families with each rotated pair in adjacent rows.
     gguf_interleaved_rope: bool = False
+    # The configuration with the head that guesses a token ahead; None: its models have none that is computed here.
+    mtp: Callable[[Any], ModelConfig] | None = None
     by_transformers: bool = False  # transformers computes all but the attention
 
     def read_gguf(self, file: GgufModel) -> ModelConfig:

@@ -20,8 +20,9 @@ from lmserve.model.layers.delta_net import DeltaNet, delta_net, load_delta_net
 from lmserve.model.layers.experts import Experts
 from lmserve.model.layers.loading import Loader
 from lmserve.model.layers.mlp import GatedMlp, load_gated_mlp
+from lmserve.model.layers.mtp import MtpWeights, load_mtp, mtp_input
 from lmserve.model.layers.pre_norm import feed_forward
-from lmserve.model.ops import Ops
+from lmserve.model.ops import DraftOps, Ops
 from lmserve.model.tensors import ShiftedTensor
 
 A = TypeVar("A")
@@ -48,6 +49,14 @@ GGUF_NAMES = {
     "ssm_dt": "linear_attn.dt",
     "ssm_norm": "linear_attn.norm",
     "ssm_out": "linear_attn.out_proj",
+}
+
+
+HEAD_NAMES = {
+    "fc": "eh_proj",
+    "pre_fc_norm_embedding": "enorm",
+    "pre_fc_norm_hidden": "hnorm",
+    "norm": "shared_head_norm",
 }
 
 
@@ -121,12 +130,21 @@ def gguf_hybrid(family: str, file: GgufModel, *, tiled: bool, experts: bool = Fa
 
 
 def _hf_tensors(tensors: Tensors, config: ModelConfig) -> Tensors:
-    return gated_queries(shifted_norms(decay_tensors(without_drafts(tensors))), config)
+    return gated_queries(shifted_norms(decay_tensors(head_tensors(tensors, config))), config)
 
 
-def without_drafts(tensors: Tensors) -> Tensors:
-    """The tensors without those of the head that guesses tokens ahead."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("mtp.", "model.mtp."))}
+def head_tensors(tensors: Tensors, config: ModelConfig) -> Tensors:
+    """The tensors, those of the head that guesses tokens ahead under the names that GGUF has; or without them."""
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        own = name.removeprefix("model.")
+        if not own.startswith("mtp."):
+            found[name] = tensor
+        elif config.mtp:
+            stem, _, kind = own.removeprefix("mtp.").rpartition(".")
+            stem = f"nextn.{HEAD_NAMES[stem]}" if stem in HEAD_NAMES else stem.removeprefix("layers.0.")
+            found[f"{config.mtp_layer}.{stem}.{kind}"] = tensor
+    return found
 
 
 def shifted_norms(tensors: Tensors) -> Tensors:
@@ -161,15 +179,18 @@ def _gguf_tensors(tensors: Tensors, config: ModelConfig) -> Tensors:
 
 
 def gguf_recurrent(tensors: Tensors, config: ModelConfig) -> Tensors:
-    """The tensors under the names that delta nets load, without those of layers that guess tokens ahead."""
+    """The tensors under the names that delta nets load, without those of layers that are not used."""
     found: Tensors = {}
+    layers = config.num_layers + config.mtp
     for name, tensor in tensors.items():
         parts = name.split(".")
         if name.startswith(("model.layers.", "blk.")):
             at = 1 if parts[0] == "blk" else 2
-            if int(parts[at]) >= config.num_layers:
+            if int(parts[at]) >= layers:
                 continue
-        if parts[0] == "blk" and parts[2:] == ["ssm_a"]:
+        if parts[0] == "blk" and parts[2] == "nextn":
+            found[f"model.layers.{'.'.join(parts[1:])}"] = tensor
+        elif parts[0] == "blk" and parts[2:] == ["ssm_a"]:
             found[f"model.layers.{parts[1]}.linear_attn.A"] = tensor
         elif name.endswith("linear_attn.dt.bias"):
             found[name.replace("dt.bias", "dt_bias")] = tensor
@@ -217,6 +238,11 @@ class QwenHybrid(Generic[A, W]):
         ]
         self.norm = load.rms_norm("model.norm", hidden, config.norm_eps)
         self.head = self.embedding if tied else load.linear({"lm_head": config.vocab_size}, hidden)
+        self.mtp: tuple[MtpWeights[W], HybridLayer[W]] | None = None
+        if config.mtp:
+            own = load.within(config.mtp_layer)
+            weights = load_mtp(own.within("nextn"), hidden, config.norm_eps)
+            self.mtp = weights, _layer(config, config.num_layers, own, load_mlp)
 
     def forward(self, *, sampled_rows_only: bool) -> A:
         ops = self.ops
@@ -232,6 +258,18 @@ class QwenHybrid(Generic[A, W]):
             inner = feed_forward(ops, normed, layer.mlp, self.config.activation)
             normed, states = ops.add_norm(inner, states, following)
         return normed
+
+    def draft(self, ops: DraftOps[A, W], states: A) -> None:
+        """See `Drafting`. The head is made for states after the last norm."""
+        if self.mtp is None:
+            raise TypeError("no head that guesses tokens ahead is loaded")
+        weights, layer = self.mtp
+        states = mtp_input(ops, states, self.embedding, weights)
+        mixed = mix(ops, ops.norm(states, layer.input_norm), layer)
+        mixed, states = ops.rows(mixed), ops.rows(states)
+        normed, states = ops.add_norm(ops.linear(mixed, layer.output), states, layer.mlp_norm)
+        inner = feed_forward(ops, normed, layer.mlp, self.config.activation)
+        ops.draft(ops.add_norm(inner, states, weights.norm)[0], self.head)
 
 
 def mix(ops: Ops[A, W], normed: A, layer: HybridLayer[W]) -> A:
@@ -278,9 +316,9 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_hf_tensors,
     decoder=QwenHybrid,
-    limits="the head that guesses tokens ahead (MTP) is not used",
     gguf_architecture="qwen35",
     gguf_config=_gguf_config,
     gguf_names=GGUF_NAMES,
     gguf_tensors=_gguf_tensors,
+    mtp=ModelConfig.with_mtp,
 )

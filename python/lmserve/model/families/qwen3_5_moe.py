@@ -14,9 +14,9 @@ from lmserve.model.families.qwen3_5 import (
     gated_queries,
     gguf_hybrid,
     gguf_recurrent,
+    head_tensors,
     hf_hybrid,
     shifted_norms,
-    without_drafts,
 )
 from lmserve.model.families.recurrent_tensors import decay_tensors
 from lmserve.model.gguf_source import GgufModel
@@ -66,6 +66,11 @@ def sparse_config(
     )
 
 
+def sparse_mtp(config: SparseConfig) -> SparseConfig:
+    """The configuration with a head that guesses a token ahead, whose layer has experts."""
+    return config.with_mtp(sparse=(*config.sparse, True))
+
+
 def _gguf_config(file: GgufModel) -> SparseConfig:
     return gguf_sparse("qwen3_5_moe", file, tiled=True)
 
@@ -85,7 +90,7 @@ def gguf_sparse(family: str, file: GgufModel, *, tiled: bool) -> SparseConfig:
 
 
 def _hf_tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
-    kept = stacked(shifted_norms(decay_tensors(without_drafts(tensors))), config.num_experts)
+    kept = stacked(shifted_norms(decay_tensors(head_tensors(tensors, config))), config.num_experts)
     return gated_queries(kept, config)
 
 
@@ -129,9 +134,9 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_hf_tensors,
     decoder=QwenSparseHybrid,
-    limits="the head that guesses tokens ahead (MTP) is not used",
     gguf_architecture="qwen35moe",
     gguf_config=_gguf_config,
     gguf_names=GGUF_NAMES | dict(EXPERT_NAMES) | SHARED_NAMES,
     gguf_tensors=gguf_tensors,
+    mtp=sparse_mtp,
 )

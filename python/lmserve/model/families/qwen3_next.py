@@ -10,8 +10,15 @@ from lmserve.model.errors import CheckpointError
 from lmserve.model.families.expert_tensors import GGUF_NAMES as EXPERT_NAMES
 from lmserve.model.families.expert_tensors import stacked
 from lmserve.model.families.family import Family, Tensors
-from lmserve.model.families.qwen3_5 import GGUF_NAMES, gated_queries, hf_hybrid, shifted_norms, without_drafts
-from lmserve.model.families.qwen3_5_moe import SHARED_NAMES, QwenSparseHybrid, gguf_sparse, gguf_tensors, sparse_config
+from lmserve.model.families.qwen3_5 import GGUF_NAMES, gated_queries, head_tensors, hf_hybrid, shifted_norms
+from lmserve.model.families.qwen3_5_moe import (
+    SHARED_NAMES,
+    QwenSparseHybrid,
+    gguf_sparse,
+    gguf_tensors,
+    sparse_config,
+    sparse_mtp,
+)
 from lmserve.model.families.recurrent_tensors import decay_tensors
 from lmserve.model.gguf_source import GgufModel
 from lmserve.model.sparse_config import SparseConfig
@@ -43,7 +50,7 @@ def _gguf_config(file: GgufModel) -> SparseConfig:
 
 
 def _hf_tensors(tensors: Tensors, config: SparseConfig) -> Tensors:
-    kept = stacked(shifted_norms(decay_tensors(without_drafts(tensors))), config.num_experts)
+    kept = stacked(shifted_norms(decay_tensors(head_tensors(tensors, config))), config.num_experts)
     return gated_queries(separated(kept, config), config)
 
 
@@ -100,9 +107,9 @@ FAMILY = Family(
     hf_config=_hf_config,
     hf_tensors=_hf_tensors,
     decoder=QwenSparseHybrid,
-    limits="the head that guesses tokens ahead (MTP) is not used",
     gguf_architecture="qwen3next",
     gguf_config=_gguf_config,
     gguf_names=GGUF_NAMES | dict(EXPERT_NAMES) | SHARED_NAMES | OWN_NAMES,
     gguf_tensors=_gguf_tensors,
+    mtp=sparse_mtp,
 )
