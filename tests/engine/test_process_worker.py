@@ -99,6 +99,37 @@ def test_texts_are_embedded_as_in_a_thread(minilm_folder):
     runner.processes.close()
 
 
+def test_a_long_text_is_embedded_in_passes_between_which_there_are_steps(folder):
+    checkpoint = open_checkpoint(folder)
+    options = dataclasses.replace(OPTIONS, max_batch_tokens=72)
+    ids, bounds = np.arange(1, 181, dtype=np.int32), np.array([0, 170, 180], np.int32)
+    thread = load_runner(checkpoint, options)
+    expected = list(thread.embed_passes(ids, bounds))
+    assert [found is None for found in expected] == [True] * 3 + [False]
+    runner = ProcessRunner.start(checkpoint, options)
+    passes = runner.embed_passes(ids, bounds)
+    found = []
+    for pass_ in passes:
+        found.append(pass_)
+        lay(runner)
+        runner.launch(1, 1, 0, None)
+        runner.collect()
+    assert found[:-1] == [None] * 3
+    np.testing.assert_array_equal(found[-1], expected[-1])
+    # Of texts that nobody waits for any more, the rest is not computed.
+    abandoned = runner.embed_passes(ids, bounds)
+    assert next(abandoned) is None
+    short = ids[:5], np.array([0, 5], np.int32)
+    np.testing.assert_array_equal(runner.embed(*short), thread.embed(*short))
+    broken = runner.embed_passes(ids, bounds)
+    assert next(broken) is None
+    os.kill(runner.processes.pids[0], signal.SIGKILL)
+    with pytest.raises(LmserveError, match="is down") as caught:
+        next(broken)
+    assert caught.value.status == 503
+    runner.processes.close()
+
+
 def test_a_model_that_cannot_be_loaded_is_refused_as_in_a_thread(folder):
     checkpoint = open_checkpoint(folder)
     options = dataclasses.replace(OPTIONS, kv_memory=1 << 60)

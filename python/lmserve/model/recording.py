@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -116,6 +116,12 @@ class Recorder:
             rows, edits = self._launched
             masks = bytes(edits.masks.wait()) if edits is not None and edits.masks is not None else None
             self._write_frame(StepOutcome.of(self.buffers, rows, masks))
+
+    @property
+    def embed_passes(self) -> Callable[[I32, I32], Iterator[F32 | None]]:
+        """That of the runner. Raises AttributeError where it computes texts whole."""
+        passes: Callable[[I32, I32], Iterator[F32 | None]] = self._runner.embed_passes  # type: ignore[attr-defined]
+        return passes
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
         """Embed; it is not recorded, for it touches no KV cache. See `Runner`."""

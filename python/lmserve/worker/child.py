@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ from lmserve.errors import LmserveError
 from lmserve.model.checkpoint import open_checkpoint
 from lmserve.model.errors import CheckpointError
 from lmserve.model.fingerprint import fingerprint
-from lmserve.model.interface import LogitEdits, Masks, Runner
+from lmserve.model.interface import F32, LogitEdits, Masks, Runner
 from lmserve.model.load import load_runner
 from lmserve.model.options import RunnerOptions
 from lmserve.model.shares import Place, Share
@@ -45,8 +46,10 @@ def main() -> int:
         loaded = load(pipe)
         if loaded is None:
             return 1
+        runner, rank = loaded
+        passes = Passes(runner)
         while True:
-            answer(pipe, *loaded)
+            answer(pipe, runner, passes, rank)
     except PipeError as error:
         logger.debug("the worker process ends: %s", error)
         return 0
@@ -83,17 +86,38 @@ def load(pipe: Pipe) -> tuple[Runner, int] | None:
     return runner, start.rank
 
 
-def answer(pipe: Pipe, runner: Runner, rank: int) -> None:
+class Passes:
+    """The passes of the texts that a frame brought: other texts take their place, whatever was left."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._left: Iterator[F32 | None] = iter(())
+
+    def begin(self, body: bytes) -> None:
+        """Take the texts of a frame."""
+        texts = decode(body, type=Texts).arrays()
+        passes = getattr(self._runner, "embed_passes", None)
+        self._left = iter((self._runner.embed(*texts),)) if passes is None else passes(*texts)
+
+    def next(self) -> tuple[Kind, bytes]:
+        """Compute a pass. Raises PipeError where none is left."""
+        for vectors in self._left:
+            return (Kind.PART, b"") if vectors is None else (Kind.VECTORS, encode(Vectors.of(vectors)))
+        raise PipeError("it was to go on with texts, but there are none")
+
+
+def answer(pipe: Pipe, runner: Runner, passes: Passes, rank: int) -> None:
     """Compute what the next frame asks for. Raises PipeError for a frame that asks for nothing."""
     kind, body = pipe.receive()
-    if kind not in (Kind.STEP, Kind.EMBED):
+    if kind not in (Kind.STEP, Kind.EMBED, Kind.GO_ON):
         raise PipeError(f"it was sent {kind.name} where a step was due")
     try:
         if kind == Kind.STEP:
             reply = Kind.OUTCOME, encode(run_step(pipe, runner, body, samples=rank == 0))
         else:
-            vectors = runner.embed(*decode(body, type=Texts).arrays())
-            reply = Kind.VECTORS, encode(Vectors.of(vectors))
+            if kind == Kind.EMBED:
+                passes.begin(body)
+            reply = passes.next()
     except PipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the server decides what becomes of the requests

@@ -35,6 +35,8 @@ class Kind(IntEnum):
     VECTORS = 8  # `messages.Vectors`, from it
     FAILED = 9  # text: why the step or the texts could not be computed
     DONE = 10  # nothing, from ranks other than 0: the step or the texts are computed
+    PART = 11  # nothing, from it: texts need more passes, for which it waits
+    GO_ON = 12  # nothing, to it: compute the next pass; there may have been steps since the last one
 
 
 class Pipe:

@@ -105,7 +105,11 @@ class Group:
 
     def answer(self, due: Kind) -> bytes:
         """Wait for all processes. Raises PipeError, or RuntimeError if the model fails where it is one process."""
-        answered = b""
+        return self.answer_of((due,))[1]
+
+    def answer_of(self, due: tuple[Kind, ...]) -> tuple[Kind, bytes]:
+        """What rank 0 answers, one of the kinds that are due. Raises as `answer`."""
+        answered = due[0], b""
         for rank, kind, body in self._frames():
             if kind == Kind.FAILED:
                 why = body.decode(errors="replace")
@@ -113,10 +117,10 @@ class Group:
                     raise RuntimeError(why)
                 # The others may wait for it.
                 raise PipeError(f"rank {rank} failed: {why}")
-            expected = Kind.DONE if rank else due
-            if kind != expected:
-                raise PipeError(f"it sent {kind.name} where {expected.name} was due")
-            answered = answered if rank else body
+            expected = (Kind.DONE,) if rank else due
+            if kind not in expected:
+                raise PipeError(f"it sent {kind.name} where {expected[0].name} was due")
+            answered = answered if rank else (kind, body)
         return answered
 
     def kill(self, why: str) -> None:

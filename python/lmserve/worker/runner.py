@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Iterator
 from typing import Self
 
 import msgspec
@@ -83,14 +84,24 @@ class ProcessRunner:
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
         """See `Runner`. Raises LmserveError, or RuntimeError if the model fails."""
+        return next(found for found in self.embed_passes(token_ids, cu_seqlens) if found is not None)
+
+    def embed_passes(self, token_ids: I32, cu_seqlens: I32) -> Iterator[F32 | None]:
+        """What `embed` gives, after a None for each pass but the last. Steps may run between two passes."""
         group = self.processes.group()
-        try:
-            group.send(Kind.EMBED, encode(Texts.of(token_ids, cu_seqlens)))
-            vectors = _read_vectors(group.answer(Kind.VECTORS))
-        except PipeError as error:
-            # The engine has not heard that the KV cache is lost: the next step says so.
-            raise unavailable(group.fail(error)) from error
-        return vectors.copy()
+        request = Kind.EMBED, encode(Texts.of(token_ids, cu_seqlens))
+        while True:
+            try:
+                group.send(*request)
+                kind, body = group.answer_of((Kind.VECTORS, Kind.PART))
+                vectors = _read_vectors(body).copy() if kind == Kind.VECTORS else None
+            except PipeError as error:
+                # The engine has not heard that the KV cache is lost: the next step says so.
+                raise unavailable(group.fail(error)) from error
+            yield vectors
+            if vectors is not None:
+                return
+            request = Kind.GO_ON, b""
 
 
 def _read_outcome(body: bytes, buffers: StepBuffers, rows: int) -> None:
