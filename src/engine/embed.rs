@@ -81,6 +81,9 @@ pub struct EmbedSubmission {
     /// Leading dimensions to keep (and normalise again); absent: all.
     #[serde(default)]
     pub dimensions: Option<usize>,
+    /// A vector that is cut loses the mean of its numbers before.
+    #[serde(default)]
+    pub centered: bool,
     /// Absent: an input that is too long is an error.
     #[serde(default)]
     pub truncation: Option<Truncation>,
@@ -314,8 +317,12 @@ impl EmbedJob {
         let tokens: usize = self.sequences.iter().map(Vec::len).sum();
         let vectors = self.vectors.chunks_exact(self.size);
         let data = vectors.enumerate().map(|(index, vector)| {
-            let mut vector = vector[..kept].to_vec();
+            let mut vector = vector.to_vec();
             if kept < self.size {
+                if self.submission.centered {
+                    center(&mut vector);
+                }
+                vector.truncate(kept);
                 normalize(&mut vector);
             }
             Entry {
@@ -357,6 +364,15 @@ impl EmbedJob {
     pub(super) fn fail(self, error: Error) {
         drop(self.open);
         self.reply.fail(error);
+    }
+}
+
+/// Subtracts the mean; of a vector that is normalised later, that is all that a layer norm without weights does.
+fn center(vector: &mut [f32]) {
+    let sum: f64 = vector.iter().copied().map(f64::from).sum();
+    let mean = sum / vector.len().max(1) as f64;
+    for value in vector {
+        *value = (f64::from(*value) - mean) as f32;
     }
 }
 

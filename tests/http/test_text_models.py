@@ -142,6 +142,27 @@ def xlm_r(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from serve(folder, model, tokenizer)
 
 
+@pytest.fixture(scope="module")
+def nomic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Its files are those of a model whose name alone says how vectors are cut."""
+    folder, tokenizer = tmp_path_factory.mktemp("nomic") / "nomic-embed-text-v1.5", word_pieces()
+    torch.manual_seed(5)
+    sizes = SIZES | {"hidden_size": 128, "num_attention_heads": 2}
+    config = transformers.NomicBertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64, **sizes)
+    model = transformers.NomicBertModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name.lower():
+            # As transformers starts them, vectors would have no mean.
+            torch.nn.init.normal_(parameter, 0.5 if name.endswith("weight") else 0.2, 0.3)
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    files = {"modules.json": modules, "1_Pooling/config.json": {"pooling_mode_mean_tokens": True}}
+    save(folder, model, tokenizer, files)
+    yield from serve(folder, model, tokenizer)
+
+
 @pytest.fixture(scope="module", params=["Bert", "XLMRoberta"])
 def reranker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     kind = request.param
@@ -198,6 +219,20 @@ def test_only_lengths_that_the_model_was_trained_for(xlm_r: Served) -> None:
         np.testing.assert_allclose(xlm_r.embed([CAT], dimensions=length)[0], expected, atol=1e-6)
     response = xlm_r.client.post("/v1/embeddings", json={"input": CAT, "dimensions": 12})
     assert "dimensions must be 8, 16, 32" in error_of(response, 400, param="dimensions")["message"]
+
+
+@torch.inference_mode()
+def test_nomics_vectors_pass_a_layer_norm_before_they_are_cut(nomic: Served) -> None:
+    states = nomic.model(torch.tensor([nomic.ids(CAT)])).last_hidden_state[0]
+    # As its publisher has it: https://huggingface.co/nomic-ai/nomic-embed-text-v1.5
+    pooled = states.mean(0, keepdim=True)
+    cut = torch.nn.functional.layer_norm(pooled, pooled.shape[1:])[:, :64]
+    expected = torch.nn.functional.normalize(cut)[0].numpy()
+    np.testing.assert_allclose(nomic.embed([CAT], dimensions=64)[0], expected, atol=2e-4)
+    assert np.abs(nomic.vector(nomic.ids(CAT)).mean()) > 1e-3
+    np.testing.assert_allclose(nomic.embed([CAT], dimensions=128)[0], nomic.vector(nomic.ids(CAT)), atol=2e-4)
+    response = nomic.client.post("/v1/embeddings", json={"input": CAT, "dimensions": 100})
+    assert "dimensions must be 64, 128, 256, 512" in error_of(response, 400, param="dimensions")["message"]
 
 
 def test_a_long_text_is_refused_or_cut(xlm_r: Served) -> None:

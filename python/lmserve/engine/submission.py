@@ -275,6 +275,7 @@ class EmbedSubmission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    centered: bool = False
     truncation: Truncation | None = None
     document_tokens: int | None = None
     tenant: int = 0

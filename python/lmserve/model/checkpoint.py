@@ -16,7 +16,7 @@ from lmserve.loading import reading
 from lmserve.model import families, files, gguf_source, hf_source
 from lmserve.model.answer_head import FRAME, answer_head, answer_tokens, answers
 from lmserve.model.config import EncoderConfig, ModelConfig
-from lmserve.model.embedding import MEAN, Embedding
+from lmserve.model.embedding import MEAN, Embedding, named
 from lmserve.model.errors import CheckpointError, UnknownArchitectureError
 from lmserve.model.families.family import ANY, Decoder, Family, Tensors
 from lmserve.model.generation_defaults import (
@@ -330,13 +330,14 @@ def _checked(
                 f"{path}: tensor {found.name} has shape {list(found.shape)}, the configuration needs {list(shape)}"
             )
     _refuse_unknown(path, tensors, expected)
+    name = gguf_source.name_of(path) if path.is_file() else path.resolve().name
     return Checkpoint(
         path=path,
-        name=gguf_source.name_of(path) if path.is_file() else path.resolve().name,
+        name=name,
         family=family,
         kind=kind,
         config=config,
-        embedding=embedding.of_width(config.hidden_size),
+        embedding=named(embedding.of_width(config.hidden_size), family.name, name),
         tensors=_rotated_half_apart({tensor: tensors[tensor] for tensor in expected}, config),
         chat_template=text.chat_template,
         tool_template=text.tool_template,

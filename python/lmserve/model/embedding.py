@@ -72,6 +72,7 @@ class Embedding:
     or "identity" is then what a score of one label is shown through.
     `several_labels`: more than one of `labels` may hold of a text.
     `dimensions`: lengths that an embedding may be cut to, as its training allows (Matryoshka): () none, (0,) any.
+    `centered`: a vector that is cut loses the mean of its numbers before, as by a layer norm without weights.
     `segments`: the token that ends the first of a pair's two segments (-1: none does), and how many positions a segment
     has in the table of what the encoder adds to words; 0: one, whatever the position.
     `frame`: the words that a pair of texts is put into.
@@ -82,6 +83,7 @@ class Embedding:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     dimensions: tuple[int, ...] = ()
+    centered: bool = False
     scores: str | None = None
     labels: tuple[str, ...] = ()
     several_labels: bool = False
@@ -124,6 +126,22 @@ class Embedding:
 
 
 MEAN: Final = Embedding()
+
+# Nomic's models, whose files do not say that their vectors may be cut; v1.5's pass a layer norm before.
+_NOMIC: Final[dict[str, tuple[tuple[int, ...], bool]]] = {
+    "nomic-embed-text-v1.5": ((64, 128, 256, 512), True),
+    "nomic-embed-text-v2-moe": ((256,), False),
+}
+
+
+def named(embedding: Embedding, family: str, name: str) -> Embedding:
+    """The same with what is known of a model by its name alone."""
+    if not family.startswith("nomic_bert") or embedding.scores is not None:
+        return embedding
+    for known, (dimensions, centered) in _NOMIC.items():
+        if known in name.lower():
+            return replace(embedding, dimensions=embedding.dimensions or dimensions, centered=centered)
+    return embedding
 
 
 class EmbeddingHead:

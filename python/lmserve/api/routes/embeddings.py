@@ -74,6 +74,7 @@ def submission(
         truncation=truncation(data.truncate_prompt_tokens, data.truncate),
         encoding_format="float" if data.encoding_format in (None, "float") else "base64",
         dimensions=data.dimensions,
+        centered=engine.embedding is not None and engine.embedding.centered,
         tenant=tenant,
         fields=fields,
     )
