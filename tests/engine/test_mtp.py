@@ -32,8 +32,22 @@ class GuessingDriver(Driver):
 
     def step(self, work, edits=None, *, logits: bool = False) -> None:
         sampled = [(s, s.computed + new - 1) for s, new in work if s.computed + new == len(s.tokens)]
-        super().step(work, edits, logits=logits)
-        rows = self.runner.draft_logits(len(sampled))
+        if hasattr(self.runner, "draft_logits"):
+            super().step(work, edits, logits=logits)
+            rows = self.runner.draft_logits(len(sampled))
+        else:
+            ops, found = self.runner.draft_ops, []
+            draft = ops.draft
+
+            def kept(states, head):
+                found.extend(ops.logits(states, head))
+                draft(states, head)
+
+            ops.draft = kept
+            super().step(work, edits)
+            ops.draft = draft
+            rows = found
+        assert len(rows) == len(sampled)
         for (sequence, position), row, guess in zip(sampled, rows, self.runner.buffers.drafts, strict=False):
             assert row.argmax() == guess
             self.guesses.setdefault(id(sequence), {})[position] = row
@@ -55,9 +69,11 @@ def check(runner, head: mtp_models.Head, chunk: int) -> None:
 
 @pytest.mark.parametrize("chunk", [1000, 7])
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_small", "qwen3_5_moe", "qwen3_next"])
-def test_heads_give_what_their_layers_give(family: str, chunk: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ops", ["cpu", "torch"])
+def test_heads_give_what_their_layers_give(ops: str, family: str, chunk: int, tmp_path: Path) -> None:
     head = mtp_models.make(family, tmp_path)
-    check(load_runner(open_checkpoint(tmp_path, mtp=True), OPTIONS), head, chunk)
+    options = dataclasses.replace(OPTIONS, ops=ops, quantize="none" if ops == "cpu" else "auto")
+    check(load_runner(open_checkpoint(tmp_path, mtp=True), options), head, chunk)
 
 
 def test_heads_of_gguf_files_do_too(tmp_path: Path) -> None:
@@ -89,8 +105,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "qwen", mtp=True)
     with pytest.raises(CheckpointError, match="is known of models of llama"):
         open_checkpoint(tmp_path / "llama", mtp=True)
-    with pytest.raises(OptionError, match="the head that guesses tokens ahead is not computed"):
-        plan_memory(open_checkpoint(tmp_path / "head", mtp=True), RunnerOptions(device="cpu", ops="torch", mtp=True))
+    with pytest.raises(OptionError, match="split among 2 processes guesses no tokens ahead"):
+        plan_memory(open_checkpoint(tmp_path / "head", mtp=True), RunnerOptions(device="cpu", tensor_parallel=2))
 
 
 def test_sessions_outlive_the_head_but_blocks_do_not(tmp_path: Path) -> None:
@@ -160,6 +176,7 @@ def conversations(engine: _core.Engine) -> list[list[int]]:
 PATHS = {
     "fp32": {"quantize": "none"},
     "q8, KV int8": {"quantize": "q8", "kv_dtype": "int8"},
+    "torch": {"ops": "torch"},
 }
 SIZES = {"room": {}, "small steps": {"max_batch_tokens": 20}, "few blocks": {"blocks": 16}}
 

@@ -165,9 +165,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         f"speculate is {options.speculate}; a model of kind {checkpoint.kind!r} generates no tokens to guess",
     )
     _check(
-        not config.mtp or ops == "cpu",
+        not config.mtp or options.tensor_parallel == 1,
         "mtp",
-        "mtp is given; with torch's operations, the head that guesses tokens ahead is not computed",
+        f"mtp is given; a model that is split among {options.tensor_parallel} processes guesses no tokens ahead",
     )
     drafts = max(options.speculate, int(config.mtp))
     max_rows = max(options.max_batch, min(options.max_batch * (1 + drafts), DRAFT_ROWS, max_batch_tokens))

@@ -341,8 +341,8 @@ class TorchOps:
             logits = logits * scale
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def sample_logits(self, logits: Tensor, edits: LogitEdits | None) -> None:
-        """What `sample` does, from float32 logits [R, vocab]."""
+    def sample_logits(self, logits: Tensor, edits: LogitEdits | None) -> Tensor:
+        """What `sample` does, from float32 logits [R, vocab]; gives the sampled tokens [R]."""
         buffers, n_rows = self._buffers, len(logits)
         sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), edits)
         self._send(buffers.sampled, np.arange(n_rows), sampled)
@@ -353,6 +353,7 @@ class TorchOps:
             self._send(buffers.sampled_logprob, wanted, own)
             self._send(buffers.top_ids, wanted, top_ids)
             self._send(buffers.top_logprobs, wanted, top_logprobs)
+        return sampled
 
     def finish(self) -> None:
         if self._device.type == "cuda":

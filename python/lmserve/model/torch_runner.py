@@ -16,12 +16,13 @@ from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.device import usable_cores
 from lmserve.model.embedding import MEAN, Embedding
 from lmserve.model.errors import OptionError
-from lmserve.model.families.family import Decoder
+from lmserve.model.families.family import Decoder, Drafting
 from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
 from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
 from lmserve.model.shares import Place, parts_of, split_config
+from lmserve.model.torch_draft import TorchDraftOps
 from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_parallel import ParallelOps
 from lmserve.model.torch_ranks import Ranks
@@ -43,6 +44,30 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
     @torch.inference_mode()
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
         return super().embed(token_ids, cu_seqlens)
+
+
+class DraftRunner(TorchRunner):
+    """A `TorchRunner` of a model with a head that guesses a token ahead."""
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        buffers: StepBuffers,
+        model: Drafting[Tensor, TorchWeight],
+        ops: TorchDraftOps,
+        embedding: Embedding = MEAN,
+    ) -> None:
+        super().__init__(info, buffers, model, ops, embedding)
+        self.drafting = model
+        self.draft_ops = ops
+
+    @torch.inference_mode()
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        ops = self.draft_ops
+        ops.begin(n_tokens, n_seqs, n_rows)
+        states = self.drafting.forward(sampled_rows_only=False)
+        ops.begin_draft(ops.rows(states), self.drafting.head, edits)
+        self.drafting.draft(ops, states)
 
 
 class GraphRunner(TorchRunner):
@@ -125,9 +150,12 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place
         return _load_part(checkpoint, options, plan, place)
     plan = planned_for_device(checkpoint, options, plan)
     buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
-    ops = TorchOps(checkpoint.config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
+    kind = TorchDraftOps if plan.mtp else TorchOps
+    ops = kind(checkpoint.config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
+    if isinstance(ops, TorchDraftOps) and isinstance(model, Drafting):
+        return DraftRunner(info, buffers, model, ops, checkpoint.embedding)
     graphs = options.graphs and info.can_generate and not checkpoint.config.recurrent
     if graphs and isinstance(ops.cache, VarlenAttention):
         return GraphRunner(info, buffers, model, ops, checkpoint.embedding, capture=capture_cuda_graph)
