@@ -343,6 +343,12 @@ pub struct Submission {
     /// The API key's number; tenants share no session and no cache entry. 0: no key.
     #[serde(default)]
     pub tenant: u32,
+    /// The number of the adapter that computes it; 0: none. Absent: that of its session's turns.
+    #[serde(default)]
+    pub adapter: Option<u32>,
+    /// What tells that adapter's contents from another's, once it is known.
+    #[serde(skip)]
+    pub adapter_digest: Option<[u8; 32]>,
     /// Requests with a smaller number run first.
     #[serde(default)]
     pub priority: i32,

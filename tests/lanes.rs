@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 fn key(tenant: u32, name: &str) -> LaneKey {
     LaneKey {
         tenant,
+        adapter: 0,
         name: name.into(),
     }
 }

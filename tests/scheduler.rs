@@ -545,3 +545,28 @@ proptest! {
         prop_assert_eq!(run.scheduler.pool().counts().owned, 0);
     }
 }
+
+#[test]
+fn sequences_with_different_adapters_share_no_prefix() {
+    let mut run = Run::new(64, 8, config(4, 64), true);
+    for (id, adapter) in [0, 1, 0, 1, 2].into_iter().enumerate() {
+        let new = NewSequence {
+            adapter,
+            ..sequence(id as u64, (0..24).collect(), 1)
+        };
+        run.scheduler.add(new).unwrap();
+        while run
+            .scheduler
+            .running()
+            .chain(run.scheduler.waiting())
+            .count()
+            > 0
+        {
+            run.step();
+            let step = &run.scheduler.step().adapters;
+            assert!(step.iter().all(|&given| given == adapter as i32));
+        }
+    }
+    let cached: Vec<usize> = (0..5).map(|id| run.results[&id].2).collect();
+    assert_eq!(cached, [0, 0, 23, 23, 0]);
+}

@@ -243,6 +243,7 @@ fn put(store: &mut SessionStore, key: &SessionKey, request: u64, now_ms: u64) {
         }],
         seed: 0,
         system_tokens: 0,
+        adapter: None,
         end: false,
         usage: SessionUsage::default(),
         hold_ms: None,
@@ -327,7 +328,7 @@ proptest! {
                     }
                     let ends = turns.iter().map(Turn::end).collect();
                     let after = (!end).then(|| (tokens.clone(), ends));
-                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, end, usage: SessionUsage::default(), hold_ms };
+                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, adapter: None, end, usage: SessionUsage::default(), hold_ms };
                     store.commit(&key, request, commit, now);
                     naive.settle(&key, after, now, hold_ms);
                 }

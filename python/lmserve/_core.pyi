@@ -331,7 +331,7 @@ class Engine:
 
     def export_session(
         self, tenant: int, session_id: SessionId
-    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int]:
+    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int, bytes | None]:
         """The members of a `lmserve.engine.sessions.SessionState`, and of its turns.
 
         Raises LmserveError: 404, 409 session_busy while the first turn runs.
@@ -345,8 +345,15 @@ class Engine:
         turns: Sequence[tuple[int, int, bool, bytes | None]],
         seed: int,
         system_tokens: int,
+        adapter: bytes | None = None,
     ) -> None:
         """Make a session of what `export_session` gave. Raises LmserveError: 400, 409 session_exists."""
+
+    def add_adapter(self, number: int, name: str, digest: bytes) -> None:
+        """Let requests use an adapter that the model has loaded, with contents of this SHA-256. Raises LmserveError."""
+
+    def remove_adapter(self, number: int) -> None:
+        """Let no further request use an adapter. Raises LmserveError: 404, 409 adapter_in_use while requests do."""
 
     def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int) -> None:
         """Keep an idle session and its KV for so many milliseconds, where others can make room; 0: no longer. 404."""
@@ -637,6 +644,15 @@ class CpuModel:
 
         Without the GIL, on all threads. Raises LmserveError where the bytes are not those of the shape.
         """
+
+    def add_low_rank(self, number: int, weight: int, first: int, rank: int, down: Any, up: Any) -> None:
+        """Take what adapter `number` adds to a linear layer's outputs from `first` on.
+
+        float32 `down` [rank, inputs], and `up` [rank, outputs] times its scale.
+        """
+
+    def remove_adapter(self, number: int) -> None:
+        """Forget an adapter."""
 
     def add_norm(
         self, weight: Any, eps: float, *, bias: Any | None = None, centered: bool = False, parts: int = 1

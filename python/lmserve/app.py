@@ -192,6 +192,7 @@ def create_app(
     max_body: int = MAX_BODY,
     body_timeout: float = BODY_TIMEOUT,
     agent_sessions: bool = True,
+    adapters: Sequence[str] = (),
 ) -> Application:
     """The application.
 
@@ -213,7 +214,9 @@ def create_app(
         serving: Serving = engine
         choosing = [DefineMiddleware(ChooseModel, members=engine)]
     else:
-        serving = Serving(model_names, engine, keys, responses, database, agent_sessions=agent_sessions)
+        serving = Serving(
+            model_names, engine, keys, responses, database, agent_sessions=agent_sessions, adapters=adapters
+        )
         choosing = []
 
     @asynccontextmanager

@@ -122,6 +122,14 @@ def parse_disk_tier(text: str) -> DiskTier:
     return DiskTier(Path(folder), parse_size(size))
 
 
+def parse_named_path(text: str) -> tuple[str, str]:
+    """The name and path of `NAME=PATH`. Raises ValueError if the text is something else."""
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise ValueError(f"a name, = and a path, but {text!r} was given")
+    return name, path
+
+
 def format_size(size: int) -> str:
     """`size` bytes for a person: `1.5 GiB`."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
@@ -146,6 +154,9 @@ class ServeConfig:
     port: int = 23333  # 0: any free port
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # each is a tenant of its own, without limits
     keys: tuple[ApiKey, ...] = ()  # further ones; none at all: no key is asked for
+    loras: tuple[tuple[str, str], ...] = ()  # name and folder of each adapter that is loaded at the start
+    max_loras: int = 8  # adapters that may be loaded at a time
+    max_lora_rank: int = 64
     served_model_names: tuple[str, ...] = ()  # the first is the one that replies carry; none: from the model
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -216,6 +227,7 @@ class ServeConfig:
         self._check_range("grace", 0, 3600)
         self._check_range("idle_unload", 0, 1_000_000_000)
         self._check_models()
+        self._check_loras()
         if not self.host or any(c.isspace() for c in self.host):
             raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
         if not self.weights_cache:
@@ -292,6 +304,27 @@ class ServeConfig:
         for setting in ("served_model_names", "record"):
             if self.models and getattr(self, setting):
                 raise ConfigError(setting, "applies to a single model, but several were given")
+
+    def _check_loras(self) -> None:
+        self._check_range("max_loras", 1, 1000)
+        self._check_range("max_lora_rank", 1, 4096)
+        names = [name for name, _ in self.loras]
+        for name, path in self.loras:
+            if MODEL_NAME.fullmatch(name) is None or not path:
+                form = "NAME=PATH, with letters, digits and ._:/- in NAME"
+                raise ConfigError("loras", f"must be {form}, but {f'{name}={path}'!r} was given")
+            if names.count(name) > 1 or name in self.served_model_names:
+                raise ConfigError("loras", f"must name each adapter otherwise, but {name!r} is taken")
+        if len(names) > self.max_loras:
+            raise ConfigError("loras", f"{len(names)} adapters were given; the limit is {self.max_loras} (max_loras)")
+        for setting, flag in (
+            ("models", "several models"),
+            ("idle_unload", "--idle-unload"),
+            ("record", "--record"),
+            ("in_processes", "--worker process or --tensor-parallel"),
+        ):
+            if self.loras and getattr(self, setting):
+                raise ConfigError("loras", f"cannot go with {flag} yet")
 
     def _check_tiers(self) -> None:
         if self.kv_disk is not None and not MIB <= self.kv_disk.size <= 1024 * 1024 * GIB:

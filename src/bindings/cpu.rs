@@ -13,8 +13,8 @@ use super::cpu_weights::{GivenPart, StoredPart};
 use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ConvGate, EmbedPasses, ExpertNumbers, Isa, LayerShape, Matrix, Model, ModelShape,
-    Pooling, PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
+    Activation, ConvGate, EmbedPasses, ExpertNumbers, Isa, LayerShape, LowRank, Matrix, Model,
+    ModelShape, Pooling, PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
 };
 use crate::error::{Error, Result};
 
@@ -270,6 +270,32 @@ impl CpuModel {
         quantize: Option<&str>,
     ) -> PyResult<usize> {
         self.pack(py, parts, quantize, Model::add_linear)
+    }
+
+    /// Takes what adapter `number` adds to a linear layer's outputs from `first` on: float32 `down` [rank, inputs], and
+    /// `up` [rank, outputs] times its scale.
+    fn add_low_rank(
+        &self,
+        number: u32,
+        weight: usize,
+        first: usize,
+        rank: usize,
+        down: &Bound<'_, PyAny>,
+        up: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (down, up) = (values(down)?, values(up)?);
+        let part = LowRank {
+            first,
+            rank,
+            down: &down,
+            up: &up,
+        };
+        Ok(lock(&self.0).add_low_rank(number, weight, part)?)
+    }
+
+    /// Forgets an adapter.
+    fn remove_adapter(&self, number: u32) {
+        lock(&self.0).remove_adapter(number);
     }
 
     /// Takes the weight of an RMS norm, or of a layer norm (`centered`); gives its number. Each of `parts` of a row is

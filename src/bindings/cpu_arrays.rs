@@ -66,6 +66,7 @@ impl CpuArrays {
                 state_from: entries(&b.state_from, n_seqs.min(b.state_from.item_count()))?,
                 state_to: entries(&b.state_to, n_seqs.min(b.state_to.item_count()))?,
                 state_tokens: entries(&b.state_tokens, n_seqs.min(b.state_tokens.item_count()))?,
+                adapters: entries(&b.adapters, n_seqs.min(b.adapters.item_count()))?,
                 copied_blocks: entries(&b.copied_blocks, n_seqs.min(b.copied_blocks.item_count()))?,
             };
             let rows = SampleRows {

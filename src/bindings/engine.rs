@@ -286,7 +286,7 @@ impl Engine {
     }
 
     /// All that makes a session: (token ids, (input tokens, output tokens, open, log-probabilities) of each turn, seed, tokens of
-    /// the system prompt). Numbers are little-endian, of four bytes each.
+    /// the system prompt, the adapter's digest or None). Numbers are little-endian, of four bytes each.
     fn export_session<'py>(
         &self,
         py: Python<'py>,
@@ -298,6 +298,7 @@ impl Engine {
     }
 
     /// Makes a session of what `export_session` gave.
+    #[pyo3(signature = (tenant, session_id, tokens, turns, seed, system_tokens, adapter=None))]
     #[allow(clippy::too_many_arguments)]
     fn import_session(
         &self,
@@ -308,13 +309,24 @@ impl Engine {
         turns: Vec<ImportedTurn>,
         seed: u64,
         system_tokens: usize,
+        adapter: Option<[u8; 32]>,
     ) -> PyResult<()> {
         let key = key(tenant, session_id);
         let work = || {
-            let commit = imported(tokens, turns, seed, system_tokens)?;
+            let commit = imported(tokens, turns, seed, system_tokens, adapter)?;
             self.inner.import_session(&key, commit)
         };
         Ok(py.detach(work)?)
+    }
+
+    /// Lets requests use an adapter that the model has loaded, whose contents have this digest.
+    fn add_adapter(&self, number: u32, name: String, digest: [u8; 32]) -> PyResult<()> {
+        Ok(self.inner.add_adapter(number, name, digest)?)
+    }
+
+    /// Lets no further request use an adapter.
+    fn remove_adapter(&self, number: u32) -> PyResult<()> {
+        Ok(self.inner.remove_adapter(number)?)
     }
 
     /// A file descriptor that is readable while some stream has news.

@@ -179,6 +179,9 @@ impl PyExecutor {
         put(&b.state_to, 0, &step.state_to, "state_to")?;
         put(&b.state_tokens, 0, &step.state_tokens, "state_tokens")?;
         put(&b.copied_blocks, 0, &step.copied_blocks, "copied_blocks")?;
+        if b.adapters.item_count() > 0 || step.adapters.iter().any(|&adapter| adapter > 0) {
+            put(&b.adapters, 0, &step.adapters, "adapters")?;
+        }
         put(&b.window_slots, 0, &step.window_slots, "window_slots")?;
         if self.guesses() {
             put(&b.next_tokens, 0, &step.next_tokens, "next_tokens")?;

@@ -4,11 +4,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::error::{Error, Result};
-use crate::session::{Commit, Logprobs, SessionInfo, SessionState, SessionUsage};
+use crate::session::{AdapterDigest, Commit, Logprobs, SessionInfo, SessionState, SessionUsage};
 use crate::text::Tail;
 
-/// Token ids, turns, seed, and tokens of the system prompt. Numbers in bytes are little-endian, of four bytes each.
-pub(super) type Exported<'py> = (Bound<'py, PyBytes>, Vec<ExportedTurn<'py>>, u64, usize);
+/// Token ids, turns, seed, tokens of the system prompt, and the digest of the adapter. Numbers in bytes are little-endian, of four bytes each.
+pub(super) type Exported<'py> = (
+    Bound<'py, PyBytes>,
+    Vec<ExportedTurn<'py>>,
+    u64,
+    usize,
+    Option<Bound<'py, PyBytes>>,
+);
 /// Input tokens, output tokens, whether the assistant's message is open, and the output's log-probabilities.
 type ExportedTurn<'py> = (usize, usize, bool, Option<Bound<'py, PyBytes>>);
 /// The same from Python.
@@ -51,7 +57,8 @@ pub(super) fn exported<'py>(py: Python<'py>, state: &SessionState) -> Exported<'
     let turns = turns.collect();
     let tokens: Vec<u8> = state.tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
     let tokens = PyBytes::new(py, &tokens);
-    (tokens, turns, state.seed, state.system_tokens)
+    let adapter = state.adapter.map(|adapter| PyBytes::new(py, &adapter));
+    (tokens, turns, state.seed, state.system_tokens, adapter)
 }
 
 /// What makes a session of what [`exported`] gave.
@@ -63,6 +70,7 @@ pub(super) fn imported(
     turns: Vec<ImportedTurn>,
     seed: u64,
     system_tokens: usize,
+    adapter: Option<AdapterDigest>,
 ) -> Result<Commit> {
     let turns = turns.into_iter().map(|(input, output, open, logprobs)| {
         let tail = if open {
@@ -77,7 +85,8 @@ pub(super) fn imported(
         Ok((input, output, tail, logprobs))
     });
     let turns = turns.collect::<Result<Vec<_>>>()?;
-    Commit::of_turns(numbers("tokens", tokens)?, turns, seed, system_tokens)
+    let commit = Commit::of_turns(numbers("tokens", tokens)?, turns, seed, system_tokens)?;
+    Ok(Commit { adapter, ..commit })
 }
 
 /// Numbers of four bytes each.

@@ -31,6 +31,7 @@ pub(super) struct StepBuffers {
     pub(super) state_to: PyBuffer<i32>,
     pub(super) state_tokens: PyBuffer<i32>,
     pub(super) copied_blocks: PyBuffer<i32>,
+    pub(super) adapters: PyBuffer<i32>,
     pub(super) window_slots: PyBuffer<i32>,
     pub(super) window_tables: PyBuffer<i32>,
 }
@@ -65,6 +66,7 @@ impl StepBuffers {
             state_to: buffer(source, "state_to")?,
             state_tokens: buffer(source, "state_tokens")?,
             copied_blocks: buffer(source, "copied_blocks")?,
+            adapters: buffer(source, "adapters")?,
             window_slots: buffer(source, "window_slots")?,
             window_tables: buffer(source, "window_tables")?,
         })

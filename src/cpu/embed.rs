@@ -242,6 +242,7 @@ impl Step {
             state_to: &self.state_to,
             state_tokens: &self.state_tokens,
             copied_blocks: &[],
+            adapters: &[],
         }
     }
 }

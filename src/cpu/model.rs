@@ -8,6 +8,7 @@ use super::experts::{ExpertMatrices, ExpertNumbers, ExpertsWeight, Router, Route
 use super::heads::HeadsWeight;
 use super::isa::Isa;
 use super::linear::{Linear, Matrix};
+use super::low_rank::{Adapters, LowRank};
 use super::packed::Packed;
 use super::pool::Pool;
 use super::program::LinearShape;
@@ -66,6 +67,7 @@ pub struct Model {
     pub(super) attention: Attention,
     pub(super) scratch: Scratch,
     pub(super) packed: Packed,
+    pub(super) adapters: Adapters,
 }
 
 pub(super) fn no_experts(weight: usize) -> Error {
@@ -117,6 +119,7 @@ impl Model {
             attention: Attention::new(isa, &attention, pool.size()),
             scratch: Scratch::default(),
             packed: Packed::default(),
+            adapters: Adapters::default(),
             architecture,
             pool,
         })
@@ -242,6 +245,20 @@ impl Model {
         let weight = HeadsWeight::pack(self.isa, &self.pool, matrices)?;
         self.weights.push(Weight::Heads(weight));
         Ok(self.weights.len() - 1)
+    }
+
+    /// Takes in what adapter `number` (not 0) adds to some outputs of a linear layer.
+    ///
+    /// # Errors
+    /// `invalid_value` for a weight that is no linear layer, or matrices that do not fit it.
+    pub fn add_low_rank(&mut self, number: u32, weight: usize, part: LowRank) -> Result<()> {
+        let shape = self.linear_shape(weight)?;
+        self.adapters.add(number, (weight, shape), part)
+    }
+
+    /// Forgets an adapter.
+    pub fn remove_adapter(&mut self, number: u32) {
+        self.adapters.remove(number);
     }
 
     /// Bytes of all weights.

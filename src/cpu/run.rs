@@ -128,7 +128,9 @@ impl Model {
             attention,
             scratch,
             packed: _,
+            adapters,
         } = self;
+        let low_rank = adapters.begin(step)?;
         let attention = attention.begin(&spans);
         let (cache, states) = other.unwrap_or((cache, states));
         for (from, to, count) in copies {
@@ -139,7 +141,9 @@ impl Model {
             spans: &state_spans,
         };
         let kept = (cache.view(), states);
-        let run = StepContext::new(*isa, architecture, weights, step, kept, &attention, scratch);
+        let mut run =
+            StepContext::new(*isa, architecture, weights, step, kept, &attention, scratch);
+        run.low_rank = low_rank;
         pool.run(&|team| {
             let first = program.draft.map_or(program.ops.len(), |draft| draft.first);
             run.ops(team, &program.ops[..first]);

@@ -36,6 +36,8 @@ pub struct StepInput<'a> {
     pub state_tokens: &'a [i32],
     /// The block whose tokens up to the sequence's first one of the step are first copied to its own block, -1: none.
     pub copied_blocks: &'a [i32],
+    /// Of each sequence the number of its adapter, 0: it has none. Empty: no sequence has one.
+    pub adapters: &'a [i32],
 }
 
 /// How a step's rows are sampled, and where the outcome goes.

@@ -8,6 +8,7 @@ use super::heads::{HeadsScratch, HeadsWeight};
 use super::isa::Isa;
 use super::latent::LatentCache;
 use super::linear::{Linear, QuantizedRows};
+use super::low_rank::LowRankStep;
 use super::memory::SharedSlice;
 use super::model::Weight;
 use super::op::{Op, Rows, Value};
@@ -34,6 +35,8 @@ pub(super) struct StepContext<'a> {
     pub(super) logits: SharedSlice<'a, f32>,
     pub(super) draft_logits: SharedSlice<'a, f32>,
     next_ids: SharedSlice<'a, i32>,
+    /// Where a sequence of the step has an adapter.
+    pub(super) low_rank: Option<LowRankStep<'a>>,
 }
 
 impl<'a> StepContext<'a> {
@@ -66,6 +69,7 @@ impl<'a> StepContext<'a> {
             logits: SharedSlice::new(&mut scratch.logits),
             draft_logits: SharedSlice::new(&mut scratch.draft_logits),
             next_ids: SharedSlice::new(&mut scratch.next_ids),
+            low_rank: None,
         }
     }
 
@@ -404,8 +408,25 @@ impl<'a> StepContext<'a> {
         }
     }
 
-    /// `y [rows, out]` of the rows of `x`, which lie side by side. Ends with a barrier.
+    /// `y [rows, out]` of the rows of `x`, which lie side by side, with what their adapters add. Ends with a barrier.
     pub(super) fn linear(
+        &self,
+        team: &Team,
+        x: Value,
+        weight: usize,
+        y: SharedSlice<'a, f32>,
+        quantized: bool,
+    ) {
+        self.whole_linear(team, x, weight, y, quantized);
+        if let Some(low_rank) = &self.low_rank {
+            let outputs = self.parts(weight).iter().map(Linear::out_features).sum();
+            let given = (self.buffer(x), x.width);
+            // SAFETY: the rows and the outputs were written before the last barrier, and nobody else touches them.
+            unsafe { low_rank.add(team, self.isa, weight, x.rows, given, (y, outputs)) };
+        }
+    }
+
+    fn whole_linear(
         &self,
         team: &Team,
         x: Value,

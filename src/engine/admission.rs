@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::adapters::AdapterUse;
 use super::events::Abort;
 use super::locks::lock;
 use super::metrics::Latencies;
@@ -81,6 +82,8 @@ pub(super) struct Admission {
     record: SharedRecord,
     /// When the first choice's last token was sampled.
     last_token: Option<Instant>,
+    /// Kept until the request ends.
+    adapter: Option<AdapterUse>,
 }
 
 impl Admissions {
@@ -137,6 +140,7 @@ impl Admissions {
             account: Account::default(),
             record: SharedRecord::default(),
             last_token: None,
+            adapter: None,
         })
     }
 
@@ -205,6 +209,11 @@ impl Admissions {
 impl Admission {
     pub(super) const fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Keeps the request's adapter loaded until it ends.
+    pub(super) fn keep(&mut self, adapter: Option<AdapterUse>) {
+        self.adapter = adapter;
     }
 
     /// Time since its arrival.

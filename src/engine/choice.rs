@@ -8,9 +8,10 @@ use super::prepare::Echo;
 use super::thoughts::ThoughtBudget;
 use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::guided::MaskRow;
+use crate::kv::Owner;
 use crate::request::{OnDisconnect, Retention, Submission};
 use crate::sched::{FinishReason, Sequence};
-use crate::session::{Commit, Logprobs, SessionUsage, Turn};
+use crate::session::{AdapterDigest, Commit, Logprobs, SessionUsage, Turn};
 use crate::text::{Detokenizer, StopMatcher, Tail};
 use crate::wire::{Delta, TokenLogprob, Usage};
 
@@ -22,7 +23,8 @@ pub(super) struct OpenTurn {
     pub(super) system_tokens: usize,
     pub(super) end: bool,
     pub(super) on_disconnect: OnDisconnect,
-    pub(super) tenant: u32,
+    pub(super) owner: Owner,
+    pub(super) adapter: Option<AdapterDigest>,
     pub(super) retention: Option<Retention>,
 }
 
@@ -139,6 +141,7 @@ pub(super) fn finished_turn(
         turns,
         seed: choice.seed,
         system_tokens: turn.system_tokens,
+        adapter: turn.adapter,
         end: turn.end,
         usage: SessionUsage {
             prompt_tokens: usage.prompt_tokens as u64,

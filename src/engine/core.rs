@@ -14,6 +14,7 @@ use super::token_sink::{TokenSink, token_logprob};
 use super::turn_guard::TurnGuard;
 use crate::error::{Error, Result};
 use crate::guided::{MaskRow, StepMasks};
+use crate::kv::Owner;
 use crate::request::{MAX_CHOICES, OnDisconnect, Retention, Submission};
 use crate::sched::{FinishReason, Finished, NewSequence, Scheduler, Sequence, Step, mix_seed};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
@@ -27,8 +28,8 @@ pub struct Core {
     eos_tokens: Arc<[u32]>,
     choices: HashMap<u64, Choice>,
     finished: Vec<Finished>,
-    /// Tenants and tokens of turns whose KV is not needed any more.
-    given_up: Vec<(u32, Vec<u32>)>,
+    /// Owners and tokens of turns whose KV is not needed any more.
+    given_up: Vec<(Owner, Vec<u32>)>,
 }
 
 impl Core {
@@ -96,7 +97,11 @@ impl Core {
             system_tokens: prepared.system_tokens,
             end: session.is_some_and(|session| session.end),
             on_disconnect: session.map_or(OnDisconnect::Rollback, |session| session.on_disconnect),
-            tenant: submission.tenant,
+            owner: Owner {
+                tenant: submission.tenant,
+                adapter: submission.adapter.unwrap_or(0),
+            },
+            adapter: submission.adapter_digest,
             retention: session.and_then(|session| session.retention),
         });
         let mut lane = prepared.lane;
@@ -111,6 +116,7 @@ impl Core {
             let added = self.scheduler.add(NewSequence {
                 id,
                 tenant: submission.tenant,
+                adapter: submission.adapter.unwrap_or(0),
                 priority: submission.priority,
                 prompt: prepared.prompt.clone(),
                 max_tokens: prepared.max_tokens,
@@ -203,8 +209,8 @@ impl Core {
         }
         self.finished = finished;
         // Now that nobody owns their blocks.
-        for (tenant, tokens) in self.given_up.drain(..) {
-            self.scheduler.pool().give_up(tenant, &tokens);
+        for (owner, tokens) in self.given_up.drain(..) {
+            self.scheduler.pool().give_up(owner, &tokens);
         }
         Ok(())
     }
@@ -248,8 +254,8 @@ impl Core {
     /// What becomes of the KV of a session's turn that has ended: it is held, given up, or evicted in its time.
     fn keep_cached(&mut self, turn: &OpenTurn, tokens: &[u32]) {
         match turn.retention {
-            Some(Retention::GiveUp) => self.given_up.push((turn.tenant, tokens.to_vec())),
-            Some(Retention::Hold { ms }) => self.scheduler.pool().hold(turn.tenant, tokens, ms),
+            Some(Retention::GiveUp) => self.given_up.push((turn.owner, tokens.to_vec())),
+            Some(Retention::Hold { ms }) => self.scheduler.pool().hold(turn.owner, tokens, ms),
             None => {}
         }
     }

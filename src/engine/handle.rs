@@ -31,7 +31,9 @@ use crate::kv::BlockPool;
 use crate::panics::caught;
 use crate::request::{Input, SessionId, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
-use crate::session::{Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory};
+use crate::session::{
+    AdapterDigest, Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory,
+};
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
 use crate::tier::Store;
@@ -244,7 +246,7 @@ impl Engine {
                 "this model computes embeddings and cannot generate text",
             ));
         }
-        let open = self
+        let mut open = self
             .shared
             .admit(tenant, submission.n as usize, submission.background)?;
         let (id, record) = (open.id(), open.record());
@@ -260,6 +262,10 @@ impl Engine {
                 (Some(lease), base)
             }
         };
+        let adapter = self.shared.adapters.begin(submission.adapter, &base)?;
+        submission.adapter = adapter.as_ref().map(|adapter| adapter.number);
+        submission.adapter_digest = adapter.as_ref().map(|adapter| adapter.digest);
+        open.keep(adapter);
         let seed = submission.sampling.seed.or(base.seed).unwrap_or(random);
         let mailbox = Mailbox::new(id, Arc::clone(&self.shared.wake));
         let mut reply = Reply::new(&submission, Arc::clone(&mailbox))?;
@@ -376,6 +382,22 @@ impl Engine {
         };
         self.prepare_later(long, Box::new(job))?;
         Ok(stream)
+    }
+
+    /// Lets requests use an adapter that the model has loaded.
+    ///
+    /// # Errors
+    /// `invalid_value` (400) for a number that is none, or is taken.
+    pub fn add_adapter(&self, number: u32, name: String, digest: AdapterDigest) -> Result<()> {
+        self.shared.adapters.add(number, name, digest)
+    }
+
+    /// Lets no further request use an adapter, so that the model can forget it.
+    ///
+    /// # Errors
+    /// `adapter_in_use` (409) while requests use it; 404 where there is none of this number.
+    pub fn remove_adapter(&self, number: u32) -> Result<()> {
+        self.shared.adapters.remove(number)
     }
 
     /// What a tenant has used, and what it may still use.

@@ -55,6 +55,7 @@ impl OpenLane {
         }
         let key = LaneKey {
             tenant: submission.tenant,
+            adapter: submission.adapter.unwrap_or(0),
             name: name.into(),
         };
         let setting = Setting::new(tools.as_deref(), template_kwargs);

@@ -1,6 +1,7 @@
 //! The engine behind any front end. A small pool prepares requests. One thread owns the scheduler and drives the model through
 //! [`Executor`]. Finished bytes wait in each stream's mailbox.
 
+mod adapters;
 mod admission;
 mod answer;
 mod choice;

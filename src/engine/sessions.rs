@@ -1,6 +1,6 @@
 //! The engine's verbs on sessions. None but [`Engine::cancel_and_end_session`] waits for the model.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
 
 use super::clock::now_ms;
 use super::config::Limits;
@@ -11,6 +11,7 @@ use super::locks::lock;
 use super::log_writer::settle;
 use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::error::{Error, Kind, Result};
+use crate::kv::Owner;
 use crate::request::SessionId;
 use crate::session::{
     Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
@@ -117,13 +118,15 @@ impl Engine {
     pub fn hold_session(&self, key: &SessionKey, hold_ms: u64) -> Result<()> {
         let now_ms = now_ms();
         let until = if hold_ms == 0 { 0 } else { now_ms + hold_ms };
-        let tokens = {
+        let state = {
             let mut sessions = self.sessions();
             sessions.hold(key, until)?;
-            Arc::clone(&sessions.state(key)?.tokens)
+            sessions.state(key)?.clone()
         };
         self.pool.set_time(now_ms);
-        self.pool.hold(key.tenant, &tokens, hold_ms);
+        if let Some(owner) = self.owner(key, &state) {
+            self.pool.hold(owner, &state.tokens, hold_ms);
+        }
         Ok(())
     }
 
@@ -133,8 +136,11 @@ impl Engine {
     /// 404 as for [`Self::session_info`].
     pub fn give_up_session(&self, key: &SessionKey) -> Result<usize> {
         let state = self.session_state(key)?;
-        self.pool.give_up(key.tenant, &state.tokens);
-        Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
+        let Some(owner) = self.owner(key, &state) else {
+            return Ok(0);
+        };
+        self.pool.give_up(owner, &state.tokens);
+        Ok(self.pool.cached_prefix(owner, &state.tokens))
     }
 
     /// Makes `key` a session that stands where one of another server stood.
@@ -174,7 +180,13 @@ impl Engine {
     /// As for [`Self::session_info`].
     pub fn session_cached_tokens(&self, key: &SessionKey) -> Result<usize> {
         let state = self.session_state(key)?;
-        Ok(self.pool.cached_prefix(key.tenant, &state.tokens))
+        let owner = self.owner(key, &state);
+        Ok(owner.map_or(0, |owner| self.pool.cached_prefix(owner, &state.tokens)))
+    }
+
+    /// Whose cache has what a session computed; None: its adapter is not loaded.
+    fn owner(&self, key: &SessionKey, state: &SessionState) -> Option<Owner> {
+        self.shared.adapters.owner(key.tenant, state.adapter)
     }
 
     /// At most `limit` sessions of a tenant in order of their ids, after the id `after`.

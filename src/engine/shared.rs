@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::adapters::Adapters;
 use super::admission::{Admission, Admissions};
 use super::config::Stats;
 use super::events::Abort;
@@ -23,6 +24,7 @@ pub(super) struct Shared {
     pub(super) lanes: Arc<Mutex<Lanes>>,
     pub(super) log_counters: Arc<LogCounters>,
     pub(super) admissions: Arc<Admissions>,
+    pub(super) adapters: Arc<Adapters>,
     /// Drops what is not ready yet.
     stopping: AtomicBool,
     pub(super) health: Health,
@@ -43,6 +45,7 @@ impl Shared {
             lanes: Arc::new(Mutex::new(lanes)),
             log_counters: Arc::default(),
             admissions: Arc::new(admissions),
+            adapters: Arc::default(),
             stopping: AtomicBool::new(false),
             health: Health::new(stall),
             stats: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::chain::ChainId;
+use super::chain::{ChainId, Owner};
 use super::contents::{Contents, Place};
 use super::pool::{BlockPool, Shelves};
 use super::state::NamedState;
@@ -73,8 +73,8 @@ impl BlockPool {
 
     /// The digests of the prefixes of `tokens` whose blocks are all here: of none, of the first block, of the first two, ...; nothing
     /// where contents have no names.
-    pub fn named_prefixes(&self, tenant: u32, tokens: &[u32]) -> Vec<Digest> {
-        let mut chain = self.root(tenant);
+    pub fn named_prefixes(&self, owner: impl Into<Owner>, tokens: &[u32]) -> Vec<Digest> {
+        let mut chain = self.root(owner);
         let shelves = self.shelves();
         let contents = shelves.contents.as_ref();
         let Some((contents, root)) = contents.and_then(|c| Some((c, c.behind(chain, None)?)))

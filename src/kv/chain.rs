@@ -3,5 +3,30 @@
 /// Names one cached chain of full blocks; never reused.
 pub(super) type ChainId = u64;
 
-/// First chain id that names a block; smaller ones are the tenants' roots.
-pub(super) const FIRST_CHAIN: ChainId = 1 << 32;
+/// First chain id that names a block; smaller ones are the owners' roots.
+pub(super) const FIRST_CHAIN: ChainId = 1 << 48;
+
+/// Who computed tokens, and how: nobody else finds what is cached of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Owner {
+    /// The API key's number; 0: no key.
+    pub tenant: u32,
+    /// The number of the adapter that the model had, at most [`Owner::MOST_ADAPTERS`]; 0: none.
+    pub adapter: u32,
+}
+
+impl Owner {
+    /// The largest number of an adapter.
+    pub const MOST_ADAPTERS: u32 = (1 << 16) - 1;
+
+    pub(super) const fn root(self, shared: bool) -> ChainId {
+        let tenant = if shared { 0 } else { self.tenant as ChainId };
+        (self.adapter as ChainId) << 32 | tenant
+    }
+}
+
+impl From<u32> for Owner {
+    fn from(tenant: u32) -> Self {
+        Self { tenant, adapter: 0 }
+    }
+}

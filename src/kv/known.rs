@@ -1,6 +1,6 @@
 //! Finds how much of a prefix can be reused by a model with recurrent layers: the blocks of the prefix, and the state right after it.
 
-use super::chain::ChainId;
+use super::chain::{ChainId, Owner};
 use super::pool::{BlockPool, Shelves};
 use super::state::Found;
 
@@ -47,9 +47,9 @@ impl BlockPool {
     }
 
     /// Number of tokens of the longest known prefix of `tokens`.
-    pub(super) fn count_known(&self, tenant: u32, tokens: &[u32]) -> usize {
+    pub(super) fn count_known(&self, owner: Owner, tokens: &[u32]) -> usize {
         let shelves = self.shelves();
-        let found = self.search(&shelves, self.root(tenant), tokens, 0, false);
+        let found = self.search(&shelves, self.root(owner), tokens, 0, false);
         found.map_or(0, |(path, found)| {
             path.len() * self.block_size() + found.tail
         })

@@ -17,6 +17,7 @@ mod table_window;
 mod window;
 mod window_blocks;
 
+pub use chain::Owner;
 pub use contents::Place;
 pub use pool::{BlockPool, Counts};
 pub use restore::Loads;

@@ -15,7 +15,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::chain::{ChainId, FIRST_CHAIN};
+use super::chain::{ChainId, FIRST_CHAIN, Owner};
 use super::contents::Contents;
 use super::lru::LruList;
 use super::state::StatePool;
@@ -341,13 +341,13 @@ impl BlockPool {
         }
     }
 
-    /// Whether one tenant can find what the other has cached.
-    pub const fn shares(&self, tenant: u32, other: u32) -> bool {
-        self.prefix_cache && self.root(tenant) == self.root(other)
+    /// Whether one owner can find what the other has cached.
+    pub fn shares(&self, owner: impl Into<Owner>, other: impl Into<Owner>) -> bool {
+        self.prefix_cache && self.root(owner) == self.root(other)
     }
 
-    pub(super) const fn root(&self, tenant: u32) -> ChainId {
-        if self.shared { 0 } else { tenant as ChainId }
+    pub(super) fn root(&self, owner: impl Into<Owner>) -> ChainId {
+        owner.into().root(self.shared)
     }
 
     /// Appends `count` new blocks to `blocks`, each with its window block, or none at all.
@@ -395,11 +395,12 @@ impl BlockPool {
     }
 
     /// How many leading tokens of `tokens` are cached now.
-    pub fn cached_prefix(&self, tenant: u32, tokens: &[u32]) -> usize {
+    pub fn cached_prefix(&self, owner: impl Into<Owner>, tokens: &[u32]) -> usize {
+        let owner = owner.into();
         if self.states.is_some() {
-            return self.count_known(tenant, tokens);
+            return self.count_known(owner, tokens);
         }
-        let root = self.root(tenant);
+        let root = self.root(owner);
         let shelves = self.shelves();
         let mut count = 0;
         if self.prefix_cache {

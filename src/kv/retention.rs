@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::chain::ChainId;
+use super::chain::{ChainId, Owner};
 use super::pool::{BlockPool, Shelves, tail_key};
 
 impl BlockPool {
@@ -12,14 +12,14 @@ impl BlockPool {
     }
 
     /// Holds the cached blocks of `tokens` for this many milliseconds from now: they are evicted only after all that are not held.
-    pub fn hold(&self, tenant: u32, tokens: &[u32], hold_ms: u64) {
-        let (root, block_size) = (self.root(tenant), self.block_size());
+    pub fn hold(&self, owner: impl Into<Owner>, tokens: &[u32], hold_ms: u64) {
+        let (root, block_size) = (self.root(owner), self.block_size());
         self.shelves().hold(root, tokens, block_size, hold_ms);
     }
 
     /// Frees the cached blocks of `tokens` that no other prefix shares. Returns their number.
-    pub fn give_up(&self, tenant: u32, tokens: &[u32]) -> usize {
-        let (root, block_size) = (self.root(tenant), self.block_size());
+    pub fn give_up(&self, owner: impl Into<Owner>, tokens: &[u32]) -> usize {
+        let (root, block_size) = (self.root(owner), self.block_size());
         self.shelves().give_up(root, tokens, block_size)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::chain::ChainId;
+use super::chain::{ChainId, Owner};
 use super::pool::BlockPool;
 use super::slots::TableState;
 use super::window_blocks::TableWindow;
@@ -26,12 +26,12 @@ pub struct BlockTable {
 
 impl BlockTable {
     /// A table with the cached blocks of the longest known prefix of `tokens`, shared with other tables, and the state after it.
-    pub fn from_prefix(pool: &Arc<BlockPool>, tenant: u32, tokens: &[u32]) -> Self {
+    pub fn from_prefix(pool: &Arc<BlockPool>, owner: impl Into<Owner>, tokens: &[u32]) -> Self {
         let mut table = Self {
             pool: Arc::clone(pool),
             registered: 0,
             blocks: Arc::default(),
-            chain: pool.root(tenant),
+            chain: pool.root(owner),
             known: 0,
             state: pool.states().map(|_| TableState::default()),
             window: pool.window.map(|_| TableWindow::default()),

@@ -48,7 +48,7 @@ impl Sequence {
     pub(super) fn wanted(&self, pool: &BlockPool, tiers: &dyn Below) -> Option<Wanted> {
         let tokens = &self.tokens[..self.attachable()];
         let size = pool.block_size();
-        let mut digests = pool.named_prefixes(self.new.tenant, tokens);
+        let mut digests = pool.named_prefixes(self.new.owner(), tokens);
         let first = digests.len().checked_sub(1)?;
         let mut digest = *digests.last()?;
         for chunk in tokens[first * size..].chunks_exact(size) {
@@ -59,7 +59,7 @@ impl Sequence {
             digests.push(digest);
         }
         let state = if pool.states().is_some() {
-            let known = pool.cached_prefix(self.new.tenant, tokens);
+            let known = pool.cached_prefix(self.new.owner(), tokens);
             Some(find_state(&digests, tokens, (size, known), tiers)?)
         } else {
             None

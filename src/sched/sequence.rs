@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::draft::{Drafter, RATE};
 use super::sampling::SeenTokens;
 use super::transfers::Staged;
-use crate::kv::{BlockPool, BlockTable};
+use crate::kv::{BlockPool, BlockTable, Owner};
 use crate::request::SamplingParams;
 
 /// How often a model's own guess is assumed to be right, until a sequence's guesses have shown it.
@@ -40,6 +40,8 @@ pub struct NewSequence {
     pub id: u64,
     /// Whose prefix cache it may use.
     pub tenant: u32,
+    /// The number of the adapter that computes it; 0: none.
+    pub adapter: u32,
     /// Smaller runs first, where the policy asks for it.
     pub priority: i32,
     /// History and input. Not empty.
@@ -60,6 +62,16 @@ pub struct NewSequence {
     pub guided: bool,
     /// Lengths of its prompt at which a snapshot of the state of a model with recurrent layers is of use.
     pub borders: Vec<usize>,
+}
+
+impl NewSequence {
+    /// Whose prefix cache it uses.
+    pub(super) const fn owner(&self) -> Owner {
+        Owner {
+            tenant: self.tenant,
+            adapter: self.adapter,
+        }
+    }
 }
 
 /// A sequence that waits or runs.
@@ -106,7 +118,7 @@ impl Sequence {
             s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0;
         let seen = penalized.then(|| SeenTokens::from_prompt(&new.prompt));
         let tokens = new.prompt.clone();
-        let table = BlockTable::from_prefix(pool, new.tenant, &[]);
+        let table = BlockTable::from_prefix(pool, new.owner(), &[]);
         let scored = new.prompt_logprobs.map_or(new.prompt.len(), |_| 1);
         Self {
             scored,
@@ -130,6 +142,11 @@ impl Sequence {
             finish: None,
             ended_by_token: false,
         }
+    }
+
+    /// The number of the adapter that computes it; 0: none.
+    pub(super) const fn adapter(&self) -> u32 {
+        self.new.adapter
     }
 
     /// The sequence's name.
@@ -220,7 +237,7 @@ impl Sequence {
     /// that score the prompt.
     pub(super) fn attach_prefix(&mut self, pool: &Arc<BlockPool>) {
         let known = &self.tokens[..self.attachable()];
-        self.table = BlockTable::from_prefix(pool, self.new.tenant, known);
+        self.table = BlockTable::from_prefix(pool, self.new.owner(), known);
         self.computed = self.table.known();
         self.snapshot = self.computed;
     }
@@ -296,7 +313,7 @@ impl Sequence {
     }
 
     pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {
-        self.table = BlockTable::from_prefix(pool, self.new.tenant, &[]);
+        self.table = BlockTable::from_prefix(pool, self.new.owner(), &[]);
         self.computed = 0;
         self.snapshot = 0;
         self.accepted = 0;

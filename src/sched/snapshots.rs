@@ -43,7 +43,10 @@ impl Sequence {
         let next = other.next_snapshot(other.computed);
         next > self.computed
             && next <= self.attachable()
-            && self.table.pool().shares(self.new.tenant, other.new.tenant)
+            && self
+                .table
+                .pool()
+                .shares(self.new.owner(), other.new.owner())
             && other.tokens.get(..next) == self.tokens.get(..next)
     }
 }

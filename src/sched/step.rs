@@ -52,6 +52,8 @@ pub struct Step {
     pub state_to: Vec<i32>,
     pub state_tokens: Vec<i32>,
     pub copied_blocks: Vec<i32>,
+    /// Of each sequence.
+    pub adapters: Vec<i32>,
     pub temperature: Vec<f32>,
     pub top_k: Vec<i32>,
     pub top_p: Vec<f32>,
@@ -116,6 +118,7 @@ impl Step {
             &mut self.state_to,
             &mut self.state_tokens,
             &mut self.copied_blocks,
+            &mut self.adapters,
             &mut self.top_k,
             &mut self.logprobs,
             &mut self.bias_start,
@@ -164,6 +167,7 @@ impl Step {
         let next = sequence.tokens.get(end).filter(|_| drafts.is_empty());
         self.next_tokens
             .push(next.map_or(-1, |&token| token as i32));
+        self.adapters.push(sequence.adapter() as i32);
         self.block_tables.push(sequence.table.snapshot());
         self.window_tables.extend(sequence.table.window().cloned());
         if let Some(state) = sequence.table.state_slots() {

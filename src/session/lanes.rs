@@ -42,6 +42,8 @@ impl Default for LaneLimits {
 pub struct LaneKey {
     /// The API key's number; 0 is no key.
     pub tenant: u32,
+    /// The number of the adapter that computes it; 0: none.
+    pub adapter: u32,
     /// The client's name for it.
     pub name: Arc<str>,
 }
@@ -400,6 +402,7 @@ impl Lanes {
         {
             let first = LaneKey {
                 tenant,
+                adapter: 0,
                 name: "".into(),
             };
             let oldest = self.by_tenant.range((tenant, 0, first)..).next();

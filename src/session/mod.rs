@@ -15,5 +15,7 @@ pub use log::{
     Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
     TenantName,
 };
-pub use state::{Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnHistory};
+pub use state::{
+    AdapterDigest, Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnHistory,
+};
 pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged};

@@ -10,6 +10,11 @@ use crate::text::Tail;
 /// Approximate bytes of a session's record in a log without its turns and tokens, and of a turn.
 const PUT_BYTES: usize = 161;
 const TURN_BYTES: usize = 9;
+/// Of the name of its adapter.
+const ADAPTER_BYTES: usize = 37;
+
+/// A SHA-256 of an adapter's contents, whatever it is called.
+pub type AdapterDigest = [u8; 32];
 
 /// A session id within its tenant: two API keys may use the same id for two different sessions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +109,8 @@ pub struct SessionState {
     pub lost_turn: u32,
     /// What its turns have used, including turns that a rewind has removed.
     pub usage: SessionUsage,
+    /// The adapter that computed its turns; None: the model alone.
+    pub adapter: Option<AdapterDigest>,
 }
 
 /// The history on which a turn builds.
@@ -121,6 +128,8 @@ pub struct TurnHistory {
     pub system_tokens: usize,
     /// Number of committed turns of the live session that the turn replaces with a new one.
     pub replaced_turns: usize,
+    /// The adapter that computed the turns; None: the model alone.
+    pub adapter: Option<AdapterDigest>,
 }
 
 /// What a finished turn leaves behind.
@@ -134,6 +143,8 @@ pub struct Commit {
     pub seed: u64,
     /// Number of leading tokens that are the system prompt.
     pub system_tokens: usize,
+    /// The adapter that computed the turns; None: the model alone.
+    pub adapter: Option<AdapterDigest>,
     /// Drop the session with this turn.
     pub end: bool,
     /// What the turn has used.
@@ -216,6 +227,7 @@ impl Commit {
             turns: Vec::new(),
             seed: 0,
             system_tokens: 0,
+            adapter: None,
             end: true,
             usage: SessionUsage::default(),
             hold_ms: None,
@@ -233,6 +245,7 @@ impl TurnHistory {
             turns: Vec::new(),
             system_tokens: 0,
             replaced_turns: 0,
+            adapter: None,
         }
     }
 
@@ -254,6 +267,7 @@ impl TurnHistory {
             turns: self.turns,
             seed: self.seed.unwrap_or(0),
             system_tokens: self.system_tokens,
+            adapter: self.adapter,
             end: false,
             usage: SessionUsage::default(),
             hold_ms: None,
@@ -268,7 +282,8 @@ impl SessionState {
             let logprobs = self.turns.iter().filter_map(|turn| turn.logprobs.as_ref());
             let scored: usize = logprobs.map(Logprobs::len).sum();
             let turns = TURN_BYTES * self.turns.len();
-            (PUT_BYTES + turns + 4 * (self.tokens.len() + scored)) as u64
+            let adapter = self.adapter.map_or(0, |_| ADAPTER_BYTES);
+            (PUT_BYTES + adapter + turns + 4 * (self.tokens.len() + scored)) as u64
         }
     }
 
@@ -283,6 +298,7 @@ impl SessionState {
             used_order: 0,
             lost_turn: 0,
             usage: SessionUsage::default(),
+            adapter: None,
         }
     }
 
@@ -295,6 +311,7 @@ impl SessionState {
             turns: self.turns.to_vec(),
             system_tokens: self.system_tokens,
             replaced_turns: 0,
+            adapter: self.adapter,
         }
     }
 }

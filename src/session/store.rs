@@ -274,6 +274,7 @@ impl SessionStore {
             turns: commit.turns.into(),
             seed: commit.seed,
             system_tokens: commit.system_tokens,
+            adapter: commit.adapter,
             created_ms: if running.fresh {
                 now_ms
             } else {

@@ -13,6 +13,7 @@ pub fn sequence(id: u64, prompt: Vec<u32>, max_tokens: usize) -> NewSequence {
     NewSequence {
         id,
         tenant: 0,
+        adapter: 0,
         priority: 0,
         prompt,
         max_tokens,

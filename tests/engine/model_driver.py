@@ -23,6 +23,7 @@ class Sequence:
     shared: int = 0  # so many of them others have, too: nobody is given them
     # The block that the tokens behind its full blocks are to be copied from in its next step.
     copied_block: int = -1
+    adapter: int = 0
 
     @property
     def pending(self) -> int:
@@ -129,6 +130,7 @@ class Driver:
             buffers.context_lens[index] = last
             if len(buffers.next_tokens):
                 buffers.next_tokens[index] = sequence.tokens[last] if last < len(sequence.tokens) else -1
+            buffers.adapters[index] = sequence.adapter
             if self.runner.info.state_slots:
                 buffers.state_from[index], buffers.state_to[index] = self.move_state(sequence, first, last)
                 buffers.state_tokens[index] = new

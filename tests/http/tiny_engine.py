@@ -149,6 +149,7 @@ class FormulaRunner:
             sampled_logprob=floats(rows),
             top_ids=ints(rows, 20),
             top_logprobs=floats(rows, 20),
+            adapters=ints(rows),
         )
         self._said = np.array(said, np.int32)
 

@@ -152,6 +152,7 @@ impl<S: LogStorage> Server<S> {
             turns,
             seed: 5,
             system_tokens: 1,
+            adapter: None,
             end,
             usage: SessionUsage {
                 prompt_tokens: base.history.len() as u64 + 1,

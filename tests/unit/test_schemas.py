@@ -23,7 +23,8 @@ STRUCTS = {
 def rust_fields(name: str) -> list[str]:
     body = re.search(rf"pub struct {name} \{{(.*?)\n\}}", RUST, re.DOTALL)
     assert body is not None
-    return re.findall(r"^    pub (\w+):", body[1], re.MULTILINE)
+    sent_fields = re.sub(r"#\[serde\(skip\)\]\s+pub \w+:", "", body[1])
+    return re.findall(r"^    pub (\w+):", sent_fields, re.MULTILINE)
 
 
 def rust_variants(name: str) -> dict[str, list[str]]:

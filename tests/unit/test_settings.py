@@ -49,6 +49,7 @@ VALUES = {
     "--kv-disk": "/var/kv,64MiB",
     "--max-body": "64MiB",
     "--max-batch-tokens": "128",
+    "--lora": "sql=/adapters/sql",
 }
 
 

@@ -21,6 +21,9 @@ ALIASES: Final = {
     "-a": "--served-model-name",
     "--alias": "--served-model-name",
     "--model-name": "--served-model-name",
+    "--lora-modules": "--lora",
+    "--lora-paths": "--lora",
+    "--max-loras-per-batch": "--max-loras",
     "-t": "--threads",
     "-np": "--max-batch",
     "--parallel": "--max-batch",
@@ -55,6 +58,7 @@ DEFAULT: Final = frozenset(
     {
         *("--enable-prefix-caching", "--enable-auto-tool-choice", "--jinja", "--metrics", "--enable-metrics"),
         *("-cb", "--cont-batching"),
+        "--enable-lora",
     }
 )
 # With the only value that there is; any other one is refused for the reason.
@@ -75,8 +79,6 @@ REFUSED: Final = {
     "--n-gpu-layers": "lmserve puts the whole model on one device: --device cuda or --device cpu",
     "--quantization": "lmserve reads the format from the model's files; for the CPU, --quantize q8 or q4 changes it",
     "--trust-remote-code": "lmserve never runs code from a model's folder; remove the flag",
-    "--enable-lora": "lmserve does not support adapters; merge the adapter into the model",
-    "--lora": "lmserve does not support adapters; merge the adapter into the model",
     "--slot-save-path": "use --session-dir to keep sessions",
     "--chat-template": "lmserve uses the model's own chat template; to change it, put another one into the model's "
     "folder",

@@ -92,7 +92,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os
         raise CommandError(f"{origins.of(error.setting)} {error}", exit_code=2) from error
 
 
-REPEATABLE: Final = ("api_keys", "served_model_names", "cors_origins", "allowed_hosts")
+REPEATABLE: Final = ("api_keys", "loras", "served_model_names", "cors_origins", "allowed_hosts")
 
 
 def config_from(flags: Sequence[str]) -> ServeConfig:

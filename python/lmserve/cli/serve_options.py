@@ -26,6 +26,7 @@ from lmserve.config import (
     ServeConfig,
     format_size,
     parse_disk_tier,
+    parse_named_path,
     parse_size,
 )
 
@@ -154,6 +155,27 @@ def _add_model(group: argparse._ArgumentGroup, default: ServeConfig) -> None:
         help="load a model when a request asks for it, and unload it after this long without a request; its "
         "sessions are kept (default: 0: a single model is loaded at the start, and one of several is "
         "unloaded only to make room for another)",
+    )
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        metavar="NAME=PATH",
+        action="append",
+        type=_named_path,
+        help="load this adapter, a folder as PEFT writes it; requests choose it by its name as `model`; repeatable; "
+        "see docs/adapters.md (default: none)",
+    )
+    group.add_argument(
+        "--max-loras",
+        metavar="COUNT",
+        type=integer,
+        help=f"largest number of adapters that are loaded at a time (default: {default.max_loras})",
+    )
+    group.add_argument(
+        "--max-lora-rank",
+        metavar="RANK",
+        type=integer,
+        help=f"largest rank of an adapter (default: {default.max_lora_rank})",
     )
     group.add_argument(
         "--served-model-name",
@@ -415,5 +437,6 @@ def _argument(convert: Callable[[str], T], what: str) -> Callable[[str], T]:
 
 integer = _argument(int, "a whole number")
 _number = _argument(float, "a number")
+_named_path = _argument(parse_named_path, "a name and a folder such as sql=/adapters/sql")
 _disk_tier = _argument(parse_disk_tier, "a folder and a size such as /var/kv,100GiB")
 _size = _argument(parse_size, "a size such as 2GiB, 512MiB or a number of bytes")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec import structs
 
+from lmserve.engine.adapters import Adapters, LoadedAdapter
 from lmserve.engine.core import ENDED, WAITING, CoreEngine, CoreStream
 from lmserve.engine.sessions import (
     SessionId,
@@ -68,6 +69,9 @@ in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 # The priority of background requests. A larger number runs later; clients may also use this one.
 LAST_PRIORITY: Final = 2**31 - 1
 
+# Routes whose requests need not name a model: a session's turn is then computed as those before it.
+OF_SESSION: Final = ("generate", "interactive")
+
 
 class AsyncEngine:
     """A core engine on one event loop.
@@ -87,19 +91,21 @@ class AsyncEngine:
         fingerprint: bytes | None = None,
         embedding: Embedding | None = None,
         processes: Processes | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`max_model_len`: tokens that a sequence may hold, history and output together. `text`: the core's own.
 
         `defaults`: what holds for a request that leaves it out. `guided_whitespace`: that of JSON in guided answers,
         where a submission does not say. `fingerprint`: 32 bytes that tell tokens of one model from another's.
         `embedding`: what the model does with texts; None: it is not known, and nothing is refused for it.
-        `processes`: that compute the model, where this one does not.
+        `processes`: that compute the model, where this one does not. `adapters`: None: the model takes none.
         """
         self.max_model_len = max_model_len
         self.text = text
         self.defaults = defaults
         self.fingerprint = fingerprint
         self.embedding = embedding
+        self.adapters = adapters
         self._core = core
         self._processes = processes
         self._guided_whitespace = guided_whitespace
@@ -118,6 +124,7 @@ class AsyncEngine:
             submission = structs.replace(submission, priority=LAST_PRIORITY, background=True)
         if submission.guide is not None and submission.guided_whitespace is None:
             submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
+        submission = self._with_adapter(submission)
         stream = self._core.submit(encode(with_defaults(submission, self.defaults)))
         return self._follow(stream, None if submission.session is None else submission.session.id)
 
@@ -125,6 +132,9 @@ class AsyncEngine:
         """Hand texts to embed to the core; the reply is whole. Raises LmserveError as `submit` does."""
         self._attach()
         self._check_processes()
+        if self._adapter(submission.model) is not None:
+            message = f"{submission.model} is an adapter, which generates text only; embeddings are the model's own"
+            raise LmserveError.invalid("model", message, "unsupported_parameter")
         if in_background.get():
             submission = structs.replace(submission, background=True)
         return self._follow(self._core.embed(encode(submission)))
@@ -187,13 +197,15 @@ class AsyncEngine:
 
         It may take its time, and can be called on any thread.
         """
-        tokens, turns, seed, system_tokens = self._core.export_session(tenant, session_id)
-        return SessionState(tokens, [StateTurn(*turn) for turn in turns], seed, system_tokens)
+        tokens, turns, seed, system_tokens, adapter = self._core.export_session(tenant, session_id)
+        return SessionState(tokens, [StateTurn(*turn) for turn in turns], seed, system_tokens, adapter)
 
     def import_session(self, tenant: int, session_id: SessionId, state: SessionState) -> None:
         """Make a session of another server's. Raises LmserveError (400, 409). As `export_session`, for any thread."""
         turns: list[tuple[int, int, bool, bytes | None]] = [*state.turns]
-        self._core.import_session(tenant, session_id, state.tokens, turns, state.seed, state.system_tokens)
+        self._core.import_session(
+            tenant, session_id, state.tokens, turns, state.seed, state.system_tokens, state.adapter
+        )
 
     def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int) -> None:
         """Hold a session and its KV: evict them only after those that are not held. Raises LmserveError (404)."""
@@ -259,6 +271,16 @@ class AsyncEngine:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._core.wake_fd())
         self._loop = None
+
+    def _adapter(self, name: str) -> LoadedAdapter | None:
+        return None if self.adapters is None else self.adapters.get(name)
+
+    def _with_adapter(self, submission: Submission) -> Submission:
+        """The submission with the number of the adapter that its model is."""
+        loaded = self._adapter(submission.model)
+        if loaded is None and submission.route in OF_SESSION:
+            return submission
+        return structs.replace(submission, adapter=0 if loaded is None else loaded.number)
 
     def _check_processes(self) -> None:
         if self._processes is not None:

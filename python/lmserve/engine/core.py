@@ -70,7 +70,7 @@ class CoreEngine(Protocol):
 
     def export_session(
         self, tenant: int, session_id: SessionId, /
-    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int]:
+    ) -> tuple[bytes, list[tuple[int, int, bool, bytes | None]], int, int, bytes | None]:
         """The members of a `SessionState`, and of its turns. Raises LmserveError (404, 409)."""
 
     def import_session(
@@ -81,6 +81,7 @@ class CoreEngine(Protocol):
         turns: list[tuple[int, int, bool, bytes | None]],
         seed: int,
         system_tokens: int,
+        adapter: bytes | None,
         /,
     ) -> None:
         """Makes a session of what `export_session` gave. Raises LmserveError (400, 409 `session_exists`)."""
@@ -90,6 +91,12 @@ class CoreEngine(Protocol):
 
     def give_up_session(self, tenant: int, session_id: SessionId, /) -> int:
         """Gives up a session's KV; returns how many of its tokens are cached then. Raises LmserveError (404)."""
+
+    def add_adapter(self, number: int, name: str, digest: bytes, /) -> None:
+        """Lets requests use an adapter that the model has loaded. Raises LmserveError."""
+
+    def remove_adapter(self, number: int, /) -> None:
+        """Lets no further request use an adapter. Raises LmserveError (404, 409 `adapter_in_use`)."""
 
     def wake_fd(self) -> int:
         """A file descriptor that is readable while some stream has news."""

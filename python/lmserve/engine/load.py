@@ -12,15 +12,18 @@ import msgspec
 
 from lmserve import _core
 from lmserve.config import ServeConfig
+from lmserve.engine.adapters import Adapters
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.engine.text import TextLayer
 from lmserve.engine.tiers import TierPlan, plan_tiers, tiers_of
 from lmserve.loading import reading
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
+from lmserve.model.adapter_files import Adapter
+from lmserve.model.adapters import open_adapter
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.generation_defaults import NONE, GenerationDefaults
-from lmserve.model.interface import Runner
+from lmserve.model.interface import Runner, TakesAdapters
 from lmserve.model.options import MemoryPlan
 from lmserve.model.recording import Header, Recorder
 from lmserve.source import weights_file
@@ -68,7 +71,10 @@ class ModelPlan:
         self.tiers: TierPlan = plan_tiers(config, self.checkpoint, self.memory)
         self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
         self.processes: Processes | None = None  # that compute the model, once it is loaded
+        self.adapters: Adapters | None = None  # once it is loaded, where it takes any
+        # Read before the weights, so that what does not fit is known at once; given to the model after them.
         self._config = config
+        self._given = {name: self._open_adapter(path) for name, path in config.loras}
 
     @cached_property
     def text(self) -> TextLayer:
@@ -93,6 +99,23 @@ class ModelPlan:
             special_tokens=checkpoint.special_tokens,
         )
 
+    def _open_adapter(self, path: str | Path) -> Adapter:
+        return open_adapter(path, self.checkpoint, max_rank=self._config.max_lora_rank)
+
+    def _load_adapters(self, runner: Runner, core: _core.Engine) -> None:
+        if not isinstance(runner, TakesAdapters):
+            return
+        given = {str(adapter.path): adapter for adapter in self._given.values()}
+
+        def opened(path: str | Path) -> Adapter:
+            return given.pop(str(path), None) or self._open_adapter(path)
+
+        self.adapters = Adapters(opened, runner, core, most=self._config.max_loras)
+        for name, adapter in self._given.items():
+            loaded = self.adapters.load(name, str(adapter.path))
+            logger.info("the adapter %s of rank %d was loaded from %s", name, loaded.rank, loaded.path)
+        self._given = {}
+
     def load_engine(self) -> _core.Engine:
         """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes.
 
@@ -113,7 +136,7 @@ class ModelPlan:
             header = Header.of(checkpoint, self.options, runner.info)
             runner = Recorder(runner, config.record, header)
             logger.warning("every step is recorded in %s, with the tokens of all clients", config.record)
-        return _core.Engine(
+        core = _core.Engine(
             runner,
             self.text.tokenizer,
             self.text.template,
@@ -130,6 +153,12 @@ class ModelPlan:
             state_every=config.state_every,
             tiers=tiers_of(self.tiers, config, checkpoint, self.memory),
         )
+        try:
+            self._load_adapters(runner, core)
+        except BaseException:
+            core.shutdown(0)
+            raise
+        return core
 
     def _open_session_log(self) -> _core.OpenSessionLog | None:
         config = self._config
@@ -175,4 +204,5 @@ class ModelPlan:
             fingerprint=fingerprint(self.checkpoint),
             embedding=self.checkpoint.embedding,
             processes=self.processes,
+            adapters=self.adapters,
         )

@@ -97,6 +97,7 @@ class SessionState(NamedTuple):
     turns: list[StateTurn]
     seed: int
     system_tokens: int
+    adapter: bytes | None = None  # SHA-256 of the adapter that computed it; None: the model alone
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

@@ -208,6 +208,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     thinking_budget: int | None = None
     n: int = 1
     tenant: int = 0
+    adapter: int | None = None  # 0: none; None: that of the session's turns
     priority: int = 0
     background: bool = False
 

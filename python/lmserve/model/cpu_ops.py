@@ -18,6 +18,7 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
+from lmserve.model.linears import Linears
 from lmserve.model.ops import ConvGate, ScanRule
 from lmserve.model.options import head_format
 from lmserve.model.repacked import repacked
@@ -72,6 +73,7 @@ class CpuOps:
         self._quantize = quantize
         self._vocab_size = config.vocab_size
         self._loads = 0
+        self.linears: Linears[int] = Linears()
 
     @property
     def weight_bytes(self) -> int:
@@ -81,7 +83,9 @@ class CpuOps:
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> int:
         biases: Sequence[TensorSource | None] = [None] * len(sources) if bias is None else bias
         is_head = len(sources) == 1 and sources[0].shape[0] == self._vocab_size
-        return self._add_linear(sources, biases, head_format(self._quantize) if is_head else self._quantize)
+        number = self._add_linear(sources, biases, head_format(self._quantize) if is_head else self._quantize)
+        self.linears.add(number, sources)
+        return number
 
     def load_embedding(self, source: TensorSource, *, head: bool) -> int:
         del head  # rows are looked up in the layout of a linear layer

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lmserve._core import CpuArrays, CpuModel, CpuProgram, CpuTexts
+from lmserve.model.adapter_files import Adapter
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.cpu_ops import CpuOps
 from lmserve.model.device import usable_cores
@@ -32,6 +33,7 @@ class CpuRunner:
         self.buffers = buffers
         self._core = ops.core
         self._arrays = ops.arrays
+        self._linears = ops.linears
         self._embedding = embedding
         self._finish = EmbeddingHead(embedding)
         self._step, self._head = ops.program, -1
@@ -60,6 +62,18 @@ class CpuRunner:
         if not self.info.can_generate:
             return None
         return self._core, self._step, self._head, self._arrays
+
+    def load_adapter(self, number: int, adapter: Adapter) -> None:
+        """Take an adapter in; see `TakesAdapters`."""
+        for change in self._linears.changes(adapter):
+            up = np.ascontiguousarray(change.up.T)
+            self._core.add_low_rank(
+                number, change.weight, change.first, len(up), change.down.reshape(-1), up.reshape(-1)
+            )
+
+    def unload_adapter(self, number: int) -> None:
+        """Forget an adapter; see `TakesAdapters`."""
+        self._core.remove_adapter(number)
 
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Run one step over the buffers; see `Runner`."""

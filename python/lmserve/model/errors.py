@@ -14,6 +14,15 @@ class CheckpointError(LmserveError):
         )
 
 
+class AdapterError(LmserveError):
+    """An adapter that cannot be used with the model; the message says what was found and what would do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            400, {"message": message, "type": "invalid_request_error", "param": "lora_path", "code": "invalid_adapter"}
+        )
+
+
 class UnknownArchitectureError(CheckpointError):
     """A model that is of none of the families."""
 

@@ -7,10 +7,13 @@ calls `launch`, then `collect`, and reads `sampled` (and the logprob arrays). Ne
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lmserve.model.adapter_files import Adapter
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
@@ -100,6 +103,8 @@ class StepBuffers:
     state_to: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     state_tokens: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     copied_blocks: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    # [S] the number of the sequence's adapter, 0: none; empty where the model takes none.
+    adapters: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     # Of models with layers that have a window and blocks of their own for these, else empty: [T] and [S, B], as `slots`
     # and `block_tables`, in the blocks of these layers. Where a sequence has given a block back, its entry is that of
     # the first one that it still has.
@@ -187,6 +192,17 @@ class LogitEdits:
             np.frombuffer(seen_count, np.int32),
             masks,
         )
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """A `Runner` whose sequences may have adapters. These methods may be called on any thread."""
+
+    def load_adapter(self, number: int, adapter: Adapter) -> None:
+        """Take an adapter in, under a number above 0 that is free. Raises AdapterError where it does not fit."""
+
+    def unload_adapter(self, number: int) -> None:
+        """Forget an adapter, which no sequence of a step has any more."""
 
 
 class Runner(Protocol):

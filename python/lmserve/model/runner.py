@@ -60,6 +60,7 @@ def allocate_buffers(plan: MemoryPlan, allocate: Allocate = np.zeros) -> StepBuf
         state_to=i32(states),
         state_tokens=i32(states),
         copied_blocks=i32(states),
+        adapters=i32(sequences),
         window_slots=i32(tokens * windowed),
         window_tables=i32(sequences * windowed, blocks),
         next_tokens=i32(sequences * plan.mtp),

@@ -33,7 +33,7 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors files by its stored name; types that are not known are bytes."""
     tensors: dict[str, StoredTensor] = {}
     for path, names in _shards(folder):
-        stored = _read_file(path)
+        stored = read_safetensors_file(path)
         if names is not None:
             missing = sorted(names - stored.keys())
             if missing:
@@ -66,7 +66,8 @@ def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
     )
 
 
-def _read_file(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file by its stored name. Raises CheckpointError, or OSError."""
     size = path.stat().st_size
     if size < 8:
         raise CheckpointError(f"{path} is truncated: it has {size} bytes, but a safetensors file has at least 8")

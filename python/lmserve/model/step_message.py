@@ -29,6 +29,7 @@ INPUTS: Final = {
     "state_to": "sequences",
     "state_tokens": "sequences",
     "copied_blocks": "sequences",
+    "adapters": "sequences",
     "window_slots": "tokens",
     "window_tables": "sequences",
     "next_tokens": "sequences",

@@ -17,12 +17,14 @@ from lmserve.model.activation import Activation
 from lmserve.model.config import AttentionLayer, CacheConfig, ModelConfig
 from lmserve.model.expert_tensors import ExpertSources, split
 from lmserve.model.interface import F32, I32, LogitEdits, StepBuffers
+from lmserve.model.linears import Linears
 from lmserve.model.ops import ConvGate, ScanRule
 from lmserve.model.rope import position_tables
 from lmserve.model.router import Router
 from lmserve.model.sampler import SamplingRows
 from lmserve.model.tensors import TensorSource
 from lmserve.model.torch_activation import activate, gated
+from lmserve.model.torch_adapters import TorchAdapters
 from lmserve.model.torch_attention import (
     DTYPES,
     Attention,
@@ -75,6 +77,8 @@ class TorchOps:
         self.device = device
         self.dtype = dtype
         self.weight_bytes = 0
+        self.linears: Linears[TorchWeight] = Linears()
+        self.adapters = TorchAdapters(self._as_weights)
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._buffers = buffers
@@ -105,7 +109,9 @@ class TorchOps:
         self._pass_places = torch.empty(0, dtype=torch.int64)
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
-        return TorchWeight(self._load(sources), None if bias is None else self._load(bias))
+        weight = TorchWeight(self._load(sources), None if bias is None else self._load(bias))
+        self.linears.add(weight, sources)
+        return weight
 
     def load_embedding(self, source: TensorSource, *, head: bool) -> TorchWeight:
         del head  # one layout serves both uses
@@ -180,6 +186,9 @@ class TorchOps:
         buffers = self._buffers
         query_start = buffers.query_start[: n_seqs + 1]
         self._prepare(n_tokens, n_rows, query_start, buffers.context_lens[:n_seqs])
+        if len(buffers.adapters):
+            sampled = buffers.sample_rows[:n_rows]
+            self.adapters.begin(buffers.adapters[:n_seqs], query_start, sampled, self._device)
         if self.config.recurrent:
             self._copy_blocks(n_seqs)
             slots = buffers.state_from[:n_seqs], buffers.state_to[:n_seqs]
@@ -199,10 +208,12 @@ class TorchOps:
 
     def begin_decode(self, size: int) -> None:
         """Start a step over `size` uploaded sequences of one token each: nothing in it depends on host memory."""
+        self.adapters.end()
         longest = np.full(size, self._max_model_len, np.int32)
         self._prepare(size, size, np.arange(size + 1, dtype=np.int32), longest)
 
     def begin_embed(self, token_ids: I32, cu_seqlens: I32, places: I32 | None = None) -> None:
+        self.adapters.end()
         # A copy: torch takes no read-only array.
         self.token_ids = torch.from_numpy(token_ids.copy()).to(self._device)
         starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
@@ -242,7 +253,7 @@ class TorchOps:
         return x.mul_(factor)
 
     def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
-        return functional.linear(x, w.weight, w.bias)
+        return self.adapters.add(x, functional.linear(x, w.weight, w.bias), w)
 
     def rope_and_cache(
         self,
@@ -405,6 +416,10 @@ class TorchOps:
                 window_slots=step["window_slots"].long(),
             )
         )
+
+    def _as_weights(self, values: F32) -> Tensor:
+        # A copy: torch takes no read-only array.
+        return torch.from_numpy(values.copy()).to(self._device, self._dtype)
 
     def _copy_blocks(self, n_seqs: int) -> None:
         buffers, size = self._buffers, self._block_size

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmserve.model.adapter_files import Adapter
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.device import usable_cores
 from lmserve.model.embedding import MEAN, Embedding
@@ -32,6 +33,25 @@ from lmserve.model.torch_weight import TorchWeight
 
 class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
     """A decoder on torch. Its buffers are the inputs of the device, pinned on CUDA."""
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        buffers: StepBuffers,
+        model: Decoder[Tensor, TorchWeight],
+        ops: TorchOps,
+        embedding: Embedding = MEAN,
+    ) -> None:
+        super().__init__(info, buffers, model, ops, embedding)
+        self.torch_ops = ops
+
+    def load_adapter(self, number: int, adapter: Adapter) -> None:
+        """Take an adapter in; see `TakesAdapters`."""
+        self.torch_ops.adapters.load(number, self.torch_ops.linears.changes(adapter))
+
+    def unload_adapter(self, number: int) -> None:
+        """Forget an adapter; see `TakesAdapters`."""
+        self.torch_ops.adapters.unload(number)
 
     @torch.inference_mode()
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
@@ -85,13 +105,13 @@ class GraphRunner(TorchRunner):
     ) -> None:
         """`capture(step)` records what step does and gives its replay; `capture_cuda_graph` is one."""
         super().__init__(info, buffers, model, ops, embedding)
-        self.torch_ops = ops
         self._capture = capture
         self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
 
     @torch.inference_mode()
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
-        if not n_tokens == n_seqs == n_rows:
+        # What adapters add is no part of the captured graphs.
+        if not n_tokens == n_seqs == n_rows or self.buffers.adapters[:n_seqs].any():
             super().launch(n_tokens, n_seqs, n_rows, edits)
             return
         size = self.graphs.size_for(n_seqs)

@@ -22,6 +22,14 @@ RequestedModel = Annotated[
         description="The name of a served model. Absent, null or empty: the first one.", examples=["internlm-chat-7b"]
     ),
 ]
+SessionModel = Annotated[
+    Tag | None,
+    Meta(
+        description="The name of an adapter. Any other name, or none, means the model; in a session what computed its "
+        "turns.",
+        examples=["internlm-chat-7b"],
+    ),
+]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]

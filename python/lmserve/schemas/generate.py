@@ -12,6 +12,7 @@ from lmserve.schemas.bounds import (
     MAX_TOKENS,
     Role,
     SessionId,
+    SessionModel,
     StopString,
     Text,
 )
@@ -38,6 +39,7 @@ class GenerateRequest(LmdeploySampling, frozen=True, kw_only=True):
             examples=["Hi, how are you?"],
         ),
     ]
+    model: SessionModel = None
     instance_id: Annotated[
         SessionId,
         Meta(description="The id of the session. -1: an anonymous session that ends with this turn.", examples=[7]),

@@ -25,7 +25,10 @@ class ModelPermission(Struct, frozen=True, kw_only=True):
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
-    """A name under which the model is served; `root` is its first name, `created` is in seconds since 1970."""
+    """A name under which the model is served; `root` is its first name, `created` is in seconds since 1970.
+
+    `parent`: of an adapter the model that it changes.
+    """
 
     id: str
     object: Literal["model"] = "model"

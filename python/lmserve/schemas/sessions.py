@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, StopStrings, Text
+from lmserve.schemas.bounds import MAX_MESSAGES, MAX_TOKENS, NamedSession, SessionModel, StopStrings, Text
 from lmserve.schemas.generate import GenerateUsage, Message
 from lmserve.schemas.retention import Retention
 from lmserve.schemas.sampling import OutputLimit, SamplingRequest
@@ -130,6 +130,7 @@ class AppendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class TurnRequest(SamplingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The next turn of a session. Null is the same as absent; an unknown key is an error."""
 
+    model: SessionModel = None
     prompt: Annotated[
         Text | None,
         Meta(description="One user turn. The server renders it with the chat template.", examples=["My name is Ada."]),

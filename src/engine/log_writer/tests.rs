@@ -191,6 +191,7 @@ fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> Fini
         turns,
         seed: 0,
         system_tokens: 0,
+        adapter: None,
         end: false,
         usage: SessionUsage::default(),
         hold_ms: None,

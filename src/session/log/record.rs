@@ -2,12 +2,14 @@
 
 use super::Fingerprint;
 use crate::session::ledger::{Logprobs, SessionUsage};
-use crate::session::state::{SessionState, Turn};
+use crate::session::state::{AdapterDigest, SessionState, Turn};
 use crate::text::Tail;
 
-/// Parts at the end of a record: what the session's turns have used, and the log-probabilities of one of the record's turns.
+/// Parts at the end of a record: what the session's turns have used, the log-probabilities of one of the record's turns, and the
+/// adapter that computed all turns.
 const USAGE: u8 = 1;
 const LOGPROBS: u8 = 2;
+const ADAPTER: u8 = 3;
 
 /// A session's state as the difference to the previous one: leading tokens and turns that are kept, and what comes after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,7 @@ pub(super) struct Put {
     pub(super) logprobs: Vec<Option<Logprobs>>,
     pub(super) tokens: Vec<u32>,
     pub(super) usage: SessionUsage,
+    pub(super) adapter: Option<AdapterDigest>,
 }
 
 fn common<T: PartialEq>(a: &[T], b: &[T]) -> usize {
@@ -55,6 +58,7 @@ impl Put {
             logprobs: logprobs_of(&after.turns[keep_turns..]),
             tokens: after.tokens[keep_tokens..].to_vec(),
             usage: after.usage,
+            adapter: after.adapter,
         }
     }
 
@@ -130,6 +134,11 @@ impl Put {
             out.extend_from_slice(&(SessionUsage::BYTES as u32).to_le_bytes());
             self.usage.write(out);
         }
+        if let Some(adapter) = &self.adapter {
+            out.push(ADAPTER);
+            out.extend_from_slice(&(adapter.len() as u32).to_le_bytes());
+            out.extend_from_slice(adapter);
+        }
         for (turn, logprobs) in self.logprobs.iter().enumerate() {
             let Some(logprobs) = logprobs else { continue };
             out.push(LOGPROBS);
@@ -143,6 +152,7 @@ impl Put {
     fn take(&mut self, tag: u8, part: &[u8]) -> Option<()> {
         match tag {
             USAGE => self.usage = SessionUsage::parse(part)?,
+            ADAPTER => self.adapter = Some(part.try_into().ok()?),
             LOGPROBS => {
                 let mut rest = Bytes(part);
                 let turn = rest.u32()? as usize;
@@ -180,6 +190,7 @@ impl Put {
             logprobs: Vec::new(),
             tokens: rest.tokens(tokens)?,
             usage: SessionUsage::default(),
+            adapter: None,
         };
         let mut whole = true;
         rest.sections(|tag, part| whole &= put.take(tag, part).is_some())?;
@@ -267,5 +278,37 @@ impl<'a> Bytes<'a> {
 
     pub(super) fn take_all(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_names_the_adapter_that_computed_the_turns() {
+        for adapter in [None, Some([7; 32])] {
+            let mut after = SessionState::new(5);
+            after.tokens = [1, 2, 3].into();
+            after.turns = [Turn {
+                start: 0,
+                input_tokens: 2,
+                output_tokens: 1,
+                tail: Tail::Closed,
+                logprobs: None,
+            }]
+            .into();
+            after.adapter = adapter;
+            let mut body = Vec::new();
+            Put::between(None, &after).write(&mut body);
+            assert_eq!(Put::parse(&body).unwrap().adapter, adapter);
+            if adapter.is_some() {
+                // A digest of another length is none of this format.
+                body.pop();
+                let at = body.len() - 35;
+                body[at..at + 4].copy_from_slice(&31_u32.to_le_bytes());
+                assert!(Put::parse(&body).is_none());
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::record::Put;
 use super::{Fingerprint, TenantTag};
 use crate::request::SessionId;
 use crate::session::ledger::SessionUsage;
-use crate::session::state::{Gone, SessionState, Turn};
+use crate::session::state::{AdapterDigest, Gone, SessionState, Turn};
 
 /// A session as the log names it.
 pub(super) type Name = (TenantTag, SessionId);
@@ -37,6 +37,7 @@ struct Growing {
     /// The last lost turn; the turns after `turns` up to it are lost. 0: none.
     lost_turn: u32,
     usage: SessionUsage,
+    adapter: Option<AdapterDigest>,
 }
 
 /// What a whole record says.
@@ -141,6 +142,7 @@ impl Replay {
         session.seq = seq;
         session.lost_turn = put.lost_turn;
         session.usage = put.usage;
+        session.adapter = put.adapter;
     }
 
     pub(super) fn drop(&mut self, name: Name, gone: Gone) {
@@ -241,6 +243,7 @@ impl Growing {
             used_order: self.used_order,
             lost_turn: self.lost_turn,
             usage: self.usage,
+            adapter: self.adapter,
         }
     }
 }

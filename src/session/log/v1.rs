@@ -82,6 +82,7 @@ fn parse_put(rest: &mut Bytes<'_>) -> Option<Put> {
         logprobs: Vec::new(),
         tokens: rest.tokens(count)?,
         usage: SessionUsage::default(),
+        adapter: None,
     })
 }
 

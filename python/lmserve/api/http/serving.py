@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -24,6 +24,7 @@ from lmserve.api.state.batches import Batches
 from lmserve.api.state.conversations import Conversations
 from lmserve.api.state.database import Database
 from lmserve.api.state.files import Files
+from lmserve.engine.adapters import LoadedAdapter
 from lmserve.engine.async_engine import AsyncEngine
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
@@ -78,6 +79,8 @@ class ModelFacts:
     root: str
     max_model_len: int
     sampling: Mapping[str, float | int]
+    parent: str | None = None  # of an adapter: the model that it changes
+    created: int | None = None  # of an adapter: when it was loaded, in seconds since 1970
 
 
 class Serving:
@@ -92,16 +95,19 @@ class Serving:
         database: Database | None = None,
         *,
         agent_sessions: bool = True,
+        adapters: Sequence[str] = (),
     ) -> None:
         """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
 
         `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
         `database`: of conversations; closed here. None: in memory alone.
         `agent_sessions`: requests may name the conversation that they go on with.
+        `adapters`: names of those that are loaded with the engine.
         """
         if not names:
             raise ValueError("a served model needs a name")
         self.names = tuple(names)
+        self._first_adapters = tuple(adapters)
         self.keys = keys or Keyring()
         self.created = int(time.time())
         self.draining = False
@@ -151,6 +157,31 @@ class Serving:
             return engine.fingerprint.hex()
         template = None if engine.text is None else engine.text.template_source
         return sha256(repr((self.names[0], template)).encode()).hexdigest()
+
+    def session_model(self, adapter: bytes | None) -> tuple[str, str]:
+        """The name and the fingerprint of what computed a session, by the digest of its adapter.
+
+        Raises LmserveError (409) for an adapter that is not loaded.
+        """
+        if adapter is None:
+            return self.names[0], self.model_fingerprint
+        for loaded in self._adapters():
+            if loaded.digest == adapter:
+                return loaded.name, self._with_adapter(adapter)
+        message = "the session was computed with an adapter that is not loaded; load it first"
+        raise LmserveError.new(409, "session_adapter_mismatch", message, param="session_id")
+
+    def session_adapter(self, fingerprint: str) -> bytes | None:
+        """The digest of the adapter that `session_model` gives this fingerprint for; None: it is that of none."""
+        digests = (loaded.digest for loaded in self._adapters())
+        return next((digest for digest in digests if self._with_adapter(digest) == fingerprint), None)
+
+    def _with_adapter(self, digest: bytes) -> str:
+        return sha256(bytes.fromhex(self.model_fingerprint) + digest).hexdigest()
+
+    def _adapters(self) -> list[LoadedAdapter]:
+        adapters = self.engine.adapters
+        return [] if adapters is None else adapters.loaded()
 
     def check_ready(self) -> None:
         """Raises LmserveError (503) while no request would be served: loading, draining, a dead or stalled engine."""
@@ -213,10 +244,22 @@ class Serving:
         self.check_model(data.model)
         return data
 
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The names of the model and of its adapters."""
+        if self._engine is None:
+            return self.names + self._first_adapters
+        adapters = self._engine.adapters
+        return self.names if adapters is None else (*self.names, *(adapter.name for adapter in adapters.loaded()))
+
+    def adapter_or_model(self, name: str | None) -> str:
+        """The name of the adapter that is meant, or else the model's id: where any name of a model is taken."""
+        return name if name is not None and name not in self.names and name in self.all_names else self.names[0]
+
     def check_model(self, name: str) -> None:
         """Raises LmserveError (404) if the model is not served under `name`."""
-        if name not in self.names:
-            served = ", ".join(self.names)
+        if name not in (all_names := self.all_names):
+            served = ", ".join(all_names)
             message = f"the model {name!r} is not served; the served models are: {served}"
             raise LmserveError.new(404, "model_not_found", message, param="model")
 
@@ -224,7 +267,9 @@ class Serving:
         """Raises LmserveError (404) for a name that is not served, and (503) while no model is loaded."""
         self.check_model(name)
         engine = self.engine
-        return ModelFacts(self.names[0], engine.max_model_len, engine.defaults.given())
+        facts = ModelFacts(self.names[0], engine.max_model_len, engine.defaults.given())
+        adapter = None if engine.adapters is None or name in self.names else engine.adapters.get(name)
+        return facts if adapter is None else replace(facts, parent=self.names[0], created=adapter.created)
 
     async def load(self) -> None:
         """Load the engine on a thread of its own, and run the batches on; sets `failure` if the first raises."""

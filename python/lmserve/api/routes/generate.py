@@ -57,7 +57,7 @@ async def generate(data: JSONBody[GenerateRequest], request: Request[Any, Any, A
         if data.stream:
             return Response(NO_TURN + b"\0", media_type="application/octet-stream")
         return Response(NO_TURN, media_type="application/json")
-    stream = engine.submit(submission(data, model=serving.names[0], tenant=tenant))
+    stream = engine.submit(submission(data, model=serving.adapter_or_model(data.model), tenant=tenant))
     if data.stream:
         return StreamedReply(stream, media_type="application/octet-stream")
     return EngineReply(stream)

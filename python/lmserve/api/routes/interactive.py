@@ -73,7 +73,10 @@ async def _end_or_cancel(engine: AsyncEngine, tenant: int, session_id: SessionId
 
 def submission(data: InteractiveRequest, *, model: str, tenant: int) -> Submission:
     """The turn as the core takes it. Raises LmserveError (400) for what cannot be honoured."""
-    for name, what in (("adapter_name", "adapters are not served"), ("image_url", "the model is text-only")):
+    for name, what in (
+        ("adapter_name", "adapters are chosen by the model of other routes"),
+        ("image_url", "the model is text-only"),
+    ):
         given = getattr(data, name)
         if given is not None:
             raise LmserveError.invalid(name, f"{name} must be null, for {what}", "unsupported_parameter")

@@ -20,9 +20,9 @@ from lmserve.schemas.models import ModelCard, ModelList, ModelPermission
     responses=responses(ModelList, 401, 503),
 )
 async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-    """Each name under which the model is served."""
+    """Each name under which the model is served, and each adapter."""
     serving = serving_of(request)
-    return ModelList(data=[_card(serving, name) for name in serving.names])
+    return ModelList(data=[_card(serving, name) for name in serving.all_names])
 
 
 @get(
@@ -41,11 +41,13 @@ async def get_model(model_id: FromPath[str], request: Request[Any, Any, Any]) ->
 
 def _card(serving: Serving, name: str) -> ModelCard:
     facts = serving.facts_of(name)
-    permission = ModelPermission(id=f"modelperm-{name}", created=serving.created)
+    created = serving.created if facts.created is None else facts.created
+    permission = ModelPermission(id=f"modelperm-{name}", created=created)
     return ModelCard(
         id=name,
-        created=serving.created,
+        created=created,
         root=facts.root,
+        parent=facts.parent,
         permission=[permission],
         max_model_len=facts.max_model_len,
         default_sampling_params=dict(facts.sampling),

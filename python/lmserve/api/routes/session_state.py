@@ -43,11 +43,12 @@ async def list_session_completions(
 ) -> Response[bytes]:
     """A page of the turns."""
     serving, named = serving_of(request), session_in_path(session_id)
-    engine, model, fingerprint = serving.engine, serving.names[0], serving.model_fingerprint
-    tenant = tenant_of(request)
+    engine, tenant = serving.engine, tenant_of(request)
 
     def work() -> bytes:
-        turns = list(completions(engine.export_session(tenant, named)))
+        state = engine.export_session(tenant, named)
+        model, fingerprint = serving.session_model(state.adapter)
+        turns = list(completions(state))
         page = turns[after : after + limit]
         more = after + limit < len(turns)
         reply = SessionCompletions(id=named, model=model, fingerprint=fingerprint, data=page, has_more=more)
@@ -68,11 +69,11 @@ async def list_session_completions(
 async def export_session(session_id: SessionName, request: Request[Any, Any, Any]) -> Response[bytes]:
     """The session, which stays as it is."""
     serving, named = serving_of(request), session_in_path(session_id)
-    engine, model, fingerprint = serving.engine, serving.names[0], serving.model_fingerprint
-    tenant = tenant_of(request)
+    engine, tenant = serving.engine, tenant_of(request)
 
     def work() -> bytes:
         state = engine.export_session(tenant, named)
+        model, fingerprint = serving.session_model(state.adapter)
         return msgspec.json.encode(exported(named, state, model=model, fingerprint=fingerprint))
 
     return Response(await asyncio.to_thread(work), media_type="application/json")
@@ -106,10 +107,12 @@ async def import_session(
     serving = serving_of(request)
     engine, tenant = serving.engine, tenant_of(request)
     named = named_session(data.id if session_id is None else session_id, "session_id")
-    model, fingerprint = serving.names[0], serving.model_fingerprint
+    adapter = serving.session_adapter(data.fingerprint)
+    model, fingerprint = serving.session_model(adapter)
 
     def work() -> None:
-        engine.import_session(tenant, named, imported(data, model=model, fingerprint=fingerprint))
+        state = imported(data, model=model, fingerprint=fingerprint)
+        engine.import_session(tenant, named, state._replace(adapter=adapter))
 
     await asyncio.to_thread(work)
     return card_of(engine.session_info(tenant, named))

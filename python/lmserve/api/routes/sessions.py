@@ -220,7 +220,7 @@ async def continue_session(
     stream = serving.engine.submit(
         Submission(
             route="generate",
-            model=serving.names[0],
+            model=serving.adapter_or_model(data.model),
             input=_turn(data),
             stream=bool(data.stream),
             session=session,

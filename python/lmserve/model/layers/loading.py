@@ -93,7 +93,7 @@ class Loader(Generic[A, W]):
         return self.find(self.prefix + name, shape)
 
 
-class _Nowhere:
+class Nowhere:
     """The loading half of `Ops` that loads nothing."""
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> None:
@@ -138,5 +138,5 @@ def expected_tensors(build: Callable[[Loader[Any, Any]], object]) -> dict[str, S
         shapes[name] = shape
         return StoredTensor(name, shape, "F32", np.zeros(0, np.float32))
 
-    build(Loader(cast("Ops[Any, Any]", _Nowhere()), find))
+    build(Loader(cast("Ops[Any, Any]", Nowhere()), find))
     return shapes
