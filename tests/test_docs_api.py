@@ -17,8 +17,8 @@ URL = "http://127.0.0.1:23333"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
 COMMAND = re.compile(rf'curl (?:-X (?P<method>\w+) )?"?{re.escape(URL)}(?P<path>/[^\s"?]*)[^\n]*(?P<more>\\?)')
-# They have their names in the text; the model of the commands has no labels.
-ALIASES = {"/score", "/v2/rerank", "/v1/classify", "/classify"}
+# They have their names in the text; the model of the commands has no labels, and its server takes no adapters.
+ALIASES = {"/score", "/v2/rerank", "/v1/classify", "/classify", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 
 
 def commands() -> list[tuple[str, str]]:

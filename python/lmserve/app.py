@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from litestar import Litestar, Response, route
@@ -28,6 +29,7 @@ from lmserve.api.http.openapi import docs, docs_asset, document, openapi_json
 from lmserve.api.http.request_log import Form
 from lmserve.api.http.serving import Serving
 from lmserve.api.responses.store import ResponseStore
+from lmserve.api.routes.adapters import load_lora_adapter, unload_lora_adapter
 from lmserve.api.routes.batches import cancel_batch, create_batch, get_batch, list_batches
 from lmserve.api.routes.chat import chat_completions
 from lmserve.api.routes.cohere import embed_by_type
@@ -150,6 +152,8 @@ API: Final = (
     import_session,
     retain_session,
     usage,
+    load_lora_adapter,
+    unload_lora_adapter,
     metrics,
     health,
     live,
@@ -193,6 +197,7 @@ def create_app(
     body_timeout: float = BODY_TIMEOUT,
     agent_sessions: bool = True,
     adapters: Sequence[str] = (),
+    lora_dir: Path | None = None,
 ) -> Application:
     """The application.
 
@@ -207,7 +212,7 @@ def create_app(
     the server's (Host), besides localhost and addresses such as 127.0.0.1; None: any. `request_log`: the form of a line
     for each request. `tracing`: where a span for each request goes; its owner closes it. `max_body`: bytes of a
     request's body, which must arrive within `body_timeout` seconds. `agent_sessions`: whether the headers of agents and
-    prompt_cache_key name conversations.
+    prompt_cache_key name conversations. `adapters`, `lora_dir`: as `Serving` has them.
     """
     keys = keys or Keyring()
     if isinstance(engine, Members):
@@ -215,7 +220,14 @@ def create_app(
         choosing = [DefineMiddleware(ChooseModel, members=engine)]
     else:
         serving = Serving(
-            model_names, engine, keys, responses, database, agent_sessions=agent_sessions, adapters=adapters
+            model_names,
+            engine,
+            keys,
+            responses,
+            database,
+            agent_sessions=agent_sessions,
+            adapters=adapters,
+            lora_dir=lora_dir,
         )
         choosing = []
 

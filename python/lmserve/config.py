@@ -157,6 +157,7 @@ class ServeConfig:
     loras: tuple[tuple[str, str], ...] = ()  # name and folder of each adapter that is loaded at the start
     max_loras: int = 8  # adapters that may be loaded at a time
     max_lora_rank: int = 64
+    lora_dir: Path | None = None  # clients may load adapters of this folder; None: they may load none
     served_model_names: tuple[str, ...] = ()  # the first is the one that replies carry; none: from the model
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -323,8 +324,9 @@ class ServeConfig:
             ("record", "--record"),
             ("in_processes", "--worker process or --tensor-parallel"),
         ):
-            if self.loras and getattr(self, setting):
-                raise ConfigError("loras", f"cannot go with {flag} yet")
+            for given in ("loras", "lora_dir"):
+                if getattr(self, given) and getattr(self, setting):
+                    raise ConfigError(given, f"cannot go with {flag}: adapters are not supported there")
 
     def _check_tiers(self) -> None:
         if self.kv_disk is not None and not MIB <= self.kv_disk.size <= 1024 * 1024 * GIB:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,3 +207,90 @@ def test_a_session_survives_a_restart_with_its_adapter(folder: Path, tmp_path: P
         error = turn(client, 5, None).json()["error"]
         assert error["code"] == "session_adapter_mismatch"
         assert "were computed with an adapter that is not loaded; load it" in error["message"]
+
+
+@pytest.fixture(scope="module")
+def changing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server that loads adapters on request, at most three at a time."""
+    arguments = (str(folder / "model"), *SETTINGS, "--lora-dir", str(folder), "--max-loras", "3")
+    given = ("--lora", f"first={folder / 'a1'}")
+    with (
+        serving(tmp_path_factory.mktemp("changing"), *arguments, *given) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def load(web: httpx.Client, name: str, path: str) -> httpx.Response:
+    return web.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path})
+
+
+def unload(web: httpx.Client, name: str) -> httpx.Response:
+    return web.post("/v1/unload_lora_adapter", json={"lora_name": name})
+
+
+def code_of(reply: httpx.Response) -> tuple[int, str]:
+    return reply.status_code, reply.json()["error"]["code"]
+
+
+def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
+    web: httpx.Client, changing: httpx.Client, folder: Path
+) -> None:
+    assert code_of(changing.post("/v1/completions", json={"model": "new", "prompt": "x"})) == (404, "model_not_found")
+    reply = load(changing, "new", "a2")
+    assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'new' added successfully.")
+    assert ids(completed(changing, "new")) == ids(completed(web, "a2"))
+    assert [card["id"] for card in changing.get("/v1/models").json()["data"]] == ["tiny", "first", "new"]
+    assert code_of(load(changing, "new", "a3")) == (409, "adapter_exists")
+    assert code_of(load(changing, "tiny", "a3")) == (409, "adapter_exists")
+    assert code_of(load(changing, "other", str(folder / "a2"))) == (400, "invalid_adapter")
+    assert load(changing, "third", str(folder / "a3")).status_code == 200
+    assert code_of(load(changing, "fourth", "a4")) == (409, "too_many_adapters")
+    for name in ("new", "third"):
+        reply = unload(changing, name)
+        assert (reply.status_code, reply.text) == (200, f"Success: LoRA adapter '{name}' removed successfully.")
+        assert code_of(unload(changing, name)) == (404, "model_not_found")
+    assert code_of(changing.post("/v1/completions", json={"model": "new", "prompt": "x"})) == (404, "model_not_found")
+    assert ids(completed(changing, "first")) == ids(completed(web, "a1"))
+
+
+def test_an_adapter_stays_until_its_requests_have_ended(changing: httpx.Client) -> None:
+    assert load(changing, "busy", "a5").status_code == 200
+    body = {"model": "busy", "prompt": "x", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    with changing.stream("POST", "/v1/completions", json=body) as stream:
+        next(stream.iter_lines())
+        assert code_of(unload(changing, "busy")) == (409, "adapter_in_use")
+    deadline = time.monotonic() + 30
+    while unload(changing, "busy").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_session_of_an_unloaded_adapter_waits_for_it(changing: httpx.Client) -> None:
+    assert load(changing, "mine", "a6").status_code == 200
+    assert turn(changing, 1, "mine", sequence_start=True).status_code == 200
+    assert unload(changing, "mine").status_code == 200
+    assert load(changing, "another", "a7").status_code == 200
+    for model in ("another", None):
+        reply = turn(changing, 1, model)
+        assert code_of(reply) == (409, "session_adapter_mismatch")
+        assert "an adapter that is not loaded" in reply.json()["error"]["message"]
+    assert code_of(changing.get("/v1/sessions/1/export")) == (409, "session_adapter_mismatch")
+    history = changing.get("/v1/sessions/1").json()["tokens"]
+    assert load(changing, "again", "a6").status_code == 200
+    # What it had computed is still there.
+    assert turn(changing, 1, None).json()["usage"]["cached_tokens"] >= history - 1
+    assert [unload(changing, name).status_code for name in ("another", "again")] == [200, 200]
+
+
+def test_only_adapters_of_the_folder_are_loaded(web: httpx.Client, changing: httpx.Client, folder: Path) -> None:
+    for path in ("..", ".", "/etc", str(folder), "a1/../../x", "x\0y"):
+        reply = load(changing, "x", path)
+        assert code_of(reply) == (400, "invalid_value"), path
+        assert reply.json()["error"]["param"] == "lora_path"
+    for path, said in (("nothing", "it has no adapter_config.json"), ("model", "it has no adapter_config.json")):
+        reply = load(changing, "x", path)
+        assert code_of(reply) == (400, "invalid_adapter")
+        assert said in reply.json()["error"]["message"]
+    assert code_of(load(web, "x", "a1")) == (403, "adapter_updates_off")
+    assert code_of(unload(web, "a1")) == (403, "adapter_updates_off")

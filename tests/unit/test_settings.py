@@ -50,6 +50,7 @@ VALUES = {
     "--max-body": "64MiB",
     "--max-batch-tokens": "128",
     "--lora": "sql=/adapters/sql",
+    "--lora-dir": "/adapters",
 }
 
 

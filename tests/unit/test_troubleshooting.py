@@ -31,6 +31,7 @@ CHOSEN = {
     "response_not_found": "404",
     "previous_response_not_found": "404",
     "worker_unavailable": "503",
+    "invalid_adapter": "400",
 }
 # Codes whose status is another one in each place, and those that end a stream or a start.
 ANYWHERE = {"invalid_request", "not_lmserve", "reader_too_slow"}

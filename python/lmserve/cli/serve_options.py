@@ -166,6 +166,13 @@ def _add_model(group: argparse._ArgumentGroup, default: ServeConfig) -> None:
         "see docs/adapters.md (default: none)",
     )
     group.add_argument(
+        "--lora-dir",
+        metavar="DIR",
+        type=Path,
+        help="let every client load adapters of this folder, and unload any, with /v1/load_lora_adapter and "
+        "/v1/unload_lora_adapter (default: clients may load and unload none)",
+    )
+    group.add_argument(
         "--max-loras",
         metavar="COUNT",
         type=integer,

@@ -70,7 +70,9 @@ def serve_model(config: ServeConfig) -> None:
         common = _app_options(config, tracing)
         stores: dict[str, Any] = {"responses": responses, "database": database}
         adapters = [name for name, _ in config.loras]
-        app = create_app(load, names, agent_sessions=agent_sessions, adapters=adapters, **stores, **common)
+        app = create_app(
+            load, names, agent_sessions=agent_sessions, adapters=adapters, lora_dir=config.lora_dir, **stores, **common
+        )
         listener, limit = bind(config.host, config.port), config.max_body
         serve(app, listener, tls=tls, grace=config.grace, max_message=limit, on_listening=_print_urls)
     except (SourceError, LmserveError, BindError, TlsError) as error:

@@ -37,6 +37,7 @@ SCHEMA_PATH: Final = "#/components/schemas/{name}"
 ERRORS: Final = {
     400: "The request is invalid.",
     401: "The API key is missing or wrong.",
+    403: "The server does not do this on request.",
     404: "The model, session or route does not exist.",
     408: "The body did not arrive in time.",
     409: "A turn of the session is running. See Retry-After.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -96,18 +97,21 @@ class Serving:
         *,
         agent_sessions: bool = True,
         adapters: Sequence[str] = (),
+        lora_dir: Path | None = None,
     ) -> None:
         """`engine`: a ready one, which stays its owner's, or a function that loads one (it may block).
 
         `responses`: restored by the time that the engine is there; closed here. None: kept in memory alone.
         `database`: of conversations; closed here. None: in memory alone.
         `agent_sessions`: requests may name the conversation that they go on with.
-        `adapters`: names of those that are loaded with the engine.
+        `adapters`: names of those that are loaded with the engine. `lora_dir`: whose adapters clients may load; None:
+        clients may load and unload none.
         """
         if not names:
             raise ValueError("a served model needs a name")
         self.names = tuple(names)
         self._first_adapters = tuple(adapters)
+        self.lora_dir = lora_dir
         self.keys = keys or Keyring()
         self.created = int(time.time())
         self.draining = False

@@ -16,6 +16,11 @@ from lmserve.schemas.errors import ErrorReply, GenerateErrorReply
 FAILURES: Final[Mapping[int, LmserveError]] = {
     400: LmserveError.invalid("temperature", "temperature: expected a number <= 2.0, but 9 was given"),
     401: LmserveError.new(401, "invalid_api_key", "this server does not know the given API key"),
+    403: LmserveError.new(
+        403,
+        "adapter_updates_off",
+        "this server loads and unloads no adapters on request; --lora-dir allows it for those of a folder",
+    ),
     404: LmserveError.new(
         404, "model_not_found", f"the model 'x' is not served; the served models are: {MODEL}", param="model"
     ),

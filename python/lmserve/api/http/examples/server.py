@@ -8,6 +8,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from lmserve.api.http.examples.values import CREATED, MODEL
+from lmserve.schemas.adapters import LoadLoraRequest, UnloadLoraRequest
 from lmserve.schemas.batches import BatchList, BatchReply, CreateBatch
 from lmserve.schemas.files import FileDeleted, FileList, FileReply
 from lmserve.schemas.health import HealthReply
@@ -74,6 +75,8 @@ CARD: Final = {
 }
 
 EXAMPLES: Final[Mapping[type[Struct], tuple[Any, ...]]] = {
+    LoadLoraRequest: ({"lora_name": "sql", "lora_path": "sql-v2"},),
+    UnloadLoraRequest: ({"lora_name": "sql"},),
     FileReply: (FILE,),
     FileList: ({"object": "list", "data": [FILE], "first_id": FILE_ID, "last_id": FILE_ID, "has_more": False},),
     FileDeleted: ({"id": FILE_ID, "object": "file", "deleted": True},),
