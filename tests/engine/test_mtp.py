@@ -17,6 +17,8 @@ from lmserve.engine.submission import SamplingParams, SessionRef, StopParams, Su
 from lmserve.engine.tiers import TierPlan, tiers_of
 from lmserve.model import CheckpointError, OptionError, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.fingerprint import fingerprint
+from lmserve.model.recording import Header
+from lmserve.worker.runner import ProcessRunner
 from model_driver import Driver, greedy
 from test_speculation import replies, submission
 
@@ -250,3 +252,28 @@ def test_the_setting_opens_the_model_with_its_head(often: Path) -> None:
     drafts = plan_lines(plan, ("it",))[-1]
     assert drafts == "Drafts    one token of a sequence by the model's own head, 4 sampled rows a step with them"
     assert plan.options.mtp
+
+
+def guesses(runner) -> list[tuple[list[int], list[int]]]:
+    """What is sampled in some steps of three sequences, and what is guessed then."""
+    greedy(runner)
+    driver = Driver(runner)
+    sequences = [driver.start(prompt(number).ids) for number in range(3)]
+    found = []
+    for _ in range(12):
+        driver.step([(sequence, sequence.pending) for sequence in sequences])
+        found.append((runner.buffers.sampled[:3].tolist(), runner.buffers.drafts[:3].tolist()))
+    assert any(any(drafts) for _, drafts in found)
+    return found
+
+
+def test_recordings_and_worker_processes_have_the_head(often: Path) -> None:
+    checkpoint = open_checkpoint(often, mtp=True)
+    options = dataclasses.replace(OPTIONS, threads=1)
+    runner = load_runner(checkpoint, options)
+    assert Header.of(checkpoint, options, runner.info).open(often).config.mtp
+    process = ProcessRunner.start(checkpoint, options)
+    try:
+        assert guesses(process) == guesses(runner)
+    finally:
+        process.processes.close()
