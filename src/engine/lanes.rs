@@ -99,7 +99,7 @@ impl OpenLane {
 ///
 /// # Errors
 /// Those of [`prepare`].
-pub(super) fn prepare_in_lane(
+pub fn prepare_in_lane(
     submission: &mut Submission,
     base: TurnHistory,
     lanes: &Arc<Mutex<Lanes>>,

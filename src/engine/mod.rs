@@ -49,6 +49,7 @@ pub use executor::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 pub use grammars::Grammars;
 pub use handle::Engine;
 pub use lane_turn::OpenLaneTurn;
+pub(crate) use lanes::prepare_in_lane;
 pub use log_check::{check_log, repair_log};
 pub use log_file::LogFile;
 pub use log_writer::{DurableSessions, Fsync, OpenLog};

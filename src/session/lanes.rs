@@ -320,6 +320,11 @@ impl Lanes {
         self.by_key.is_empty()
     }
 
+    /// Number of lanes of a tenant.
+    pub fn count_of(&self, tenant: u32) -> usize {
+        self.counts.get(&tenant).copied().unwrap_or(0)
+    }
+
     /// Approximate bytes of all turns.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)

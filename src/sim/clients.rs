@@ -4,12 +4,13 @@ use std::sync::PoisonError;
 
 use serde_json::{Value, json};
 
+use super::agents::Asked;
 use super::check::{Check, ensure};
 use super::config::TENANTS;
 use super::ledger::{Answer, Fault, Open};
 use super::vocabulary::{GUIDES, Guide, STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
-use crate::engine::{Abort, TurnGuard, prepare};
+use crate::engine::{Abort, TurnGuard, prepare_in_lane};
 use crate::error::Error;
 use crate::request::{self, Input, OnOverflow, SessionId, Submission};
 use crate::session::{SessionKey, TurnHistory};
@@ -20,10 +21,11 @@ const SESSION_IDS: usize = 6;
 impl World {
     pub(super) fn clients_act(&mut self) -> Check {
         for _ in 0..self.random.range(0, self.config.arrivals) {
-            match self.random.range(0, 19) {
+            match self.random.range(0, 21) {
                 0 => self.send_garbage()?,
                 1 => self.change_session()?,
                 2 => self.converse()?,
+                3 | 4 => self.run_agent()?,
                 _ => {
                     let body = self.draw_submission();
                     self.submit(&body)?.ok();
@@ -179,8 +181,17 @@ impl World {
 
     /// Sends a request; its number, or the status of its refusal.
     pub(super) fn submit(&mut self, body: &Value) -> Result<Result<u64, u16>, String> {
+        self.submit_messages(body, None)
+    }
+
+    /// As [`Self::submit`]. `asked`: what a client asks in its lane.
+    pub(super) fn submit_messages(
+        &mut self,
+        body: &Value,
+        asked: Option<Asked>,
+    ) -> Result<Result<u64, u16>, String> {
         let body = body.to_string();
-        let submission = Submission::parse(body.as_bytes()).map_err(|error| error.message)?;
+        let mut submission = Submission::parse(body.as_bytes()).map_err(|error| error.message)?;
         let request = self.next_request;
         self.next_request += 1;
         self.counters.submitted += 1;
@@ -206,11 +217,12 @@ impl World {
                 return Err(format!("begin of {session:?}: {begun:?}, not {expected:?}"));
             }
         };
-        let prepared = prepare(
-            &submission,
+        let prepared = prepare_in_lane(
+            &mut submission,
             base,
+            &self.lanes,
             Some(&self.tokenizer),
-            None,
+            Some(&self.template),
             self.limits,
             &|| Ok(()),
         );
@@ -235,8 +247,15 @@ impl World {
             aborted: None,
             admitted: false,
             fault: self.draw_fault(),
+            lane: None,
         };
-        let fits = self.fit(&submission, &mut open);
+        let fits = match asked {
+            None => self.fit(&submission, &mut open),
+            Some(asked) => {
+                let prepared = prepared.as_ref().ok();
+                self.fit_messages(asked, &submission, prepared, &mut open)?
+            }
+        };
         match (prepared, fits) {
             (Ok(mut prepared), Ok(())) => {
                 // As a template's system prompt would be.
@@ -246,7 +265,9 @@ impl World {
                     let matcher = &self.matchers[guide];
                     prepared.matchers = (0..submission.n).map(|_| matcher.fork()).collect();
                 }
-                let same = prepared.prompt == open.prompt && prepared.max_tokens == open.max_tokens;
+                let same = prepared.prompt == open.prompt
+                    && prepared.history_tokens == open.history_tokens
+                    && prepared.max_tokens == open.max_tokens;
                 ensure(same, || format!("{prepared:?}, not {open:?}"))?;
                 let pace = [1, 1, 3, 20][self.random.range(0, 3)];
                 self.replies.open(request, &submission, pace)?;
@@ -287,16 +308,25 @@ impl World {
         if open.prompt.is_empty() {
             return Err("invalid_value");
         }
-        let Some(room) = self.limits.context_length.checked_sub(open.prompt.len()) else {
+        open.max_tokens = self.most_tokens(submission, open.prompt.len())?;
+        Ok(())
+    }
+
+    /// Tokens that may be generated after a prompt of `prompt` tokens; the code of the refusal where it does not fit.
+    pub(super) fn most_tokens(
+        &self,
+        submission: &Submission,
+        prompt: usize,
+    ) -> Result<usize, &'static str> {
+        let Some(room) = self.limits.context_length.checked_sub(prompt) else {
             return Err("context_length_exceeded");
         };
         let truncates = submission.on_overflow == OnOverflow::TruncateOutput;
-        open.max_tokens = match submission.stopping.max_tokens.map(|n| n as usize) {
-            Some(n) if n <= room => n,
-            Some(_) if truncates && room > 0 => room,
-            None if room > 0 => room,
-            _ => return Err("context_length_exceeded"),
-        };
-        Ok(())
+        match submission.stopping.max_tokens.map(|n| n as usize) {
+            Some(n) if n <= room => Ok(n),
+            Some(_) if truncates && room > 0 => Ok(room),
+            None if room > 0 => Ok(room),
+            _ => Err("context_length_exceeded"),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::random::Random;
 use crate::sched::{PolicyKind, SchedulerConfig, Speculation};
-use crate::session;
+use crate::session::{self, LaneLimits};
 use crate::tier::StoreLimits;
 use crate::wire::ReadLimits;
 
@@ -27,6 +27,7 @@ pub(super) struct Config {
     pub(super) block_size: usize,
     pub(super) prefix_cache: bool,
     pub(super) sessions: session::StoreLimits,
+    pub(super) lanes: LaneLimits,
     pub(super) reading: ReadLimits,
     /// Clients act in one step of that many.
     pub(super) calm: usize,
@@ -80,8 +81,21 @@ impl Config {
             block_size: random.range(1, 6),
             prefix_cache,
             sessions: session::StoreLimits {
-                max_sessions: random.range(3, 12),
+                max_sessions: random.range(3, 16),
                 ttl_ms: [0, 2000, 20_000][random.range(0, 2)],
+            },
+            lanes: if random.once_in(2) {
+                LaneLimits {
+                    lanes: random.range(1, 3),
+                    branches: usize::MAX,
+                    bytes: usize::MAX,
+                }
+            } else {
+                LaneLimits {
+                    lanes: random.range(1, 10),
+                    branches: [1, 3, usize::MAX][random.range(0, 2)],
+                    bytes: [1000, 5000, usize::MAX][random.range(0, 2)],
+                }
             },
             reading: ReadLimits {
                 merge_above: random.range(0, 400),
@@ -91,7 +105,7 @@ impl Config {
             arrivals: random.range(1, 3),
             fault: random.range(20, 200),
             faulty: random.range(10, 100),
-            kill: random.range(150, 1500),
+            kill: random.range(100, 1000),
             durable: !random.once_in(3),
             patience: [2, 10, 100][random.range(0, 2)],
         }

@@ -8,7 +8,7 @@ use super::ledger::Ledger;
 use super::reader::Replies;
 use super::world::World;
 use crate::kv::StatePool;
-use crate::session::SessionStore;
+use crate::session::{Lanes, SessionStore};
 
 impl World {
     /// The disk fills up, fails or panics for a moment; the log is synced, rewritten a little, or mended.
@@ -56,11 +56,12 @@ impl World {
         self.check_sessions()?;
         let pool = Arc::clone(self.core.scheduler().pool());
         let (core, model, tiers) =
-            Self::boot(self.config, &self.tokenizer, &self.drive, &mut self.random)?;
+            Self::boot(&self.config, &self.tokenizer, &self.drive, &mut self.random)?;
         self.core = core;
         self.model = model;
         self.tiers = tiers;
         self.preparing.clear();
+        self.lanes = Arc::new(Mutex::new(Lanes::new(self.config.lanes)));
         ensure(pool.counts().owned == 0, || {
             "a dead core owns blocks".into()
         })?;
@@ -96,6 +97,9 @@ impl World {
         self.counters.accepted_tokens += stats.accepted_tokens;
         self.counters.mtp_accepted_tokens += stats.mtp_accepted_tokens;
         self.counters.cached_tokens += stats.cached_tokens;
+        let book = &mut self.ledger.book;
+        self.counters.lane_turns += std::mem::take(&mut book.kept);
+        self.counters.lane_responses += std::mem::take(&mut book.kept_responses);
         let pool = self.core.scheduler().pool();
         self.counters.evictions += pool.evictions();
         self.counters.window_evictions += pool.window_counts().evictions;

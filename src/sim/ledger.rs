@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::{Check, ensure};
+use super::lane_book::{LaneBook, OpenLane};
 use super::next_token;
 use super::records::{Known, Session};
 use super::toy::nearest;
-use super::vocabulary::{END_TOKEN, Guide, VOCAB_SIZE};
+use super::vocabulary::{END_TOKEN, Guide, Message, VOCAB_SIZE};
 use crate::engine::Abort;
 use crate::request::{OnDisconnect, SessionRef, StopParams};
 use crate::sched::FinishReason;
@@ -14,7 +15,6 @@ use crate::session::{SessionKey, StoreLimits};
 use crate::text::Tokenizer;
 use crate::wire::Usage;
 
-/// A broken promise, in words.
 /// One answer of an admitted request.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
@@ -61,6 +61,8 @@ pub(super) struct Open {
     /// The core knows of it.
     pub(super) admitted: bool,
     pub(super) fault: Option<Fault>,
+    /// Where its turn is kept if it goes well.
+    pub(super) lane: Option<OpenLane>,
 }
 
 impl Open {
@@ -88,6 +90,24 @@ impl Open {
     /// Whether an answer of so many tokens has all that its grammar allows.
     fn is_complete(&self, tokens: usize) -> bool {
         self.guide.is_some_and(|guide| guide.most == tokens)
+    }
+
+    /// All tokens once the only answer has ended, without the one that ends it.
+    pub(super) fn kept_tokens(&self, reason: FinishReason) -> Vec<u32> {
+        let answer = &self.answers[0].tokens;
+        let held_off = answer.len() <= self.stopping.min_tokens as usize;
+        let ends =
+            |&token: &u32| reason == FinishReason::Stop && !held_off && self.is_stop_token(token);
+        let end = answer.len() - usize::from(answer.last().is_some_and(ends));
+        [&self.prompt[..], &answer[..end]].concat()
+    }
+
+    /// Whether a stop string cut the only answer.
+    pub(super) fn is_cut(&self, reason: FinishReason, tokenizer: &Tokenizer) -> bool {
+        let tokens = self.kept_tokens(reason);
+        let answer = &tokens[self.prompt.len()..];
+        let text = tokenizer.decode(answer, self.stopping.skip_special_tokens);
+        self.first_stop(&text).is_some()
     }
 
     fn first_stop(&self, text: &str) -> Option<(usize, usize)> {
@@ -194,6 +214,8 @@ pub(super) struct Ledger {
     pub(super) unmasked: Option<(u64, usize)>,
     /// The whole answers that somebody wants to write down: all tokens of the first, with its prompt, once it has ended.
     pub(super) told: BTreeMap<u64, Option<Vec<u32>>>,
+    /// What was said in lanes.
+    pub(super) book: LaneBook,
     commits: u64,
 }
 
@@ -207,6 +229,7 @@ impl Ledger {
             alone: None,
             unmasked: None,
             told: BTreeMap::new(),
+            book: LaneBook::new(),
             commits: 0,
         }
     }
@@ -375,6 +398,9 @@ impl Ledger {
             return Ok(());
         };
         let answer = &open.answers[0];
+        if reason != FinishReason::Abort {
+            self.book.hear(request, &answer.text);
+        }
         let Some((key, turn)) = &open.session else {
             if reason != FinishReason::Abort {
                 self.tell(request, &[&open.prompt[..], &answer.tokens].concat());
@@ -396,14 +422,7 @@ impl Ledger {
             self.end(key);
             return Ok(());
         }
-        let mut tokens = [&open.prompt[..], &answer.tokens].concat();
-        let count = answer.tokens.len();
-        if reason == FinishReason::Stop
-            && count > open.stopping.min_tokens as usize
-            && open.is_stop_token(answer.tokens[count - 1])
-        {
-            tokens.pop();
-        }
+        let tokens = open.kept_tokens(reason);
         self.tell(request, &tokens);
         let mut turns = open.turns.clone();
         if tokens.len() > turns.last().copied().unwrap_or(0) {
@@ -411,6 +430,35 @@ impl Ledger {
         }
         self.put(key.clone(), &tokens, &turns, now_ms);
         Ok(())
+    }
+
+    /// Books the end of an answer in its lane. `last`: the end of its text.
+    pub(super) fn keep_in_lane(
+        &mut self,
+        request: u64,
+        last: &str,
+        reason: FinishReason,
+        tokenizer: &Tokenizer,
+    ) {
+        let Some(open) = self.open.get_mut(&request) else {
+            return;
+        };
+        let Some(lane) = open.lane.take() else { return };
+        if reason == FinishReason::Abort || open.is_cut(reason, tokenizer) {
+            return;
+        }
+        let branches = open
+            .session
+            .as_ref()
+            .is_some_and(|(_, turn)| turn.parent.is_some());
+        self.book.kept_responses += u64::from(branches);
+        let tokens = open.kept_tokens(reason);
+        let answer = Message {
+            is_answer: true,
+            text: format!("{}{last}", open.answers[0].text),
+        };
+        let turns = [&open.turns[..], &[tokens.len()]].concat();
+        self.book.keep(lane, &answer, &tokens, &turns);
     }
 
     fn tell(&mut self, request: u64, tokens: &[u32]) {

@@ -2,6 +2,7 @@
 //! clock, under everything that clients and machines do to a server.
 //! [`capacity`] puts a trace on them instead and says what it comes to.
 
+mod agents;
 mod batches;
 pub mod capacity;
 mod check;
@@ -13,6 +14,8 @@ mod disk;
 mod frames;
 mod journal;
 mod kept;
+mod lane_book;
+mod lanes;
 mod ledger;
 mod random;
 mod reader;

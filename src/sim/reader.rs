@@ -263,6 +263,9 @@ impl Events for Observer<'_> {
         usage: Usage,
         turn: Option<FinishedTurn>,
     ) {
+        // Whatever becomes of its session.
+        self.ledger
+            .keep_in_lane(request, &delta.text, reason, self.tokenizer);
         if let Some(turn) = turn
             && let Err(error) = self.settle(turn)
         {

@@ -71,6 +71,16 @@ counts! {
         responses,
         /// Responses for which a conversation was computed anew, for its session was gone.
         begun_anew,
+        /// Answers that a lane has kept.
+        lane_turns,
+        /// Of these, those to clients that sent only what was new.
+        lane_responses,
+        /// Requests that went on from a lane's tokens.
+        lane_hits,
+        /// Of these, those that parted from a branch.
+        lane_forks,
+        /// Requests of which a lane had dropped what was said.
+        lane_misses,
         /// Answers to lines of batches that were written down.
         lines,
         /// Lines that were asked again, for there was no answer, or it was not written down.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::check::Check;
 use super::random::Random;
 use super::report::{Counters, Faults, Report};
-use super::vocabulary::{matchers, tokenizer};
+use super::vocabulary::{matchers, template, tokenizer};
 use super::world::World;
 use crate::error::{Error, Result};
 
@@ -38,6 +38,7 @@ fn live(world: &mut World) -> Check {
 /// `internal_error` that names the broken promise and the seed of the world in which it broke.
 pub fn simulate(seed: u64, steps: u64) -> Result<Report> {
     let tokenizer = Arc::new(tokenizer()?);
+    let template = Arc::new(template()?);
     let matchers = Arc::from(matchers(&tokenizer)?);
     let mut seeds = Random::new(seed);
     let mut report = Report {
@@ -57,7 +58,7 @@ pub fn simulate(seed: u64, steps: u64) -> Result<Report> {
                 "step {tick} of the world with seed {seed}: {what}; repeat with --seed {seed} --steps 1"
             ))
         };
-        let mut world = World::new(seed, report.digest, &tokenizer, &matchers)
+        let mut world = World::new(seed, report.digest, &tokenizer, &template, &matchers)
             .map_err(|what| violated(0, what))?;
         live(&mut world).map_err(|what| violated(world.tick, what))?;
         report.worlds += 1;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::guided::{Compiler, Grammar, Matcher, Spacing};
 use crate::request;
-use crate::text::Tokenizer;
+use crate::text::{ChatTemplate, Tokenizer};
 
 /// Tokens of the vocabulary.
 pub const VOCAB_SIZE: u32 = 24;
@@ -75,6 +75,35 @@ pub(super) fn matchers(tokenizer: &Tokenizer) -> Result<Vec<Matcher>> {
         Ok(compiler.compile(&grammar)?.0)
     };
     GUIDES.iter().map(compile).collect()
+}
+
+/// As the template of a model that leaves out what it thought, this one leaves each `a` out of an answer.
+const TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'assistant' %}\
+    p{{ message.content | replace('a', '') }}{% else %}q{{ message.content }}{% endif %}o{% endfor %}\
+    {% if add_generation_prompt %}p{% endif %}";
+
+/// A chat template of the vocabulary's letters.
+pub(super) fn template() -> Result<ChatTemplate> {
+    ChatTemplate::new(TEMPLATE, &Map::new())
+}
+
+/// A message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) is_answer: bool,
+    pub(super) text: String,
+}
+
+/// What the template makes of messages, without what comes before an answer.
+pub(super) fn rendered(messages: &[Message]) -> String {
+    let written = messages.iter().map(|message| {
+        if message.is_answer {
+            format!("p{}o", message.text.replace('a', ""))
+        } else {
+            format!("q{}o", message.text)
+        }
+    });
+    written.collect()
 }
 
 /// A byte-level tokenizer over the vocabulary.

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ToyModel;
+use super::agents::Agent;
 use super::check::{Check, ensure};
 use super::config::{Config, TENANTS};
 use super::journal::Journal;
@@ -23,8 +24,8 @@ use crate::guided::Matcher;
 use crate::kv::{BlockPool, StatePool};
 use crate::request::Submission;
 use crate::sched::{NO_TOKEN, Scheduler};
-use crate::session::SessionStore;
-use crate::text::Tokenizer;
+use crate::session::{Lanes, SessionStore};
+use crate::text::{ChatTemplate, Tokenizer};
 use crate::tier::Store;
 
 /// A request whose turn has begun and that the core has not seen yet.
@@ -43,6 +44,7 @@ pub(super) struct World {
     pub(super) tick: u64,
     pub(super) store: Arc<Mutex<SessionStore>>,
     pub(super) journal: Option<Journal>,
+    pub(super) lanes: Arc<Mutex<Lanes>>,
     pub(super) core: Core,
     pub(super) model: ToyModel,
     /// Of a server with tiers below the model's memory.
@@ -50,6 +52,7 @@ pub(super) struct World {
     pub(super) drive: TierDrive,
     output: StepOutput,
     pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Arc<ChatTemplate>,
     /// Of the grammars that answers follow, at their beginnings.
     pub(super) matchers: Arc<[Matcher]>,
     pub(super) limits: Limits,
@@ -58,6 +61,7 @@ pub(super) struct World {
     pub(super) preparing: Vec<Preparing>,
     pub(super) conversations: [Conversation; 3],
     pub(super) batch: Batch,
+    pub(super) agents: Vec<Agent>,
     pub(super) next_request: u64,
     pub(super) counters: Counters,
     pub(super) faults: Faults,
@@ -72,12 +76,13 @@ impl World {
         seed: u64,
         digest: u64,
         tokenizer: &Arc<Tokenizer>,
+        template: &Arc<ChatTemplate>,
         matchers: &Arc<[Matcher]>,
     ) -> Result<Self, String> {
         let mut random = Random::new(seed);
         let config = Config::draw(&mut random);
         let drive = TierDrive::default();
-        let (core, model, tiers) = Self::boot(config, tokenizer, &drive, &mut random)?;
+        let (core, model, tiers) = Self::boot(&config, tokenizer, &drive, &mut random)?;
         let limits = Limits {
             context_length: core.scheduler().max_tokens(),
             vocab_size: VOCAB_SIZE as usize,
@@ -96,12 +101,14 @@ impl World {
             tick: 0,
             store: Arc::new(Mutex::new(store)),
             journal,
+            lanes: Arc::new(Mutex::new(Lanes::new(config.lanes))),
             core,
             model,
             tiers,
             drive,
             output: StepOutput::default(),
             tokenizer: Arc::clone(tokenizer),
+            template: Arc::clone(template),
             matchers: Arc::clone(matchers),
             limits,
             ledger: Ledger::new(config.sessions),
@@ -109,6 +116,7 @@ impl World {
             preparing: Vec::new(),
             conversations: Default::default(),
             batch: Batch::default(),
+            agents: Agent::all(),
             next_request: 1,
             counters: Counters::default(),
             faults: Faults::default(),
@@ -116,7 +124,7 @@ impl World {
     }
 
     pub(super) fn boot(
-        config: Config,
+        config: &Config,
         tokenizer: &Arc<Tokenizer>,
         drive: &TierDrive,
         random: &mut Random,
@@ -428,6 +436,7 @@ impl World {
         })?;
         self.check_states()?;
         self.check_windows()?;
+        self.check_lanes()?;
         let most = sizes.max_queue + sizes.max_batch;
         let bounded = stats.running <= sizes.max_batch && stats.waiting <= most;
         ensure(bounded, || format!("out of bounds: {stats:?}"))?;
@@ -517,6 +526,7 @@ impl World {
             .iter()
             .find(|(_, s)| s.running.is_some());
         ensure(busy.is_none(), || format!("{busy:?} is busy for ever"))?;
+        self.check_idle_lanes()?;
         self.check_sessions()
     }
 
