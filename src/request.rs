@@ -4,6 +4,7 @@
 mod guide;
 mod session_id;
 mod tools;
+mod turn_key;
 mod types;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
 pub use session_id::{MAX_NAME_CHARS, SessionId};
 pub use tools::{CallForm, CallMember, MAX_TOOLS, ToolChoice, functions};
+pub use turn_key::TurnKey;
 pub use types::{Function, Types, types_of};
 
 /// Maximum number of stop strings of one request.
@@ -301,6 +303,10 @@ pub struct Submission {
     /// Absent: an anonymous session that ends with its turn.
     #[serde(default)]
     pub session: Option<SessionRef>,
+    /// Names the turn of its session. If the session has a turn of that name, the reply says its answer again, and nothing is
+    /// committed.
+    #[serde(default)]
+    pub turn_key: Option<TurnKey>,
     /// The lane that `messages` may continue, as its client names it. It is only a hint.
     #[serde(default)]
     pub lane: Option<String>,

@@ -240,6 +240,7 @@ fn put(store: &mut SessionStore, key: &SessionKey, request: u64, now_ms: u64) {
             output_tokens: 0,
             tail: Tail::Closed,
             logprobs: None,
+            key: None,
         }],
         seed: 0,
         system_tokens: 0,
@@ -324,7 +325,7 @@ proptest! {
                     let start = tokens.len();
                     tokens.extend((0..count as u32).map(|n| n + now as u32));
                     if count > 0 {
-                        turns.push(Turn { start, input_tokens: count, output_tokens: 0, tail: Tail::Closed, logprobs: None });
+                        turns.push(Turn { start, input_tokens: count, output_tokens: 0, tail: Tail::Closed, logprobs: None, key: None });
                     }
                     let ends = turns.iter().map(Turn::end).collect();
                     let after = (!end).then(|| (tokens.clone(), ends));

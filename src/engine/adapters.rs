@@ -214,6 +214,7 @@ mod tests {
             output_tokens: 1,
             tail: Tail::Closed,
             logprobs: None,
+            key: None,
         };
         let base = |adapter| TurnHistory {
             turns: vec![turn.clone()],

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::guide::Guide;
 use super::lane_turn::OpenLaneTurn;
 use super::prepare::Echo;
+use super::said_answer::SaidAnswer;
 use super::thoughts::ThoughtBudget;
 use super::turn_guard::{FinishedTurn, TurnGuard};
 use crate::guided::MaskRow;
 use crate::kv::Owner;
-use crate::request::{OnDisconnect, Retention, Submission};
+use crate::request::{OnDisconnect, Retention, Submission, TurnKey};
 use crate::sched::{FinishReason, Sequence};
 use crate::session::{AdapterDigest, Commit, Logprobs, SessionUsage, Turn};
 use crate::text::{Detokenizer, StopMatcher, Tail};
@@ -26,6 +27,7 @@ pub(super) struct OpenTurn {
     pub(super) owner: Owner,
     pub(super) adapter: Option<AdapterDigest>,
     pub(super) retention: Option<Retention>,
+    pub(super) key: Option<TurnKey>,
 }
 
 /// What the log-probabilities of a prompt are for, and with how many alternatives.
@@ -87,11 +89,16 @@ pub(super) struct Choice {
     pub(super) markers: Arc<[u32]>,
     pub(super) turn: Option<OpenTurn>,
     pub(super) lane: Option<OpenLaneTurn>,
+    /// What it says again, and the token that ends it.
+    pub(super) said: Option<(SaidAnswer, Option<u32>)>,
 }
 
 impl Choice {
     /// The mask of its row in a step, where the next token is not free.
     pub(super) fn mask_row(&self, row: usize) -> Option<MaskRow> {
+        if let Some((said, end)) = &self.said {
+            return said.mask_row(row, self.tokens, *end);
+        }
         let thoughts = self.thoughts.as_ref();
         let forced = thoughts.and_then(|thoughts| thoughts.mask_row(row));
         // Any grammar allows the end of thoughts where there are some.
@@ -134,6 +141,7 @@ pub(super) fn finished_turn(
             output_tokens: tokens.len() - choice.prompt_tokens,
             tail: choice.tail,
             logprobs: logprobs_of(choice, tokens.len() - choice.prompt_tokens),
+            key: turn.key,
         });
     }
     let commit = Commit {

@@ -103,8 +103,10 @@ impl Core {
             },
             adapter: submission.adapter_digest,
             retention: session.and_then(|session| session.retention),
+            key: submission.turn_key,
         });
         let mut lane = prepared.lane;
+        let end = stop_tokens.first().copied();
         let mut borders = prepared.borders;
         if submission.n > 1 {
             // All of the prompt but its last token, whose logits each choice needs.
@@ -125,7 +127,7 @@ impl Core {
                 sampling: submission.sampling.clone(),
                 seed,
                 prompt_logprobs: submission.scored_alternatives(),
-                guided: guided || prepared.thoughts.is_some(),
+                guided: guided || prepared.thoughts.is_some() || prepared.said.is_some(),
                 borders: borders.clone(),
             });
             if let Err(error) = added {
@@ -162,6 +164,7 @@ impl Core {
                 thoughts: prepared.thoughts.as_ref().map(ThoughtLimit::begin),
                 turn: turn.take(),
                 lane: lane.take(),
+                said: prepared.said.clone().map(|said| (said, end)),
             };
             self.choices.insert(id, choice);
         }

@@ -32,7 +32,7 @@ use crate::panics::caught;
 use crate::request::{Input, SessionId, Submission};
 use crate::sched::{Scheduler, SchedulerConfig};
 use crate::session::{
-    AdapterDigest, Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnHistory,
+    AdapterDigest, Lanes, LogFault, SessionKey, SessionLog, SessionStore, TurnBefore, TurnHistory,
 };
 use crate::tenant::{Accounts, Quota, TenantUsage};
 use crate::text::PIECE_BYTES;
@@ -250,8 +250,10 @@ impl Engine {
             .shared
             .admit(tenant, submission.n as usize, submission.background)?;
         let (id, record) = (open.id(), open.record());
+        let said = self.turn_before(&submission);
         let (lease, base) = match &submission.session {
             None => (None, TurnHistory::empty()),
+            Some(_) if said.is_some() => (None, TurnHistory::empty()),
             Some(session) => {
                 if let Some(fault) = self.session_log_fault() {
                     return Err(fault.error());
@@ -299,6 +301,10 @@ impl Engine {
                     &|| shared.wanted(open),
                 )
             });
+            let prepared = prepared.map(|prepared| match said {
+                Some(said) => prepared.saying_again(said, limits),
+                None => prepared,
+            });
             // Without a limit it may end soon, so its generated tokens are charged at its end.
             let limited = submission.stopping.max_tokens.is_some();
             let choices = submission.n as usize;
@@ -325,6 +331,14 @@ impl Engine {
         };
         self.prepare_later(long, Box::new(job))?;
         Ok(stream)
+    }
+
+    /// The turn that a request asks for again.
+    fn turn_before(&self, submission: &Submission) -> Option<TurnBefore> {
+        let (session, turn) = (submission.session.as_ref()?, submission.turn_key?);
+        let key = SessionKey::new(submission.tenant, session.id.clone());
+        let sessions = lock(&self.shared.sessions);
+        sessions.state(&key).ok()?.turn_before(turn)
     }
 
     /// Submits an embedding request. The stream has the whole reply.

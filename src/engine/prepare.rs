@@ -5,11 +5,12 @@ use super::answer::{answer_format, answer_grammar};
 use super::config::Limits;
 use super::encode::{check_embedded, check_vocabulary, encode};
 use super::lane_turn::OpenLaneTurn;
+use super::said_answer::SaidAnswer;
 use super::thoughts::ThoughtLimit;
 use crate::error::{Error, Kind, Result};
 use crate::guided::{Grammar, Matcher};
 use crate::request::{Input, Submission};
-use crate::session::{Turn, TurnHistory};
+use crate::session::{Turn, TurnBefore, TurnHistory};
 use crate::text::{ChatTemplate, PIECE_BYTES, Tail, Tokenizer, Watch};
 use crate::wire::answer::AnswerFormat;
 
@@ -46,6 +47,27 @@ pub struct Prepared {
     pub thoughts: Option<ThoughtLimit>,
     /// The turn of its lane.
     pub lane: Option<OpenLaneTurn>,
+    /// The answer, if it is said again.
+    pub said: Option<SaidAnswer>,
+}
+
+impl Prepared {
+    /// The same request, which says again what followed `before`, whatever it was prepared to follow. It is not committed, and none
+    /// of its input is charged a second time.
+    pub(super) fn saying_again(self, before: TurnBefore, limits: Limits) -> Self {
+        let room = limits.context_length.saturating_sub(before.prompt.len());
+        Self {
+            max_tokens: self.max_tokens.min(room),
+            history_tokens: before.history_tokens,
+            input_tokens: 0,
+            turns: Vec::new(),
+            said: Some(SaidAnswer::new(before.output, limits.vocab_size)),
+            prompt: before.prompt,
+            borders: Vec::new(),
+            lane: None,
+            ..self
+        }
+    }
 }
 
 /// A prompt that is written before its output.
@@ -169,6 +191,7 @@ pub fn prepare(
         markers,
         thoughts,
         lane: None,
+        said: None,
     })
 }
 

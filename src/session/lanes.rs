@@ -212,6 +212,7 @@ impl Known {
                 output_tokens: turn.tokens.len() - turn.input_tokens,
                 tail: turn.tail,
                 logprobs: None,
+                key: None,
             });
             history.history.extend_from_slice(&turn.tokens);
             history.tail = turn.tail;

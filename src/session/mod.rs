@@ -16,6 +16,6 @@ pub use log::{
     TenantName,
 };
 pub use state::{
-    AdapterDigest, Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnHistory,
+    AdapterDigest, Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnBefore, TurnHistory,
 };
 pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged};

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::ledger::{Logprobs, SessionUsage};
 use crate::error::{Error, Result};
-use crate::request::SessionId;
+use crate::request::{SessionId, TurnKey};
 use crate::text::Tail;
 
 /// Approximate bytes of a session's record in a log without its turns and tokens, and of a turn.
 const PUT_BYTES: usize = 161;
 const TURN_BYTES: usize = 9;
+/// Bytes of a turn's name there.
+const KEY_BYTES: usize = 9 + TurnKey::BYTES;
 /// Of the name of its adapter.
 const ADAPTER_BYTES: usize = 37;
 
@@ -78,6 +80,19 @@ pub struct Turn {
     pub tail: Tail,
     /// Log-probabilities of its output tokens, if they were requested.
     pub logprobs: Option<Logprobs>,
+    /// Its name, if it must not run twice.
+    pub key: Option<TurnKey>,
+}
+
+/// A committed turn, and what it built on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnBefore {
+    /// History and input.
+    pub prompt: Vec<u32>,
+    /// Number of leading tokens of `prompt` that are the history.
+    pub history_tokens: usize,
+    /// What it generated.
+    pub output: Vec<u32>,
 }
 
 impl Turn {
@@ -195,6 +210,7 @@ impl Commit {
                 output_tokens,
                 tail,
                 logprobs,
+                key: None,
             });
         }
         let end = turns.last().map_or(0, Turn::end);
@@ -281,7 +297,8 @@ impl SessionState {
         {
             let logprobs = self.turns.iter().filter_map(|turn| turn.logprobs.as_ref());
             let scored: usize = logprobs.map(Logprobs::len).sum();
-            let turns = TURN_BYTES * self.turns.len();
+            let keys = self.turns.iter().filter(|turn| turn.key.is_some());
+            let turns = TURN_BYTES * self.turns.len() + KEY_BYTES * keys.count();
             let adapter = self.adapter.map_or(0, |_| ADAPTER_BYTES);
             (PUT_BYTES + adapter + turns + 4 * (self.tokens.len() + scored)) as u64
         }
@@ -300,6 +317,17 @@ impl SessionState {
             usage: SessionUsage::default(),
             adapter: None,
         }
+    }
+
+    /// The turn of that name; None if the session has none.
+    pub fn turn_before(&self, key: TurnKey) -> Option<TurnBefore> {
+        let turn = self.turns.iter().find(|turn| turn.key == Some(key))?;
+        let output = turn.start + turn.input_tokens;
+        Some(TurnBefore {
+            prompt: self.tokens[..output].to_vec(),
+            history_tokens: turn.start,
+            output: self.tokens[output..turn.end()].to_vec(),
+        })
     }
 
     /// What a turn of the session builds on.

@@ -1,7 +1,8 @@
 """kill -9 at random points: nothing that was acknowledged is lost, and nothing is answered twice.
 
-A real process serves sessions, conversations, lanes and a batch while clients ask, and is killed; the next one must
-have all that clients were told. KILLS=... and SEED=... for more rounds, and others (`make kill`).
+A real process serves sessions, conversations, lanes and batches while clients ask, and is killed. The next one must
+have all that clients were told, and once what lines of batches add to sessions and conversations. KILLS=... and
+SEED=... for more rounds, and others (`make kill`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ TURNS = 10 * KILLS  # of each kind, at least
 MOST_REPLIES = 100  # of one server
 TALKERS = 2  # of each kind
 MOST_TURNS = 80  # of a conversation, each of about 45 tokens
+LINES_OF_A_SESSION = 40
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 SERVER = Path(__file__).with_name("durable_server.py")
 
 
@@ -225,15 +228,99 @@ NEW_TALKS: dict[type[Talk], Callable[[httpx.Client], Talk]] = {
 }
 
 
-def begin_batch(client: httpx.Client) -> str:
-    lines = [
-        {"custom_id": str(at), "method": "POST", "url": CHAT, "body": {"messages": f"Line {at}", "max_tokens": 40}}
-        for at in range(LINES)
-    ]
-    content = "\n".join(json.dumps(each) for each in lines).encode()
-    file = client.post("/v1/files", files={"file": ("a", content)}, data={"purpose": "batch"}).json()["id"]
-    body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
-    return str(client.post("/v1/batches", json=body).json()["id"])
+class Batch:
+    """A batch whose lines name nothing."""
+
+    endpoint = CHAT
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._names = self.named(client)
+        bodies = [self.body(at, self._names[at // LINES_OF_A_SESSION]) for at in range(LINES)]
+        lines = [
+            {"custom_id": str(at), "method": "POST", "url": self.endpoint, "body": body}
+            for at, body in enumerate(bodies)
+        ]
+        content = "\n".join(json.dumps(each) for each in lines).encode()
+        file = client.post("/v1/files", files={"file": ("a", content)}, data={"purpose": "batch"}).json()["id"]
+        body = {"input_file_id": file, "endpoint": self.endpoint, "completion_window": "24h"}
+        self._id = str(client.post("/v1/batches", json=body).json()["id"])
+        self.answered = 0
+
+    def named(self, client: httpx.Client) -> list[str]:
+        """What the lines name: each of it in so many."""
+        del client
+        return [uuid.uuid4().hex for _ in range(0, LINES, LINES_OF_A_SESSION)]
+
+    def body(self, at: int, name: str) -> dict[str, Any]:
+        del name
+        return {"messages": f"Line {at}", "max_tokens": 40}
+
+    def text(self, reply: dict[str, Any]) -> str:
+        return str(reply["choices"][0]["message"]["content"])
+
+    def read(self, client: httpx.Client, name: str) -> list[tuple[str, str]]:
+        """What was asked and answered there."""
+        raise NotImplementedError
+
+    def count(self, client: httpx.Client) -> int:
+        """Lines that are answered: never fewer than before."""
+        counts = client.get(f"/v1/batches/{self._id}").json()["request_counts"]
+        assert (counts["failed"], counts["total"]) == (0, LINES)
+        assert counts["completed"] >= self.answered
+        self.answered = counts["completed"]
+        return self.answered
+
+    def end(self, client: httpx.Client) -> list[str]:
+        """The answers, each of which is there once."""
+        deadline = time.monotonic() + 240
+        while (done := client.get(f"/v1/batches/{self._id}").json())["status"] != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert done["request_counts"] == {"completed": LINES, "failed": 0, "total": LINES}
+        content = client.get(f"/v1/files/{done['output_file_id']}/content").text
+        lines = [json.loads(text) for text in content.splitlines()]
+        assert sorted((each["custom_id"] for each in lines), key=int) == [str(at) for at in range(LINES)]
+        lines.sort(key=lambda each: int(each["custom_id"]))
+        return [self.text(each["response"]["body"]) for each in lines]
+
+
+class NamingBatch(Batch):
+    """A batch whose lines add to something."""
+
+    def end(self, client: httpx.Client) -> list[str]:
+        answers = super().end(client)
+        # What the lines have added is there once, and is what they were answered.
+        there = [pair for name in self._names for pair in sorted(self.read(client, name), key=number_of)]
+        assert there == [(f"Line {at}", answer) for at, answer in enumerate(answers)]
+        return answers
+
+
+def number_of(pair: tuple[str, str]) -> int:
+    return int(pair[0].removeprefix("Line "))
+
+
+class SessionBatch(NamingBatch):
+    def body(self, at: int, name: str) -> dict[str, Any]:
+        return {"messages": f"Line {at}", "max_tokens": 8, "session_id": name, "ignore_eos": True}
+
+    def read(self, client: httpx.Client, name: str) -> list[tuple[str, str]]:
+        return SessionTalk(name).read(client)
+
+
+class ConversationBatch(NamingBatch):
+    endpoint = RESPONSES
+
+    def named(self, client: httpx.Client) -> list[str]:
+        return [client.post("/v1/conversations", json={}).json()["id"] for _ in super().named(client)]
+
+    def body(self, at: int, name: str) -> dict[str, Any]:
+        return {"input": f"Line {at}", "max_output_tokens": 8, "conversation": name, "store": at % 2 == 0}
+
+    def text(self, reply: dict[str, Any]) -> str:
+        return str(reply["output"][0]["content"][0]["text"])
+
+    def read(self, client: httpx.Client, name: str) -> list[tuple[str, str]]:
+        return ConversationTalk(name).read(client)
 
 
 def fewest_turns(talks: list[Talk]) -> int:
@@ -247,17 +334,17 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
     talks: list[Talk] = []
     full: list[Talk] = []
     background = Background()
-    batch, answered, kills, ends = "", 0, 0, False
+    batches: list[Batch] = []
+    kills, ends = 0, False
     while not ends:
         with served(tmp_path) as (url, process), httpx.Client(base_url=url, timeout=60) as client:
             if kills == 0:
                 talks = [new_talk(client) for new_talk in NEW_TALKS.values() for _ in range(TALKERS)]
-                batch = begin_batch(client)
+                batches = [Batch(client), SessionBatch(client), ConversationBatch(client)]
             for each in (*talks, background):
                 each.check(client)
-            counts = client.get(f"/v1/batches/{batch}").json()["request_counts"]
-            assert counts["completed"] >= answered
-            assert counts["total"] == LINES
+            for batch in batches:
+                batch.count(client)
             ends = kills >= KILLS and fewest_turns([*full, *talks]) >= TURNS
             if ends:
                 break
@@ -271,7 +358,8 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
             last = chance.randint(1, MOST_REPLIES)
             while len(replies) < last and not failures:
                 time.sleep(chance.uniform(0, 0.01))
-            answered = client.get(f"/v1/batches/{batch}").json()["request_counts"]["completed"]
+            for batch in batches:
+                batch.count(client)
             process.send_signal(signal.SIGKILL)
             kills += 1
             for thread in threads:
@@ -279,14 +367,8 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
             assert not failures, failures
     assert background.told
     with served(tmp_path) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
-        deadline = time.monotonic() + 120
-        while (done := client.get(f"/v1/batches/{batch}").json())["status"] != "completed":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert done["request_counts"] == {"completed": LINES, "failed": 0, "total": LINES}
-        content = client.get(f"/v1/files/{done['output_file_id']}/content").text
-        names = [json.loads(line)["custom_id"] for line in content.splitlines()]
-        assert sorted(names, key=int) == [str(at) for at in range(LINES)]
+        for batch in batches:
+            batch.end(client)
         # And each goes on, token for token: a conversation's session is the log's.
         for talk in talks:
             talk.go_on(client)
@@ -295,4 +377,4 @@ def test_nothing_told_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> N
     for kind in NEW_TALKS:
         turns = sum(len(talk.told) for talk in (*full, *talks) if isinstance(talk, kind))
         sys.stdout.write(f"{kind.__name__}: {turns} turns\n")
-    sys.stdout.write(f"{LINES} lines of a batch, {kills} kills\n")
+    sys.stdout.write(f"{LINES} lines of each of {len(batches)} batches, {kills} kills\n")

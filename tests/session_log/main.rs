@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use lmserve::engine::TurnGuard;
 use lmserve::error::Error;
-use lmserve::request::SessionId;
+use lmserve::request::{SessionId, TurnKey};
 use lmserve::session::{
     Change, Commit, LogOptions, LogStorage, Logprobs, Loss, Restored, SessionKey, SessionLog,
     SessionState, SessionStore, SessionUsage, Start, StoreLimits, Turn,
@@ -146,6 +146,11 @@ impl<S: LogStorage> Server<S> {
                 .len()
                 .is_multiple_of(3)
                 .then(|| Logprobs::new(tokens[1..].iter().map(|&token| token as f32 / -8.0))),
+            // And some have a name.
+            key: tokens
+                .len()
+                .is_multiple_of(4)
+                .then(|| TurnKey::new([tokens[0] as u8; TurnKey::BYTES])),
         });
         let commit = Commit {
             tokens: [&base.history, tokens].concat(),

@@ -66,6 +66,10 @@ begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 # count as the key's requests in flight.
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 
+# Names the turn that this context runs in a session: 32 hexadecimal digits. If the session has that turn already, its
+# answer is said again and nothing is committed. None: it has no name.
+turn_key: ContextVar[str | None] = ContextVar("turn_key", default=None)
+
 # The priority of background requests. A larger number runs later; clients may also use this one.
 LAST_PRIORITY: Final = 2**31 - 1
 
@@ -122,6 +126,8 @@ class AsyncEngine:
         self._check_processes()
         if in_background.get():
             submission = structs.replace(submission, priority=LAST_PRIORITY, background=True)
+        if submission.session is not None and (key := turn_key.get()) is not None:
+            submission = structs.replace(submission, turn_key=key)
         if submission.guide is not None and submission.guided_whitespace is None:
             submission = structs.replace(submission, guided_whitespace=self._guided_whitespace)
         submission = self._with_adapter(submission)

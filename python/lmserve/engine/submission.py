@@ -194,6 +194,7 @@ class Submission(Struct, frozen=True, omit_defaults=True, kw_only=True):
     token_ids: TokenIds | None = None
     prompt_logprobs: int | None = None
     session: SessionRef | None = None
+    turn_key: str | None = None
     lane: str | None = None
     on_overflow: OnOverflow = "error"
     sampling: SamplingParams = SamplingParams()

@@ -185,6 +185,7 @@ fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> Fini
         output_tokens: 0,
         tail: Tail::Closed,
         logprobs: None,
+        key: None,
     });
     lease.finish(Commit {
         tokens: [base.history, vec![9]].concat(),

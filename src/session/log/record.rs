@@ -1,15 +1,17 @@
 //! What records say, as bytes: little-endian. Their frames are in [`super::frame`].
 
 use super::Fingerprint;
+use crate::request::TurnKey;
 use crate::session::ledger::{Logprobs, SessionUsage};
 use crate::session::state::{AdapterDigest, SessionState, Turn};
 use crate::text::Tail;
 
-/// Parts at the end of a record: what the session's turns have used, the log-probabilities of one of the record's turns, and the
-/// adapter that computed all turns.
+/// Parts at the end of a record: what the session's turns have used, the log-probabilities of one of the record's turns, the adapter
+/// that computed all turns, and the name of one of the record's turns.
 const USAGE: u8 = 1;
 const LOGPROBS: u8 = 2;
 const ADAPTER: u8 = 3;
+const TURN_KEY: u8 = 4;
 
 /// A session's state as the difference to the previous one: leading tokens and turns that are kept, and what comes after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(super) struct Put {
     pub(super) turns: Vec<(u32, u32, Tail)>,
     /// Of these turns; none where nothing is known of any.
     pub(super) logprobs: Vec<Option<Logprobs>>,
+    /// Names of some of these turns, each with the turn's place.
+    pub(super) keys: Vec<(u32, TurnKey)>,
     pub(super) tokens: Vec<u32>,
     pub(super) usage: SessionUsage,
     pub(super) adapter: Option<AdapterDigest>,
@@ -56,6 +60,7 @@ impl Put {
                 .map(|t| (t.input_tokens as u32, t.output_tokens as u32, t.tail))
                 .collect(),
             logprobs: logprobs_of(&after.turns[keep_turns..]),
+            keys: keys_of(&after.turns[keep_turns..]),
             tokens: after.tokens[keep_tokens..].to_vec(),
             usage: after.usage,
             adapter: after.adapter,
@@ -101,7 +106,13 @@ impl Put {
                 output_tokens: output as usize,
                 tail,
                 logprobs: self.logprobs.get(at).cloned().flatten(),
+                key: None,
             });
+        }
+        for &(at, key) in &self.keys {
+            if let Some(turn) = turns.get_mut((self.keep_turns + at) as usize) {
+                turn.key = Some(key);
+            }
         }
     }
 
@@ -146,6 +157,12 @@ impl Put {
             out.extend_from_slice(&(turn as u32).to_le_bytes());
             logprobs.write(out);
         }
+        for (turn, key) in &self.keys {
+            out.push(TURN_KEY);
+            out.extend_from_slice(&(4 + TurnKey::BYTES as u32).to_le_bytes());
+            out.extend_from_slice(&turn.to_le_bytes());
+            out.extend_from_slice(key.bytes());
+        }
     }
 
     /// Takes one of the parts at the end; None where it is none of this format. An unknown one is skipped.
@@ -163,6 +180,15 @@ impl Put {
                 }
                 self.logprobs.resize(self.turns.len(), None);
                 self.logprobs[turn] = Some(logprobs);
+            }
+            TURN_KEY => {
+                let mut rest = Bytes(part);
+                let turn = rest.u32()?;
+                let key = TurnKey::new(rest.array()?);
+                if turn as usize >= self.turns.len() || !rest.0.is_empty() {
+                    return None;
+                }
+                self.keys.push((turn, key));
             }
             _ => {}
         }
@@ -188,6 +214,7 @@ impl Put {
             keep_tokens,
             turns: rest.turns(turns)?,
             logprobs: Vec::new(),
+            keys: Vec::new(),
             tokens: rest.tokens(tokens)?,
             usage: SessionUsage::default(),
             adapter: None,
@@ -204,6 +231,14 @@ fn logprobs_of(turns: &[Turn]) -> Vec<Option<Logprobs>> {
         return Vec::new();
     }
     turns.iter().map(|turn| turn.logprobs.clone()).collect()
+}
+
+/// Of the turns, as a record has them.
+fn keys_of(turns: &[Turn]) -> Vec<(u32, TurnKey)> {
+    let named = turns.iter().enumerate();
+    named
+        .filter_map(|(at, turn)| Some((at as u32, turn.key?)))
+        .collect()
 }
 
 /// The body of a log's header: whose tokens it holds.
@@ -296,6 +331,7 @@ mod tests {
                 output_tokens: 1,
                 tail: Tail::Closed,
                 logprobs: None,
+                key: None,
             }]
             .into();
             after.adapter = adapter;

@@ -41,6 +41,10 @@ struct Growing {
 }
 
 /// What a whole record says.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time is read, and almost all are of the large kind"
+)]
 pub(super) enum Said {
     Nothing,
     /// What a session has become, as a difference from what the record `prev` made of it.

@@ -80,6 +80,7 @@ fn parse_put(rest: &mut Bytes<'_>) -> Option<Put> {
         keep_tokens,
         turns,
         logprobs: Vec::new(),
+        keys: Vec::new(),
         tokens: rest.tokens(count)?,
         usage: SessionUsage::default(),
         adapter: None,

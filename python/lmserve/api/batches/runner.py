@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -12,8 +13,8 @@ import msgspec
 from litestar.types import ASGIApp
 
 from lmserve.api.batches.inner_request import InnerReply, post
-from lmserve.api.state.batches import Batches, End, Line, Running, told
-from lmserve.engine.async_engine import in_background
+from lmserve.api.state.batches import Batches, End, Line, Running, RunningLine, running_line, told
+from lmserve.engine.async_engine import in_background, turn_key
 from lmserve.errors import LmserveError
 
 logger = logging.getLogger("lmserve.http")
@@ -93,7 +94,14 @@ class BatchRunner:
 
     async def _answer(self, batch: Running, tenant: int, line: Line) -> None:
         async with self._slots:
-            reply = await self._ask(batch, tenant, line)
+            running = RunningLine(batch.owner, batch.id, line.number)
+            running_line.set(running)
+            turn_key.set(running.turn_key)
+            if line.kept is not None:
+                # The server died between this line's turn and its answer.
+                reply: InnerReply | None = InnerReply(OK, uuid.uuid4().hex, None, line.kept)
+            else:
+                reply = await self._ask(batch, tenant, line)
             if reply is None:
                 return
             response = {

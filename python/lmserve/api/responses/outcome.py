@@ -53,7 +53,7 @@ class Said:
         output = msgspec.json.decode(body, type=_Output).output
         tip = Tip(response_id, self.stored)
         turn = Turn(self.instructions, tip, [*self.items, *answered_items(output)])
-        await end_tip(self.engine, tenant, await self.open_turn.commit(turn))
+        await end_tip(self.engine, tenant, await self.open_turn.commit(turn, body))
 
 
 async def end_tip(engine: AsyncEngine, tenant: int, tip: Tip | None) -> None:

@@ -33,9 +33,10 @@ SYNC_INTERVAL: Final = 1.0  # seconds
 HEAL_INTERVAL: Final = 1.0  # seconds between two tries of a disk that fails
 
 
-def new_response_id() -> str:
-    """An id that cannot be guessed."""
-    return f"resp_{secrets.randbits(ID_BITS):016x}"
+def new_response_id(turn_key: str | None = None) -> str:
+    """An id that cannot be guessed; for a turn that has a name, always the same one."""
+    bits = secrets.randbits(ID_BITS) if turn_key is None else int(turn_key, 16) & ((1 << ID_BITS) - 1)
+    return f"resp_{bits:016x}"
 
 
 def session_of(response_id: str, param: str = "response_id") -> int:

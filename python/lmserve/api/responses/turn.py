@@ -26,7 +26,7 @@ from lmserve.api.responses.store import (
     session_of,
 )
 from lmserve.api.state.conversations import OpenTurn, Standing
-from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.async_engine import AsyncStream, turn_key
 from lmserve.engine.submission import (
     Guide,
     JsonObject,
@@ -81,7 +81,8 @@ class ResponseTurn:
         _check_background(data, stores=self._stores)
         self._serving = serving
         self._tenant = tenant
-        self._id = new_response_id()
+        # In a conversation, what follows the same items again is another response.
+        self._id = new_response_id(turn_key.get() if data.conversation is None else None)
         self._created = int(time.time())
         self._data = data
         text = serving.engine.text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -61,6 +63,31 @@ class Line(NamedTuple):
     number: int
     custom_id: str
     body: bytes
+    kept: bytes | None  # the body of the reply that a conversation has already
+
+
+class RunningLine(NamedTuple):
+    """A line while it runs."""
+
+    owner: str
+    batch: str
+    number: int
+
+    @property
+    def turn_key(self) -> str:
+        """What names its turn in a session."""
+        return hashlib.sha256("/".join(map(str, self)).encode()).hexdigest()[:32]
+
+    def keep(self, db: sqlite3.Connection, body: bytes) -> None:
+        """Keep the body of its reply, in the transaction that makes it a part of something else."""
+        db.execute(
+            "UPDATE lines SET reply = ? WHERE tenant = ? AND batch = ? AND number = ? AND failed IS NULL",
+            (body, *self),
+        )
+
+
+# The line that the requests of this context are for; None: they are for none.
+running_line: ContextVar[RunningLine | None] = ContextVar("running_line", default=None)
 
 
 def read_lines(content: bytes, endpoint: Endpoint) -> tuple[list[tuple[str, bytes]], list[LineError]]:
@@ -212,7 +239,7 @@ class Batches:
 
         def work(db: sqlite3.Connection) -> list[Line]:
             rows = db.execute(
-                "SELECT number, custom_id, body FROM lines "
+                "SELECT number, custom_id, body, reply FROM lines "
                 "WHERE tenant = ? AND batch = ? AND failed IS NULL ORDER BY number LIMIT ?",
                 (batch.owner, batch.id, limit),
             ).fetchall()

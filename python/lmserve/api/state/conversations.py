@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from lmserve.api.state.batches import running_line
 from lmserve.api.state.database import MAX_QUOTE, Database
 from lmserve.errors import LmserveError
 from lmserve.schemas.conversations import ConversationReply
@@ -221,10 +222,13 @@ class OpenTurn:
         owner, conversation_id = self._owner
         self.standing = await self._database.run(lambda db: _standing(db, owner, conversation_id, anew=True))
 
-    async def commit(self, turn: Turn) -> Tip | None:
-        """Add what was asked and answered; the tip that is out of date with it. Raises LmserveError (503, 507)."""
+    async def commit(self, turn: Turn, body: bytes) -> Tip | None:
+        """Add what was asked and answered; the tip that is out of date with it. Raises LmserveError (503, 507).
+
+        `body`: the response's. A line of a batch is answered by it if the server dies now.
+        """
         owner, conversation_id = self._owner
-        made = new_items(turn.items)
+        made, line = new_items(turn.items), running_line.get()
 
         def work(db: sqlite3.Connection) -> None:
             # It may have been deleted by a server before this one; a conversation that is busy is not.
@@ -234,6 +238,8 @@ class OpenTurn:
                 "WHERE tenant = ? AND id = ?",
                 (turn.instructions, turn.tip.response_id, turn.tip.stored, last, owner, conversation_id),
             )
+            if line is not None:
+                line.keep(db, body)
 
         try:
             await self._database.run(work)
