@@ -33,6 +33,7 @@ __all__ = [
     "cpu_isa",
     "cpu_kv_bytes_per_token",
     "cpu_linear_bytes",
+    "encode_blocks",
     "explain_bus_errors",
     "packed_made_of",
     "repair_session_log",
@@ -553,6 +554,14 @@ def cpu_linear_bytes(stored: str, quantize: str | None, rows: int, columns: int)
     """Bytes of a packed linear layer of this shape, stored as a GGUF type, "F32", "F16" or "BF16".
 
     Raises LmserveError for a type that is not one of these.
+    """
+
+def encode_blocks(dtype: str, weights: Any, threads: int) -> bytes:
+    """Weights as blocks of a GGUF type: "Q8_0", "Q4_1", "Q5_1", "Q4_K", "Q5_K" or "Q6_K".
+
+    weights: a contiguous array of float32, of any shape whose rows are whole blocks; nobody may write it meanwhile.
+    threads: that compute. Raises LmserveError for another type, another number of weights, and one that is not finite
+    or beyond half precision.
     """
 
 def packed_made_of(path: Path) -> str | None:

@@ -8,8 +8,11 @@ use pyo3::prelude::*;
 use super::cpu_arrays::{entries, values};
 use crate::cpu::linear::packed_bytes;
 use crate::cpu::packed::made_of;
-use crate::cpu::{BlockType, FloatType, Format, Matrix, Stored};
+use crate::cpu::{BlockType, FloatType, Format, Matrix, Pool, Stored, encode_all};
 use crate::error::{Error, Result};
+
+/// The largest number of half precision.
+const HALF_MAX: f32 = 65504.0;
 
 /// How a type is stored and kept: GGUF's blocks as they are, unless they are to be rounded.
 fn storage(dtype: &str, quantize: Option<&str>) -> Result<Stored> {
@@ -49,6 +52,39 @@ pub(super) fn cpu_linear_bytes(
     columns: usize,
 ) -> Result<usize> {
     Ok(packed_bytes(storage(stored, quantize)?, rows, columns))
+}
+
+/// Float weights as blocks of a GGUF type.
+#[pyfunction]
+pub(super) fn encode_blocks(
+    py: Python<'_>,
+    dtype: &str,
+    weights: &Bound<'_, PyAny>,
+    threads: usize,
+) -> PyResult<Vec<u8>> {
+    let Some(block) = BlockType::from_name(dtype).filter(|block| block.is_encoded()) else {
+        let message =
+            format!("weights become Q8_0, Q4_1, Q5_1, Q4_K, Q5_K or Q6_K, but {dtype} was given");
+        return Err(Error::invalid("dtype", message).into());
+    };
+    let weights = PyBuffer::<f32>::get(weights)?;
+    let count = weights.item_count();
+    if !weights.is_c_contiguous() || !count.is_multiple_of(block.elements()) {
+        let elements = block.elements();
+        let message = format!("{dtype} has blocks of {elements} weights, but {count} were given");
+        return Err(Error::invalid("weights", message).into());
+    }
+    // SAFETY: as its docstring asks, nobody writes the array meanwhile.
+    let values = unsafe { entries(&weights, count) }?;
+    // A factor of a block has half precision.
+    if let Some(value) = values
+        .iter()
+        .find(|value| value.is_nan() || value.abs() > HALF_MAX)
+    {
+        let message = format!("weights must lie in [-{HALF_MAX}, {HALF_MAX}], but one is {value}");
+        return Err(Error::invalid("weights", message).into());
+    }
+    Ok(py.detach(|| encode_all(block, values, &Pool::new(threads))))
 }
 
 /// What the file of packed weights at `path` was made of; None: there is no whole one.

@@ -52,7 +52,7 @@ mod _core {
     #[pymodule_export]
     use super::cpu_arrays::CpuArrays;
     #[pymodule_export]
-    use super::cpu_weights::{cpu_linear_bytes, packed_made_of};
+    use super::cpu_weights::{cpu_linear_bytes, encode_blocks, packed_made_of};
     #[pymodule_export]
     use super::engine::{Engine, Stream};
     #[pymodule_export]

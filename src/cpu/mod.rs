@@ -45,6 +45,6 @@ pub use model::Model;
 pub use pool::{Pool, Team};
 pub use pooling::Pooling;
 pub use program::Program;
-pub use quant::BlockType;
+pub use quant::{BlockType, encode_all};
 pub use recurrent::{ConvGate, RecurrentShape, ScanRule};
 pub use step::{StepInput, StepSampling};

@@ -100,6 +100,7 @@ def test_each_command(columns: int, default_server: ServerProcess, tmp_path: Pat
         "show": [(f"lmserve show {smollm2_gguf}", 0), ("lmserve show", 2)],
         "rm": [("lmserve rm a-model-that-nobody-has-fetched-before-and-nobody-will", 1)],
         "plan": [("lmserve plan", 0)],
+        "quantize": [(f"lmserve quantize {tmp_path} {tmp_path / 'out.gguf'}", 1)],
         "doctor": [("lmserve doctor --no-speed", 0)],
         "bench": [
             (f"lmserve bench {url} --workload mixed --concurrency 1 --requests 1", 0),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lmserve import __version__
-from lmserve.cli import bench, chat, completion, doctor, models, plan, replay, run, serve, sessions, simulate
+from lmserve.cli import bench, chat, completion, doctor, models, plan, quantize, replay, run, serve, sessions, simulate
 from lmserve.cli.aliases import translated
 from lmserve.cli.errors import CommandError
 from lmserve.cli.help import Parser
@@ -21,7 +21,7 @@ def parser() -> Parser:
     top = Parser(prog="lmserve", description=description)
     top.add_argument("--version", action="version", version=f"lmserve {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, serve, chat, models, plan, doctor, bench, sessions, simulate, replay, completion):
+    for module in (run, serve, chat, models, plan, quantize, doctor, bench, sessions, simulate, replay, completion):
         module.add_parser(commands)
     commands.choices["completion"].set_defaults(top=top)
     return top

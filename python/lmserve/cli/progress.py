@@ -1,4 +1,4 @@
-"""A download's progress on stderr: one line that is drawn anew in a terminal, a line every tenth elsewhere."""
+"""Progress of work on bytes, on stderr: one line that is drawn anew in a terminal, a line every tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SECONDS: Final = 0.1  # between two drawings
 class DownloadProgress:
     """Call it with bytes done and bytes in all (0: not known); it draws what is new."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, verb: str = "Fetching") -> None:
+        self._what = f"{verb} {what}"
         self._terminal = sys.stderr.isatty()
         self._started: float | None = None
         self._first = 0  # bytes that were there when this process began
@@ -53,12 +53,12 @@ class DownloadProgress:
         percent = f"{100 * done // total} %" if total else ""
         sizes = f"{format_size(done)} of {format_size(total)}" if total else format_size(done)
         numbers = ", ".join(part for part in (percent, sizes, f"{format_size(rate)}/s") if part)
-        room = width - len(f"Fetching {self._what}: {numbers}") - 3
+        room = width - len(f"{self._what}: {numbers}") - 3
         if total and bar and room >= 8:
             length = min(room, BAR_CHARACTERS)
             filled = length * done // total
-            return f"Fetching {self._what} [{'#' * filled}{'.' * (length - filled)}] {numbers}"
-        for line in (f"Fetching {self._what}: {numbers}", f"Fetching {self._what}: {percent or sizes}", numbers):
+            return f"{self._what} [{'#' * filled}{'.' * (length - filled)}] {numbers}"
+        for line in (f"{self._what}: {numbers}", f"{self._what}: {percent or sizes}", numbers):
             if len(line) <= width:
                 return line
         return (percent or sizes)[:width]

@@ -1,6 +1,7 @@
-//! Quantized weights as they come: blocks of GGUF files taken apart exactly, and floats rounded to groups of integers.
+//! Quantized weights: blocks of GGUF files taken apart exactly and made of floats, and floats rounded to groups of integers.
 
 mod bits;
+mod encode;
 mod gguf;
 mod gguf_small;
 mod round;
@@ -8,6 +9,7 @@ mod table;
 
 use serde::{Deserialize, Serialize};
 
+pub use encode::encode_all;
 pub use gguf::BlockType;
 pub use round::{round_int4, round_int8};
 pub use table::Table;
