@@ -568,5 +568,6 @@ fn sequences_with_different_adapters_share_no_prefix() {
         }
     }
     let cached: Vec<usize> = (0..5).map(|id| run.results[&id].2).collect();
-    assert_eq!(cached, [0, 0, 23, 23, 0]);
+    // Whole blocks of 8, without the last token, which is computed.
+    assert_eq!(cached, [0, 0, 16, 16, 0]);
 }

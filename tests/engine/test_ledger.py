@@ -61,7 +61,7 @@ def rescored(ids: list[int]) -> Submission:
 
 def ledger(core: _core.Engine, session: int) -> tuple[list[int], dict[int, bytes]]:
     """All token ids, and the log-probabilities of the sampled ones by their places."""
-    tokens, turns, _, _ = core.export_session(0, session)
+    tokens, turns, *_ = core.export_session(0, session)
     scores, at = {}, 0
     for input_tokens, output_tokens, _, logprobs in turns:
         assert len(logprobs) == 4 * output_tokens > 0

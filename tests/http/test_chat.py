@@ -125,6 +125,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
     assert request == {
         "route": "chat",
         "model": MODEL,
+        "adapter": 0,
         "input": {"type": "messages", "messages": HELLO},
         "stream": True,
         "usage_chunks": "last",
@@ -206,6 +207,7 @@ def test_null_is_absent(scripted: Running, scripted_client: httpx.Client) -> Non
         "input",
         "on_overflow",
         "envelope",
+        "adapter",
     }
     neutral = {"temperature": 1, "top_p": 1, "repetition_penalty": 1}
     assert all(value == neutral.get(name, 0) for name, value in request.get("sampling", {}).items())

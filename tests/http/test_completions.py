@@ -356,6 +356,7 @@ def test_what_the_core_is_asked(scripted: Running, scripted_client: httpx.Client
         "route": "completions",
         "on_overflow": "truncate_output",
         "model": MODEL,
+        "adapter": 0,
         "input": {"type": "text", "text": PROMPTS[0]},
         "stream": True,
         "usage_chunks": "last",

@@ -504,11 +504,19 @@ mod tests {
         let steps = |i: usize, n: usize| (i * 7 % n) as f32;
         let row: Vec<f32> = (0..SUPER).map(|i| 0.25 * steps(i, 16) - 1.5).collect();
         assert_eq!(there_and_back(BlockType::Q4_1, &row), row);
-        let fine: Vec<f32> = (0..SUPER).map(|i| 0.5 * (steps(i, 64) - 32.0)).collect();
+        let finer: Vec<f32> = (0..SUPER).map(|i| 0.25 * steps(i, 32) - 3.0).collect();
+        let level = |i: usize| {
+            if i.is_multiple_of(SMALL) {
+                0.0
+            } else {
+                steps(i, 64)
+            }
+        };
+        let finest: Vec<f32> = (0..SUPER).map(|i| 0.5 * (level(i) - 32.0)).collect();
         for (block, row) in [
             (BlockType::Q4_K, &row),
-            (BlockType::Q5_K, &row),
-            (BlockType::Q6_K, &fine),
+            (BlockType::Q5_K, &finer),
+            (BlockType::Q6_K, &finest),
         ] {
             for (x, expected) in there_and_back(block, row).iter().zip(row) {
                 // Factors have eleven bits.

@@ -256,10 +256,13 @@ def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
 
 def test_an_adapter_stays_until_its_requests_have_ended(changing: httpx.Client) -> None:
     assert load(changing, "busy", "a5").status_code == 200
-    body = {"model": "busy", "prompt": "x", "max_tokens": 3000, "ignore_eos": True, "stream": True}
-    with changing.stream("POST", "/v1/completions", json=body) as stream:
-        next(stream.iter_lines())
-        assert code_of(unload(changing, "busy")) == (409, "adapter_in_use")
+    body = {"model": "busy", "prompt": "x", "max_tokens": 3000, "ignore_eos": True, "n": 4}
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(changing.post, "/v1/completions", json=body) for _ in range(4)]
+        with changing.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+            next(stream.iter_lines())
+            assert code_of(unload(changing, "busy")) == (409, "adapter_in_use")
+        assert [reply.result().status_code for reply in asked] == [200] * 4
     deadline = time.monotonic() + 30
     while unload(changing, "busy").status_code != 200:
         assert time.monotonic() < deadline
