@@ -102,3 +102,27 @@ impl IntRow {
         values.collect()
     }
 }
+
+/// The integer nearest to a small number, without the call that `round` is on a plain x86-64.
+#[allow(
+    clippy::inline_always,
+    reason = "what is not inlined is compiled without the instructions it is made for"
+)]
+#[inline(always)]
+fn rounded(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    x + ROUND - ROUND
+}
+
+/// Sums of twelve uniform numbers, which are nearly normal, as weights are.
+#[cfg(test)]
+fn near_normal(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32
+    };
+    (0..len)
+        .map(|_| 0.02 * ((0..12).map(|_| uniform()).sum::<f32>() - 6.0))
+        .collect()
+}

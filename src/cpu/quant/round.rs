@@ -1,6 +1,6 @@
 //! Rounds floats to groups of integers.
 
-use super::{GROUP, IntRow};
+use super::{GROUP, IntRow, rounded};
 use crate::cpu::half::{f16_to_f32, f32_to_f16};
 
 /// Integers cannot say that a weight is no number: the scale of its group does.
@@ -47,10 +47,8 @@ pub fn round_int4(row: &[f32], out: &mut IntRow) {
 
 /// The integers, still as floats, that come nearest to the group with this scale and minimum.
 fn nearest(group: &[f32; GROUP], scale: f32, min: f32) -> [f32; GROUP] {
-    // Adding and subtracting it rounds to an integer, without the call that `round` is on a plain x86-64.
-    const ROUND: f32 = 12_582_912.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    group.map(|w| ((w - min) * inverse).clamp(0.0, 15.0) + ROUND - ROUND)
+    group.map(|w| rounded(((w - min) * inverse).clamp(0.0, 15.0)))
 }
 
 /// Scale and minimum, representable in half precision. From the range of the group, shrunk by several factors, a least squares
@@ -114,19 +112,7 @@ fn least_squares(group: &[f32; GROUP], (scale, min): (f32, f32)) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::quant::Code;
-
-    /// Sums of twelve uniform numbers, which are nearly normal, as weights are.
-    fn weights(len: usize) -> Vec<f32> {
-        let mut state = 1u32;
-        let mut uniform = move || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32
-        };
-        (0..len)
-            .map(|_| 0.02 * ((0..12).map(|_| uniform()).sum::<f32>() - 6.0))
-            .collect()
-    }
+    use crate::cpu::quant::{Code, near_normal};
 
     fn code(bits: usize, min: bool) -> Code {
         Code {
@@ -156,7 +142,7 @@ mod tests {
 
     #[test]
     fn eight_bits_round_to_the_nearest() {
-        let row = weights(64 * GROUP);
+        let row = near_normal(1, 64 * GROUP);
         let rounded = int8(&row);
         let values = rounded.dequantize(code(8, false));
         for (i, (w, v)) in row.iter().zip(&values).enumerate() {
@@ -168,7 +154,7 @@ mod tests {
 
     #[test]
     fn four_bits_err_less_than_between_the_extremes() {
-        let row = weights(64 * GROUP);
+        let row = near_normal(1, 64 * GROUP);
         let values = int4(&row).dequantize(code(4, true));
         let extremes: Vec<f32> = row
             .chunks(GROUP)
@@ -199,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_last_group_is_filled_up() {
-        let row = weights(GROUP + 5);
+        let row = near_normal(1, GROUP + 5);
         for (rounded, code) in [(int4(&row), code(4, true)), (int8(&row), code(8, false))] {
             assert_eq!((rounded.q.len(), rounded.scales.len()), (2 * GROUP, 2));
             let error = squared_error(&row, &rounded.dequantize(code)[..row.len()]);
