@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +68,21 @@ class Program:
     def command(self, place: Place, task: str, *, again: bool) -> list[str]:
         """`again`: it goes on with its last conversation."""
         raise NotImplementedError
+
+    def run(self, place: Place, tasks: Sequence[str], timeout: float) -> Iterator[subprocess.CompletedProcess[str]]:
+        """Run a command for each task, in at most `timeout` seconds; gives what each ended with."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(place.home)} | self.environment(place)
+        for task in tasks:
+            yield subprocess.run(
+                self.command(place, task, again=task != tasks[0]),
+                cwd=place.work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
 
 
 class ClaudeCode(Program):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,18 +107,7 @@ def run(program: Program, dialect: Dialect, folder: Path) -> Run:
     )
     with done.requests.listening(), serving as running:
         place = Place(work, own, running.url, MODEL, dialect)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(own)} | program.environment(place)
-        for task in TASKS[:1] if program.at_once else TASKS:
-            ended = subprocess.run(
-                program.command(place, task, again=task != TASKS[0]),
-                cwd=work,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
+        for ended in program.run(place, TASKS[:1] if program.at_once else TASKS, TIMEOUT):
             done.codes.append(ended.returncode)
             done.printed.append(ended.stdout + ended.stderr)
     done.notes = (work / "notes.txt").read_text("utf-8")

@@ -6,8 +6,6 @@ The model has 8,192 tokens of context, so that those with longer system prompts 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,22 +66,6 @@ def servers(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ]
 
 
-def run(program: Program, place: Place) -> None:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(place.home)} | program.environment(place)
-    for task in TASKS:
-        ended = subprocess.run(
-            program.command(place, task, again=task != TASKS[0]),
-            cwd=place.work,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
 def went_on(exchanges: Sequence[Exchange], task: str) -> bool:
     """Whether an answer to a task was computed after all that came before, and no token of it again."""
     for at, later in enumerate(exchanges):
@@ -105,7 +87,8 @@ def test_an_agent_hears_the_same_with_and_without(name: str, servers: list[str],
     for each in (work, home):
         each.mkdir()
     with recording(servers[0]) as (url, exchanges):
-        run(program, Place(work, home, url, MODEL, DIALECTS["qwen3"]))
+        for ended in program.run(Place(work, home, url, MODEL, DIALECTS["qwen3"]), TASKS, TIMEOUT):
+            assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(exchanges) >= len(TASKS)
     assert any(exchange.said[0].strip() for exchange in exchanges)
     for exchange in exchanges:
