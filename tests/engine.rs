@@ -230,13 +230,24 @@ fn a_first_turn_that_fails_leaves_no_session_and_a_restart_that_fails_leaves_the
     assert_eq!(server.engine.stats().failed_steps, 2);
 }
 
+/// Tokens that each of five requests generates; so many that all five run together before the one at fault has
+/// [`FAULTY_TOKENS`] of prompt and reply.
+const TOGETHER_TOKENS: u32 = 42;
+const FAULTY_TOKENS: usize = 44;
+
 /// Of five requests that run together one is at fault; the others' tokens are those they give alone.
 fn one_of_five_fails(server: &Server, faulty: usize, code: &str) {
     server.permit(0);
     let keys = [1, 2, 3, 4, 5];
     let streams = keys.map(|id| {
         let session = json!({"id": id, "start": true});
-        server.submit(&[id; 6], 12, session).unwrap()
+        server.submit(&[id; 6], TOGETHER_TOKENS, session).unwrap()
+    });
+    // They are prepared by several threads. The first one alone may take few steps before the last one comes.
+    wait_until(|| {
+        server.permit(1);
+        std::thread::sleep(Duration::from_millis(10));
+        server.engine.stats().scheduler.running == keys.len()
     });
     server.permit(u64::MAX);
     for (at, stream) in streams.iter().enumerate() {
@@ -246,9 +257,9 @@ fn one_of_five_fails(server: &Server, faulty: usize, code: &str) {
             assert_eq!((error.kind, error.code), (Kind::Internal, code));
             assert!(server.engine.session_info(&key).is_err());
         } else {
-            assert_eq!(reply(stream).unwrap()["tokens"], 12);
+            assert_eq!(reply(stream).unwrap()["tokens"], TOGETHER_TOKENS);
             let mut history = vec![keys[at]; 6];
-            generate(&mut history, 12);
+            generate(&mut history, TOGETHER_TOKENS as usize);
             assert_eq!(*server.engine.session_state(&key).unwrap().tokens, history);
         }
     }
@@ -257,7 +268,7 @@ fn one_of_five_fails(server: &Server, faulty: usize, code: &str) {
 
 #[test]
 fn a_request_whose_steps_fail_ends_alone() {
-    let server = Server::start_with(|toy| toy.failing.extend([(sequence_id(3, 0), 10)]));
+    let server = Server::start_with(|toy| toy.failing.extend([(sequence_id(3, 0), FAULTY_TOKENS)]));
     one_of_five_fails(&server, 2, "internal_error");
     assert!(server.engine.stats().failed_steps >= 2);
     let usage = server.engine.stats().scheduler;
@@ -266,7 +277,8 @@ fn a_request_whose_steps_fail_ends_alone() {
 
 #[test]
 fn a_request_whose_logits_are_not_finite_ends_alone() {
-    let server = Server::start_with(|toy| toy.not_finite.extend([(sequence_id(5, 0), 10)]));
+    let server =
+        Server::start_with(|toy| toy.not_finite.extend([(sequence_id(5, 0), FAULTY_TOKENS)]));
     one_of_five_fails(&server, 4, "numerical_error");
     assert_eq!(server.engine.stats().failed_steps, 0);
 }

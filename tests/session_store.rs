@@ -277,6 +277,21 @@ fn a_clock_that_is_set_back_evicts_no_newer_session() {
     assert_eq!(ids(&store, 1), ["7", "8"]);
 }
 
+#[test]
+fn a_hold_that_ended_while_a_turn_ran_holds_no_more_after_it_was_rolled_back() {
+    let key = |id: i64| SessionKey::new(0, id);
+    let mut store = SessionStore::new(StoreLimits::default());
+    put(&mut store, &key(0), 10, 5);
+    store.hold(&key(0), 20).unwrap();
+    store.begin(&key(0), 11, Start::Continue, 30).unwrap();
+    put(&mut store, &key(1), 12, 31);
+    store.rollback(&key(0), 11);
+    store.set_tenant_cap(0, 1);
+    let left: Vec<_> = store.list(0, None, 9);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].key, key(1));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 

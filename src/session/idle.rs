@@ -16,12 +16,14 @@ pub(super) struct Idle {
     /// Idle sessions that are held until some time, in the order of these times.
     held: BTreeSet<(u64, SessionKey)>,
     orders: HashMap<SessionKey, (u64, u64)>,
+    /// The latest time that [`Self::let_go`] was told. A hold that ended before it is none.
+    seen_ms: u64,
 }
 
 impl Idle {
     /// Adds an idle session. `hold_until`: until then, it is dropped only after those that nobody holds.
     pub(super) fn insert(&mut self, used_order: u64, hold_until: u64, key: &SessionKey) {
-        if hold_until > 0 {
+        if hold_until > self.seen_ms {
             self.held.insert((hold_until, key.clone()));
             self.orders.insert(key.clone(), (used_order, hold_until));
             return;
@@ -43,8 +45,9 @@ impl Idle {
 
     /// Sessions whose hold has ended become ordinary idle sessions.
     pub(super) fn let_go(&mut self, now_ms: u64) {
+        self.seen_ms = self.seen_ms.max(now_ms);
         while let Some((until, key)) = self.held.first().cloned()
-            && until <= now_ms
+            && until <= self.seen_ms
         {
             let used_order = self.orders.get(&key).map_or(0, |&(order, _)| order);
             self.remove(used_order, &key);
