@@ -21,10 +21,14 @@ MODEL = "SmolLM2-135M-Instruct"
 SETTINGS = ["--max-model-len", "8192", "--kv-memory", "1GiB"]
 TASKS = ["Say hello.", "What is the capital of France?", "Say thank you."]
 SYSTEM = "You answer in one short sentence."
+REPLY_TOKENS = 200  # at most: what the model says depends on the date in the prompt, and it may go round in circles
 TIMEOUT = 600  # seconds a command may take
 
 
 class BriefClaudeCode(ClaudeCode):
+    def environment(self, place: Place) -> dict[str, str]:
+        return super().environment(place) | {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(REPLY_TOKENS)}
+
     def command(self, place: Place, task: str, *, again: bool) -> list[str]:
         program, *arguments, _ = super().command(place, task, again=again)
         arguments.remove("--")
@@ -37,11 +41,15 @@ class BriefOpenCode(OpenCode):
         file = place.work / "opencode.json"
         settings = json.loads(file.read_text("utf-8"))
         settings["agent"] = {"build": {"prompt": SYSTEM, "tools": {"*": False}}}
+        settings["provider"]["lmserve"]["models"][place.model] = {"limit": {"context": 8192, "output": REPLY_TOKENS}}
         file.write_text(json.dumps(settings), "utf-8")
         return variables
 
 
 class BriefQwenCode(QwenCode):
+    def environment(self, place: Place) -> dict[str, str]:
+        return super().environment(place) | {"QWEN_CODE_MAX_OUTPUT_TOKENS": str(REPLY_TOKENS)}
+
     def command(self, place: Place, task: str, *, again: bool) -> list[str]:
         program, *arguments, _ = super().command(place, task, again=again)
         return [program, *arguments, "--bare", "--system-prompt", SYSTEM, task]
