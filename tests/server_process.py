@@ -42,6 +42,12 @@ def serving(folder: Path, *arguments: str) -> Iterator[ServerProcess]:
         process.wait()
 
 
+def children(server: ServerProcess) -> list[int]:
+    """The processes that a server has started and that run."""
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text("ascii").split()]
+
+
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + STARTING_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:

@@ -322,7 +322,6 @@ class ServeConfig:
             ("models", "several models"),
             ("idle_unload", "--idle-unload"),
             ("record", "--record"),
-            ("in_processes", "--worker process or --tensor-parallel"),
         ):
             for given in ("loras", "lora_dir"):
                 if getattr(self, given) and getattr(self, setting):

@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from lmserve.errors import LmserveError
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint
+from lmserve.model.adapters import open_adapter
+from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.shares import Place, Share
 from lmserve.model.torch_ranks import Ranks
 from model_driver import Driver, greedy
 from torch import distributed
 
 STEPS = 8
+ADAPTER = "adapter"  # in the folder of a model
 LONGEST = 128
 OPTIONS = {
     "device": "cpu",
@@ -47,12 +50,21 @@ class Told:
         distributed.broadcast(sampled, src=0)
 
 
-def tokens_of(runner) -> list[list[int]]:
-    """Greedy tokens of two prompts together, in chunks."""
+def load_adapter(runner, path: Path, checkpoint: Checkpoint) -> None:
+    """Load the adapter that the model has, if any."""
+    if (path / ADAPTER).exists():
+        runner.load_adapter(1, open_adapter(path / ADAPTER, checkpoint, max_rank=8))
+
+
+def tokens_of(runner, *, adapted: bool) -> list[list[int]]:
+    """Greedy tokens of two prompts together, in chunks; where there is an adapter, once more with it."""
     greedy(runner)
     driver = Driver(runner)
     generator = np.random.default_rng(7)
-    sequences = [driver.start(generator.integers(0, 199, length)) for length in (1, 40)]
+    prompts = [generator.integers(0, 199, length) for length in (1, 40)]
+    sequences = [driver.start(prompt) for prompt in prompts * (1 + adapted)]
+    for sequence in sequences[2:]:
+        sequence.adapter = 1
     driver.generate(sequences, STEPS, chunk=16, logits=False)
     return [sequence.tokens for sequence in sequences]
 
@@ -62,8 +74,9 @@ def vectors_of(runner) -> list[list[float]]:
     return np.asarray(runner.embed(ids, bounds), np.float64).round(4).tolist()
 
 
-def result(runner) -> list:
-    return tokens_of(runner) if runner.info.can_generate else vectors_of(runner)
+def result(runner, path: Path) -> list:
+    adapted = (path / ADAPTER).exists()
+    return tokens_of(runner, adapted=adapted) if runner.info.can_generate else vectors_of(runner)
 
 
 def main() -> None:
@@ -81,11 +94,13 @@ def main() -> None:
         except LmserveError as error:
             said["error"] = str(error)
         else:
-            found = result(Told(runner) if runner.info.can_generate else runner)
+            load_adapter(runner, path, checkpoint)
+            found = result(Told(runner) if runner.info.can_generate else runner, path)
             said |= {"bytes": runner.info.weight_bytes, "found": found}
         if rank == 0:
             alone = load_runner(checkpoint, RunnerOptions(**options))
-            said |= {"alone": result(alone), "alone_bytes": alone.info.weight_bytes}
+            load_adapter(alone, path, checkpoint)
+            said |= {"alone": result(alone, path), "alone_bytes": alone.info.weight_bytes}
             sys.stdout.write(json.dumps(said) + "\n")
 
 

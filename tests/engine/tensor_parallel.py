@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tiny_adapters
 import tiny_models
+from parallel_rank import ADAPTER
 
 RANK = Path(__file__).with_name("parallel_rank.py")
 TIMEOUT = 600
@@ -63,4 +65,7 @@ def make(folder: Path, families: Iterable[str], ranks: int) -> None:
                 changes["num_key_value_heads"] = 8
         path = folder / family
         path.mkdir()
-        tiny_models.make(family, path, **changes)
+        model = tiny_models.make(family, path, **changes)
+        if modules := tiny_adapters.changeable(model, path):
+            # Large enough to change greedy tokens.
+            tiny_adapters.write(path / ADAPTER, model, modules, alpha=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,13 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_adapters
+import transformers
 from asked import OPTIONS, answers, make_model
 from lmserve.errors import LmserveError
 from lmserve.model import load_runner, open_checkpoint
+from lmserve.model.adapter_files import Adapter, LowRank
+from lmserve.model.adapters import open_adapter
+from lmserve.model.errors import AdapterError
+from lmserve.worker import adapters as adapters_of_processes
 from lmserve.worker import pipe, processes
 from lmserve.worker.errors import PipeError
 from lmserve.worker.pipe import MAGIC, Kind, Pipe
 from lmserve.worker.runner import ProcessRunner
+from model_driver import Driver, greedy
 
 # A process in place of the one that computes: it answers as it is told by SAYS.
 IMPOSTOR = """
@@ -178,6 +186,64 @@ def test_a_process_that_is_killed_is_started_again_and_the_engine_hears_of_its_m
     runner.launch(1, 1, 1, None)
     runner.collect()
     assert runner.processes.restarts == 2
+
+
+def greedy_tokens(runner, adapters: list[int]) -> list[list[int]]:
+    """What sequences with these adapters say."""
+    greedy(runner)
+    driver = Driver(runner)
+    sequences = [driver.start(range(5, 25 + at)) for at in range(len(adapters))]
+    for sequence, adapter in zip(sequences, adapters, strict=True):
+        sequence.adapter = adapter
+    driver.generate(sequences, 6, logits=False)
+    return [sequence.tokens for sequence in sequences]
+
+
+@pytest.mark.parametrize("split", [{"ops": "cpu"}, {"ops": "torch", "tensor_parallel": 2, "threads": 1}])
+def test_adapters_are_the_same_in_processes_and_in_new_ones(folder, tmp_path, split):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    modules = tiny_adapters.changeable(model, folder)
+    for number in (1, 2):
+        tiny_adapters.write(tmp_path / str(number), model, modules, seed=number, alpha=40)
+    checkpoint = open_checkpoint(folder)
+    adapters = [open_adapter(tmp_path / str(number), checkpoint, max_rank=8) for number in (1, 2)]
+    options = dataclasses.replace(OPTIONS, **split)
+    thread = load_runner(checkpoint, dataclasses.replace(options, tensor_parallel=1))
+    runner = ProcessRunner.start(checkpoint, options)
+    try:
+        for number, adapter in enumerate(adapters, 1):
+            thread.load_adapter(number, adapter)
+            runner.load_adapter(number, adapter)
+        expected = greedy_tokens(thread, [0, 1, 2])
+        assert len({tuple(tokens[25:]) for tokens in expected}) == 3
+        assert greedy_tokens(runner, [0, 1, 2]) == expected
+        # New processes get them again, without their files.
+        shutil.rmtree(tmp_path)
+        first = runner.processes.pids
+        os.kill(first[0], signal.SIGKILL)
+        wait_until(lambda: runner.processes.pids not in ([], first))
+        with pytest.raises(LmserveError, match="was started again"):
+            greedy_tokens(runner, [1])
+        assert greedy_tokens(runner, [0, 1, 2]) == expected
+        # Another one under the number of one that is gone.
+        runner.unload_adapter(1)
+        runner.load_adapter(1, adapters[1])
+        thread.unload_adapter(1)
+        thread.load_adapter(1, adapters[1])
+        assert greedy_tokens(runner, [0, 1, 2]) == greedy_tokens(thread, [0, 1, 2]) != expected
+        runner.unload_adapter(1)
+        with pytest.raises(RuntimeError, match="adapter 1 is not loaded"):
+            greedy_tokens(runner, [0, 1])
+        assert greedy_tokens(runner, [0]) == expected[:1]
+    finally:
+        runner.processes.close()
+
+
+def test_a_module_that_no_frame_can_hold_is_refused(monkeypatch):
+    monkeypatch.setattr(adapters_of_processes, "MAX_BODY", 100)
+    matrices = LowRank(np.zeros((2, 4), np.float32), np.zeros((3, 2), np.float32), "x.lora_A.weight")
+    with pytest.raises(AdapterError, match=r"layers\.0\.x takes 56 bytes; the limit is 50"):
+        adapters_of_processes.SentAdapters().load(1, Adapter(Path("a"), b"", {"layers.0.x": matrices}))
 
 
 def test_a_process_that_dies_within_a_step_ends_the_step(runner):

@@ -60,8 +60,11 @@ def found(folder):
 def test_every_family_says_the_same_as_in_one_process(found, folder, family):
     model = found[family]
     assert model.error is None
-    assert model.found == model.alone
     checkpoint = open_checkpoint(folder / family)
+    assert model.found == model.alone
+    # The names of its tensors are no module's.
+    if family != "internlm2":
+        assert model.alone[:2] != model.alone[2:]
     # Recurrent layers are whole on every rank.
     most = 0.85 if checkpoint.config.recurrent else 1 / RANKS + 0.07
     assert model.bytes < most * model.alone_bytes

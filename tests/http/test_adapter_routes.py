@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import tiny_adapters
 import transformers
 from lmserve.engine.llm import LLM
 from lmserve.engine.submission import SamplingParams, StopParams
-from server_process import ServerProcess, serving
+from server_process import ServerProcess, children, serving
 
 PROMPT = "The quick brown fox jumps over the lazy dog and "
 COUNT = 8
@@ -297,3 +299,30 @@ def test_only_adapters_of_the_folder_are_loaded(web: httpx.Client, changing: htt
         assert said in reply.json()["error"]["message"]
     assert code_of(load(web, "x", "a1")) == (403, "adapter_updates_off")
     assert code_of(unload(web, "a1")) == (403, "adapter_updates_off")
+
+
+@pytest.mark.parametrize("settings", [("--worker", "process"), ("--tensor-parallel", "2")])
+def test_adapters_are_the_same_in_worker_processes_and_after_their_death(
+    web: httpx.Client, folder: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    named = ["--lora", f"first={folder / 'a1'}", "--lora-dir", str(folder)]
+    own = [*SETTINGS[2:], *named] if "process" not in settings else [*SETTINGS, *named]
+    with (
+        serving(tmp_path, str(folder / "model"), *own, *settings) as server,
+        httpx.Client(base_url=server.url, timeout=60) as other,
+    ):
+        assert load(other, "second", "a2").status_code == 200
+        for _ in range(2):
+            given = [ids(completed(other, name)) for name in ("tiny", "first", "second")]
+            assert given == [ids(completed(web, name)) for name in ("tiny", "a1", "a2")]
+            before = children(server)
+            os.kill(before[-1], signal.SIGKILL)
+            deadline = time.monotonic() + 60
+            while not children(server) or set(children(server)) & set(before) or other.get("/health").is_error:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert unload(other, "second").status_code == 200
+        assert code_of(other.post("/v1/completions", json={"model": "second", "prompt": "x"})) == (
+            404,
+            "model_not_found",
+        )

@@ -16,7 +16,7 @@ import byte_models
 import httpx
 import pytest
 import transformers
-from server_process import ServerProcess, serving
+from server_process import ServerProcess, children, serving
 
 FIRST, SECOND = "What is the capital of Japan?", "How many people live there?"
 
@@ -26,11 +26,6 @@ def server(smollm2_gguf: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     arguments = [str(smollm2_gguf), "--worker", "process", "--kv-memory", "256MiB", "--max-batch", "8"]
     with serving(tmp_path, *arguments) as server:
         yield server
-
-
-def children(server: ServerProcess) -> list[int]:
-    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text("ascii").split()]
 
 
 def is_gone(pid: int) -> bool:

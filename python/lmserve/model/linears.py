@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lmserve.model.adapter_files import PREFIXES, Adapter, LowRank
 from lmserve.model.errors import AdapterError
 from lmserve.model.quantized_source import QuantizedTensor
+from lmserve.model.shares import Part
 from lmserve.model.tensors import F32, ScaledTensor, StoredTensor, TensorSource
 
 W = TypeVar("W")
@@ -23,13 +24,19 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True)
 class LinearPart(Generic[W]):
-    """Outputs of a loaded layer, from `first` on: `rows` of a tensor of the file, times `factor`."""
+    """Outputs of a loaded layer, from `first` on: `rows` of a tensor of the file, times `factor`.
+
+    `columns`: of its `inputs` those that the layer reads. `whole`: the layers have all its rows; otherwise those of one
+    rank of tensor parallelism.
+    """
 
     weight: W
     first: int
     rows: NDArray[np.int64]
     inputs: int
     factor: float
+    columns: slice
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +84,16 @@ class Linears(Generic[W]):
             outputs = 1 + max(int(part.rows.max()) for part in parts)
             self._check(adapter, own, outputs, parts)
             changes += [
-                Change(part.weight, part.first, own.down, own.up[part.rows] * np.float32(part.factor)) for part in parts
+                Change(part.weight, part.first, own.down[:, part.columns], own.up[part.rows] * np.float32(part.factor))
+                for part in parts
             ]
         return changes
 
     def _check(self, adapter: Adapter, own: LowRank, outputs: int, parts: Sequence[LinearPart[W]]) -> None:
         rank, inputs = len(own.down), parts[0].inputs
+        if not all(part.whole for part in parts):
+            # Which outputs there are is known where all of them are.
+            outputs = max(outputs, len(own.up))
         other = own.tensor.replace(".lora_A", ".lora_B")
         for name, found, needed in (
             (own.tensor, own.down.shape, (rank, inputs)),
@@ -91,7 +102,8 @@ class Linears(Generic[W]):
             if found != needed:
                 message = f"{name} has shape {list(found)}, but the model needs {list(needed)}"
                 raise AdapterError(f"{adapter.path}: {message}")
-        if len(np.unique(np.concatenate([part.rows for part in parts]))) != outputs:
+        loaded = np.unique(np.concatenate([part.rows for part in parts]))
+        if all(part.whole for part in parts) and len(loaded) != outputs:
             raise AdapterError(f"{adapter.path}: {other} has outputs that the model has in no linear layer")
 
     def _why_not(self, module: str) -> str:
@@ -111,11 +123,17 @@ def _module(tensor: str) -> str:
 
 
 def _part(weight: W, first: int, source: TensorSource) -> LinearPart[W] | None:
-    factor, rows, inputs = 1.0, *source.shape
-    while isinstance(source, ScaledTensor):
-        factor *= source.factor
-        source = source.source
+    factor, whole, columns = 1.0, True, slice(None)
+    while isinstance(source, ScaledTensor | Part):
+        if isinstance(source, ScaledTensor):
+            factor *= source.factor
+            source = source.source
+        elif source.axis == 0:
+            whole, source = False, source.rows()
+        else:
+            columns, source = slice(source.start, source.stop), source.whole
     if not isinstance(source, StoredTensor | QuantizedTensor):
         return None
+    rows, inputs = source.shape
     order = np.arange(rows) if source.order is None else source.order
-    return LinearPart(weight, first, order, inputs, factor)
+    return LinearPart(weight, first, order, inputs, factor, columns, whole)

@@ -109,9 +109,12 @@ class TorchOps:
         self._pass_places = torch.empty(0, dtype=torch.int64)
 
     def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
-        weight = TorchWeight(self._load(sources), None if bias is None else self._load(bias))
+        weight = self._load_linear(sources, bias)
         self.linears.add(weight, sources)
         return weight
+
+    def _load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None) -> TorchWeight:
+        return TorchWeight(self._load(sources), None if bias is None else self._load(bias))
 
     def load_embedding(self, source: TensorSource, *, head: bool) -> TorchWeight:
         del head  # one layout serves both uses

@@ -46,8 +46,8 @@ class ParallelOps(TorchOps):
         self.ranks = ranks
         self._vocab_size = vocab_size
 
-    def load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None = None) -> TorchWeight:
-        return _marked(super().load_linear(sources, bias), sources[0])
+    def _load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None) -> TorchWeight:
+        return _marked(super()._load_linear(sources, bias), sources[0])
 
     def load_embedding(self, source: TensorSource, *, head: bool) -> TorchWeight:
         return _marked(super().load_embedding(source, head=head), source)
@@ -98,7 +98,8 @@ class ParallelOps(TorchOps):
     def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
         if w.axis != 1:
             return super().linear(x, w)
-        total = self.ranks.add(functional.linear(x, w.weight))
+        # An adapter reads the same inputs as the weight, so its part is added up with it.
+        total = self.ranks.add(self.adapters.add(x, functional.linear(x, w.weight), w))
         return total if w.bias is None else total + w.bias
 
     def experts(self, x: Tensor, routing: Tensor, w: TorchWeight) -> Tensor:

@@ -24,6 +24,7 @@ from lmserve.model.load import load_runner
 from lmserve.model.options import RunnerOptions
 from lmserve.model.shares import Place, Share
 from lmserve.model.step_message import StepOutcome, StepPlan
+from lmserve.worker.adapters import ReceivedAdapters
 from lmserve.worker.errors import PipeError
 from lmserve.worker.messages import Ready, Refused, Start, Texts, Vectors, decode, encode
 from lmserve.worker.pipe import Kind, Pipe
@@ -47,9 +48,9 @@ def main() -> int:
         if loaded is None:
             return 1
         runner, rank = loaded
-        passes = Passes(runner)
+        passes, adapters = Passes(runner), ReceivedAdapters(runner)
         while True:
-            answer(pipe, runner, passes, rank)
+            answer(pipe, runner, passes, adapters, rank)
     except PipeError as error:
         logger.debug("the worker process ends: %s", error)
         return 0
@@ -106,14 +107,20 @@ class Passes:
         raise PipeError("it was to go on with texts, but there are none")
 
 
-def answer(pipe: Pipe, runner: Runner, passes: Passes, rank: int) -> None:
+def answer(pipe: Pipe, runner: Runner, passes: Passes, adapters: ReceivedAdapters, rank: int) -> None:
     """Compute what the next frame asks for. Raises PipeError for a frame that asks for nothing."""
     kind, body = pipe.receive()
-    if kind not in (Kind.STEP, Kind.EMBED, Kind.GO_ON):
+    while kind == Kind.MODULE:
+        adapters.add(body)
+        kind, body = pipe.receive()
+    if kind not in (Kind.STEP, Kind.EMBED, Kind.GO_ON, Kind.ADAPTER):
         raise PipeError(f"it was sent {kind.name} where a step was due")
     try:
         if kind == Kind.STEP:
             reply = Kind.OUTCOME, encode(run_step(pipe, runner, body, samples=rank == 0))
+        elif kind == Kind.ADAPTER:
+            adapters.name(body)
+            reply = Kind.DONE, b""
         else:
             if kind == Kind.EMBED:
                 passes.begin(body)

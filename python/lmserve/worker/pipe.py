@@ -34,9 +34,11 @@ class Kind(IntEnum):
     EMBED = 7  # `messages.Texts`, to it
     VECTORS = 8  # `messages.Vectors`, from it
     FAILED = 9  # text: why the step or the texts could not be computed
-    DONE = 10  # nothing, from ranks other than 0: the step or the texts are computed
+    DONE = 10  # nothing: the adapter is changed; from ranks other than 0: the step or the texts are computed
     PART = 11  # nothing, from it: texts need more passes, for which it waits
     GO_ON = 12  # nothing, to it: compute the next pass; there may have been steps since the last one
+    MODULE = 13  # `adapters.Module`, to it: of the adapter that the next ADAPTER names; not answered
+    ADAPTER = 14  # `adapters.AdapterName`, to it: steps may have this adapter, or may not any more
 
 
 class Pipe:

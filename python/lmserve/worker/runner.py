@@ -10,11 +10,13 @@ from typing import Self
 import msgspec
 
 from lmserve.errors import LmserveError
+from lmserve.model.adapter_files import Adapter
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.fingerprint import fingerprint
 from lmserve.model.interface import F32, I32, LogitEdits, RunnerInfo, StepBuffers
 from lmserve.model.options import RunnerOptions
 from lmserve.model.step_message import StepOutcome, StepPlan, encode
+from lmserve.worker.adapters import SentAdapters
 from lmserve.worker.errors import PipeError, memory_lost, unavailable
 from lmserve.worker.messages import Start, Texts, Vectors, decode
 from lmserve.worker.pipe import Kind
@@ -35,6 +37,7 @@ class ProcessRunner:
         # Whose memory the engine knows of; None: it has heard that it is lost.
         self._known: Group | None = processes.group()
         self._launched: tuple[Group, int, LogitEdits | None] | None = None
+        self._adapters = SentAdapters()
         # The engine drops its runner when it stops.
         weakref.finalize(self, processes.close)
 
@@ -50,8 +53,19 @@ class ProcessRunner:
         ready = processes.open()
         return cls(processes, ready.info, ready.buffers())
 
+    def load_adapter(self, number: int, adapter: Adapter) -> None:
+        """See `TakesAdapters`. The processes get it before the first step that needs it."""
+        self._adapters.load(number, adapter)
+
+    def unload_adapter(self, number: int) -> None:
+        """See `TakesAdapters`."""
+        self._adapters.unload(number)
+
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
-        """Send the step; see `Runner`. Raises LmserveError as the class says."""
+        """Send the step; see `Runner`.
+
+        Raises LmserveError as the class says, or RuntimeError if the model cannot take an adapter of the step.
+        """
         try:
             group = self.processes.group()
         except LmserveError:
@@ -63,6 +77,7 @@ class ProcessRunner:
                 raise memory_lost()
         plan = StepPlan.of(self.buffers, (n_tokens, n_seqs, n_rows), edits, self.info.block_size)
         try:
+            self._adapters.send(group, set(self.buffers.adapters[:n_seqs].tolist()))
             group.send(Kind.STEP, encode(plan))
         except PipeError as error:
             self._known = None
