@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of several processes has a share of the processors, so that torch's threads would wait for each other's.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from lmserve.assets import MINILM, SMOLLM2, fetch
@@ -31,7 +36,7 @@ def default_server(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 # Minutes each. Where several processes share the tests, the others fill the time beside these.
-LONGEST = ("test_schemathesis.py", "test_model_equal.py", "test_agents.py", "test_odd_configurations.py")
+LONGEST = ("test_model_equal.py", "test_hybrids.py", "test_schemathesis.py", "test_terminals.py", "test_agents.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

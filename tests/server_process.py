@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,11 @@ def serving(folder: Path, *arguments: str) -> Iterator[ServerProcess]:
 
 def children(server: ServerProcess) -> list[int]:
     """The processes that a server has started and that run."""
-    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text("ascii").split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended since
+            found += [int(pid) for pid in (task / "children").read_text("ascii").split()]
+    return found
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
