@@ -38,7 +38,8 @@ RUST_LAYERS = (
 )
 # The first holds the files of the docs page, the second is a part of `opentelemetry`, the third is for uvicorn.
 USED_BY_NAME = {"flask-swagger-ui", "opentelemetry-exporter-otlp-proto-http", "websockets"}
-DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
+# torch brings triton where there are wheels of it.
+DISTRIBUTIONS = {"triton": "torch", "huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
 
 
 @dataclass(frozen=True)

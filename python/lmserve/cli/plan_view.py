@@ -35,7 +35,7 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
     also = f" (also as {', '.join(names[1:])})" if len(names) > 1 else ""
     weights = format_size(memory.weight_bytes)
     kernels = "cpu kernels" if memory.ops == "cpu" else memory.dtype
-    if memory.ops == "cpu":
+    if memory.ops == "cpu" or memory.packed:
         weights += f" ({memory.quantize or 'as stored'})"
     lines = [
         f"Model     {names[0]}{also}, from {plan.checkpoint.path}",

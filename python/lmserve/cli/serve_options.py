@@ -205,7 +205,8 @@ def _add_model(group: argparse._ArgumentGroup, default: ServeConfig) -> None:
         "--quantize",
         metavar="FORMAT",
         choices=QUANTIZE,
-        help="format of the weights for the cpu kernels: auto (as stored), none (fp32), q8, q4 (default: auto)",
+        help="format of the weights: auto (as stored, of types that there are kernels for), none (floats), or for the"
+        " cpu kernels q8, q4 (default: auto)",
     )
     group.add_argument(
         "--kv-dtype",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from lmserve._core import ENTRY_TOKENS, cpu_kv_bytes_per_token, cpu_linear_bytes
 from lmserve.model.cache_sizes import CacheSizes
@@ -13,6 +15,7 @@ from lmserve.model.config import AttentionLayer, ModelConfig
 from lmserve.model.device import available_memory, cuda_memory, usable_cores
 from lmserve.model.errors import OptionError
 from lmserve.model.expert_tensors import StackedTensor
+from lmserve.model.packed_formats import PackedFormat, format_of, unscaled
 from lmserve.model.tensors import REPACKED_TYPES, TensorSource
 from lmserve.model.weights_cache import WeightsCache, find_cache
 
@@ -42,7 +45,7 @@ class RunnerOptions:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # "auto" (fp32 on the CPU, bf16 on CUDA), "fp32", "bf16", "fp16"
     ops: str = "auto"  # "auto" ("cpu" on the CPU), "torch", "cpu"
-    quantize: str = "auto"  # weights of "cpu": "auto" (as stored), "none" (fp32), "q8", "q4"
+    quantize: str = "auto"  # weights: "auto" (as stored, where there are kernels), "none" (floats); of "cpu" "q8", "q4"
     kv_dtype: str = "auto"  # KV cache of "cpu": "auto" (fp16; fp32 with quantize "none"), "fp32", "fp16", "int8"
     max_batch: int = 64  # sequences in one step
     max_batch_tokens: int | None = None  # new tokens in one step; None: see `_default_batch_tokens`
@@ -75,7 +78,7 @@ class MemoryPlan:
     max_batch_tokens: int
     max_rows: int  # sampled in one step
     kv_dtype: str
-    quantize: str | None  # of the "cpu" ops; None keeps weights as they are stored
+    quantize: str | None  # None keeps weights as they are stored; "none": as floats
     state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
     state_bytes: int = 0  # of one of them
     window: int = 0  # tokens that layers with blocks of their own see; 0: all layers have the same blocks
@@ -90,6 +93,11 @@ class MemoryPlan:
     def weights_are_mapped(self) -> bool:
         """Whether weights lie in pages of a file, which processes share and the system may drop and read again."""
         return self.weights_cache is not None and (self.weights_cache.is_there or self.weights_cache.maps)
+
+    @property
+    def packed(self) -> bool:
+        """Whether torch's operations keep weights as they are stored, of types that there is a kernel for."""
+        return self.ops == "torch" and self.quantize is None
 
     @property
     def kv_bytes(self) -> int:
@@ -142,6 +150,8 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     )
     ops = _ops(checkpoint, options, device)
     quantize, kv_dtype = _formats(options, ops, dtype)
+    if ops == "torch" and not _packs(checkpoint, options, device, dtype):
+        quantize = "none"
     if ops == "cpu" and checkpoint.kind == "embed" and options.kv_dtype == "auto":
         # Keys and values live for one pass: nothing is gained by rounding them.
         kv_dtype = "fp32"
@@ -310,19 +320,46 @@ def _formats(options: RunnerOptions, ops: str, dtype: str) -> tuple[str | None, 
             name,
             f"{name} is {given!r}; with torch's operations it can only be {' or '.join(default)}",
         )
-    if ops != "cpu":
-        return None, dtype
     quantize = None if options.quantize == "auto" else options.quantize
+    if ops != "cpu":
+        return quantize, dtype
     if options.kv_dtype != "auto":
         return quantize, options.kv_dtype
     return quantize, "fp32" if quantize == "none" else "fp16"
+
+
+def _packs(checkpoint: Checkpoint, options: RunnerOptions, device: str, dtype: str) -> bool:
+    """Whether torch's operations keep weights as they are stored: on CUDA; on the CPU, where Triton interprets."""
+    if options.quantize != "auto" or checkpoint.kind != "generate" or checkpoint.family.by_transformers:
+        return False
+    if options.tensor_parallel > 1 or find_spec("triton") is None:
+        return False
+    # The interpreter multiplies no bf16.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and dtype != "bf16"
+    if device == "cpu" and not interpreted:
+        return False
+    return bool(formats_in(checkpoint))
+
+
+def formats_in(checkpoint: Checkpoint) -> set[PackedFormat]:
+    """The formats of a checkpoint's matrices that can stay packed on a GPU."""
+    found = (_packed_format(checkpoint, name) for name in checkpoint.tensors)
+    return {form for form in found if form is not None}
+
+
+def _packed_format(checkpoint: Checkpoint, name: str) -> PackedFormat | None:
+    source, _ = unscaled(checkpoint.tensors[name])
+    return None if name.endswith(ROUTERS) else format_of(source.dtype, source.shape)
 
 
 def _weight_bytes(
     checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], ops: str, dtype: str, quantize: str | None
 ) -> int:
     if ops != "cpu":
-        return sum(map(_elements, shapes.values())) * ITEM_BYTES[dtype]
+        return sum(
+            _elements(shape) * ITEM_BYTES[dtype] if form is None or quantize == "none" else form.nbytes(*shape)
+            for shape, form in ((shape, _packed_format(checkpoint, name)) for name, shape in shapes.items())
+        )
     total = 0
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(ROUTERS):

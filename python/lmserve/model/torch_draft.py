@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lmserve.model.interface import LogitEdits
 from lmserve.model.torch_ops import TorchOps
@@ -34,7 +33,7 @@ class TorchDraftOps(TorchOps):
 
     def embed_next(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
         """See `DraftOps`."""
-        rows = functional.embedding(self._next_ids, w.weight)
+        rows = w.rows(self._next_ids)
         return rows if scale == 1 else rows * scale
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:

@@ -67,9 +67,11 @@ class TorchOps:
         dtype: str = "fp32",
         attention: Callable[[ModelConfig, CacheConfig, torch.device], PagedAttention] | None = None,
         copy_inputs: bool | None = None,
+        packed: bool = False,
     ) -> None:
         """Allocate cache, tables and inputs.
 
+        packed: linear layers and embeddings keep weights as they are stored, of types that there is a kernel for.
         attention: None chooses by device and dtype. copy_inputs: a step reads a copy of the buffers, which `pad` needs;
         None does so off the CPU.
         """
@@ -80,6 +82,7 @@ class TorchOps:
         self.linears: Linears[TorchWeight] = Linears()
         self.adapters = TorchAdapters(self._as_weights)
         self._device = torch.device(device)
+        self._packed = packed
         self._dtype = DTYPES[dtype]
         self._buffers = buffers
         self._host = {name: torch.from_numpy(getattr(buffers, name)) for name in STEP_INPUTS}
@@ -114,11 +117,11 @@ class TorchOps:
         return weight
 
     def _load_linear(self, sources: Sequence[TensorSource], bias: Sequence[TensorSource] | None) -> TorchWeight:
-        return TorchWeight(self._load(sources), None if bias is None else self._load(bias))
+        return self._load_matrix(sources, None if bias is None else self._load(bias))
 
     def load_embedding(self, source: TensorSource, *, head: bool) -> TorchWeight:
         del head  # one layout serves both uses
-        return TorchWeight(self._load([source]))
+        return self._load_matrix([source])
 
     def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> TorchWeight:
         return TorchWeight(self._load([source]), eps=eps, parts=parts)
@@ -229,11 +232,11 @@ class TorchOps:
         self._states.begin_pass(cu_seqlens)
 
     def embed(self, w: TorchWeight, scale: float = 1.0) -> Tensor:
-        rows = functional.embedding(self.token_ids, w.weight)
+        rows = w.rows(self.token_ids)
         return rows if scale == 1 else rows * scale
 
     def embed_places(self, w: TorchWeight) -> Tensor:
-        return functional.embedding(self._pass_places, w.weight)
+        return w.rows(self._pass_places)
 
     def norm(self, x: Tensor, w: TorchWeight) -> Tensor:
         if w.parts > 1:
@@ -256,7 +259,7 @@ class TorchOps:
         return x.mul_(factor)
 
     def linear(self, x: Tensor, w: TorchWeight) -> Tensor:
-        return self.adapters.add(x, functional.linear(x, w.weight, w.bias), w)
+        return self.adapters.add(x, w.linear(x), w)
 
     def rope_and_cache(
         self,
@@ -448,6 +451,19 @@ class TorchOps:
         _fill(loaded, sources)
         self.weight_bytes += loaded.nbytes
         return loaded
+
+    def _load_matrix(self, sources: Sequence[TensorSource], bias: Tensor | None = None) -> TorchWeight:
+        if self._packed:
+            # Imported late: it brings triton, which is not everywhere.
+            from lmserve.model import torch_packed
+
+            packed = torch_packed.load(
+                sources, bias, lambda source: self._load([source]), device=self._device, dtype=self._dtype
+            )
+            if packed is not None:
+                self.weight_bytes += packed.packed_bytes
+                return packed
+        return TorchWeight(self._load(sources), bias)
 
     def _load_experts(self, stacked: Sequence[TensorSource]) -> Tensor:
         """[experts, rows of all, ...]; one expert after the other: all as floats may take more memory than there is."""

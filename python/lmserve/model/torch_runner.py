@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,15 +21,18 @@ from lmserve.model.errors import OptionError
 from lmserve.model.families.family import Decoder, Drafting
 from lmserve.model.graphs import DecodeGraphs
 from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, StepBuffers
-from lmserve.model.options import MemoryPlan, RunnerOptions, plan_memory
+from lmserve.model.options import MemoryPlan, RunnerOptions, formats_in, plan_memory
 from lmserve.model.runner import DecoderRunner, allocate_buffers, cache_config, runner_info
 from lmserve.model.shares import Place, parts_of, split_config
+from lmserve.model.torch_attention import DTYPES
 from lmserve.model.torch_draft import TorchDraftOps
 from lmserve.model.torch_ops import TorchOps
 from lmserve.model.torch_parallel import ParallelOps
 from lmserve.model.torch_ranks import Ranks
 from lmserve.model.torch_varlen import VarlenAttention
 from lmserve.model.torch_weight import TorchWeight
+
+logger = logging.getLogger("lmserve.model")
 
 
 class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
@@ -171,7 +175,14 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place
     plan = planned_for_device(checkpoint, options, plan)
     buffers = allocate_buffers(plan, allocate_pinned if plan.device != "cpu" else np.zeros)
     kind = TorchDraftOps if plan.mtp else TorchOps
-    ops = kind(checkpoint.config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
+    ops = kind(
+        checkpoint.config,
+        cache_config(plan, plan.dtype),
+        buffers,
+        device=plan.device,
+        dtype=plan.dtype,
+        packed=plan.packed,
+    )
     model = checkpoint.load(ops)
     info = runner_info(checkpoint, plan, ops.weight_bytes)
     if isinstance(ops, TorchDraftOps) and isinstance(model, Drafting):
@@ -213,7 +224,18 @@ def planned_for_device(checkpoint: Checkpoint, options: RunnerOptions, plan: Mem
         plan = _plan_cuda(checkpoint, options, plan)
     if plan.device != "cpu":
         torch.cuda.set_device(plan.device)
+    if plan.packed and (fault := _fault_of_kernels(checkpoint, plan)) is not None:
+        logger.warning("weights are converted to %s, for the kernels of packed ones fail here: %s", plan.dtype, fault)
+        options = dataclasses.replace(options, quantize="none")
+        return planned_for_device(checkpoint, options, plan_memory(checkpoint, options))
     return plan
+
+
+def _fault_of_kernels(checkpoint: Checkpoint, plan: MemoryPlan) -> str | None:
+    # Imported late: it brings triton, which is not everywhere.
+    from lmserve.model import packed_check
+
+    return packed_check.fault(formats_in(checkpoint), torch.device(plan.device), DTYPES[plan.dtype])
 
 
 def _plan_cuda(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> MemoryPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,11 @@ class TorchWeight:
     parts: int = 1
     axis: int | None = None
     start: int = 0
+
+    def linear(self, x: Tensor) -> Tensor:
+        """[n, out] of x [n, in], a new tensor."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of the matrix with these numbers, [n, in]."""
+        return functional.embedding(index, self.weight)
