@@ -1,8 +1,11 @@
 """Adapters equal weights that they were merged into: logits to 1e-3, several of them and none in one batch."""
 
+import re
+
 import numpy as np
 import pytest
 import tiny_adapters
+import tiny_gguf
 import tiny_models
 import torch
 from lmserve.errors import LmserveError
@@ -135,6 +138,86 @@ def test_what_no_adapter_can_change_is_refused_by_name(tmp_path):
     assert "k_proj.lora_A.weight has shape [4, 40], but the model needs [4, 48]" in said
 
 
-def test_models_that_take_no_adapter_are_refused(tmp_path, smollm2_gguf):
-    with pytest.raises(AdapterError, match="is a GGUF file; adapters need a folder"):
-        open_adapter(tmp_path, open_checkpoint(smollm2_gguf), max_rank=8)
+# Layers that GGUF files store in another form, or turned around.
+OTHER_IN_GGUF = re.compile(
+    r"linear_attn|mamba|shared_mlp|shared_expert_gate|mixer\.(in|out|fc1_latent|fc2_latent)_proj"
+)
+LLAMA4_IN_GGUF = re.compile(r"feed_forward")
+FACTORS_IN_GGUF = ("falcon_h1", "falcon_h1_normed")
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in tiny_models.CONFIGS if name not in (*OTHER_NAMES, *FACTORS_IN_GGUF)]
+)
+def test_adapters_of_gguf_files_equal_merged_weights(tmp_path, family):
+    reference = tiny_models.make(family, tmp_path / "model")
+    path = tmp_path / "model.gguf"
+    tiny_gguf.write(path, reference, tiny_gguf.ARCHITECTURES.get(family, family))
+    other = LLAMA4_IN_GGUF if family == "llama4" else OTHER_IN_GGUF
+    modules = tiny_adapters.changeable(reference, tmp_path / "model")
+    taken = [name for name in modules if not other.search(name)]
+    assert any("q_" in name or "qkv" in name for name in taken)
+    merged = tiny_adapters.write(tmp_path / "adapter", reference, taken)
+    checkpoint = open_checkpoint(path)
+    for options in OPTIONS.values():
+        runner = load_runner(checkpoint, options)
+        runner.load_adapter(1, open_adapter(tmp_path / "adapter", checkpoint, max_rank=8))
+        greedy(runner)
+        driver = Driver(runner)
+        sequences = [driver.start(prompt) for prompt in ([7, 8, 9], list(range(5, 40)))]
+        sequences[1].adapter = 1
+        driver.generate(sequences, STEPS)
+        assert_equal(reference, sequences[0], 3)
+        assert_equal(merged, sequences[1], 35)
+    for name in set(modules) - set(taken):
+        tiny_adapters.write(tmp_path / "adapter", reference, [name])
+        with pytest.raises(AdapterError, match=rf"{name.removeprefix('model.')}, but in GGUF files of .* only: "):
+            open_adapter(tmp_path / "adapter", checkpoint, max_rank=8)
+
+
+def test_what_adapters_of_gguf_files_cannot_be_is_refused(tmp_path):
+    model = tiny_models.make("falcon_h1", tmp_path / "model")
+    tiny_adapters.write(tmp_path / "adapter", model, ["model.layers.0.self_attn.q_proj"])
+    tiny_gguf.write(tmp_path / "falcon.gguf", model, "falcon-h1")
+    with pytest.raises(AdapterError, match="adapters of GGUF files of falcon_h1 are not supported"):
+        open_adapter(tmp_path / "adapter", open_checkpoint(tmp_path / "falcon.gguf"), max_rank=8)
+    model = tiny_models.make("llama", tmp_path / "llama")
+    tiny_gguf.write(tmp_path / "llama.gguf", model, "llama")
+    checkpoint = open_checkpoint(tmp_path / "llama.gguf")
+    for outputs, inputs, said in (
+        (44, 48, "lora_B.weight has shape [44, 4]"),
+        (48, 40, "lora_A.weight has shape [4, 40]"),
+    ):
+        model.model.layers[1].self_attn.q_proj = torch.nn.Linear(inputs, outputs)
+        tiny_adapters.write(tmp_path / "adapter", model, ["model.layers.1.self_attn.q_proj"])
+        with pytest.raises(AdapterError, match=re.escape(said)):
+            open_adapter(tmp_path / "adapter", checkpoint, max_rank=8)
+    model.model.layers[0].mlp.other = torch.nn.Linear(48, 5)
+    tiny_adapters.write(tmp_path / "adapter", model, ["model.layers.0.mlp.other"])
+    known = "mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj, self_attn.o_proj"
+    with pytest.raises(AdapterError, match=rf"layers\.0\.mlp\.other, but in GGUF files of llama .* only: {known}"):
+        open_adapter(tmp_path / "adapter", checkpoint, max_rank=8)
+
+
+def test_scales_of_stored_tensors_are_no_part_of_an_adapter(tmp_path):
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 8}
+    reference = tiny_models.make("llama", tmp_path / "model", **shape, head_dim=32)
+    scale = {"blk.0.attn_q.scale": np.float32([0.25])}
+    tiny_gguf.write(tmp_path / "model.gguf", reference, "llama", "NVFP4", scale)
+    reference.model.layers[0].self_attn.q_proj.weight.data.mul_(0.25)
+    name = "model.layers.0.self_attn.q_proj"
+    merged = tiny_adapters.write(tmp_path / "adapter", reference, [name], alpha=20)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    runner = load_runner(checkpoint, OPTIONS["torch"])
+    runner.load_adapter(1, open_adapter(tmp_path / "adapter", checkpoint, max_rank=8))
+    greedy(runner)
+    driver = Driver(runner)
+    sequence = driver.start(range(5, 40))
+    sequence.adapter = 1
+    driver.generate([sequence], STEPS)
+    assert_equal(merged, sequence, 35)
+
+
+def test_models_that_take_no_adapter_are_refused(minilm_folder, tmp_path):
+    with pytest.raises(AdapterError, match="is an embedding model; adapters need a model that generates"):
+        open_adapter(tmp_path, open_checkpoint(minilm_folder), max_rank=8)

@@ -317,7 +317,7 @@ def test_adapters_are_the_same_in_worker_processes_and_after_their_death(
             assert given == [ids(completed(web, name)) for name in ("tiny", "a1", "a2")]
             before = children(server)
             os.kill(before[-1], signal.SIGKILL)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not children(server) or set(children(server)) & set(before) or other.get("/health").is_error:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmserve.model.adapter_files import Adapter, read_adapter
+from lmserve.model.adapter_gguf import for_gguf
 from lmserve.model.checkpoint import Checkpoint
 from lmserve.model.errors import AdapterError
 from lmserve.model.layers.loading import Nowhere
@@ -32,16 +33,14 @@ def open_adapter(path: str | Path, checkpoint: Checkpoint, *, max_rank: int) -> 
     adapter = read_adapter(path, max_rank=max_rank)
     noting = _Noting()
     checkpoint.load(cast("Ops[Any, Any]", noting))
+    if checkpoint.path.is_file():
+        adapter = for_gguf(adapter, checkpoint.family, checkpoint.config, noting.linears.modules)
     noting.linears.changes(adapter)
     return adapter
 
 
 def check_takes_adapters(checkpoint: Checkpoint) -> None:
     """Raises AdapterError for a model that no adapter can change here."""
-    if checkpoint.path.is_file():
-        raise AdapterError(
-            f"{checkpoint.path} is a GGUF file; adapters need a folder with config.json and safetensors files"
-        )
     if checkpoint.kind != "generate":
         raise AdapterError(f"{checkpoint.name} is an embedding model; adapters need a model that generates")
     if checkpoint.family.by_transformers:

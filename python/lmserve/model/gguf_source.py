@@ -179,10 +179,10 @@ def scaled(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorSource]:
             continue
         factors = scale.dequantize().reshape(-1).tolist()
         if len(factors) == 1:
-            whole[name] = ScaledTensor(tensor, factors[0])
+            whole[name] = ScaledTensor(tensor, factors[0], stored=True)
         elif len(factors) == tensor.shape[0]:
             parts = zip(split(tensor), factors, strict=True)
-            whole[name] = stack(name, [ScaledTensor(part, factor) for part, factor in parts])
+            whole[name] = stack(name, [ScaledTensor(part, factor, stored=True) for part, factor in parts])
         else:
             raise CheckpointError(f"tensor {stem}.scale has {len(factors)} numbers, but {name} {tensor.shape[0]} rows")
     return whole

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from lmserve.model.shares import Part
 from lmserve.model.tensors import F32, ScaledTensor, StoredTensor, TensorSource
 
 W = TypeVar("W")
+
+LAYERS: Final = ("layers.", "blk.")  # how the modules of layers begin, in safetensors and in GGUF files
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Change(Generic[W]):
 
 
 class Linears(Generic[W]):
-    """The linear layers within a model's layers, by the paths of their modules from `layers.` on."""
+    """The linear layers within a model's layers, by their paths from `layers.` on or GGUF's names."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[LinearPart[W]]] = {}
@@ -59,7 +61,7 @@ class Linears(Generic[W]):
     @property
     def modules(self) -> list[str]:
         """The modules that an adapter can change."""
-        return [module for module in self._parts if module.startswith("layers.") and module not in self._odd]
+        return [module for module in self._parts if module.startswith(LAYERS) and module not in self._odd]
 
     def add(self, weight: W, sources: Sequence[TensorSource]) -> None:
         """Note a layer whose outputs are those of `sources`, side by side."""
@@ -126,7 +128,8 @@ def _part(weight: W, first: int, source: TensorSource) -> LinearPart[W] | None:
     factor, whole, columns = 1.0, True, slice(None)
     while isinstance(source, ScaledTensor | Part):
         if isinstance(source, ScaledTensor):
-            factor *= source.factor
+            # An adapter changes the values, however they are stored.
+            factor *= 1.0 if source.stored else source.factor
             source = source.source
         elif source.axis == 0:
             whole, source = False, source.rows()

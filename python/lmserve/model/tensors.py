@@ -166,9 +166,10 @@ class ShiftedTensor(DerivedTensor):
 
 @dataclass(frozen=True, slots=True)
 class ScaledTensor(DerivedTensor):
-    """Another's values times `factor`."""
+    """Another's values times `factor`. `stored`: the factor is part of how a file stores the values."""
 
     factor: float
+    stored: bool = False
 
     def dequantize(self) -> F32:
         scaled: F32 = self.source.dequantize() * np.float32(self.factor)

@@ -129,6 +129,7 @@ COHERE = Family(
     gguf_architecture="command-r",
     gguf_config=_gguf_config,
     gguf_interleaved_rope=True,
+    hf_interleaved_rope=True,
 )
 FAMILY = Family(
     name="cohere2",
@@ -139,6 +140,7 @@ FAMILY = Family(
     gguf_architecture="cohere2",
     gguf_config=_gguf_config2,
     gguf_interleaved_rope=True,
+    hf_interleaved_rope=True,
 )
 
 FAMILIES = (FAMILY, COHERE)

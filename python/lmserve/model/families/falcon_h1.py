@@ -238,5 +238,6 @@ FAMILY = Family(
     gguf_architecture="falcon-h1",
     gguf_config=_gguf_config,
     gguf_names=GGUF_NAMES,
+    gguf_folds_factors=True,
     gguf_tensors=_gguf_tensors,
 )

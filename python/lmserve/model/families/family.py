@@ -64,6 +64,8 @@ class Family:
     gguf_tensors: Callable[[Tensors, Any], Tensors] = _unchanged
     # GGUF stores q and k of these families with each rotated pair in adjacent rows.
     gguf_interleaved_rope: bool = False
+    hf_interleaved_rope: bool = False  # and so do safetensors
+    gguf_folds_factors: bool = False  # GGUF stores weights times factors of the configuration, without these
     # The configuration with the head that guesses a token ahead; None: its models have none that is computed here.
     mtp: Callable[[Any], ModelConfig] | None = None
     by_transformers: bool = False  # transformers computes all but the attention

@@ -177,4 +177,5 @@ FAMILY = Family(
     gguf_names=GGUF_NAMES,
     gguf_tensors=_gguf_tensors,
     gguf_interleaved_rope=True,
+    hf_interleaved_rope=True,
 )
