@@ -33,7 +33,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install test-thorough test-parallel wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-families test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
+.PHONY: help serve test test-install test-thorough test-parallel test-peft wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-families test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ test: $(DEV) $(CORE) lint ## lint, and all tests of Rust and Python
 
 test-thorough: $(DEV) $(CORE) ## the tests of Python with all random inputs that they can make, of which `make test` tries a part
 	THOROUGH=1 EXAMPLES=$(or $(EXAMPLES),100) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-peft: build $(DEV) ## adapters that PEFT writes beside what it merges, with PEFT and accelerate in a folder of their own
+	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --no-deps --target target/peft psutil --group peft
+	PYTHONPATH=target/peft $(BIN)/python -m pytest tests/engine/test_peft.py
 
 test-page: build $(DEV) ## the page at / in headless Chromium, which must be installed
 	$(BIN)/python tools/install.py --constraint $(CONSTRAINTS) --group page

@@ -30,8 +30,10 @@ def main() -> int:
         "--no-emit-index-url",
         "--no-emit-find-links",
     ]
-    command += ["--all-extras", "--group", "test", "--group", "page", "--group", "docs", "pyproject.toml", "-"]
-    command += ["--output-file", target, *flags]
+    command += ["--all-extras"]
+    for group in ("test", "page", "peft", "docs"):
+        command += ["--group", group]
+    command += ["pyproject.toml", "-", "--output-file", target, *flags]
     done = subprocess.run(command, input="\n".join(TOOLS), text=True, env=uv_environment(), check=False)
     if done.returncode == 0:
         path = Path(target)
