@@ -16,7 +16,7 @@ from conftest import MODEL, Running, serve_core
 from lmserve.api.responses.store import ResponseStore, StoredResponse, new_response_id, session_of
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
-from lmserve.schemas.responses import StoredMessage, StoredPart
+from lmserve.schemas.response_reply import StoredMessage, StoredPart
 from pydantic import BaseModel
 from tiny_engine import formula_engine
 

@@ -18,7 +18,7 @@ from lmserve.schemas.chat import ChatChunk, ChatReply
 from lmserve.schemas.completions import CompletionChunk, CompletionReply
 from lmserve.schemas.generate import GenerateReply
 from lmserve.schemas.interactive import InteractiveReply
-from lmserve.schemas.responses import ResponseEvent, ResponseReply
+from lmserve.schemas.response_reply import ResponseEvent, ResponseReply
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CALL = {"type": "object", "properties": {"city": {"enum": ["Ulm"]}}, "required": ["city"]}

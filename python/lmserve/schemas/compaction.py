@@ -8,17 +8,8 @@ from msgspec import UNSET, Meta, Struct
 
 from lmserve.schemas.bounds import MAX_MESSAGES, RequestedModel, Text
 from lmserve.schemas.hints import NoEffect
-from lmserve.schemas.responses import (
-    CompactionItem,
-    ConversationId,
-    ConversationRef,
-    InputItem,
-    Previous,
-    ResponseId,
-    ResponseUsage,
-    StoredMessage,
-    TextConfig,
-)
+from lmserve.schemas.response_reply import CompactionItem, ResponseUsage, StoredMessage
+from lmserve.schemas.responses import ConversationId, ConversationRef, InputItem, Previous, ResponseId, TextConfig
 from lmserve.schemas.sampling import OutputLimit
 from lmserve.schemas.thinking import Reasoning
 from lmserve.schemas.tools import MAX_TOOLS, FlatToolChoice, ResponseTool

@@ -12,10 +12,8 @@ from lmserve.api.convert.compaction import is_ours, opened
 from lmserve.api.convert.tools import Functions, qualified
 from lmserve.api.convert.unsupported import Ignored, left_out
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import (
+from lmserve.schemas.response_reply import (
     CompactionItem,
-    InputItem,
-    InputPart,
     OutputCall,
     OutputCustomCall,
     OutputItem,
@@ -28,6 +26,7 @@ from lmserve.schemas.responses import (
     StoredOutput,
     StoredPart,
 )
+from lmserve.schemas.responses import InputItem, InputPart
 
 TEXT_PARTS: Final = ("input_text", "output_text", "text")
 REASONING_PARTS: Final = ("reasoning_text", "text")

@@ -12,7 +12,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from lmserve.api.http.reply import rewritten
-from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.stream import AsyncStream
 from lmserve.schemas.embeddings import EmbeddingsReply, EmbeddingsUsage, VectorForm
 
 Vectors = NDArray[np.float32]

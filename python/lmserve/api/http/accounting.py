@@ -13,7 +13,7 @@ from litestar.types import HTTPScope, WebSocketScope
 from lmserve.api.batches.inner_request import BATCH, NOT_NOW
 from lmserve.api.http.request_log import Entry, Form, total, write
 from lmserve.api.http.serving import Serving
-from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.stream import AsyncStream
 from lmserve.keys import NO_TENANT
 
 if TYPE_CHECKING:

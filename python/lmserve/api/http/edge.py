@@ -22,7 +22,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, We
 from lmserve.api.http.accounting import Accounting
 from lmserve.api.http.errors import ANTHROPIC, CLIENT_CLOSED_REQUEST, CLIENT_LEFT, error_body
 from lmserve.api.http.websocket import ACCOUNT, deny
-from lmserve.engine.async_engine import AsyncStream, begun
+from lmserve.engine.stream import AsyncStream, begun
 from lmserve.errors import LmserveError
 from lmserve.keys import Keyring
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from lmserve.engine.async_engine import RequestRecord
+from lmserve.engine.stream import RequestRecord
 
 Form = Literal["text", "json", "off"]
 

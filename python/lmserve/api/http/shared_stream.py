@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.stream import AsyncStream
 from lmserve.schemas.chat import ChatUsage, PromptTokensDetails
 from lmserve.schemas.completions import CompletionChunk
 

@@ -9,7 +9,7 @@ import msgspec
 from litestar.types import Scope, Send
 
 from lmserve.api.http.errors import error_body
-from lmserve.engine.async_engine import AsyncStream
+from lmserve.engine.stream import AsyncStream
 from lmserve.errors import LmserveError
 
 # In the state of a handshake: what is called with status, seconds and streams of each reply that has ended.

@@ -12,7 +12,8 @@ from lmserve.api.convert.compaction import sealed
 from lmserve.api.responses.outcome import RecordedResponse
 from lmserve.errors import LmserveError
 from lmserve.schemas.compaction import CompactReply
-from lmserve.schemas.responses import CompactionItem, InputItem, OutputMessage, ResponseReply, StoredMessage
+from lmserve.schemas.response_reply import CompactionItem, OutputMessage, ResponseReply, StoredMessage
+from lmserve.schemas.responses import InputItem
 
 ASK: Final = (
     "Sum up our conversation so far, so that it can go on from your summary alone. Keep what I want, what was decided, "

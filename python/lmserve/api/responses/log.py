@@ -24,7 +24,7 @@ from lmserve.api.responses.log_file import (
 )
 from lmserve.engine.sessions import StorageFault
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import StoredItem
+from lmserve.schemas.response_reply import StoredItem
 
 logger = logging.getLogger("lmserve.http")
 

@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Raw, Struct
 
-from lmserve.schemas.responses import StoredItem
+from lmserve.schemas.response_reply import StoredItem
 
 MAGIC: Final = b"lmresp1\n"  # the digit is the format's version
 FRAME: Final = struct.Struct("<II")  # length and CRC-32 of the payload, which is JSON

@@ -12,9 +12,10 @@ from lmserve.api.convert.response_items import answered_items
 from lmserve.api.responses.events import ResponseEvents
 from lmserve.api.responses.store import ResponseStore, session_of
 from lmserve.api.state.conversations import OpenTurn, Tip, Turn
-from lmserve.engine.async_engine import AsyncEngine, AsyncStream
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.stream import AsyncStream
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import OutputItem, StoredItem
+from lmserve.schemas.response_reply import OutputItem, StoredItem
 
 ENDS: Final = (b"event: response.completed\n", b"event: response.incomplete\n")
 FAILED: Final = b"event: response.failed\n"

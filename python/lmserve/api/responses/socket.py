@@ -26,7 +26,7 @@ from lmserve.api.responses.begin import begin
 from lmserve.api.responses.outcome import RecordedResponse, end_tip
 from lmserve.api.responses.turn import ResponseTurn
 from lmserve.api.state.conversations import Standing, Tip
-from lmserve.engine.async_engine import AsyncStream, begun
+from lmserve.engine.stream import AsyncStream, begun
 from lmserve.errors import LmserveError
 from lmserve.schemas.responses import ResponsesRequest
 

@@ -20,7 +20,7 @@ from lmserve.api.responses.events import ResponseEvents
 from lmserve.api.responses.log import Remembered, ResponseLog
 from lmserve.engine.sessions import Fsync, StorageFault
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import StoredItem
+from lmserve.schemas.response_reply import StoredItem
 
 MAX_RESPONSES: Final = 10_000
 MAX_BYTES: Final = 268_435_456  # of the texts that are kept

@@ -26,7 +26,8 @@ from lmserve.api.responses.store import (
     session_of,
 )
 from lmserve.api.state.conversations import OpenTurn, Standing
-from lmserve.engine.async_engine import AsyncStream, turn_key
+from lmserve.engine.async_engine import turn_key
+from lmserve.engine.stream import AsyncStream
 from lmserve.engine.submission import (
     Guide,
     JsonObject,
@@ -38,16 +39,8 @@ from lmserve.engine.submission import (
 from lmserve.errors import LmserveError
 from lmserve.model.generation_defaults import GenerationDefaults
 from lmserve.schemas.guided import JsonObjectFormat, TextFormat
-from lmserve.schemas.responses import (
-    Asked,
-    ConversationRef,
-    InputItem,
-    ResponseEvent,
-    ResponseFailure,
-    ResponseReply,
-    ResponsesRequest,
-    SchemaFormat,
-)
+from lmserve.schemas.response_reply import Asked, ResponseEvent, ResponseFailure, ResponseReply
+from lmserve.schemas.responses import ConversationRef, InputItem, ResponsesRequest, SchemaFormat
 
 LOGPROBS: Final = "message.output_text.logprobs"
 PREVIOUS: Final = "previous_response_id"

@@ -29,7 +29,8 @@ from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, rewritten, sse_reply
 from lmserve.api.http.serving import model_of, serving_of, tenant_of
 from lmserve.api.http.shared_stream import SharedStream, total_usage
-from lmserve.engine.async_engine import AsyncEngine, AsyncStream
+from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.stream import AsyncStream
 from lmserve.engine.submission import Submission, Text, Tokens
 from lmserve.errors import LmserveError
 from lmserve.schemas.completions import (

@@ -24,7 +24,8 @@ from lmserve.schemas.conversations import (
     CreateItems,
     UpdateConversation,
 )
-from lmserve.schemas.responses import MAX_PAGE, InputItem, ItemList, StoredItem
+from lmserve.schemas.response_reply import ItemList, StoredItem
+from lmserve.schemas.responses import MAX_PAGE, InputItem
 
 STATUSES: Final = (400, 401, 404, 503, 507)
 BODY_STATUSES: Final = (400, 401, 404, 408, 409, 413, 503, 507)

@@ -22,7 +22,8 @@ from lmserve.api.responses.turn import ResponseTurn, conversation_id
 from lmserve.api.routes.tokenize import text_of
 from lmserve.errors import LmserveError
 from lmserve.schemas.compaction import CompactReply, CompactRequest, InputTokensReply, InputTokensRequest
-from lmserve.schemas.responses import InputItem, ResponsesRequest, StoredMessage
+from lmserve.schemas.response_reply import StoredMessage
+from lmserve.schemas.responses import InputItem, ResponsesRequest
 
 STATUSES: Final = (400, 401, 404, 408, 409, 413, 429, 503)
 TAGS: Final = ["OpenAI"]

@@ -21,14 +21,8 @@ from lmserve.api.responses.store import (
     session_of,
 )
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import (
-    MAX_PAGE,
-    ItemList,
-    ResponseDeleted,
-    ResponseEvent,
-    ResponseReply,
-    ResponsesRequest,
-)
+from lmserve.schemas.response_reply import ItemList, ResponseDeleted, ResponseEvent, ResponseReply
+from lmserve.schemas.responses import MAX_PAGE, ResponsesRequest
 
 STATUSES: Final = (400, 401, 404, 408, 409, 413, 429, 503, 507)
 TAGS: Final = ["OpenAI"]

@@ -17,8 +17,8 @@ from lmserve.api.http.body import StrictJson
 from lmserve.api.http.openapi import responses, streams
 from lmserve.api.http.reply import EngineReply, StreamedReply
 from lmserve.api.http.serving import serving_of, tenant_of
-from lmserve.engine.async_engine import AsyncStream
 from lmserve.engine.sessions import SessionId, SessionInfo
+from lmserve.engine.stream import AsyncStream
 from lmserve.engine.submission import Messages, SessionRef, StopParams, Submission, Turn
 from lmserve.errors import LmserveError
 from lmserve.schemas.bounds import ANONYMOUS, MAX_SESSION_CHARS, SESSION_PATTERN

@@ -19,7 +19,7 @@ from lmserve.api.state.batches import running_line
 from lmserve.api.state.database import MAX_QUOTE, Database
 from lmserve.errors import LmserveError
 from lmserve.schemas.conversations import ConversationReply
-from lmserve.schemas.responses import StoredItem
+from lmserve.schemas.response_reply import StoredItem
 
 CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
 MAX_CONVERSATIONS: Final = 10_000  # of a tenant

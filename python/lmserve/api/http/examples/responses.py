@@ -16,14 +16,8 @@ from lmserve.schemas.conversations import (
     CreateItems,
     UpdateConversation,
 )
-from lmserve.schemas.responses import (
-    ItemList,
-    ResponseDeleted,
-    ResponseEvent,
-    ResponseReply,
-    ResponsesRequest,
-    StoredMessage,
-)
+from lmserve.schemas.response_reply import ItemList, ResponseDeleted, ResponseEvent, ResponseReply, StoredMessage
+from lmserve.schemas.responses import ResponsesRequest
 
 RESPONSE_ID: Final = "resp_0123456789abcdef"
 CONVERSATION_ID: Final = "conv_0123456789abcdef0123456789abcdef"
