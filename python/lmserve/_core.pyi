@@ -575,9 +575,89 @@ def cpu_kv_bytes_per_token(kv_dtype: str, layers: Sequence[tuple[int, int]]) -> 
 
 @final
 class CpuProgram:
-    """A recorded list of operations; see `lmserve.model.cpu_ops`."""
+    """A list of operations on the weights of one model; see `lmserve.model.cpu_ops`.
 
-    def __new__(cls) -> CpuProgram: ...
+    Its methods take and give numbers of values and raise LmserveError for what does not fit.
+    """
+
+    def __new__(cls, model: CpuModel) -> CpuProgram: ...
+    def embed(self, weight: int, scale: float) -> int:
+        """Record the look-up of the step's tokens, times `scale`."""
+
+    def embed_places(self, weight: int) -> int:
+        """Record the look-up of rows by where tokens stand in the texts that are embedded."""
+
+    def begin_draft(self, x: int) -> None:
+        """Begin what is computed after the rows of x were sampled from."""
+
+    def embed_next(self, weight: int, scale: float) -> int:
+        """Record the look-up of the tokens that follow the step's ones, times `scale`."""
+
+    def join(self, first: int, second: int) -> int:
+        """Record the columns of two values side by side."""
+
+    def draft(self, x: int, head: int) -> None:
+        """End the recording of a program that guesses, for each row of x the largest logit that `head` gives."""
+
+    def norm(self, x: int, weight: int) -> int:
+        """Record a norm."""
+
+    def add_and_norm(self, x: int, residual: int, weight: int, scale: float) -> tuple[int, int]:
+        """Record the norm of residual + x * scale; gives it and the sum, which consumes `residual`."""
+
+    def add(self, x: int, residual: int, scale: float) -> int:
+        """Record residual + x * scale, which consumes `residual`."""
+
+    def scale(self, x: int, factor: float) -> int:
+        """Record x * factor, which consumes x."""
+
+    def linear(self, x: int, weight: int) -> int:
+        """Record a linear layer."""
+
+    def rope_and_cache(self, qkv: int, layer: int, norms: tuple[int | None, int | None, int | None]) -> int:
+        """Record the norms of q, k and v, rotation and KV write; gives the queries. Consumes `qkv`."""
+
+    def attention(self, queries: int, layer: int, sinks: int | None = None, distances: int | None = None) -> int:
+        """Record causal attention."""
+
+    def activate(
+        self,
+        x: int,
+        name: str,
+        parameters: Sequence[float],
+        *,
+        gated: bool = False,
+        factor: int | None = None,
+        start: int = 0,
+    ) -> int:
+        """Record an activation: `gated`, of x's first half times the second; or of x, times columns of `factor`."""
+
+    def heads(self, x: int, weight: int, passed: int) -> int:
+        """Record a linear layer for each head, of its first columns; the `passed` ones after them stay as they are."""
+
+    def latent_cache(self, q: int, kv: int, layer: int, norm: int) -> int:
+        """Record the norm of latents, rotation, and their write to the cache; gives the queries. Consumes q and kv."""
+
+    def route(self, x: int, weight: int) -> int:
+        """Record the choice of experts for each row."""
+
+    def experts(self, x: int, routing: int, weight: int) -> int:
+        """Record what the experts of a choice make of each row."""
+
+    def conv(self, x: int, layer: int, weight: int, gate: str) -> int:
+        """Record a causal convolution; gate is "none", "silu" or "inputs"."""
+
+    def scan(self, x: int, gates: int, layer: int, weight: int, rule: str) -> int:
+        """Record a recurrence; rule is "delta", "delta_tiled" or "mamba"."""
+
+    def gate_rows(self, x: int, gates: int) -> int:
+        """Record each row of x times the sigmoid of its gate, which consumes x."""
+
+    def rows(self, x: int) -> int:
+        """Record the choice of the sampled rows."""
+
+    def finish(self, x: int) -> None:
+        """End the recording: x is what the program leaves."""
 
 @final
 class CpuArrays:
@@ -604,10 +684,7 @@ class CpuTexts:
 
 @final
 class CpuModel:
-    """A decoder with its weights and KV cache, computed by the core's own kernels.
-
-    Recording methods take and give numbers of values and raise LmserveError for what does not fit.
-    """
+    """A decoder with its weights and KV cache, computed by the core's own kernels."""
 
     def __new__(
         cls,
@@ -733,89 +810,6 @@ class CpuModel:
 
     def add_scan(self, decay: Any, bias: Any, skip: Any | None, limits: tuple[float, float]) -> int:
         """Take the float32 numbers of each head of a recurrence, and the limits of its step; gives their number."""
-
-    def embed(self, program: CpuProgram, weight: int, scale: float) -> int:
-        """Record the look-up of the step's tokens, times `scale`."""
-
-    def embed_places(self, program: CpuProgram, weight: int) -> int:
-        """Record the look-up of rows by where tokens stand in the texts that are embedded."""
-
-    def begin_draft(self, program: CpuProgram, x: int) -> None:
-        """Begin what is computed after the rows of x were sampled from."""
-
-    def embed_next(self, program: CpuProgram, weight: int, scale: float) -> int:
-        """Record the look-up of the tokens that follow the step's ones, times `scale`."""
-
-    def join(self, program: CpuProgram, first: int, second: int) -> int:
-        """Record the columns of two values side by side."""
-
-    def draft(self, program: CpuProgram, x: int, head: int) -> None:
-        """End the recording of a program that guesses, for each row of x the largest logit that `head` gives."""
-
-    def norm(self, program: CpuProgram, x: int, weight: int) -> int:
-        """Record a norm."""
-
-    def add_and_norm(self, program: CpuProgram, x: int, residual: int, weight: int, scale: float) -> tuple[int, int]:
-        """Record the norm of residual + x * scale; gives it and the sum, which consumes `residual`."""
-
-    def add(self, program: CpuProgram, x: int, residual: int, scale: float) -> int:
-        """Record residual + x * scale, which consumes `residual`."""
-
-    def scale(self, program: CpuProgram, x: int, factor: float) -> int:
-        """Record x * factor, which consumes x."""
-
-    def linear(self, program: CpuProgram, x: int, weight: int) -> int:
-        """Record a linear layer."""
-
-    def rope_and_cache(
-        self, program: CpuProgram, qkv: int, layer: int, norms: tuple[int | None, int | None, int | None]
-    ) -> int:
-        """Record the norms of q, k and v, rotation and KV write; gives the queries. Consumes `qkv`."""
-
-    def attention(
-        self, program: CpuProgram, queries: int, layer: int, sinks: int | None = None, distances: int | None = None
-    ) -> int:
-        """Record causal attention."""
-
-    def activate(
-        self,
-        program: CpuProgram,
-        x: int,
-        name: str,
-        parameters: Sequence[float],
-        *,
-        gated: bool = False,
-        factor: int | None = None,
-        start: int = 0,
-    ) -> int:
-        """Record an activation: `gated`, of x's first half times the second; or of x, times columns of `factor`."""
-
-    def heads(self, program: CpuProgram, x: int, weight: int, passed: int) -> int:
-        """Record a linear layer for each head, of its first columns; the `passed` ones after them stay as they are."""
-
-    def latent_cache(self, program: CpuProgram, q: int, kv: int, layer: int, norm: int) -> int:
-        """Record the norm of latents, rotation, and their write to the cache; gives the queries. Consumes q and kv."""
-
-    def route(self, program: CpuProgram, x: int, weight: int) -> int:
-        """Record the choice of experts for each row."""
-
-    def experts(self, program: CpuProgram, x: int, routing: int, weight: int) -> int:
-        """Record what the experts of a choice make of each row."""
-
-    def conv(self, program: CpuProgram, x: int, layer: int, weight: int, gate: str) -> int:
-        """Record a causal convolution; gate is "none", "silu" or "inputs"."""
-
-    def scan(self, program: CpuProgram, x: int, gates: int, layer: int, weight: int, rule: str) -> int:
-        """Record a recurrence; rule is "delta", "delta_tiled" or "mamba"."""
-
-    def gate_rows(self, program: CpuProgram, x: int, gates: int) -> int:
-        """Record each row of x times the sigmoid of its gate, which consumes x."""
-
-    def rows(self, program: CpuProgram, x: int) -> int:
-        """Record the choice of the sampled rows."""
-
-    def finish(self, program: CpuProgram, x: int) -> None:
-        """End the recording: x is what the program leaves."""
 
     def run(
         self,

@@ -1,34 +1,23 @@
-//! `_core.CpuModel` and `_core.CpuProgram`: the native decoder that `lmserve/model/cpu_ops.py` records its programs for.
+//! The methods of `_core.CpuModel`: loading weights, running steps, and embedding texts.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::cpu_arrays::{CpuArrays, MaskWords, logit_edits, token_masks, values};
+use super::cpu_classes::{CpuModel, CpuProgram, lock};
 use super::cpu_experts::{GivenExpert, GivenRouter, StoredExpert};
+use super::cpu_shape::{GivenLayer, GivenState, activation, kv_type};
 use super::cpu_weights::{GivenPart, StoredPart};
-use crate::cpu::attention::{AttentionShape, KvShape, KvType, PAGE};
 use crate::cpu::sample::{LogitEdits, TokenMasks};
 use crate::cpu::{
-    Activation, ConvGate, EmbedPasses, ExpertNumbers, Isa, LayerShape, LowRank, Matrix, Model,
-    ModelShape, Pooling, PositionTables, Program, RecurrentShape, ScanRule, StepSampling, Texts,
+    EmbedPasses, ExpertNumbers, Isa, LowRank, Matrix, Model, ModelShape, Pooling, PositionTables,
+    StepSampling, Texts,
 };
 use crate::error::{Error, Result};
-
-/// A recorded list of operations.
-#[pyclass(frozen, module = "lmserve._core")]
-pub(super) struct CpuProgram(Mutex<Program>);
-
-#[pymethods]
-impl CpuProgram {
-    #[new]
-    fn new() -> Self {
-        Self(Mutex::default())
-    }
-}
 
 /// Texts on their way to embeddings; `None` once they are there.
 #[pyclass(frozen, module = "lmserve._core")]
@@ -55,138 +44,11 @@ impl CpuTexts {
     }
 }
 
-/// A decoder with its weights and KV cache.
-#[pyclass(frozen, module = "lmserve._core")]
-pub(super) struct CpuModel(Mutex<Model>);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn kv_type(name: &str) -> Result<KvType> {
-    match name {
-        "fp32" => Ok(KvType::F32),
-        "fp16" => Ok(KvType::F16),
-        "int8" => Ok(KvType::I8),
-        _ => Err(Error::invalid(
-            "kv_dtype",
-            format!("must be fp32, fp16 or int8, but {name} was given"),
-        )),
-    }
-}
-
 /// The instruction set that the kernels use here, such as `avx512`; `isa` asks for one.
 #[pyfunction]
 #[pyo3(signature = (isa=None))]
 pub(super) fn cpu_isa(isa: Option<&str>) -> Result<&'static str> {
     Ok(Isa::choose(isa)?.name())
-}
-
-/// Bytes that a token takes in the KV cache of layers with so many heads of this size, `(kv_heads, head_dim)`.
-#[pyfunction]
-pub(super) fn cpu_kv_bytes_per_token(kv_dtype: &str, layers: Vec<(usize, usize)>) -> Result<usize> {
-    let dtype = kv_type(kv_dtype)?;
-    let bytes = |(kv_heads, head_dim)| {
-        let shape = KvShape {
-            dtype,
-            kv_heads,
-            head_dim,
-        };
-        shape.page_bytes()
-    };
-    Ok(layers.into_iter().map(bytes).sum::<usize>() / PAGE)
-}
-
-/// A layer's attention, read off `lmserve.model.config.AttentionLayer`.
-#[derive(FromPyObject)]
-struct GivenLayer {
-    num_heads: usize,
-    num_kv_heads: usize,
-    head_dim: usize,
-    scale: f32,
-    window: Option<usize>,
-    causal: bool,
-    softcap: Option<f32>,
-    shares: Option<usize>,
-    latent_rank: Option<usize>,
-}
-
-impl GivenLayer {
-    fn shape(
-        &self,
-        dtype: KvType,
-        (rope, query_scales): (Option<usize>, Option<usize>),
-    ) -> LayerShape {
-        LayerShape {
-            attention: AttentionShape {
-                kv: KvShape {
-                    dtype,
-                    kv_heads: self.num_kv_heads,
-                    head_dim: self.head_dim,
-                },
-                heads: self.num_heads,
-                parts: if self.latent_rank.is_some() {
-                    AttentionShape::parts_of(self.num_heads)
-                } else {
-                    1
-                },
-                window: self.window,
-                causal: self.causal,
-            },
-            scale: self.scale,
-            softcap: self.softcap,
-            rope,
-            query_scales,
-            shares: self.shares,
-            rank: self.latent_rank,
-        }
-    }
-}
-
-/// A layer's state, read off `lmserve.model.config.RecurrentLayer`.
-#[derive(FromPyObject)]
-struct GivenState {
-    channels: usize,
-    kernel: usize,
-    heads: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl From<GivenState> for RecurrentShape {
-    fn from(given: GivenState) -> Self {
-        Self {
-            channels: given.channels,
-            kernel: given.kernel,
-            heads: given.heads,
-            rows: given.rows,
-            columns: given.columns,
-        }
-    }
-}
-
-pub(super) fn activation(name: &str, parameters: &[f32]) -> Result<Activation> {
-    match (name, parameters) {
-        ("silu", []) => Ok(Activation::Silu),
-        ("sigmoid", []) => Ok(Activation::Sigmoid),
-        ("gelu", []) => Ok(Activation::Gelu),
-        ("gelu_tanh", []) => Ok(Activation::GeluTanh),
-        ("relu", []) => Ok(Activation::Relu),
-        ("relu2", []) => Ok(Activation::ReluSquared),
-        ("xielu", &[positive, negative, beta]) => Ok(Activation::Xielu {
-            positive,
-            negative,
-            beta,
-        }),
-        ("clamped_swiglu", &[alpha, limit]) => Ok(Activation::ClampedSwiglu { alpha, limit }),
-        _ => Err(Error::invalid(
-            "activation",
-            format!(
-                "must be silu, sigmoid, gelu, gelu_tanh, relu, relu2, xielu with 3 parameters, or clamped_swiglu with 2, but {name} with {} was given",
-                parameters.len()
-            ),
-        )),
-    }
 }
 
 #[pymethods]
@@ -452,186 +314,6 @@ impl CpuModel {
         Ok(lock(&self.0).add_scan(decay, bias, skip, limits)?)
     }
 
-    fn embed(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
-        lock(&self.0).record_embed(&mut lock(&program.0), weight, scale)
-    }
-
-    fn embed_places(&self, program: &CpuProgram, weight: usize) -> Result<usize> {
-        lock(&self.0).record_embed_places(&mut lock(&program.0), weight)
-    }
-
-    /// Begins what is computed after the rows of x were sampled from.
-    fn begin_draft(&self, program: &CpuProgram, x: usize) -> Result<()> {
-        lock(&self.0).record_begin_draft(&mut lock(&program.0), x)
-    }
-
-    fn embed_next(&self, program: &CpuProgram, weight: usize, scale: f32) -> Result<usize> {
-        lock(&self.0).record_embed_next(&mut lock(&program.0), weight, scale)
-    }
-
-    fn join(&self, program: &CpuProgram, first: usize, second: usize) -> Result<usize> {
-        lock(&self.0).record_join(&mut lock(&program.0), first, second)
-    }
-
-    /// Ends the recording of a program that guesses, for each row of x the largest of the logits that `head` gives.
-    fn draft(&self, program: &CpuProgram, x: usize, head: usize) -> Result<()> {
-        lock(&self.0).record_draft(&mut lock(&program.0), x, head)
-    }
-
-    fn norm(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
-        lock(&self.0).record_norm(&mut lock(&program.0), x, weight)
-    }
-
-    fn add_and_norm(
-        &self,
-        program: &CpuProgram,
-        x: usize,
-        residual: usize,
-        weight: usize,
-        scale: f32,
-    ) -> Result<(usize, usize)> {
-        lock(&self.0).record_add_norm(&mut lock(&program.0), (x, residual), scale, weight)
-    }
-
-    fn add(&self, program: &CpuProgram, x: usize, residual: usize, scale: f32) -> Result<usize> {
-        lock(&self.0).record_add(&mut lock(&program.0), (x, residual), scale)
-    }
-
-    fn scale(&self, program: &CpuProgram, x: usize, factor: f32) -> Result<usize> {
-        lock(&self.0).record_scale(&mut lock(&program.0), x, factor)
-    }
-
-    fn linear(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
-        lock(&self.0).record_linear(&mut lock(&program.0), x, weight)
-    }
-
-    fn rope_and_cache(
-        &self,
-        program: &CpuProgram,
-        qkv: usize,
-        layer: usize,
-        norms: (Option<usize>, Option<usize>, Option<usize>),
-    ) -> Result<usize> {
-        let norms = [norms.0, norms.1, norms.2];
-        lock(&self.0).record_rope_and_cache(&mut lock(&program.0), qkv, layer, norms)
-    }
-
-    #[pyo3(signature = (program, queries, layer, sinks=None, distances=None))]
-    fn attention(
-        &self,
-        program: &CpuProgram,
-        queries: usize,
-        layer: usize,
-        sinks: Option<usize>,
-        distances: Option<usize>,
-    ) -> Result<usize> {
-        let given = (sinks, distances);
-        lock(&self.0).record_attention(&mut lock(&program.0), queries, layer, given)
-    }
-
-    /// An activation: `gated`, of x's first half times the second; or of x, times columns of `factor` from `start` on.
-    #[pyo3(signature = (program, x, name, parameters, *, gated=false, factor=None, start=0))]
-    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
-    fn activate(
-        &self,
-        program: &CpuProgram,
-        x: usize,
-        name: &str,
-        parameters: Vec<f32>,
-        gated: bool,
-        factor: Option<usize>,
-        start: usize,
-    ) -> Result<usize> {
-        let activation = activation(name, &parameters)?;
-        let factor = factor.map(|factor| (factor, start));
-        lock(&self.0).record_activate(&mut lock(&program.0), x, activation, gated, factor)
-    }
-
-    fn heads(&self, program: &CpuProgram, x: usize, weight: usize, passed: usize) -> Result<usize> {
-        lock(&self.0).record_heads(&mut lock(&program.0), x, weight, passed)
-    }
-
-    fn latent_cache(
-        &self,
-        program: &CpuProgram,
-        q: usize,
-        kv: usize,
-        layer: usize,
-        norm: usize,
-    ) -> Result<usize> {
-        lock(&self.0).record_latent_cache(&mut lock(&program.0), (q, kv), layer, norm)
-    }
-
-    fn route(&self, program: &CpuProgram, x: usize, weight: usize) -> Result<usize> {
-        lock(&self.0).record_route(&mut lock(&program.0), x, weight)
-    }
-
-    fn experts(
-        &self,
-        program: &CpuProgram,
-        x: usize,
-        routing: usize,
-        weight: usize,
-    ) -> Result<usize> {
-        lock(&self.0).record_experts(&mut lock(&program.0), (x, routing), weight)
-    }
-
-    /// A causal convolution; `gate` is "none", "silu" or "inputs".
-    fn conv(
-        &self,
-        program: &CpuProgram,
-        x: usize,
-        layer: usize,
-        weight: usize,
-        gate: &str,
-    ) -> Result<usize> {
-        let gate = match gate {
-            "none" => ConvGate::None,
-            "silu" => ConvGate::Silu,
-            "inputs" => ConvGate::Inputs,
-            _ => {
-                let message = format!("must be none, silu or inputs, but {gate} was given");
-                return Err(Error::invalid("gate", message));
-            }
-        };
-        lock(&self.0).record_conv(&mut lock(&program.0), x, layer, weight, gate)
-    }
-
-    /// A recurrence; `rule` is "delta", `delta_tiled` or "mamba".
-    fn scan(
-        &self,
-        program: &CpuProgram,
-        x: usize,
-        gates: usize,
-        layer: usize,
-        weight: usize,
-        rule: &str,
-    ) -> Result<usize> {
-        let rule = match rule {
-            "delta" => ScanRule::Delta { tiled: false },
-            "delta_tiled" => ScanRule::Delta { tiled: true },
-            "mamba" => ScanRule::Mamba,
-            _ => {
-                let message = format!("must be delta, delta_tiled or mamba, but {rule} was given");
-                return Err(Error::invalid("rule", message));
-            }
-        };
-        lock(&self.0).record_scan(&mut lock(&program.0), (x, gates), layer, weight, rule)
-    }
-
-    /// Each row times the sigmoid of its gate, in place.
-    fn gate_rows(&self, program: &CpuProgram, x: usize, gates: usize) -> Result<usize> {
-        lock(&self.0).record_gate_rows(&mut lock(&program.0), x, gates)
-    }
-
-    fn rows(&self, program: &CpuProgram, x: usize) -> Result<usize> {
-        lock(&self.0).record_rows(&mut lock(&program.0), x)
-    }
-
-    fn finish(&self, program: &CpuProgram, x: usize) -> Result<()> {
-        lock(&self.0).record_result(&mut lock(&program.0), x)
-    }
-
     /// Runs a step over the arrays, without the GIL, and samples its rows from the logits that `head` gives.
     #[pyo3(signature = (program, head, arrays, n_tokens, n_seqs, n_rows, edits=None))]
     #[allow(clippy::too_many_arguments)]
@@ -676,7 +358,7 @@ impl CpuModel {
             let Some(running) = passes.as_mut() else {
                 return Err(Error::internal("these texts are embedded already"));
             };
-            let last = contained(|| running.run(&mut lock(&self.0), &lock(&program.0)))?;
+            let last = contained(|| running.run(&mut lock(&self.0), &lock(&program.program)))?;
             let embeddings = if last { passes.take() } else { None };
             let bytes = |vector: EmbedPasses| -> Vec<u8> {
                 let values = vector.into_embeddings();
@@ -738,7 +420,7 @@ impl CpuModel {
         masks: Option<&MaskWords>,
     ) -> Result<()> {
         contained(|| {
-            let (mut model, program) = (lock(&self.0), lock(&program.0));
+            let (mut model, program) = (lock(&self.0), lock(&program.program));
             // SAFETY: the engine fills the arrays before this call, and touches them again after it; other calls wait for the
             // model.
             let (step, rows, out, drafts) = unsafe { arrays.step(n_tokens, n_seqs, n_rows)? };

@@ -3,8 +3,8 @@
 
 use pyo3::prelude::*;
 
-use super::cpu::{CpuModel, CpuProgram};
 use super::cpu_arrays::{CpuArrays, MaskWords};
+use super::cpu_classes::{CpuModel, CpuProgram};
 use crate::cpu::sample::LogitEdits;
 use crate::error::Result;
 use crate::sched::Step;

@@ -1,4 +1,4 @@
-//! The engine and its streams as Python classes.
+//! The engine as a Python class.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,11 +6,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::PyDict;
 
 use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::session_state::{Exported, ImportedTurn, exported, imported, info_dict};
+use super::stream::Stream;
 use super::text::{ChatTemplate, Tokenizer};
 use super::tiers::GivenTiers;
 use crate::engine::{self, EngineConfig, ModelSpec, WindowSizes};
@@ -18,7 +19,6 @@ use crate::request::SessionId;
 use crate::sched::{SchedulerConfig, Speculation};
 use crate::session::{LaneLimits, SessionKey};
 use crate::tenant::{Quota, Tenant};
-use crate::wire::Poll;
 
 /// The continuous-batching engine over one model. Its threads start with it; `shutdown` ends them.
 #[pyclass(frozen, module = "lmserve._core", weakref)]
@@ -49,12 +49,6 @@ impl StopAtExit {
 
 fn key(tenant: u32, id: SessionId) -> SessionKey {
     SessionKey::new(tenant, id)
-}
-
-/// One request's finished wire bytes. Dropping it before the end aborts the request.
-#[pyclass(frozen, module = "lmserve._core")]
-pub struct Stream {
-    inner: engine::Stream,
 }
 
 #[pymethods]
@@ -457,43 +451,5 @@ fn quota(py: Python<'_>, quota: Quota) -> PyResult<Bound<'_, PyDict>> {
 impl Drop for Engine {
     fn drop(&mut self) {
         Python::attach(|py| self.shutdown(py, 0.0));
-    }
-}
-
-#[pymethods]
-impl Stream {
-    /// The stream's id, as `Engine.drain` names it.
-    #[getter]
-    fn id(&self) -> u64 {
-        self.inner.id()
-    }
-
-    /// (0 waiting | 1 accepted | 2 ended, bytes since the last call). Raises `LmserveError` where the request was refused, or
-    /// failed before its first byte.
-    fn poll<'py>(&self, py: Python<'py>) -> PyResult<(u8, Bound<'py, PyBytes>)> {
-        match self.inner.poll() {
-            Poll::Waiting => Ok((0, PyBytes::new(py, b""))),
-            Poll::Accepted(bytes) => Ok((1, PyBytes::new(py, &bytes))),
-            Poll::Ended(bytes) => Ok((2, PyBytes::new(py, &bytes))),
-            Poll::Failed(error) => Err(error.into()),
-        }
-    }
-
-    /// (prompt tokens, of these cached, completion tokens, seconds to its first step, seconds to its first token) so far.
-    fn record(&self) -> (usize, usize, usize, Option<f64>, Option<f64>) {
-        let record = self.inner.record();
-        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-        (
-            record.prompt_tokens,
-            record.cached_tokens,
-            record.completion_tokens,
-            seconds(record.queued),
-            seconds(record.first_token),
-        )
-    }
-
-    /// The reader left. May be called again.
-    fn abort(&self) {
-        self.inner.abort();
     }
 }

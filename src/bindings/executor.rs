@@ -9,7 +9,7 @@ use pyo3::types::{PyByteArray, PyBytes};
 
 use super::cpu_executor::CpuStep;
 use super::masks::StepMasks;
-use super::step_buffers::StepBuffers;
+use super::step_buffers::{StepBuffers, bytes_of};
 use crate::engine::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 use crate::error::{Error, Kind, Result};
 use crate::kv::Place;
@@ -84,10 +84,6 @@ fn failed(py: Python<'_>, error: &PyErr) -> Error {
     }
     error.display(py);
     Error::internal(format!("the model failed: {error}"))
-}
-
-fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| to_bytes(value)).collect()
 }
 
 impl PyExecutor {

@@ -3,8 +3,11 @@
 mod bus_error;
 mod cpu;
 mod cpu_arrays;
+mod cpu_classes;
 mod cpu_executor;
 mod cpu_experts;
+mod cpu_program;
+mod cpu_shape;
 mod cpu_weights;
 mod engine;
 mod event;
@@ -16,6 +19,7 @@ mod session_log;
 mod session_state;
 mod simulation;
 mod step_buffers;
+mod stream;
 mod text;
 mod tiers;
 
@@ -48,13 +52,17 @@ mod _core {
     #[pymodule_export]
     use super::bus_error::explain_bus_errors;
     #[pymodule_export]
-    use super::cpu::{CpuModel, CpuProgram, CpuTexts, cpu_isa, cpu_kv_bytes_per_token};
+    use super::cpu::{CpuTexts, cpu_isa};
     #[pymodule_export]
     use super::cpu_arrays::CpuArrays;
     #[pymodule_export]
+    use super::cpu_classes::{CpuModel, CpuProgram};
+    #[pymodule_export]
+    use super::cpu_shape::cpu_kv_bytes_per_token;
+    #[pymodule_export]
     use super::cpu_weights::{cpu_linear_bytes, encode_blocks, packed_made_of};
     #[pymodule_export]
-    use super::engine::{Engine, Stream};
+    use super::engine::Engine;
     #[pymodule_export]
     use super::event::{Event, TokenUsage};
     #[pymodule_export]
@@ -65,6 +73,8 @@ mod _core {
     use super::session_log::{OpenSessionLog, check_session_log, repair_session_log};
     #[pymodule_export]
     use super::simulation::{capacity, simulate};
+    #[pymodule_export]
+    use super::stream::Stream;
     #[pymodule_export]
     use super::text::{ChatTemplate, GgufFile, StreamDecoder, Tokenizer};
 

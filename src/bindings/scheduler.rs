@@ -7,6 +7,7 @@ use pyo3::types::{PyByteArray, PyDict};
 
 use super::event::{Collector, Event};
 use super::masks::StepMasks;
+use super::step_buffers::bytes_of;
 use super::text::{ChatTemplate, Tokenizer};
 use crate::engine::{Abort, Core, Grammars, Limits, StepOutput, TurnGuard, prepare, request_of};
 use crate::error::{Error, Result};
@@ -84,10 +85,6 @@ impl State {
         core.commit(output, &mut collector)?;
         Ok(collector.events)
     }
-}
-
-fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| to_bytes(value)).collect()
 }
 
 /// The step's arrays by name, in native byte order.

@@ -3,6 +3,14 @@
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 
+/// The bytes of `values`, each as `to_bytes` gives it.
+pub(super) fn bytes_of<T: Copy, const N: usize>(
+    values: &[T],
+    to_bytes: impl Fn(T) -> [u8; N],
+) -> Vec<u8> {
+    values.iter().flat_map(|&value| to_bytes(value)).collect()
+}
+
 /// `StepBuffers` of `lmserve/model/interface.py`.
 pub(super) struct StepBuffers {
     pub(super) token_ids: PyBuffer<i32>,

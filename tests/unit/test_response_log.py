@@ -13,7 +13,7 @@ import pytest
 from lmserve.api.responses.log import NAME, ResponseLog
 from lmserve.api.responses.log_file import MAGIC
 from lmserve.errors import LmserveError
-from lmserve.schemas.responses import StoredItem, StoredMessage, StoredPart
+from lmserve.schemas.response_reply import StoredItem, StoredMessage, StoredPart
 
 ADA, BOB = bytes(32), b"\1" * 32
 ITEMS = [StoredMessage(id="msg_1", role="user", content=[StoredPart(type="input_text", text="é")])]

@@ -199,7 +199,7 @@ def cpu_model() -> Iterator[Round]:
             model.logits(1)
             if number % 10 == 0:
                 model.add_norm(np.ones(64, np.float32), 1e-6)
-            refused(lambda: model.embed(_core.CpuProgram(), 0, 1.0))
+            refused(lambda: _core.CpuProgram(model).embed(0, 1.0))
             bounds = np.array([0, 2], np.int32)
             runner.embed(np.array([1, 2], np.int32), bounds)
 

@@ -67,7 +67,7 @@ class CpuOps:
             isa=os.environ.get("LMSERVE_CPU_ISA"),
         )
         self.arrays = CpuArrays(buffers)
-        self.program = CpuProgram()
+        self.program = CpuProgram(self.core)
         self.kept: Callable[[], None] = lambda: None  # called when a weight is packed, and written where one is
         self.head = -1  # the weight that the last recorded `sample` takes its logits from
         self._quantize = quantize
@@ -164,97 +164,97 @@ class CpuOps:
     def begin(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Start recording a step, whatever its sizes."""
         del n_tokens, n_seqs, n_rows
-        self.program = CpuProgram()
+        self.program = CpuProgram(self.core)
 
     def begin_embed(self, token_ids: I32, cu_seqlens: I32, places: I32 | None = None) -> None:
         """Start recording a pass over whole sequences, whatever they are."""
         del token_ids, cu_seqlens, places
-        self.program = CpuProgram()
+        self.program = CpuProgram(self.core)
 
     def embed(self, w: int, scale: float = 1.0) -> int:
-        return self.core.embed(self.program, w, scale)
+        return self.program.embed(w, scale)
 
     def embed_places(self, w: int) -> int:
-        return self.core.embed_places(self.program, w)
+        return self.program.embed_places(w)
 
     def norm(self, x: int, w: int) -> int:
-        return self.core.norm(self.program, x, w)
+        return self.program.norm(x, w)
 
     def add_norm(self, x: int, residual: int, w: int, *, scale: float = 1.0) -> tuple[int, int]:
-        return self.core.add_and_norm(self.program, x, residual, w, scale)
+        return self.program.add_and_norm(x, residual, w, scale)
 
     def add(self, x: int, residual: int, *, scale: float = 1.0) -> int:
-        return self.core.add(self.program, x, residual, scale)
+        return self.program.add(x, residual, scale)
 
     def scale(self, x: int, factor: float) -> int:
-        return self.core.scale(self.program, x, factor)
+        return self.program.scale(x, factor)
 
     def linear(self, x: int, w: int) -> int:
-        return self.core.linear(self.program, x, w)
+        return self.program.linear(x, w)
 
     def rope_and_cache(
         self, qkv: int, layer: int, q_norm: int | None = None, k_norm: int | None = None, v_norm: int | None = None
     ) -> int:
-        return self.core.rope_and_cache(self.program, qkv, layer, (q_norm, k_norm, v_norm))
+        return self.program.rope_and_cache(qkv, layer, (q_norm, k_norm, v_norm))
 
     def heads(self, x: int, w: int, passed: int = 0) -> int:
-        return self.core.heads(self.program, x, w, passed)
+        return self.program.heads(x, w, passed)
 
     def latent_and_cache(self, q: int, kv: int, layer: int, norm: int) -> int:
-        return self.core.latent_cache(self.program, q, kv, layer, norm)
+        return self.program.latent_cache(q, kv, layer, norm)
 
     def attention(self, q: int, layer: int, sinks: int | None = None, distances: int | None = None) -> int:
-        return self.core.attention(self.program, q, layer, sinks, distances)
+        return self.program.attention(q, layer, sinks, distances)
 
     def gated(self, gate_up: int, activation: Activation) -> int:
-        return self.core.activate(self.program, gate_up, activation.name, activation.parameters, gated=True)
+        return self.program.activate(gate_up, activation.name, activation.parameters, gated=True)
 
     def activate(self, x: int, activation: Activation, factor: int | None = None, start: int = 0) -> int:
-        return self.core.activate(self.program, x, activation.name, activation.parameters, factor=factor, start=start)
+        return self.program.activate(x, activation.name, activation.parameters, factor=factor, start=start)
 
     def route(self, x: int, w: int) -> int:
-        return self.core.route(self.program, x, w)
+        return self.program.route(x, w)
 
     def experts(self, x: int, routing: int, w: int) -> int:
-        return self.core.experts(self.program, x, routing, w)
+        return self.program.experts(x, routing, w)
 
     def conv(self, x: int, layer: int, w: int, gate: ConvGate = "none") -> int:
-        return self.core.conv(self.program, x, layer, w, gate)
+        return self.program.conv(x, layer, w, gate)
 
     def scan(self, x: int, gates: int, layer: int, w: int, rule: ScanRule) -> int:
-        return self.core.scan(self.program, x, gates, layer, w, rule)
+        return self.program.scan(x, gates, layer, w, rule)
 
     def gate_rows(self, x: int, gates: int) -> int:
-        return self.core.gate_rows(self.program, x, gates)
+        return self.program.gate_rows(x, gates)
 
     def rows(self, x: int) -> int:
-        return self.core.rows(self.program, x)
+        return self.program.rows(x)
 
     def sample(self, x: int, head: int, edits: LogitEdits | None) -> None:
         """End the recording of a step."""
         del edits
-        self.core.finish(self.program, x)
+        self.program.finish(x)
         self.head = head
 
     def begin_draft(self, x: int, head: int, edits: LogitEdits | None) -> None:
         """See `DraftOps`."""
         del edits
-        self.core.begin_draft(self.program, x)
+        self.program.begin_draft(x)
         self.head = head
 
     def embed_next(self, w: int, scale: float = 1.0) -> int:
-        return self.core.embed_next(self.program, w, scale)
+        return self.program.embed_next(w, scale)
 
     def join(self, a: int, b: int) -> int:
-        return self.core.join(self.program, a, b)
+        return self.program.join(a, b)
 
     def draft(self, x: int, head: int) -> None:
         """End the recording of a step whose rows are sampled."""
-        self.core.draft(self.program, x, head)
+        self.program.draft(x, head)
 
     def end_embed(self, x: int) -> None:
         """End the recording of a pass over whole sequences, of which x is to be pooled."""
-        self.core.finish(self.program, x)
+        self.program.finish(x)
 
     def finish(self) -> None:
         """A step has run when its call returns."""
