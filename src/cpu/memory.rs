@@ -128,6 +128,13 @@ impl<T: Plain> Aligned<T> {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), size_of_val(&**self)) }
     }
 
+    /// Replaces the buffer by `len` zeros if it is shorter.
+    pub(in crate::cpu) fn grow(&mut self, len: usize) {
+        if self.len() < len {
+            *self = Self::zeroed(len);
+        }
+    }
+
     /// A copy of `values`.
     pub fn from_slice(values: &[T]) -> Self {
         let mut copy = Self::zeroed(values.len());

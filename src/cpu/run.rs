@@ -183,7 +183,7 @@ impl Model {
         );
         // A buffer may be used for both kinds of rows; there are never more sampled ones than tokens.
         for (buffer, width) in scratch.buffers.iter_mut().zip(&program.buffers) {
-            grow(buffer, width * tokens.max(sampled));
+            buffer.grow(width * tokens.max(sampled));
         }
         let linears = program.ops.iter().filter_map(|op| match op {
             Op::Linear { x, weight, .. } => Some((rows_of(x.rows), *weight)),
@@ -219,16 +219,16 @@ impl Model {
                 scratch.heads.reserve(heads, rows_of(x.rows));
             }
         }
-        grow(&mut scratch.quantized, quantized);
-        grow(&mut scratch.part, part);
+        scratch.quantized.grow(quantized);
+        scratch.part.grow(part);
         if let Some(head) = head {
             let vocab = self.linear_shape(head)?.out;
-            grow(&mut self.scratch.logits, sampled * vocab);
+            self.scratch.logits.grow(sampled * vocab);
         }
         if let Some(draft) = program.draft {
             let vocab = self.linear_shape(draft.head)?.out;
-            grow(&mut self.scratch.draft_logits, sampled * vocab);
-            grow(&mut self.scratch.next_ids, tokens);
+            self.scratch.draft_logits.grow(sampled * vocab);
+            self.scratch.next_ids.grow(tokens);
         }
         Ok(())
     }
@@ -254,10 +254,4 @@ unsafe fn guess(
             }
         }
     });
-}
-
-fn grow<T: super::memory::Plain>(buffer: &mut Aligned<T>, len: usize) {
-    if buffer.len() < len {
-        *buffer = Aligned::zeroed(len);
-    }
 }

@@ -1,4 +1,4 @@
-//! The grammar of a whole answer: thoughts first, then what a client asks for, or calls of functions.
+//! The grammar of a whole answer: thoughts first, then the format that the client asked for, or function calls.
 
 use llguidance::api::GrammarWithLexer;
 
@@ -11,26 +11,26 @@ use crate::request::Guide;
 use crate::text::Tokenizer;
 use crate::text::formats::{Thinking, Thoughts};
 
-/// What an answer is made of.
+/// The parts of an answer.
 #[derive(Debug, Default)]
 pub struct AnswerGrammar<'a> {
-    /// Thoughts before all else.
+    /// Thoughts at the beginning.
     pub thinking: Option<Thoughts>,
-    /// What the answer must be, and the client's field that asks for it.
+    /// The required format, and the client's field that requires it.
     pub guide: Option<(&'a Guide, &'a str)>,
     /// White space in the JSON that `guide` asks for.
     pub spacing: Spacing,
-    /// Calls instead of an answer.
+    /// Function calls instead of an answer.
     pub calls: Option<Calls<'a>>,
-    /// Whether there may be words instead of calls, or beside them.
+    /// Whether words are allowed instead of calls, or before them.
     pub words: bool,
 }
 
 impl AnswerGrammar<'_> {
-    /// The grammar; none where nothing is asked for. `tokenizer` says which markers are tokens of their own.
+    /// The grammar. None if nothing is required. `tokenizer` knows which markers are single tokens.
     ///
     /// # Errors
-    /// `invalid_grammar` (400): a strict schema that the format of calls cannot hold arguments to.
+    /// `invalid_grammar` (400): a schema is strict, but this format of calls cannot enforce it.
     pub fn grammar(&self, tokenizer: Option<&Tokenizer>) -> Result<Option<Grammar>> {
         if self.calls.is_none() && self.thinking.is_none() {
             let of = |(guide, param): (&Guide, &str)| Grammar::of(guide, param, self.spacing);

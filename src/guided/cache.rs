@@ -1,4 +1,4 @@
-//! Compiled grammars, under a byte limit.
+//! A cache of compiled grammars with a limit in bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ struct Entry {
     used: u64,
 }
 
-/// Compiled grammars by [`super::Grammar::key`]; the least recently used go first.
+/// Compiled grammars by [`super::Grammar::key`]. The least recently used are evicted first.
 #[derive(Debug)]
 pub struct GrammarCache {
     entries: HashMap<String, Entry>,
@@ -34,12 +34,12 @@ impl GrammarCache {
         }
     }
 
-    /// About how many bytes it holds.
+    /// Its approximate size.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The matcher at the beginning of a grammar, to fork.
+    /// The matcher at the beginning of a grammar, to be forked.
     pub fn get(&mut self, key: &str) -> Option<Arc<Matcher>> {
         let entry = self.entries.get_mut(key)?;
         self.clock += 1;
@@ -50,7 +50,7 @@ impl GrammarCache {
         Some(Arc::clone(&entry.matcher))
     }
 
-    /// Takes a matcher in that takes `bytes`; one that is larger than the whole cache is not kept.
+    /// Adds a matcher of `bytes` bytes, unless it is larger than the whole cache.
     pub fn insert(&mut self, key: String, matcher: Arc<Matcher>, bytes: usize) {
         let bytes = bytes + 2 * key.len();
         if bytes > self.max_bytes || self.entries.contains_key(&key) {

@@ -1,4 +1,4 @@
-//! Calls of functions in a format, as a grammar: written from the format's description.
+//! Generates the grammar of function calls from the description of their format.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,18 +14,18 @@ use crate::error::{Error, Kind, Result};
 use crate::request::Types;
 use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};
 
-/// Calls that an answer must, or may, consist of.
+/// The calls that an answer must or may contain.
 #[derive(Debug)]
 pub struct Calls<'a> {
     /// How they are written.
     pub format: &'static ToolFormat,
-    /// Name, schema of the parameters, and whether that is strict.
+    /// Each function's name, the schema of its parameters, and whether the schema is strict.
     pub functions: Vec<(&'a str, Option<&'a Value>, bool)>,
-    /// Whether there may be more than one.
+    /// Whether more than one call is allowed.
     pub several: bool,
 }
 
-/// The rules of calls, and the grammars that they name.
+/// The rules of calls, and the grammars that the rules refer to.
 pub(super) struct CallRules<'a> {
     marks: &'a Marks<'a>,
     pub(super) rules: String,
@@ -41,10 +41,10 @@ impl<'a> CallRules<'a> {
         }
     }
 
-    /// Writes the rule `calls`, and what it needs: `call` with all that stands around it, and `body`.
+    /// Writes the rule `calls` and those it uses: `call` with everything around it, and `body`.
     ///
     /// # Errors
-    /// 400: a schema is strict, and the format has no way to hold arguments to it.
+    /// 400: a schema is strict, but this format cannot enforce it.
     pub(super) fn write(&mut self, calls: &Calls<'_>) -> Result<()> {
         let format = calls.format;
         let sequence = |text: &str| self.marks.sequence(text);
@@ -69,8 +69,8 @@ impl<'a> CallRules<'a> {
         Ok(())
     }
 
-    /// Writes the rule `words`: words with or without calls. What follows a call's mark is a call, and nothing that is read as
-    /// one is words.
+    /// Writes the rule `words`: words with or without calls. A call follows each marker of a call, and words contain nothing that
+    /// would be parsed as a call.
     pub(super) fn write_words(&mut self, calls: &Calls<'_>) {
         let format = calls.format;
         let sequence = |text: &str| self.marks.sequence(text);
@@ -97,7 +97,7 @@ impl<'a> CallRules<'a> {
                 Some(Shape::Named { before, .. }) if format.call_open.is_empty() => *before,
                 _ => "",
             };
-            // The body writes what stands before its name, which is the mark here.
+            // The name's prefix is the marker here, and the body writes it.
             let call = if before.is_empty() {
                 format!(
                     "{} body {}",
@@ -116,7 +116,7 @@ impl<'a> CallRules<'a> {
                 let _ = writeln!(self.rules, "opened_body: {}", bodies.join(" | "));
             }
         }
-        // A token of its own is in no text.
+        // A marker that is a single token cannot occur in text.
         let in_text = openings
             .iter()
             .filter(|mark| !self.marks.begins_special(mark));
@@ -247,7 +247,7 @@ impl<'a> CallRules<'a> {
         }
     }
 
-    /// Arguments one by one: those that are required, and of the others any, in the schema's order.
+    /// Arguments one by one, in the schema's order: all required ones, and any of the others.
     fn pairs(
         &mut self,
         arguments: &'static Arguments,
@@ -335,7 +335,7 @@ impl<'a> CallRules<'a> {
             None => String::new(),
         };
         let mut written = Vec::new();
-        // Where the text itself does not say what it is, one that may be anything is written bare.
+        // If the text does not show a value's type, a value of any type is written without quotes.
         if types.may_be_text() {
             let value = format!("{name}_text");
             let pattern = Self::text_of(property, types, unsupported);
@@ -368,7 +368,7 @@ impl<'a> CallRules<'a> {
             return one_of(&[&bare(value)]);
         }
         let Some(words) = types.words().filter(|_| object.contains_key("type")) else {
-            // A text that may be anything else stands for all of it.
+            // If anything else is allowed, the pattern of a text covers it.
             return "(?s:.*)".to_owned();
         };
         let known = ["type", "pattern", "minLength", "maxLength"];
@@ -389,7 +389,7 @@ fn odd_keys(object: &Map<String, Value>, known: &[&str]) -> Vec<String> {
     odd.cloned().collect()
 }
 
-/// A value as it stands between marks.
+/// A value as it is written between markers.
 fn bare(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -397,7 +397,7 @@ fn bare(value: &Value) -> String {
     }
 }
 
-/// `property` as a schema by itself, with what it may refer to.
+/// `property` as a schema of its own, with the definitions that it may refer to.
 fn within(property: &Value, root: &Value) -> Value {
     let mut property = property.clone();
     if let Some(object) = property.as_object_mut() {
@@ -410,7 +410,7 @@ fn within(property: &Value, root: &Value) -> Value {
     property
 }
 
-/// The parameters of a function: those of one without a schema are none.
+/// The parameters of a function. A function without a schema has none.
 fn parameters_of(parameters: Option<&Value>) -> Value {
     let mut schema = parameters
         .cloned()
@@ -421,7 +421,7 @@ fn parameters_of(parameters: Option<&Value>) -> Value {
     schema
 }
 
-/// What begins, or ends, all calls together.
+/// The text that begins or ends the whole list of calls.
 fn with_list(format: &ToolFormat, open: bool) -> String {
     let bracket = |text| if format.list { text } else { "" };
     if open {
@@ -432,7 +432,7 @@ fn with_list(format: &ToolFormat, open: bool) -> String {
 }
 
 fn more(calls: &Calls<'_>, between: &str) -> String {
-    // Where an answer is messages, one that nothing parts from the next is the last.
+    // In a format of messages without a separator, only the last message can be a call.
     let single = calls.format.messages.is_some() && between.is_empty();
     if calls.several && !single {
         format!(" ({between} call)*")

@@ -14,14 +14,14 @@ use super::matcher::{Matcher, reason};
 use crate::error::{Error, Kind, Result};
 use crate::text::Tokenizer;
 
-/// Longest token, in bytes, that a grammar may allow: what a node of the trie can hold.
+/// Maximum length of a token, in bytes, that a grammar may allow: the limit of a trie node.
 const MAX_TOKEN_BYTES: usize = 1000;
-/// Most states that one sequence's lexer may make: about 2 kB each.
+/// Maximum number of states of one sequence's lexer. Each takes about 2 kB.
 const MAX_LEXER_STATES: usize = 20_000;
-/// What a compiled grammar takes beside its lexer: for each byte of its source, about.
+/// Approximate size of a compiled grammar without its lexer, per byte of its source.
 const BYTES_PER_SOURCE_BYTE: usize = 64;
 
-/// The vocabulary as a trie, and the limits of compilation. Made once for a model.
+/// The vocabulary as a trie, and the limits of compilation. There is one for each model.
 pub struct Compiler {
     factory: ParserFactory,
     vocab_size: usize,
@@ -36,10 +36,10 @@ impl std::fmt::Debug for Compiler {
 }
 
 impl Compiler {
-    /// Reads the bytes of each token. `vocab_size`: rows of the logits; `end_tokens` end an answer.
+    /// Reads the bytes of all tokens. `vocab_size` is the number of rows of the logits; `end_tokens` end an answer.
     ///
     /// # Errors
-    /// `unsupported_parameter` (400) where the tokenizer does not say what its tokens add to a text.
+    /// `unsupported_parameter` (400) if the tokenizer cannot tell which bytes a token adds to a text.
     pub fn new(tokenizer: &Tokenizer, vocab_size: usize, end_tokens: &[u32]) -> Result<Self> {
         if !tokenizer.has_exact_bytes() {
             let message = "this model's tokenizer does not say what each token adds to a text, which grammars need";
@@ -75,10 +75,10 @@ impl Compiler {
         })
     }
 
-    /// A matcher at the grammar's beginning, and about how many bytes it takes.
+    /// Compiles a grammar. Returns a matcher at its beginning, and its approximate size in bytes.
     ///
     /// # Errors
-    /// `invalid_grammar` (400) says what is at fault in it, or which limit it exceeds.
+    /// `invalid_grammar` (400) names the fault, or the limit that the grammar exceeds.
     pub fn compile(&self, grammar: &Grammar) -> Result<(Matcher, usize)> {
         let refuse = |why: String| {
             let (param, why) = (grammar.param(), reason(&why));
@@ -93,7 +93,7 @@ impl Compiler {
             let mut parser = guarded(|| self.factory.create_parser(grammar.source()))?;
             guarded(|| {
                 parser.start_without_prompt();
-                // The first mask, whose states each matcher then has from the beginning.
+                // Computing the first mask creates lexer states that all forks then share.
                 parser.compute_mask()
             })?;
             Ok(parser)
@@ -106,7 +106,7 @@ impl Compiler {
     }
 }
 
-/// The bytes of a token; those of a special one begin with the marker that no text has.
+/// The bytes of a token. Those of a special token begin with a marker that no text contains.
 fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     let bytes = tokenizer.token_bytes(id).unwrap_or_default();
     if bytes.len() > MAX_TOKEN_BYTES {
@@ -120,7 +120,7 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     word
 }
 
-/// Calls into the library; a panic is an error like any other.
+/// Calls the library, and converts a panic into an error.
 fn guarded<T, E: std::fmt::Display>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| e.to_string()),

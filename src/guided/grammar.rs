@@ -1,4 +1,4 @@
-//! From what a client asks for to a grammar of `llguidance`.
+//! Converts a client's guide into a grammar of `llguidance`.
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
@@ -8,7 +8,7 @@ use super::lookahead::LookAhead;
 use super::schema::{Spacing, prepared};
 use crate::request::Guide;
 
-/// Characters that mean something in a regular expression.
+/// Characters with a meaning in regular expressions.
 const META: &str = r"\.+*?()|[]{}^$#&-~/";
 
 /// A grammar before it is compiled.
@@ -19,12 +19,12 @@ pub struct Grammar {
 }
 
 impl Grammar {
-    /// The grammar of `guide`, which the client's field `param` asks for. `spacing` is that of JSON.
+    /// The grammar of `guide`, which the client set in the field `param`. `spacing` applies to JSON.
     pub fn of(guide: &Guide, param: &str, spacing: Spacing) -> Self {
         Self::from_parts(vec![Self::single(guide, spacing)], param)
     }
 
-    /// The first of `grammars` begins, and names the others.
+    /// The first of `grammars` is the start, and refers to the others.
     pub(super) fn from_parts(grammars: Vec<GrammarWithLexer>, param: &str) -> Self {
         Self {
             source: TopLevelGrammar {
@@ -48,14 +48,14 @@ impl Grammar {
         }
     }
 
-    /// The field of a request that asks for it.
+    /// The request's field that sets it.
     pub fn param(&self) -> &str {
         &self.param
     }
 
     /// Equal for equal grammars.
     pub fn key(&self) -> String {
-        // What is serialized holds texts and JSON alone, so nothing in it can fail.
+        // The source has only text and JSON, which always serialize.
         serde_json::to_string(&self.source).unwrap_or_default()
     }
 
@@ -64,12 +64,12 @@ impl Grammar {
     }
 }
 
-/// The grammar of JSON that `schema` allows. `strict`: a keyword that cannot be enforced is an error.
+/// The grammar of the JSON that `schema` allows. `strict`: a keyword that cannot be enforced is an error.
 pub(super) fn schema_grammar(schema: &Value, strict: bool, spacing: Spacing) -> GrammarWithLexer {
     GrammarWithLexer::from_json_schema(prepared(schema, strict, spacing))
 }
 
-/// The texts that `pattern` matches as a whole; what it looks ahead for at its beginning holds beside the rest.
+/// The texts that `pattern` matches as a whole. Look-ahead at its beginning becomes an intersection.
 fn regex_grammar(pattern: &str) -> GrammarWithLexer {
     let Some(LookAhead {
         with,
@@ -94,7 +94,7 @@ fn regex_grammar(pattern: &str) -> GrammarWithLexer {
     GrammarWithLexer::from_lark(format!("start: TEXT\nTEXT: /{rest}/{also}\n"))
 }
 
-/// A regular expression that matches `text` alone.
+/// A regular expression that matches only `text`.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

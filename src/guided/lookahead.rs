@@ -1,18 +1,19 @@
-//! Look-ahead at the beginning of a regular expression: the compiler of grammars knows none, but it can intersect.
+//! Splits off look-ahead at the beginning of a regular expression. The grammar compiler does not support look-ahead, but it can
+//! intersect expressions.
 
-/// `^(?=a)(?!b)c`, taken apart.
+/// The parts of `^(?=a)(?!b)c`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LookAhead {
-    /// What the text must begin with, each by itself.
+    /// Expressions with each of which the text must begin.
     pub(super) with: Vec<String>,
-    /// What it must not begin with.
+    /// Expressions with which it must not begin.
     pub(super) without: Vec<String>,
-    /// The expression without them.
+    /// The expression after the look-ahead.
     pub(super) rest: String,
 }
 
 impl LookAhead {
-    /// `None` where `pattern` does not begin with look-ahead.
+    /// `None` if `pattern` does not begin with look-ahead.
     pub(super) fn split(pattern: &str) -> Option<Self> {
         let (anchor, mut rest) = match pattern.strip_prefix('^') {
             Some(rest) => ("^", rest),
@@ -29,7 +30,7 @@ impl LookAhead {
             found.push(inner[..end].to_owned());
             rest = &inner[end + 1..];
         }
-        // An alternative beside it would not be held to what was looked for.
+        // An alternative outside a group would escape the look-ahead.
         if with.is_empty() && without.is_empty() || has_bare_alternative(rest) {
             return None;
         }
@@ -41,7 +42,7 @@ impl LookAhead {
     }
 }
 
-/// The characters of an expression that are neither escaped nor in a class, with the depth of groups before each.
+/// The characters that are neither escaped nor in a class. With each come its position and the depth of groups before it.
 fn bare(pattern: &str) -> impl Iterator<Item = (usize, char, usize)> {
     let (mut escaped, mut in_class, mut depth) = (false, false, 0_usize);
     pattern.char_indices().filter_map(move |(at, c)| {
@@ -71,7 +72,7 @@ fn bare(pattern: &str) -> impl Iterator<Item = (usize, char, usize)> {
     })
 }
 
-/// Where the bracket is that closes a group, behind its beginning.
+/// The position of the bracket that closes a group, given the text after its opening bracket.
 fn group_end(inner: &str) -> Option<usize> {
     bare(inner)
         .find(|&(_, c, depth)| c == ')' && depth == 0)

@@ -1,4 +1,4 @@
-//! Arguments that are nearly JSON, by their schema, in Lark's syntax.
+//! Rules in Lark's syntax for arguments that are nearly JSON, generated from their schema.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use super::marks::{Marks, quoted};
 use super::schema::Spacing;
 use crate::text::formats::Loose;
 
-/// Keywords that bound nothing.
+/// Keywords that restrict nothing.
 pub(super) const NOTES: [&str; 12] = [
     "title",
     "description",
@@ -27,17 +27,17 @@ pub(super) const NOTES: [&str; 12] = [
     "deprecated",
 ];
 
-/// Writes rules for the values of one function.
+/// Generates the rules for one function's arguments.
 pub(super) struct LooseRules<'a> {
     pub(super) loose: &'static Loose,
     pub(super) marks: &'a Marks<'a>,
-    /// Where `$ref` points into.
+    /// The schema that `$ref` refers to.
     pub(super) root: &'a Value,
-    /// Begins the names of its rules.
+    /// The prefix of its rules' names.
     pub(super) prefix: String,
     pub(super) rules: String,
     pub(super) grammars: Vec<GrammarWithLexer>,
-    /// Keywords that are passed over.
+    /// Keywords that were ignored.
     pub(super) unsupported: Vec<String>,
     pub(super) references: HashMap<String, String>,
     pub(super) count: usize,
@@ -49,7 +49,7 @@ impl LooseRules<'_> {
         format!("{}_{}", self.prefix, self.count)
     }
 
-    /// The arguments of a call: its object, in the brackets that the format gives it.
+    /// The arguments of a call: an object in the brackets of this format.
     pub(super) fn arguments(&mut self, schema: &Value) -> String {
         let (open, close) = (self.loose.open, self.loose.close);
         self.object(schema, open, close, self.loose.equals)
@@ -129,7 +129,7 @@ impl LooseRules<'_> {
         })
     }
 
-    /// A part that is JSON in this format, too.
+    /// A part that is plain JSON in this format too.
     fn json(&mut self, schema: &Value) -> String {
         let name = self.name();
         let mut grammar = schema_grammar(schema, false, Spacing::Spaced);
@@ -183,7 +183,7 @@ impl LooseRules<'_> {
         }
     }
 
-    /// A key within a value, and what follows it.
+    /// A key of an object within a value, with what follows the key.
     fn key(&self, key: &str) -> String {
         if self.loose.python {
             format!("{}: ", Value::from(key))
@@ -292,7 +292,7 @@ impl LooseRules<'_> {
         format!("{open} {members} {close}")
     }
 
-    /// Members in their order, with commas between those that are there.
+    /// Members in their order, with commas between those that are present.
     fn members(&mut self, members: &[(String, bool)]) -> String {
         let comma = quoted(self.loose.comma);
         let (mut first, mut more) = ("\"\"".to_owned(), "\"\"".to_owned());
@@ -312,7 +312,7 @@ impl LooseRules<'_> {
         first
     }
 
-    /// Any value.
+    /// A value of any type.
     fn any(&mut self) -> String {
         let reference = "any".to_owned();
         if let Some(name) = self.references.get(&reference) {
@@ -336,7 +336,7 @@ impl LooseRules<'_> {
     }
 }
 
-/// A regular expression for a text by its schema.
+/// A regular expression for a text that its schema allows.
 pub(super) fn text_pattern(object: &Map<String, Value>) -> String {
     let count = |key: &str| object.get(key).and_then(Value::as_u64);
     if let Some(pattern) = object.get("pattern").and_then(Value::as_str) {
@@ -359,7 +359,7 @@ pub(super) fn text_pattern(object: &Map<String, Value>) -> String {
     }
 }
 
-/// A regular expression that matches one of some texts.
+/// A regular expression that matches any of `texts`.
 pub(super) fn one_of(texts: &[&str]) -> String {
     let escaped: Vec<String> = texts
         .iter()

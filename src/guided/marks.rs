@@ -1,10 +1,10 @@
-//! Fixed texts of an answer in Lark's syntax: those that are tokens of their own as these, all else as text.
+//! Converts fixed texts of an answer into Lark's syntax. Markers that are single tokens become token references.
 
 use serde_json::Value;
 
 use crate::text::Tokenizer;
 
-/// Writes texts that may have special tokens in them.
+/// Converts texts that may contain special tokens.
 pub(super) struct Marks<'a> {
     pub(super) tokenizer: Option<&'a Tokenizer>,
     /// Texts that are single tokens in some vocabularies.
@@ -12,14 +12,14 @@ pub(super) struct Marks<'a> {
 }
 
 impl Marks<'_> {
-    /// The special token that `text` is.
+    /// The special token of `text`, if it is one.
     pub(super) fn special(&self, text: &str) -> Option<u32> {
         let tokenizer = self.tokenizer?;
         let id = tokenizer.token_to_id(text)?;
         tokenizer.is_special(id).then_some(id)
     }
 
-    /// `text` as a sequence; empty for none.
+    /// `text` as a sequence; empty for an empty text.
     pub(super) fn sequence(&self, text: &str) -> String {
         let mut parts = Vec::new();
         let mut rest = text;
@@ -47,12 +47,13 @@ impl Marks<'_> {
         self.sequence(text).starts_with("<[")
     }
 
-    /// A rule of that name: what `pattern`, a regular expression (or several, intersected), matches, up to `end` and with it.
+    /// A rule of this name: everything that `pattern` matches, up to and including `end`. `pattern` may be several regular
+    /// expressions, intersected.
     pub(super) fn up_to(&self, name: &str, pattern: &str, end: &str) -> String {
         if self.begins_special(end) {
             return format!("{name}: {pattern} {}\n", self.sequence(end));
         }
-        // A text that ends with a special token somewhere behind its first one is cut there.
+        // If `end` contains a special token after its beginning, the text ends before that token.
         let text_only = self
             .tokens
             .iter()

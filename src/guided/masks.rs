@@ -1,4 +1,4 @@
-//! The masks of one step. Helper threads compute them while the model runs; a waiting thread computes those that are left.
+//! The masks of one step. Helper threads compute them while the model runs. A thread that waits for them computes the rest.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,36 +7,36 @@ use super::matcher::{Matcher, set};
 use crate::error::{Error, Result};
 use crate::panics::contain;
 
-/// A sampled row of a step whose next token is not free.
+/// A sampled row of a step, with restrictions on its next token.
 #[derive(Debug)]
 pub struct MaskRow {
-    /// Its place among the step's sampled rows.
+    /// Its index among the step's sampled rows.
     row: usize,
     allowed: Allowed,
 }
 
-/// What may come next.
+/// The tokens that may come next.
 #[derive(Debug)]
 enum Allowed {
     ByGrammar {
-        /// Its sequence's state.
+        /// The state of its sequence.
         matcher: Arc<Mutex<Matcher>>,
-        /// Tokens that end the sequence, beside the model's.
+        /// Tokens that end the sequence, in addition to the model's.
         stop_tokens: Arc<[u32]>,
-        /// The sequence must not end yet.
+        /// Whether the sequence must not end yet.
         hold_off_stop: bool,
     },
     Only {
         token: u32,
         vocab_size: usize,
     },
-    /// These tokens, as bits.
+    /// These tokens, as a bit mask.
     Given(Vec<u32>),
 }
 
 impl MaskRow {
-    /// What a grammar allows. `stop_tokens`: those that end the sequence, beside the model's; `hold_off_stop`: it must not
-    /// end yet.
+    /// Allows what a grammar allows. `stop_tokens` end the sequence in addition to the model's end tokens; `hold_off_stop`: it must
+    /// not end yet.
     pub const fn by_grammar(
         row: usize,
         matcher: Arc<Mutex<Matcher>>,
@@ -51,13 +51,14 @@ impl MaskRow {
         Self { row, allowed }
     }
 
-    /// One token, of a vocabulary of `vocab_size`.
+    /// Allows a single token of a vocabulary of `vocab_size`.
     pub const fn only(row: usize, token: u32, vocab_size: usize) -> Self {
         let allowed = Allowed::Only { token, vocab_size };
         Self { row, allowed }
     }
 
-    /// What another mask allowed: a bit for each token, the first in the least significant bit of the first word.
+    /// Allows the tokens of an existing mask. It has a bit for each token; the first token is the least significant bit of the
+    /// first word.
     pub const fn given(row: usize, words: Vec<u32>) -> Self {
         Self {
             row,
@@ -65,7 +66,7 @@ impl MaskRow {
         }
     }
 
-    /// The one token that is allowed, where only one is.
+    /// The only allowed token, if there is just one.
     pub const fn forced(&self) -> Option<u32> {
         match self.allowed {
             Allowed::Only { token, .. } => Some(token),
@@ -73,7 +74,7 @@ impl MaskRow {
         }
     }
 
-    /// 32-bit words of its mask.
+    /// Number of 32-bit words of its mask.
     fn words(&self) -> usize {
         match &self.allowed {
             Allowed::ByGrammar { matcher, .. } => guard(matcher).mask_words(),
@@ -106,7 +107,7 @@ type Mask = Option<Result<Vec<u32>>>;
 #[derive(Debug)]
 pub struct StepMasks {
     end_tokens: Arc<[u32]>,
-    /// 32-bit words of a mask.
+    /// Number of 32-bit words of a mask.
     words: usize,
     rows: Vec<(MaskRow, Mutex<Mask>)>,
     next: AtomicUsize,
@@ -119,7 +120,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl StepMasks {
-    /// Masks to compute for `rows`, which are not empty and ascending. `end_tokens` are the model's.
+    /// Masks to compute for `rows`, in ascending order and at least one. `end_tokens` are the model's.
     pub fn new(rows: Vec<MaskRow>, end_tokens: Arc<[u32]>) -> Self {
         let words = rows.first().map_or(0, MaskRow::words);
         let rows = rows
@@ -136,17 +137,17 @@ impl StepMasks {
         }
     }
 
-    /// The rows that have masks, ascending.
+    /// The rows with masks, in ascending order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = usize> {
         self.rows.iter().map(|(row, _)| row.row)
     }
 
-    /// Computes masks that no thread has begun, until there are none.
+    /// Computes masks that no thread has begun, until none is left.
     pub fn work(&self) {
         while self.next_by(|row| row.mask(&self.end_tokens)).is_some() {}
     }
 
-    /// Computes the mask of the row that is next, in a way of its own; its place among the step's rows.
+    /// Computes the next mask by `compute`. Returns its index among the step's rows.
     pub(crate) fn next_by(
         &self,
         compute: impl FnOnce(&MaskRow) -> Result<Vec<u32>>,
@@ -157,7 +158,7 @@ impl StepMasks {
         Some(row.row)
     }
 
-    /// Takes a row's mask. Whatever becomes of it: whoever waits for all masks waits for this one, too.
+    /// Stores a row's mask. This must happen in any case, because other threads wait for all masks.
     fn fill(&self, at: usize, compute: impl FnOnce() -> Result<Vec<u32>>) {
         *guard(&self.rows[at].1) = Some(contain("a mask", compute).flatten());
         let mut done = guard(&self.done);
@@ -167,7 +168,7 @@ impl StepMasks {
         }
     }
 
-    /// Helps, and waits until all masks are there.
+    /// Computes masks too, and waits until all are complete.
     pub fn wait(&self) {
         self.work();
         let mut done = guard(&self.done);
@@ -179,8 +180,8 @@ impl StepMasks {
         }
     }
 
-    /// The masks, row after row, in native words. A row that failed allows everything: its request is about to end. Call it
-    /// after [`Self::wait`].
+    /// The masks row after row, as words in native byte order. A failed row allows everything, because its request is about to end.
+    /// Call it after [`Self::wait`].
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (_, result) in &self.rows {
@@ -193,7 +194,7 @@ impl StepMasks {
         bytes
     }
 
-    /// Why a row has no mask.
+    /// Why a row's mask could not be computed.
     pub fn error(&self, row: usize) -> Option<Error> {
         let (_, result) = self.rows.iter().find(|(other, _)| other.row == row)?;
         guard(result).as_ref()?.as_ref().err().cloned()

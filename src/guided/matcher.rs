@@ -1,8 +1,8 @@
-//! One answer's place in its grammar.
+//! The state of one answer in its grammar.
 
 use crate::error::{Error, Kind, Result};
 
-/// The state of one sequence in its grammar: it follows the tokens that are committed, and says which may come next.
+/// The state of one sequence in its grammar. It follows the committed tokens, and computes which tokens may come next.
 pub struct Matcher {
     inner: llguidance::Matcher,
     vocab_size: usize,
@@ -16,7 +16,7 @@ impl std::fmt::Debug for Matcher {
     }
 }
 
-/// What a failure of the grammar means to the client of that one request.
+/// How a failure of the grammar is reported to the client of its request.
 fn too_complex(error: &impl std::fmt::Display) -> Error {
     let message = format!(
         "the answer cannot continue within its grammar: {}",
@@ -25,11 +25,11 @@ fn too_complex(error: &impl std::fmt::Display) -> Error {
     Error::new(Kind::Invalid, "grammar_too_complex", message)
 }
 
-/// Said where no token can come next, which the library has no sentence for.
+/// The message if no token can come next. The library has none for this case.
 const DEAD_END: &str = "no text can follow here; a schema that requires itself endlessly, or whose parts \
     contradict each other, allows no text at all";
 
-/// The library's words without the state that it appends to them.
+/// The library's message without the parser state at its end.
 pub(super) fn reason(error: &str) -> &str {
     let end = error.find("\n<").unwrap_or(error.len());
     match error[..end].trim() {
@@ -43,21 +43,21 @@ impl Matcher {
         Self { inner, vocab_size }
     }
 
-    /// An independent matcher in the same state. Nothing is shared, so no sequence can slow down or spoil another's.
+    /// An independent copy. It shares nothing, so one sequence cannot slow down or spoil another.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self::new(self.inner.deep_clone(), self.vocab_size)
     }
 
-    /// 32-bit words of a mask.
+    /// Number of 32-bit words of a mask.
     pub(super) const fn mask_words(&self) -> usize {
         self.vocab_size.div_ceil(32)
     }
 
-    /// Follows one committed token. True: the text is complete and can have no more.
+    /// Advances by a committed token. Returns true if the text is complete and nothing can follow.
     ///
     /// # Errors
-    /// `grammar_too_complex` (400) where the token is not allowed, or a limit of the grammar is reached.
+    /// `grammar_too_complex` (400) if the token is not allowed, or the grammar reaches a limit.
     pub fn consume(&mut self, token: u32) -> Result<bool> {
         self.inner
             .consume_token(token)
@@ -65,11 +65,11 @@ impl Matcher {
         Ok(self.inner.is_stopped())
     }
 
-    /// Allowed tokens as bits, 32 in a word, least significant first. Where the text may end, so may `stop_tokens` end it;
-    /// `hold_off_stop` forbids these and the model's end tokens as long as anything else is allowed.
+    /// The allowed tokens as bits, 32 per word, least significant first. Where the text may end, `stop_tokens` are allowed too.
+    /// `hold_off_stop` forbids these and the model's end tokens as long as another token is allowed.
     ///
     /// # Errors
-    /// `grammar_too_complex` (400) where a limit of the grammar is reached.
+    /// `grammar_too_complex` (400) if the grammar reaches a limit.
     pub fn mask(
         &mut self,
         end_tokens: &[u32],

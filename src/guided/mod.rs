@@ -1,6 +1,7 @@
-//! Answers that must follow a grammar: compiled grammars, the state of a grammar in its sequence, and the masks of allowed tokens.
+//! Answers that must follow a grammar: compiled grammars, the state of each sequence in its grammar, and the masks of allowed
+//! tokens.
 //!
-//! This is a pure layer over `llguidance`, without a clock or a thread. A panic of that crate fails only the request at hand.
+//! This is a pure layer over `llguidance`, without clocks or threads. A panic in that crate fails only the current request.
 
 mod answer;
 mod cache;

@@ -1,5 +1,5 @@
-//! What is rewritten in a JSON schema before `llguidance` reads it: anchors become pointers, and look-ahead at the beginning of
-//! a `pattern` becomes further patterns that hold beside it.
+//! Rewrites a JSON schema for `llguidance`: anchors become pointers, and look-ahead at the beginning of a `pattern` becomes
+//! additional patterns.
 
 use std::collections::HashMap;
 
@@ -7,23 +7,23 @@ use serde_json::{Map, Value, json};
 
 use super::lookahead::LookAhead;
 
-/// Where between the tokens of JSON an answer may have white space.
+/// Where an answer may have white space between the tokens of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Spacing {
     /// Nowhere.
     #[default]
     Compact,
-    /// One space after each `,` and `:` within a value, as `json.dumps` of Python and the chat templates write it.
+    /// One space after each `,` and `:` within a value, as Python's `json.dumps` and chat templates write it.
     Spaced,
-    /// Everywhere, as the model likes, within a limit.
+    /// Everywhere, up to a limit.
     Free,
 }
 
-/// Between the tokens of JSON, where that is free: nothing, a space, or a new line with its indentation. Without a limit, a
-/// model that has nothing more to say writes white space for ever.
+/// White space between tokens, if it is free: nothing, a space, or a line break with indentation. Without a limit, a model with
+/// nothing left to say writes white space forever.
 const WHITESPACE: &str = r" |\n[ \t]{0,32}";
 
-/// The schema as `llguidance` takes it. `strict`: a keyword that cannot be enforced is an error.
+/// The schema for `llguidance`. `strict`: a keyword that cannot be enforced is an error.
 pub(super) fn prepared(schema: &Value, strict: bool, spacing: Spacing) -> Value {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
@@ -73,9 +73,9 @@ fn find_anchors(schema: &Value, at: &mut String, anchors: &mut HashMap<String, S
     }
 }
 
-/// Keywords whose value is data, in which nothing is a keyword.
+/// Keywords whose value is data. Names within it are not keywords.
 const DATA: [&str; 4] = ["enum", "const", "default", "examples"];
-/// Keywords whose value has schemas by names that are no keywords.
+/// Keywords whose value has a schema for each of its names. These names are not keywords.
 const BY_NAME: [&str; 5] = [
     "properties",
     "patternProperties",
@@ -114,7 +114,7 @@ fn rewrite(schema: &mut Value, anchors: &HashMap<String, String>) {
     let Some(Value::String(pattern)) = object.get("pattern") else {
         return;
     };
-    // What must not follow has no counterpart in a schema, and is left for the compiler to refuse.
+    // A schema cannot express negative look-ahead. The compiler will refuse it.
     let Some(LookAhead {
         with,
         without,

@@ -1,16 +1,17 @@
-//! The contents of the pool by the names that the tiers below know them by: which may be copied there, and which are given up.
+//! The pool's contents by the keys under which the tiers below know them: which may be copied there, and which were evicted.
 
 use std::collections::HashMap;
 
 use super::chain::{ChainId, Owner};
 use super::contents::{Contents, Place};
-use super::pool::{BlockPool, Shelves};
+use super::pool::BlockPool;
+use super::shelves::Shelves;
 use super::state::NamedState;
 use super::table::BlockTable;
 use crate::tier::{Digest, Key};
 
 impl Shelves {
-    /// Notes what a block holds that is given up.
+    /// Notes the content of an evicted block, for the tiers below.
     pub(super) fn note_evicted(&mut self, block: u32) {
         let at = block as usize;
         let Some(contents) = &mut self.contents else {
@@ -36,10 +37,10 @@ impl Shelves {
         contents.is_some_and(|contents| contents.loading.contains(&block))
     }
 
-    /// The place of a snapshot, if the block with its tail is still there.
-    fn place_of(&self, state: &NamedState, block_size: usize) -> Option<Place> {
+    /// The place of a snapshot, if the block with its tail still has the tail.
+    fn place_of(&self, state: &NamedState) -> Option<Place> {
         let whole = state.tail_block.is_none_or(|block| {
-            self.holds(block, state.chain, &state.tail, block_size) && !self.is_loading(block)
+            self.holds(block, state.chain, &state.tail) && !self.is_loading(block)
         });
         whole.then_some(Place::State {
             slot: state.slot,
@@ -49,8 +50,8 @@ impl Shelves {
 }
 
 impl BlockPool {
-    /// The pool with names for what it holds. `roots` has what the names of each tenant's contents begin with; those of others have
-    /// none, and go nowhere. Where tenants share one prefix cache, the root is tenant 0's.
+    /// The pool with keys for its contents. `roots` has the beginning of each tenant's keys. Contents of other tenants have no keys
+    /// and are never copied. If tenants share one prefix cache, the root is tenant 0's.
     #[must_use]
     pub fn with_names(self, roots: HashMap<u32, Digest>) -> Self {
         let roots = roots.into_iter();
@@ -64,15 +65,15 @@ impl BlockPool {
         self
     }
 
-    /// What the tokens before those of the state behind `tail` are called, and `tail`.
+    /// The key of the state after `tail`, and `tail`. The tail follows the tokens of `chain`, whose last block is `last`.
     pub(super) fn state_key(&self, chain: ChainId, last: Option<u32>, tail: &[u32]) -> Option<Key> {
         let shelves = self.shelves();
         let digest = shelves.contents.as_ref()?.behind(chain, last)?;
         Some(digest.state_key(tail))
     }
 
-    /// The digests of the prefixes of `tokens` whose blocks are all here: of none, of the first block, of the first two, ...; nothing
-    /// where contents have no names.
+    /// The digests of the prefixes of `tokens` that are cached here: of no block, the first block, the first two, and so on. Empty
+    /// if contents have no keys.
     pub fn named_prefixes(&self, owner: impl Into<Owner>, tokens: &[u32]) -> Vec<Digest> {
         let mut chain = self.root(owner);
         let shelves = self.shelves();
@@ -84,7 +85,7 @@ impl BlockPool {
         let mut digests = vec![root];
         if self.has_prefix_cache() {
             for chunk in tokens.chunks_exact(self.block_size()) {
-                let Some((block, next)) = shelves.find(chain, chunk, self.block_size()) else {
+                let Some((block, next)) = shelves.find(chain, chunk) else {
                     break;
                 };
                 let Some(digest) = contents.digests[block as usize] else {
@@ -97,14 +98,14 @@ impl BlockPool {
         digests
     }
 
-    /// Notes that a content comes from below before the next step.
+    /// Notes that a block gets its content from below before the next step.
     pub(super) fn note_loading(&self, block: u32) {
         if let Some(contents) = &mut self.shelves().contents {
             contents.loading.push(block);
         }
     }
 
-    /// All that was to be loaded is.
+    /// Notes that everything has been loaded.
     pub fn note_loaded(&self) {
         if let Some(contents) = &mut self.shelves().contents {
             contents.loading.clear();
@@ -114,7 +115,7 @@ impl BlockPool {
         }
     }
 
-    /// The contents that were given up since the last call, each where it lies until the next step.
+    /// The contents that were evicted since the last call. Each remains at its place until the next step.
     pub fn take_evicted(&self) -> Vec<(Key, Place)> {
         let mut shelves = self.shelves();
         let Some(contents) = &mut shelves.contents else {
@@ -126,11 +127,11 @@ impl BlockPool {
             return evicted;
         };
         for state in states.take_evicted() {
-            if let Some(place) = shelves.place_of(&state, self.block_size()) {
+            if let Some(place) = shelves.place_of(&state) {
                 evicted.push((state.key, place));
             }
         }
-        // Without its tail a snapshot is of no use any more.
+        // A snapshot is useless without its tail.
         for (block, parent, tokens) in tails {
             let states = states.named_on(block).into_iter();
             let whole = states.filter(|s| s.chain == parent && tokens.starts_with(&s.tail));
@@ -142,7 +143,7 @@ impl BlockPool {
         evicted
     }
 
-    /// Whether a content still lies where it lay.
+    /// Whether a content is still at its place.
     pub fn lies_at(&self, key: &Key, place: Place) -> bool {
         let shelves = self.shelves();
         match place {
@@ -155,13 +156,13 @@ impl BlockPool {
             Place::State { slot, .. } => {
                 let named = self.states().and_then(|states| states.named(slot));
                 named.is_some_and(|state| {
-                    state.key == *key && shelves.place_of(&state, self.block_size()) == Some(place)
+                    state.key == *key && shelves.place_of(&state) == Some(place)
                 })
             }
         }
     }
 
-    /// Takes what did not come from below out of the prefix cache.
+    /// Removes a content that could not be loaded from the prefix cache.
     pub fn forget_place(&self, place: Place) {
         let (slot, block) = match place {
             Place::Block(block) => (None, Some(block)),
@@ -183,7 +184,7 @@ impl BlockPool {
 }
 
 impl BlockTable {
-    /// What it has that the tiers below may keep: its blocks in the prefix cache, in order, and the snapshot that it has left last.
+    /// The contents that the tiers below may keep: its blocks in the prefix cache, in order, and its newest snapshot.
     pub fn contents(&self) -> Vec<(Key, Place)> {
         let pool = self.pool();
         let shelves = pool.shelves();
@@ -198,7 +199,7 @@ impl BlockTable {
         let slot = self.state.as_ref().and_then(|state| state.from);
         if let (Some(slot), Some(states)) = (slot, pool.states())
             && let Some(state) = states.named(slot)
-            && let Some(place) = shelves.place_of(&state, pool.block_size())
+            && let Some(place) = shelves.place_of(&state)
         {
             found.push((state.key, place));
         }

@@ -1,17 +1,17 @@
-//! The names of known chains of blocks.
+//! Identifies cached chains of blocks.
 
-/// Names one cached chain of full blocks; never reused.
+/// Identifies one cached chain of full blocks; never reused.
 pub(super) type ChainId = u64;
 
-/// First chain id that names a block; smaller ones are the owners' roots.
+/// The first id of a cached chain. Smaller ids are the owners' roots.
 pub(super) const FIRST_CHAIN: ChainId = 1 << 48;
 
-/// Who computed tokens, and how: nobody else finds what is cached of them.
+/// The tenant and the adapter that tokens were computed for. Cached blocks are found only by the same owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Owner {
     /// The API key's number; 0: no key.
     pub tenant: u32,
-    /// The number of the adapter that the model had, at most [`Owner::MOST_ADAPTERS`]; 0: none.
+    /// The number of the adapter, at most [`Owner::MOST_ADAPTERS`]; 0: none.
     pub adapter: u32,
 }
 

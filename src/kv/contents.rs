@@ -1,16 +1,16 @@
-//! What blocks hold, by the names that the tiers below know it by.
+//! The contents of blocks, by the keys under which the tiers below know them.
 
 use std::collections::HashMap;
 
 use super::chain::{ChainId, FIRST_CHAIN};
 use crate::tier::{Digest, Key};
 
-/// Where the model's memory has a content.
+/// Where a content is in the model's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In a block.
     Block(u32),
-    /// In a slot, and in the block with the keys and values of the tokens behind the last full block, if there are such tokens.
+    /// A state in a slot. If tokens follow the last full block, their keys and values are in a block of their own.
     State {
         /// The slot.
         slot: u32,
@@ -19,17 +19,17 @@ pub enum Place {
     },
 }
 
-/// The names of full blocks.
+/// The keys of full blocks.
 #[derive(Debug)]
 pub(super) struct Contents {
-    /// What names begin with, by the chain's root.
+    /// The beginning of each owner's keys, by the root of its chains.
     pub(super) roots: HashMap<ChainId, Digest>,
     pub(super) digests: Vec<Option<Digest>>,
-    /// Blocks that get their content before the next step, and do not hold it yet.
+    /// Blocks that get their content before the next step, and do not have it yet.
     pub(super) loading: Vec<u32>,
-    /// Blocks that were given up since anybody looked; they hold their contents until the next step.
+    /// Blocks that were evicted since the last call. They keep their contents until the next step.
     pub(super) evicted: Vec<(Key, Place)>,
-    /// Of these, the blocks that were not full: each with the chain before it and its tokens.
+    /// Evicted blocks that were only partly full: each with the chain before it, and its tokens.
     pub(super) evicted_tails: Vec<(u32, ChainId, Vec<u32>)>,
 }
 
@@ -42,7 +42,7 @@ impl Contents {
         }
     }
 
-    /// Names a full block that follows those of `parent`, the last of which is `before`.
+    /// Sets the key of a full block. It follows the tokens of `parent`, whose last block is `before`.
     pub(super) fn name(
         &mut self,
         block: u32,

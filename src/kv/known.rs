@@ -1,7 +1,8 @@
-//! Finds how much of a prefix can be reused by a model with recurrent layers: the blocks of the prefix, and the state right after it.
+//! Finds how much of a prefix a model with recurrent layers can reuse: the prefix's blocks, and the state right after them.
 
 use super::chain::{ChainId, Owner};
-use super::pool::{BlockPool, Shelves};
+use super::pool::BlockPool;
+use super::shelves::Shelves;
 use super::state::Found;
 
 /// A known prefix. Its blocks and its slot are held for the caller, who must release them.
@@ -71,7 +72,7 @@ impl BlockPool {
         let mut path: Vec<(u32, ChainId)> = Vec::new();
         let mut last = chain;
         for chunk in tokens.chunks_exact(size) {
-            let Some((block, next)) = shelves.find(last, chunk, size) else {
+            let Some((block, next)) = shelves.find(last, chunk) else {
                 break;
             };
             path.push((block, next));
@@ -83,7 +84,7 @@ impl BlockPool {
                 return None;
             }
             let chain = path.last().map_or(chain, |&(_, chain)| chain);
-            let usable = |tail: &[u32], block| shelves.holds(block, chain, tail, size);
+            let usable = |tail: &[u32], block| shelves.holds(block, chain, tail);
             let more = beyond.checked_sub(filled);
             if let Some(found) = states.longest(chain, &tokens[filled..], more, usable, hold) {
                 return Some((path, found));

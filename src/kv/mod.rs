@@ -9,6 +9,7 @@ mod lru;
 mod pool;
 mod restore;
 mod retention;
+mod shelves;
 mod slots;
 mod state;
 mod table;

@@ -10,51 +10,13 @@
 //! A table releases its last block first, so in the LRU order a child always comes before its parent and is evicted before it. So no
 //! cached block is ever unreachable.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::chain::{ChainId, FIRST_CHAIN, Owner};
-use super::contents::Contents;
-use super::lru::LruList;
+use super::chain::{ChainId, Owner};
+use super::shelves::{Shelves, key_of, tail_key};
 use super::state::StatePool;
 use super::window_blocks::WindowBlocks;
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cached {
-    /// Where the index has it. A tail that belongs to a snapshot is found through the snapshot.
-    key: Option<u64>,
-    pub(super) parent: ChainId,
-    /// Chain of a full block; a tail has none.
-    pub(super) chain: Option<ChainId>,
-    /// Number of tokens whose K and V it has.
-    pub(super) len: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct Shelves {
-    pub(super) references: Vec<u32>,
-    pub(super) free: Vec<u32>,
-    pub(super) cached: Vec<Option<Cached>>,
-    /// `block_size` token ids per block, valid where `cached` is set.
-    pub(super) tokens: Vec<u32>,
-    pub(super) index: HashMap<u64, u32>,
-    pub(super) evictable: LruList,
-    /// Held blocks: evictable, but only after all others, because a client has said that they will be needed.
-    pub(super) held: LruList,
-    /// Until when each block is held, in milliseconds. Earlier blocks of its chain are held at least as long.
-    pub(super) hold_until: Vec<u64>,
-    pub(super) in_held: Vec<bool>,
-    /// The time that was passed in last.
-    pub(super) now_ms: u64,
-    next_chain: ChainId,
-    evictions: u64,
-    /// Only for models with layers that see only a window of the last tokens.
-    pub(super) windows: Option<WindowBlocks>,
-    /// Where there are tiers below.
-    pub(super) contents: Option<Contents>,
-}
 
 /// How many blocks are in which state; `free + owned + cached` is the pool's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,152 +39,14 @@ pub struct BlockPool {
     shared: bool,
     /// Only for models with recurrent layers.
     states: Option<StatePool>,
-    /// Of models with layers that see a window: how many tokens the widest has.
+    /// For models with layers that have a sliding window: the size of the widest one in tokens.
     pub(super) window: Option<usize>,
     shelves: Mutex<Shelves>,
-}
-
-fn key_of(parent: ChainId, tokens: &[u32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    parent.hash(&mut hasher);
-    tokens.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Where the tail of a chain is found.
-pub(super) fn tail_key(parent: ChainId) -> u64 {
-    key_of(parent, &[])
-}
-
-impl Shelves {
-    pub(super) fn find(
-        &self,
-        parent: ChainId,
-        tokens: &[u32],
-        block_size: usize,
-    ) -> Option<(u32, ChainId)> {
-        let block = *self.index.get(&key_of(parent, tokens))?;
-        let cached = self.cached[block as usize]?;
-        let at = block as usize * block_size;
-        let found = cached.parent == parent && self.tokens[at..at + block_size] == *tokens;
-        Some((block, cached.chain.filter(|_| found)?))
-    }
-
-    /// The tail of `parent`, with the number of its tokens, if `tokens` begin with all of them and no sequence owns it.
-    fn find_tail(
-        &self,
-        parent: ChainId,
-        tokens: &[u32],
-        block_size: usize,
-    ) -> Option<(u32, usize)> {
-        let block = *self.index.get(&tail_key(parent))?;
-        let cached = self.cached[block as usize]?;
-        let at = block as usize * block_size;
-        let found = cached.parent == parent
-            && cached.chain.is_none()
-            && self.references[block as usize] == 0
-            && self
-                .windows
-                .as_ref()
-                .is_none_or(|windows| windows.has(block))
-            && tokens.starts_with(&self.tokens[at..at + cached.len]);
-        found.then_some((block, cached.len))
-    }
-
-    /// Whether a block has `tokens` after those of `parent`, and possibly more after them.
-    pub(super) fn holds(
-        &self,
-        block: u32,
-        parent: ChainId,
-        tokens: &[u32],
-        block_size: usize,
-    ) -> bool {
-        let at = block as usize * block_size;
-        self.cached[block as usize].is_some_and(|cached| {
-            cached.parent == parent
-                && cached.len >= tokens.len()
-                && self.tokens[at..at + tokens.len()] == *tokens
-        })
-    }
-
-    /// Removes the block from the index.
-    pub(super) fn forget(&mut self, block: u32) {
-        if let Some(key) = self.cached[block as usize]
-            .take()
-            .and_then(|cached| cached.key)
-        {
-            self.index.remove(&key);
-        }
-        if let Some(contents) = &mut self.contents {
-            contents.forget(block);
-        }
-    }
-
-    pub(super) fn retain(&mut self, block: u32) {
-        if self.references[block as usize] == 0 {
-            self.unlist(block);
-        }
-        self.references[block as usize] += 1;
-    }
-
-    fn release(&mut self, block: u32) {
-        let count = &mut self.references[block as usize];
-        *count -= 1;
-        if *count == 0 {
-            if self.cached[block as usize].is_some() {
-                self.list(block);
-            } else {
-                self.set_free(block);
-            }
-        }
-    }
-
-    const fn available(&self) -> usize {
-        self.free.len() + self.evictable.len() + self.held.len()
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        let block = if let Some(block) = self.free.pop() {
-            block
-        } else {
-            let block = self.next_to_evict()?;
-            self.unlist(block);
-            self.note_evicted(block);
-            self.forget(block);
-            self.evictions += 1;
-            if let Some(windows) = &mut self.windows {
-                windows.discard(block);
-            }
-            block
-        };
-        self.references[block as usize] = 1;
-        self.hold_until[block as usize] = 0;
-        if let Some(windows) = &mut self.windows {
-            windows.take(block);
-        }
-        Some(block)
-    }
 }
 
 impl BlockPool {
     /// A pool of `num_blocks` blocks of `block_size` tokens each.
     pub fn new(num_blocks: usize, block_size: usize, prefix_cache: bool) -> Self {
-        let shelves = Shelves {
-            references: vec![0; num_blocks],
-            free: (0..num_blocks as u32).rev().collect(),
-            cached: vec![None; num_blocks],
-            tokens: vec![0; num_blocks * block_size],
-            index: HashMap::new(),
-            evictable: LruList::new(num_blocks),
-            held: LruList::new(num_blocks),
-            hold_until: vec![0; num_blocks],
-            in_held: vec![false; num_blocks],
-            now_ms: 0,
-            next_chain: FIRST_CHAIN,
-            evictions: 0,
-            windows: None,
-            contents: None,
-        };
         Self {
             block_size,
             num_blocks,
@@ -230,7 +54,7 @@ impl BlockPool {
             shared: false,
             states: None,
             window: None,
-            shelves: Mutex::new(shelves),
+            shelves: Mutex::new(Shelves::new(num_blocks, block_size)),
         }
     }
 
@@ -315,7 +139,8 @@ impl BlockPool {
         }
     }
 
-    /// Forgets what every block and state holds, because the model has lost it. What a table references becomes free with it.
+    /// Forgets the contents of all blocks and states, because the model has lost its memory. Blocks that tables reference become
+    /// free when the tables release them.
     pub fn forget_all(&self) {
         let mut shelves = self.shelves();
         for block in 0..self.num_blocks as u32 {
@@ -341,7 +166,7 @@ impl BlockPool {
         }
     }
 
-    /// Whether one owner can find what the other has cached.
+    /// Whether one owner can find the other's cached blocks.
     pub fn shares(&self, owner: impl Into<Owner>, other: impl Into<Owner>) -> bool {
         self.prefix_cache && self.root(owner) == self.root(other)
     }
@@ -366,9 +191,9 @@ impl BlockPool {
         true
     }
 
-    /// Appends the cached blocks of the longest known prefix of `tokens`, which follow those of `chain`, and returns the last one's
-    /// chain. `held`: how many blocks come before, and the first of them with a window block. The blocks are held for the caller, and
-    /// those of their window blocks that the next token sees.
+    /// Appends the cached blocks of the longest known prefix of `tokens`, and returns the chain of the last block. `tokens` follow
+    /// those of `chain`. `held` is the number of blocks before them, and the first of those that has a window block. The caller
+    /// holds the blocks, and the window blocks that the next token sees.
     pub(super) fn match_chain(
         &self,
         chain: ChainId,
@@ -380,7 +205,7 @@ impl BlockPool {
             return chain;
         }
         let mut shelves = self.shelves();
-        let path = shelves.known_path(chain, tokens, self.block_size, held);
+        let path = shelves.known_path(chain, tokens, held);
         let reached = (held.0 + path.len()) * self.block_size;
         for (at, &(block, _)) in path.iter().enumerate() {
             shelves.retain(block);
@@ -404,19 +229,19 @@ impl BlockPool {
         let shelves = self.shelves();
         let mut count = 0;
         if self.prefix_cache {
-            let path = shelves.known_path(root, tokens, self.block_size, (0, 0));
+            let path = shelves.known_path(root, tokens, (0, 0));
             count = path.len() * self.block_size;
             let chain = path.last().map_or(root, |&(_, chain)| chain);
-            let tail = shelves.find_tail(chain, &tokens[count..], self.block_size);
+            let tail = shelves.find_tail(chain, &tokens[count..]);
             count += tail.map_or(0, |(_, len)| len);
         }
         count
     }
 
-    /// Removes the tail of `parent` from the cache, if it has one with which `tokens` begin. Returns the block and its number of tokens.
+    /// Removes the tail of `parent` from the cache, if `tokens` begin with it. Returns its block and its number of tokens.
     pub(super) fn take_tail(&self, parent: ChainId, tokens: &[u32]) -> Option<(u32, usize)> {
         let mut shelves = self.shelves();
-        let (block, len) = shelves.find_tail(parent, tokens, self.block_size)?;
+        let (block, len) = shelves.find_tail(parent, tokens)?;
         shelves.forget(block);
         shelves.retain(block);
         if let Some(windows) = &mut shelves.windows {
@@ -425,8 +250,8 @@ impl BlockPool {
         Some((block, len))
     }
 
-    /// Makes a block of which `tokens` have been computed the tail of `parent`, instead of any earlier one. It can be taken once its owner
-    /// has released it.
+    /// Makes a partly full block the tail of `parent`, in place of an earlier tail. Its first `tokens` are computed. It can be
+    /// taken once its owner has released it.
     pub(super) fn register_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
         if !self.prefix_cache || tokens.is_empty() {
             return;
@@ -444,29 +269,14 @@ impl BlockPool {
             }
         }
         shelves.index.insert(key, block);
-        let (chain, len) = (None, tokens.len());
-        shelves.cached[block as usize] = Some(Cached {
-            key: Some(key),
-            parent,
-            chain,
-            len,
-        });
-        let at = block as usize * self.block_size;
-        shelves.tokens[at..at + len].copy_from_slice(tokens);
+        shelves.note(block, Some(key), (parent, None), tokens);
     }
 
     /// Records the tokens of a partly full block that come after those of `parent`, for a snapshot after them.
     pub(super) fn note_tail(&self, block: u32, parent: ChainId, tokens: &[u32]) {
         let mut shelves = self.shelves();
         shelves.forget(block);
-        shelves.cached[block as usize] = Some(Cached {
-            key: None,
-            parent,
-            chain: None,
-            len: tokens.len(),
-        });
-        let at = block as usize * self.block_size;
-        shelves.tokens[at..at + tokens.len()].copy_from_slice(tokens);
+        shelves.note(block, None, (parent, None), tokens);
     }
 
     /// Adds a computed full block to the index under `parent`. If the same tokens are cached already, that block is used instead of
@@ -481,7 +291,7 @@ impl BlockPool {
             return (block, parent);
         }
         let mut shelves = self.shelves();
-        if let Some((other, chain)) = shelves.find(parent, tokens, self.block_size) {
+        if let Some((other, chain)) = shelves.find(parent, tokens) {
             if other != block {
                 shelves.retain(other);
                 if let Some(windows) = &mut shelves.windows {
@@ -500,15 +310,7 @@ impl BlockPool {
         // Two chains have the same 64-bit key: the newer one gets no entry, which only costs a recomputation.
         if let Entry::Vacant(entry) = shelves.index.entry(key) {
             entry.insert(block);
-            let (chain, len) = (Some(chain), tokens.len());
-            shelves.cached[block as usize] = Some(Cached {
-                key: Some(key),
-                parent,
-                chain,
-                len,
-            });
-            let at = block as usize * self.block_size;
-            shelves.tokens[at..at + self.block_size].copy_from_slice(tokens);
+            shelves.note(block, Some(key), (parent, Some(chain)), tokens);
         }
         (block, chain)
     }

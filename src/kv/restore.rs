@@ -1,17 +1,17 @@
-//! What comes back from the tiers below into a table: blocks, and a state behind them.
+//! Restores a table from the tiers below: its blocks, and a state after them.
 
 use std::sync::Arc;
 
 use super::contents::Place;
 use super::table::BlockTable;
 
-/// Blocks to load: each with its place among those that were read.
+/// Blocks to load, each with its index among those that were read.
 pub type Loads = Vec<(u32, usize)>;
 
 impl BlockTable {
-    /// Adopts what the pool has of the first `end` full blocks of `tokens`, and makes room for the others, which are known from
-    /// block `first` on and get their contents before the next step. None if a block before `first` is missing or there is no room;
-    /// the table is to be made anew then.
+    /// Takes the cached ones of the first `end` full blocks of `tokens`, and allocates the others. The blocks from `first` on were
+    /// read from below, and get their contents before the next step. Returns None if a block before `first` is missing, or there is
+    /// no room; the table must then be created again.
     pub fn restore_blocks(&mut self, tokens: &[u32], first: usize, end: usize) -> Option<Loads> {
         let size = self.pool().block_size();
         let known = &tokens[..end * size];
@@ -27,7 +27,7 @@ impl BlockTable {
         self.register(tokens, end * size);
         let mut loads = Loads::new();
         for (at, &block) in own.iter().enumerate().take(end).skip(adopted) {
-            // Where another block has the same tokens, it took this one's place.
+            // If another block has the same tokens already, that one is used.
             if self.blocks()[at] == block {
                 self.pool().note_loading(block);
                 loads.push((block, at - first));
@@ -36,7 +36,7 @@ impl BlockTable {
         Some(loads)
     }
 
-    /// As [`Self::restore_blocks`], with the state behind the `tail` tokens after them. Returns where that goes, too.
+    /// Like [`Self::restore_blocks`], with the state after the next `tail` tokens. Also returns the state's place.
     pub fn restore_state(
         &mut self,
         tokens: &[u32],
@@ -50,7 +50,7 @@ impl BlockTable {
         if self.adopt(&tokens[..end * size]) < first * size || self.blocks().len() > end {
             return None;
         }
-        // The tail's block comes with the others, so that there is room for all or for none.
+        // The tail's block is allocated with the others: all or none.
         let missing = end + usize::from(tail > 0) - self.blocks().len();
         if !self.add_blocks(missing) {
             return None;

@@ -11,7 +11,7 @@ use super::chain::ChainId;
 use super::lru::LruList;
 use crate::tier::Key;
 
-/// The tokens whose state a snapshot is.
+/// The tokens before a snapshot.
 #[derive(Debug, Clone)]
 struct Snapshot {
     chain: ChainId,
@@ -19,11 +19,11 @@ struct Snapshot {
     tail: Vec<u32>,
     /// The block with the tail's keys and values; none if there is no tail.
     tail_block: Option<u32>,
-    /// Its name in the tiers below, where there are some.
+    /// Its key in the tiers below, if there are any.
     key: Option<Key>,
 }
 
-/// A named snapshot, as it is or was.
+/// A snapshot with a key, which may have been evicted.
 #[derive(Debug, Clone)]
 pub(super) struct NamedState {
     pub(super) key: Key,
@@ -42,9 +42,9 @@ struct Slots {
     evictable: LruList,
     by_chain: HashMap<ChainId, Vec<u32>>,
     stats: StateStats,
-    /// Named snapshots that were given up since anybody looked; their slots hold them until the next step.
+    /// Snapshots with keys that were evicted since the last call. Their slots keep them until the next step.
     evicted: Vec<NamedState>,
-    /// Slots that get a state from below before the next step, and do not hold it yet.
+    /// Slots that get a state from below before the next step, and do not have it yet.
     loading: Vec<u32>,
 }
 
@@ -70,7 +70,7 @@ pub struct StateCounts {
     pub snapshots: usize,
 }
 
-/// A snapshot that was found.
+/// A snapshot that matches a prefix.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
     pub(super) slot: u32,
@@ -100,7 +100,7 @@ impl Slots {
         Some(snapshot)
     }
 
-    /// Notes a snapshot that is given up, for the tiers below.
+    /// Notes an evicted snapshot, for the tiers below.
     fn note_evicted(&mut self, slot: u32, snapshot: Snapshot) {
         if let Some(key) = snapshot.key
             && !self.loading.contains(&slot)
@@ -152,7 +152,7 @@ impl StatePool {
         self.num_slots
     }
 
-    /// The first multiple of the distance between snapshots after `position`.
+    /// The next position after `position` at which a snapshot is taken.
     pub const fn next_multiple(&self, position: usize) -> usize {
         (position / self.every + 1) * self.every
     }
@@ -215,8 +215,8 @@ impl StatePool {
         }
     }
 
-    /// Makes a slot that only the caller holds the snapshot after `tail`, which follows the tokens of `chain`. The tiers below know it
-    /// by `key`. Returns false and changes nothing if there is one already.
+    /// Makes a slot that only the caller holds a snapshot: the state after `tail`, which follows the tokens of `chain`. The tiers
+    /// below know it by `key`. Returns false and changes nothing if this snapshot exists already.
     pub(super) fn publish(
         &self,
         slot: u32,
@@ -232,7 +232,7 @@ impl StatePool {
             other.is_some_and(|other| other.tail == tail)
         };
         if let Some(other) = known.into_iter().find(same) {
-            // The block with its tail may have been evicted, or filled further by another sequence.
+            // The tail's block may have been evicted, or another sequence may have filled it further.
             if let Some(other) = &mut slots.snapshots[other as usize] {
                 other.tail_block = tail_block;
             }
@@ -253,7 +253,7 @@ impl StatePool {
         true
     }
 
-    /// Whether a single sequence holds a slot.
+    /// Whether only one sequence holds a slot.
     pub(super) fn is_alone(&self, slot: u32) -> bool {
         self.slots().references[slot as usize] == 1
     }
@@ -268,7 +268,7 @@ impl StatePool {
         alone
     }
 
-    /// The named snapshots whose tails lie in a block.
+    /// The snapshots with keys whose tails are in a block.
     pub(super) fn named_on(&self, block: u32) -> Vec<NamedState> {
         let slots = 0..self.num_slots as u32;
         let states = slots.filter_map(|slot| self.named(slot));
@@ -277,7 +277,7 @@ impl StatePool {
             .collect()
     }
 
-    /// The named snapshot in a slot, which does not have to be loaded first.
+    /// The snapshot in a slot, if it has a key and is not still to be loaded.
     pub(super) fn named(&self, slot: u32) -> Option<NamedState> {
         let slots = self.slots();
         let snapshot = slots.snapshots[slot as usize].as_ref()?;
@@ -298,17 +298,17 @@ impl StatePool {
         self.slots().loading.push(slot);
     }
 
-    /// All that was to be loaded is.
+    /// Notes that everything has been loaded.
     pub(super) fn note_loaded(&self) {
         self.slots().loading.clear();
     }
 
-    /// The named snapshots that were given up since the last call.
+    /// The snapshots with keys that were evicted since the last call.
     pub(super) fn take_evicted(&self) -> Vec<NamedState> {
         std::mem::take(&mut self.slots().evicted)
     }
 
-    /// What a slot has is no snapshot, if it was one.
+    /// Forgets the snapshot in a slot, if there is one.
     pub(super) fn forget(&self, slot: u32) {
         let mut slots = self.slots();
         if slots.withdraw(slot).is_some() && slots.references[slot as usize] == 0 {
@@ -317,7 +317,7 @@ impl StatePool {
         }
     }
 
-    /// No slot has a snapshot any more.
+    /// Forgets all snapshots.
     pub(super) fn forget_all(&self) {
         for slot in 0..self.num_slots as u32 {
             self.forget(slot);
@@ -325,8 +325,8 @@ impl StatePool {
         self.slots().evicted.clear();
     }
 
-    /// The snapshot on `chain` with the longest tail with which `tokens` begin, of those that are longer than `beyond` (if given) and
-    /// `usable`. `hold` protects it from eviction.
+    /// The snapshot on `chain` whose tail is the longest with which `tokens` begin. Only `usable` snapshots longer than `beyond`
+    /// (if given) count. `hold` protects it from eviction.
     pub(super) fn longest(
         &self,
         chain: ChainId,

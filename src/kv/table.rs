@@ -20,12 +20,13 @@ pub struct BlockTable {
     known: usize,
     /// Only for models with recurrent layers.
     pub(super) state: Option<TableState>,
-    /// Of models with layers that see a window.
+    /// Only for models with layers that have a sliding window.
     pub(super) window: Option<TableWindow>,
 }
 
 impl BlockTable {
-    /// A table with the cached blocks of the longest known prefix of `tokens`, shared with other tables, and the state after it.
+    /// Creates a table with the cached blocks of the longest known prefix of `tokens`, which it shares with other tables, and with
+    /// the state after them.
     pub fn from_prefix(pool: &Arc<BlockPool>, owner: impl Into<Owner>, tokens: &[u32]) -> Self {
         let mut table = Self {
             pool: Arc::clone(pool),
@@ -48,8 +49,8 @@ impl BlockTable {
         table
     }
 
-    /// Number of tokens that were cached when the table was created: those of its blocks, for a model with recurrent layers as far as its
-    /// state reaches.
+    /// Number of tokens that were cached when the table was created. For a model with recurrent layers, these end where its state
+    /// is.
     pub const fn known(&self) -> usize {
         self.known
     }
@@ -90,7 +91,7 @@ impl BlockTable {
         found
     }
 
-    /// Releases the blocks after the first `tokens` tokens. None of them may be in the prefix cache.
+    /// Releases the blocks after those of the first `tokens` tokens. None of them may be in the prefix cache.
     pub fn truncate(&mut self, tokens: usize) {
         let kept = tokens.div_ceil(self.pool.block_size());
         if kept < self.blocks.len() {
@@ -129,8 +130,8 @@ impl BlockTable {
         self.pool.forget(&self.blocks[..self.registered]);
     }
 
-    /// Takes over the cached, partly full block with the next of `tokens`, if there is one. Nothing may have been added to the blocks of
-    /// the prefix yet. Returns the number of its tokens.
+    /// Takes the cached, partly full block whose tokens come next in `tokens`, if there is one. Call it before any block is added
+    /// to those of the prefix. Returns the number of its tokens.
     pub fn take_tail(&mut self, tokens: &[u32]) -> usize {
         let rest = tokens.get(self.capacity()..).unwrap_or_default();
         let Some((block, len)) = self.pool.take_tail(self.chain, rest) else {
@@ -141,8 +142,8 @@ impl BlockTable {
         len
     }
 
-    /// Caches the block that the first `computed` tokens fill only partly, for a sequence that continues from them. The table must be
-    /// dropped before its tokens change.
+    /// Caches the last block of the first `computed` tokens, which is only partly full, for a sequence that continues from it. Drop
+    /// the table before its tokens change.
     pub fn leave_tail(&self, tokens: &[u32], computed: usize) {
         let filled = self.registered * self.pool.block_size();
         if let (Some(&block), true) = (self.blocks.get(self.registered), computed > filled) {
@@ -151,8 +152,8 @@ impl BlockTable {
         }
     }
 
-    /// Takes over blocks that others have put into the prefix cache meanwhile, instead of its own or beyond them: those of the longest
-    /// known prefix of `tokens` after the registered blocks. Returns the number of tokens of all registered blocks.
+    /// Replaces its unregistered blocks by blocks that other sequences have cached meanwhile: those of the longest known prefix of
+    /// `tokens` after the registered blocks. Returns the number of tokens of all registered blocks.
     pub fn adopt(&mut self, tokens: &[u32]) -> usize {
         let size = self.pool.block_size();
         let rest = tokens.get(self.registered * size..).unwrap_or_default();
@@ -163,7 +164,7 @@ impl BlockTable {
         self.registered * size
     }
 
-    /// Appends blocks of the prefix cache to the registered ones. The caller holds them, and the last of them is `chain`'s.
+    /// Appends cached blocks to the registered ones. The caller holds them, and `chain` ends with the last of them.
     pub(super) fn take_over(&mut self, found: Vec<u32>, chain: ChainId) {
         self.chain = chain;
         if !found.is_empty() {
@@ -197,7 +198,7 @@ impl BlockTable {
         &self.blocks[..self.registered]
     }
 
-    /// Adds new blocks, or none at all.
+    /// Adds new blocks. If there are too few, adds none.
     pub(super) fn add_blocks(&mut self, count: usize) -> bool {
         count == 0 || self.pool.allocate(count, Arc::make_mut(&mut self.blocks))
     }
@@ -208,7 +209,8 @@ impl BlockTable {
         (self.chain, self.registered * self.pool.block_size(), block)
     }
 
-    /// Whether the first block of `tokens` that neither table has registered would be the same for both.
+    /// Whether both tables will register the same first block: the first block after the registered ones has the same tokens in
+    /// both.
     pub fn shares_next_block(&self, tokens: &[u32], other: &Self, others: &[u32]) -> bool {
         let size = self.pool.block_size();
         let next = |table: &Self| table.registered * size..(table.registered + 1) * size;

@@ -10,8 +10,8 @@ use super::slots::StateSlots;
 use super::table::BlockTable;
 
 impl BlockTable {
-    /// Replaces its own state by the longest known prefix of `tokens` beyond the first `computed`: blocks, and the state after them.
-    /// Returns the number of known tokens. Only for a model with recurrent layers.
+    /// Replaces its state by that of the longest known prefix of `tokens` beyond the first `computed`: its blocks, and the state
+    /// after them. Returns the number of known tokens. Only for a model with recurrent layers.
     pub fn adopt_state(&mut self, tokens: &[u32], computed: usize) -> usize {
         let (chain, filled, _) = self.registered();
         let rest = tokens.get(filled..).unwrap_or_default();
@@ -41,7 +41,7 @@ impl BlockTable {
         filled + tokens
     }
 
-    /// Whether it has, or could get, a slot to write a state to.
+    /// Whether it has a slot to write a state to, or can get one.
     pub fn has_state_room(&self) -> bool {
         let (Some(state), Some(states)) = (&self.state, self.pool().states()) else {
             return true;
@@ -51,7 +51,8 @@ impl BlockTable {
             || state.from.is_some_and(|read| states.is_alone(read))
     }
 
-    /// Finds a slot to write the state to: another one, or else that of the snapshot with which it begins, if no other sequence reads it.
+    /// Finds a slot to write the state to. If none is available, takes the slot of the snapshot from which it begins, unless
+    /// another sequence reads it.
     pub(super) fn make_state_room(&mut self) -> bool {
         let pool = Arc::clone(self.pool());
         let (Some(state), Some(states)) = (&mut self.state, pool.states()) else {
@@ -89,8 +90,8 @@ impl BlockTable {
         }
     }
 
-    /// Takes a snapshot after the first `computed` of `tokens`, which are all computed tokens. Every sequence that continues from there,
-    /// including this one, writes to another slot.
+    /// Takes a snapshot after the first `computed` of `tokens`, all of which are computed. Every sequence that continues from it,
+    /// including this one, then writes to another slot.
     pub fn leave_snapshot(&mut self, tokens: &[u32], computed: usize) {
         let (chain, filled, block) = self.registered();
         let last = self.registered_blocks().last().copied();

@@ -1,4 +1,4 @@
-//! The window blocks of one sequence: those of its last blocks, as far as a window reaches.
+//! The window blocks of one sequence: those of its last blocks, as far as the window reaches.
 
 use std::sync::Arc;
 
@@ -6,20 +6,20 @@ use super::table::BlockTable;
 use super::window_blocks::TableWindow;
 
 impl BlockTable {
-    /// Its window blocks, in a model with layers that have a window.
+    /// Its window blocks, in a model with layers that have a sliding window.
     pub const fn window(&self) -> Option<&TableWindow> {
         self.window.as_ref()
     }
 
-    /// Where the K and V of token `position` go in layers with a window, if the model has some.
+    /// The slot for the K and V of token `position` in layers with a window, if the model has such layers.
     pub fn window_slot(&self, position: usize) -> Option<usize> {
         let (window, size) = (self.window.as_ref()?, self.pool().block_size());
         let block = window.blocks[position / size - window.first] as usize;
         Some(block * size + position % size)
     }
 
-    /// Gives up the window blocks that nothing behind the first `computed` tokens sees. Those before one of `borders`, lengths of the
-    /// sequence, are kept for others if there is room.
+    /// Releases the window blocks that no token after the first `computed` tokens sees. Those before one of `borders`, which are
+    /// lengths of the sequence, remain cached if there is room.
     pub fn slide(&mut self, computed: usize, borders: &[usize]) {
         let (Some(window), Some(next)) = (&self.window, self.pool().first_seen(computed)) else {
             return;
@@ -41,7 +41,7 @@ impl BlockTable {
         self.hold_windows_from(next);
     }
 
-    /// Notes which window blocks it holds: those from `first` on.
+    /// Notes that it holds the window blocks from `first` on.
     pub(super) fn hold_windows_from(&mut self, first: usize) {
         if self.window.is_some() {
             let blocks = Arc::new(self.pool().window_blocks(&self.blocks()[first..]));
@@ -49,7 +49,7 @@ impl BlockTable {
         }
     }
 
-    /// Its blocks have changed; those from the same one on are held.
+    /// Notes the window blocks again after its blocks have changed; the first one is the same.
     pub(super) fn renew_windows(&mut self) {
         if let Some(window) = &self.window {
             self.hold_windows_from(window.first);

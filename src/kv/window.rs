@@ -1,22 +1,22 @@
-//! How far a prefix is known to layers with a window, and what their blocks come to.
+//! How much of a prefix layers with a sliding window can reuse, and the counts of their blocks.
 
 use super::chain::ChainId;
-use super::pool::{BlockPool, Shelves};
+use super::pool::BlockPool;
+use super::shelves::Shelves;
 use super::window_blocks::{WindowBlocks, WindowCounts, first_seen};
 
 impl Shelves {
-    /// The cached blocks of the longest prefix of `tokens` that can be taken up, each with its chain. They follow `before` blocks, of
-    /// which those from `first` on have window blocks.
+    /// The cached blocks of the longest reusable prefix of `tokens`, each with its chain. They follow `before` blocks, of which
+    /// those from `first` on have window blocks.
     pub(super) fn known_path(
         &self,
         mut chain: ChainId,
         tokens: &[u32],
-        block_size: usize,
         (before, first): (usize, usize),
     ) -> Vec<(u32, ChainId)> {
         let (mut path, mut usable, mut unbroken) = (Vec::new(), 0, first);
-        for chunk in tokens.chunks_exact(block_size) {
-            let Some((block, next)) = self.find(chain, chunk, block_size) else {
+        for chunk in tokens.chunks_exact(self.block_size) {
+            let Some((block, next)) = self.find(chain, chunk) else {
                 break;
             };
             path.push((block, next));
@@ -26,7 +26,7 @@ impl Shelves {
                 if !windows.has(block) {
                     unbroken = blocks;
                 }
-                if unbroken > windows.first_seen(blocks * block_size) {
+                if unbroken > windows.first_seen(blocks * self.block_size) {
                     continue;
                 }
             }
@@ -36,7 +36,7 @@ impl Shelves {
         path
     }
 
-    /// A block that holds nothing any more.
+    /// Marks a block without content as free.
     pub(super) fn set_free(&mut self, block: u32) {
         if let Some(windows) = &mut self.windows {
             windows.discard(block);
@@ -46,7 +46,7 @@ impl Shelves {
 }
 
 impl BlockPool {
-    /// The pool of a model with layers that see only the last `window` tokens, with `num_blocks` blocks for these layers.
+    /// The pool of a model in which some layers see only the last `window` tokens, with `num_blocks` blocks for these layers.
     #[must_use]
     pub fn with_windows(mut self, window: usize, num_blocks: usize) -> Self {
         let windows = (num_blocks > 0).then(|| {
@@ -62,7 +62,7 @@ impl BlockPool {
         self
     }
 
-    /// The window blocks without which a step of `tokens` tokens of one sequence may find no room.
+    /// Number of window blocks that a step of `tokens` tokens of one sequence needs at least.
     pub fn least_window_blocks(&self, tokens: usize) -> usize {
         let size = self.block_size();
         let most = |window: usize| self.window_blocks_of(window) + tokens.div_ceil(size) + 1;
@@ -74,7 +74,8 @@ impl BlockPool {
         window.div_ceil(self.block_size()) + 1
     }
 
-    /// Whether there are window blocks for what a sequence sees at a time, of which `new` blocks are not there yet.
+    /// Whether there are enough window blocks for everything that a sequence sees at once, with `new` blocks that it does not have
+    /// yet.
     pub fn has_window_room(&self, new: usize) -> bool {
         let Some(window) = self.window else {
             return true;
@@ -87,7 +88,7 @@ impl BlockPool {
         new.min(self.window_blocks_of(window) + 1) <= available
     }
 
-    /// How many window blocks are in which state; none at all where no layer has a window.
+    /// Number of window blocks by state. All are 0 if no layer has a window.
     pub fn window_counts(&self) -> WindowCounts {
         let shelves = self.shelves();
         shelves
@@ -97,20 +98,21 @@ impl BlockPool {
             .unwrap_or_default()
     }
 
-    /// How many tables hold each window block.
+    /// Number of tables that hold each window block.
     pub fn window_references(&self) -> Vec<u32> {
         let shelves = self.shelves();
         let windows = shelves.windows.as_ref();
         windows.map_or_else(Vec::new, |windows| windows.references.clone())
     }
 
-    /// The first block that the token behind `tokens` tokens sees in a window; none, where no layer has one.
+    /// The first block that the token at position `tokens` sees in a window. None if no layer has a window.
     pub(super) fn first_seen(&self, tokens: usize) -> Option<usize> {
         self.window
             .map(|window| first_seen(tokens, window, self.block_size()))
     }
 
-    /// Lets the window blocks of `blocks` go, the first of which is a sequence's `from`th; whether one is an end is asked by number.
+    /// Releases the window blocks of `blocks`, which begin at index `from` of a sequence. `is_end` says by index whether somebody
+    /// may continue there.
     pub(super) fn let_windows_go(
         &self,
         blocks: &[u32],
@@ -125,7 +127,7 @@ impl BlockPool {
         }
     }
 
-    /// The window blocks of blocks that have some.
+    /// The window blocks of those blocks that have one.
     pub(super) fn window_blocks(&self, blocks: &[u32]) -> Vec<u32> {
         let shelves = self.shelves();
         let of_block = |&block: &u32| shelves.windows.as_ref()?.of_block[block as usize];
@@ -142,14 +144,14 @@ mod tests {
 
     const SIZE: usize = 4;
     const WINDOW: usize = 8;
-    /// Those of a window and of the token that comes next.
+    /// The window blocks of a full window and the next token.
     const HELD: usize = WINDOW / SIZE + 1;
 
     fn pool(blocks: usize, window_blocks: usize) -> Arc<BlockPool> {
         Arc::new(BlockPool::new(blocks, SIZE, true).with_windows(WINDOW, window_blocks))
     }
 
-    /// Computes `tokens` from the known ones on, `step` at a time; the table, and how many were known.
+    /// Computes `tokens` after the known ones, `step` at a time. Returns the table, and the number of known tokens.
     fn run(
         pool: &Arc<BlockPool>,
         tokens: &[u32],
@@ -205,10 +207,10 @@ mod tests {
         assert_eq!(finish(&pool, &tokens), 0);
         let longer: Vec<u32> = (0..60).collect();
         assert_eq!(pool.cached_prefix(0, &longer), 46);
-        // All blocks before are known, but nothing of their windows.
+        // All blocks before them are known, but their window blocks are gone.
         assert_eq!(pool.cached_prefix(0, &longer[..36]), 0);
         assert_eq!(finish(&pool, &longer), 46);
-        // Recomputing the middle gives the known blocks their window blocks back.
+        // When the middle is computed again, the known blocks get window blocks again.
         let other: Vec<u32> = (0..36).chain(100..103).collect();
         assert_eq!(finish(&pool, &other), 0);
         assert_eq!(pool.cached_prefix(0, &other), 39);
@@ -222,7 +224,7 @@ mod tests {
         let first: Vec<u32> = (0..80).collect();
         let (table, _) = run(&pool, &first, 3, &[20]);
         drop(table);
-        // Takes more than those that are neither.
+        // Needs more window blocks than there are free ones.
         let second: Vec<u32> = (1000..1100).collect();
         let (table, _) = run(&pool, &second, 3, &[]);
         assert_eq!(pool.cached_prefix(0, &first), 80);
@@ -240,7 +242,7 @@ mod tests {
         assert_eq!(known, 40);
         let held = pool.window_references();
         assert_eq!(held.iter().filter(|&&count| count == 2).count(), HELD - 1);
-        // One that has computed the prefix on its own takes over what is known beyond it.
+        // A sequence that computed the prefix itself takes what is known after it.
         let longer: Vec<u32> = (0..60).collect();
         let (third, _) = run(&pool, &longer, 3, &[]);
         let mut late = BlockTable::from_prefix(&pool, 0, &longer[..12]);

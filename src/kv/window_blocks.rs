@@ -1,11 +1,11 @@
-//! The second group of blocks of a model in which some layers see only a window of the last tokens.
+//! The second group of blocks, for a model in which some layers have a sliding window.
 //!
-//! A block of the pool has its tokens' keys and values of the layers that see everything. Those of the layers with a window are in a
-//! separate *window block*, which is released once its tokens are out of every window. So a prefix can be continued where its blocks
-//! are known and the last of them, as far as the window reaches, still have their window blocks.
+//! A block of the pool has the keys and values of its tokens in the layers that see everything. Those of the layers with a window
+//! are in a separate *window block*, which is released once its tokens are out of every window. So a sequence can continue a prefix
+//! if its blocks are known, and the last of them, as far as the window reaches, still have their window blocks.
 //!
 //! A window block that no table holds keeps its tokens until another one is needed. Those in the middle of a sequence are evicted
-//! first: sequences continue at the end of another one, or at a border that a request names.
+//! first, because sequences continue at the end of another one, or at a border that a request names.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::lru::LruList;
 
 #[derive(Debug)]
 pub(super) struct WindowBlocks {
-    /// Tokens that a token sees, itself included: those of the widest window.
+    /// Number of tokens that a token sees, including itself, in the widest window.
     pub(super) window: usize,
     block_size: usize,
     /// The window block of each block, if it has one.
@@ -22,14 +22,14 @@ pub(super) struct WindowBlocks {
     owner: Vec<u32>,
     pub(super) references: Vec<u32>,
     free: Vec<u32>,
-    /// Evictable: those in the middle of a sequence, and those at an end of one.
+    /// Evictable window blocks: those in the middle of a sequence, and those at an end.
     passed: LruList,
     ends: LruList,
     is_end: Vec<bool>,
     evictions: u64,
 }
 
-/// How many window blocks are in which state; together they are all.
+/// Number of window blocks by state; the sum is the pool's size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WindowCounts {
     /// Hold nothing.
@@ -38,11 +38,12 @@ pub struct WindowCounts {
     pub owned: usize,
     /// Hold known tokens, held by no table; evictable.
     pub cached: usize,
-    /// Those given up for new ones since the start.
+    /// Number of evictions since the start.
     pub evictions: u64,
 }
 
-/// The first block that the token after `tokens` tokens, and the other tokens of its block, see in a window of `window` tokens.
+/// The first block that the token after `tokens` tokens sees in a window of `window` tokens, and that the other tokens of its block
+/// see.
 pub(super) const fn first_seen(tokens: usize, window: usize, block_size: usize) -> usize {
     (tokens / block_size * block_size + 1).saturating_sub(window) / block_size
 }
@@ -83,7 +84,7 @@ impl WindowBlocks {
         }
     }
 
-    /// Gives a block that has none a window block, held once. Some must be available.
+    /// Gives a block a window block and holds it once. The block must have none, and one must be available.
     pub(super) fn take(&mut self, block: u32) {
         let own = self.free.pop().or_else(|| {
             let own = self.passed.front().or_else(|| self.ends.front())?;
@@ -111,7 +112,7 @@ impl WindowBlocks {
         self.references[own as usize] += 1;
     }
 
-    /// Gives up one reference; `is_end`: somebody may go on from here.
+    /// Releases one reference. `is_end`: another sequence may continue from here.
     pub(super) fn let_go(&mut self, block: u32, is_end: bool) {
         let Some(own) = self.of_block[block as usize] else {
             return;
@@ -124,7 +125,7 @@ impl WindowBlocks {
         }
     }
 
-    /// The block's tokens are no longer known, and no table holds it.
+    /// Frees the window block of a block whose tokens are no longer known, and which no table holds.
     pub(super) fn discard(&mut self, block: u32) {
         if let Some(own) = self.of_block[block as usize].take() {
             self.list_of(own).remove(own);
@@ -132,7 +133,7 @@ impl WindowBlocks {
         }
     }
 
-    /// A table holds `other`, of the same tokens, in place of `block`.
+    /// Makes a table hold `other` in place of `block`. Both have the same tokens.
     pub(super) fn replace(&mut self, block: u32, other: u32) {
         if self.has(other) {
             self.hold(other);
@@ -157,7 +158,7 @@ impl WindowBlocks {
 /// Window blocks of a table. Each is held once.
 #[derive(Debug, Clone, Default)]
 pub struct TableWindow {
-    /// The first of the table's blocks whose window block it holds; it holds those of all behind it.
+    /// Index of the table's first block with a window block. All blocks after it have one.
     pub first: usize,
     /// Their ids, in order; shared with the step that reads them.
     pub blocks: Arc<Vec<u32>>,

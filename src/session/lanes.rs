@@ -385,9 +385,8 @@ impl Lanes {
         self.uses += 1;
         let used = self.uses;
         if let Some(lane) = self.by_key.get_mut(key) {
-            self.by_use.remove(&(lane.used, key.clone()));
-            self.by_tenant.remove(&(key.tenant, lane.used, key.clone()));
-            lane.used = used;
+            let before = std::mem::replace(&mut lane.used, used);
+            self.unlist(key, before);
         } else {
             *self.counts.entry(key.tenant).or_default() += 1;
             let lane = Lane {
@@ -425,12 +424,16 @@ impl Lanes {
         }
     }
 
+    fn unlist(&mut self, key: &LaneKey, used: u64) {
+        self.by_use.remove(&(used, key.clone()));
+        self.by_tenant.remove(&(key.tenant, used, key.clone()));
+    }
+
     fn drop_lane(&mut self, key: &LaneKey) {
         let Some(lane) = self.by_key.remove(key) else {
             return;
         };
-        self.by_use.remove(&(lane.used, key.clone()));
-        self.by_tenant.remove(&(key.tenant, lane.used, key.clone()));
+        self.unlist(key, lane.used);
         if let Some(count) = self.counts.get_mut(&key.tenant) {
             *count -= 1;
             if *count == 0 {

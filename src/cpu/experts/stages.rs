@@ -35,19 +35,19 @@ impl ExpertMemory {
         let pairs = rows * top_k;
         let Reads { integers, floats } = experts.inputs;
         if floats {
-            grow(&mut self.rows, pairs * experts.hidden);
+            self.rows.grow(pairs * experts.hidden);
         }
         if experts.gated {
-            grow(&mut self.gate, pairs * experts.inner);
+            self.gate.grow(pairs * experts.inner);
         }
         for buffer in [&mut self.up, &mut self.inner] {
-            grow(buffer, pairs * experts.inner);
+            buffer.grow(pairs * experts.inner);
         }
-        grow(&mut self.outputs, pairs * experts.hidden);
+        self.outputs.grow(pairs * experts.hidden);
         let (padded, groups) = most(pairs, experts.count());
         let bytes = |columns| padded * QuantizedRows::bytes(1, columns) + (groups + 1) * LINE_BYTES;
         let inputs = if integers { bytes(experts.hidden) } else { 0 };
-        grow(&mut self.records, inputs.max(bytes(experts.inner)));
+        self.records.grow(inputs.max(bytes(experts.inner)));
         self.groupings.resize_with(threads, Mutex::default);
     }
 
@@ -62,12 +62,6 @@ impl ExpertMemory {
             records: SharedSlice::new(&mut self.records),
             groupings: &self.groupings,
         }
-    }
-}
-
-fn grow<T: crate::cpu::memory::Plain>(buffer: &mut Aligned<T>, len: usize) {
-    if buffer.len() < len {
-        *buffer = Aligned::zeroed(len);
     }
 }
 
