@@ -2,6 +2,8 @@
 //! [`Submission::parse`] only valid requests exist, whatever their route.
 
 mod guide;
+mod params;
+mod session;
 mod session_id;
 mod tools;
 mod turn_key;
@@ -14,6 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 pub use guide::{Guide, MAX_GUIDE_BYTES, MAX_GUIDE_CHOICES, Whitespace, check_bytes};
+pub use params::{SamplingParams, StopParams};
+pub use session::{OnDisconnect, Retention, SessionRef};
 pub use session_id::{MAX_NAME_CHARS, SessionId};
 pub use tools::{CallForm, CallMember, MAX_TOOLS, ToolChoice, functions};
 pub use turn_key::TurnKey;
@@ -83,17 +87,6 @@ pub enum UsageChunks {
     Every,
 }
 
-/// What to do with a turn whose client disconnects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnDisconnect {
-    /// The session stays at its last committed turn.
-    #[default]
-    Rollback,
-    /// The turn is committed with the tokens generated so far.
-    Keep,
-}
-
 /// What to do when history + input + requested output exceed the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -121,19 +114,6 @@ impl OnOverflow {
     }
 }
 
-/// What to do with a session's KV cache after a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Retention {
-    /// For this time, it and the session are evicted only after those that nobody holds.
-    Hold {
-        /// Milliseconds.
-        ms: u64,
-    },
-    /// It is freed at once; the session's tokens are kept.
-    GiveUp,
-}
-
 /// Where the reply has token ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -142,119 +122,6 @@ pub struct TokenIds {
     pub beside_text: bool,
     /// In log-probabilities, instead of the tokens' texts.
     pub as_tokens: bool,
-}
-
-/// The session a turn belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a member of its JSON"
-)]
-#[serde(deny_unknown_fields)]
-pub struct SessionRef {
-    /// The client's id, unique within its tenant.
-    pub id: SessionId,
-    /// First turn: drop a live session with this id and begin a new one.
-    #[serde(default)]
-    pub start: bool,
-    /// The client has not set `start`: if it drops a live session, the reply has a warning (/generate).
-    #[serde(default)]
-    pub by_default: bool,
-    /// Create the session if it does not exist; otherwise continue it (chat completions).
-    #[serde(default)]
-    pub create: bool,
-    /// The session of which this one begins as a fork, with a new seed.
-    #[serde(default)]
-    pub parent: Option<SessionId>,
-    /// Run this turn, then drop the session.
-    #[serde(default)]
-    pub end: bool,
-    /// What to do with the session's KV cache after the turn. Absent: it is evicted in LRU order.
-    #[serde(default)]
-    pub retention: Option<Retention>,
-    /// What to do with the turn if the client disconnects.
-    #[serde(default)]
-    pub on_disconnect: OnDisconnect,
-}
-
-/// How a token is sampled from the logits.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SamplingParams {
-    /// 0 is greedy. Range [0, 2].
-    pub temperature: f32,
-    /// Only the k most likely tokens; 0 is all.
-    pub top_k: u32,
-    /// Only the most likely tokens whose probabilities add up to this. Range (0, 1].
-    pub top_p: f32,
-    /// Only tokens at least this likely relative to the best. Range [0, 1].
-    pub min_p: f32,
-    /// Divides (or multiplies, when negative) logits of tokens seen in prompt or output (Keskar et al. 2019). Range (0, 10].
-    pub repetition_penalty: f32,
-    /// Subtracted once from logits of tokens seen in the output. Range [-2, 2].
-    pub presence_penalty: f32,
-    /// Subtracted per occurrence in the output. Range [-2, 2].
-    pub frequency_penalty: f32,
-    /// Token ids, each with what is added to its logit, in [-100, 100].
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Seeds sampling as a function of (seed, position); absent: random.
-    pub seed: Option<u64>,
-    /// Number of alternatives to report for each token. Absent: report nothing. 0: only the sampled token's log-probability.
-    pub logprobs: Option<u32>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-            logprobs: None,
-        }
-    }
-}
-
-/// When generation ends.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StopParams {
-    /// Maximum number of tokens to generate. Absent: as many as fit into the context. 0: prefill only.
-    pub max_tokens: Option<u32>,
-    /// Maximum number of tokens if `max_tokens` is absent, as far as they fit into the context.
-    pub default_max_tokens: Option<u32>,
-    /// No end or stop token is sampled before this many tokens.
-    pub min_tokens: u32,
-    /// Strings that end the text; they are not part of it unless `include_stop`.
-    pub stop: Vec<String>,
-    /// Tokens that end the text, in addition to the model's end tokens.
-    pub stop_token_ids: Vec<u32>,
-    /// Keep the stop string in the text.
-    pub include_stop: bool,
-    /// Never stop at an end token.
-    pub ignore_eos: bool,
-    /// Leave special tokens out of the text.
-    pub skip_special_tokens: bool,
-}
-
-impl Default for StopParams {
-    fn default() -> Self {
-        Self {
-            max_tokens: None,
-            default_max_tokens: None,
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            include_stop: false,
-            ignore_eos: false,
-            skip_special_tokens: true,
-        }
-    }
 }
 
 /// One request, validated.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::agents::Asked;
 use super::check::{Check, ensure};
 use super::config::TENANTS;
-use super::ledger::{Answer, Fault, Open};
+use super::open::{Answer, Fault, Open};
 use super::vocabulary::{GUIDES, Guide, STOPS, VOCAB_SIZE};
 use super::world::{Preparing, World};
 use crate::engine::{Abort, TurnGuard, prepare_in_lane};

@@ -9,7 +9,7 @@ use super::agents::{Asked, NAMES, Running};
 use super::check::{Check, ensure};
 use super::config::TENANTS;
 use super::lane_book::{OpenLane, Said};
-use super::ledger::Open;
+use super::open::Open;
 use super::vocabulary::{Message, rendered};
 use super::world::World;
 use crate::engine::Prepared;

@@ -1,7 +1,7 @@
 //! One server with its clients on a virtual clock: the real core over the toy model, and everything that goes wrong.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::ToyModel;
 use super::agents::Agent;
@@ -9,21 +9,19 @@ use super::check::{Check, ensure};
 use super::config::{Config, TENANTS};
 use super::journal::Journal;
 use super::kept::{Batch, Conversation};
-use super::ledger::{Fault, Ledger};
+use super::ledger::Ledger;
+use super::open::Fault;
 use super::random::Random;
 use super::reader::{Observer, Replies};
-use super::records::check_store;
 use super::report::{Counters, Faults};
 use super::tiers::{self, TierDrive};
 use super::vocabulary::{END_TOKEN, VOCAB_SIZE};
-use crate::engine::{
-    Abort, Core, Executor, Limits, Prepared, StepOutput, TurnGuard, request_of, sequence_id,
-};
+use crate::engine::{Abort, Core, Limits, Prepared, StepOutput, TurnGuard, sequence_id};
 use crate::error::Error;
 use crate::guided::Matcher;
-use crate::kv::{BlockPool, StatePool};
+use crate::kv::BlockPool;
 use crate::request::Submission;
-use crate::sched::{NO_TOKEN, Scheduler};
+use crate::sched::Scheduler;
 use crate::session::{Lanes, SessionStore};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::tier::Store;
@@ -50,7 +48,7 @@ pub(super) struct World {
     /// Of a server with tiers below the model's memory.
     pub(super) tiers: Option<Arc<Store>>,
     pub(super) drive: TierDrive,
-    output: StepOutput,
+    pub(super) output: StepOutput,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) template: Arc<ChatTemplate>,
     /// Of the grammars that answers follow, at their beginnings.
@@ -291,249 +289,10 @@ impl World {
         faults.extend((0..choices).map(|choice| (sequence_id(request, choice), from)));
     }
 
-    fn compute(&mut self, unruly: bool) -> Check {
-        let still = self.core.scheduler().is_still();
-        let empty = self.core.plan().is_empty();
-        // Those that a tier is read for do not hold up the others.
-        ensure(still || !empty, || {
-            "requests wait, but nothing is planned".into()
-        })?;
-        self.transfer(unruly)?;
-        if self.core.scheduler().step().is_empty() {
-            return Ok(());
-        }
-        self.counters.steps += 1;
-        if unruly && self.random.once_in(50) {
-            // The plan stands: the step is computed without the one that left.
-            self.hang_up()?;
-        }
-        let fault =
-            (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
-        if unruly {
-            self.disturb_masks();
-        }
-        let step = self.core.scheduler().step();
-        let launched = if fault == Some(0) {
-            self.model.spoil_states(step);
-            Err(Error::internal("the model failed"))
-        } else {
-            self.model.launch(step)
-        };
-        if launched.is_ok() {
-            text(self.model.collect(step, &mut self.output))?;
-        }
-        if fault == Some(2) && launched.is_ok() {
-            self.output.tokens.push(END_TOKEN);
-            let refused = self.observe(|core, output, events| core.commit(output, events))?;
-            ensure(refused.is_err(), || "a step took too many tokens".into())?;
-        }
-        if fault.is_some() || launched.is_err() {
-            self.faults.failed_steps += u64::from(fault.is_some());
-            return self.fail_step(fault.is_some());
-        }
-        self.take_tokens()?;
-        let seconds = self.random.range(0, 20) as f64 / 1e3;
-        self.core.scheduler_mut().note_time(seconds);
-        text(self.observe(|core, output, events| core.commit(output, events))?)?;
-        for request in std::mem::take(&mut self.replies.too_slow) {
-            self.counters.too_slow += 1;
-            self.abort(request, Abort::Disconnect)?;
-        }
-        Ok(())
-    }
-
-    /// The mask of an answer panics on the thread that computes it.
-    fn disturb_masks(&mut self) {
-        self.ledger.unmasked = None;
-        let step = self.core.scheduler().step();
-        if let Some(masks) = &step.masks
-            && self.random.once_in(200)
-        {
-            // Without a word from the panic hook.
-            let row = masks.next_by(|_| resume_unwind(Box::new("a panic while it was computed")));
-            let guided = step.guided.iter().find(|(at, _)| Some(*at) == row);
-            self.ledger.unmasked = guided.map(|&(_, id)| request_of(id));
-            self.faults.mask_panics += 1;
-        }
-    }
-
-    /// The step could not be computed; `by_chance`: whatever it held.
-    fn fail_step(&mut self, by_chance: bool) -> Check {
-        if let ([only], true) = (&*self.core.scheduler().step().scheduled, by_chance) {
-            self.ledger.alone = Some(request_of(only.id).0);
-        } else {
-            self.counters.halved += 1;
-        }
-        let error = Error::internal("the model failed");
-        let outcome = self.observe(|core, _, events| core.fail_step(&error, events));
-        self.ledger.alone = None;
-        outcome
-    }
-
-    /// Holds each sampled token to the one that its context alone gives. Those after a draft that was wrong, and those after an
-    /// answer's end, are nobody's.
-    fn take_tokens(&mut self) -> Check {
-        let step = self.core.scheduler().step();
-        let mut rows = self.output.tokens.iter().copied();
-        for (scheduled, &end) in step.scheduled.iter().zip(&step.query_start[1..]) {
-            if !scheduled.samples {
-                continue;
-            }
-            let sampled: Vec<u32> = rows.by_ref().take(1 + scheduled.drafts).collect();
-            let (request, choice) = request_of(scheduled.id);
-            let Some(open) = self.ledger.open.get_mut(&request) else {
-                continue;
-            };
-            let drafts = &step.token_ids[end as usize - scheduled.drafts..end as usize];
-            let drafts = drafts.iter().map(|&draft| Some(draft as u32));
-            for (token, draft) in sampled.into_iter().zip(drafts.chain([None])) {
-                if token == NO_TOKEN && open.fault == Some(Fault::NotFinite) {
-                    self.faults.not_finite_rows += 1;
-                    break;
-                }
-                let expected = open.expected(choice);
-                // Without its mask it is any token, and nobody's.
-                let unmasked = self.ledger.unmasked == Some((request, choice));
-                ensure(token == expected || unmasked, || {
-                    format!("request {request}: token {token} came, {expected} is right")
-                })?;
-                open.answers[choice].tokens.push(token);
-                self.counters.tokens += 1;
-                self.counters.guided_tokens += u64::from(open.guide.is_some());
-                if draft != Some(token) || open.has_ended(choice, &self.tokenizer) {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Check {
-        let (scheduler, sizes) = (self.core.scheduler(), self.config.scheduler);
-        let (pool, stats) = (scheduler.pool(), scheduler.stats());
-        let (counts, references) = (pool.counts(), pool.references());
-        let owned = references.iter().filter(|&&count| count > 0).count();
-        let total = counts.free + owned + counts.cached;
-        ensure(total == pool.num_blocks(), || {
-            format!("{counts:?}, {owned} are owned")
-        })?;
-        let mut held = vec![0; references.len()];
-        for sequence in scheduler.running().chain(scheduler.waiting()) {
-            let table = sequence.table();
-            for block in table.blocks().iter().copied().chain(table.copied_block()) {
-                held[block as usize] += 1;
-            }
-        }
-        let surplus = scheduler.running().find(|sequence| {
-            let needed = sequence.tokens().len().div_ceil(pool.block_size());
-            sequence.table().blocks().len() > needed
-        });
-        ensure(surplus.is_none(), || {
-            format!("holds blocks for more than its tokens: {surplus:?}")
-        })?;
-        ensure(held == references, || {
-            format!("held {held:?}, counted {references:?}")
-        })?;
-        self.check_states()?;
-        self.check_windows()?;
-        self.check_lanes()?;
-        let most = sizes.max_queue + sizes.max_batch;
-        let bounded = stats.running <= sizes.max_batch && stats.waiting <= most;
-        ensure(bounded, || format!("out of bounds: {stats:?}"))?;
-        let known = (stats.running + stats.waiting, self.core.open_choices());
-        let expected = self.ledger.admitted_answers();
-        ensure(known == (expected, expected), || {
-            format!("{known:?} answers are open, not {expected}")
-        })
-    }
-
-    /// Each slot is free, a snapshot, or one sequence's, and is counted for each that holds it.
-    fn check_states(&self) -> Check {
-        let scheduler = self.core.scheduler();
-        let Some(states) = scheduler.pool().states() else {
-            return Ok(());
-        };
-        let (counts, references) = (states.counts(), states.references());
-        let mut held = vec![0; references.len()];
-        for sequence in scheduler.running().chain(scheduler.waiting()) {
-            for slot in sequence.table().held_slots() {
-                held[slot as usize] += 1;
-            }
-        }
-        ensure(held == references, || {
-            format!("held slots {held:?}, counted {references:?}")
-        })?;
-        let total = counts.free + counts.owned + counts.snapshots;
-        let used = references.iter().filter(|&&count| count > 0).count();
-        ensure(total == states.num_slots() && counts.owned <= used, || {
-            format!("{counts:?}, {used} slots are held")
-        })
-    }
-
-    /// Each window block is free, cached, or counted for each sequence that holds it; and between two steps a sequence holds those
-    /// alone that its window and what it computes next need.
-    fn check_windows(&self) -> Check {
-        let scheduler = self.core.scheduler();
-        let (pool, Some((window, _))) = (scheduler.pool(), self.config.windows) else {
-            return Ok(());
-        };
-        let (counts, references) = (pool.window_counts(), pool.window_references());
-        let mut held = vec![0; references.len()];
-        for sequence in scheduler.running().chain(scheduler.waiting()) {
-            let table = sequence.table();
-            let own = table.window().ok_or("a sequence without window blocks")?;
-            ensure(own.first + own.blocks.len() == table.blocks().len(), || {
-                format!("window blocks {own:?} of {:?}", table.blocks())
-            })?;
-            for &block in own.blocks.iter() {
-                held[block as usize] += 1;
-            }
-            let size = pool.block_size();
-            let ahead = table.blocks().len() - sequence.computed() / size;
-            let most = window.div_ceil(size) + ahead;
-            ensure(own.blocks.len() <= most, || {
-                format!("{} window blocks, not {most}", own.blocks.len())
-            })?;
-        }
-        ensure(held == references, || {
-            format!("held window blocks {held:?}, counted {references:?}")
-        })?;
-        let owned = references.iter().filter(|&&count| count > 0).count();
-        let total = counts.free + counts.cached + owned;
-        ensure(total == references.len() && counts.owned == owned, || {
-            format!("{counts:?}, {owned} window blocks are held")
-        })
-    }
-
     /// Whether everything that was admitted has ended and been read.
     pub(super) fn is_done(&self) -> bool {
         let nothing_open = self.ledger.open.is_empty() && self.preparing.is_empty();
         nothing_open && self.replies.are_read() && self.batch.has_ended()
-    }
-
-    /// What must hold when nothing runs.
-    pub(super) fn check_rest(&self) -> Check {
-        let pool = self.core.scheduler().pool();
-        let counts = pool.counts();
-        ensure(counts.owned == 0, || format!("idle, but {counts:?}"))?;
-        let windows = pool.window_counts();
-        ensure(windows.owned == 0, || format!("idle, but {windows:?}"))?;
-        let states = pool.states().map(StatePool::counts).unwrap_or_default();
-        ensure(states.owned == 0, || format!("idle, but {states:?}"))?;
-        let busy = self
-            .ledger
-            .sessions
-            .iter()
-            .find(|(_, s)| s.running.is_some());
-        ensure(busy.is_none(), || format!("{busy:?} is busy for ever"))?;
-        self.check_idle_lanes()?;
-        self.check_sessions()
-    }
-
-    /// Each session is at its last committed turn, whatever runs.
-    pub(super) fn check_sessions(&self) -> Check {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        check_store(&store, &self.ledger.sessions)
     }
 
     pub(super) fn abort(&mut self, request: u64, how: Abort) -> Check {

@@ -1,6 +1,7 @@
 //! What the recorder makes of operations.
 
 use super::*;
+use crate::cpu::Activation;
 
 fn shape(out: usize, cols: usize) -> LinearShape {
     LinearShape {
