@@ -12,7 +12,7 @@ use crate::session::{AdapterDigest, TurnHistory};
 struct Loaded {
     name: String,
     digest: AdapterDigest,
-    /// Requests that have not ended.
+    /// Number of requests that use it and have not ended.
     open: usize,
 }
 
@@ -20,7 +20,7 @@ struct Loaded {
 #[derive(Debug, Default)]
 pub(super) struct Adapters(Mutex<BTreeMap<u32, Loaded>>);
 
-/// A request's use of its adapter, which stays loaded for as long.
+/// A request's use of its adapter. The adapter stays loaded until this is dropped.
 #[derive(Debug)]
 pub(super) struct AdapterUse {
     adapters: Arc<Adapters>,
@@ -32,7 +32,7 @@ impl Adapters {
     /// Lets requests use an adapter that the model has loaded.
     ///
     /// # Errors
-    /// `invalid_value` (400) for a number that is none, or is taken.
+    /// `invalid_value` (400) for a number that is out of range or taken.
     pub(super) fn add(&self, number: u32, name: String, digest: AdapterDigest) -> Result<()> {
         let mut adapters = lock(&self.0);
         if !(1..=Owner::MOST_ADAPTERS).contains(&number) || adapters.contains_key(&number) {
@@ -51,10 +51,10 @@ impl Adapters {
         Ok(())
     }
 
-    /// Lets no further request use an adapter.
+    /// Removes an adapter, so that no new request can use it.
     ///
     /// # Errors
-    /// `adapter_in_use` (409) while requests use it; 404 where there is none of this number.
+    /// `adapter_in_use` (409) while requests use it; 404 if no adapter has this number.
     pub(super) fn remove(&self, number: u32) -> Result<()> {
         let mut adapters = lock(&self.0);
         let Some(loaded) = adapters.get(&number) else {
@@ -73,11 +73,12 @@ impl Adapters {
         Ok(())
     }
 
-    /// Begins a request's use of an adapter. `given`: its number, 0 for none; absent: that of its session's turns.
+    /// Begins a request's use of an adapter. `given` is the adapter's number; 0 is no adapter. If absent, the request uses the
+    /// adapter of its session's turns.
     ///
     /// # Errors
-    /// `model_not_found` (404) for an adapter that is not loaded any more; `session_adapter_mismatch` (409) where the session's turns
-    /// were computed with another one.
+    /// `model_not_found` (404) for an adapter that is not loaded any more; `session_adapter_mismatch` (409) if another adapter
+    /// computed the session's turns.
     pub(super) fn begin(
         self: &Arc<Self>,
         given: Option<u32>,
@@ -109,7 +110,7 @@ impl Adapters {
         }))
     }
 
-    /// Whose cache has what a session computed; None: its adapter is not loaded.
+    /// The owner of the cached blocks that a session computed with this adapter. None: the adapter is not loaded.
     pub(super) fn owner(&self, tenant: u32, digest: Option<AdapterDigest>) -> Option<Owner> {
         let Some(digest) = digest else {
             return Some(tenant.into());
@@ -125,7 +126,7 @@ fn number_of(adapters: &BTreeMap<u32, Loaded>, digest: AdapterDigest) -> Option<
     Some(number)
 }
 
-/// `asked`: what the turn asks for, if it asks for a model.
+/// `asked`: the model that the turn names, if it names one.
 fn mismatch(had: &str, asked: Option<&str>) -> Error {
     let message = asked.map_or_else(
         || format!("the session's turns were computed with {had}; load it, or begin a session"),
@@ -139,7 +140,7 @@ fn mismatch(had: &str, asked: Option<&str>) -> Error {
     Error::new(Kind::Conflict, "session_adapter_mismatch", message).with_param("model")
 }
 
-/// An adapter in words.
+/// An adapter as error messages name it.
 fn named(adapters: &BTreeMap<u32, Loaded>, digest: Option<AdapterDigest>) -> String {
     let Some(digest) = digest else {
         return "no adapter".to_owned();

@@ -1,4 +1,4 @@
-//! What a submission's answer is made of, and the grammar that it follows.
+//! How a submission's answer is parsed, and the grammar that it follows.
 
 use std::sync::LazyLock;
 
@@ -22,7 +22,7 @@ fn tools_of(submission: &Submission) -> &[Value] {
     }
 }
 
-/// What to look for in the answer, and the special tokens that are part of it.
+/// What to parse in the answer, and the special tokens that are part of its text.
 pub(super) fn answer_format(
     submission: &Submission,
     thinking: Option<Thoughts>,
@@ -77,12 +77,12 @@ pub(super) fn answer_grammar<'a>(
     let must_call = matches!(choice, Some((choice, _)) if *choice != ToolChoice::Auto);
     let strict = functions(tools_of(submission)).any(|(_, _, strict)| strict);
     let words = guide.is_none() && !must_call;
-    // What a model may say anyway is held to nothing that its client does not insist on.
+    // If the model may answer in words, a call's arguments follow their schema only if the client has set `strict`.
     let schema = |(name, schema, strict): (&'a str, Option<&'a Value>, bool)| {
         let any = (words && !strict).then_some(&*ANY_OBJECT);
         (name, any.or(schema), strict)
     };
-    // Words in a format of messages are parted from calls by their headers, which no grammar holds a model to.
+    // In a format of messages, headers separate words from calls. No grammar enforces headers.
     let parted = |(_, template): &(_, &ChatTemplate)| template.tool_format().messages.is_some();
     let calls = choice
         .filter(|choice| !words || (strict && !parted(choice)))

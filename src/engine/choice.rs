@@ -30,12 +30,12 @@ pub(super) struct OpenTurn {
     pub(super) key: Option<TurnKey>,
 }
 
-/// What the log-probabilities of a prompt are for, and with how many alternatives.
+/// Who gets the log-probabilities of a prompt, and with how many alternatives.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scoring {
     echo: Option<u32>,
     report: Option<u32>,
-    /// Tokens to come that are not in the echoed text.
+    /// Number of leading prompt tokens that are not part of the echoed text.
     added: usize,
 }
 
@@ -48,7 +48,7 @@ impl Scoring {
         }
     }
 
-    /// Adds a token of the prompt to what is told next.
+    /// Adds a prompt token to the next delta.
     pub(super) fn push(&mut self, delta: &mut Delta, mut token: TokenLogprob) {
         if self.added > 0 {
             self.added -= 1;
@@ -80,40 +80,40 @@ pub(super) struct Choice {
     pub(super) tail: Tail,
     pub(super) wants_logprobs: bool,
     pub(super) wants_ids: bool,
-    /// Of its tokens so far, where its session is to remember them.
+    /// Log-probabilities of its tokens so far, if its session stores them.
     pub(super) logprobs: Option<Vec<f32>>,
     pub(super) scoring: Scoring,
     pub(super) guide: Option<Guide>,
     pub(super) thoughts: Option<ThoughtBudget>,
-    /// Special tokens that are text here.
+    /// Special tokens that are part of the text.
     pub(super) markers: Arc<[u32]>,
     pub(super) turn: Option<OpenTurn>,
     pub(super) lane: Option<OpenLaneTurn>,
-    /// What it says again, and the token that ends it.
+    /// The stored answer that it repeats, and the token that ends it.
     pub(super) said: Option<(SaidAnswer, Option<u32>)>,
 }
 
 impl Choice {
-    /// The mask of its row in a step, where the next token is not free.
+    /// The mask of its row in a step, if something restricts the next token.
     pub(super) fn mask_row(&self, row: usize) -> Option<MaskRow> {
         if let Some((said, end)) = &self.said {
             return said.mask_row(row, self.tokens, *end);
         }
         let thoughts = self.thoughts.as_ref();
         let forced = thoughts.and_then(|thoughts| thoughts.mask_row(row));
-        // Any grammar allows the end of thoughts where there are some.
+        // Wherever thoughts are allowed, the grammar also allows their end.
         forced.or_else(|| Some(self.guide.as_ref()?.mask_row(row, self.tokens)))
     }
 }
 
-/// The tokens of a sequence that has ended, without the one that ends an answer: the next turn begins with what closes that.
+/// The tokens of a sequence that has ended, without the token that ended the answer: the next turn writes that token itself.
 pub(super) fn kept_tokens(sequence: &Sequence, reason: FinishReason) -> &[u32] {
     let tokens = sequence.tokens();
     let ends = reason == FinishReason::Stop && sequence.ended_by_token();
     &tokens[..tokens.len() - usize::from(ends)]
 }
 
-/// Of a turn's output, if all of it was scored.
+/// The log-probabilities of a turn's output, if every token has one.
 fn logprobs_of(choice: &Choice, output_tokens: usize) -> Option<Logprobs> {
     let scored = choice.logprobs.as_ref()?.get(..output_tokens)?;
     Some(Logprobs::new(scored.iter().copied()))
@@ -128,7 +128,7 @@ pub(super) fn finished_turn(
 ) -> FinishedTurn {
     let tokens = kept_tokens(sequence, reason).to_vec();
     let mut turns = turn.turns;
-    // What was kept of a session without its turns is the system prompt, which belongs to the first turn.
+    // If a session has no turns, its kept tokens are the system prompt. They belong to the first turn.
     let start = if turns.is_empty() {
         0
     } else {
@@ -155,7 +155,7 @@ pub(super) fn finished_turn(
             prompt_tokens: usage.prompt_tokens as u64,
             cached_tokens: usage.cached_tokens as u64,
             generated_tokens: usage.completion_tokens as u64,
-            // Its arrival is known to whoever took it in.
+            // The engine's thread knows when the request arrived, and sets it.
             time_ms: 0,
         },
         hold_ms: match turn.retention {

@@ -1,4 +1,4 @@
-//! Sizes of an engine, what it must know of its model, and what it says of itself.
+//! The engine's settings, what it must know of its model, and its statistics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,22 @@ use crate::tenant::Tenant;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::tier::StoreStats;
 
-/// Sizes of an engine.
+/// The engine's settings.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// Sizes of the scheduler.
     pub scheduler: SchedulerConfig,
-    /// Who goes first.
+    /// The order in which requests run.
     pub policy: PolicyKind,
-    /// Absent: every step gives a sequence one token.
+    /// Speculative decoding. Absent: a step computes one token of each sequence.
     pub speculation: Option<Speculation>,
-    /// Recurrent states that there is room for; 0: the model has none.
+    /// Number of slots for recurrent states. 0: the model has no recurrent layers.
     pub state_slots: usize,
-    /// A snapshot of the state is taken at each multiple of that many tokens.
+    /// The engine takes a snapshot of the state at each multiple of this many tokens.
     pub state_every: usize,
     /// KV blocks.
     pub num_blocks: usize,
-    /// Blocks for layers that see only so many last tokens, of a model that has such layers.
+    /// The blocks of layers with a sliding window, if the model has such layers.
     pub windows: Option<WindowSizes>,
     /// Tokens per KV block.
     pub block_size: usize,
@@ -34,45 +34,45 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// One prefix cache for all tenants.
     pub share_prefix_cache: bool,
-    /// What lies below the model's memory; it needs the prefix cache.
+    /// Tiers below the model's memory. They need the prefix cache.
     pub tiers: Option<TierConfig>,
     /// How many sessions are kept.
     pub sessions: StoreLimits,
     /// How many lanes are kept.
     pub lanes: LaneLimits,
-    /// Who may do what; others may do everything.
+    /// Tenants with limits. All others have none.
     pub tenants: Vec<Tenant>,
-    /// Without a step for so long, while work waits, the engine counts as stalled.
+    /// If work waits and no step ends for this long, the engine counts as stalled.
     pub stall: Duration,
 }
 
-/// The blocks of layers with a window.
+/// The blocks of layers with a sliding window.
 #[derive(Debug, Clone, Copy)]
 pub struct WindowSizes {
-    /// Tokens that a token sees, itself included.
+    /// Number of tokens that a token sees, including itself.
     pub window: usize,
     /// Blocks for these layers.
     pub num_blocks: usize,
 }
 
-/// What bounds a request's length.
+/// Limits of a request's length.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most tokens of a sequence, prompt and output.
+    /// Maximum number of tokens of a sequence, prompt and output together.
     pub context_length: usize,
-    /// Token ids lie below.
+    /// Token ids are below this number.
     pub vocab_size: usize,
-    /// What the model has computed of a prompt can only be taken up again at its borders: a recurrent state, or the keys and values
-    /// that a window shows.
+    /// Whether another prompt can continue only where the state, or the window's keys and values, were kept: at the borders of
+    /// turns and messages.
     pub keeps_borders: bool,
 }
 
 /// What the engine must know of the model.
 #[derive(Debug, Clone)]
 pub struct ModelSpec {
-    /// Absent: only token ids go in, and no text comes out.
+    /// Absent: requests and replies have token ids only.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// Absent: no conversations.
+    /// Absent: requests cannot have messages.
     pub template: Option<Arc<ChatTemplate>>,
     /// Tokens that end an answer.
     pub eos_tokens: Vec<u32>,
@@ -80,11 +80,11 @@ pub struct ModelSpec {
     pub vocab_size: usize,
     /// Length of an embedding.
     pub embedding_size: usize,
-    /// Most tokens of one input to embed.
+    /// Maximum number of tokens of one input to embed.
     pub max_embed_len: usize,
-    /// Generates text.
+    /// Whether it generates text.
     pub can_generate: bool,
-    /// Embeds.
+    /// Whether it computes embeddings.
     pub can_embed: bool,
 }
 
@@ -97,12 +97,12 @@ pub struct Stats {
     pub owned_blocks: usize,
     pub cached_blocks: usize,
     pub evictions: u64,
-    /// Of a model with recurrent layers.
+    /// For a model with recurrent layers.
     pub states: StateCounts,
     pub snapshots: StateStats,
-    /// Of a model with layers that have a window.
+    /// For a model with layers that have a sliding window.
     pub windows: WindowCounts,
-    /// Below the model's memory.
+    /// The tiers below the model's memory.
     pub tiers: StoreStats,
     pub failed_steps: u64,
     pub open_requests: usize,
@@ -110,14 +110,14 @@ pub struct Stats {
     pub lanes: usize,
     /// Bytes of the session log; 0 without one.
     pub log_bytes: u64,
-    /// Writes, fsyncs and rewrites of it that failed.
+    /// Number of its writes, fsyncs and rewrites that failed.
     pub log_failures: u64,
     pub log_rewrites: u64,
-    /// Nothing can be written to it now.
+    /// Whether it cannot be written now.
     pub log_faulty: bool,
     /// Panics that were caught in this process.
     pub panics: u64,
-    /// It does its work; see [`super::Engine::check_health`].
+    /// Whether the engine is working; see [`super::Engine::check_health`].
     pub healthy: bool,
     /// How long work has waited for a step.
     pub stalled_ms: u64,

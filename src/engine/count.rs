@@ -1,4 +1,4 @@
-//! How many tokens a request would have, without running it.
+//! Counts a request's tokens without running it.
 
 use super::handle::Engine;
 use super::prepare::prepare;
@@ -7,11 +7,11 @@ use crate::request::Submission;
 use crate::session::{SessionKey, TurnHistory};
 
 impl Engine {
-    /// Tokens of the prompt that a request would be computed for: the history of the session that it branches off from, and its
-    /// input. Nothing is computed, no session is marked as used, and a lane is not looked at.
+    /// Number of prompt tokens that a request would have: the history of the session that it branches off from, and its input. This
+    /// computes nothing, marks no session as used, and ignores lanes.
     ///
     /// # Errors
-    /// 400 as for [`Self::submit`], a prompt that leaves the context no room among them; 404 for a parent that does not live.
+    /// 400 as for [`Self::submit`], including a prompt that fills the context; 404 for a parent that does not exist.
     pub fn count_tokens(&self, json: &[u8]) -> Result<usize> {
         let submission = Submission::parse(json)?;
         let parent = submission.session.as_ref().and_then(|s| s.parent.clone());

@@ -1,4 +1,4 @@
-//! Embedding requests: tokens in, normalised vectors out, beside the batches of generation.
+//! Embedding requests: tokens in, normalised vectors out. They run between the batches of generation.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::executor::Executor;
 use crate::error::{Error, Kind, Result};
 use crate::wire::{Mailbox, Usage};
 
-/// Most inputs of one request.
+/// Maximum number of inputs of one request.
 pub const MAX_INPUTS: usize = 2048;
 
 /// How vectors are written.
@@ -33,18 +33,18 @@ pub enum Encoding {
 pub enum EmbedInput {
     /// Text, tokenized with the model's special tokens.
     Text(String),
-    /// The same, of a document: it is cut to `document_tokens`.
+    /// A document, tokenized as `Text` and cut to `document_tokens`.
     Document(String),
     /// Token ids, taken as they are.
     Ids(Vec<u32>),
     /// Two texts that the model compares: a query and a document.
     Pair(String, String),
-    /// What stands before a text, the text, and what follows it, without special tokens of the tokenizer's own: two texts in the
-    /// words of a model that answers whether they go together.
+    /// Text around another text: what comes before it, the text itself, and what follows. None of them gets special tokens. A model
+    /// that scores pairs by its answer is asked so.
     Framed(String, String, String),
 }
 
-/// The end of a text that is cut off where it is too long.
+/// Which end of a text is cut off if the text is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
@@ -59,10 +59,10 @@ pub enum Cut {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Truncation {
-    /// Most tokens of an input, special tokens included; absent: what the model takes.
+    /// Maximum number of tokens of an input, special tokens included. Absent: the model's limit.
     #[serde(default)]
     pub to: Option<usize>,
-    /// What is cut off. Of a pair it is cut off the second text, of a framed text off the text itself.
+    /// Which end is cut off. A pair is cut in its second text, a framed text in the text itself.
     #[serde(default)]
     pub cut: Cut,
 }
@@ -78,16 +78,17 @@ pub struct EmbedSubmission {
     /// How vectors are written.
     #[serde(default)]
     pub encoding_format: Encoding,
-    /// Leading dimensions to keep (and normalise again); absent: all.
+    /// Number of leading dimensions to keep and to normalise again. Absent: all.
     #[serde(default)]
     pub dimensions: Option<usize>,
-    /// A vector that is cut loses the mean of its numbers before.
+    /// Whether the mean of a vector is subtracted before it is cut.
     #[serde(default)]
     pub centered: bool,
     /// Absent: an input that is too long is an error.
     #[serde(default)]
     pub truncation: Option<Truncation>,
-    /// Most tokens of a document without special tokens, whose end is cut off: of a pair's second text, of a framed text itself.
+    /// Maximum number of tokens of a document, without special tokens: a pair's second text, or the text within a framed one. The
+    /// rest is cut off.
     #[serde(default)]
     pub document_tokens: Option<usize>,
     /// The API key's number.
@@ -96,7 +97,7 @@ pub struct EmbedSubmission {
     /// As in [`Submission`](crate::request::Submission).
     #[serde(default)]
     pub background: bool,
-    /// What errors call the fields.
+    /// How error messages name the fields.
     #[serde(default)]
     pub fields: FieldNames,
 }
@@ -124,7 +125,7 @@ impl EmbedSubmission {
     }
 }
 
-/// The reply, as OpenAI has it.
+/// The reply in OpenAI's format.
 #[derive(Serialize)]
 struct Embeddings<'a> {
     object: &'static str,
@@ -140,7 +141,7 @@ struct Entry {
     index: usize,
 }
 
-/// A vector. A number has as many digits as tell it from other 32-bit floats.
+/// A vector. Each number has as many digits as distinguish it from all other 32-bit floats.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Written {
@@ -159,7 +160,7 @@ fn in_base64(vector: &[f32]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The one reply of an embedding request. Dropped before its end, by a panic, it ends with an error.
+/// The reply of an embedding request. If it is dropped before it is written, because of a panic, the client gets an error.
 #[derive(Debug)]
 pub(super) struct EmbedReply(Arc<Mailbox>);
 
@@ -188,14 +189,14 @@ impl Drop for EmbedReply {
     }
 }
 
-/// What a pass has computed.
+/// How much a pass has computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Embedded {
     /// A part of a text.
     Part,
-    /// Some texts; others are left.
+    /// Some texts. Others remain.
     Batch,
-    /// The last ones.
+    /// The last texts.
     All,
 }
 
@@ -207,9 +208,9 @@ pub(super) struct EmbedJob {
     size: usize,
     vectors: Vec<f32>,
     done: usize,
-    /// The sequences of which the model has computed a part.
+    /// The sequences of a pass that the model has not finished.
     begun: Option<Range<usize>>,
-    // Dropped in this order: all is free again before the client hears of an error.
+    // Fields are dropped in this order: the request's place is free before the client gets an error.
     open: Admission,
     reply: EmbedReply,
 }
@@ -239,7 +240,7 @@ impl EmbedJob {
         self.open.aborted().is_some()
     }
 
-    /// Lets the model compute one pass of the next sequences, at least one and otherwise as many as `max_tokens` holds.
+    /// Runs one pass over the next sequences: at least one, and as many as fit into `max_tokens`.
     ///
     /// # Errors
     /// Those of the executor, and of [`Self::accept`].
@@ -264,7 +265,7 @@ impl EmbedJob {
         Ok(Embedded::Batch)
     }
 
-    /// The next sequences as flat token ids and their borders.
+    /// The next sequences as flat token ids, and the places where they begin.
     fn next_batch(&self, max_tokens: usize) -> (Range<usize>, Vec<i32>, Vec<i32>) {
         let (mut ids, mut borders) = (Vec::new(), vec![0]);
         let mut end = self.done;
@@ -279,7 +280,7 @@ impl EmbedJob {
         (self.done..end, ids, borders)
     }
 
-    /// Takes the vectors of a batch in; true when all are there.
+    /// Stores the vectors of a batch. Returns true if no sequence remains.
     ///
     /// # Errors
     /// `internal_error` if the model returned another number of values; `numerical_error` names an input whose values are not
@@ -306,7 +307,7 @@ impl EmbedJob {
         Ok(self.done == self.sequences.len())
     }
 
-    /// It is being computed.
+    /// Records that its computation begins.
     pub(super) fn start(&mut self) {
         self.open.start();
     }
@@ -367,7 +368,7 @@ impl EmbedJob {
     }
 }
 
-/// Subtracts the mean; of a vector that is normalised later, that is all that a layer norm without weights does.
+/// Subtracts the mean. If the vector is normalised afterwards, this equals a layer norm without weights.
 fn center(vector: &mut [f32]) {
     let sum: f64 = vector.iter().copied().map(f64::from).sum();
     let mean = sum / vector.len().max(1) as f64;

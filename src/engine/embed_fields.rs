@@ -1,4 +1,4 @@
-//! What errors call the fields of an embedding request.
+//! How error messages name the fields of an embedding request.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 pub struct FieldNames {
     /// The inputs.
     input: String,
-    /// The field of the inputs that come first, which others are compared with, and how many there are.
+    /// If the first inputs have a field of their own (the query of a rerank request): its name, and how many inputs it has.
     first: Option<(String, usize)>,
     dimensions: String,
     truncation: String,
@@ -28,36 +28,36 @@ impl Default for FieldNames {
 }
 
 impl FieldNames {
-    /// An error of all inputs together, whose message begins with the field's name.
+    /// An error about all inputs. The message begins with the field's name.
     pub(super) fn inputs_error(&self, message: &str) -> Error {
         Error::invalid(&self.input, format!("{} {message}", self.input))
     }
 
-    /// An error of input `at`, whose message has its place between these two parts.
+    /// An error about input `at`. The message is `before`, the input's place, and `after`.
     pub(super) fn input_error(&self, at: usize, before: &str, after: &str) -> Error {
         let (field, place) = self.place(at);
         Error::invalid(field, format!("{before}{place}{after}"))
     }
 
-    /// The same of the field that says how inputs are cut.
+    /// The same for the field that sets how inputs are cut.
     pub(super) fn truncation_error(&self, at: usize, before: &str, after: &str) -> Error {
         let (_, place) = self.place(at);
         Error::invalid(&self.truncation, format!("{before}{place}{after}"))
     }
 
-    /// An error of the number of dimensions, whose message begins with the field's name.
+    /// An error about the number of dimensions. The message begins with the field's name.
     pub(super) fn dimensions_error(&self, message: &str) -> Error {
         Error::invalid(&self.dimensions, format!("{} {message}", self.dimensions))
     }
 
-    /// The field of input `at`, and where it stands there.
+    /// The field of input `at`, and its place in that field.
     pub(super) fn place(&self, at: usize) -> (&str, String) {
         match &self.first {
             Some((field, 1)) if at == 0 => (field, field.clone()),
             Some((field, count)) if at < *count => (field, format!("{field}[{at}]")),
             first => {
                 let at = at - first.as_ref().map_or(0, |&(_, count)| count);
-                // A request of one text has no list.
+                // A request of one text has no list, and so no place in it.
                 let place = match self.input.as_str() {
                     "input" => format!("input {at}"),
                     field => format!("{field}[{at}]"),

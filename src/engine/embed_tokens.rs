@@ -1,26 +1,26 @@
-//! The tokens of what is to be embedded, within what the model takes.
+//! Tokenizes the inputs of an embedding request, within the model's limits.
 
 use super::embed::{Cut, EmbedInput, EmbedSubmission, Truncation};
 use super::embed_fields::FieldNames;
 use crate::error::{Error, Result};
 use crate::text::{PIECE_BYTES, Tokenizer};
 
-/// What turns an embedding request into tokens.
+/// Converts the inputs of an embedding request into tokens.
 pub(super) struct EmbedTokens<'a> {
-    /// Absent: only token ids go in.
+    /// Absent: inputs must be token ids.
     pub(super) tokenizer: Option<&'a Tokenizer>,
-    /// Most tokens of an input.
+    /// Maximum number of tokens of an input.
     pub(super) max_len: usize,
-    /// Token ids lie below.
+    /// Token ids are below this number.
     pub(super) vocab_size: usize,
     pub(super) fields: &'a FieldNames,
-    /// Is asked before each text, and each piece of a long one; its error ends the work.
+    /// Called before each text, and before each piece of a long one. An error ends the work.
     pub(super) wanted: &'a dyn Fn() -> Result<()>,
 }
 
 impl EmbedTokens<'_> {
-    /// Token ids of each input. A text that is too long is refused before it is tokenized, or once as much of it is as may be;
-    /// or it is cut, where that is asked for.
+    /// Token ids of each input. A text that is too long is cut if the request allows it. Otherwise it is refused before it is
+    /// tokenized, or as soon as too many of its tokens are known.
     ///
     /// # Errors
     /// `invalid_value` or `context_length_exceeded` (400) names the input at fault. Those of `wanted`.
@@ -115,7 +115,7 @@ impl EmbedTokens<'_> {
         })
     }
 
-    /// Without special tokens: of at most `longest` tokens, or of any length and cut to `most`.
+    /// Tokens of a document without special tokens. It may have at most `longest`, or is cut to `most`.
     fn document(
         &self,
         at: usize,

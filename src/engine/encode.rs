@@ -1,4 +1,5 @@
-//! From a submission's input to tokens: token ids as they are, text by the tokenizer, messages by the chat template.
+//! Converts a submission's input into tokens: token ids are used as they are, text is tokenized, and messages are rendered by the
+//! chat template first.
 
 use std::borrow::Cow;
 
@@ -12,21 +13,22 @@ use crate::text::formats::Thoughts;
 use crate::text::{ChatTemplate, Ending, PIECE_BYTES, Tail, Tokenizer, Watch, without_notes};
 use crate::wire::answer::{AnswerFormat, AnswerParser, Piece};
 
-/// The input of a request in tokens, and what its template says of it.
+/// The tokens of a request's input, and what the template says about them.
 pub(super) struct Encoded {
     pub(super) input: Vec<u32>,
     pub(super) tail: Tail,
     pub(super) system_tokens: usize,
-    /// Of a model with recurrent layers: lengths of the first input after which another one may go on.
+    /// For a model with recurrent layers: lengths of the first input after which another input may continue.
     pub(super) borders: Vec<usize>,
     pub(super) thinking: Option<Thoughts>,
 }
 
-/// Renders and tokenizes the input of `submission`, which goes on after `base`, or begins it (`first`). `watch` is told of the
-/// tokens as they come.
+/// Renders and tokenizes the input of `submission`. The input follows `base`, or is the first of its session (`first`). `watch` is
+/// called as tokens come.
 ///
 /// # Errors
-/// 400: a template's refusal, a token outside the vocabulary, what this model has no tokenizer or template for. Those of `watch`.
+/// 400: the template refuses the messages, a token is outside the vocabulary, or the model has no tokenizer or template. Those of
+/// `watch`.
 pub(super) fn encode(
     submission: &Submission,
     base: &TurnHistory,
@@ -61,7 +63,7 @@ pub(super) fn encode(
             };
             let nothing_new = text.is_empty() && !first;
             if nothing_new && (base.tail == Tail::OpenAssistant || !generates) {
-                // The open answer is continued as it stands.
+                // The open answer continues without anything before the text.
                 return Ok(Encoded {
                     input: Vec::new(),
                     tail: base.tail,
@@ -131,7 +133,7 @@ pub(super) fn encode(
     }
 }
 
-/// The messages as `template` knows them, and the tools where it shows these. `first`: they begin the conversation.
+/// The messages as the template gets them, and the tools if the template shows them. `first`: the messages begin the conversation.
 fn for_template<'a>(
     template: &ChatTemplate,
     messages: &'a [Value],
@@ -151,7 +153,7 @@ fn for_template<'a>(
     (messages, tools)
 }
 
-/// Text without a template: the first of a session gets the model's special tokens, what follows goes on as it stands.
+/// Text without a template. The first text of a session gets the model's special tokens; a later one gets none.
 fn encode_raw(
     tokenizer: &Tokenizer,
     text: &str,
@@ -202,7 +204,7 @@ fn render(
         && let Some(prefix) = template.system_prefix(messages, tools, kwargs)
     {
         let prefix = tokenizer.encode_rendered(&prefix, false, PIECE_BYTES, watch)?;
-        // Where the border does not fall between two tokens, the system prompt cannot be kept apart.
+        // If the prompt's end is not between two tokens, the system prompt cannot be kept by itself.
         if input.starts_with(&prefix) {
             system_tokens = prefix.len();
         }
@@ -225,8 +227,8 @@ fn render(
     })
 }
 
-/// How many tokens of `input`, which `text` was tokenized to, come before the header of the answer: the next request of a client that
-/// sends its whole conversation begins with them, whatever becomes of the answer in it.
+/// Number of tokens of `input`, the tokens of `text`, that come before the header of the answer. If a client sends its whole
+/// conversation, its next request begins with these tokens, whatever it makes of the answer.
 fn end_of_messages(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -246,8 +248,8 @@ fn end_of_messages(
     input.strip_suffix(header.as_slice()).map(<[u32]>::len)
 }
 
-/// Refuses a text with tokens that the model has no embedding for: the tokenizer of a fine-tune may know more tokens than its
-/// checkpoint has rows.
+/// Refuses a text with tokens that the model has no embedding for. The tokenizer of a fine-tuned model may have more tokens than
+/// the checkpoint has rows.
 pub(super) fn check_embedded(
     submission: &Submission,
     ids: &[u32],
@@ -272,7 +274,7 @@ pub(super) fn check_embedded(
     ))
 }
 
-/// The functions that the last answer of a session calls, where `messages` begin with what they gave.
+/// The names of the functions that a session's last answer calls, if `messages` begin with their results.
 fn called(
     base: &TurnHistory,
     messages: &[Value],
@@ -290,7 +292,7 @@ fn called(
     let answer = base.history.get(begin..turn.end()).unwrap_or_default();
     let functions = functions(tools.unwrap_or_default());
     let format = AnswerFormat {
-        // How the answer began is not known any more; thoughts that were opened in the prompt end all the same.
+        // Nobody knows any more how the answer began. Thoughts that the prompt opened end as usual.
         thinking: None,
         tools: Some((
             template.tool_format(),
@@ -310,7 +312,7 @@ fn called(
     names.collect()
 }
 
-/// Refuses ids that are no token's.
+/// Refuses ids outside the vocabulary.
 pub(super) fn check_vocabulary(
     param: &str,
     ids: impl IntoIterator<Item = u32>,

@@ -1,4 +1,4 @@
-//! The events of requests, and the numbers of their choices as sequences.
+//! The events of requests, and the ids of their choices' sequences.
 
 use super::turn_guard::FinishedTurn;
 use crate::error::Error;
@@ -21,11 +21,11 @@ pub trait Events {
         usage: Usage,
         turn: Option<FinishedTurn>,
     );
-    /// The whole request has failed. `usage`: what its unfinished choices have used.
+    /// The whole request has failed. `usage`: what its unfinished choices have used until then.
     fn fail(&mut self, request: u64, error: &Error, usage: Usage);
-    /// A choice's first token was sampled.
+    /// The first token of a choice was sampled.
     fn first_token(&mut self, _request: u64, _choice: usize) {}
-    /// A choice's further token was sampled.
+    /// Another token of a choice was sampled.
     fn next_token(&mut self, _request: u64, _choice: usize) {}
 }
 
@@ -38,12 +38,12 @@ pub enum Abort {
     Cancel,
 }
 
-/// The sequence of a request's choice in the steps.
+/// The sequence id of a request's choice.
 pub const fn sequence_id(request: u64, choice: usize) -> u64 {
     request * MAX_CHOICES as u64 + choice as u64
 }
 
-/// The request and the choice that a sequence of a step belongs to.
+/// The request and the choice of a sequence.
 pub const fn request_of(sequence: u64) -> (u64, usize) {
     (
         sequence / MAX_CHOICES as u64,

@@ -1,4 +1,4 @@
-//! The interface to the model. An [`Executor`] computes steps, and knows nothing else.
+//! The interface to the model: an [`Executor`] computes steps and embeddings.
 
 use crate::error::{Error, Result};
 use crate::kv::Place;
@@ -11,18 +11,18 @@ pub struct StepOutput {
     pub tokens: Vec<u32>,
     /// Log-probability of each row's token; 0 if it was not requested.
     pub logprobs: Vec<f32>,
-    /// The most likely tokens of each row with their log-probabilities, the best first; empty if they were not requested.
+    /// The most likely tokens of each row with their log-probabilities, most likely first. Empty if they were not requested.
     pub top: Vec<Vec<(u32, f32)>>,
-    /// Of a model that guesses ahead: the token that may follow each row's.
+    /// For a model that drafts: the token that it predicts after each row's token.
     pub guesses: Vec<u32>,
 }
 
-/// The code of an error with which a step fails because the model has lost its memory, which works again. The step's requests, and
-/// all others that run, are computed anew.
+/// The error code of a step that fails because the model has lost its memory. The model works again; the engine recomputes all
+/// running requests.
 pub const MEMORY_LOST: &str = "memory_lost";
 
-/// The code of an error with which steps and embeddings fail while the process that computes them is down. All open requests fail with
-/// it, and the model's memory is lost.
+/// The error code of steps and embeddings that fail because the process that computes them is down. All open requests fail with it,
+/// and the model's memory is lost.
 pub const WORKER_UNAVAILABLE: &str = "worker_unavailable";
 
 /// A model that computes steps.
@@ -45,8 +45,8 @@ pub trait Executor {
     /// As [`Self::launch`].
     fn embed(&mut self, token_ids: &[i32], cu_seqlens: &[i32]) -> Result<Vec<f32>>;
 
-    /// The same, or `None` of a model that computes long texts in several passes, of which this was the first. What was begun
-    /// before and is not done is dropped.
+    /// Like [`Self::embed`]. A model that computes long texts in several passes runs the first pass and returns `None`. An
+    /// unfinished computation is dropped.
     ///
     /// # Errors
     /// As [`Self::launch`].
@@ -54,7 +54,7 @@ pub trait Executor {
         self.embed(token_ids, cu_seqlens).map(Some)
     }
 
-    /// Computes the next pass of what [`Self::begin_embed`] began, and gives the embeddings if it was the last.
+    /// Runs the next pass of what [`Self::begin_embed`] began. Returns the embeddings after the last pass.
     ///
     /// # Errors
     /// As [`Self::launch`]; `internal_error` if nothing was begun.
@@ -62,18 +62,18 @@ pub trait Executor {
         Err(Error::internal("no text was begun"))
     }
 
-    /// Copies a content out of the model's memory: a block, or a state and the whole block with its tail after it.
+    /// Copies data out of the model's memory: a block, or a state followed by the block that holds its tail.
     ///
     /// # Errors
-    /// As [`Self::launch`]; `internal_error` of a model whose memory cannot be copied.
+    /// As [`Self::launch`]; `internal_error` if the model's memory cannot be copied.
     fn save(&mut self, _place: Place) -> Result<Vec<u8>> {
         Err(no_copies())
     }
 
-    /// Copies what [`Self::save`] gave into the model's memory, before the next step.
+    /// Copies the bytes of [`Self::save`] into the model's memory, before the next step.
     ///
     /// # Errors
-    /// As [`Self::save`], and where the bytes are not of the right number.
+    /// As [`Self::save`], and `internal_error` for a wrong number of bytes.
     fn load(&mut self, _place: Place, _bytes: &[u8]) -> Result<()> {
         Err(no_copies())
     }

@@ -1,4 +1,4 @@
-//! Compiles the grammars of requests: on threads of their own, within a time limit, and each grammar once.
+//! Compiles the grammars of requests. Each grammar is compiled once, on a thread of its own and within a time limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -11,13 +11,14 @@ use crate::error::{Error, Kind, Result};
 use crate::guided::{Compiler, Grammar, GrammarCache, Matcher};
 use crate::text::Tokenizer;
 
-/// How long a grammar may take to compile.
+/// Time limit of a compilation.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// Number of compilations that may keep running beyond their time limit. They cannot be stopped, so beyond it no others are started.
+/// Maximum number of compilations that still run after their time limit. A compilation cannot be stopped, so at this number no
+/// other one is started.
 const MAX_OVERDUE: usize = 2;
-/// Nested schemas and rules are compiled by recursion.
+/// The compiler recurses into nested schemas and rules.
 const STACK_BYTES: usize = 256 << 20;
-/// What compiled grammars may take.
+/// Maximum size of the compiled grammars that are kept.
 const CACHE_BYTES: usize = 64 << 20;
 
 /// The compiled grammars of one model.
@@ -26,7 +27,7 @@ pub struct Grammars {
     tokenizer: Option<Arc<Tokenizer>>,
     vocab_size: usize,
     end_tokens: Vec<u32>,
-    /// Made for the first grammar: most servers never see one.
+    /// Created for the first grammar: most servers never get one.
     compiler: OnceLock<Result<Arc<Compiler>>>,
     cache: Mutex<GrammarCache>,
     overdue: Arc<AtomicUsize>,
@@ -34,7 +35,7 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// No grammars yet. `vocab_size`: rows of the logits; `end_tokens` end an answer.
+    /// `vocab_size` is the number of rows of the logits; `end_tokens` end an answer.
     pub fn new(tokenizer: Option<Arc<Tokenizer>>, vocab_size: usize, end_tokens: Vec<u32>) -> Self {
         Self {
             tokenizer,
@@ -47,16 +48,16 @@ impl Grammars {
         }
     }
 
-    /// A matcher for each of `choices`, if the grammar is known already.
+    /// A matcher for each of `choices`, if the grammar is compiled already.
     pub(super) fn cached(&self, grammar: &Grammar, choices: usize) -> Option<Vec<Matcher>> {
         let matcher = lock(&self.cache).get(&grammar.key())?;
         Some(forks(&matcher, choices))
     }
 
-    /// A matcher for each of `choices`. Blocks while it compiles.
+    /// A matcher for each of `choices`. Blocks while the grammar is compiled.
     ///
     /// # Errors
-    /// `invalid_grammar` (400) says what is at fault, or that the time limit was reached; `grammar_compiler_busy` (429).
+    /// `invalid_grammar` (400) with the reason, which may be the time limit; `grammar_compiler_busy` (429).
     pub fn matchers(&self, grammar: &Grammar, choices: usize) -> Result<Vec<Matcher>> {
         if let Some(matchers) = self.cached(grammar, choices) {
             return Ok(matchers);
@@ -93,7 +94,7 @@ impl Grammars {
         let param = grammar.param().to_owned();
         let (sender, receiver) = channel();
         let compile = move || {
-            // Nobody listens any more where the time limit was reached.
+            // After the time limit nobody receives it.
             let _ = sender.send(compiler.compile(&grammar));
         };
         let thread = Builder::new()
@@ -121,16 +122,16 @@ impl Grammars {
         }
     }
 
-    /// Counts a compilation beyond its time as long as it runs.
+    /// Counts a compilation that exceeds its time limit until it ends.
     fn watch(&self, thread: JoinHandle<()>) {
         let overdue = Arc::clone(&self.overdue);
         overdue.fetch_add(1, Ordering::AcqRel);
         let wait = move || {
-            // How it ended does not matter any more.
+            // Nobody needs its result any more.
             let _ = thread.join();
             overdue.fetch_sub(1, Ordering::AcqRel);
         };
-        // Without a thread to watch it, it counts for ever, which errs on the safe side.
+        // If no thread can watch it, it counts for ever. That only means that fewer are started.
         let _ = Builder::new()
             .name("lmserve-overdue".to_owned())
             .spawn(wait);
@@ -177,7 +178,7 @@ mod tests {
         let mut matchers = grammars.cached(&regex("ab"), 1).unwrap();
         assert!(!matchers[0].consume(0).unwrap());
         assert!(matchers[0].consume(1).unwrap());
-        // The others are where they were.
+        // The other matchers have not moved.
         let mut others = grammars.cached(&regex("ab"), 1).unwrap();
         assert!(others[0].consume(1).is_err());
     }
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn beyond_the_time_limit_a_grammar_is_refused_and_counts_until_it_ends() {
         let grammars = grammars(Duration::ZERO);
-        // Each terminal is twice the one after it, which takes a while to be found too large.
+        // Each rule stands for twice as much as the next one, so that the compiler needs a while to find it too large.
         let doubling = (0..40).fold("start: A0\nA40: \"a\"".to_owned(), |grammar, at| {
             let next = at + 1;
             grammar + &format!("\nA{at}: A{next} A{next}")

@@ -1,4 +1,4 @@
-//! Sequences that follow a grammar, on their way through the engine's steps.
+//! The matcher of a choice that follows a grammar.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::guided::{MaskRow, Matcher, StepMasks};
 use crate::panics::contain;
 
-/// What keeps one choice to its grammar.
+/// Keeps one choice to its grammar.
 #[derive(Debug)]
 pub(super) struct Guide {
     matcher: Arc<Mutex<Matcher>>,
@@ -23,7 +23,7 @@ impl Guide {
         }
     }
 
-    /// What the mask of a step's row needs; `tokens`: generated so far.
+    /// What is needed to compute the mask of a step's row. `tokens`: number of tokens generated so far.
     pub(super) fn mask_row(&self, row: usize, tokens: usize) -> MaskRow {
         MaskRow::by_grammar(
             row,
@@ -33,7 +33,7 @@ impl Guide {
         )
     }
 
-    /// Follows the token that a step chose for `row`. True: the text is complete.
+    /// Advances by the token that a step sampled for `row`. Returns true if the text is complete.
     pub(super) fn follow(&self, token: u32, row: usize, masks: Option<&StepMasks>) -> Result<bool> {
         if let Some(error) = masks.and_then(|masks| masks.error(row)) {
             return Err(error);
@@ -44,10 +44,10 @@ impl Guide {
                 .unwrap_or_else(PoisonError::into_inner)
                 .consume(token)
         };
-        // The engine's thread serves all others, too.
+        // The engine's thread also serves all other requests.
         contain("a grammar", follow).flatten()
     }
 }
 
-/// Requests whose grammar failed in a step, each with the reason.
+/// Requests whose grammar failed in a step, with the reasons.
 pub(super) type Failures = Vec<(u64, Error)>;

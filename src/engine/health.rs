@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use super::locks::lock;
 use crate::error::{Error, Kind, Result};
 
-/// Takes the place of a time while there is nothing to do.
+/// Stands for a time while there is nothing to do.
 const IDLE: u64 = u64::MAX;
 
-/// The signs of life of an engine's thread.
+/// What the engine's thread reports of itself.
 #[derive(Debug)]
 pub(super) struct Health {
     started: Instant,
-    /// If there is no sign for this long while work waits, the engine counts as stalled.
+    /// If work waits this long for a round, the engine counts as stalled.
     stall: Duration,
     /// Start of its last round, in milliseconds since the engine's start; [`IDLE`] while it has nothing to do.
     last_round: AtomicU64,

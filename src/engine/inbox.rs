@@ -17,7 +17,7 @@ pub(super) enum Command {
     Run(Box<ReadyRequest>),
     Embed(Box<EmbedJob>),
     Abort(u64),
-    /// Something was read from below, or can be written there again.
+    /// A tier has finished a read, or can take writes again.
     Look,
     Stop,
 }
@@ -38,7 +38,7 @@ pub(super) struct ReadyRequest {
 }
 
 impl Request {
-    /// Ends it with an error.
+    /// Ends it with this error.
     pub(super) fn fail(self, error: Error) {
         let Self {
             lease,
@@ -52,7 +52,7 @@ impl Request {
         reply.fail(error);
     }
 
-    /// Ends it before it has begun, because its client aborted it.
+    /// Ends it before it has begun, because its client has aborted it.
     pub(super) fn abort(self) {
         let Self {
             submission,
@@ -89,7 +89,7 @@ pub(super) struct Inbox {
 }
 
 impl Command {
-    /// Fails the request that the command brings.
+    /// Fails the request of this command.
     pub(super) fn reject(self, error: &Error) {
         match self {
             Self::Run(ready) => ready.request.fail(error.clone()),

@@ -1,4 +1,4 @@
-//! A lane's turn while it is running: collects what its client gets, until the turn is added to the lane.
+//! A lane's turn while it runs. It collects what the client gets, until the turn is added to the lane.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,25 +13,25 @@ pub struct OpenLaneTurn {
     pub(super) lanes: Arc<Mutex<Lanes>>,
     pub(super) key: LaneKey,
     pub(super) setting: Arc<Setting>,
-    /// Those before it.
+    /// The turns before it.
     pub(super) turns: Vec<Arc<LaneTurn>>,
-    /// Tokens of these.
+    /// Number of tokens of the turns before it.
     pub(super) history_tokens: usize,
-    /// What it brought in.
+    /// The messages that it adds.
     pub(super) messages: Vec<Box<str>>,
-    /// How its answer is taken apart.
+    /// How its answer is parsed.
     pub(super) format: AnswerFormat,
     /// The answer so far.
     pub(super) text: String,
 }
 
 impl OpenLaneTurn {
-    /// Adds more of the answer, as its client gets it.
+    /// Adds text of the answer, as the client gets it.
     pub(super) fn say(&mut self, text: &str) {
         self.text.push_str(text);
     }
 
-    /// The answer has ended. `tokens`: of all turns, of which the first `prompt_tokens` are the prompt.
+    /// Ends the turn. `tokens` are those of all turns; the first `prompt_tokens` of them are the prompt.
     pub(super) fn finish(self, tokens: &[u32], prompt_tokens: usize, tail: Tail) {
         let new = NewTurn {
             messages: self.messages,
@@ -44,7 +44,7 @@ impl OpenLaneTurn {
     }
 }
 
-/// An answer's text as its client was told it.
+/// An answer's text as the client got it.
 fn told(format: &AnswerFormat, text: String) -> ToldAnswer {
     let mut answer = ToldAnswer::default();
     let Some(mut parser) = AnswerParser::new(format) else {

@@ -1,4 +1,4 @@
-//! Goes on from what a lane holds of a request's conversation, and keeps the turn that follows.
+//! Continues from the turns of a lane that a request repeats, and adds the request's turn to the lane.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use crate::session::{Known, LaneKey, Lanes, Setting, TurnHistory, written};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::wire::answer::AnswerFormat;
 
-/// A lane's history may leave less of the context than this share of it only where the request asks for no more.
+/// If a lane's history leaves less than this part of the context, it is used only if the request asks for no more than that.
 const LEAST_ROOM: usize = 4;
 
 /// A lane that a request continues.
@@ -29,8 +29,8 @@ struct OpenLane {
 }
 
 impl OpenLane {
-    /// The lane of a request; None where it names none, or where what it asks for takes more than a history and an answer. A branch
-    /// of a session sends only what is new: its lane must have the turns of `base`.
+    /// The lane of a request. None if the request names no lane, or asks for something that needs more than a history and an
+    /// answer. A branch of a session sends only new messages: its lane must have the turns of `base`.
     fn of(submission: &Submission, base: &TurnHistory, lanes: &Arc<Mutex<Lanes>>) -> Option<Self> {
         let name = submission.lane.as_deref()?;
         let Input::Messages {
@@ -94,8 +94,8 @@ impl OpenLane {
     }
 }
 
-/// As [`prepare`]; a request that names a lane goes on from what that holds of its messages, where that fits as well. `base`: of
-/// its session, or of the session that it branches from, which it goes on from in any case.
+/// Like [`prepare`]. A request that names a lane continues from the messages that the lane has, if the result fits into the
+/// context. `base`: the history of the request's session or of its parent; the request continues from it in any case.
 ///
 /// # Errors
 /// Those of [`prepare`].
@@ -125,7 +125,8 @@ pub fn prepare_in_lane(
         };
         let prepared = prepare(submission, history, tokenizer, template, limits, wanted);
         put_messages(submission, before);
-        // Where it cannot go on, or not for long, it is computed anew: its messages may take fewer tokens than its history.
+        // If it cannot continue from the lane, or has little room, all messages are rendered: they may take fewer tokens than the
+        // lane's history.
         if let Ok(mut prepared) = prepared
             && has_room(submission, &prepared, limits)
         {
@@ -146,7 +147,7 @@ fn has_room(submission: &Submission, prepared: &Prepared, limits: Limits) -> boo
     room >= limits.context_length / LEAST_ROOM || asked.is_some_and(|asked| asked as usize <= room)
 }
 
-/// Takes the first `count` messages out of a request.
+/// Removes the first `count` messages from a request.
 fn take_messages(submission: &mut Submission, count: usize) -> Vec<Value> {
     match &mut submission.input {
         Input::Messages { messages, .. } => messages.drain(..count.min(messages.len())).collect(),

@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks `mutex`. What the mutexes of the engine hold is whole between any two statements, so a panic elsewhere is no reason to
-/// refuse it.
+/// Locks `mutex`, even after a panic of its holder. The engine keeps what its mutexes guard consistent between any two statements.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

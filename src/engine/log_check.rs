@@ -1,4 +1,4 @@
-//! Looks at a session log, or mends it, while no server has it.
+//! Checks or repairs a session log that no server has open.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::log_writer::{DurableSessions, Fsync};
 use crate::error::{Error, Kind, Result};
 use crate::session::{LogOptions, Restored, SessionLog, StoreLimits};
 
-/// Bounds that let every session live.
+/// Limits that let every session live.
 const ALL: StoreLimits = StoreLimits {
     max_sessions: usize::MAX,
     ttl_ms: 0,
@@ -21,7 +21,7 @@ fn open(folder: &Path) -> Result<LogFile> {
     LogFile::open(folder)
 }
 
-/// Says what the log in a folder has and what it has lost, and changes nothing.
+/// Reports what the log in a folder has and what it has lost. Changes nothing.
 ///
 /// # Errors
 /// `session_log_not_found` (404); those of [`LogFile::open`] and [`SessionLog::check`].
@@ -29,8 +29,8 @@ pub fn check_log(folder: &Path) -> Result<Restored> {
     SessionLog::check(&mut open(folder)?)
 }
 
-/// Does what a server does that starts with the log: keeps what is damaged beside it, cuts off a torn end, and writes it anew
-/// where something is missing.
+/// Repairs a log as a server does at its start: copies damaged parts to a file beside it, cuts off a torn end, and rewrites the log
+/// if something is missing.
 ///
 /// # Errors
 /// As [`check_log`], and those of [`SessionLog::open`].

@@ -1,4 +1,4 @@
-//! The folder of a session log: one server's at a time.
+//! The folder of a session log. Only one server at a time may have it.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
@@ -16,18 +16,18 @@ const NEW_LOG: &str = "sessions.log.new";
 const KEPT: &str = "sessions.log.damaged";
 const SUSPECT: &str = "sessions.log.suspect";
 const LOCK: &str = "lock";
-/// Bytes of a new log that may be on their way to the disk, so that its end has not to wait for all of it.
+/// Bytes of a new log that may wait for their fsync. With fewer, the end of a rewrite waits less.
 const UNSYNCED_BYTES: u64 = 32 << 20;
-/// Bytes of a damaged log that are copied at a time.
+/// Bytes of a damaged log that are copied at once.
 const COPY_BYTES: usize = 1 << 20;
 
-/// How long a lock is waited for. A process that has just been killed keeps its lock until the kernel has taken it apart, and a
-/// child keeps that of its parent from the fork until it runs its program.
+/// How long to wait for the lock. A process that was killed holds its lock until the kernel has cleaned up, and a forked child
+/// holds its parent's lock until it runs its program.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
-/// A log on disk. Nobody but its owner may read what was said.
+/// A log on disk. Only its owner may read it, because it contains conversations.
 #[derive(Debug)]
 pub struct LogFile {
     folder: PathBuf,
@@ -35,11 +35,11 @@ pub struct LogFile {
     log: File,
     new: Option<File>,
     unsynced: u64,
-    /// Locked for as long as it is open.
+    /// Locked while the log is open.
     lock: File,
 }
 
-/// What is where a file was opened.
+/// What is at the path where a file was opened.
 enum Place {
     Ours,
     Gone,
@@ -47,10 +47,10 @@ enum Place {
 }
 
 impl LogFile {
-    /// Opens the log in `folder`, which is made where there is none.
+    /// Opens the log in `folder`, and creates the folder if needed.
     ///
     /// # Errors
-    /// `session_dir_in_use` (400) while another server has it; `session_dir_unusable` (400) where it cannot be made or opened.
+    /// `session_dir_in_use` (400) while another server has it; `session_dir_unusable` (400) if it cannot be created or opened.
     pub fn open(folder: &Path) -> Result<Self> {
         let unusable = |e: io::Error| {
             let message = format!("--session-dir {} cannot be used: {e}", folder.display());
@@ -66,7 +66,7 @@ impl LogFile {
         }
         let log = open_regular(&folder.join(LOG)).map_err(unusable)?;
         let directory = File::open(folder).map_err(unusable)?;
-        // The log's own name is to outlive the machine, too.
+        // Without this fsync, a crash of the machine may lose the log's name.
         directory.sync_all().map_err(unusable)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -83,7 +83,7 @@ impl LogFile {
         self.new.as_mut().ok_or_else(none)
     }
 
-    /// Fails where the log is not in its place: what is written to a file without a name is gone with the process.
+    /// Fails if the path no longer leads to the open log: a file without a name is lost when the process ends.
     fn check_place(&self) -> io::Result<()> {
         let path = self.folder.join(LOG);
         match place(&path, &self.log)? {
@@ -96,7 +96,7 @@ impl LogFile {
         }
     }
 
-    /// Makes the folder again where it is gone, and locks it.
+    /// Creates and locks the folder again if it is gone.
     fn make_place(&mut self) -> io::Result<()> {
         make(&self.folder)?;
         if !matches!(place(&self.folder.join(LOCK), &self.lock)?, Place::Ours) {
@@ -160,7 +160,7 @@ fn place(path: &Path, file: &File) -> io::Result<Place> {
     })
 }
 
-/// What something is in place of a regular file.
+/// What kind of file this is, if not a regular one.
 fn irregular(metadata: &Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     if kind.is_file() {
@@ -176,7 +176,7 @@ fn irregular(metadata: &Metadata) -> Option<&'static str> {
     }
 }
 
-/// Opens a regular file to append to it, and makes it where there is none. Never waits for the other end of a FIFO.
+/// Opens a regular file to append to it, and creates it if needed. Never blocks on a FIFO.
 fn open_regular(path: &Path) -> io::Result<File> {
     let check = |metadata: &Metadata| match irregular(metadata) {
         Some(what) => Err(other_in_place(path, what)),
@@ -194,7 +194,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The folder's lock file, locked until it is closed; None if another process still has it after [`LOCK_PATIENCE`].
+/// The folder's lock file, locked until it is closed. None if another process still has the lock after [`LOCK_PATIENCE`].
 pub(super) fn lock(folder: &Path) -> io::Result<Option<File>> {
     let file = open_regular(&folder.join(LOCK))?;
     let begin = Instant::now();
@@ -240,7 +240,7 @@ impl LogStorage for LogFile {
             checksum.update(bytes);
             Ok(())
         })?;
-        // What was kept before a server died over it has its name already.
+        // A server that died during this step may have kept it under this name already.
         let name = format!("{KEPT}-{:08x}", checksum.finalize());
         let path = self.folder.join(&name);
         if !path.exists() {

@@ -1,5 +1,5 @@
-//! The thread that writes finished turns down before anybody hears of their end, so that the engine's thread never waits for a
-//! disk. What is waiting is written, and made safe, at once.
+//! The thread that writes finished turns to the session log before their replies end, so that the engine's thread never waits for a
+//! disk. It writes all waiting turns at once, with one fsync.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,32 +21,32 @@ use crate::wire::Wake;
 
 /// Time between two fsyncs of [`Fsync::Interval`].
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// Time until a rewrite that failed is tried again.
+/// Time until a failed rewrite is tried again.
 const REWRITE_AGAIN: Duration = Duration::from_secs(60);
-/// Time until a disk that failed is tried again.
+/// Time until a failed disk is tried again.
 const HEAL_AGAIN: Duration = Duration::from_secs(1);
 /// Sessions copied at a time while a log is rewritten.
 const REWRITE_CHUNK: usize = 256;
 
-/// When what was written is made safe from the death of the machine; from that of the process it always is.
+/// When a written turn is safe from a crash of the machine. It is always safe from a crash of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fsync {
     /// Before a turn's reply ends.
     Always,
     /// Once a second.
     Interval,
-    /// When the system likes.
+    /// When the system does it.
     Never,
 }
 
-/// Where and how sessions are written down.
+/// Where and how sessions are stored.
 #[derive(Debug, Clone)]
 pub struct DurableSessions {
     /// The log's folder, which no two servers share.
     pub folder: PathBuf,
-    /// When it is made safe.
+    /// When turns are synced.
     pub fsync: Fsync,
-    /// What its tokens mean, and whose they are.
+    /// Which model its tokens belong to, and the tenants.
     pub options: LogOptions,
 }
 
@@ -67,7 +67,7 @@ impl DurableSessions {
     }
 }
 
-/// A log that is open, and its sessions.
+/// An open log, and its sessions.
 pub struct OpenLog {
     pub(super) log: SessionLog<LogFile>,
     pub(super) fsync: Fsync,
@@ -76,18 +76,19 @@ pub struct OpenLog {
 }
 
 impl OpenLog {
-    /// What it brought back.
+    /// What was read from it.
     pub const fn restored(&self) -> &Restored {
         &self.restored
     }
 
-    /// What it brought back; the log is closed.
+    /// What was read from it. This closes the log.
     pub fn into_restored(self) -> Restored {
         self.restored
     }
 }
 
-/// Whom to tell that a turn is written and settled, or that it is not and its session is as it was. Told in any case.
+/// Called once a turn is written and committed, or has failed and its session is unchanged. Dropping it reports a failure, so it is
+/// always called.
 pub(super) struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
 
 impl Done {
@@ -114,26 +115,26 @@ impl Drop for Done {
 
 /// A finished turn on its way to the log.
 pub(super) struct WriteJob {
-    // Dropped in this order: the session is free again before its client hears of the error.
+    // Fields are dropped in this order: the session is free again before its client gets the error.
     pub(super) turn: FinishedTurn,
     pub(super) done: Done,
 }
 
-/// The way to the writer's thread.
+/// Sends turns to the writer's thread.
 #[derive(Debug, Clone)]
 pub(super) struct LogSender(Sender<WriteJob>);
 
 impl LogSender {
-    /// Passes a turn to the writer. `done` is called once it is written.
+    /// Passes a turn to the writer, which calls `done` once the turn is written.
     pub(super) fn send(&self, turn: FinishedTurn, done: Done) {
-        // A job that comes back is dropped, and so tells its failure.
+        // If the thread has ended, the job comes back. Dropping it reports the failure.
         drop(self.0.send(WriteJob { turn, done }));
     }
 
-    /// Writes a turn and waits for that.
+    /// Writes a turn and waits for it.
     pub(super) fn write(&self, turn: FinishedTurn) -> Result<()> {
         let (told, outcome) = channel();
-        // The receiver below lives until it is told.
+        // The receiver lives until this is called.
         self.send(turn, Done::new(move |result| drop(told.send(result))));
         outcome
             .recv()
@@ -141,7 +142,7 @@ impl LogSender {
     }
 }
 
-/// What the writer has done, to be read by others.
+/// Counters of the writer, for other threads to read.
 #[derive(Debug, Default)]
 pub(super) struct LogCounters {
     pub(super) bytes: AtomicU64,
@@ -152,7 +153,7 @@ pub(super) struct LogCounters {
 }
 
 impl LogCounters {
-    /// Why the log takes nothing now; absent while it is well.
+    /// Why nothing can be written now; absent if the log works.
     pub(super) fn fault(&self) -> Option<LogFault> {
         lock(&self.fault).clone()
     }
@@ -205,7 +206,7 @@ impl<S: LogStorage> LogWriter<S> {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let jobs: Vec<WriteJob> = first.into_iter().chain(self.receiver.try_iter()).collect();
-            // A turn whose writing panics is told that it failed, for its job is dropped.
+            // If the write panics, its jobs are dropped, and this reports the failure to each.
             let done = contain("the session log", || {
                 if !jobs.is_empty() {
                     self.write(jobs);
@@ -218,14 +219,14 @@ impl<S: LogStorage> LogWriter<S> {
             self.wake.signal();
             self.publish();
         }
-        // What was evicted since the last turn.
+        // Sessions that were evicted since the last turn.
         self.write(Vec::new());
         let synced = self.log.sync();
         self.count(synced.map_err(drop));
         self.publish();
     }
 
-    /// Says how the log is.
+    /// Publishes the log's counters and fault.
     fn publish(&self) {
         self.counters.bytes.store(self.log.len(), Ordering::Relaxed);
         let fault = self.log.fault().cloned();
@@ -235,7 +236,7 @@ impl<S: LogStorage> LogWriter<S> {
         }
     }
 
-    /// Waits for a job, and no longer than until something else is to be done.
+    /// Waits for a job, at most until the next fsync, retry or rewrite is due.
     fn next(&self) -> Result<WriteJob, RecvTimeoutError> {
         if self.log.is_rewriting() {
             return self.receiver.try_recv().map_err(|e| match e {
@@ -273,7 +274,7 @@ impl<S: LogStorage> LogWriter<S> {
             .chain(turns.iter().map(|(turn, _)| turn.change()))
             .collect();
         let together = self.append_or_heal(&changes);
-        // One that cannot be written must not take the others with it; but an eviction comes before what follows it.
+        // If a group cannot be written, each turn is tried alone, so that one does not fail the others. Evictions come first.
         let evictions_written = match &together {
             Err(_) if !evicted.is_empty() && changes.len() > evicted.len() => {
                 self.append(&evictions.collect::<Vec<_>>())
@@ -286,7 +287,7 @@ impl<S: LogStorage> LogWriter<S> {
         let alone = evictions_written.is_ok() || evicted.is_empty();
         let retry = together.is_err() && alone && changes.len() > 1;
         drop(changes);
-        // Whoever hears of a failure finds its reason.
+        // Whoever gets the failure can then read its reason.
         self.publish();
         for (turn, done) in turns {
             let written = if retry {
@@ -304,7 +305,7 @@ impl<S: LogStorage> LogWriter<S> {
         self.wake.signal();
     }
 
-    /// Writes changes; where the disk lost the log, that is written anew first.
+    /// Appends changes. If the disk has lost the log, writes the whole log again first.
     fn append_or_heal(&mut self, changes: &[Change<'_>]) -> Result<()> {
         let written = self.append(changes);
         if written.is_err() && self.log.is_suspect() && self.heal() {
@@ -327,7 +328,7 @@ impl<S: LogStorage> LogWriter<S> {
         }
     }
 
-    /// Tries whether a disk that failed is well again; true where it is.
+    /// Tries whether a failed disk works again. Returns true if it does.
     fn heal(&mut self) -> bool {
         if self.log.fault().is_none() || Instant::now() < self.heal_not_before {
             return self.log.fault().is_none();
@@ -379,7 +380,7 @@ impl<S: LogStorage> LogWriter<S> {
     }
 }
 
-/// Settles a turn where nothing is written down.
+/// Commits a turn. Without a log nothing is written.
 pub(super) fn settle(log: Option<&LogSender>, turn: FinishedTurn) -> Result<(), Error> {
     if let Some(log) = log {
         return log.write(turn);

@@ -7,17 +7,17 @@ use super::pool::Pool;
 use crate::error::Result;
 use crate::guided::StepMasks;
 
-/// Most threads: who waits for the masks helps too.
+/// Maximum number of threads. The thread that waits for the masks helps.
 const MAX_THREADS: usize = 8;
 
-/// Threads that are idle until a step has masks.
+/// Threads that wait for steps with masks.
 pub(super) struct MaskingThreads {
     pool: Pool,
     threads: usize,
 }
 
 impl MaskingThreads {
-    /// Starts them: half as many as the machine has cores, for the model needs these too.
+    /// Starts half as many threads as the machine has cores, because the model needs cores too.
     pub(super) fn start() -> Result<Self> {
         let cores = available_parallelism().map_or(1, usize::from);
         let threads = (cores / 2).clamp(1, MAX_THREADS);
@@ -25,11 +25,11 @@ impl MaskingThreads {
         Ok(Self { pool, threads })
     }
 
-    /// Begins with the masks of a step, and returns at once.
+    /// Begins to compute the masks of a step, and returns at once.
     pub(super) fn begin(&self, masks: &Arc<StepMasks>) {
         for _ in 0..self.threads.min(masks.rows().len()) {
             let masks = Arc::clone(masks);
-            // Where the threads are gone, who waits for the masks computes them.
+            // If the threads are gone, the thread that waits for the masks computes them.
             let _ = self.pool.run(Box::new(move || masks.work()));
         }
     }

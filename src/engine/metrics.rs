@@ -1,4 +1,4 @@
-//! Latencies and outcomes of requests, and everything countable in Prometheus' text format.
+//! Latencies and outcomes of requests, and all metrics in Prometheus' text format.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::config::Stats;
 use crate::sched::FinishReason;
 use crate::tier::{StoreStats, TierStats};
 
-/// Upper bounds of the histograms' buckets, in seconds; a last one has none.
+/// Upper bounds of the histograms' buckets, in seconds. One more bucket has no bound.
 const BOUNDS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
 ];
@@ -66,12 +66,12 @@ impl From<FinishReason> for Outcome {
 }
 
 impl Latencies {
-    /// A request's first step begins, so long after it came in.
+    /// Records that a request's first step begins. `age`: the time since it arrived.
     pub(super) fn start(&mut self, age: Duration) {
         self.queue.observe(age);
     }
 
-    /// A request's first token is there, so long after it came in.
+    /// Records a request's first token. `age`: the time since it arrived.
     pub(super) fn first_token(&mut self, age: Duration) {
         self.first_token.observe(age);
     }
@@ -81,12 +81,12 @@ impl Latencies {
         self.prompt_tokens += tokens as u64;
     }
 
-    /// A further token of a request is there, so long after the one before.
+    /// Records a further token of a request. `time`: since the token before it.
     pub(super) fn next_token(&mut self, time: Duration) {
         self.between_tokens.observe(time);
     }
 
-    /// A request ends, so long after it came in.
+    /// Records the end of a request. `age`: the time since it arrived.
     pub(super) fn end(&mut self, age: Duration, outcome: Outcome) {
         self.whole.observe(age);
         self.outcomes[outcome as usize] += 1;
@@ -103,7 +103,7 @@ impl Writer {
     }
 
     fn line(&mut self, line: impl Display) {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(self.0, "{line}");
     }
 
@@ -253,10 +253,10 @@ fn write_gauges(out: &mut Writer, stats: &Stats) {
     }
 }
 
-/// A number of one tier.
+/// A counter of one tier.
 type Count = fn(TierStats) -> u64;
 
-/// Of the tiers below the model's memory.
+/// Metrics of the tiers below the model's memory.
 fn write_tiers(out: &mut Writer, stats: &StoreStats) {
     let tiers = [("host", stats.host), ("disk", stats.disk)];
     let failures = "Reads, writes and deletions that failed, and contents that were damaged.";

@@ -10,7 +10,7 @@ use crate::panics::contain;
 
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that do jobs in the order in which they come.
+/// Threads that run jobs in the order in which they arrive.
 pub(super) struct Pool {
     sender: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -33,7 +33,7 @@ impl Pool {
         })
     }
 
-    /// Hands a job over; gives it back once the pool is stopped.
+    /// Queues a job. Returns the job if the pool was stopped.
     pub(super) fn run(&self, job: Job) -> Result<(), Job> {
         match &*lock(&self.sender) {
             Some(sender) => sender.send(job).map_err(|unsent| unsent.0),
@@ -41,18 +41,23 @@ impl Pool {
         }
     }
 
-    /// Whether all threads live; true of a pool that was stopped.
+    /// Whether no thread has died. True for a stopped pool.
     pub(super) fn is_whole(&self) -> bool {
         !lock(&self.threads).iter().any(JoinHandle::is_finished)
     }
 
-    /// Takes no more jobs, and waits for those that it has. False if one panicked. May be called again.
+    /// Refuses new jobs and waits for the queued ones. Returns false if a thread panicked. May be called again.
     pub(super) fn stop(&self) -> bool {
         lock(&self.sender).take();
-        let threads = std::mem::take(&mut *lock(&self.threads));
-        let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
-        ends.iter().all(Result::is_ok)
+        join(&self.threads)
     }
+}
+
+/// Waits for all threads. Returns false if one has panicked.
+pub(super) fn join(threads: &Mutex<Vec<JoinHandle<()>>>) -> bool {
+    let threads = std::mem::take(&mut *lock(threads));
+    let ends: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
+    ends.iter().all(Result::is_ok)
 }
 
 pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -66,7 +71,7 @@ fn run_jobs(name: &str, receiver: &Mutex<Receiver<Job>>) {
     loop {
         let job = lock(receiver).recv();
         let Ok(job) = job else { return };
-        // Whoever waits for the job hears of a panic when what the job owned is dropped.
+        // Dropping what the job owned reports the panic to whoever waits for it.
         drop(contain(name, job));
     }
 }
@@ -86,7 +91,7 @@ mod tests {
         for _ in 0..10 {
             assert!(pool.run(Box::new(|| panic!("out of luck"))).is_ok());
         }
-        // Both threads are needed to meet.
+        // The test passes only if two threads run at the same time.
         let (meet, (met, wait)) = (Arc::new(Barrier::new(2)), channel());
         for _ in 0..2 {
             let (meet, met) = (Arc::clone(&meet), met.clone());

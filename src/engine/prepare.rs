@@ -14,7 +14,7 @@ use crate::session::{Turn, TurnBefore, TurnHistory};
 use crate::text::{ChatTemplate, PIECE_BYTES, Tail, Tokenizer, Watch};
 use crate::wire::answer::AnswerFormat;
 
-/// A request in tokens.
+/// A request as tokens.
 #[derive(Debug)]
 pub struct Prepared {
     /// History and input.
@@ -47,13 +47,13 @@ pub struct Prepared {
     pub thoughts: Option<ThoughtLimit>,
     /// The turn of its lane.
     pub lane: Option<OpenLaneTurn>,
-    /// The answer, if it is said again.
+    /// The stored answer, if the request repeats a committed turn.
     pub said: Option<SaidAnswer>,
 }
 
 impl Prepared {
-    /// The same request, which says again what followed `before`, whatever it was prepared to follow. It is not committed, and none
-    /// of its input is charged a second time.
+    /// Turns this into a request that repeats the turn after `before`, whatever history it was prepared with. It is not committed,
+    /// and its input is not charged again.
     pub(super) fn saying_again(self, before: TurnBefore, limits: Limits) -> Self {
         let room = limits.context_length.saturating_sub(before.prompt.len());
         Self {
@@ -79,11 +79,13 @@ pub struct Echo {
     pub added: usize,
 }
 
-/// Renders and tokenizes a submission, and fits it after its history. A text that cannot fit is refused before it is tokenized, or
-/// as soon as too many of its tokens are known. `wanted` is called before each piece of a long text; an error of it ends the work.
+/// Renders and tokenizes a submission, and checks that history, input and output fit into the context. A text that cannot fit is
+/// refused before it is tokenized, or as soon as too many of its tokens are known. `wanted` is called before each piece of a long
+/// text; its error ends the work.
 ///
 /// # Errors
-/// 400: a template's refusal, a token outside the vocabulary, an empty prompt, `context_length_exceeded`. Those of `wanted`.
+/// 400: the template refuses the messages, a token is outside the vocabulary, the prompt is empty, or `context_length_exceeded`.
+/// Those of `wanted`.
 pub fn prepare(
     submission: &Submission,
     base: TurnHistory,
@@ -97,7 +99,7 @@ pub fn prepare(
     let first = base.turns.is_empty();
     let requested = submission.stopping.max_tokens.map(|n| n as usize);
     let on_overflow = submission.on_overflow;
-    // Dropping older turns can make room for the input, but for no more than the whole context.
+    // Dropping turns makes room for the input, but the input alone must still fit into the context.
     let kept = if on_overflow.drops_turns() {
         0
     } else {
@@ -121,14 +123,14 @@ pub fn prepare(
         |base: &TurnHistory| encode(submission, base, first, tokenizer, template, limits, &watch);
     let mut encoded = encode(&base)?;
     if on_overflow.drops_turns() && !first {
-        // A request without a limit, or with one that may be lowered, must at least have room for one token.
+        // A request without an output limit, or with one that may be lowered, needs room for one token at least.
         let output = requested.filter(|_| !on_overflow.truncates()).unwrap_or(1);
         let limit = limits
             .context_length
             .saturating_sub(encoded.input.len() + output);
         drop_oldest_turns(&mut base, limit);
         if base.turns.is_empty() && base.tail == Tail::OpenAssistant {
-            // The answer that the input would have closed is gone.
+            // The dropped turns contained the answer that the input would close.
             base.tail = Tail::Closed;
             encoded = encode(&base)?;
         }
@@ -224,7 +226,7 @@ fn echo(
     })
 }
 
-/// Checks the ids that reach the sampler: one outside the logits would fail the step of the whole batch.
+/// Checks the ids that reach the sampler. An id outside the logits would fail the step of the whole batch.
 fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
     let biased = submission.sampling.logit_bias.iter().map(|&(id, _)| id);
     check_vocabulary("logit_bias", biased, vocab_size)?;
@@ -232,7 +234,7 @@ fn check_token_ids(submission: &Submission, vocab_size: usize) -> Result<()> {
     check_vocabulary("stop_token_ids", stops, vocab_size)
 }
 
-/// `cut_short`: no more of the input was tokenized, or none of it where its bytes say enough.
+/// `cut_short`: the input was not tokenized to its end, or not at all because its bytes show that it is too long.
 fn overflow(
     submission: &Submission,
     context_length: usize,
@@ -243,7 +245,7 @@ fn overflow(
     let requested = submission.stopping.max_tokens;
     let at_least = if cut_short { "at least " } else { "" };
     let message = if submission.on_overflow.truncates() {
-        // Agents recognize these words of Anthropic's and OpenAI's APIs, and then shorten their conversation.
+        // Agents look for these words of Anthropic's and OpenAI's APIs, and then shorten their conversation.
         let most = context_length - usize::from(requested != Some(0));
         format!(
             "prompt is too long: {at_least}{} tokens > {most} maximum \

@@ -1,4 +1,4 @@
-//! Says an answer again that its session has already: its tokens take the place of those that would be sampled.
+//! Repeats an answer that a session has already: its tokens replace those that would be sampled.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ impl SaidAnswer {
         }
     }
 
-    /// The mask of a step's row. `at`: tokens that were said. After the last one, an answer that goes on ends by `end`.
+    /// The mask of a step's row. `at`: number of tokens repeated so far. After the last one, `end` ends an answer that would go on.
     pub(super) fn mask_row(&self, row: usize, at: usize, end: Option<u32>) -> Option<MaskRow> {
         let token = self.tokens.get(at).copied().or(end)?;
         Some(MaskRow::only(row, token, self.vocab_size))

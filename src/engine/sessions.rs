@@ -1,4 +1,4 @@
-//! The engine's verbs on sessions. None but [`Engine::cancel_and_end_session`] waits for the model.
+//! The engine's operations on sessions. Only [`Engine::cancel_and_end_session`] waits for the model.
 
 use std::sync::MutexGuard;
 
@@ -17,10 +17,10 @@ use crate::session::{
     Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
 };
 
-/// Turns that are cancelled, one after another, before a session counts as busy.
+/// Maximum number of turns that are cancelled one after another before the session counts as busy.
 const MOST_CANCELS: usize = 8;
 
-/// One turn of a session in words, as the model saw and gave them: special tokens are written out.
+/// One turn of a session as text, with special tokens written out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct TranscriptTurn {
@@ -38,13 +38,13 @@ impl Engine {
         sessions
     }
 
-    /// Ends the running turn of a session with what it has; false if none runs.
+    /// Ends a session's running turn and keeps the tokens generated so far. Returns false if no turn runs.
     pub fn cancel_session(&self, key: &SessionKey) -> bool {
         let running = lock(&self.shared.sessions).running_request(key);
         running.is_some_and(|request| self.shared.abort(request, Abort::Cancel))
     }
 
-    /// Drops a session; false if there was none.
+    /// Drops a session. Returns false if it does not exist.
     ///
     /// # Errors
     /// `session_busy` (409) while a turn runs.
@@ -56,10 +56,10 @@ impl Engine {
         }
     }
 
-    /// Cancels the running turn of a session, waits for its end, and drops the session; false if there was none.
+    /// Cancels a session's running turn, waits for its end, and drops the session. Returns false if it does not exist.
     ///
     /// # Errors
-    /// `session_busy` (409) where others begin one turn after another.
+    /// `session_busy` (409) if other clients begin one turn after another.
     pub fn cancel_and_end_session(&self, key: &SessionKey) -> Result<bool> {
         for _ in 0..MOST_CANCELS {
             let running = lock(&self.shared.sessions).running_request(key);
@@ -70,12 +70,12 @@ impl Engine {
         self.end_session(key)
     }
 
-    /// Makes `new_id` a session of its own that stands where `key` stood after its first `turns` turns (absent: all). It
-    /// shares what is cached of them, and takes no KV block before its first turn. A turn that runs in `key` is no part of it.
+    /// Creates the session `new_id` with the first `turns` turns of `key` (absent: all). It shares their cached blocks, and takes
+    /// no KV block before its first turn. A running turn of `key` is not part of it.
     ///
     /// # Errors
-    /// 404 as for [`Self::session_info`]; `session_exists` (409) where `new_id` lives; `session_busy` (409) while the first
-    /// turn of `key` runs; `invalid_value` (400) where there are not so many turns.
+    /// 404 as for [`Self::session_info`]; `session_exists` (409) if `new_id` exists; `session_busy` (409) while the first turn of
+    /// `key` runs; `invalid_value` (400) if the session has fewer turns.
     pub fn fork_session(
         &self,
         key: &SessionKey,
@@ -88,16 +88,16 @@ impl Engine {
         self.change_session(&fork, Start::New, |_| Ok(commit))
     }
 
-    /// Takes a session back to where it stood after its first `turns` turns.
+    /// Removes all but the first `turns` turns of a session.
     ///
     /// # Errors
-    /// 404 as for [`Self::session_info`]; `session_busy` (409) while a turn runs; `invalid_value` (400) where there are not so
-    /// many turns.
+    /// 404 as for [`Self::session_info`]; `session_busy` (409) while a turn runs; `invalid_value` (400) if the session has fewer
+    /// turns.
     pub fn rewind_session(&self, key: &SessionKey, turns: usize) -> Result<()> {
         self.change_session(key, Start::Mend, |base| base.after_turns(Some(turns)))
     }
 
-    /// A change of a session that is no turn: a transaction all the same.
+    /// Changes a session without a turn, as one transaction.
     fn change_session(
         &self,
         key: &SessionKey,
@@ -111,7 +111,7 @@ impl Engine {
         settle(self.log().as_ref(), FinishedTurn { lease, commit })
     }
 
-    /// Keeps an idle session and its KV for so long, where others can make room; 0: no longer.
+    /// Holds an idle session and its KV for this long: they are evicted only after those that nobody holds. 0 ends the hold.
     ///
     /// # Errors
     /// 404 as for [`Self::session_info`].
@@ -130,7 +130,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives up what is cached of a session and of nothing else. Returns how many of its tokens are cached then.
+    /// Frees the KV that only this session uses. Returns how many of its tokens are still cached.
     ///
     /// # Errors
     /// 404 as for [`Self::session_info`].
@@ -143,10 +143,10 @@ impl Engine {
         Ok(self.pool.cached_prefix(owner, &state.tokens))
     }
 
-    /// Makes `key` a session that stands where one of another server stood.
+    /// Creates the session `key` from the exported state of another server's session.
     ///
     /// # Errors
-    /// `session_exists` (409) where it lives; 400 for tokens that the model does not have, or more than its context.
+    /// `session_exists` (409) if it exists; 400 for tokens outside the vocabulary, or more than the context.
     pub fn import_session(&self, key: &SessionKey, commit: Commit) -> Result<()> {
         let Limits {
             context_length,
@@ -166,7 +166,7 @@ impl Engine {
         self.change_session(key, Start::New, |_| Ok(commit))
     }
 
-    /// What can be said of a session.
+    /// Facts about a session, without its tokens.
     ///
     /// # Errors
     /// `session_not_found` or `session_expired` (404).
@@ -174,7 +174,7 @@ impl Engine {
         self.sessions().info(key)
     }
 
-    /// Tokens of a session whose KV is cached now.
+    /// Number of a session's tokens whose KV is cached now.
     ///
     /// # Errors
     /// As for [`Self::session_info`].
@@ -184,12 +184,12 @@ impl Engine {
         Ok(owner.map_or(0, |owner| self.pool.cached_prefix(owner, &state.tokens)))
     }
 
-    /// Whose cache has what a session computed; None: its adapter is not loaded.
+    /// The owner of the cached blocks that a session computed. None: its adapter is not loaded.
     fn owner(&self, key: &SessionKey, state: &SessionState) -> Option<Owner> {
         self.shared.adapters.owner(key.tenant, state.adapter)
     }
 
-    /// At most `limit` sessions of a tenant in order of their ids, after the id `after`.
+    /// At most `limit` sessions of a tenant after the id `after`, in the order of their ids.
     pub fn list_sessions(
         &self,
         tenant: u32,
@@ -199,7 +199,7 @@ impl Engine {
         self.sessions().list(tenant, after, limit)
     }
 
-    /// A session at its last committed turn.
+    /// A session as of its last committed turn.
     ///
     /// # Errors
     /// As for [`Self::session_info`].
@@ -207,7 +207,7 @@ impl Engine {
         self.sessions().state(key).cloned()
     }
 
-    /// A session at its last committed turn.
+    /// A session as of its last committed turn.
     ///
     /// # Errors
     /// As for [`Self::session_info`]; `session_busy` (409) while its first turn runs.
@@ -219,7 +219,7 @@ impl Engine {
         Ok(state)
     }
 
-    /// A session's committed turns in words.
+    /// A session's committed turns as text.
     ///
     /// # Errors
     /// As for [`Self::session_info`].

@@ -25,7 +25,7 @@ pub(super) struct Shared {
     pub(super) log_counters: Arc<LogCounters>,
     pub(super) admissions: Arc<Admissions>,
     pub(super) adapters: Arc<Adapters>,
-    /// Drops what is not ready yet.
+    /// Requests that are being prepared are dropped.
     stopping: AtomicBool,
     pub(super) health: Health,
     pub(super) stats: Mutex<Stats>,

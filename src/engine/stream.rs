@@ -1,4 +1,4 @@
-//! A request's reply as its reader holds it.
+//! A request's reply as its reader sees it.
 
 use std::sync::{Arc, PoisonError};
 
@@ -7,7 +7,7 @@ use super::events::Abort;
 use super::shared::Shared;
 use crate::wire::{Mailbox, Poll};
 
-/// One request's stream, as its reader holds it. Dropping it before the end aborts the request.
+/// One request's reply. Dropping it before the end aborts the request.
 #[derive(Debug)]
 pub struct Stream {
     pub(super) mailbox: Arc<Mailbox>,
@@ -21,17 +21,17 @@ impl Stream {
         self.mailbox.id()
     }
 
-    /// Takes what has come since the last look.
+    /// Takes the bytes that came since the last call.
     pub fn poll(&self) -> Poll {
         self.mailbox.poll()
     }
 
-    /// What became of the request so far.
+    /// Token counts and times of the request so far.
     pub fn record(&self) -> RequestRecord {
         *self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reader left.
+    /// Aborts the request, because the reader has left.
     pub fn abort(&self) {
         self.shared.abort(self.id(), Abort::Disconnect);
     }

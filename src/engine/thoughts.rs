@@ -1,5 +1,5 @@
-//! Holds an answer's thoughts to their budget: counts their tokens and, where it is used up, forces the mark that ends them.
-//! What comes after is sampled as ever.
+//! Limits the thoughts of an answer: counts their tokens and, at the limit, forces the marker that ends them. What follows is
+//! sampled as usual.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::text::Tokenizer;
 use crate::text::formats::Thoughts;
 use crate::wire::answer::ThoughtFollower;
 
-/// How long an answer may think.
+/// The limit of an answer's thoughts.
 #[derive(Debug, Clone)]
 pub struct ThoughtLimit {
     budget: usize,
     thinking: Thoughts,
-    /// The tokens of what ends thoughts, for each time that they are to end.
+    /// The tokens that end thoughts: one list for each end.
     ends: Arc<[Vec<u32>]>,
     vocab_size: usize,
 }
 
 impl ThoughtLimit {
-    /// The limit of a request whose answer may begin with thoughts (`thinking`) and that has one.
+    /// The limit of a request, if it has one and its answer may begin with thoughts (`thinking`).
     ///
     /// # Errors
     /// Those of the tokenizer.
@@ -42,7 +42,7 @@ impl ThoughtLimit {
         };
         let format = thinking.format;
         let ends = match format.messages.and_then(|messages| messages.ends.first()) {
-            // After a thought there may be a call. Where there is another thought, it ends with the header of the words.
+            // A call may follow a thought. Another thought ends with the header of the answer's words.
             Some(end) => vec![
                 tokens(end)?,
                 tokens(&format!("{}{}", format.close, format.answer))?,
@@ -57,7 +57,7 @@ impl ThoughtLimit {
         }))
     }
 
-    /// What follows one answer from its beginning.
+    /// The budget of one answer.
     pub(super) fn begin(&self) -> ThoughtBudget {
         ThoughtBudget {
             limit: self.clone(),
@@ -74,29 +74,29 @@ impl ThoughtLimit {
 pub(super) struct ThoughtBudget {
     limit: ThoughtLimit,
     follower: ThoughtFollower,
-    /// Tokens of thoughts so far.
+    /// Number of tokens of thoughts so far.
     thought: usize,
-    /// How often thoughts were made to end.
+    /// How often an end was forced.
     ended: usize,
-    /// Tokens that have come of what makes them end now.
+    /// Number of tokens of the current end that were forced.
     forced: usize,
 }
 
 impl ThoughtBudget {
-    /// The token that must come next, where only one may.
+    /// The token that must come next, if one is forced.
     fn next(&self) -> Option<u32> {
         let begins = self.follower.within() && self.thought >= self.limit.budget;
         let end = self.limit.ends.get(self.ended)?;
         (begins || self.forced > 0).then(|| end.get(self.forced).copied())?
     }
 
-    /// The mask of a step's row, where only one token may come next.
+    /// The mask of a step's row, if a token is forced.
     pub(super) fn mask_row(&self, row: usize) -> Option<MaskRow> {
         let token = self.next()?;
         Some(MaskRow::only(row, token, self.limit.vocab_size))
     }
 
-    /// Books a token and the text that it completed.
+    /// Counts a token, with the text that it completed.
     pub(super) fn follow(&mut self, text: &str) {
         let (within, forced) = (self.follower.within(), self.next().is_some());
         self.follower.push(text);
@@ -129,7 +129,7 @@ mod tests {
         }
     }
 
-    /// The tokens that were forced, each as its place among all, while `pieces` are said where nothing is.
+    /// The forced tokens with their positions, where `pieces` are the texts of the tokens that are not forced.
     fn forced(limit: &ThoughtLimit, pieces: &[&str]) -> Vec<(usize, u32)> {
         let mut budget = limit.begin();
         let (mut found, mut said) = (Vec::new(), pieces.iter());

@@ -1,4 +1,4 @@
-//! The folder of a disk tier: one server's at a time.
+//! The folder of a disk tier. Only one server at a time may have it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,22 +10,22 @@ use super::log_file::{lock, make};
 use crate::error::{Error, Kind, Result};
 use crate::tier::{Files, StoredFile};
 
-/// What a file is called while it is written.
+/// The suffix of a file while it is written.
 const NEW: &str = ".new";
 
-/// Files on disk. Nobody but their owner may read them: they follow from what was said.
+/// Files on disk. Only their owner may read them, because they derive from conversations.
 #[derive(Debug)]
 pub struct TierFolder {
     folder: PathBuf,
-    /// Locked for as long as it is open.
+    /// Locked while the folder is open.
     _lock: File,
 }
 
 impl TierFolder {
-    /// Opens `folder`, which is made where there is none; `flag` is named in errors.
+    /// Opens `folder`, and creates it if needed. Errors name `flag`.
     ///
     /// # Errors
-    /// `kv_disk_in_use` (400) while another server has it; `kv_disk_unusable` (400) where it cannot be made, locked or written.
+    /// `kv_disk_in_use` (400) while another server has it; `kv_disk_unusable` (400) if it cannot be created, locked or written.
     pub fn open(folder: &Path, flag: &str) -> Result<Self> {
         let unusable = |e: io::Error| {
             let message = format!("{flag} {} cannot be used: {e}", folder.display());
@@ -76,7 +76,7 @@ impl Files for TierFolder {
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut options = OpenOptions::new();
-        // What somebody has put there may be a FIFO, for whose other end one would wait.
+        // The file may be a FIFO, and opening one would block.
         options.read(true).custom_flags(libc::O_NONBLOCK);
         let mut file = options.open(self.folder.join(name))?;
         let metadata = file.metadata()?;
@@ -95,11 +95,11 @@ impl Files for TierFolder {
             options.write(true).create(true).truncate(true).mode(0o600);
             let mut file = options.open(&new)?;
             parts.iter().try_for_each(|part| file.write_all(part))?;
-            // Without an fsync: what the machine's death leaves is found by its checksum.
+            // No fsync: the checksum finds files that a crash of the machine left incomplete.
             fs::rename(&new, self.folder.join(name))
         };
         write().inspect_err(|_| {
-            // What is left of it takes room on a disk that may be full.
+            // The rest of the file takes room on a disk that may be full.
             let _ = fs::remove_file(&new);
         })
     }

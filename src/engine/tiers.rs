@@ -1,4 +1,4 @@
-//! The threads of the tiers below the model's memory: one reads, one writes, so that the engine's thread never waits for a disk.
+//! The threads of the tiers below the model's memory. One reads and one writes, so that the engine's thread never waits for a disk.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
@@ -16,32 +16,32 @@ use crate::panics::contain;
 use crate::session::TenantName;
 use crate::tier::{Below, Digest, Files, Key, Kind, Payload, Store, StoreLimits};
 
-/// Bytes that may wait to be written. What comes beyond is lost to the tiers, and computed again.
+/// Bytes that may wait to be written. Contents beyond that are dropped and recomputed when needed.
 const MAX_QUEUED: usize = 256 << 20;
-/// Bytes of contents that are copied beside one step at most.
+/// Maximum number of bytes that are copied during one step.
 const COPIED_AT_ONCE: usize = 16 << 20;
-/// How contents look; changes with what lies in a block or a state.
+/// The version of a content's layout. It changes with the layout of a block or a state.
 const LAYOUT: &[u8] = b"1";
 
 /// What lies below the model's memory.
 #[derive(Debug, Clone)]
 pub struct TierConfig {
-    /// Bytes of each tier.
+    /// Sizes of the tiers in bytes.
     pub limits: StoreLimits,
     /// The folder of the disk tier, and the flag that named it.
     pub disk: Option<(PathBuf, String)>,
-    /// Of all that decides what tokens mean, and of how numbers are stored.
+    /// Everything that decides what tokens mean and how numbers are stored.
     pub fingerprint: Vec<u8>,
     /// Each tenant's number and name.
     pub tenants: Vec<(u32, TenantName)>,
     /// Bytes of a block.
     pub block_bytes: usize,
-    /// Bytes of a state; 0: the model has none.
+    /// Bytes of a state; 0 if the model has none.
     pub state_bytes: usize,
 }
 
 impl TierConfig {
-    /// What the names of each tenant's contents begin with.
+    /// What each tenant's keys begin with.
     pub(super) fn roots(&self, block_size: usize, shared: bool) -> HashMap<u32, Digest> {
         let version = env!("CARGO_PKG_VERSION").as_bytes();
         let sizes = [block_size, self.block_bytes, self.state_bytes].map(usize::to_le_bytes);
@@ -58,7 +58,7 @@ impl TierConfig {
             .collect()
     }
 
-    /// Contents of sequences that have ended which are copied beside one step.
+    /// Number of contents of ended sequences that are copied during one step.
     pub(super) const fn saves_at_once(&self) -> usize {
         let each = self.block_bytes + self.state_bytes;
         match COPIED_AT_ONCE.checked_div(each) {
@@ -67,7 +67,7 @@ impl TierConfig {
         }
     }
 
-    /// Opens the tiers. Waits for the disk.
+    /// Opens the tiers. Blocks on the disk.
     ///
     /// # Errors
     /// Those of [`TierFolder::open`].
@@ -83,13 +83,13 @@ impl TierConfig {
     }
 }
 
-/// Called when something is read, or can be written again.
+/// Called when a read has finished, or writes are possible again.
 pub(super) type Nudge = Arc<dyn Fn() + Send + Sync>;
 
-/// Tickets with what was read for them.
+/// Finished reads, each with its ticket.
 type Read = Arc<Mutex<Vec<(u64, Vec<Payload>)>>>;
 
-/// The tiers, for the engine's thread.
+/// The tiers as the engine's thread uses them.
 pub(super) struct Tiers {
     store: Arc<Store>,
     reads: Sender<(u64, Vec<Key>)>,
@@ -107,7 +107,7 @@ impl Debug for Tiers {
 }
 
 impl Tiers {
-    /// Starts the threads, which end once the tiers are dropped and all is written.
+    /// Starts the threads. They end once the tiers are dropped and everything is written.
     pub(super) fn start(
         store: &Arc<Store>,
         (block_bytes, state_bytes): (usize, usize),
@@ -147,7 +147,7 @@ impl Tiers {
             return self.store.count_skipped();
         }
         self.queued.fetch_add(bytes, Ordering::AcqRel);
-        // Where the thread is gone, so is the engine.
+        // The thread ends only with the engine.
         drop(self.writes.send((key, payload)));
     }
 }
@@ -195,7 +195,7 @@ struct Reader {
 impl Reader {
     fn run(&self, jobs: &Receiver<(u64, Vec<Key>)>) {
         while let Ok((ticket, keys)) = jobs.recv() {
-            // Whatever becomes of it, somebody waits.
+            // Somebody waits for this ticket, even if the read panics.
             let read = contain("a read of a tier", || {
                 keys.iter().map_while(|key| self.read(key)).collect()
             });
@@ -204,7 +204,7 @@ impl Reader {
         }
     }
 
-    /// A content of the size that it has in this model.
+    /// Reads a content, if it has this model's size.
     fn read(&self, key: &Key) -> Option<Payload> {
         let payload = self.store.read(key)?;
         let whole = match key.kind {

@@ -118,7 +118,7 @@ impl<E: Events> StepTokens for TokenSink<'_, E> {
     }
 }
 
-/// The error of an answer whose next logits are not finite.
+/// The error of an answer whose logits are not finite.
 fn no_numbers(tokens: usize) -> Error {
     let message = format!(
         "the model's logits after {tokens} tokens of the answer are not finite: a weight is not a number, or \

@@ -1,4 +1,4 @@
-//! A session's running turn, owned: dropping the guard leaves the session at its last committed turn.
+//! A session's running turn. Dropping the guard leaves the session at its last committed turn.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use crate::session::{
     session_damaged,
 };
 
-/// The right, and the duty, to end one turn.
+/// Owns one running turn, and ends it.
 #[derive(Debug)]
 pub struct TurnGuard {
     store: Arc<Mutex<SessionStore>>,
@@ -46,8 +46,8 @@ impl TurnGuard {
     /// Begins the turn of a request in session `key`.
     ///
     /// # Errors
-    /// Those of [`SessionStore::begin`]; of a branch, 404 for a parent that does not live, and `session_busy` (409) while its
-    /// first turn runs.
+    /// Those of [`SessionStore::begin`]; for a branch, 404 if its parent does not exist, and `session_busy` (409) while the
+    /// parent's first turn runs.
     pub fn begin_turn(
         store: &Arc<Mutex<SessionStore>>,
         key: SessionKey,
@@ -72,7 +72,7 @@ impl TurnGuard {
             return Err(session_damaged(&parent, &state));
         }
         let (lease, _) = Self::begin(store, key, request, Start::New, now_ms)?;
-        // Two branches of one session draw differently.
+        // Two branches of one session get different random numbers.
         let base = TurnHistory {
             seed: None,
             ..state.base()
@@ -80,7 +80,7 @@ impl TurnGuard {
         Ok((lease, base))
     }
 
-    /// Gives the turn its outcome.
+    /// Attaches the turn's outcome.
     pub const fn finish(self, commit: Commit) -> FinishedTurn {
         FinishedTurn {
             lease: self,
@@ -88,7 +88,7 @@ impl TurnGuard {
         }
     }
 
-    /// The end of a session, as a turn that leaves nothing behind; None if there is no such session.
+    /// Begins to end a session, as a turn that leaves nothing behind. None if the session does not exist.
     ///
     /// # Errors
     /// `session_busy` (409).
@@ -109,7 +109,7 @@ impl TurnGuard {
     }
 }
 
-/// A turn that has its outcome, which is not yet the session's state. Dropping it leaves the session as it was.
+/// A turn with its outcome, before it becomes the session's state. Dropping it leaves the session unchanged.
 #[derive(Debug)]
 pub struct FinishedTurn {
     pub(super) lease: TurnGuard,
@@ -124,7 +124,7 @@ impl FinishedTurn {
         lock(&lease.store).commit(&lease.key, lease.request, commit, now_ms);
     }
 
-    /// What [`Self::commit`] would do, to be written down first.
+    /// Prepares [`Self::commit`], so that the outcome can be written to the log first.
     pub fn prepare(self, now_ms: u64) -> Option<PreparedTurn> {
         let Self { lease, commit } = self;
         let outcome = lock(&lease.store).outcome(&lease.key, lease.request, commit, now_ms)?;
@@ -132,7 +132,7 @@ impl FinishedTurn {
     }
 }
 
-/// A turn whose outcome may be written down. Dropping it leaves the session as it was.
+/// A turn whose outcome can be written to the log. Dropping it leaves the session unchanged.
 #[derive(Debug)]
 pub struct PreparedTurn {
     lease: TurnGuard,
@@ -140,12 +140,12 @@ pub struct PreparedTurn {
 }
 
 impl PreparedTurn {
-    /// What to write down.
+    /// What to write to the log.
     pub const fn change(&self) -> Change<'_> {
         Change::Settle(&self.lease.key, &self.outcome)
     }
 
-    /// Makes the outcome, now that it is written down, the session's state.
+    /// Makes the outcome the session's state, after it was written.
     pub fn settle(self) {
         let Self { mut lease, outcome } = self;
         lease.open = false;

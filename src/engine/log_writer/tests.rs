@@ -7,15 +7,15 @@ use super::*;
 use crate::session::{Commit, SessionKey, SessionUsage, Start, StoreLimits, Turn};
 use crate::text::Tail;
 
-/// What a disk does, and what was done to it.
+/// A disk with faults, and a list of the calls.
 #[derive(Debug, Default)]
 struct Disk {
     log: Vec<u8>,
     new: Vec<u8>,
     full: bool,
-    /// Its next append panics.
+    /// Whether the next append panics.
     panics: bool,
-    /// So many fsyncs fail.
+    /// Number of fsyncs that will fail.
     failing_syncs: usize,
     suspect: bool,
     calls: Vec<&'static str>,
@@ -164,7 +164,7 @@ impl Running {
         }
     }
 
-    /// The sessions that the log brings back.
+    /// Stops the writer, and returns the sessions in its log.
     fn stop(mut self) -> SessionStore {
         drop(self.sender.take());
         self.thread.take().unwrap().join().unwrap();
@@ -215,7 +215,7 @@ fn a_full_disk_leaves_the_session_as_it_was_and_is_tried_again() {
     assert!(running.counters.fault().unwrap().full);
     assert!(running.counters.failures.load(Ordering::Relaxed) >= 1);
     running.disk.disk().full = false;
-    // Without a turn.
+    // Without a turn in between.
     running.wait_until_well();
     running.turn(1).unwrap();
     let store = running.stop();
@@ -263,7 +263,7 @@ fn after_a_failed_fsync_the_log_is_written_anew_before_anything_is_appended() {
         }
         assert!(running.counters.fault().is_none());
         let turns = running.turns(1);
-        // A log whose last fsync fails ends all the same.
+        // A log ends properly even if its last fsync fails.
         let store = running.stop();
         assert_eq!(store.state(&key(1)).unwrap().turns.len(), turns);
     }
@@ -273,7 +273,7 @@ fn after_a_failed_fsync_the_log_is_written_anew_before_anything_is_appended() {
 fn a_disk_that_cannot_be_trusted_is_refused_until_it_can() {
     let mut running = Running::start(Fsync::Always, StoreLimits::default(), NEVER);
     running.turn(1).unwrap();
-    // The fsync of the turn, and that of the log that is written anew.
+    // The turn's fsync, and that of the log that is rewritten.
     running.disk.disk().failing_syncs = 2;
     let error = running.turn(1).unwrap_err();
     assert_eq!((error.kind.status(), error.code), (503, "storage_failed"));
@@ -283,7 +283,7 @@ fn a_disk_that_cannot_be_trusted_is_refused_until_it_can() {
     assert!(running.disk.disk().calls.is_empty());
     assert_eq!(running.turns(1), 1);
     assert!(!running.counters.fault().unwrap().full);
-    // A server that begins before that writes the log anew: nobody else's fsync would write what this one's could not.
+    // A server that starts now must rewrite the log: no later fsync writes what the failed one could not.
     assert!(running.disk.disk().suspect);
     let disk = running.disk.clone();
     running.stop();
@@ -300,7 +300,7 @@ fn a_disk_that_failed_is_well_again_by_itself() {
     let mut running = Running::start(Fsync::Interval, StoreLimits::default(), SOON);
     running.turn(1).unwrap();
     running.disk.disk().failing_syncs = 5;
-    // Its fsync comes with time, and fails; so do the first rewrites.
+    // The fsync comes after a while and fails, as the first rewrites do.
     while running.disk.disk().failing_syncs > 0 {
         std::thread::yield_now();
     }
@@ -319,7 +319,7 @@ fn evictions_wait_until_their_record_is_written() {
     let mut running = Running::start(Fsync::Always, limits, NEVER);
     running.turn(1).unwrap();
     running.disk.disk().full = true;
-    // The first turn of another session makes room for itself, and is then refused.
+    // The first turn of another session evicts one, and is then refused.
     running.turn(2).unwrap_err();
     assert_eq!(lock(&running.store).evicted(), [key(1)]);
     running.disk.disk().full = false;
