@@ -1,4 +1,4 @@
-//! An answer as a list of its parts in the order they are said, for the routes whose replies are such lists.
+//! An answer as a list of its parts in their order, for routes whose replies are such lists.
 
 use std::ops::Range;
 
@@ -12,11 +12,11 @@ pub(super) enum Block {
     Reasoning(String),
     Text {
         text: String,
-        /// Of the tokens that said it, where asked for.
+        /// Log-probabilities of its tokens, if requested.
         logprobs: Vec<TokenLogprob>,
     },
     Call {
-        /// Its place among the calls.
+        /// The call's index.
         call: usize,
         name: String,
         arguments: String,
@@ -49,30 +49,30 @@ impl Block {
     }
 }
 
-/// What new text did to the list; a block is named by its place.
+/// A change of the list by new text. Blocks are identified by their index.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Opened(usize),
     Grew {
         block: usize,
-        /// Of the block's text, in bytes.
+        /// The new part of the block's text, in bytes.
         text: Range<usize>,
-        /// Of its log-probabilities.
+        /// The new part of its log-probabilities.
         logprobs: Range<usize>,
     },
-    /// Another one follows. The last block is closed by the answer's end.
+    /// Another block follows. The end of the answer closes the last block.
     Closed(usize),
 }
 
-/// One answer while it is said, and all of it at its end.
+/// The blocks of one answer.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     parser: Option<AnswerParser>,
-    /// Mistral's templates want short ids.
+    /// Whether call ids are short, as Mistral's templates require.
     short_ids: bool,
     list: Vec<Block>,
     calls: usize,
-    /// Of tokens whose text is held back.
+    /// Log-probabilities of tokens whose text waits.
     waiting: Vec<TokenLogprob>,
     reasoning_tokens: usize,
 }
@@ -94,7 +94,7 @@ impl Blocks {
         self.calls > 0
     }
 
-    /// Tokens of thoughts, their markers included.
+    /// Number of tokens of thoughts, their markers included.
     pub(super) const fn reasoning_tokens(&self) -> usize {
         self.reasoning_tokens
     }
@@ -103,7 +103,7 @@ impl Blocks {
         call_id(prefix, self.short_ids, &head.id, 0, call)
     }
 
-    /// Adds new text, its tokens' log-probabilities, and how many tokens there are so far.
+    /// Adds new text and the log-probabilities of its tokens. `tokens` is the number of tokens so far.
     pub(super) fn push(
         &mut self,
         text: &str,
@@ -113,7 +113,7 @@ impl Blocks {
         self.read(text, logprobs, tokens, false)
     }
 
-    /// Adds the last text. There is one block at least then.
+    /// Adds the last text. At least one block exists afterwards.
     pub(super) fn finish(
         &mut self,
         text: &str,
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(texts, ["Hm.", "Yes.", "{}"]);
         assert!(blocks.has_calls());
         assert_eq!(blocks.reasoning_tokens(), "<think>Hm.</think>".len());
-        // The tokens of thoughts and calls are not the text's.
+        // Tokens of thoughts and calls do not belong to the text.
         let tokens: Vec<u32> = blocks.list()[1]
             .logprobs()
             .iter()

@@ -39,7 +39,7 @@ fn chunk(out: &mut Vec<u8>, head: &Head, index: usize, text: &str, choice: &Choi
     close_chunk(out, head);
 }
 
-/// An answer that ends with calls waits for what they give.
+/// The finish reason. An answer that ends with calls waits for their results.
 fn chat_word(head: &Head, choice: &Choice, reason: FinishReason) -> &'static str {
     match (&choice.answer, reason) {
         (Some(answer), FinishReason::Stop) if answer.has_calls() => match head.call_member {

@@ -1,22 +1,22 @@
-//! A chat's answer that is more than words, while it is taken apart.
+//! A chat's answer with thoughts or calls, while it is parsed.
 
 use super::answer::{AnswerFormat, AnswerParser, Piece, call_id};
 use super::custom::is_custom;
 use super::head::Head;
 
-/// One choice's answer while it is taken apart.
+/// One choice's answer while it is parsed.
 #[derive(Debug)]
 pub(super) struct Answer {
     parser: AnswerParser,
-    /// Mistral's templates want short ids.
+    /// Whether call ids are short, as Mistral's templates require.
     short_ids: bool,
-    /// Thoughts are looked for.
+    /// Whether the answer may have thoughts.
     may_think: bool,
     reasoning_tokens: usize,
     pub(super) reasoning: String,
     pub(super) content: String,
     pub(super) calls: Vec<(String, String)>,
-    /// The last call is one of a custom tool, and its text is not told yet: it is known once the arguments are complete.
+    /// Whether the last call is to a custom tool whose text has not been output. It is known once the arguments are complete.
     untold: bool,
 }
 
@@ -34,7 +34,7 @@ impl Answer {
         })
     }
 
-    /// What new text says; it is kept too. The arguments of a custom tool come in one piece. `tokens`: how many there are so
+    /// Parses new text, and keeps the result. The arguments of a custom tool come in one piece. `tokens` is the number of tokens so
     /// far.
     pub(super) fn push(
         &mut self,
@@ -92,7 +92,7 @@ impl Answer {
         !self.calls.is_empty()
     }
 
-    /// Tokens of thoughts, their markers included; none where there are no thoughts to look for.
+    /// Number of tokens of thoughts, their markers included. None if the answer cannot have thoughts.
     pub(super) fn reasoning_tokens(&self) -> Option<usize> {
         self.may_think.then_some(self.reasoning_tokens)
     }

@@ -1,4 +1,4 @@
-//! Chat answers that are more than words: thoughts and calls, in chunks and in whole messages.
+//! Writes chat answers with thoughts and calls, in chunks and in whole messages.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::json::{push_string, write_bytes};
 use super::token_ids::push_token_ids;
 use crate::request::CallMember;
 
-/// What a call is one of.
+/// The kind of a call's tool.
 #[derive(Clone, Copy)]
 enum Kind {
     Function,
@@ -20,7 +20,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// By the name of what is called.
+    /// The kind of the tool with this name.
     fn of(head: &Head, name: &str) -> Self {
         if is_custom(head, name) {
             Self::Custom
@@ -36,7 +36,7 @@ impl Kind {
         }
     }
 
-    /// The member that has what it is called with.
+    /// The member that has the call's name and arguments.
     const fn member(self) -> &'static str {
         match self {
             Self::Function => "arguments",
@@ -52,7 +52,7 @@ impl Kind {
     }
 }
 
-/// The members of a call behind its id, and its end.
+/// Writes the members of a call after its id, and closes the call.
 fn push_called(out: &mut Vec<u8>, head: &Head, name: &str, arguments: &str) {
     let kind = Kind::of(head, name);
     let word = kind.name();
@@ -66,7 +66,7 @@ fn push_called(out: &mut Vec<u8>, head: &Head, name: &str, arguments: &str) {
     out.extend_from_slice(b"}}");
 }
 
-/// A chunk for each piece; the log-probabilities and ids that wait go with the first.
+/// Writes a chunk for each piece. The waiting log-probabilities and ids go with the first.
 pub(super) fn chunks(
     out: &mut Vec<u8>,
     head: &Head,
@@ -135,7 +135,7 @@ pub(super) fn chunks(
     }
 }
 
-/// The content and what stands beside it in a whole message.
+/// Writes the content of a whole message, with its reasoning and calls.
 pub(super) fn push_message(out: &mut Vec<u8>, head: &Head, index: usize, answer: &Answer) {
     if answer.content.is_empty() && answer.has_calls() {
         out.extend_from_slice(b"null");

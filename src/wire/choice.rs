@@ -1,4 +1,4 @@
-//! One choice of a reply, as far as it has come.
+//! The state of one choice of a reply.
 
 use super::blocks::Blocks;
 use super::chat_answer::Answer;
@@ -7,35 +7,35 @@ use super::head::Head;
 use super::said::{Reads, Said};
 use crate::sched::FinishReason;
 
-/// One choice of a reply: what waits to be written, and what a whole reply keeps.
+/// The state of one choice: what waits to be written, and what a whole reply keeps.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// All text (whole replies that are no list of parts), or nothing.
+    /// All text, in whole replies that are not lists of blocks. Otherwise empty.
     pub(super) text: String,
     pub(super) tokens: usize,
-    /// Not yet written (streams), or all (whole replies).
+    /// Those that are not written yet (streams), or all (whole replies).
     pub(super) logprobs: Vec<TokenLogprob>,
     pub(super) prompt_logprobs: Vec<TokenLogprob>,
-    /// Not yet written (streams), or all (whole replies).
+    /// Those that are not written yet (streams), or all (whole replies).
     pub(super) token_ids: Vec<u32>,
-    /// Something of it was written (streams).
+    /// Whether a chunk of it was written (streams).
     pub(super) begun: bool,
-    /// Characters of the tokens that were written before `logprobs` (streams).
+    /// Number of characters of the tokens that were written before `logprobs` (streams).
     pub(super) text_offset: usize,
     pub(super) finish: Option<FinishReason>,
     pub(super) stop_string: Option<String>,
-    /// Text that waits to be written: for characters to be complete, or for a reader that is behind.
+    /// Text that waits to be written: its last character is incomplete, or the reader is behind.
     pub(super) waiting: String,
-    /// About what it takes on the wire, with its log-probabilities (streams).
+    /// Approximate size of the waiting text on the wire, with its log-probabilities (streams).
     pub(super) waiting_bytes: usize,
-    /// Where a chat's answer is taken apart.
+    /// The parser of a chat's answer, if it has parts.
     pub(super) answer: Option<Answer>,
-    /// Where the reply is a list of parts: all text and its log-probabilities.
+    /// All text with its log-probabilities, if the reply is a list of blocks.
     pub(super) blocks: Blocks,
 }
 
 impl Choice {
-    /// Parses the waiting text. `last`: there will be no more.
+    /// Parses the waiting text. `last`: no more text will come.
     pub(super) fn read(&mut self, head: &Head, reads: Reads, last: bool) -> Said {
         let text = std::mem::take(&mut self.waiting);
         if reads == Reads::Blocks {

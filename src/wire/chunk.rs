@@ -1,4 +1,4 @@
-//! Parts that the chunks and objects of `OpenAI`'s chat and text completions share (API reference, "Chat Completions").
+//! Parts that the chunks and objects of OpenAI's chat and text completions share (API reference, "Chat Completions").
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::request::UsageChunks;
 use crate::sched::FinishReason;
 
-/// `OpenAI`'s word for a reason; a turn that was cancelled stopped.
+/// OpenAI's name of a reason. A cancelled turn has stopped.
 pub(super) const fn reason_word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop | FinishReason::Abort => "stop",
@@ -37,13 +37,13 @@ pub(super) fn push_head(out: &mut Vec<u8>, head: &Head, object: &str) {
     out.extend_from_slice(b",\"choices\":[");
 }
 
-/// Closes a chunk: with the usage so far, or with none where it comes in a chunk of its own.
+/// Closes a chunk. It has the usage so far, or null if the usage comes in a chunk of its own.
 pub(super) fn close_chunk(out: &mut Vec<u8>, head: &Head) {
     out.push(b']');
     close_object(out, head);
 }
 
-/// As [`close_chunk`], behind the list of choices.
+/// Closes an object after its list of choices, like [`close_chunk`].
 pub(super) fn close_object(out: &mut Vec<u8>, head: &Head) {
     let Usage {
         prompt_tokens,
@@ -64,7 +64,7 @@ pub(super) fn close_object(out: &mut Vec<u8>, head: &Head) {
     }
 }
 
-/// `reasoning`: generated tokens that were thoughts, where there may be some.
+/// `reasoning`: number of generated tokens that were thoughts, if the answer may have thoughts.
 pub(super) fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning: Option<usize>) {
     let Usage {
         prompt_tokens,
@@ -99,7 +99,7 @@ fn push_token(out: &mut Vec<u8>, id: Option<u32>, bytes: &[u8], logprob: f32) {
     write_bytes(out, format_args!(",\"bytes\":{bytes:?}"));
 }
 
-/// Tokens with their log-probabilities, as a list without its brackets. `as_ids`: each by its id in place of its text.
+/// Writes tokens with their log-probabilities as a list without brackets. `as_ids`: tokens are named by their ids.
 pub(super) fn push_tokens(out: &mut Vec<u8>, tokens: &[TokenLogprob], as_ids: bool) {
     let id = |token: u32| as_ids.then_some(token);
     for (at, token) in tokens.iter().enumerate() {

@@ -15,7 +15,8 @@ use crate::sched::FinishReason;
 
 const OBJECT: &str = "text_completion";
 
-/// A token that is only a part of a character is written as `OpenAI` does, `bytes:\xe4`, so that two of them differ.
+/// Writes a token's text. A token with an incomplete character is written as OpenAI does, `bytes:\xe4`, so that different tokens
+/// stay different.
 fn push_text_of(out: &mut Vec<u8>, bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         push_string(out, text);
@@ -210,7 +211,7 @@ mod tests {
         let mut reply = Reply::new(&submission, Arc::clone(&mailbox)).unwrap();
         reply.accept(1, 0);
         reply.push(0, delta("ab", &[b"ab"]));
-        // Two tokens make one character; what the first of them is has to wait for the second.
+        // Two tokens form one character. The first token's text must wait for the second.
         reply.push(0, delta("", &[b"\xc3"]));
         reply.push(0, delta("\u{e9}", &[b"\xa9"]));
         reply.finish(0, delta("c", &[b"c"]), FinishReason::Stop, Usage::default());

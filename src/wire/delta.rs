@@ -1,15 +1,15 @@
-//! What a step says of a choice: new text, tokens and their log-probabilities.
+//! The result of a step for one choice: new text, tokens and their log-probabilities.
 
-/// Tokens of one request.
+/// Numbers of tokens of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Everything the model saw: history and input.
+    /// Tokens of the prompt: history and input.
     pub prompt_tokens: usize,
-    /// Of these, the session's history.
+    /// Tokens of the session's history in the prompt.
     pub history_tokens: usize,
-    /// Of the prompt, what was not computed again.
+    /// Tokens of the prompt that were not computed again.
     pub cached_tokens: usize,
-    /// Generated.
+    /// Generated tokens.
     pub completion_tokens: usize,
 }
 
@@ -18,17 +18,17 @@ pub struct Usage {
 pub struct TokenLogprob {
     /// Its id.
     pub token: u32,
-    /// The token's bytes; not always whole characters.
+    /// The token's bytes, which may end within a character.
     pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability; the first token of a prompt has none.
+    /// Natural logarithm of its probability. The first token of a prompt has none.
     pub logprob: Option<f32>,
-    /// The most likely tokens, best first.
+    /// The most likely tokens, most likely first.
     pub top: Vec<Alternative>,
-    /// Characters of the text that begin in it.
+    /// Number of characters of the text that begin in it.
     pub chars: usize,
 }
 
-/// Characters that begin in `bytes`.
+/// Number of characters that begin in `bytes`.
 pub(super) fn chars(bytes: &[u8]) -> usize {
     const CONTINUATION: std::ops::RangeInclusive<u8> = 0x80..=0xbf;
     let begins = |byte: &&u8| !CONTINUATION.contains(*byte);
@@ -36,7 +36,7 @@ pub(super) fn chars(bytes: &[u8]) -> usize {
 }
 
 impl TokenLogprob {
-    /// A token that is in the text.
+    /// A token of the text.
     pub fn new(token: u32, bytes: Vec<u8>, logprob: Option<f32>, top: Vec<Alternative>) -> Self {
         Self {
             token,
@@ -47,7 +47,7 @@ impl TokenLogprob {
         }
     }
 
-    /// About what it takes on the wire.
+    /// Approximate size on the wire.
     pub(super) fn wire_bytes(&self) -> usize {
         const NUMBERS: usize = 48;
         let others = self.top.iter().map(|other| NUMBERS + other.bytes.len());
@@ -69,16 +69,16 @@ pub struct Alternative {
 /// What one step added to a choice.
 #[derive(Debug, Default)]
 pub struct Delta {
-    /// New text; empty while characters or stop strings are incomplete.
+    /// New text. Empty while a character or a possible stop string is incomplete.
     pub text: String,
-    /// Generated tokens so far.
+    /// Number of generated tokens so far.
     pub tokens: usize,
-    /// Log-probabilities of the new tokens, where asked for; those of an echoed prompt come first.
+    /// Log-probabilities of the new tokens, if requested. Those of an echoed prompt come first.
     pub logprobs: Vec<TokenLogprob>,
-    /// Log-probabilities of the prompt's tokens, where they are reported by themselves.
+    /// Log-probabilities of the prompt's tokens, if they are reported separately.
     pub prompt_logprobs: Vec<TokenLogprob>,
-    /// The stop string that ended it.
+    /// The stop string that ended the text.
     pub stop_string: Option<String>,
-    /// Ids of the new tokens, where asked for.
+    /// Ids of the new tokens, if requested.
     pub token_ids: Vec<u32>,
 }

@@ -1,4 +1,4 @@
-//! What the frames of a reply share.
+//! The state that all frames of a reply share.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::delta::Usage;
 use crate::request::{CallForm, CallMember, UsageChunks};
 
-/// What the frames of a reply share.
+/// The state that all frames of a reply share.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) id: String,
@@ -18,16 +18,16 @@ pub(super) struct Head {
     pub(super) prompt_logprobs: bool,
     /// The prompt's token ids, once they are known, if the reply has ids.
     pub(super) prompt_ids: Option<Vec<u32>>,
-    /// Log-probabilities name tokens by their ids.
+    /// Whether log-probabilities name tokens by their ids.
     pub(super) tokens_as_ids: bool,
     pub(super) first_choice: usize,
-    /// So far.
+    /// The usage so far.
     pub(super) usage: Usage,
-    /// Events written so far.
+    /// Number of events written so far.
     pub(super) events: usize,
     pub(super) envelope: Map<String, Value>,
     pub(super) call_forms: HashMap<String, CallForm>,
     pub(super) call_member: CallMember,
-    /// What the client should know, in sentences.
+    /// Messages for the client, as sentences.
     pub(super) warnings: Vec<String>,
 }

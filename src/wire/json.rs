@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-/// Appends `text` as a JSON string in ASCII: what Python's `json.dumps` writes with `ensure_ascii`.
+/// Appends `text` as a JSON string in ASCII, as Python's `json.dumps` does with `ensure_ascii`.
 pub(super) fn push_ascii(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     for ch in text.chars() {
@@ -59,7 +59,7 @@ pub(super) fn write_bytes(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Appends a number as JSON; one that JSON cannot hold (log of zero) becomes the lowest finite f32, as in OpenAI's replies.
+/// Appends a number as JSON. JSON has no infinity: the log of zero becomes the lowest finite f32, as in OpenAI's replies.
 pub(super) fn push_f32(out: &mut Vec<u8>, value: f32) {
     let value = if value.is_finite() { value } else { -9999.0 };
     write_bytes(out, format_args!("{value}"));

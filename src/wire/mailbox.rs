@@ -1,4 +1,4 @@
-//! Finished bytes on their way from the engine thread to the reader of the stream, with one wake-up per step.
+//! Passes finished bytes from the engine's thread to the readers of streams, with one wake-up per step.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 
-/// Wakes one reader once for any number of streams with news, through a socket pair: an event loop can wait for it on any
-/// Unix.
+/// Wakes one reader for any number of streams with new bytes. It uses a socket pair, so an event loop on any Unix can wait for it.
 #[derive(Debug)]
 pub struct Wake {
     sender: UnixStream,
@@ -22,7 +21,7 @@ impl Wake {
     /// A new socket pair.
     ///
     /// # Errors
-    /// `internal_error` where the process has no file descriptor left.
+    /// `internal_error` if the process has no file descriptor left.
     pub fn new() -> Result<Self> {
         let pair = || {
             let (sender, receiver) = UnixStream::pair()?;
@@ -41,7 +40,7 @@ impl Wake {
         })
     }
 
-    /// Readable while some stream has news.
+    /// The descriptor that is readable while a stream has new bytes.
     pub fn fd(&self) -> RawFd {
         self.receiver.as_raw_fd()
     }
@@ -50,25 +49,25 @@ impl Wake {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the reader, if some stream has news.
+    /// Wakes the reader, if a stream has new bytes.
     pub fn signal(&self) {
         if self.ready().is_empty() || self.signalled.swap(true, Ordering::AcqRel) {
             return;
         }
         if (&self.sender).write(&[1]).is_err() {
-            // Nothing was sent, so the next signal must try again.
+            // Nothing was sent, so the next call must try again.
             self.signalled.store(false, Ordering::Release);
         }
     }
 
-    /// Takes the ids of the streams with news.
+    /// Returns the ids of the streams with new bytes.
     pub fn drain(&self) -> Vec<u64> {
         let mut sent = [0_u8; 16];
         while (&self.receiver)
             .read(&mut sent)
             .is_ok_and(|count| count == sent.len())
         {}
-        // From here on a new signal is sent anew; what it announces is taken below or by the next call.
+        // From here on, a new signal sends again. This call or the next one returns the stream that it was for.
         self.signalled.store(false, Ordering::Release);
         std::mem::take(&mut *self.ready())
     }
@@ -86,16 +85,16 @@ struct State {
     phase: Phase,
     bytes: Vec<u8>,
     error: Option<Error>,
-    /// Listed as having news since the reader last looked.
+    /// Whether it is listed as having new bytes since the last `drain`.
     listed: bool,
 }
 
 /// Maximum number of unread bytes of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
-    /// With more than that unread, new text of a choice waits for the reader, and becomes one frame.
+    /// If more bytes are unread, new text of a choice waits and becomes one frame.
     pub merge_above: usize,
-    /// With more than that unread or waiting, the stream ends with an error, and its request is aborted.
+    /// If more bytes are unread or wait, the stream ends with an error, and its request is aborted.
     pub most: usize,
 }
 
@@ -108,7 +107,7 @@ impl Default for ReadLimits {
     }
 }
 
-/// One stream's finished bytes. [`super::Reply`] keeps it within its limits, but for the frames that end a stream.
+/// One stream's finished bytes. [`super::Reply`] keeps them within the limits, except for the frames that end a stream.
 #[derive(Debug)]
 pub struct Mailbox {
     id: u64,
@@ -117,16 +116,16 @@ pub struct Mailbox {
     state: Mutex<State>,
 }
 
-/// What a reader finds.
+/// The result of a poll.
 #[derive(Debug, PartialEq)]
 pub enum Poll {
     /// Not yet known whether the request is accepted.
     Waiting,
-    /// Accepted; here are the bytes since the last look.
+    /// Accepted, with the bytes since the last poll.
     Accepted(Vec<u8>),
-    /// Ended; here are the last bytes.
+    /// Ended, with the last bytes.
     Ended(Vec<u8>),
-    /// Refused or failed before its first byte.
+    /// Refused, or failed before its first byte.
     Failed(Error),
 }
 
@@ -136,7 +135,7 @@ impl Mailbox {
         Self::with_limits(id, wake, ReadLimits::default())
     }
 
-    /// An empty mailbox of stream `id` whose reader may be so far behind.
+    /// An empty mailbox of stream `id` with these limits.
     pub fn with_limits(id: u64, wake: Arc<Wake>, limits: ReadLimits) -> Arc<Self> {
         let state = State {
             phase: Phase::Waiting,
@@ -157,7 +156,7 @@ impl Mailbox {
         self.id
     }
 
-    /// How far the reader may fall behind.
+    /// How many bytes the reader may leave unread.
     pub const fn limits(&self) -> ReadLimits {
         self.limits
     }
@@ -172,7 +171,7 @@ impl Mailbox {
         self.state().phase == Phase::Ended
     }
 
-    /// Wakes the reader, if some stream has news.
+    /// Wakes the reader, if a stream has new bytes.
     pub fn signal(&self) {
         self.wake.signal();
     }
@@ -193,12 +192,12 @@ impl Mailbox {
         }
     }
 
-    /// The request will run: a streaming reply may send its status now.
+    /// Records that the request was accepted: a streaming reply may send its status now.
     pub fn accept(&self) {
         self.change(|state| state.phase = Phase::Accepted);
     }
 
-    /// Appends bytes by `write`; where the buffer stays empty there is no news.
+    /// Appends bytes by `write`. If it writes nothing, the reader is not woken.
     pub fn write(&self, write: impl FnOnce(&mut Vec<u8>)) {
         self.change(|state| {
             state.phase = Phase::Accepted;
@@ -214,7 +213,7 @@ impl Mailbox {
         });
     }
 
-    /// Throws away what is unread, and ends the stream with `frame`.
+    /// Discards the unread bytes, and ends the stream with `frame`.
     pub fn cut(&self, frame: impl FnOnce(&mut Vec<u8>)) {
         self.change(|state| {
             state.bytes = Vec::new();
@@ -223,8 +222,8 @@ impl Mailbox {
         });
     }
 
-    /// Ends the stream with an error. After the first byte, `frame` writes it as the stream's last frame; before it, the reader
-    /// is handed the error itself.
+    /// Ends the stream with an error. After the first byte, `frame` writes it as the stream's last frame. Before it, the reader
+    /// gets the error itself.
     pub fn fail(&self, error: Error, whole: bool, frame: impl FnOnce(&Error, &mut Vec<u8>)) {
         self.change(|state| {
             if state.phase == Phase::Waiting || whole {
@@ -236,7 +235,7 @@ impl Mailbox {
         });
     }
 
-    /// Takes what has come since the last look.
+    /// Takes the bytes since the last poll.
     pub fn poll(&self) -> Poll {
         let mut state = self.state();
         state.listed = false;

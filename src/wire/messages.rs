@@ -21,7 +21,7 @@ fn open(out: &mut Vec<u8>, event: &str) {
 
 const CLOSE: &[u8] = b"}\n\n";
 
-/// Tokens that were read from the cache are not among the `input_tokens`.
+/// `input_tokens` does not include tokens that were read from the cache.
 fn push_usage(out: &mut Vec<u8>, usage: &Usage) {
     let Usage {
         prompt_tokens,
@@ -63,7 +63,7 @@ fn push_stop(out: &mut Vec<u8>, choice: Option<&Choice>) {
     }
 }
 
-/// `empty`: as it begins.
+/// Writes a block. `empty`: as it begins.
 fn push_block(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, empty: bool) {
     let block = &blocks.list()[place];
     let text = if empty { "" } else { block.text() };
@@ -89,7 +89,7 @@ fn push_block(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, emp
     out.push(b'}');
 }
 
-/// The arguments, which must be an object. Others are handed on as Anthropic's documentation wraps them for its models.
+/// Writes the arguments, which must be an object. Other values are wrapped as Anthropic's documentation says.
 fn push_input(out: &mut Vec<u8>, arguments: &str, empty: bool) {
     if empty {
         out.extend_from_slice(b"{}");

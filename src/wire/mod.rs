@@ -1,4 +1,5 @@
-//! Turns events into the bytes of replies: frames, server-sent events, whole replies, and the mailbox from which each stream reads.
+//! Converts events into the bytes of replies (frames, server-sent events, whole replies), and provides the mailbox from which each
+//! stream reads.
 
 pub mod answer;
 mod blocks;

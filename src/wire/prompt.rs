@@ -1,12 +1,12 @@
-//! Log-probabilities of a prompt by themselves, as vLLM writes them: one object for each token, keyed by token id, with the
-//! token itself and its alternatives; null for the first.
+//! Log-probabilities of a prompt in vLLM's format: one object for each token, with the token and its alternatives by their ids;
+//! null for the first token.
 
 use super::choice::Choice;
 use super::delta::TokenLogprob;
 use super::head::Head;
 use super::json::{push_f32, push_string, write_bytes};
 
-/// Adds `,"prompt_logprobs":[...]` where it is asked for.
+/// Adds `,"prompt_logprobs":[...]` if requested.
 pub(super) fn push_prompt_logprobs(out: &mut Vec<u8>, head: &Head, choice: &Choice) {
     if !head.prompt_logprobs {
         return;
@@ -44,7 +44,7 @@ fn push_position(out: &mut Vec<u8>, token: &TokenLogprob) {
     out.push(b'}');
 }
 
-/// `rank` counts from 1; it is not known of a token that is not among the alternatives.
+/// `rank` counts from 1. It is unknown for a token that is not among the alternatives.
 fn push_token(out: &mut Vec<u8>, token: u32, bytes: &[u8], logprob: f32, rank: Option<usize>) {
     write_bytes(out, format_args!("\"{token}\":{{\"logprob\":"));
     push_f32(out, logprob);

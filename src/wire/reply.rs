@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::request::Submission;
 use crate::sched::FinishReason;
 
-/// About the bytes of a token id on the wire.
+/// Approximate size of a token id on the wire, in bytes.
 const ID_BYTES: usize = 7;
 
 /// The reply of one request.
@@ -26,7 +26,7 @@ pub struct Reply {
     stream: bool,
     head: Head,
     choices: Vec<Choice>,
-    /// Of all choices.
+    /// The sum over all choices.
     waiting_bytes: usize,
     mailbox: Arc<Mailbox>,
 }
@@ -68,7 +68,7 @@ impl Reply {
         &self.mailbox
     }
 
-    /// The answers are to be taken apart.
+    /// Sets how the answers are parsed.
     pub fn expect(&mut self, format: &AnswerFormat) {
         for choice in &mut self.choices {
             match self.format.reads() {
@@ -79,17 +79,17 @@ impl Reply {
         }
     }
 
-    /// What its client should know, for the reply's end.
+    /// Adds a warning for the client, to be sent at the reply's end.
     pub fn warn(&mut self, warning: String) {
         self.head.warnings.push(warning);
     }
 
-    /// The reply has token ids in addition to texts, those of the prompt first.
+    /// Adds token ids to the reply, beginning with those of the prompt.
     pub fn tell_ids(&mut self, prompt: Vec<u32>) {
         self.head.prompt_ids = Some(prompt);
     }
 
-    /// The request was accepted, with this many prompt tokens, of which some are its session's history.
+    /// Accepts the request. `history_tokens` of its prompt tokens are its session's history.
     pub fn accept(&mut self, prompt_tokens: usize, history_tokens: usize) {
         self.head.usage.prompt_tokens = prompt_tokens;
         self.head.usage.history_tokens = history_tokens;
@@ -105,8 +105,8 @@ impl Reply {
         }
     }
 
-    /// Adds what one step generated for choice `index`. False: the reader is too far behind, so the stream has ended with an
-    /// error, and the request is to be aborted.
+    /// Adds what one step generated for choice `index`. Returns false if the reader is too far behind: the stream has ended with an
+    /// error, and the request must be aborted.
     pub fn push(&mut self, index: usize, mut delta: Delta) -> bool {
         self.take(index, &mut delta);
         if self.stream {
@@ -124,7 +124,7 @@ impl Reply {
         true
     }
 
-    /// Takes the waiting text apart, and writes what a stream shows of it.
+    /// Parses the waiting text, and writes it to a stream.
     fn advance(&mut self, index: usize) {
         let (format, head, choice) = (self.format, &mut self.head, &mut self.choices[index]);
         let said = choice.read(head, format.reads(), false);
@@ -140,7 +140,7 @@ impl Reply {
         choice.text_offset += written.map(|token| token.chars).sum::<usize>();
     }
 
-    /// Books a delta.
+    /// Stores a delta.
     fn take(&mut self, index: usize, delta: &mut Delta) {
         let choice = &mut self.choices[index];
         if self.stream {
@@ -180,7 +180,7 @@ impl Reply {
             .cut(|out| format.error(out, head, choices, &error));
     }
 
-    /// Whether the reply ends with the end of choice `index`: all others have ended.
+    /// Whether choice `index` is the last one that has not ended.
     pub fn ends_with(&self, index: usize) -> bool {
         let mut others = self
             .choices
@@ -190,7 +190,7 @@ impl Reply {
         others.all(|(_, choice)| choice.finish.is_some())
     }
 
-    /// Ends choice `index` with its last text; the reply ends with its last choice, and then true is returned.
+    /// Ends choice `index` with its last text. Returns true if this ends the reply.
     pub fn finish(
         &mut self,
         index: usize,
@@ -200,7 +200,7 @@ impl Reply {
     ) -> bool {
         self.take(index, &mut delta);
         if index == 0 {
-            // The other choices find the prompt computed.
+            // The other choices share the computed prompt.
             self.head.usage = Usage {
                 completion_tokens: self.head.usage.completion_tokens,
                 ..usage
@@ -233,7 +233,7 @@ impl Reply {
         });
     }
 
-    /// Ends the reply with an error: the HTTP status where nothing was sent yet, else a last frame.
+    /// Ends the reply with an error: as the HTTP status if nothing was sent yet, otherwise as the last frame.
     pub fn fail(&mut self, error: Error) {
         let (format, head, choices) = (self.format, &mut self.head, &self.choices);
         self.mailbox.fail(error, !self.stream, |error, out| {
@@ -243,7 +243,7 @@ impl Reply {
 }
 
 impl Drop for Reply {
-    /// A reply that a panic drops before its end ends with an error, so that its client does not wait for ever.
+    /// If a panic drops the reply before its end, it ends with an error, so that the client does not wait forever.
     fn drop(&mut self) {
         if self.mailbox.is_ended() {
             return;

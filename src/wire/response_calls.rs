@@ -1,10 +1,10 @@
-//! Calls in `/v1/responses`, told as the client described its tools: functions, those of namespaces, and custom tools.
+//! Writes calls for `/v1/responses` as the client described its tools: functions, functions in namespaces, and custom tools.
 
 use super::custom::{custom_input, is_custom};
 use super::head::Head;
 use super::json::{push_string, write_bytes};
 
-/// A call. Its arguments are reported once it ends.
+/// Writes a call. Its arguments are reported once it ends.
 pub(super) fn push_call(
     out: &mut Vec<u8>,
     head: &Head,

@@ -13,7 +13,7 @@ use super::said::{Reads, Said};
 use crate::error::Error;
 use crate::sched::FinishReason;
 
-/// How far a response has come.
+/// The state of a response.
 #[derive(Clone, Copy)]
 enum Status<'a> {
     Running,
@@ -21,7 +21,7 @@ enum Status<'a> {
     Failed(&'a Error),
 }
 
-/// Of an item that another one follows.
+/// The state of an item that another item follows.
 const ENDED: Status<'_> = Status::Ended(FinishReason::Stop);
 
 impl Status<'_> {
@@ -35,7 +35,7 @@ impl Status<'_> {
         }
     }
 
-    /// An item has no word of its own for what was cut short.
+    /// The status of an item. An item that was cut off, or whose response failed, is incomplete.
     const fn item_word(self) -> &'static str {
         match self {
             Self::Running => "in_progress",
@@ -72,7 +72,7 @@ fn push_event(
     out.extend_from_slice(b"}\n\n");
 }
 
-/// The id of the item at a place of the output.
+/// Writes the id of the item at index `place` of the output.
 fn push_item_id(out: &mut Vec<u8>, head: &Head, place: usize, block: &Block) {
     let unique = head.id.trim_start_matches("resp_");
     let kind = match block {
@@ -84,7 +84,7 @@ fn push_item_id(out: &mut Vec<u8>, head: &Head, place: usize, block: &Block) {
     write_bytes(out, format_args!("\"{kind}_{unique}_out{place}\""));
 }
 
-/// A part of an item's content; `empty`: as it begins.
+/// Writes a part of an item's content. `empty`: as it begins.
 fn push_part(out: &mut Vec<u8>, block: &Block, empty: bool) {
     let (text, logprobs) = if empty {
         ("", [].as_slice())
@@ -104,7 +104,7 @@ fn push_part(out: &mut Vec<u8>, block: &Block, empty: bool) {
     out.extend_from_slice(b"]}");
 }
 
-/// One that runs has nothing in it yet.
+/// Writes an item. An item in progress has no content yet.
 fn push_item(out: &mut Vec<u8>, head: &Head, blocks: &Blocks, place: usize, status: Status<'_>) {
     let block = &blocks.list()[place];
     let empty = matches!(status, Status::Running);
@@ -156,7 +156,7 @@ fn push_usage(out: &mut Vec<u8>, usage: &Usage, reasoning_tokens: usize) {
     );
 }
 
-/// `blocks`: the output, all of it said but the last's end; none before it begins.
+/// Writes a response. `blocks` is its output, complete except for the end of the last block. None before the output begins.
 fn push_response(out: &mut Vec<u8>, head: &Head, blocks: Option<&Blocks>, status: Status<'_>) {
     out.extend_from_slice(b"{\"id\":");
     push_string(out, &head.id);
@@ -223,7 +223,7 @@ fn push_response_event(
     });
 }
 
-/// An event about the text of an item: of its one part, where it has parts.
+/// Writes an event about an item's text, or about its only part if the item has parts.
 fn push_text_event(
     out: &mut Vec<u8>,
     head: &mut Head,
@@ -255,7 +255,7 @@ fn push_item_event(
     });
 }
 
-/// The events of a text: what it is called on the wire.
+/// The name of a text's events.
 const fn text_event(block: &Block, done: bool) -> &'static str {
     match (block, done) {
         (Block::Reasoning(_), false) => "response.reasoning_text.delta",
@@ -288,7 +288,7 @@ fn open(out: &mut Vec<u8>, head: &mut Head, blocks: &Blocks, place: usize) {
     }
 }
 
-/// The text of a custom tool's call, in one piece: it is known once its arguments are complete.
+/// Writes the text of a custom tool's call in one piece, because it is known only once the arguments are complete.
 fn push_custom_input(out: &mut Vec<u8>, head: &mut Head, (place, block): (usize, &Block)) {
     for (event, key) in [("delta", "delta"), ("done", "input")] {
         let event = format!("response.custom_tool_call_input.{event}");

@@ -1,4 +1,4 @@
-//! The list of all wire forms.
+//! The list of all wire formats.
 
 use super::chat::Chat;
 use super::completions::Completions;
@@ -10,7 +10,7 @@ use super::responses::Responses;
 use super::said::Reads;
 use crate::error::{Error, Result};
 
-/// All wire forms.
+/// All wire formats.
 const FORMATS: [&dyn WireFormat; 6] = [
     &Generate,
     &Chat,
@@ -20,15 +20,15 @@ const FORMATS: [&dyn WireFormat; 6] = [
     &Interactive,
 ];
 
-/// The wire form of that name.
+/// The wire format with this name.
 fn find(route: &str) -> Option<&'static dyn WireFormat> {
     FORMATS.into_iter().find(|format| format.name() == route)
 }
 
-/// The wire form of a route.
+/// The wire format of a route.
 ///
 /// # Errors
-/// `invalid_value` (400) names those that there are.
+/// `invalid_value` (400) lists those that exist.
 pub(super) fn format_of(route: &str) -> Result<&'static dyn WireFormat> {
     find(route).ok_or_else(|| {
         let names: Vec<&str> = FORMATS.iter().map(|format| format.name()).collect();
@@ -40,7 +40,7 @@ pub(super) fn format_of(route: &str) -> Result<&'static dyn WireFormat> {
     })
 }
 
-/// What the answers of a route are read as.
+/// How the answers of a route are parsed.
 pub fn reads(route: &str) -> Reads {
     find(route).map_or(Reads::Text, WireFormat::reads)
 }

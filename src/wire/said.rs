@@ -1,20 +1,20 @@
-//! What is new of an answer, as its route reads it.
+//! The new part of an answer, in the form that its route reads.
 
 use super::answer::Piece;
 use super::blocks::Change;
 
-/// What the text of an answer is read as.
+/// How a route reads the text of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
     /// Plain text.
     Text,
-    /// Thoughts, words and calls, where they are looked for.
+    /// Thoughts, words and calls, as far as the answer may have them.
     Pieces,
-    /// The same, as a list of parts that begin and end.
+    /// The same, as a list of blocks with a beginning and an end.
     Blocks,
 }
 
-/// What is new of an answer.
+/// The new part of an answer.
 #[derive(Debug)]
 pub(super) enum Said {
     Text(String),
@@ -31,7 +31,7 @@ impl Said {
         }
     }
 
-    /// New words of an answer that is not taken apart.
+    /// The new words of an answer that is not parsed.
     pub(super) fn text(&self) -> &str {
         match self {
             Self::Text(text) => text,

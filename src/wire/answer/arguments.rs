@@ -1,4 +1,4 @@
-//! Arguments behind a function's name, as they come.
+//! Parses the arguments that follow a function's name, piece by piece.
 
 use super::fate::Fate;
 use super::loose::LooseValue;
@@ -7,7 +7,7 @@ use super::value::{Step, Value};
 use crate::request::Types;
 use crate::text::formats::Arguments;
 
-/// Arguments while they are read. What they say is the text of a JSON object.
+/// A parser of arguments. Its output is the text of a JSON object.
 #[derive(Debug)]
 pub(super) enum Reader {
     Json { value: Value, begun: bool },
@@ -16,7 +16,7 @@ pub(super) enum Reader {
 }
 
 impl Reader {
-    /// `parameters`: those of the function that is called, where it is known.
+    /// `parameters`: those of the called function, if they are known.
     pub(super) fn new(format: &'static Arguments, parameters: Vec<(String, Types)>) -> Self {
         match format {
             Arguments::Json => Self::Json {
@@ -41,7 +41,7 @@ impl Reader {
         }
     }
 
-    /// Reads a character, and appends what it says to `out`.
+    /// Reads one character, and appends its output to `out`.
     pub(super) fn push(&mut self, c: char, out: &mut String) -> Fate {
         match self {
             Self::Json { value, begun } => {
@@ -66,7 +66,7 @@ impl Reader {
         }
     }
 
-    /// The answer has ended within them.
+    /// Ends the output, because the answer has ended within the arguments.
     pub(super) fn flush(&mut self, out: &mut String) {
         match self {
             Self::Json { begun: false, .. } => out.push_str("{}"),

@@ -1,4 +1,4 @@
-//! Leaves out of an answer's words the marks that some models write around them.
+//! Removes the markers that some models write around the words of an answer.
 
 use super::partial_suffix;
 
@@ -17,7 +17,7 @@ impl Around {
         }
     }
 
-    /// What of `text`, and of what was held back, is surely no mark. `last`: no more will come.
+    /// Returns the part of the held text and `text` that cannot be a marker. `last`: no more text will come.
     pub(super) fn push(&mut self, text: String, last: bool) -> String {
         if self.marks.is_empty() {
             return text;

@@ -1,17 +1,17 @@
-//! One function call as a JSON object, read as it comes: `{"name": "...", "arguments": {...}}`.
+//! Parses one function call written as a JSON object, piece by piece: `{"name": "...", "arguments": {...}}`.
 
 use super::value::{Step, Value};
 
-/// What has become of an object so far.
+/// The state of an object after a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// More is to come.
     Open,
     /// It has ended.
     Ended,
-    /// It has ended without its bracket, before this character.
+    /// It has ended without its closing bracket, before this character.
     Left,
-    /// It is no call. Only before its name is known.
+    /// It is not a call. Possible only before its name is known.
     NoCall,
 }
 
@@ -26,7 +26,7 @@ enum Place {
     CommaOrEnd,
 }
 
-/// What a call says piece by piece.
+/// The pieces of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// The function's name.
@@ -35,18 +35,18 @@ pub(super) enum Said {
     Arguments(String),
 }
 
-/// The state within one object.
+/// The parser of one object.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     place: Place,
-    /// Everything, until it is known to be a call.
+    /// All text so far, until it is known to be a call.
     raw: String,
     key: String,
     escaped: bool,
     value: Value,
     text: String,
     named: bool,
-    /// Arguments that came before the name, or all of them where they are a text.
+    /// Arguments that came before the name, or all arguments if they are written as a string.
     arguments: String,
     any_arguments: bool,
 }
@@ -66,17 +66,17 @@ impl Call {
         }
     }
 
-    /// Whether its name was said.
+    /// Whether its name has been output.
     pub(super) const fn named(&self) -> bool {
         self.named
     }
 
-    /// All that was read of what turned out to be no call.
+    /// The text of an object that turned out not to be a call.
     pub(super) fn into_raw(self) -> String {
         self.raw
     }
 
-    /// Reads one character. `known` says whether there is a function of a name.
+    /// Reads one character. `known` tells whether a function of this name exists.
     pub(super) fn push(
         &mut self,
         c: char,
@@ -107,7 +107,7 @@ impl Call {
                 return self.push_value(c, known, said);
             }
             (Place::Begin, '{') | (Place::CommaOrEnd, ',') => self.place = Place::KeyOrEnd,
-            // What was said cannot be taken back.
+            // The output cannot be taken back.
             _ if self.named => {
                 self.end(said);
                 return Progress::Left;
@@ -160,7 +160,7 @@ impl Call {
         }
     }
 
-    /// False where it is no call.
+    /// Ends a member's value. Returns false if the object is not a call.
     fn end_value(&mut self, known: &dyn Fn(&str) -> bool, said: &mut Vec<Said>) -> bool {
         if matches!(self.key.as_str(), "name" | "tool_name") && !self.named {
             let Ok(name) = serde_json::from_str::<String>(&self.text) else {
@@ -177,7 +177,7 @@ impl Call {
                 said.push(Said::Arguments(early));
             }
         } else if self.is_arguments() && self.text.starts_with('"') {
-            // Some models write the arguments' JSON as a text.
+            // Some models write the arguments' JSON as a string.
             let text = serde_json::from_str::<String>(&self.text).unwrap_or_default();
             for c in text.chars() {
                 self.say_arguments(c, said);

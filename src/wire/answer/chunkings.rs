@@ -1,4 +1,4 @@
-//! A stream says what a whole reply says, over a thousand random chunkings of the text of each format.
+//! Tests that a stream gives the same as a whole reply, with a thousand random ways to cut the text of each format.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

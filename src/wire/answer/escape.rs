@@ -1,8 +1,8 @@
-//! JSON strings, character by character.
+//! Escapes JSON strings character by character.
 
 use std::fmt::Write as _;
 
-/// Appends a character as it stands within a JSON string.
+/// Appends a character as it is written in a JSON string.
 pub(super) fn push_escaped(out: &mut String, c: char) {
     match c {
         '"' => out.push_str("\\\""),
@@ -18,7 +18,7 @@ pub(super) fn push_escaped(out: &mut String, c: char) {
     }
 }
 
-/// Appends a text as it stands within a JSON string.
+/// Appends a text as it is written in a JSON string.
 pub(super) fn push_escaped_text(out: &mut String, text: &str) {
     for c in text.chars() {
         push_escaped(out, c);

@@ -1,6 +1,6 @@
-//! What becomes of arguments as they are read.
+//! The state of arguments while they are parsed.
 
-/// What has become of arguments with a character.
+/// The state of arguments after a character.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// More is to come.

@@ -1,10 +1,10 @@
-//! Follows the thoughts of an answer, without telling what they are.
+//! Tracks whether an answer is within its thoughts.
 
 use super::messages::MessageParser;
 use super::reasoning::ThoughtParser;
 use crate::text::formats::Thoughts;
 
-/// Where an answer stands: within its thoughts, or not.
+/// Tracks whether an answer is within its thoughts, without keeping them.
 #[derive(Debug)]
 pub struct ThoughtFollower(Parser);
 
@@ -15,7 +15,7 @@ enum Parser {
 }
 
 impl ThoughtFollower {
-    /// At the answer's beginning.
+    /// Starts at the answer's beginning.
     pub fn new(thoughts: Thoughts) -> Self {
         Self(match thoughts.format.messages {
             Some(messages) => Parser::Messages(MessageParser::new(messages, None)),
@@ -23,7 +23,7 @@ impl ThoughtFollower {
         })
     }
 
-    /// Whether what comes next is a thought, or the mark that ends it.
+    /// Whether the next text is a thought, or the marker that ends thoughts.
     pub fn within(&self) -> bool {
         match &self.0 {
             Parser::Marks(parser) => parser.within(),
@@ -31,7 +31,7 @@ impl ThoughtFollower {
         }
     }
 
-    /// Goes on with `text`.
+    /// Reads more text.
     pub fn push(&mut self, text: &str) {
         match &mut self.0 {
             Parser::Marks(parser) => parser.push(text, &mut String::new(), &mut String::new()),

@@ -1,5 +1,5 @@
-//! Arguments that are nearly JSON: keys without quotes, other quotes around texts, Python's words. Read as they come, and told
-//! as JSON.
+//! Parses arguments that are nearly JSON (keys without quotes, other quotation marks, Python's constants) piece by piece, and
+//! outputs JSON.
 
 use super::escape::push_escaped_text;
 use super::fate::Fate;
@@ -10,28 +10,28 @@ use crate::text::formats::Loose;
 #[derive(Debug)]
 enum Mode {
     Start,
-    /// Before a key, or within one that has no quotes.
+    /// Before a key, or within a key without quotes.
     Key,
     QuotedKey(Quoted),
-    /// Behind a key in quotes.
+    /// After a key in quotes.
     AfterKey,
     /// Before a value.
     Value,
-    /// Within one that has no quotes.
+    /// Within a value without quotes.
     Bare,
     Text(Quoted),
-    /// Behind a value.
+    /// After a value.
     After,
 }
 
-/// An object or a list that has begun.
+/// An object or a list that is open.
 #[derive(Debug)]
 struct Frame {
     object: bool,
     any: bool,
 }
 
-/// The state within one call's arguments.
+/// The parser of one call's arguments.
 #[derive(Debug)]
 pub(super) struct LooseValue {
     loose: &'static Loose,
@@ -39,11 +39,11 @@ pub(super) struct LooseValue {
     frames: Vec<Frame>,
     mode: Mode,
     held: String,
-    /// A key in quotes, as the inside of a JSON string.
+    /// A key in quotes, escaped as in a JSON string.
     key: String,
-    /// What the value may be.
+    /// The types that the value may have.
     types: Types,
-    /// Arguments without a name so far.
+    /// Number of arguments without a name so far.
     unnamed: usize,
 }
 
@@ -179,7 +179,7 @@ impl LooseValue {
             self.mode = Mode::Text(Quoted::new(mark));
         } else if !self.loose.quote.starts_with(self.held.as_str()) {
             self.mode = Mode::Bare;
-            // A delimiter may stand right behind what was taken for the beginning of a quote.
+            // A delimiter may follow what looked like the beginning of a quotation mark.
             if self.held.len() > c.len_utf8() && (c == ',' || self.closes(c)) {
                 self.held.pop();
                 self.say_bare(out);
@@ -211,7 +211,7 @@ impl LooseValue {
         matches!(c, '}' | ']') || (c == ')' && self.loose.python)
     }
 
-    /// Between a key and its value, where it stands.
+    /// The character between a key and its value.
     fn equals(&self) -> char {
         if self.frames.len() == 1 {
             self.loose.equals
@@ -220,7 +220,7 @@ impl LooseValue {
         }
     }
 
-    /// The quote that `text` is.
+    /// The quotation mark that `text` is, if it is one.
     fn quote(&self, text: &str) -> Option<&'static str> {
         let mut quotes = [self.loose.quote, "\"", "'"].into_iter();
         quotes.find(|&quote| quote == text)
@@ -243,7 +243,7 @@ impl LooseValue {
         }
     }
 
-    /// What stands before an item of a list.
+    /// Writes the separator before an item of a list.
     fn begin_item(&mut self, out: &mut String) {
         if let Some(frame) = self.frames.last_mut().filter(|frame| !frame.object) {
             out.push_str(if frame.any { ", " } else { "[" });
@@ -252,7 +252,7 @@ impl LooseValue {
         }
     }
 
-    /// `key`: the inside of a JSON string.
+    /// `key` is escaped as in a JSON string.
     fn say_key(&mut self, key: &str, out: &mut String) {
         let outermost = self.frames.len() == 1;
         if let Some(frame) = self.frames.last_mut() {
@@ -269,7 +269,7 @@ impl LooseValue {
         self.mode = Mode::Value;
     }
 
-    /// An argument without a name is that of the parameter in its place.
+    /// Gives an argument without a name the name of the parameter at its position.
     fn name_unnamed(&mut self, out: &mut String) {
         let place = self.unnamed;
         self.unnamed += 1;
@@ -287,7 +287,7 @@ impl LooseValue {
         out.push_str(&self.types.json(held.trim()));
     }
 
-    /// The answer has ended within them: they stay open, as they were cut off.
+    /// Ends the output, because the answer has ended within the arguments. What is open stays open.
     pub(super) fn flush(&mut self, out: &mut String) {
         match &mut self.mode {
             Mode::Start => out.push_str("{}"),

@@ -1,12 +1,12 @@
-//! Answers whose parts are messages with headers, as gpt-oss writes them. The header says whether a part is a thought, text or a
-//! call.
+//! Parses answers whose parts are messages with headers, as gpt-oss writes them. The header tells whether a part is a thought, text
+//! or a call.
 
 use super::tools::{argue, say};
 use super::{Piece, partial_suffix};
 use crate::request::Function;
 use crate::text::formats::Messages;
 
-/// Longest header, in bytes; what is longer is words.
+/// Maximum length of a header, in bytes. Longer text is words.
 const MAX_HEADER: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +22,11 @@ enum Mode {
     Body(Kind),
 }
 
-/// The state within one answer.
+/// The parser of one answer.
 #[derive(Debug)]
 pub(super) struct MessageParser {
     format: &'static Messages,
-    /// Absent: calls are not looked for.
+    /// Absent: there are no calls to find.
     functions: Option<Vec<Function>>,
     mode: Mode,
     held: String,
@@ -58,11 +58,11 @@ impl MessageParser {
         }
     }
 
-    /// The answer has ended.
+    /// Ends the answer.
     pub(super) fn flush(&mut self, out: &mut Vec<Piece>) {
         let held = std::mem::take(&mut self.held);
         match self.mode {
-            // A header that was cut off says nothing.
+            // An incomplete header has no output.
             Mode::Header if self.is_begun(&held) => {}
             Mode::Header => say(held, out),
             Mode::Body(kind) => {
@@ -104,17 +104,17 @@ impl MessageParser {
         }
     }
 
-    /// What was taken for a header is words.
+    /// Outputs text that looked like a header as words.
     fn words(&mut self, out: &mut Vec<Piece>) {
         let held = std::mem::take(&mut self.held);
         self.mode = Mode::Body(Kind::Words);
-        // Its first character may begin a mark of its own, which would be a header again.
+        // After its first character, the text may contain another header.
         let first = held.chars().next().map_or(0, char::len_utf8);
         say(held[..first].to_owned(), out);
         self.push(&held[first..], out);
     }
 
-    /// What a message with this header is; `None` where it is no header. A call is told.
+    /// The kind of a message with this header; `None` if it is not a header. Outputs the beginning of a call.
     fn kind(&mut self, header: &str, out: &mut Vec<Piece>) -> Option<Kind> {
         let format = self.format;
         let known = |name: &str| {
@@ -182,7 +182,7 @@ impl MessageParser {
         self.mode = Mode::Body(kind);
     }
 
-    /// Tells a piece of a body, and gives back what of it has to wait: white space around arguments is no part of them.
+    /// Outputs a piece of a body, and returns the text that must wait: white space around arguments is dropped.
     fn tell(&self, text: &str, kind: Kind, out: &mut Vec<Piece>) -> (String, Kind) {
         let Kind::Call { begun } = kind else {
             Self::tell_rest(text, kind, out);

@@ -1,5 +1,5 @@
-//! What an answer's text is made of: thoughts, words, and calls of functions. State machines over the text as it comes, so
-//! that a stream says the same as a whole reply, wherever its text is cut.
+//! Splits an answer's text into thoughts, words and function calls. The parsers are state machines that read the text in pieces, so
+//! a stream and a whole reply have the same parts, however the text is cut.
 
 mod arguments;
 mod around;
@@ -38,39 +38,39 @@ pub enum Piece {
     Content(String),
     /// A call of a function begins.
     Call {
-        /// Its place among the answer's calls.
+        /// The call's index in the answer.
         index: usize,
         /// The function's name.
         name: String,
     },
-    /// Its arguments go on, as JSON.
+    /// The next part of a call's arguments, as JSON.
     Arguments {
-        /// The call's place.
+        /// The call's index in the answer.
         index: usize,
         /// New text.
         text: String,
     },
 }
 
-/// What to look for in an answer.
+/// What to parse in an answer.
 #[derive(Debug, Clone, Default)]
 pub struct AnswerFormat {
     /// Absent: the answer has no thoughts.
     pub thinking: Option<Thoughts>,
     /// Absent: the answer has no calls.
     pub tools: Option<(&'static ToolFormat, Vec<Function>)>,
-    /// Calls after the first are left out.
+    /// Whether calls after the first are dropped.
     pub one_call: bool,
 }
 
 impl AnswerFormat {
-    /// Ids of calls have nine characters.
+    /// Whether call ids have nine characters.
     pub fn short_ids(&self) -> bool {
         matches!(self.tools, Some((format, _)) if format.short_ids)
     }
 }
 
-/// Takes one answer's text apart.
+/// The parser of one answer's text.
 #[derive(Debug)]
 pub struct AnswerParser {
     parts: Parts,
@@ -91,7 +91,7 @@ enum Parts {
 }
 
 impl AnswerParser {
-    /// At the answer's beginning; `None` where there is nothing to look for.
+    /// Starts at the answer's beginning. `None` if there is nothing to parse.
     pub fn new(format: &AnswerFormat) -> Option<Self> {
         if format.thinking.is_none() && format.tools.is_none() {
             return None;
@@ -125,12 +125,13 @@ impl AnswerParser {
         })
     }
 
-    /// Whether the text so far, but for what its end flushed, ends within thoughts or their markers.
+    /// Whether the text so far ends within thoughts or their markers. Text that only the end of the answer completed does not
+    /// count.
     pub const fn thinks(&self) -> bool {
         self.thinks
     }
 
-    /// Parses new text; some of it may have to wait for more. `last`: there will be no more.
+    /// Parses new text. Some of it may have to wait for more. `last`: no more text will come.
     pub fn push(&mut self, text: &str, last: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         match &mut self.parts {
@@ -181,7 +182,8 @@ impl AnswerParser {
     }
 }
 
-/// Names a call: the same for the same reply, choice and call. `short`: nine characters, as Mistral's templates want.
+/// The id of a call. It depends only on the reply, the choice and the call. `short`: nine characters, as Mistral's templates
+/// require.
 pub fn call_id(prefix: &str, short: bool, reply: &str, choice: usize, call: usize) -> String {
     let mut hasher = DefaultHasher::new();
     (reply, choice, call).hash(&mut hasher);
@@ -193,7 +195,7 @@ pub fn call_id(prefix: &str, short: bool, reply: &str, choice: usize, call: usiz
     }
 }
 
-/// Length in bytes of the longest beginning of `marker`, short of all of it, that `text` ends with.
+/// Length in bytes of the longest proper prefix of `marker` with which `text` ends.
 fn partial_suffix(text: &str, marker: &str) -> usize {
     let longest = marker.len().saturating_sub(1).min(text.len());
     let ends = |&len: &usize| text.as_bytes().ends_with(&marker.as_bytes()[..len]);

@@ -1,5 +1,5 @@
-//! Arguments that are written one by one between marks, as `<parameter=key>value</parameter>`, read as they come and told as a
-//! JSON object.
+//! Parses arguments that are written one by one between markers, as `<parameter=key>value</parameter>`. Reads them piece by piece,
+//! and outputs a JSON object.
 
 use super::escape::{push_escaped, push_escaped_text};
 use super::fate::Fate;
@@ -7,7 +7,7 @@ use super::partial_suffix;
 use crate::request::{Types, types_of};
 use crate::text::formats::lines;
 
-/// What stands around keys and values.
+/// The markers around keys and values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marks {
     pub(super) key_open: &'static str,
@@ -18,18 +18,18 @@ pub(super) struct Marks {
 
 #[derive(Debug)]
 enum Mode {
-    /// Before a key, or the end.
+    /// Before a key or the end of the arguments.
     Between,
     Key,
-    /// Behind a key, up to what opens its value.
+    /// After a key, before the marker that opens its value.
     BeforeValue,
-    /// A text, told as it comes.
+    /// A text, output as it comes.
     Text,
-    /// Anything else, read as a whole.
+    /// Any other value, parsed once it is complete.
     Whole(Types),
 }
 
-/// The state within one call's arguments.
+/// The parser of one call's arguments.
 #[derive(Debug)]
 pub(super) struct Pairs {
     marks: Marks,
@@ -37,9 +37,9 @@ pub(super) struct Pairs {
     mode: Mode,
     held: String,
     key: String,
-    /// Any pair was told.
+    /// Whether a pair has been output.
     any: bool,
-    /// The line break before a value was passed over.
+    /// Whether the line break before a value has been skipped.
     begun: bool,
 }
 
@@ -77,7 +77,7 @@ impl Pairs {
                     self.held.clear();
                     self.begin_value(out);
                 } else if !opens.starts_with(held) {
-                    // Its value is not opened: taken for a value all the same.
+                    // The value's opening marker is missing. The text is taken as the value all the same.
                     let text = std::mem::take(&mut self.held);
                     self.begin_value(out);
                     for c in text.chars() {
@@ -141,7 +141,7 @@ impl Pairs {
     fn value(&mut self, out: &mut String) {
         if !self.begun {
             self.begun = true;
-            // The line break behind the key is the format's.
+            // The line break after the key belongs to the format.
             if self.marks.key_close.ends_with('\n') && self.held == "\n" {
                 self.held.clear();
                 return;
@@ -181,7 +181,8 @@ impl Pairs {
         out.push_str(if self.any { "}" } else { "{}" });
     }
 
-    /// The answer has ended within them: what is known is told, and a value that was cut off stays open.
+    /// Ends the output, because the answer has ended within the arguments. What is known is output, and an incomplete value stays
+    /// open.
     pub(super) fn flush(&mut self, out: &mut String) {
         match self.mode {
             Mode::Between | Mode::Key | Mode::BeforeValue => self.close(out),

@@ -1,19 +1,19 @@
-//! A text within quotes, as it comes, told as the inside of a JSON string.
+//! Parses a text in quotation marks piece by piece, and outputs it escaped as in a JSON string.
 
 use super::escape::{push_escaped, push_escaped_text};
 use super::partial_suffix;
 
-/// The state within one text, behind its opening quote.
+/// The parser of one text, after its opening mark.
 #[derive(Debug)]
 pub(super) struct Quoted {
     mark: &'static str,
-    /// A backslash escapes, as in JSON and Python.
+    /// Whether a backslash escapes the next character, as in JSON and Python.
     escapes: bool,
     held: String,
 }
 
 impl Quoted {
-    /// `mark` ends it as it began it. Within one of a single character a backslash escapes.
+    /// `mark` also closes the text. If it is a single character, a backslash escapes it within the text.
     pub(super) fn new(mark: &'static str) -> Self {
         Self {
             mark,
@@ -22,7 +22,7 @@ impl Quoted {
         }
     }
 
-    /// Reads a character. True: the text has ended.
+    /// Reads one character. Returns true if it ends the text.
     pub(super) fn push(&mut self, c: char, out: &mut String) -> bool {
         self.held.push(c);
         if self.escapes && self.held.starts_with('\\') {
@@ -41,7 +41,7 @@ impl Quoted {
         false
     }
 
-    /// What stands behind a backslash, once it is complete.
+    /// Outputs an escape sequence, once it is complete.
     fn escape(&mut self, out: &mut String) {
         let mut chars = self.held.chars().skip(1);
         let Some(kind) = chars.next() else { return };
@@ -66,7 +66,7 @@ impl Quoted {
                 out.push_str("\\u00");
                 out.push_str(&digits);
             }
-            // Python leaves what it does not know as it stands.
+            // Python leaves unknown escape sequences unchanged.
             _ => {
                 out.push_str("\\\\");
                 push_escaped(out, kind);
@@ -77,7 +77,7 @@ impl Quoted {
         self.held.clear();
     }
 
-    /// The answer has ended within it.
+    /// Ends the output, because the answer has ended within the text.
     pub(super) fn flush(&mut self, out: &mut String) {
         push_escaped_text(out, &std::mem::take(&mut self.held));
     }

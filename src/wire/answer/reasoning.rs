@@ -1,4 +1,4 @@
-//! Tells what a model thinks from what it answers, as it comes: thoughts between two marks, before the answer.
+//! Separates thoughts, which stand between two markers, from the answer that follows them, piece by piece.
 
 use super::partial_suffix;
 use crate::text::formats::{Thinking, Thoughts};
@@ -14,7 +14,7 @@ enum Mode {
     Answer,
 }
 
-/// The state within one answer.
+/// The parser of one answer.
 #[derive(Debug)]
 pub(super) struct ThoughtParser {
     open: &'static str,
@@ -24,7 +24,7 @@ pub(super) struct ThoughtParser {
 }
 
 impl ThoughtParser {
-    /// At the answer's beginning.
+    /// Starts at the answer's beginning.
     pub(super) fn new(thoughts: Thoughts) -> Self {
         let mode = match thoughts.begin {
             Thinking::Open => Mode::BeforeThoughts,
@@ -38,12 +38,12 @@ impl ThoughtParser {
         }
     }
 
-    /// Whether what comes next is thoughts, or the mark that ends them.
+    /// Whether the next text is a thought, or the marker that ends thoughts.
     pub(super) const fn within(&self) -> bool {
         matches!(self.mode, Mode::BeforeThoughts | Mode::Thoughts)
     }
 
-    /// Whether the thoughts have begun, and the answer has not.
+    /// Whether the thoughts have begun and the answer has not.
     pub(super) const fn is_open(&self) -> bool {
         matches!(
             self.mode,
@@ -51,7 +51,7 @@ impl ThoughtParser {
         )
     }
 
-    /// Appends what `text` adds to thoughts and answer.
+    /// Reads `text`, and appends its parts to `thoughts` and `answer`.
     pub(super) fn push(&mut self, text: &str, thoughts: &mut String, answer: &mut String) {
         if self.mode == Mode::Answer {
             answer.push_str(text);
@@ -91,7 +91,7 @@ impl ThoughtParser {
                     self.mode = Mode::BeforeAnswer;
                     return;
                 }
-                // White space before the marker belongs to it.
+                // White space before the marker belongs to the marker.
                 let kept = partial_suffix(&self.held, self.close);
                 let sure = self.held[..self.held.len() - kept].trim_end().len();
                 let rest = self.held.split_off(sure);
@@ -101,7 +101,7 @@ impl ThoughtParser {
         }
     }
 
-    /// The text has ended.
+    /// Ends the answer.
     pub(super) fn flush(&mut self, thoughts: &mut String, answer: &mut String) {
         let held = std::mem::take(&mut self.held);
         match self.mode {

@@ -1,4 +1,4 @@
-//! What each format's texts say, and that they say the same wherever they are cut.
+//! Tests the parts of each format's texts, and that they do not depend on how the texts are cut.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ mod calls;
 mod cuts;
 mod thoughts;
 
-/// What the pieces say together: reasoning, content, and each call's name and arguments.
+/// All parts of an answer: reasoning, content, and each call's name and arguments.
 type Whole = (String, String, Vec<(String, String)>);
 
 fn join(pieces: Vec<Piece>) -> Whole {
@@ -76,7 +76,7 @@ fn call(name: &str, arguments: &str) -> (String, String) {
     (name.to_owned(), arguments.to_owned())
 }
 
-/// The same two calls as the models of each format write them, after words where that is possible.
+/// The same two calls as models of each format write them, after words if the format allows that.
 pub(super) const WRITTEN: [(&str, &str); 23] = [
     (
         "hermes",

@@ -1,4 +1,4 @@
-//! Finds function calls in the text of an answer, as it comes, by the description of its format.
+//! Finds function calls in the text of an answer, piece by piece, by the description of their format.
 
 use super::arguments::Reader;
 use super::call::{Call, Progress, Said};
@@ -7,42 +7,42 @@ use super::{Piece, partial_suffix};
 use crate::request::Function;
 use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};
 
-/// Longest name of a function, in bytes; what is longer is no name.
+/// Maximum length of a function's name, in bytes.
 const MAX_NAME: usize = 200;
 
 #[derive(Debug)]
 enum Mode {
-    /// Words, up to what begins calls.
+    /// Words, up to the marker of a call.
     Words,
-    /// What stands around calls: before a name, or (`behind`) after a call.
+    /// The text around calls: before a name, or (`behind`) after a call.
     Between {
         behind: bool,
     },
     /// A call as a JSON object.
     Object(Box<Call>),
-    /// A name, and what follows it.
+    /// A name, up to the text that ends it.
     Name(&'static Shape),
     Arguments(Box<Reader>),
 }
 
-/// The state within one answer.
+/// The parser of one answer.
 #[derive(Debug)]
 pub(super) struct ToolParser {
     format: &'static ToolFormat,
     functions: Vec<Function>,
-    /// Nothing but white space has come yet.
+    /// Whether only white space has come so far.
     at_beginning: bool,
     mode: Mode,
     openings: Vec<&'static str>,
     marks: Vec<Mark>,
-    /// Read, and not yet known to be words or a mark.
+    /// Text that may be words or a marker.
     held: String,
-    /// What the call that is read began with, should it turn out to be none.
+    /// The marker with which the current call began. If it turns out not to be a call, this is text.
     opening: String,
     calls: usize,
 }
 
-/// A text that may stand before or after a call.
+/// A marker before or after a call.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     text: &'static str,
@@ -51,15 +51,15 @@ struct Mark {
 
 #[derive(Debug, Clone, Copy)]
 enum Leads {
-    /// To another mark, or a call.
+    /// Leads to another marker or a call.
     ToCall,
-    /// To the name of a function.
+    /// Leads to the name of a function.
     ToName(&'static Shape),
-    /// Out of a call.
+    /// Leads out of a call.
     Behind,
 }
 
-/// All marks of a format.
+/// All markers of a format.
 fn marks(format: &'static ToolFormat) -> Vec<Mark> {
     let mut marks: Vec<Mark> = Vec::new();
     let mut add = |text: &'static str, leads| {
@@ -103,7 +103,7 @@ fn marks(format: &'static ToolFormat) -> Vec<Mark> {
 }
 
 impl ToolParser {
-    /// `functions`: those that there are.
+    /// `functions`: those that may be called.
     pub(super) fn new(format: &'static ToolFormat, functions: Vec<Function>) -> Self {
         Self {
             format,
@@ -124,7 +124,7 @@ impl ToolParser {
         }
     }
 
-    /// The answer has ended.
+    /// Ends the answer.
     pub(super) fn flush(&mut self, out: &mut Vec<Piece>) {
         let held = std::mem::take(&mut self.held);
         let opening = std::mem::take(&mut self.opening);
@@ -185,7 +185,7 @@ impl ToolParser {
                 '[' => self.format.list,
                 _ => false,
             };
-            // Only an answer that begins with one may be a bare call.
+            // Only at the beginning of an answer can a call have no marker.
             if self.format.bare && begins {
                 self.held.pop();
                 self.opening = std::mem::take(&mut self.held);
@@ -198,7 +198,7 @@ impl ToolParser {
             .iter()
             .find(|mark| self.held.ends_with(**mark))
         {
-            // White space before a call belongs to it.
+            // White space before a call belongs to the call.
             self.held.truncate(self.held.len() - mark.len());
             let words = std::mem::take(&mut self.held);
             let trimmed = words.trim_end();
@@ -223,7 +223,7 @@ impl ToolParser {
         known.is_some_and(|mark| matches!(mark.leads, Leads::Behind))
     }
 
-    /// Goes on behind a mark, which was read as `raw`.
+    /// Continues after a marker, which was read as `raw`.
     fn pass(&mut self, mark: &str, raw: &str) {
         self.held.clear();
         let leads = self.marks.iter().find(|known| known.text == mark);
@@ -259,7 +259,7 @@ impl ToolParser {
             let raw = self.held[..leading + mark.len()].to_owned();
             let rest = held[mark.len()..].to_owned();
             if !behind && self.ends_calls(mark) {
-                // What was opened ends without a call.
+                // The list of calls ends without a call.
                 self.no_call(&raw, out);
             } else {
                 self.pass(mark, &raw);
@@ -268,7 +268,7 @@ impl ToolParser {
         }
         let opens_object = self.has_object() && held.starts_with('{');
         if behind {
-            // Some models leave out what stands between two calls.
+            // Some models leave out the separator between two calls.
             let in_a_row = self.format.list || self.format.bare || !self.format.open.is_empty();
             let rest = held.to_owned();
             self.held.clear();
@@ -301,12 +301,12 @@ impl ToolParser {
         }
     }
 
-    /// What was read is no call, but words: what it began with, and `text`.
+    /// Outputs text that is not a call as words: its marker and `text`.
     fn no_call(&mut self, text: &str, out: &mut Vec<Piece>) {
         let whole = std::mem::take(&mut self.opening) + text;
         self.held.clear();
         self.mode = Mode::Words;
-        // Its last character may begin a mark.
+        // The last character may begin a marker.
         let last = whole.char_indices().next_back().map_or(0, |(at, _)| at);
         say(whole[..last].to_owned(), out);
         self.push(&whole[last..], out);
@@ -341,7 +341,7 @@ impl ToolParser {
         }
     }
 
-    /// Looks for the end of the name that is held.
+    /// Looks for the end of the name in the held text.
     fn name(&mut self, shape: &'static Shape, out: &mut Vec<Piece>) {
         let Shape::Named {
             number,
@@ -353,7 +353,7 @@ impl ToolParser {
         else {
             return;
         };
-        // What ends a name, and whether it belongs to the arguments.
+        // The texts that end a name, and whether each belongs to the arguments.
         let own = Some((after.trim(), false)).filter(|(mark, _)| !mark.is_empty());
         let brace = match arguments {
             Arguments::Pairs { key_open, .. } => Some(key_open.trim()),
@@ -404,12 +404,12 @@ impl ToolParser {
     }
 }
 
-/// Where calls need no mark, only names of functions that there are make one.
+/// If calls need no marker, only the name of an existing function makes a call.
 fn is_callable(format: &ToolFormat, functions: &[Function], name: &str) -> bool {
     !format.bare || functions.iter().any(|function| function.name == name)
 }
 
-/// A name without what models write around it.
+/// A name without the number, the remark and the quotes that models write around it.
 fn clean<'a>(text: &'a str, number: Option<&str>, remark: Option<&str>) -> &'a str {
     let mut name = text;
     if let Some((before, _)) = remark.and_then(|remark| name.split_once(remark)) {
@@ -429,7 +429,7 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(odd)
 }
 
-/// Adds words to the last piece, or as a new one.
+/// Appends words to the last piece, or adds a piece.
 pub(super) fn say(text: String, out: &mut Vec<Piece>) {
     if text.is_empty() {
         return;
@@ -441,7 +441,7 @@ pub(super) fn say(text: String, out: &mut Vec<Piece>) {
     }
 }
 
-/// Adds arguments of the call in that place.
+/// Appends arguments to the call with this index.
 pub(super) fn argue(index: usize, text: String, out: &mut Vec<Piece>) {
     if text.is_empty() {
         return;

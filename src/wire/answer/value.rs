@@ -1,17 +1,17 @@
-//! Finds where a JSON value ends, character by character.
+//! Finds the end of a JSON value character by character.
 
-/// What a character is to the value.
+/// How a character belongs to the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// Part of it.
     Inside,
     /// Its last character.
     Last,
-    /// Stands behind it already.
+    /// It follows the value.
     Behind,
 }
 
-/// The state within one value. It looks at brackets and quotes alone: what is between them may be no JSON.
+/// The parser of one value. It looks only at brackets and quotes: the text between them may be invalid JSON.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Value {
     depth: usize,

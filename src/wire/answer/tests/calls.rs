@@ -1,4 +1,4 @@
-//! Calls as models write them: values, words around them, and what is no call.
+//! Tests calls as models write them: values, words around calls, and text that is not a call.
 
 use super::*;
 

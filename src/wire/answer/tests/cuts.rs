@@ -1,10 +1,10 @@
-//! Texts made of pieces of all formats, cut anywhere.
+//! Tests texts that are composed of parts of all formats and cut anywhere.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Marks, and beginnings and ends of marks, of all formats.
+/// Markers of all formats, and their beginnings and ends.
 fn parts() -> Vec<String> {
     let mut parts: Vec<String> = [
         "{",

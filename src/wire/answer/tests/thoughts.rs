@@ -1,4 +1,4 @@
-//! Thoughts beside the answer, in each format.
+//! Tests thoughts before an answer, in each format.
 
 use super::*;
 
