@@ -1,4 +1,4 @@
-//! The special tokens that a model expects around a text, or around two that it compares, put around their tokens.
+//! Adds the special tokens that a model expects around a text, or around two texts that it compares.
 
 use tokenizers::{Encoding, PostProcessor, Token};
 
@@ -26,7 +26,7 @@ impl Tokenizer {
         Ok(whole.map_err(not_tokenized)?.get_ids().to_vec())
     }
 
-    /// How many tokens [`with_special`](Self::with_special) adds.
+    /// Number of tokens that [`with_special`](Self::with_special) adds.
     ///
     /// # Errors
     /// As [`with_special`](Self::with_special).

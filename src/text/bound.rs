@@ -1,4 +1,4 @@
-//! A lower bound of the number of a text's tokens, from its bytes alone.
+//! A lower bound of a text's number of tokens, from its bytes alone.
 
 use std::collections::HashSet;
 
@@ -10,22 +10,22 @@ use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use super::table::TokenTable;
 
-/// Bytes that no UTF-8 text has.
+/// Bytes that do not occur in UTF-8.
 const NEVER: [u8; 13] = [
     0xC0, 0xC1, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA, 0xFB, 0xFC, 0xFD, 0xFE, 0xFF,
 ];
 
-/// The most bytes of text that one token can stand for.
+/// The maximum number of bytes of text per token.
 #[derive(Debug)]
 pub(super) struct ByteBound {
     longest: usize,
-    /// Bytes that may vanish: the vocabulary does not have them.
+    /// Bytes that may disappear, because the vocabulary does not have them.
     vanishing: Option<Box<[bool; 256]>>,
 }
 
 impl ByteBound {
-    /// `None` where a token can stand for any number of bytes: an unknown word is one token, a normalizer or a pre-tokenizer drops
-    /// characters, or an added token takes the white space around it.
+    /// `None` if a token can stand for any number of bytes: an unknown word becomes one token, a normalizer or pre-tokenizer drops
+    /// characters, or an added token absorbs the white space around it.
     pub(super) fn of(inner: &Tokenizer, table: &TokenTable) -> Option<Self> {
         let ratio = inner.get_normalizer().map_or(Some(1), shrinkage)?;
         if !inner.get_pre_tokenizer().is_none_or(keeps_all) {
@@ -63,8 +63,8 @@ impl ByteBound {
         if ratio > 1 && vanishing.is_some() {
             return None;
         }
-        // A vocabulary entry is at least as long as the text that it matches; where it is spelled in stand-ins for bytes, the
-        // table knows the bytes.
+        // A token is at least as long as the text that it matches. If it is written in GPT-2's byte alphabet, the table knows its
+        // bytes.
         let spelled = |(token, &id): (&String, &u32)| match added.get(&id) {
             None if byte_level => table.byte_len(id),
             _ => token.len(),
@@ -79,7 +79,7 @@ impl ByteBound {
         })
     }
 
-    /// Bytes of `text` that tokens must stand for.
+    /// Number of bytes of `text` that must be in tokens.
     pub(super) fn weight(&self, text: &str) -> usize {
         match &self.vanishing {
             None => text.len(),
@@ -90,7 +90,7 @@ impl ByteBound {
         }
     }
 
-    /// The smallest number of tokens that can represent this many bytes.
+    /// The minimum number of tokens for this many bytes.
     pub(super) fn least_tokens(&self, weight: usize) -> usize {
         weight.div_ceil(self.longest)
     }
@@ -103,7 +103,7 @@ fn steps(pre_tokenizer: &PreTokenizerWrapper) -> &[PreTokenizerWrapper] {
     }
 }
 
-/// Whether words are spelled in GPT-2's stand-ins for bytes.
+/// Whether words are written in GPT-2's byte alphabet.
 pub(super) fn is_byte_level(inner: &Tokenizer) -> bool {
     let normalizers = match inner.get_normalizer() {
         None => &[],
@@ -119,7 +119,7 @@ pub(super) fn is_byte_level(inner: &Tokenizer) -> bool {
             .any(|step| matches!(step, PreTokenizerWrapper::ByteLevel(_)))
 }
 
-/// Bytes of a text that no token of a byte-level vocabulary has alone: they are left out of a word.
+/// Bytes without a token of their own in a byte-level vocabulary. They are left out of words.
 fn missing_bytes(vocabulary: &HashSet<&str>) -> Option<Box<[bool; 256]>> {
     let mut missing = Box::new([true; 256]);
     for (byte, character) in byte_level_alphabet() {
@@ -131,7 +131,7 @@ fn missing_bytes(vocabulary: &HashSet<&str>) -> Option<Box<[bool; 256]>> {
     missing.contains(&true).then_some(missing)
 }
 
-/// GPT-2's printable stand-in for each byte.
+/// GPT-2's printable character for each byte.
 fn byte_level_alphabet() -> impl Iterator<Item = (u8, char)> {
     let printable = |byte: &u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
     let others = (0..=255_u8)
@@ -147,7 +147,7 @@ fn has_byte_tokens(vocabulary: &HashSet<&str>) -> bool {
     (0..=255_u8).all(|byte| vocabulary.contains(format!("<{byte:#04X}>").as_str()))
 }
 
-/// The most bytes of a text that can become one byte; `None`: any number.
+/// The maximum number of bytes of a text that can become one byte. `None`: any number.
 fn shrinkage(normalizer: &NormalizerWrapper) -> Option<usize> {
     match normalizer {
         NormalizerWrapper::Prepend(_) | NormalizerWrapper::ByteLevel(_) => Some(1),
@@ -167,13 +167,13 @@ fn shrinkage(normalizer: &NormalizerWrapper) -> Option<usize> {
     }
 }
 
-/// The text that a step replaces, where it is one text.
+/// The text that this step replaces, if it replaces one fixed text.
 pub(super) fn replaced(step: &Replace) -> Option<String> {
     let step = serde_json::to_value(step).ok()?;
     Some(step.get("pattern")?.get("String")?.as_str()?.to_owned())
 }
 
-/// Whether every character of a text is in a word.
+/// Whether every character of a text ends up in a word.
 fn keeps_all(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     steps(pre_tokenizer).iter().all(|step| match step {
         PreTokenizerWrapper::ByteLevel(_)
@@ -204,7 +204,7 @@ mod tests {
         text.get().to_owned()
     }
 
-    /// All that are made of others or become others; of Hangul the first.
+    /// All characters that compose others or are composed of others, but only the first of Hangul.
     fn characters() -> impl Iterator<Item = char> {
         let ranges = [
             '\0'..='\u{33FF}',
@@ -216,7 +216,7 @@ mod tests {
         ranges.into_iter().flatten()
     }
 
-    /// A composed character may come from as many bytes as the characters of its decomposition can come from.
+    /// A composed character may come from as many bytes as the characters of its decomposition.
     fn worst(compose: &impl Normalizer, decompose: &impl Normalizer) -> f64 {
         let mut longest = std::collections::HashMap::<char, usize>::new();
         let mut decomposed = Vec::new();
@@ -261,13 +261,13 @@ mod tests {
 
     #[test]
     fn the_longest_token_bounds_a_texts_tokens() {
-        // "hell" and "<|end|>" are its longest tokens; the special one is longer.
+        // Its longest tokens are "hell" and "<|end|>". The special one is longer.
         let tokenizer = fixtures::byte_level();
         assert_eq!(tokenizer.least_tokens(&"hell".repeat(7)), 4);
         let text = "<|end|>".repeat(9);
         assert_eq!(tokenizer.least_tokens(&text), 9);
         assert_eq!(tokenizer.encode(&text, false).unwrap().len(), 9);
-        // SentencePiece's, whose space may be given as three bytes.
+        // SentencePiece's space may be written with three bytes.
         let tokenizer = fixtures::byte_fallback();
         let text = "▁▁".repeat(50);
         assert!(tokenizer.least_tokens(&text) <= tokenizer.encode(&text, false).unwrap().len());

@@ -1,4 +1,4 @@
-//! Tokens to text, one at a time.
+//! Converts tokens to text, one at a time.
 
 use super::table::{Piece, Scheme, fallback_byte};
 use super::tokenizer::Tokenizer;
@@ -10,24 +10,24 @@ use super::tokenizer::Tokenizer;
 /// character. A token costs time in proportion to its own length, however long the sequence is.
 #[derive(Debug, Clone, Default)]
 pub struct Detokenizer {
-    /// Leaves special tokens out.
+    /// Whether special tokens are left out.
     skip_special: bool,
-    /// Whether any text came out yet: what is cut from the front of a text is cut once.
+    /// Whether any text was output. Text is cut off the front only once.
     begun: bool,
-    /// Characters already cut from the front.
+    /// Number of characters already cut off the front.
     cut: usize,
-    /// Bytes that are not text yet.
+    /// Bytes that are not a whole character yet.
     pending: Vec<u8>,
-    /// The last delta, where it could not be borrowed from the tokenizer.
+    /// The last delta, if it could not be borrowed from the tokenizer.
     delta: String,
-    /// `Scheme::Decoder`: tokens not out yet, after the one that decides how they join.
+    /// For `Scheme::Decoder`: the tokens that are not output yet, after the token that decides how they join.
     window: Vec<u32>,
-    /// How many tokens of `window` are out already.
+    /// Number of tokens of `window` that are output already.
     context: usize,
 }
 
 impl Detokenizer {
-    /// A sequence without tokens. `skip_special`: special tokens add no text.
+    /// An empty sequence. `skip_special`: special tokens add no text.
     pub fn new(skip_special: bool) -> Self {
         Self {
             skip_special,
@@ -35,8 +35,8 @@ impl Detokenizer {
         }
     }
 
-    /// Adds one token and returns the text that it completes, often none. An id that the tokenizer does not know adds
-    /// nothing, as in [`Tokenizer::decode`].
+    /// Adds one token, and returns the text that it completes, which is often empty. An unknown id adds nothing, as in
+    /// [`Tokenizer::decode`].
     pub fn push<'a>(&'a mut self, tokenizer: &'a Tokenizer, token: u32) -> &'a str {
         let table = tokenizer.table();
         if self.skip_special && table.is_special(token) {
@@ -68,7 +68,7 @@ impl Detokenizer {
         }
     }
 
-    /// The text that waited for more tokens; the sequence is then empty again.
+    /// Returns the text that waited for more tokens. The sequence is then empty again.
     pub fn flush(&mut self, tokenizer: &Tokenizer) -> String {
         self.delta.clear();
         match tokenizer.table().scheme() {
@@ -96,7 +96,7 @@ impl Detokenizer {
                 Err(error) => {
                     let (text, tail) = rest.split_at(error.valid_up_to());
                     self.delta.push_str(&String::from_utf8_lossy(text));
-                    // No length: the tail is the beginning of a character that further bytes may complete.
+                    // No length: the rest is the beginning of a character that more bytes may complete.
                     let Some(invalid) = error.error_len() else {
                         rest = tail;
                         break;
@@ -111,7 +111,7 @@ impl Detokenizer {
         &self.delta
     }
 
-    /// A run of byte tokens ended: it is text if all of it is UTF-8, and otherwise U+FFFD for each of its bytes.
+    /// Ends a run of byte tokens. If the whole run is UTF-8 it is text, otherwise each byte becomes U+FFFD.
     fn end_run(&mut self) {
         if let Ok(text) = std::str::from_utf8(&self.pending) {
             self.delta.push_str(text);
@@ -160,8 +160,8 @@ impl Detokenizer {
         self.take_window(tokenizer, &text);
     }
 
-    /// Puts out what `text`, the whole window's, has beyond the text that is out already, and keeps the last token as
-    /// context: a decoder may join a token to the one before it, or treat the first one differently.
+    /// Outputs the new part of `text`, which is that of the whole window. The last token stays as context, because a decoder may
+    /// join a token to the one before it, or treat the first token differently.
     fn take_window(&mut self, tokenizer: &Tokenizer, text: &str) {
         let known = tokenizer.decode_whole(&self.window[..self.context]);
         let common: usize = text
@@ -178,7 +178,7 @@ impl Detokenizer {
 }
 
 impl Tokenizer {
-    /// The text of `tokens`. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary add nothing.
+    /// The text of `tokens`. Invalid UTF-8 becomes U+FFFD. Unknown ids add nothing.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
         if let Scheme::Decoder { .. } = self.table().scheme() {
             let kept: Vec<u32> = tokens

@@ -14,17 +14,19 @@ fn added(id: usize, content: &str) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
 }
 
+/// The vocabulary in which each token's id is its index.
+fn numbered(tokens: Vec<String>) -> serde_json::Map<String, Value> {
+    let numbered = tokens.into_iter().enumerate();
+    numbered.map(|(id, token)| (token, id.into())).collect()
+}
+
 /// Byte-level BPE: 256 byte tokens (id = byte), merges for "he", "ll", "hell" and for "é" (C3 A9), `<|end|>` special (260).
 pub(super) fn byte_level() -> Tokenizer {
     let mut vocab: Vec<String> = (0..=255u8)
         .map(|byte| char_of_byte(byte).to_string())
         .collect();
     vocab.extend(["he", "ll", "hell", "Ã©"].map(str::to_owned));
-    let vocab: serde_json::Map<String, Value> = vocab
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| (token, id.into()))
-        .collect();
+    let vocab = numbered(vocab);
     load(&json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(260, "<|end|>")], "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
@@ -45,11 +47,7 @@ pub(super) fn byte_fallback() -> Tokenizer {
         vocab.push(token);
     }
     vocab.extend(["▁", "a", "b", "▁a", "▁▁", "é", ""].map(str::to_owned));
-    let vocab: serde_json::Map<String, Value> = vocab
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| (token, id.into()))
-        .collect();
+    let vocab = numbered(vocab);
     load(&json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],

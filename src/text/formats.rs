@@ -1,7 +1,7 @@
-//! How models write thoughts and calls of functions: one description a format, as data. The parser of answers, the grammar of
-//! enforced calls and the detection by a chat template are all made from it.
+//! The formats in which models write thoughts and function calls, each described as data. The parser of answers, the grammar of
+//! enforced calls and the detection by chat template all use these descriptions.
 //!
-//! In all texts white space is as models write it; who reads an answer takes any in its place.
+//! Their texts have the white space that models write. The parser of answers accepts any white space in its place.
 
 mod thoughts;
 mod tools;
@@ -9,12 +9,12 @@ mod tools;
 pub use thoughts::{THINK, THOUGHT_FORMATS};
 pub use tools::{HERMES, TOOL_FORMATS};
 
-/// How a model writes calls of functions.
+/// How a model writes function calls.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ToolFormat {
-    /// What `--tool-parser` calls it.
+    /// Its name for `--tool-parser`.
     pub name: &'static str,
-    /// A chat template is of such a model where it has all texts of one of these sets.
+    /// A chat template has this format if it contains all texts of one of these sets.
     pub templates: &'static [&'static [&'static str]],
     /// Before the first call of an answer.
     pub open: &'static str,
@@ -30,24 +30,24 @@ pub struct ToolFormat {
     pub also: &'static [&'static str],
     /// The calls stand in the brackets of a list.
     pub list: bool,
-    /// An answer may begin with a call of a function that there is, without anything before it.
+    /// Whether an answer may begin with a call of an existing function without any marker.
     pub bare: bool,
-    /// How name and arguments are written. Grammars write the first; all are read.
+    /// How name and arguments are written. Grammars use the first shape, the parser reads all.
     pub shapes: &'static [Shape],
-    /// Texts among these that are single tokens in some vocabularies.
+    /// Those of its texts that are single tokens in some vocabularies.
     pub tokens: &'static [&'static str],
-    /// Ids of calls have nine characters, as its templates want.
+    /// Whether call ids have nine characters, as the model's templates require.
     pub short_ids: bool,
-    /// Every part of an answer is a message with a header.
+    /// Set if each part of an answer is a message with a header.
     pub messages: Option<&'static Messages>,
 }
 
-/// How a call says what it calls, and with what.
+/// How a call names the function and its arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Shape {
     /// A JSON object: `{"<name>": ..., "<arguments>": {...}}`.
     Object {
-        /// The key of a number in quotes, which comes first.
+        /// The key of a call number in quotes, which comes first.
         number: Option<&'static str>,
         /// The key of the name.
         name: &'static str,
@@ -58,9 +58,9 @@ pub enum Shape {
     Named {
         /// Before the name.
         before: &'static str,
-        /// The name is followed by this and a number, which is no part of it.
+        /// What follows the name before a call number, which is not part of the name.
         number: Option<&'static str>,
-        /// A remark may follow the name; this begins it.
+        /// What begins a remark after the name, if there may be one.
         remark: Option<&'static str>,
         /// After the name.
         after: &'static str,
@@ -74,7 +74,7 @@ pub enum Shape {
 pub enum Arguments {
     /// A JSON object.
     Json,
-    /// Each by itself, between marks. A text stands there as it is, all else as JSON.
+    /// Each argument separately, between markers. A text is written as it is, any other value as JSON.
     Pairs {
         /// Before a key.
         key_open: &'static str,
@@ -82,14 +82,14 @@ pub enum Arguments {
         key_close: &'static str,
         /// After a value.
         value_close: &'static str,
-        /// Follows the key, and then `true` where the value is a text, or `false`.
+        /// What follows the key, before `true` if the value is a text, or `false`.
         typed: Option<&'static str>,
     },
     /// An object whose keys have no quotes.
     Loose(Loose),
 }
 
-/// JSON, but for its quotes and words.
+/// A notation like JSON with other quotation marks and constants.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Loose {
     /// Begins the arguments.
@@ -98,17 +98,17 @@ pub struct Loose {
     pub close: char,
     /// Between an argument's name and its value.
     pub equals: char,
-    /// Around texts. Nothing is escaped within a mark that is longer than a character.
+    /// The quotation mark around texts. If it is longer than a character, nothing is escaped within it.
     pub quote: &'static str,
-    /// `True`, `False` and `None`.
+    /// Whether constants are `True`, `False` and `None`.
     pub python: bool,
-    /// Keys come in alphabetical order.
+    /// Whether keys are in alphabetical order.
     pub sorted: bool,
     /// Between two values.
     pub comma: &'static str,
 }
 
-/// Parts of an answer that each have a header.
+/// An answer whose parts each have a header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Messages {
     /// Begins a header.
@@ -117,22 +117,22 @@ pub struct Messages {
     pub body: &'static str,
     /// Each of these ends a message.
     pub ends: &'static [&'static str],
-    /// In a header: a function's name follows.
+    /// In a header: what precedes a function's name.
     pub to: &'static str,
-    /// In a header: the message is a thought.
+    /// In a header: what marks a thought.
     pub thoughts: Option<&'static str>,
-    /// A header that is this alone, or has no name, is of words.
+    /// The header of the answer's words. A header without a function's name also means words.
     pub words: &'static str,
-    /// A header that was not begun begins with one of these.
+    /// What a header without `start` may begin with.
     pub headers: &'static [&'static str],
 }
 
 /// How a model writes thoughts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ThoughtFormat {
-    /// What `--reasoning-parser` calls it.
+    /// Its name for `--reasoning-parser`.
     pub name: &'static str,
-    /// A chat template is of such a model where it has all texts of one of these sets.
+    /// A chat template has this format if it contains all texts of one of these sets.
     pub templates: &'static [&'static [&'static str]],
     /// Before the thoughts.
     pub open: &'static str,
@@ -140,11 +140,11 @@ pub struct ThoughtFormat {
     pub close: &'static str,
     /// Before the words of the answer.
     pub answer: &'static str,
-    /// Texts around the words of the answer that are no part of it.
+    /// Markers around the words of the answer.
     pub around: &'static [&'static str],
-    /// Every part of an answer is a message with a header.
+    /// Set if each part of an answer is a message with a header.
     pub messages: Option<&'static Messages>,
-    /// Texts among these that are single tokens in some vocabularies.
+    /// Those of its texts that are single tokens in some vocabularies.
     pub tokens: &'static [&'static str],
 }
 
@@ -176,7 +176,7 @@ impl Thoughts {
     }
 }
 
-/// The texts of `marks`, one in a line, without the white space around them.
+/// The lines of `marks` without the white space around them.
 pub fn lines(marks: &str) -> impl Iterator<Item = &str> {
     marks
         .split('\n')
@@ -184,7 +184,7 @@ pub fn lines(marks: &str) -> impl Iterator<Item = &str> {
         .filter(|mark| !mark.is_empty())
 }
 
-/// The texts of `marks` that stand by themselves: one in a line, and each of `tokens`, unless it is the inside of a mark.
+/// The separate texts of `marks`: its lines, cut at each of `tokens`, unless a token lies inside a marker.
 pub fn pieces<'a>(marks: &'a str, tokens: &[&str]) -> impl Iterator<Item = &'a str> {
     let mut found = Vec::new();
     for mut line in lines(marks) {
@@ -221,7 +221,7 @@ impl ToolFormat {
         TOOL_FORMATS.iter().copied().find(shows)
     }
 
-    /// What begins calls among the words of an answer, longest first.
+    /// The markers that begin calls within the words of an answer, longest first.
     pub fn openings(&self) -> Vec<&'static str> {
         let first = pieces(self.open, self.tokens)
             .chain(pieces(self.call_open, self.tokens))

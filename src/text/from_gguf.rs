@@ -1,4 +1,4 @@
-//! Tokenizers from the vocabulary in a GGUF file's metadata (`tokenizer.ggml.*`), which has no `tokenizer.json`.
+//! Builds tokenizers from the vocabulary in a GGUF file's metadata (`tokenizer.ggml.*`), which contain no `tokenizer.json`.
 
 use std::collections::HashSet;
 
@@ -31,10 +31,10 @@ const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 const BYTE: i64 = 6;
 
-/// Longest token that merges are worked out for, in bytes; the work grows with the square of it.
+/// Maximum length of a token, in bytes, for which merges are computed. The work grows with its square.
 const MAX_MERGED_BYTES: usize = 512;
 
-/// What stands for a space in a SentencePiece vocabulary.
+/// The character for a space in a SentencePiece vocabulary.
 const SPACE: char = '▁';
 
 /// Builds the tokenizer that `file` describes.
@@ -53,7 +53,7 @@ pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
     }
 }
 
-/// The tokens of a file, with what it says of each.
+/// The tokens of a file, with their types.
 struct Vocabulary<'a> {
     tokens: &'a [String],
     types: Vec<i64>,
@@ -76,7 +76,7 @@ impl<'a> Vocabulary<'a> {
         };
         check_len("token_type", types.len(), tokens.len())?;
         let types = types.into_iter().zip(tokens);
-        // Some files type these as text, which would cut them into pieces where a template writes them.
+        // Some files mark these as ordinary text. They would be cut into pieces wherever a template writes them.
         let types = types.map(|(t, token)| {
             if END_OF_TURN.contains(&token.as_str()) {
                 CONTROL
@@ -126,7 +126,7 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// `pre`: the way to cut words of a file that names none.
+/// `pre`: the rules to cut words if the file names none.
 fn byte_pairs(file: &GgufFile, vocabulary: &Vocabulary, pre: &str) -> Result<Tokenizer> {
     let pre = file.string("tokenizer.ggml.pre").unwrap_or(pre);
     let rules = Rules::named(pre).ok_or_else(|| {
@@ -223,7 +223,7 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer>
     finish(file, vocabulary, tokenizer, (true, false))
 }
 
-/// Pieces with `▁` for spaces and bytes as tokens of their own, and `prefix`: without the space that the text was given.
+/// Decodes pieces with `▁` for spaces and byte tokens. `prefix`: the space at the beginning is removed.
 fn pieces(prefix: bool) -> Result<decoders::sequence::Sequence> {
     let mut steps: Vec<decoders::DecoderWrapper> = vec![
         Replace::new(SPACE.to_string(), " ")
@@ -238,7 +238,7 @@ fn pieces(prefix: bool) -> Result<decoders::sequence::Sequence> {
     Ok(decoders::sequence::Sequence::new(steps))
 }
 
-/// The most likely pieces of each word, as SentencePiece's unigram models have it (T5, XLM-RoBERTa).
+/// A unigram model as SentencePiece has it (T5, XLM-RoBERTa): the most likely pieces of each word.
 fn unigram(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
     let Some(Array::F32(scores)) = file.array("tokenizer.ggml.scores") else {
         return Err(refuse("it has no tokenizer.ggml.scores of 32-bit floats"));
@@ -291,8 +291,8 @@ fn unigram(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
     finish(file, vocabulary, tokenizer, (false, true))
 }
 
-/// BERT's longest pieces of lower-case words. Files have its tokens as SentencePiece would: `▁` before those that begin a word,
-/// nothing before those that go on.
+/// BERT's WordPiece: the longest pieces of words in lower case. Files write its tokens in SentencePiece's way: with `▁` at the
+/// beginning of a word, without anything inside it.
 fn word_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
     let original = |(id, token): (usize, &String)| {
         let special = matches!(
@@ -326,8 +326,8 @@ fn word_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
     finish(file, vocabulary, tokenizer, (true, true))
 }
 
-/// SentencePiece joins the two neighbours whose union has the highest score; as ranked merges, these are all ways to cut a
-/// token into two, by the token's score. Tokens that text never becomes part of are left out.
+/// Converts scores to ranked merges. SentencePiece joins the two neighbours whose union has the highest score. The merges are all
+/// ways to cut a token in two, ranked by the token's score. Tokens that never occur in text are left out.
 fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
     let mergeable = |id: usize| {
         !matches!(
@@ -349,7 +349,7 @@ fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
             }
         }
     }
-    // As `transformers` ranks merges of one score.
+    // `transformers` ranks merges of equal score like this.
     let longer_first = |a: &str, b: &str| b.chars().count().cmp(&a.chars().count());
     pairs.sort_by(|a, b| {
         b.0.total_cmp(&a.0)
@@ -362,7 +362,7 @@ fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32]) -> Merges {
         .collect()
 }
 
-/// Adds what both kinds have in common: tokens found before anything else, and tokens around a text.
+/// Adds the parts that all models have: tokens that are found before anything else, and tokens around a text.
 fn finish(
     file: &GgufFile,
     vocabulary: &Vocabulary,
@@ -382,7 +382,7 @@ fn finish(
         add_bos,
         "tokenizer.ggml.bos_token_id",
     )?;
-    // What ends a text is called separator in some files.
+    // Some files call the end token a separator.
     let sep = around(
         "tokenizer.ggml.add_sep_token",
         add_end,
@@ -405,7 +405,7 @@ fn finish(
         .map(|&token| (token.to_owned(), vocabulary.ids[token]))
         .collect();
     let single: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
-    // RoBERTa's end the first of two texts twice.
+    // RoBERTa writes the end token twice between two texts.
     let twice = eos.filter(|_| file.string("tokenizer.ggml.model") == Some("t5"));
     let second = twice.into_iter().chain(["$B:1"]).chain(eos);
     let pair: Vec<&str> = single.iter().copied().chain(second).collect();

@@ -1,6 +1,6 @@
-//! Characters of which it is known what the patterns that cut texts into words take them for.
+//! Classifies characters for the patterns that cut texts into words.
 
-/// What a character is to the patterns.
+/// The class of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Letter,
@@ -10,10 +10,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// `None` where patterns differ, or where that is not worked out here.
+    /// `None` if patterns disagree about the character, or it is not classified here.
     pub(super) fn of(character: char) -> Option<Self> {
         Some(match character {
-            // Some patterns take these together.
+            // Some patterns join these.
             '\r' | '\n' | '/' => return None,
             // Latin, Greek, Cyrillic, Arabic, kana, Han and Hangul.
             'a'..='z'
@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// Whether a character stands by itself: it neither joins the one before it nor changes places with it when text is normalized.
+/// Whether a character is independent of the one before it: normalization neither composes nor reorders them.
 pub(super) fn begins_anew(character: char) -> bool {
     character.is_ascii() || Kind::of(character).is_some()
 }

@@ -1,23 +1,23 @@
-//! The tokens of a word of any length by a BPE model, in windows.
+//! Tokenizes a word of any length with a BPE model, in windows.
 //!
-//! Tokens are a text's encoding if every two neighbours are the encoding of their own text: the first merge across a border of
-//! two tokens would happen in that text alone, too, for a merge depends on nothing but its neighbours' ranks. Two windows that
-//! share a token can therefore be joined at it, and the whole is what the model gives for the whole word.
+//! A sequence of tokens is a text's encoding if every two neighbours are the encoding of their own text: a merge depends only on
+//! the ranks of its neighbours, so the first merge across a border of two tokens would also happen in their text alone. So two
+//! windows that share a token can be joined at it, and the result is the model's encoding of the whole word.
 
 use std::result::Result as Outcome;
 
 use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, Result, Token};
 
-/// Whether a model's words may be joined from windows.
+/// Whether windows of a model's words can be joined.
 pub(super) fn is_joinable(model: &BPE) -> bool {
     model.dropout.is_none()
         && model.continuing_subword_prefix.is_none()
         && model.end_of_word_suffix.is_none()
 }
 
-/// The tokens of `word`, looked at in windows of about `window` bytes that overlap by `overlap`, which is more than any token
-/// has. `look` is told how many tokens there are before each window, and may end the work.
+/// The tokens of `word`, computed in windows of about `window` bytes. Windows overlap by `overlap` bytes, which is more than any
+/// token has. `look` gets the number of tokens before each window. Its error ends the work.
 ///
 /// # Errors
 /// Those of the model and of `look`.
@@ -32,13 +32,13 @@ pub(super) fn tokenize_long<E>(
     let mut ids = Vec::new();
     let mut end = ceil_char_boundary(word, window);
     let mut current = placed(model, word, 0, end)?;
-    // A character that is no token is left out, and the places of those behind it are not known.
+    // The model drops a character without a token. Then the positions after it are unknown.
     let complete = |tokens: &[Placed], end| tokens.last().is_some_and(|last| last.end == end);
     while end < word.len() {
         if let Err(error) = look(ids.len()) {
             return Ok(Err(error));
         }
-        // The next window begins where a token does.
+        // The next window begins at the beginning of a token.
         let wanted = end - overlap;
         let begins = |token: &Placed| token.start <= wanted && word.is_char_boundary(token.start);
         let first = current.iter().rposition(begins);
@@ -48,7 +48,7 @@ pub(super) fn tokenize_long<E>(
         let next = placed(model, word, begin, end)?;
         let joined = shared(&current[first..], &next).filter(|_| first > 0 && complete(&next, end));
         let Some((at, other)) = joined else {
-            // They cannot be joined: the model has the whole word at once.
+            // The windows cannot be joined, so the model gets the whole word.
             let whole = placed(model, word, 0, word.len())?;
             return Ok(Ok(whole.iter().map(|token| token.id).collect()));
         };
@@ -60,7 +60,7 @@ pub(super) fn tokenize_long<E>(
     Ok(Ok(ids))
 }
 
-/// A token and the bytes of the word that it stands for.
+/// A token, and the bytes of the word that it stands for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Placed {
     start: usize,
@@ -78,7 +78,7 @@ fn placed(model: &BPE, word: &str, start: usize, end: usize) -> Result<Vec<Place
     Ok(tokens.into_iter().map(place).collect())
 }
 
-/// Where the first token stands that both have, in each.
+/// The position of the first common token in each list.
 fn shared(one: &[Placed], other: &[Placed]) -> Option<(usize, usize)> {
     let (mut a, mut b) = (0, 0);
     while a < one.len() && b < other.len() {

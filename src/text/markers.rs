@@ -1,6 +1,7 @@
-//! Tokens that end what a model says, by their text.
+//! Tokens that end an answer, by their text.
 
-/// What chat models end a turn or a document with. Files may type such a token as ordinary text; it ends a turn all the same.
+/// The tokens with which chat models end a turn or a document. A file may mark such a token as ordinary text. It ends a turn all
+/// the same.
 ///
 /// Reference: `special_eog_ids` in `llama-vocab.cpp` of <https://github.com/ggml-org/llama.cpp>.
 pub const END_OF_TURN: &[&str] = &[

@@ -1,6 +1,6 @@
-//! Text to tokens and back: tokenizer, incremental detokenizer, stop strings and chat templates.
+//! Converts text to tokens and back: tokenizer, incremental detokenizer, stop strings and chat templates.
 //!
-//! Nothing here knows pyo3, and nothing keeps a clock, a thread or a random number.
+//! This layer does not use pyo3, and has no clocks, threads or random numbers.
 
 mod around;
 mod bound;

@@ -1,9 +1,9 @@
-//! A long text's tokens, piece by piece: exactly those of the whole text, in memory for a piece.
+//! Tokenizes a long text piece by piece. The tokens are exactly those of the whole text, but only one piece needs memory.
 //!
-//! A piece ends between two words of the whole text, at a place where what follows begins a word whatever stands before it. The
-//! words of a piece are those of the whole text as far as they do not depend on what comes after the piece: the patterns below
-//! look past a run of one kind of character, and no further than the next few characters. So a piece ends where enough changes of
-//! kind follow in what was looked at.
+//! A piece ends between two words of the whole text, where the following text begins a new word whatever stands before it. The
+//! words before this place must not depend on the text after the piece. The patterns below look past one run of characters of the
+//! same class, and then at a few more characters. So a piece ends where enough changes of class follow within the text that was
+//! read.
 
 use std::result::Result as Outcome;
 
@@ -22,42 +22,43 @@ use super::pre_tokenizers::RUNS;
 use super::prefix::WithoutPrefix;
 use super::unjoined::Unjoined;
 
-/// Changes of kind that must follow the end of a piece: a pattern looks at one character, a run, and three characters more.
+/// Number of changes of class that must follow the end of a piece: a pattern looks at one character, a run, and three more
+/// characters.
 const CHANGES: usize = 8;
-/// Words longer than this many bytes are tokenized in windows.
+/// Words of more bytes are tokenized in windows.
 const LONG_WORD: usize = 8192;
 
 /// GPT-2's pattern as `tokenizer.json` files write it.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Words that are tokenized between two looks at whether they are still wanted.
+/// Number of words between two calls of `look`.
 const WORDS: usize = 256;
 
-/// How a tokenizer's texts may be cut.
+/// The rules by which a tokenizer's texts can be cut.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    /// A text may be cut somewhere. Otherwise it is one piece, whose words are tokenized one by one.
+    /// Whether texts can be cut. If not, a text is one piece whose words are tokenized one by one.
     cuts: bool,
-    /// Tokens that a text gets around it.
+    /// Tokens before a text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
-    /// Bytes of the longest added token, which may begin anywhere.
+    /// Length in bytes of the longest added token, which may begin anywhere.
     longest_added: usize,
-    /// Bytes that two windows of a long word share: more than any token has, for one that is a whole word may be taken without its
-    /// merges.
+    /// Number of bytes that two windows of a long word share. It is more than any token has, because a token that is a whole word
+    /// may be used without its merges.
     overlap: usize,
-    /// A token that is no part of a word looks at the character before it.
+    /// Whether an added token matches depends on the character before it.
     single_words: bool,
-    /// A digit ends the run of another.
+    /// Whether a digit ends a run of digits.
     short_numbers: bool,
-    /// Where words are cut further, for want of a pre-tokenizer.
+    /// Where words can be cut further, if there is no pre-tokenizer.
     unjoined: Option<Unjoined>,
 }
 
-/// What the words of one piece are.
+/// A word of a piece.
 #[derive(Debug)]
 struct Word {
-    /// Bytes of the piece.
+    /// Its bytes in the piece.
     start: usize,
     end: usize,
     kind: WordKind,
@@ -65,20 +66,20 @@ struct Word {
 
 #[derive(Debug)]
 enum WordKind {
-    /// For the model, as it was normalized.
+    /// A normalized text for the model.
     Text(String),
-    /// A token that was found in the text as it stands.
+    /// An added token that was found in the text.
     Added(Vec<u32>),
 }
 
-/// The tokens of a piece's beginning, and its bytes that they stand for.
+/// The tokens of the beginning of a piece, and the number of bytes that they cover.
 pub(super) struct Piece {
     pub(super) ids: Vec<u32>,
     pub(super) bytes: usize,
 }
 
 impl Pieces {
-    /// `None` where more happens to a text than that its words are tokenized. `has_prefix`: a space is put before a text.
+    /// `None` if the tokenizer does more with a text than tokenize its words. `has_prefix`: it puts a space before a text.
     pub(super) fn of(inner: &Tokenizer, has_prefix: bool) -> Option<Self> {
         if matches!(inner.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some()) {
             return None;
@@ -114,7 +115,7 @@ impl Pieces {
         })
     }
 
-    /// Whether a text may be cut.
+    /// Whether texts can be cut.
     pub(super) const fn cuts(&self) -> bool {
         self.cuts
     }
@@ -127,9 +128,9 @@ impl Pieces {
         &self.suffix
     }
 
-    /// The tokens of `text` up to the last place where it may be cut, or of all of it where it is the `last` piece. `bare`: without
-    /// the space that some vocabularies put before a text. `None` where it cannot be cut. `look` is told of the tokens so far
-    /// every few words, and within very long ones.
+    /// The tokens of `text` up to the last place where it can be cut, or of all of it if it is the `last` piece. `bare`: without
+    /// the space that some vocabularies put before a text. `None` if it cannot be cut. `look` gets the number of tokens so far,
+    /// after every few words and within very long words.
     ///
     /// # Errors
     /// Those of the tokenizer and of `look`.
@@ -184,7 +185,7 @@ impl Pieces {
         Ok(Ok(Some(Piece { ids, bytes })))
     }
 
-    /// The words before the last place where the text may be cut.
+    /// The number of words before the last place where the text can be cut.
     fn last_cut(&self, text: &str, words: &[Word]) -> Option<usize> {
         let limit = self.settled(text)?;
         let mut starts = usize::MAX;
@@ -214,11 +215,11 @@ impl Pieces {
         cut
     }
 
-    /// The last place of a text whose words do not depend on what may follow the text.
+    /// The last place before which the words do not depend on text that may follow.
     fn settled(&self, text: &str) -> Option<usize> {
         let end = text.len().checked_sub(self.longest_added)?;
         if self.unjoined.is_some() {
-            // Two neighbours decide.
+            // Two neighbouring characters decide.
             return Some(end);
         }
         let mut changes = 0;
@@ -288,7 +289,7 @@ impl Pieces {
     }
 }
 
-/// The tokens that a text gets before and after its own; `None` where that is not all that happens to it.
+/// The tokens before and after each text. `None` if the post-processor does more than add these.
 fn around(inner: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
     let ids = |special| {
         let encoding = inner.encode_fast("a", special).ok()?;
@@ -311,7 +312,7 @@ fn around(inner: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
         .then(|| (prefix.to_vec(), rest[own.len()..].to_vec()))
 }
 
-/// Whether a normalizer's work on a character depends on no other but those that join it.
+/// Whether a normalizer changes a character independently of all others, except those that combine with it.
 fn is_local(normalizer: &NormalizerWrapper) -> bool {
     match normalizer {
         NormalizerWrapper::NFC(_)
@@ -322,7 +323,7 @@ fn is_local(normalizer: &NormalizerWrapper) -> bool {
         | NormalizerWrapper::StripAccents(_)
         | NormalizerWrapper::BertNormalizer(_)
         | NormalizerWrapper::ByteLevel(_)
-        // Left out before all pieces but the first.
+        // It is skipped for all pieces except the first.
         | NormalizerWrapper::Prepend(_) => true,
         NormalizerWrapper::Replace(step) => {
             replaced(step).is_some_and(|pattern| pattern.chars().count() == 1)
@@ -332,7 +333,7 @@ fn is_local(normalizer: &NormalizerWrapper) -> bool {
     }
 }
 
-/// Whether a text's words from one of its words on are those of the text that begins there.
+/// Whether the words after any word's beginning are those of the text that begins there.
 fn is_restartable(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     match pre_tokenizer {
         PreTokenizerWrapper::ByteLevel(_)
@@ -369,7 +370,7 @@ fn splits_nothing(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     }
 }
 
-/// Whether a number is cut after at most three digits.
+/// Whether a run of digits is cut after three digits at most.
 fn has_short_numbers(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     match pre_tokenizer {
         PreTokenizerWrapper::Digits(step) => step.individual_digits,
@@ -377,7 +378,7 @@ fn has_short_numbers(pre_tokenizer: &PreTokenizerWrapper) -> bool {
             pattern: SplitPattern::Regex(pattern),
             ..
         }) => !pattern.contains(r"\p{N}+"),
-        // The first cuts what the others see.
+        // Later steps see only the words of the first.
         PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().any(has_short_numbers),
         _ => false,
     }

@@ -1,7 +1,7 @@
-//! How byte-level vocabularies cut text into words, by the names that GGUF files have for it (`tokenizer.ggml.pre`).
+//! The rules by which byte-level vocabularies cut text into words, under the names that GGUF files use (`tokenizer.ggml.pre`).
 //!
-//! Reference: `llama-vocab.cpp` of <https://github.com/ggml-org/llama.cpp>, and where it differs from them for speed alone, the
-//! models' own `tokenizer.json`.
+//! Reference: `llama-vocab.cpp` of <https://github.com/ggml-org/llama.cpp>. Where that differs only for speed, the models' own
+//! `tokenizer.json`.
 
 /// What a family does with a text before its merges.
 #[derive(Debug, Clone, Copy)]
@@ -10,17 +10,17 @@
     reason = "what a family does, each independent of the others"
 )]
 pub(super) struct Rules {
-    /// Each expression cuts what those before it left whole.
+    /// Expressions. Each one cuts the parts that the expressions before it left whole.
     pub splits: &'static [&'static str],
-    /// The text is composed (NFC) first.
+    /// Whether the text is composed (NFC) first.
     pub nfc: bool,
-    /// A word that is a token is taken as that token, whatever merges say.
+    /// Whether a word that is a token becomes that token, whatever the merges are.
     pub ignore_merges: bool,
-    /// A beginning-of-text token comes first unless the file says otherwise.
+    /// Whether texts begin with a beginning-of-text token, unless the file says otherwise.
     pub add_bos: bool,
-    /// An end token comes last unless the file says otherwise.
+    /// Whether texts end with an end token, unless the file says otherwise.
     pub add_sep: bool,
-    /// Tokens are bytes in GPT-2's alphabet; plain text with `▁` for spaces otherwise.
+    /// Whether tokens are written in GPT-2's byte alphabet. Otherwise they are text with `▁` for spaces.
     pub byte_level: bool,
 }
 
@@ -48,12 +48,11 @@ const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8
 const AFMOE_ASIAN: &str = r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{309F}\x{30A0}-\x{30FF}\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{E40}-\x{E7F}\x{E80}-\x{EFF}\x{1780}-\x{17FF}\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+";
 const YOUTU_ASIAN: &str = r"[\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}\x{FF0C}\x{3001}-\x{303F}\x{FE30}-\x{FE4F}]+|[\x{3105}-\x{312F}]+|[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+";
 const NOT_PUNCTUATION: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
-/// Groups of three digits from the last one on.
+/// Groups of three digits, counted from the end.
 const DIGITS_FROM_THE_END: &str = r"\p{Nd}{1,3}(?=(?:\p{Nd}{3})*(?!\p{Nd}))";
 const LINES: &str = r"[^\n]+|[\n]+";
 
-/// Expressions whose match at a place depends on one character, a run of letters, digits, marks or white space, and the next three
-/// characters.
+/// Expressions whose match depends on one character, a run of letters, digits, marks or white space, and the next three characters.
 pub(super) const RUNS: [&str; 13] = [
     GPT2,
     DIGIT,
@@ -82,7 +81,7 @@ impl Rules {
         }
     }
 
-    /// Words that are tokens are taken as they are.
+    /// Uses words that are tokens as they are.
     const fn whole_words(self) -> Self {
         Self {
             ignore_merges: true,
@@ -108,7 +107,7 @@ impl Rules {
         }
     }
 
-    /// The rules that a file calls `pre`.
+    /// The rules with this name.
     pub(super) fn named(pre: &str) -> Option<Self> {
         let of = Self::of;
         Some(match pre {

@@ -1,4 +1,4 @@
-//! The space that SentencePiece-style vocabularies put before the first word of a text, and how to leave it out.
+//! The space that SentencePiece-style vocabularies put before the first word of a text, and how to omit it.
 
 use tokenizers::Result;
 use tokenizers::normalizers::{NormalizerWrapper, Sequence};
@@ -9,7 +9,7 @@ use tokenizers::tokenizer::{
     Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
-/// A tokenizer's preparation of text, less the steps that put a space before it.
+/// A tokenizer's normalization without the steps that add a space before the text.
 #[derive(Debug)]
 pub(super) struct WithoutPrefix {
     normalizer: Option<NormalizerWrapper>,
@@ -17,7 +17,7 @@ pub(super) struct WithoutPrefix {
 }
 
 impl WithoutPrefix {
-    /// `None` if `inner` puts no space before a text.
+    /// `None` if `inner` adds no space before a text.
     pub(super) fn of(inner: &tokenizers::Tokenizer) -> Option<Self> {
         let mut changed = false;
         let normalizer = inner
@@ -32,7 +32,7 @@ impl WithoutPrefix {
         })
     }
 
-    /// The words of `text` up to the first special (or other added) token in it, and where that stands.
+    /// The words of `text` up to its first special (or other added) token, and that token's position.
     pub(super) fn words_of_first(
         &self,
         inner: &tokenizers::Tokenizer,
@@ -52,7 +52,7 @@ impl WithoutPrefix {
         Ok((words, cut))
     }
 
-    /// The tokens of `text` up to the first special (or other added) token in it, and the text from there.
+    /// The tokens of `text` up to its first special (or other added) token, and the text from there on.
     pub(super) fn encode_first<'t>(
         &self,
         inner: &tokenizers::Tokenizer,
@@ -98,7 +98,7 @@ fn bare_pre_tokenizer(step: &PreTokenizerWrapper, changed: &mut bool) -> PreToke
         PreTokenizerWrapper::Sequence(steps) => {
             let mut cut = false;
             let bare = |step: &PreTokenizerWrapper| {
-                // Past a cut at spaces (XLM-R) the mark is every word's, and not that of the text's first one.
+                // If the text is cut at spaces (XLM-R), every word gets the space, not only the first.
                 if cut {
                     return step.clone();
                 }

@@ -1,11 +1,11 @@
-//! Stop strings, found across the borders of tokens.
+//! Finds stop strings across the borders of tokens.
 
-/// What a [`StopMatcher`] lets through.
+/// The output of a [`StopMatcher`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Matched {
     /// Text that can be sent now.
     pub emit: String,
-    /// A stop string was found: generation ends, and nothing follows `emit`.
+    /// Whether a stop string was found. Generation then ends, and nothing follows `emit`.
     pub stopped: bool,
 }
 
@@ -17,19 +17,19 @@ pub struct Matched {
 pub struct StopMatcher {
     stops: Vec<Stop>,
     include_stop: bool,
-    /// The end of the text so far that may be the beginning of a stop string.
+    /// The end of the text so far, if it may be the beginning of a stop string.
     held: String,
-    /// The stop string that was found.
+    /// Index of the stop string that was found.
     found: Option<usize>,
 }
 
-/// One stop string, matched as Knuth, Morris and Pratt do: a byte costs constant time on average.
+/// One stop string, matched by the algorithm of Knuth, Morris and Pratt: a byte costs constant time on average.
 #[derive(Debug, Clone)]
 struct Stop {
     bytes: Vec<u8>,
     /// `borders[n]`: length of the longest proper prefix of the first `n + 1` bytes that is also their suffix.
     borders: Vec<usize>,
-    /// How many bytes at the end of the text so far are this string's first.
+    /// Number of bytes of this string with which the text so far ends.
     matched: usize,
 }
 
@@ -52,7 +52,7 @@ impl Stop {
         }
     }
 
-    /// Takes one byte of text; true if the string ends with it.
+    /// Reads one byte. Returns true if the string ends with it.
     fn advance(&mut self, byte: u8) -> bool {
         while self.matched > 0 && self.bytes[self.matched] != byte {
             self.matched = self.borders[self.matched - 1];
@@ -63,7 +63,7 @@ impl Stop {
 }
 
 impl StopMatcher {
-    /// Empty stop strings are left out: they would match anywhere. `include_stop` keeps the stop string in the text.
+    /// Empty stop strings are ignored, because they would match anywhere. `include_stop` keeps the stop string in the text.
     pub fn new(stops: &[String], include_stop: bool) -> Self {
         let stops = stops
             .iter()
@@ -78,7 +78,7 @@ impl StopMatcher {
         }
     }
 
-    /// Takes the next piece of text. After a match everything further is dropped.
+    /// Reads the next piece of text. After a match, all further text is dropped.
     pub fn push(&mut self, delta: &str) -> Matched {
         if self.stopped() {
             return Matched {
@@ -116,7 +116,7 @@ impl StopMatcher {
                 };
             }
         }
-        // A stop string begins at a character, so what is held back does as well.
+        // A stop string begins with a whole character, so the held text does too.
         let hold = self
             .stops
             .iter()
@@ -130,7 +130,7 @@ impl StopMatcher {
         }
     }
 
-    /// The text that is still held back, when the sequence ended without a match.
+    /// The held text, when the sequence ends without a match.
     pub fn flush(&mut self) -> String {
         for stop in &mut self.stops {
             stop.matched = 0;
@@ -159,7 +159,7 @@ mod tests {
         stops.iter().map(|&stop| stop.to_owned()).collect()
     }
 
-    /// Text before the first stop string to end, found by trying every end.
+    /// The text before the stop string that ends first, found by trying every end.
     fn oracle(text: &str, stops: &[String], include_stop: bool) -> (String, bool) {
         for end in 0..=text.len() {
             let longest = stops

@@ -1,33 +1,33 @@
-//! What each token adds to a text, worked out once when a tokenizer is loaded, so that decoding is a table look-up.
+//! The text of each token, computed once when a tokenizer is loaded, so that decoding is a table look-up.
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::tokenizer::Decoder;
 
 use crate::error::{Error, Result};
 
-/// Highest token id that is accepted: the table has one entry for each id below it.
+/// Maximum token id. The table has an entry for each id.
 const MAX_TOKENS: u32 = 1 << 24;
 
-/// How the text of a sequence of tokens follows from the text of each.
+/// How the text of a sequence results from the texts of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
-    /// Each token is bytes; the text is their concatenation, read as UTF-8.
+    /// Each token is a list of bytes. The text is their concatenation, as UTF-8.
     Bytes,
-    /// Each token is text, or one byte of a run that is text only as a whole (byte fallback). Up to
-    /// `count` leading `content` characters of the whole text are cut.
+    /// Each token is text, or one byte of a run (byte fallback). A run is text only if it is UTF-8 as a whole. Up to `count`
+    /// leading `content` characters of the whole text are removed.
     Pieces { content: char, count: usize },
-    /// Only the decoder knows. `byte_runs`: it joins runs of byte tokens.
+    /// Only the tokenizer's decoder can tell. `byte_runs`: it joins runs of byte tokens.
     Decoder { byte_runs: bool },
 }
 
-/// What one token adds.
+/// What one token adds to a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
-    /// No token has this id: it adds nothing.
+    /// Nothing, because no token has this id.
     Absent,
     /// Whole characters.
     Text(&'a str),
-    /// Bytes that are no text by themselves.
+    /// Bytes that are not text by themselves.
     Bytes(&'a [u8]),
 }
 
@@ -171,7 +171,7 @@ impl TokenTable {
     }
 }
 
-/// A decoder chain, as far as it is understood.
+/// The decoder's steps, as far as they are supported.
 #[derive(Clone, Copy)]
 enum DecoderPlan<'a> {
     Bytes,
@@ -256,7 +256,7 @@ fn apply(chain: &[DecoderWrapper], token: String) -> Result<String> {
     Ok(tokens.concat())
 }
 
-/// The byte that a byte-fallback token such as `<0x0A>` stands for.
+/// The byte of a byte-fallback token such as `<0x0A>`.
 pub(super) fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 {
@@ -266,7 +266,7 @@ pub(super) fn fallback_byte(token: &str) -> Option<u8> {
     }
 }
 
-/// The bytes of a byte-level token; a token with a character outside the byte alphabet (an added token) is its own text.
+/// The bytes of a byte-level token. If a character is outside the byte alphabet, the token is an added token, and is its own text.
 fn byte_level_bytes(token: &str) -> Vec<u8> {
     token
         .chars()
@@ -275,8 +275,8 @@ fn byte_level_bytes(token: &str) -> Vec<u8> {
         .unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte that a character of GPT-2's byte alphabet stands for: printable Latin-1 stands for itself, and the other 68
-/// bytes for U+0100 and on.
+/// The byte of a character of GPT-2's byte alphabet. Printable Latin-1 characters stand for themselves; the other 68 bytes are
+/// U+0100 and following.
 fn byte_of_char(c: char) -> Option<u8> {
     match c as u32 {
         n @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(n as u8),

@@ -11,6 +11,7 @@ mod made;
 mod markup;
 mod methods;
 mod python;
+mod slice;
 mod traits;
 mod value;
 
@@ -29,13 +30,12 @@ use guard::guarded;
 use traits::Traits;
 pub use traits::without_notes;
 
-/// Instructions (and 64-byte pieces of data) that one render may use up: far more than a long conversation takes, and
-/// about a second of work.
+/// Fuel of one render: instructions, and 64-byte units of data. A long conversation needs far less. It is about a second of work.
 const FUEL: u64 = 10_000_000;
-/// Nesting of macros, loops and expressions.
+/// Maximum nesting of macros, loops and expressions.
 const RECURSION_LIMIT: usize = 200;
 
-/// Names of the templates: for all conversations, and for those with tools, where these have one of their own.
+/// Names of the templates: the one for all conversations, and the one for conversations with tools, if the model has both.
 const DEFAULT: &str = "chat";
 const TOOLS: &str = "tool use";
 
@@ -56,7 +56,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, Value>,
     traits: Traits,
-    /// What users and tools may not say as tokens.
+    /// The special tokens that users and tools may not write.
     escaped: Option<SpecialTexts>,
 }
 
@@ -97,7 +97,7 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The same with another template for conversations with tools.
+    /// Adds another template for conversations with tools.
     ///
     /// # Errors
     /// `invalid_template` says where the syntax is at fault.
@@ -107,8 +107,8 @@ impl ChatTemplate {
         Ok(self)
     }
 
-    /// The same, with texts of users and tools in which none of `texts` is a special token: they are cut by [`MARK`]s, and
-    /// [`Tokenizer::encode_rendered`] keeps them so.
+    /// Keeps the texts of users and tools free of special tokens: [`MARK`]s separate their characters, and
+    /// [`Tokenizer::encode_rendered`] removes the marks without joining the characters.
     ///
     /// [`MARK`]: super::MARK
     /// [`Tokenizer::encode_rendered`]: super::Tokenizer::encode_rendered
@@ -118,7 +118,7 @@ impl ChatTemplate {
         self
     }
 
-    /// The variables that it reads, those that it sets itself left out, in alphabetical order.
+    /// The variables that the template reads and does not set, in alphabetical order.
     pub fn variables(&self) -> Vec<String> {
         let templates = self.environment.templates();
         let names = templates.flat_map(|(_, template)| template.undeclared_variables(false));
@@ -128,7 +128,7 @@ impl ChatTemplate {
         names
     }
 
-    /// Its text, with that of the one for tools, in which tags that only mark are made neutral.
+    /// Its source, followed by that of the template for tools. Tags that only mark text are neutralized.
     pub fn source(&self) -> String {
         let templates = self.environment.templates();
         templates
@@ -191,7 +191,7 @@ impl ChatTemplate {
     }
 }
 
-/// A template whose cost is within its fuel.
+/// A template whose cost is limited by its fuel.
 struct Guarded<'a> {
     instructions: Instructions<'a>,
     blocks: BTreeMap<&'a str, Instructions<'a>>,
@@ -250,7 +250,7 @@ fn invalid_template(name: &str, reason: &dyn Display) -> Error {
     Error::new(Kind::Invalid, "invalid_template", message)
 }
 
-/// What a failed render means to the client: its messages (or tools) are not what the template takes.
+/// The client's error if a render fails: its messages or tools do not fit the template.
 fn refusal(error: &minijinja::Error) -> Error {
     let message = if let Some(message) = functions::raised(error) {
         message.to_owned()
@@ -262,8 +262,8 @@ fn refusal(error: &minijinja::Error) -> Error {
     Error::new(Kind::Invalid, "invalid_messages", message).with_param("messages")
 }
 
-/// `{% generation %}` marks the assistant's words for training and means nothing here; a block that only opens a scope,
-/// as it does, keeps its place, so that the whitespace around it is treated as before.
+/// `{% generation %}` marks the assistant's words for training and has no effect here. A block that only opens a scope takes its
+/// place, so that the white space around it is treated as before.
 fn neutralize_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -1,4 +1,4 @@
-//! Text to tokens, and whole sequences of tokens to text.
+//! Converts text to tokens, and whole sequences of tokens to text.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -12,12 +12,12 @@ use super::table::{Piece, Scheme, TokenTable};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 
-/// Is told how many tokens a text has at least, before each piece of it is tokenized; an error ends the work.
+/// Called before each piece of a text is tokenized, with the minimum number of tokens of the text. An error ends the work.
 pub type Watch<'a> = dyn Fn(usize) -> Result<()> + 'a;
 
-/// Bytes of a text that are tokenized at a time.
+/// Number of bytes of a text that are tokenized at once.
 pub const PIECE_BYTES: usize = 32 << 10;
-/// Most bytes of a text that must be cut into words at once: a million tokens of four bytes.
+/// Maximum size of a text that must be cut into words at once: a million tokens of four bytes.
 const MAX_WHOLE_BYTES: usize = 4 << 20;
 
 /// A vocabulary and the rules that split text into its tokens.
@@ -25,20 +25,19 @@ const MAX_WHOLE_BYTES: usize = 4 << 20;
 pub struct Tokenizer {
     pub(super) inner: tokenizers::Tokenizer,
     table: TokenTable,
-    /// How text is prepared without a space before its first word, where the vocabulary wants one.
+    /// Normalization without a space before the first word, if the vocabulary adds one.
     without_prefix: Option<WithoutPrefix>,
     /// Absent: a token can stand for any number of bytes.
     bound: Option<ByteBound>,
-    /// Absent: every text is tokenized whole, and nobody can end that.
+    /// Absent: every text is tokenized as a whole, and this cannot be ended early.
     pieces: Option<Pieces>,
 }
 
 impl Tokenizer {
-    /// Reads a Hugging Face `tokenizer.json`. Truncation and padding that it may ask for are not applied: a prompt is
-    /// never cut silently.
+    /// Reads a Hugging Face `tokenizer.json`. Truncation and padding in it are ignored: a prompt is never cut silently.
     ///
     /// # Errors
-    /// `invalid_value` if it is no such file, or has a part that is not supported.
+    /// `invalid_value` if it is malformed, or contains something unsupported.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let refuse = |reason: String| {
             Error::invalid(
@@ -54,7 +53,7 @@ impl Tokenizer {
     /// Builds the tokenizer that a GGUF file's metadata describe.
     ///
     /// # Errors
-    /// `invalid_value` if the metadata have none, contradict each other, or ask for rules that are not supported.
+    /// `invalid_value` if the metadata contain no tokenizer, contradict themselves, or need unsupported rules.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         Self::new(from_gguf::build(file)?)
     }
@@ -77,18 +76,18 @@ impl Tokenizer {
         Ok(Self { pieces, ..whole })
     }
 
-    /// The tokens of `text`; special tokens written out in it are recognised. `add_special` adds those that the model
-    /// expects around a text (such as a beginning-of-text token); a chat template has written them already.
+    /// The tokens of `text`. Special tokens written in it are recognized. `add_special` adds those that the model expects around a
+    /// text, such as a beginning-of-text token; a chat template has written them already.
     ///
     /// # Errors
-    /// `invalid_value` if the vocabulary has no way to express the text.
+    /// `invalid_value` if the vocabulary cannot express the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         self.encode_watched(text, add_special, PIECE_BYTES, &|_| Ok(()))
     }
 
-    /// As [`encode`](Self::encode). A text of more than `piece` bytes is tokenized in pieces, where that gives the same tokens, so
-    /// that it takes the memory of one. `watch` is called before each with a number of tokens that the text has at least, and may
-    /// end the work.
+    /// Like [`encode`](Self::encode). A text of more than `piece` bytes is tokenized in pieces if that gives the same tokens, so
+    /// that only one piece needs memory. `watch` is called before each piece with the minimum number of tokens of the text. Its
+    /// error ends the work.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), and those of `watch`.
@@ -124,8 +123,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The tokens of `text` that goes on after tokens that are there already: without a beginning-of-text token, and without
-    /// the space that some vocabularies put before the first word of a text.
+    /// The tokens of `text` after existing tokens: without a beginning-of-text token, and without the space that some vocabularies
+    /// put before the first word of a text.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -133,7 +132,7 @@ impl Tokenizer {
         self.encode_continued_watched(text, PIECE_BYTES, &|_| Ok(()))
     }
 
-    /// As [`encode_continued`](Self::encode_continued), in pieces and watched as [`encode_watched`](Self::encode_watched) is.
+    /// Like [`encode_continued`](Self::encode_continued), in pieces and watched like [`encode_watched`](Self::encode_watched).
     ///
     /// # Errors
     /// As [`encode_watched`](Self::encode_watched).
@@ -197,7 +196,7 @@ impl Tokenizer {
             let look = |more: usize| watch(least.max(before + more));
             let encode = || pieces.encode(&self.inner, bare, part, last, look);
             let Some(encoded) = guarded(encode).map_err(not_tokenized)?? else {
-                // No cut in so much text: look at more of it.
+                // This much text has no place to cut: read more.
                 size *= 2;
                 continue;
             };
@@ -214,7 +213,7 @@ impl Tokenizer {
         self.pieces.as_ref().is_some_and(Pieces::cuts)
     }
 
-    /// The fewest tokens that `text` can have, by its bytes; 0 where the vocabulary sets no bound.
+    /// The minimum number of tokens of `text`, by its bytes. 0 if the vocabulary gives no bound.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.least_of(self.weight(text))
     }
@@ -229,7 +228,7 @@ impl Tokenizer {
             .map_or(0, |bound| bound.least_tokens(weight))
     }
 
-    /// Asks the tokenizer's own decoder.
+    /// Decodes with the tokenizer's own decoder.
     pub(super) fn decode_whole(&self, tokens: &[u32]) -> String {
         let pieces: Vec<String> = tokens
             .iter()
@@ -252,13 +251,13 @@ impl Tokenizer {
         self.table.len()
     }
 
-    /// Whether `token` is a special token, which is no part of a text.
+    /// Whether `token` is a special token, which is not part of a text.
     pub fn is_special(&self, token: u32) -> bool {
         self.table.is_special(token)
     }
 
-    /// The bytes that `token` adds to a text (before the leading space that some vocabularies cut from a text's front);
-    /// `None` if no token has this id.
+    /// The bytes that `token` adds to a text, before the leading space is removed that some vocabularies add. `None` if no token
+    /// has this id.
     pub fn token_bytes(&self, token: u32) -> Option<&[u8]> {
         match self.table.piece(token) {
             Piece::Absent => None,
@@ -267,12 +266,12 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a text is its tokens' bytes joined, but for what is cut from its front.
+    /// Whether a text equals the bytes of its tokens, except for what is removed from its beginning.
     pub fn has_exact_bytes(&self) -> bool {
         !matches!(self.table.scheme(), Scheme::Decoder { .. })
     }
 
-    /// The id of a token by its vocabulary entry, such as `<|im_end|>`.
+    /// The id of a token by its text in the vocabulary, such as `<|im_end|>`.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
@@ -282,7 +281,7 @@ impl Tokenizer {
     }
 }
 
-/// Refuses a text that would be cut into words at once, and is too long for that.
+/// Refuses a text that must be cut into words at once and is too long for that.
 fn check_whole(text: &str) -> Result<()> {
     if text.len() <= MAX_WHOLE_BYTES {
         return Ok(());
@@ -298,10 +297,10 @@ pub(super) fn not_tokenized(reason: impl std::fmt::Display) -> Error {
     Error::invalid("prompt", format!("the text cannot be tokenized: {reason}"))
 }
 
-/// Calls into the crate, which asserts in places what a malformed tokenizer.json does not keep.
+/// Calls the crate, and converts a panic into an error. The crate asserts things that a malformed tokenizer.json may violate.
 pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        // Its message may quote half a character, which no String may hold, of a merge that makes no sense.
+        // The message of an invalid merge may contain half a character, which no String may hold.
         Ok(result) => {
             result.map_err(|e| String::from_utf8_lossy(e.to_string().as_bytes()).into_owned())
         }
@@ -311,7 +310,7 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result
 
 #[cfg(test)]
 impl Tokenizer {
-    /// Decodes as the crate underneath does, without the table.
+    /// Decodes with the underlying crate, without the table.
     pub(super) fn inner_decode(&self, tokens: &[u32], skip_special: bool) -> String {
         self.inner
             .decode(tokens, skip_special)
@@ -383,8 +382,8 @@ mod tests {
         assert!(error.message.contains("4000000000"), "{error}");
     }
 
-    /// One whose texts cannot be cut, for its pattern looks as far ahead as it likes, and have no bound by their bytes, for a token
-    /// takes the space around it.
+    /// A tokenizer whose texts cannot be cut, because its pattern looks ahead without limit, and have no lower bound, because a
+    /// token absorbs the space around it.
     fn uncut() -> Tokenizer {
         let split = r#"{"type":"Split","pattern":{"Regex":"a+b|a|[^a]+"},"behavior":"Isolated","invert":false}"#;
         let bytes = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}"#;

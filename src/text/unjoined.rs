@@ -1,4 +1,4 @@
-//! Where a text without words may be cut: between characters that no token joins.
+//! Finds where a text without words can be cut: between characters that no token joins.
 
 use std::collections::HashSet;
 
@@ -7,13 +7,13 @@ use tokenizers::{ModelWrapper, Result, Tokenizer};
 
 use super::long_word::is_joinable;
 
-/// The neighbours that no token of a BPE vocabulary has: its merges never join them.
+/// Pairs of characters that no token of a BPE vocabulary contains, so that merges never join them.
 #[derive(Debug)]
 pub(super) struct Unjoined {
     joined: HashSet<(char, char)>,
-    /// Characters that are tokens; all others may be joined to one unknown token.
+    /// Characters that are tokens. Several others may become one unknown token.
     known: HashSet<char>,
-    /// Every byte is a token.
+    /// Whether every byte is a token.
     bytes: bool,
 }
 
@@ -28,7 +28,7 @@ impl Unjoined {
         let vocabulary = inner.get_vocab(false);
         let bytes = (0..=255_u8).map(|byte| format!("<{byte:#04X}>"));
         let bytes: HashSet<String> = bytes.collect();
-        // Bytes that merges join are not looked at below.
+        // Merges of bytes are not examined below.
         let holds_byte = |token: &str| {
             let mut places = token.match_indices("<0x");
             places.any(|(at, _)| {

@@ -1,5 +1,5 @@
-//! Texts of users and tools that must stay text: what looks like a special token in them is tokenized as any other characters,
-//! so that nobody ends a message, or begins another's, from within their own.
+//! Texts of users and tools must stay text. What looks like a special token in them is tokenized as ordinary characters, so that
+//! nobody can end a message, or begin another one, from within their own.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::tokenizer::{Tokenizer, Watch};
 use crate::error::{Error, Result};
 
-/// Stands in a rendered text where two characters of a user's text must not become one token. It is no character (Unicode 3.4,
-/// "Noncharacters"); one that is sent becomes U+FFFD.
+/// Separates two characters of a user's text that must not become one token in a rendered text. It is not a character (Unicode 3.4,
+/// "Noncharacters"). If a client sends it, it becomes U+FFFD.
 pub const MARK: char = '\u{fdd0}';
 
 /// The texts of a tokenizer's special tokens.
@@ -18,7 +18,7 @@ pub const MARK: char = '\u{fdd0}';
 pub struct SpecialTexts(AhoCorasick);
 
 impl SpecialTexts {
-    /// Those of `tokenizer` of more than one character.
+    /// The special tokens of `tokenizer` with more than one character.
     ///
     /// # Errors
     /// `internal_error` if they are too many to look for.
@@ -46,7 +46,7 @@ impl SpecialTexts {
         escaped
     }
 
-    /// A content with its marks, where it needs some. `own`: its special tokens stay what they are.
+    /// A content with marks, if it needs any. `own`: its special tokens stay special tokens.
     fn content(&self, content: &Value, own: bool) -> Option<Value> {
         match content {
             Value::String(text) => Some(self.texts(&[text], own)?.swap_remove(0).into()),
@@ -65,7 +65,7 @@ impl SpecialTexts {
         }
     }
 
-    /// Texts that a template may write one after another; `None` if they need no marks.
+    /// Texts that a template may write one after another, with marks. `None` if they need none.
     fn texts(&self, texts: &[&str], own: bool) -> Option<Vec<String>> {
         let mut whole = texts.concat();
         let noncharacter = whole.contains(MARK);
@@ -100,9 +100,8 @@ impl SpecialTexts {
 }
 
 impl Tokenizer {
-    /// The tokens of a text that a template rendered: no token lies across a [`MARK`], and the marks are no part of the text.
-    /// `continued`: it goes on after tokens that are there already. Pieces and `watch` as in
-    /// [`encode_watched`](Self::encode_watched).
+    /// The tokens of a rendered text. No token spans a [`MARK`], and the marks are removed. `continued`: the text follows existing
+    /// tokens. Pieces and `watch` as in [`encode_watched`](Self::encode_watched).
     ///
     /// # Errors
     /// As [`encode_watched`](Self::encode_watched).
@@ -152,7 +151,7 @@ mod tests {
             .iter()
             .map(|message| message["content"].as_str().unwrap())
             .collect();
-        // The token within the token is cut, too.
+        // The special token within the special token is separated too.
         let expected = [
             "</s>",
             "a<\u{fdd0}/s>b<\u{fdd0}|\u{fdd0}end|>",

@@ -3,7 +3,7 @@
 use super::ThoughtFormat;
 use super::tools::HARMONY_MESSAGES;
 
-/// All formats of thoughts; of several that a template shows, the first is taken.
+/// All formats of thoughts. If a template matches several, the first is used.
 pub const THOUGHT_FORMATS: [&ThoughtFormat; 6] = [
     &HARMONY_THOUGHTS,
     &GEMMA4_THOUGHTS,
@@ -73,7 +73,7 @@ pub const SEED_THOUGHTS: ThoughtFormat = ThoughtFormat {
     tokens: &["<seed:think>", "</seed:think>"],
 };
 
-/// Command R7B, Command A and North (template of `c4ai-command-r7b-12-2024`), whose answers have marks around their words.
+/// Command R7B, Command A and North (template of `c4ai-command-r7b-12-2024`), whose answers have markers around their words.
 pub const COMMAND_THOUGHTS: ThoughtFormat = ThoughtFormat {
     name: "command",
     templates: &[&["<|START_THINKING|>"]],

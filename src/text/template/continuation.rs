@@ -1,4 +1,4 @@
-//! What a live conversation gains by new messages, worked out from whole renders: a template knows only those.
+//! Computes what new messages append to a live conversation. A template can only render whole conversations.
 
 use serde_json::{Map, Value, json};
 
@@ -6,10 +6,10 @@ use super::{ChatTemplate, Ending};
 use crate::error::{Error, Kind, Result};
 use crate::text::formats::{Arguments, Shape, ToolFormat, pieces};
 
-/// Where the tokens of a live conversation end.
+/// The state at the end of a live conversation's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// Within the assistant's last message: it was generated, and what closes it comes first.
+    /// Within the assistant's last message, which was generated. The text that closes it comes next.
     OpenAssistant,
     /// After a message that is closed.
     Closed,
@@ -50,8 +50,8 @@ impl ChatTemplate {
         Ok(self.strip_closing(appended, tools, kwargs)?.to_owned())
     }
 
-    /// What the template writes behind the calls of an answer whose results `messages` begin with. `None` where they do not,
-    /// or where the template does not show calls in its format.
+    /// The text that the template writes after the calls of an answer, if `messages` begin with the calls' results. `None` if they
+    /// do not, or if the template does not show calls in its format.
     fn after_calls(
         &self,
         mark: &str,
@@ -71,7 +71,7 @@ impl ChatTemplate {
         let given = |message: &Value, key: &str| {
             message.get(key).and_then(Value::as_str).map(str::to_owned)
         };
-        // As many calls as there are: some templates wait for all of their results.
+        // There must be as many calls as results, because some templates wait for all of them.
         let count = called.len().max(results);
         let mut calls = Vec::with_capacity(count);
         let mut messages = messages.to_vec();
@@ -97,7 +97,7 @@ impl ChatTemplate {
             };
             calls.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}));
         }
-        // Some templates write arguments that are an object, others only their JSON.
+        // Some templates render arguments given as an object, others only arguments given as JSON text.
         let as_texts: Vec<Value> = calls
             .iter()
             .map(|call| {
@@ -116,8 +116,8 @@ impl ChatTemplate {
         })
     }
 
-    /// The text before the first user turn: what stays when the oldest turns of a conversation are dropped. `None` if
-    /// the template does not keep it apart, as those that write the system's words into the user's first message.
+    /// The text before the first user turn, which stays when the oldest turns are dropped. `None` if the template does not separate
+    /// it, as templates that put the system prompt into the user's first message do.
     pub fn system_prefix(
         &self,
         messages: &[Value],
@@ -136,14 +136,14 @@ impl ChatTemplate {
         });
         let mut whole: Vec<Value> = system.cloned().collect();
         whole.push(json!({"role": "user", "content": mark}));
-        // A template that refuses these few messages keeps nothing apart.
+        // If the template refuses these few messages, it has no separate system prompt.
         let text = self.render(&whole, tools, Ending::Closed, kwargs).ok()?;
         let header = self.user_header(kwargs).ok()??;
         let (before, _) = text.split_once(&mark)?;
         before.strip_suffix(header.as_str()).map(str::to_owned)
     }
 
-    /// What the template writes between the end of an answer and the words of the user's next message.
+    /// The text that the template writes between the end of an answer and the user's next message.
     fn user_header(&self, kwargs: &Map<String, Value>) -> Result<Option<String>> {
         let mark = mark_for(&[], None, kwargs);
         let next = format!("{mark}B");
@@ -158,7 +158,7 @@ impl ChatTemplate {
             .transpose()
     }
 
-    /// `text` without what closes an assistant's message at its beginning.
+    /// `text` without the text at its beginning that closes an assistant's message.
     fn strip_closing<'a>(
         &self,
         text: &'a str,
@@ -171,8 +171,8 @@ impl ChatTemplate {
         if let Some(rest) = text.strip_prefix(closing) {
             return Ok(rest);
         }
-        // Some templates end a whole conversation as they end no message before: what the two have in common, up to the
-        // last whole marker or line, closes the message.
+        // Some templates close the last message differently from all others. The common beginning of both, up to the last whole
+        // marker or line, closes the message.
         let common = &text[..common_prefix(text, closing)];
         let end = common.rfind(['>', ']', '\n']).map_or(0, |at| at + 1);
         Ok(&text[end..])
@@ -200,7 +200,7 @@ impl ChatTemplate {
         };
         let mut whole = earlier.to_vec();
         let mut last = last.clone();
-        // A space at the end tells a template that trims the content from one that does not.
+        // The space at the end shows whether a template trims the content.
         last["content"] = format!("{content}{mark} ").into();
         whole.push(last);
         let text = self.render_raw(&whole, tools, false, kwargs)?;
@@ -213,7 +213,7 @@ impl ChatTemplate {
     }
 }
 
-/// Where, behind an argument of the last call, the calls end that a model itself writes.
+/// The position, after an argument of the last call, at which the model itself would end the calls.
 fn calls_end(format: &ToolFormat, behind: &str) -> Option<usize> {
     let last = pieces(format.call_close, format.tokens)
         .chain(pieces(format.close, format.tokens))
@@ -245,7 +245,7 @@ fn stand_in(answer: &str) -> Vec<Value> {
     ]
 }
 
-/// A word that occurs nowhere in what is rendered.
+/// A word that does not occur in the rendered text.
 fn mark_for(messages: &[Value], tools: Option<&[Value]>, kwargs: &Map<String, Value>) -> String {
     let occurs = |mark: &str| {
         messages
@@ -279,7 +279,7 @@ fn after<'a>(text: &'a str, mark: &str) -> Result<&'a str> {
     })
 }
 
-/// Length in bytes of the longest common prefix, in whole characters.
+/// Length in bytes of the longest common prefix that ends between characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     a.chars()
         .zip(b.chars())

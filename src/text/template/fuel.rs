@@ -9,6 +9,7 @@ use minijinja::value::{Kwargs, Rest, Tuple, Value as Variable, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::made;
+use super::slice::{places, sliced_text};
 
 /// Bytes of data that one unit of fuel stands for.
 const BYTES: usize = 64;
@@ -292,55 +293,6 @@ fn sliced(
         return Ok(Variable::from(Tuple::from(items)));
     }
     made::list(state, items)
-}
-
-fn sliced_text(text: &str, start: Option<i64>, stop: Option<i64>, step: i64) -> String {
-    if text.is_ascii() {
-        let bytes = text.as_bytes();
-        return places(bytes.len(), start, stop, step)
-            .map(|at| char::from(bytes[at]))
-            .collect();
-    }
-    if step == 1 {
-        let places = places(text.chars().count(), start, stop, 1);
-        let (skipped, kept) = (places.clone().next().unwrap_or(0), places.count());
-        return text.chars().skip(skipped).take(kept).collect();
-    }
-    let characters: Vec<char> = text.chars().collect();
-    places(characters.len(), start, stop, step)
-        .map(|at| characters[at])
-        .collect()
-}
-
-/// Which items Python takes of so many.
-fn places(
-    len: usize,
-    start: Option<i64>,
-    stop: Option<i64>,
-    step: i64,
-) -> impl Iterator<Item = usize> + Clone {
-    let len = len as i64;
-    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
-    let clamp = |at: i64| {
-        if at < 0 {
-            (at + len).max(low)
-        } else {
-            at.min(high)
-        }
-    };
-    let (first, last) = if step > 0 { (low, high) } else { (high, low) };
-    let (first, last) = (start.map_or(first, clamp), stop.map_or(last, clamp));
-    let distance = if step > 0 { last - first } else { first - last };
-    let width = step.unsigned_abs();
-    let count = (distance.max(0) as u64).div_ceil(width);
-    (0..count).map(move |n| {
-        let moved = (n * width) as i64;
-        (if step > 0 {
-            first + moved
-        } else {
-            first - moved
-        }) as usize
-    })
 }
 
 /// Calls a filter with a tuple of arguments, once what its input holds is paid for.

@@ -31,7 +31,7 @@ pub(super) fn raised(error: &minijinja::Error) -> Option<&str> {
     None
 }
 
-/// `strftime_now(format)`: the local time of this render, read once, in Python's `strftime` format.
+/// `strftime_now(format)`: the local time of this render, read once and formatted as Python's `strftime` does.
 pub(super) fn strftime_now() -> Variable {
     let now = LocalTime::now();
     Variable::from_function(move |format: &str| now.format(format))
@@ -74,7 +74,7 @@ impl LocalTime {
                 format!("strftime_now: {reason}"),
             )
         };
-        // One more byte tells an empty result from one that does not fit.
+        // One more character distinguishes an empty result from one that does not fit.
         let format = format!("{} ", self.expand(format));
         let format = CString::new(format).map_err(|_| refuse("the format has a NUL character"))?;
         let mut out = vec![0u8; MAX_DATE_BYTES];
@@ -96,7 +96,7 @@ impl LocalTime {
         String::from_utf8(out).map_err(|_| refuse("the date is not UTF-8"))
     }
 
-    /// The directives that Python handles by itself: microseconds, and a time zone that its local time does not have.
+    /// Replaces the directives that Python handles itself: microseconds, and a time zone, which its local time does not have.
     fn expand(&self, format: &str) -> String {
         let mut out = String::with_capacity(format.len());
         let mut chars = format.chars();

@@ -1,7 +1,8 @@
-//! A template's instructions with those put in that keep its cost within its fuel.
+//! Adds instructions to a template that keep its cost within its fuel.
 //!
-//! minijinja compiles a template to instructions and offers no hook on its operators, so they are guarded here: what makes a
-//! list or a mapping is followed by a look at what it made, and what compares or hashes is preceded by one at what it is given.
+//! minijinja compiles a template to instructions and offers no hook on its operators. So guards are inserted: after an operation
+//! that creates a list or a mapping, one that checks the result; before an operation that compares or hashes, one that checks its
+//! operands.
 
 use minijinja::machinery::{Instruction, Instructions};
 
@@ -12,9 +13,9 @@ use super::fuel::{
 use super::markup::{FORMATTED, IS_TEXT, MARKING, SIDES};
 use super::methods::{OF_MAPPINGS, UNBOUND};
 
-/// Of a filter that is looked up by its name each time.
+/// Index of a filter that is not cached and looked up by its name each time.
 const NOT_CACHED: u8 = u8::MAX;
-/// Added to the target of a jump that a guard makes: it is one among the new instructions.
+/// Marks the target of a guard's jump, which is already an index among the new instructions.
 const OWN: u32 = 1 << 31;
 
 /// The instructions with their guards.
@@ -33,7 +34,7 @@ pub(super) fn guarded<'a>(code: &Instructions<'a>) -> Result<Instructions<'a>, S
     }
     targets.sort_unstable();
     let mut made = Vec::with_capacity(2 * length as usize);
-    // Of each instruction, where it is now with the guards before it.
+    // The new index of each instruction, at its first guard.
     let mut places = Vec::with_capacity(length as usize + 1);
     let mut before: Option<&Instruction<'_>> = None;
     for at in 0..length {
@@ -41,7 +42,7 @@ pub(super) fn guarded<'a>(code: &Instructions<'a>) -> Result<Instructions<'a>, S
         let Some(instruction) = code.get(at) else {
             break;
         };
-        // It was pushed just before, and there is no other way to get here.
+        // The value was pushed by the instruction before, and no jump leads here.
         let constant = matches!(before, Some(Instruction::LoadConst(_)))
             && targets.binary_search(&at).is_err();
         if marks && matches!(instruction, Instruction::Add) {
@@ -77,7 +78,7 @@ pub(super) fn guarded<'a>(code: &Instructions<'a>) -> Result<Instructions<'a>, S
     Ok(guarded)
 }
 
-/// Adds an instruction and its guards. `constant`: what it takes off the stack first is one.
+/// Adds an instruction with its guards. `constant`: its first operand is a constant.
 fn put<'a>(
     instruction: &Instruction<'a>,
     constant: bool,
@@ -106,7 +107,7 @@ fn put<'a>(
             I::Swap,
             own,
         ]),
-        // minijinja has computed what can be: a list may still be one in name alone.
+        // minijinja has computed constants, so a list may be hidden behind a name.
         I::LoadConst(value) if value.as_object().is_some() && !value.is_kwargs() => {
             made.extend([own, call(MADE, 1)]);
         }
@@ -135,7 +136,7 @@ fn put<'a>(
             made.extend([I::Swap, call(READ, 1), I::Swap]);
             made.extend(weighed.into_iter().chain([own]));
         }
-        // jinja2 looks for an attribute before it looks for a key.
+        // jinja2 looks for an attribute before a key.
         I::GetAttr(name) if OF_MAPPINGS.contains(name) => {
             made.extend([I::LoadConst((*name).into()), call(UNBOUND, 2)]);
         }
@@ -165,7 +166,7 @@ fn call(filter: &'static str, arguments: u16) -> Instruction<'static> {
     Instruction::ApplyFilter(filter, Some(arguments), NOT_CACHED)
 }
 
-/// Where an instruction may lead to.
+/// The target of a jump, if the instruction is one.
 fn target_of(instruction: &Instruction<'_>) -> Option<u32> {
     target_mut(&mut instruction.clone()).copied()
 }

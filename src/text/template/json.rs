@@ -9,9 +9,9 @@ use super::fuel::{WRITTEN, check_bytes};
 use super::python::number;
 use crate::text::MARK;
 
-/// Longest indentation of a level, in characters.
+/// Maximum indentation of a level, in characters.
 const MAX_INDENT: usize = 64;
-/// Deepest nesting that is written.
+/// Maximum nesting.
 const MAX_DEPTH: usize = 256;
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
@@ -89,7 +89,7 @@ struct Writer<'a> {
     out: String,
     ensure_ascii: bool,
     indent: Option<String>,
-    /// Between items, and between a key and its value.
+    /// The separators between items, and between a key and its value.
     separators: (String, String),
     sort_keys: bool,
     depth: usize,

@@ -1,4 +1,4 @@
-//! Lists and mappings that know how deep they are nested, so that no template can nest them without end.
+//! Lists and mappings that store how deeply they are nested, so that no template can nest them without limit.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value as Variable};
 use minijinja::{Error, ErrorKind, State};
 
-/// Deepest nesting of lists and mappings: what is nested deeper could overflow the stack of whoever prints or drops it. JSON that
-/// came over the wire has at most 128 levels.
+/// Maximum nesting of lists and mappings. Deeper nesting could overflow the stack when a value is printed or dropped. JSON from the
+/// wire has at most 128 levels.
 const MAX_DEPTH: usize = 200;
 
 /// A list or a mapping, and its depth.
@@ -17,7 +17,7 @@ pub(super) struct Made {
 }
 
 impl Made {
-    /// `value` with its depth, where it is a list or a mapping.
+    /// `value` with its depth, if it is a list or a mapping.
     pub(super) fn with_depth(value: Variable, depth: usize) -> Variable {
         match value.as_object() {
             Some(inner) => Variable::from_object(Self {
@@ -57,16 +57,16 @@ impl Object for Made {
     }
 }
 
-/// Whether a value may change after it was made, or refers to what does: within another it could be made to hold itself.
+/// Whether a value may change after it was created, or refers to one that may. Within another value, it could contain itself.
 pub(super) fn is_alive(object: &DynObject) -> bool {
     let name = object.type_name();
     name.ends_with("::Namespace") || name.ends_with("::Loop")
 }
 
-/// What an operation or a call has made: a list in place of what is still to be computed, at most [`MAX_DEPTH`] levels deep.
+/// The result of an operation or a call. An iterator becomes a list. It may be nested at most [`MAX_DEPTH`] levels deep.
 ///
 /// # Errors
-/// Says that a value is nested too deeply, or holds a namespace; out of fuel.
+/// The value is nested too deeply, or contains a namespace; out of fuel.
 pub(super) fn made(state: &State, value: Variable) -> Result<Variable, Error> {
     let Some(object) = value.as_object() else {
         return Ok(value);
@@ -109,7 +109,7 @@ pub(super) fn list(state: &State, items: Vec<Variable>) -> Result<Variable, Erro
     Ok(Made::with_depth(value, depth))
 }
 
-/// Levels of lists and mappings in `value`.
+/// Number of nested levels of lists and mappings in `value`.
 fn depth_of(state: &State, value: &Variable) -> Result<usize, Error> {
     depth_within(state, value, MAX_DEPTH)
 }

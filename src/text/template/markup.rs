@@ -1,4 +1,4 @@
-//! Texts that are marked as safe: what `markupsafe` makes of those that they are joined with.
+//! Texts that are marked as safe, with the behaviour of `markupsafe`.
 
 use minijinja::value::{Tuple, Value as Variable, ValueKind};
 use minijinja::{Environment, Error, State};
@@ -6,16 +6,16 @@ use minijinja::{Environment, Error, State};
 use super::fuel::{check_bytes, text_of, weigh};
 use super::python::number;
 
-/// The filter that [`sides`] is.
+/// The name of the filter [`sides`].
 pub(super) const SIDES: &str = "=sides";
-/// The filter that tells a text from other values.
+/// The name of the filter that tells whether a value is text.
 pub(super) const IS_TEXT: &str = "=is_text";
-/// The filter that [`formatted`] is.
+/// The name of the filter [`formatted`].
 pub(super) const FORMATTED: &str = "=formatted";
 /// Filters that mark a text as safe.
 pub(super) const MARKING: [&str; 4] = ["e", "escape", "forceescape", "safe"];
 
-/// Adds the filters that mark texts, and those that stand in place of operations.
+/// Adds the filters that mark texts, and those that replace operations.
 pub(super) fn install(environment: &mut Environment) {
     environment.add_filter("e", escape);
     environment.add_filter("escape", escape);
@@ -25,12 +25,12 @@ pub(super) fn install(environment: &mut Environment) {
     environment.add_filter(FORMATTED, formatted);
 }
 
-/// `text` with the five characters of HTML as references to them.
+/// `text` with the five special characters of HTML escaped.
 ///
 /// # Errors
 /// Out of fuel.
 fn escaped(state: &State, text: &str) -> Result<Variable, Error> {
-    // No reference is longer than five bytes.
+    // No escaped character is longer than five bytes.
     check_bytes(state, text.len().saturating_mul(5))?;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -47,7 +47,7 @@ fn escaped(state: &State, text: &str) -> Result<Variable, Error> {
     Ok(Variable::from_safe_string(out))
 }
 
-/// A value as a text that is safe.
+/// A value as a safe text.
 ///
 /// # Errors
 /// Out of fuel; a namespace, which may hold itself.
@@ -66,7 +66,7 @@ fn force_escape(state: &State, value: &Variable) -> Result<Variable, Error> {
     }
 }
 
-/// Both sides of an addition, one of which may be safe: then the other, if it is a text, is made so.
+/// Both operands of an addition. If one is safe and the other is text, the other is escaped.
 fn sides(state: &State, both: &Variable) -> Result<Variable, Error> {
     let (left, right) = (both.get_item_by_index(0)?, both.get_item_by_index(1)?);
     let mixed = left.as_str().is_some() && right.as_str().is_some();
@@ -77,7 +77,7 @@ fn sides(state: &State, both: &Variable) -> Result<Variable, Error> {
     Ok(Variable::from(Tuple::from(sides)))
 }
 
-/// `text % values`: a tuple has a value for each field, a mapping those that fields name.
+/// `text % values`. A tuple has a value for each field, a mapping has values by the fields' names.
 fn formatted(state: &mut State, values: &Variable, text: &Variable) -> Result<Variable, Error> {
     let mut arguments = vec![text.clone()];
     if values.is_tuple() {
@@ -98,7 +98,7 @@ fn formatted(state: &mut State, values: &Variable, text: &Variable) -> Result<Va
     state.apply_filter("format", &arguments)
 }
 
-/// What a method of a safe `text` gives: what it puts in is made safe before.
+/// The result of a method of a safe `text`. Its arguments are escaped first.
 ///
 /// # Errors
 /// Those of `method`; out of fuel.

@@ -1,4 +1,4 @@
-//! Methods, filters, functions and tests of Python and jinja2 that templates call and minijinja does not have.
+//! Methods, filters, functions and tests of Python and jinja2 that templates use and minijinja lacks.
 
 use minijinja::value::{Kwargs, Rest, Value as Variable, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
@@ -9,7 +9,7 @@ use super::fuel::{check_bytes, check_pieces, joined_text, option, weigh};
 use super::made::made;
 use super::markup::by_method;
 
-/// The filter that [`unbound`] is.
+/// The name of the filter [`unbound`].
 pub(super) const UNBOUND: &str = "=unbound";
 /// Methods of Python's mappings.
 pub(super) const OF_MAPPINGS: [&str; 11] = [
@@ -26,7 +26,7 @@ pub(super) const OF_MAPPINGS: [&str; 11] = [
     "values",
 ];
 
-/// Longest text that a method pads to, in characters.
+/// Maximum width to which a method pads, in characters.
 const MAX_WIDTH: usize = 10_000;
 
 /// Adds all of them to `environment`.
@@ -42,7 +42,7 @@ pub(super) fn install(environment: &mut Environment) {
     environment.add_filter(UNBOUND, unbound);
 }
 
-/// `cycler(items...)`: one of texts and numbers, for whatever it holds is out of sight.
+/// `cycler(items...)` for texts and numbers. Other items are refused, because a check could not see inside it.
 fn cycler_of(Rest(items): Rest<Variable>) -> Result<Variable, Error> {
     if items.iter().any(|item| item.as_object().is_some()) {
         return Err(refuse("cycler takes texts and numbers".to_owned()));
@@ -50,7 +50,7 @@ fn cycler_of(Rest(items): Rest<Variable>) -> Result<Variable, Error> {
     cycler(items)
 }
 
-/// What a method of Python gives, within the fuel.
+/// The result of a Python method, within the fuel.
 fn call(
     state: &mut State,
     value: &Variable,
@@ -65,7 +65,7 @@ fn call(
     within(state, value, method, args)
 }
 
-/// The same of a text that is not marked as safe, or of any other value.
+/// The same for a text that is not marked as safe, or for another value.
 fn within(
     state: &mut State,
     value: &Variable,
@@ -95,7 +95,7 @@ fn within(
     made(state, result)
 }
 
-/// Whether a field of a format asks for a width or a precision of five digits.
+/// Whether a field of a format has a width or a precision of five digits.
 fn has_wide_field(format: &str) -> bool {
     let fields = format.split('{').filter_map(|part| part.split_once('}'));
     fields
@@ -125,7 +125,7 @@ fn called(
     }
 }
 
-/// What a method of a Python string gives; `None`: it is not one of these, or has other arguments.
+/// The result of a method of Python's strings. `None` if it is not supported, or has other arguments.
 fn of_text(text: &str, method: &str, args: &[Variable]) -> Option<Result<Variable, Error>> {
     let first = args.first().and_then(Variable::as_str);
     let parts = |before: &str, separator: &str, after: &str| {
@@ -179,7 +179,7 @@ fn of_text(text: &str, method: &str, args: &[Variable]) -> Option<Result<Variabl
     }))
 }
 
-/// How many characters a text lacks of the width that is asked for.
+/// Number of characters that a text needs to reach the given width.
 fn missing(text: &str, args: &[Variable]) -> Option<usize> {
     let width = usize::try_from(args.first()?.as_i64()?).unwrap_or(0);
     Some(width.min(MAX_WIDTH).saturating_sub(text.chars().count()))
@@ -257,7 +257,7 @@ fn truncate(text: &str, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<St
 fn dict(state: &State, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Variable, Error> {
     let mut pairs: Vec<(Variable, Variable)> = Vec::new();
     if let Some(given) = args.first() {
-        // Its keys are compared with one another.
+        // The keys are compared with one another.
         weigh(state, given, 1)?;
         for item in given.try_iter()? {
             if given.kind() == ValueKind::Map {
@@ -277,8 +277,8 @@ fn dict(state: &State, Rest(args): Rest<Variable>, kwargs: Kwargs) -> Result<Var
     Ok(Variable::from_pairs(pairs))
 }
 
-/// What `value.name` is without being called, where Python's mappings have a method of that name: no key of a mapping, but
-/// a function. What namespaces have is their own.
+/// `value.name` without a call, if Python's mappings have a method of that name: the method, not the key. Namespaces have only
+/// their own attributes.
 fn unbound(value: &Variable, name: &str) -> Result<Variable, Error> {
     let is_namespace = || {
         let object = value.as_object();

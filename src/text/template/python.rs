@@ -1,11 +1,11 @@
-//! Where templates see that they were written for Python, and minijinja differs from it.
+//! Adapts minijinja to templates that were written for Python.
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, Output, State, Value as Variable, escape_formatter};
 
 use super::fuel::text_of;
 
-/// Makes `environment` print and test values as `jinja2` does.
+/// Lets `environment` print and test values as `jinja2` does.
 pub(super) fn install(environment: &mut Environment) {
     environment.set_formatter(print);
     environment.add_filter("string", string);
@@ -35,12 +35,12 @@ fn string(state: &State, value: &Variable) -> Result<Variable, Error> {
     })
 }
 
-/// What has `__iter__`; None has not.
+/// Whether Python can iterate over it; None is not iterable.
 fn is_iterable(value: &Variable) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// What has a length and items: strings and mappings as well.
+/// Whether it has a length and items, as strings and mappings have.
 fn is_sequence(value: &Variable) -> bool {
     matches!(
         value.kind(),
@@ -48,7 +48,7 @@ fn is_sequence(value: &Variable) -> bool {
     )
 }
 
-/// A number as Python writes it.
+/// A number as Python prints it.
 pub(super) fn number(value: &Variable) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -56,7 +56,7 @@ pub(super) fn number(value: &Variable) -> String {
     f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
 }
 
-/// A float as Python writes it: the shortest digits that read back the same, with an exponent below 1e-4 and from 1e16.
+/// A float as Python prints it: the shortest digits that read back equal, with an exponent below 1e-4 and from 1e16 on.
 fn float(x: f64) -> String {
     if x.is_nan() {
         return "nan".to_owned();
@@ -93,8 +93,8 @@ fn float(x: f64) -> String {
     }
 }
 
-/// The digits of a finite `x` that is not negative, without zeros at either end, and the power of ten of the first.
-/// (Of two that are equally short and near, JSON's writer takes the even one, as Python does and `{}` does not.)
+/// The digits of a finite, non-negative `x` without zeros at either end, and the power of ten of the first digit. If two results
+/// are equally short and near, the JSON writer takes the even one, as Python does. `{}` does not.
 fn shortest_digits(x: f64) -> (String, i32) {
     let text = serde_json::Value::from(x).to_string();
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));

@@ -1,4 +1,4 @@
-//! What a chat template says of its model beside its text: whether it shows tools, how the model calls them, whether it thinks.
+//! Properties of a chat template: whether it shows tools, in which format the model writes calls, and whether it thinks.
 
 use serde_json::{Map, Value, json};
 
@@ -8,15 +8,15 @@ use crate::text::formats::{
     HERMES, THOUGHT_FORMATS, TOOL_FORMATS, Thinking, ThoughtFormat, Thoughts, ToolFormat,
 };
 
-/// What is found out once, when the template is compiled.
+/// The properties, found when the template is compiled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Traits {
     knows_tools: bool,
-    /// It shows tools that are the text of a member of the system message.
+    /// Whether it shows tools only as text in a member of the system message.
     tools_in_system: bool,
     tools: &'static ToolFormat,
     thoughts: Option<&'static ThoughtFormat>,
-    /// A system message may come after others.
+    /// Whether a system message may follow other messages.
     notes: bool,
 }
 
@@ -44,7 +44,7 @@ impl ChatTemplate {
         ];
         let shown = self.render(&system, None, Ending::Answer, &Map::new());
         let tools_in_system = !knows_tools && shown.is_ok_and(|text| text.contains(mark));
-        // Where the template does not show tools they are described in Hermes' words, whatever its model was trained on.
+        // If the template does not show tools, they are described in Hermes' format, whatever the model was trained on.
         let tools = ToolFormat::of_template(source).filter(|_| knows_tools || tools_in_system);
         Traits {
             knows_tools,
@@ -55,7 +55,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether a system message between others is rendered where it stands, wherever that is.
+    /// Whether a system message between others is rendered at its place, wherever that is.
     fn shows_notes(&self) -> bool {
         let (user, note) = (("user", "XUSERX"), ("system", "XNOTEX"));
         let shown = |said: &[(&str, &str)]| {
@@ -73,15 +73,15 @@ impl ChatTemplate {
                     .is_some()
             })
         };
-        // Templates that want roles in turn tell the user's from all others.
+        // Templates that require alternating roles distinguish only the user's role from all others.
         shown(&[user, note, user]) && shown(&[user, ("assistant", "XANSWERX"), note, user])
     }
 
-    /// The same template with another way to read answers. `tools`: `auto` or the name of a format of calls; `reasoning`:
-    /// `auto`, `none` or the name of a format of thoughts.
+    /// The same template with other parsers for answers. `tools`: `auto` or the name of a format of calls; `reasoning`: `auto`,
+    /// `none` or the name of a format of thoughts.
     ///
     /// # Errors
-    /// `invalid_value` names the words that are allowed.
+    /// `invalid_value` lists the allowed names.
     pub fn with_parsers(mut self, tools: &str, reasoning: &str) -> Result<Self> {
         if tools != "auto" {
             self.traits.tools = ToolFormat::named(tools).ok_or_else(|| {
@@ -105,7 +105,7 @@ impl ChatTemplate {
         self.traits.knows_tools
     }
 
-    /// Messages for this template, which does not know tools as such. `described`: they begin the conversation.
+    /// Converts messages for this template if it does not support tools. `described`: the messages begin the conversation.
     pub fn without_tools(
         &self,
         messages: &[Value],
@@ -119,7 +119,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether a system message may come after others.
+    /// Whether a system message may follow other messages.
     pub const fn knows_notes(&self) -> bool {
         self.traits.notes
     }
@@ -129,12 +129,12 @@ impl ChatTemplate {
         self.traits.thoughts.is_some()
     }
 
-    /// How its model writes calls.
+    /// The format in which its model writes calls.
     pub const fn tool_format(&self) -> &'static ToolFormat {
         self.traits.tools
     }
 
-    /// How its model writes thoughts.
+    /// The format in which its model writes thoughts.
     pub const fn thought_format(&self) -> Option<&'static ThoughtFormat> {
         self.traits.thoughts
     }
@@ -175,8 +175,8 @@ fn unknown(
     Error::invalid(param, message)
 }
 
-/// Messages for a template that knows nothing of tools: these are described in the system's words where `described`, calls
-/// are written as Hermes does, and what the tools gave is the user's.
+/// Converts messages for a template without any support of tools. If `described`, the tools are described in the system message.
+/// Calls are written in Hermes' format, and results become messages of the user.
 fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Vec<Value> {
     let mut plain: Vec<Value> = Vec::with_capacity(messages.len() + 1);
     for message in messages {
@@ -219,8 +219,8 @@ fn without_tools(messages: &[Value], tools: &[Value], described: bool) -> Vec<Va
     plain
 }
 
-/// Messages for a template that shows the tools of its system message, and nothing of calls: these are written in `format`,
-/// and what the tools gave is a message of the role that Phi 4 mini has a token for.
+/// Converts messages for a template that shows the tools in its system message but supports no calls. Calls are written in
+/// `format`, and results become messages of the role that Phi 4 mini has a token for.
 fn with_system_tools(
     format: &ToolFormat,
     messages: &[Value],
@@ -260,8 +260,8 @@ fn with_system_tools(
     plain
 }
 
-/// Messages for a template that takes a system message only at the beginning: those after others are the user's notes, each
-/// of them joined to a user's message that stands before or after it. `first`: the list begins the conversation.
+/// Converts messages for a template that accepts a system message only at the beginning. Later ones become notes of the user, each
+/// joined to a message of the user before or after it. `first`: the list begins the conversation.
 pub fn without_notes(messages: &[Value], first: bool) -> Vec<Value> {
     let mut plain: Vec<Value> = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {

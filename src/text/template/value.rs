@@ -5,7 +5,7 @@ use serde_json::{Number, Value};
 
 use super::made::Made;
 
-/// Names that clients give a message's reasoning; templates read the first, or the second.
+/// Names that clients use for a message's reasoning. Templates read the first or the second.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 pub(super) fn from_json(value: &Value) -> Variable {
@@ -16,12 +16,12 @@ pub(super) fn from_list(items: &[Value]) -> Variable {
     list(items.iter().map(with_depth)).0
 }
 
-/// Messages, each with its reasoning under the names that templates read, as `transformers` does it.
+/// Converts messages. Each has its reasoning under the names that templates read, as `transformers` does it.
 pub(super) fn from_messages(messages: &[Value]) -> Variable {
     list(messages.iter().map(from_message)).0
 }
 
-/// A value, and how deep it is nested.
+/// A value, and how deeply it is nested.
 fn with_depth(value: &Value) -> (Variable, usize) {
     match value {
         Value::Null => (Variable::from(()), 0),

@@ -1,16 +1,16 @@
-//! Templates that would not end, or take all memory or the stack: each is stopped by its fuel, or refused.
+//! Templates that would run forever, or exhaust memory or the stack. Each is stopped by its fuel, or refused.
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Kind, Result};
 use crate::text::template::{ChatTemplate, Ending};
 
-/// Enough for whatever is no bomb here.
+/// Enough fuel for every harmless template here.
 const FUEL: u64 = 100_000;
-/// A list of 2^60 numbers that is made of sixty lists, and its like.
+/// Two lists of 2^60 numbers, composed of sixty lists.
 const TWINS: &str = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}\
     {% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
-/// Lists of a million items and more, and texts of a megabyte.
+/// Lists of more than a million items, and texts of a megabyte.
 const LARGE: &str = "{% set s = 'é' * 500000 %}{% set t = 'é' * 500000 %}";
 
 fn render(source: &str) -> Result<String> {
@@ -195,7 +195,7 @@ fn nesting_without_end() {
     ] {
         nested(what);
     }
-    // As deep as lists may be, they are written, compared and dropped.
+    // Lists of the maximum depth can be written, compared and dropped.
     let source = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(199) %}{% set ns.x = [ns.x] %}\
         {% set ns.y = [ns.y] %}{% endfor %}{{ ns.x == ns.y }}{{ ns.x }}{{ ns.x | tojson }}";
     let text = render(source).unwrap();
