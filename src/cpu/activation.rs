@@ -1,4 +1,4 @@
-//! The functions between the linear layers of feed-forward networks.
+//! The activation functions of feed-forward networks.
 #![allow(
     clippy::inline_always,
     reason = "what is not inlined is compiled without the instructions it is made for"
@@ -13,9 +13,9 @@ pub enum Activation {
     Silu,
     /// 1 / (1 + e^-x).
     Sigmoid,
-    /// x times the normal distribution up to x.
+    /// x times the normal distribution function of x.
     Gelu,
-    /// The same, by a tangens hyperbolicus.
+    /// GELU, approximated with tanh.
     GeluTanh,
     /// max(x, 0).
     Relu,
@@ -28,12 +28,12 @@ pub enum Activation {
         negative: f32,
         beta: f32,
     },
-    /// x * sigmoid(alpha * x) of x up to `limit`; what it is multiplied with is within `limit` of 0, plus 1 (gpt-oss).
+    /// x * sigmoid(alpha * x), with x at most `limit`. The factor is clamped to [-limit, limit], plus 1 (gpt-oss).
     #[allow(missing_docs)]
     ClampedSwiglu { alpha: f32, limit: f32 },
 }
 
-/// `out` = the activation of `x`, times `factor` where there is one; all of one length.
+/// `out` = the activation of `x`, times `factor` if it is set. All have the same length.
 pub(super) struct Activate<'a> {
     pub(super) activation: Activation,
     pub(super) x: &'a [f32],
@@ -108,11 +108,11 @@ impl Activate<'_> {
     }
 }
 
-/// What is applied to whole vectors.
+/// A function of vectors.
 trait Function: Copy {
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V;
 
-    /// What the result is multiplied with, from what is given for it.
+    /// Converts the given factor before the multiplication.
     #[inline(always)]
     fn factor<S: Simd>(self, _: S, x: S::V) -> S::V {
         x
@@ -167,7 +167,7 @@ impl Function for GeluTanh {
 struct Gelu;
 
 impl Function for Gelu {
-    /// By the approximation 7.1.26 of Abramowitz and Stegun, which is off by at most 1.5e-7.
+    /// By approximation 7.1.26 of Abramowitz and Stegun. The error is at most 1.5e-7.
     #[inline(always)]
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
         let (zero, one) = (s.splat(0.0), s.splat(1.0));
@@ -179,7 +179,7 @@ impl Function for Gelu {
         let sum = s.mul_add(sum, t, s.splat(-0.284_496_74));
         let sum = s.mul_add(sum, t, s.splat(0.254_829_6));
         let beyond = s.mul(s.mul(sum, t), exp(s, s.sub(zero, s.mul(z, z))));
-        // The distribution is beyond / 2 below 0 and 1 - beyond / 2 above.
+        // The distribution function is beyond / 2 below 0, and 1 - beyond / 2 above.
         let tail = s.mul(s.mul(size, s.splat(0.5)), beyond);
         s.sub(s.max(x, zero), tail)
     }

@@ -1,4 +1,4 @@
-//! The shape of a model: its layers, what they rotate by, and which of the cache's layers and blocks each has.
+//! The shape of a model: its layers, their rotations, and the cache's layers and blocks that each of them uses.
 
 use super::attention::{AttentionShape, KvShape};
 use super::recurrent::RecurrentShape;
@@ -7,62 +7,62 @@ use crate::error::{Error, Result};
 /// The attention of one layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerShape {
-    /// How its work is cut, and what it sees.
+    /// The sizes of its heads, and what a token sees.
     pub attention: AttentionShape,
-    /// Of the product of a query and a key.
+    /// The factor of the products of queries and keys.
     pub scale: f32,
     /// See [`super::attention::LayerAttention`].
     pub softcap: Option<f32>,
-    /// Which of the model's rotations its queries and keys pass; `None`: none.
+    /// Index of the rotation of its queries and keys; `None`: they are not rotated.
     pub rope: Option<usize>,
-    /// Which of the model's scales its queries are multiplied by.
+    /// Index of the scales of its queries.
     pub query_scales: Option<usize>,
-    /// The layer whose keys and values it reads, if it has none of its own.
+    /// The layer whose keys and values it uses, if it has none of its own.
     pub shares: Option<usize>,
-    /// Of latent attention: how wide the latent is. What follows it in each head is rotated.
+    /// For latent attention: the width of the latent. The rest of each head is rotated.
     pub rank: Option<usize>,
 }
 
-/// Sizes of a decoder. Lengths in tokens.
+/// The sizes of a decoder.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct ModelShape {
     pub vocab_size: usize,
-    /// Of those with attention.
+    /// The layers with attention.
     pub layers: Vec<LayerShape>,
-    /// Of those with a recurrent state.
+    /// The layers with a recurrent state.
     pub recurrent: Vec<RecurrentShape>,
-    /// States that there is room for.
+    /// Number of slots for states.
     pub state_slots: usize,
     pub block_size: usize,
     pub num_blocks: usize,
-    /// Blocks of layers with a window; 0: they have those of the others.
+    /// Number of blocks for layers with a sliding window; 0: they use the same blocks as the others.
     pub num_window_blocks: usize,
-    /// Positions that sequences may have, for which the tables are.
+    /// Number of positions in the tables: the maximum length of a sequence.
     pub positions: usize,
-    /// Of the logits; the cap comes after the scale.
+    /// The factor of the logits. The cap is applied after it.
     pub logits_scale: Option<f32>,
     pub logits_softcap: Option<f32>,
 }
 
-/// What depends on a token's position.
+/// The tables of everything that depends on a token's position.
 #[derive(Debug, Clone, Default)]
 pub struct PositionTables {
-    /// Cos and sin, `[positions, head_dim / 2]` each.
+    /// Tables of cos and sin, `[positions, head_dim / 2]` each.
     pub ropes: Vec<(Vec<f32>, Vec<f32>)>,
-    /// `[positions]`.
+    /// Tables of factors of queries, `[positions]`.
     pub query_scales: Vec<Vec<f32>>,
 }
 
-/// What of a model a step reads, and what follows from its shape.
+/// The parts of a model that a step reads, and what follows from its shape.
 pub(super) struct Architecture {
     pub(super) shape: ModelShape,
     pub(super) tables: PositionTables,
-    /// For each layer, the layer of the cache it reads, and which of the shapes of attention it has.
+    /// For each layer: the layer of the cache that it reads, and the index of its shape of attention.
     pub(super) places: Vec<(usize, usize)>,
-    /// Of each layer of the cache.
+    /// The shape of each layer of the cache.
     pub(super) cached: Vec<KvShape>,
-    /// Which of them have the blocks of layers with a window.
+    /// Which layers of the cache use the blocks of layers with a sliding window.
     pub(super) windowed: Vec<bool>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn check(holds: bool, field: &str, what: impl FnOnce() -> String) -> 
     }
 }
 
-/// That tables and shared layers fit.
+/// Checks that the tables and the shared layers fit.
 fn check_layer(shape: &ModelShape, tables: &PositionTables, index: usize) -> Result<()> {
     let layer = &shape.layers[index];
     let kv = layer.attention.kv;

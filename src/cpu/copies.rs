@@ -1,20 +1,20 @@
-//! Copies of a model's blocks and states, for whoever keeps them elsewhere.
+//! Copies a model's blocks and states, to keep them elsewhere.
 
 use super::attention::PAGE;
 use super::model::Model;
 use crate::error::{Error, Result};
 
 impl Model {
-    /// Bytes of a block with its keys and values, and of a state.
+    /// Bytes of a block with its keys and values, and bytes of a state.
     pub fn copy_sizes(&self) -> (usize, usize) {
         let pages = self.architecture.shape.block_size / PAGE;
         (pages * self.cache.page_bytes(), self.states.slot_bytes())
     }
 
-    /// The bytes of a state, if one is asked for, and of a block behind it, if one is.
+    /// The bytes of a state (if `slot` is set), followed by those of a block (if `block` is set).
     ///
     /// # Errors
-    /// `internal_error` for what is not there.
+    /// `internal_error` for a slot or a block that does not exist.
     pub fn save(&self, slot: Option<u32>, block: Option<u32>) -> Result<Vec<u8>> {
         self.check_places(slot, block)?;
         let pages = self.architecture.shape.block_size / PAGE;
@@ -29,10 +29,10 @@ impl Model {
         Ok(bytes)
     }
 
-    /// Writes what [`Self::save`] gave.
+    /// Writes the bytes of [`Self::save`] into the model's memory.
     ///
     /// # Errors
-    /// As [`Self::save`], and for another number of bytes; nothing is written then.
+    /// As [`Self::save`], and for a wrong number of bytes. Nothing is written then.
     pub fn load(&mut self, slot: Option<u32>, block: Option<u32>, bytes: &[u8]) -> Result<()> {
         self.check_places(slot, block)?;
         let expected = self.bytes_of(slot, block);

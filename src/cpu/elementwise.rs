@@ -1,4 +1,4 @@
-//! Operations on rows of activations that are no matrix products.
+//! Elementwise operations on rows of activations.
 #![allow(
     clippy::inline_always,
     reason = "what is not inlined is compiled without the instructions it is made for"
@@ -7,28 +7,28 @@
 use super::attention::KvView;
 use super::simd::{Kernel, Simd, tanh};
 
-/// A norm's weights, as wide as what is normed.
+/// A norm's weights, as wide as what it norms.
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
-    /// What each element is multiplied by.
+    /// The factor of each element.
     pub weight: &'a [f32],
-    /// What is then added to it.
+    /// Added to each element after that.
     pub bias: Option<&'a [f32]>,
     /// Added to the mean of squares.
     pub eps: f32,
-    /// The mean is subtracted first: a layer norm. Without, it is an RMS norm.
+    /// Whether the mean is subtracted first. If so, it is a layer norm; otherwise, an RMS norm.
     pub centered: bool,
 }
 
 impl Norm<'_> {
-    /// Of weights for several parts of a row, those of one; they have no bias unless there is but one part.
+    /// The weights of one part of a row, if each of several parts has weights of its own. Only a norm of one part has a bias.
     #[must_use]
     pub fn part(&self, index: usize, width: usize) -> Self {
         let weight = &self.weight[index * width..(index + 1) * width];
         Self { weight, ..*self }
     }
 
-    /// `out` = the norm of `x`; all of one length.
+    /// `out` = the norm of `x`. Both have the same length.
     #[inline(always)]
     fn apply<S: Simd>(&self, s: S, x: &[f32], out: &mut [f32]) {
         if self.centered {
@@ -54,7 +54,7 @@ impl Norm<'_> {
         }
     }
 
-    /// The same in place, of an RMS norm.
+    /// Applies an RMS norm in place.
     #[inline(always)]
     pub(super) fn apply_to<S: Simd>(&self, s: S, x: &mut [f32]) {
         let scale = inverse_rms(s, x, self.eps);
@@ -149,21 +149,21 @@ fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
 
 /// Rotates the queries and keys of one token's `qkv` (q | k | v) in place, and stores key and value in the cache.
 ///
-/// A norm is as wide as a head, or as all heads together; it comes before the rotation.
+/// A norm is as wide as a head, or as all heads together. It is applied before the rotation.
 pub(super) struct RopeAndCache<'a> {
-    /// Without k and v, nothing is stored.
+    /// If it contains only queries, nothing is stored.
     pub(super) qkv: &'a mut [f32],
     pub(super) heads: usize,
-    /// Cos and sin of the token's position, `[head_dim / 2]` each; `None`: nothing is rotated.
+    /// Cos and sin of the token's position, `[head_dim / 2]` each. `None`: no rotation.
     pub(super) angles: Option<(&'a [f32], &'a [f32])>,
-    /// What queries are multiplied by.
+    /// The factor of the queries.
     pub(super) query_scale: Option<f32>,
     pub(super) q_norm: Option<Norm<'a>>,
     pub(super) k_norm: Option<Norm<'a>>,
     pub(super) v_norm: Option<Norm<'a>>,
     pub(super) cache: KvView<'a>,
     pub(super) slot: usize,
-    /// The slot of the token that comes next, if one does.
+    /// The slot of the next token, if there is one.
     pub(super) next_slot: Option<usize>,
 }
 
@@ -201,7 +201,7 @@ impl Kernel for RopeAndCache<'_> {
     }
 }
 
-/// Norms and rotates heads.
+/// Applies norm and rotation to heads.
 #[inline(always)]
 fn prepare<S: Simd>(
     s: S,
@@ -224,7 +224,7 @@ fn prepare<S: Simd>(
     }
 }
 
-/// Rotates the pairs of a head, half a head apart.
+/// Rotates a head's pairs of elements, which are half a head apart.
 #[inline(always)]
 pub(super) fn rotate<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
@@ -250,7 +250,7 @@ pub(super) fn rotate<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) 
     }
 }
 
-/// Each number of `x` becomes `cap * tanh(x / cap)`.
+/// Replaces each number of `x` by `cap * tanh(x / cap)`.
 pub(super) struct Cap<'a> {
     pub(super) x: &'a mut [f32],
     pub(super) cap: f32,

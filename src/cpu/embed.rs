@@ -1,4 +1,5 @@
-//! Embeddings of whole texts: one vector of the states of each. The KV cache and the states of sequences are not touched.
+//! Embeddings of whole texts, each pooled from the states of its tokens. This uses neither the KV cache nor the states of
+//! sequences.
 
 use std::ops::Range;
 
@@ -10,20 +11,20 @@ use super::recurrent::StateCache;
 use super::step::StepInput;
 use crate::error::Result;
 
-/// What is embedded: text `i` is `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`.
+/// The texts to embed. Text `i` is `token_ids[cu_seqlens[i]..cu_seqlens[i + 1]]`.
 #[derive(Debug, Clone)]
 pub struct Texts {
-    /// Of all texts.
+    /// The tokens of all texts.
     pub token_ids: Vec<i32>,
-    /// Their borders.
+    /// The positions where texts begin, and the end of the last one.
     pub cu_seqlens: Vec<i32>,
-    /// The token that ends the first of a text's two segments, and the rows that a table has for each segment; 0: one for each
-    /// segment, whatever the position.
+    /// The token that ends the first of a text's two segments, and the number of rows that a table has for each segment. 0: one row
+    /// for each segment, whatever the position.
     pub separator: Option<(i32, usize)>,
 }
 
 impl Texts {
-    /// Of the tokens of a text, which lies there, their rows in a table.
+    /// The row of a table for each token of a text.
     fn places(&self, text: Range<usize>) -> Vec<i32> {
         let token_ids = &self.token_ids[text];
         let (separator, segment) = self.separator.unwrap_or((-1, token_ids.len()));
@@ -38,12 +39,12 @@ impl Texts {
     }
 }
 
-/// Texts on their way to embeddings, a pass at a time: between two passes, the model may compute something else.
+/// Texts that are embedded pass by pass. Between two passes, the model may compute something else.
 pub struct EmbedPasses {
     texts: Texts,
     pooling: Pooling,
     max_tokens: usize,
-    /// Texts whose embeddings are there.
+    /// Number of texts that are done.
     done: usize,
     begun: Option<Begun>,
     embeddings: Vec<f32>,
@@ -52,7 +53,7 @@ pub struct EmbedPasses {
 /// A batch of which some tokens are computed.
 struct Begun {
     batch: Batch,
-    /// Where it begins among all tokens.
+    /// Its first token among all tokens.
     first: usize,
     places: Vec<i32>,
     cache: KvCache,
@@ -62,8 +63,8 @@ struct Begun {
 }
 
 impl EmbedPasses {
-    /// A pass computes at most `max_tokens` tokens, of as many texts as fit; a text whose tokens see what follows them is
-    /// computed whole.
+    /// A pass computes at most `max_tokens` tokens, of as many texts as fit. A text whose tokens see later tokens is computed as a
+    /// whole.
     pub fn new(texts: Texts, pooling: Pooling, max_tokens: usize) -> Self {
         Self {
             texts,
@@ -75,7 +76,7 @@ impl EmbedPasses {
         }
     }
 
-    /// `[n, hidden]`, once all passes have run: the pooled states of each text.
+    /// The embeddings `[n, hidden]`, once all passes have run.
     pub fn into_embeddings(self) -> Vec<f32> {
         self.embeddings
     }
@@ -86,7 +87,7 @@ impl EmbedPasses {
         borders.iter().map(|&at| at as usize).collect()
     }
 
-    /// The next texts, if there are any.
+    /// The next batch of texts. None if all are done.
     fn begin(&self, model: &Model) -> Option<Begun> {
         let left = self.left();
         let [first, _, ..] = *left else { return None };
@@ -110,7 +111,7 @@ impl EmbedPasses {
         })
     }
 
-    /// Computes one pass on the states that `program` leaves. True when nothing is left.
+    /// Runs one pass over the states that `program` computes. Returns true if no text remains.
     ///
     /// # Errors
     /// As [`Model::run`].
@@ -156,13 +157,13 @@ impl EmbedPasses {
 struct Batch {
     lens: Vec<usize>,
     block_size: usize,
-    /// Blocks of all texts.
+    /// Number of blocks of all texts.
     blocks: usize,
-    /// Blocks of the longest.
+    /// Number of blocks of the longest text.
     stride: usize,
 }
 
-/// Some tokens of a batch: all, or a part of its only text.
+/// The tokens of a pass: all of a batch, or a part of its only text.
 struct Step {
     positions: Vec<i32>,
     places: Vec<i32>,
@@ -188,7 +189,7 @@ impl Batch {
         }
     }
 
-    /// The tokens `part`, which are those of whole texts or lie in one.
+    /// The pass over the tokens `part`: whole texts, or a part of one.
     fn step(&self, part: Range<usize>) -> Step {
         let mut step = Step {
             positions: Vec::with_capacity(part.len()),
@@ -233,7 +234,7 @@ impl Step {
             context_lens: &self.context_lens,
             block_tables: &self.block_tables,
             stride: self.stride,
-            // The cache of the texts has as many blocks in all layers.
+            // The temporary cache has the same blocks in all layers.
             window_slots: &self.slots,
             window_tables: &self.block_tables,
             next_tokens: &[],

@@ -1,4 +1,4 @@
-//! Conversions between the 16-bit floats and f32: IEEE half precision and bfloat16, as bit patterns.
+//! Converts between f32 and the 16-bit floats (IEEE half precision and bfloat16), which are given as bits.
 
 /// The value of a half-precision number; exact.
 pub fn f16_to_f32(bits: u16) -> f32 {
@@ -15,7 +15,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(value.to_bits() | sign)
 }
 
-/// The nearest half-precision number, ties to even; too large a value becomes an infinity.
+/// The nearest half-precision number, ties to even. A value that is too large becomes infinity.
 pub fn f32_to_f16(value: f32) -> u16 {
     let sign = (value.to_bits() >> 16) as u16 & 0x8000;
     let magnitude = value.to_bits() & 0x7fff_ffff;
@@ -24,12 +24,12 @@ pub fn f32_to_f16(value: f32) -> u16 {
     } else if magnitude >= 0x4780_0000 {
         0x7c00
     } else if magnitude >= 0x3880_0000 {
-        // Normal: a carry out of the mantissa rightly raises the exponent, up to infinity.
+        // Normal: a carry out of the mantissa correctly raises the exponent, up to infinity.
         let rebiased = magnitude - ((127 - 15) << 23);
         let rounded = rebiased + 0x0fff + ((rebiased >> 13) & 1);
         (rounded >> 13) as u16
     } else {
-        // Subnormal: adding 0.5 leaves the multiple of 2^-24, rounded to even, in the last bits of the sum.
+        // Subnormal: after adding 0.5, the last bits of the sum are the multiple of 2^-24, rounded to even.
         let sum = f32::from_bits(magnitude) + 0.5;
         (sum.to_bits() - 0.5f32.to_bits()) as u16
     };
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn rounding_goes_to_the_nearest_and_ties_to_even() {
-        // Between any two neighbours: below the middle, the middle, above the middle.
+        // Between two neighbours: below the middle, the middle, and above it.
         for bits in (0..0x7bff_u16).step_by(7) {
             let (low, high) = (f16_to_f32(bits), f16_to_f32(bits + 1));
             let middle = f32::midpoint(low, high);

@@ -1,4 +1,4 @@
-//! A linear layer for each head: a head's columns of a row pass a matrix of its own.
+//! Linear layers by head: each head's columns of a row are multiplied by a matrix of their own.
 
 use std::ops::Range;
 
@@ -9,13 +9,13 @@ use super::pool::{Pool, Team};
 use crate::error::{Error, Result};
 
 const LINE_BYTES: usize = 64;
-/// Rows that are quantized side by side.
+/// Number of rows that are quantized together.
 const BLOCK: usize = 4;
-/// Rows of a unit of work at most.
+/// Maximum number of rows of a unit of work.
 const ROWS: usize = 64;
-/// Tiles of a strip.
+/// Number of tiles of a strip.
 const TILES: usize = 3;
-/// Units for each thread.
+/// Number of units for each thread.
 const UNITS: usize = 8;
 
 /// The matrices of all heads, packed.
@@ -25,7 +25,7 @@ pub(super) struct HeadsWeight {
     pub(super) outputs: usize,
 }
 
-/// What heads compute in, kept from step to step.
+/// Buffers for the rows of heads, kept from step to step.
 #[derive(Default)]
 pub(super) struct HeadsMemory {
     rows: Aligned<f32>,
@@ -33,7 +33,7 @@ pub(super) struct HeadsMemory {
     records: Aligned<u8>,
 }
 
-/// The same, as all threads see it: for each head its rows one after the other.
+/// The buffers as all threads see them: for each head, its rows one after the other.
 pub(super) struct HeadsScratch<'a> {
     rows: SharedSlice<'a, f32>,
     outputs: SharedSlice<'a, f32>,
@@ -41,7 +41,7 @@ pub(super) struct HeadsScratch<'a> {
 }
 
 impl HeadsMemory {
-    /// Makes room for `rows` rows with these matrices.
+    /// Grows the buffers for `rows` rows of these matrices.
     pub(super) fn reserve(&mut self, weight: &HeadsWeight, rows: usize) {
         let heads = weight.heads.len();
         if weight.heads.iter().any(Linear::is_quantized) {
@@ -70,7 +70,7 @@ impl HeadsWeight {
     /// Packs the matrices, each on one thread of the pool.
     ///
     /// # Errors
-    /// `invalid_value` for none, or for matrices that differ in shape or do not fit their bytes.
+    /// `invalid_value` if there are none, they differ in shape, or their bytes do not fit.
     pub(super) fn pack(isa: Isa, pool: &Pool, matrices: &[Matrix]) -> Result<Self> {
         let shape = matrices.first().map(|first| (first.rows, first.columns));
         let like = |matrix: &Matrix| Some((matrix.rows, matrix.columns)) == shape;
@@ -87,7 +87,7 @@ impl HeadsWeight {
         })
     }
 
-    /// Heads that are packed already; `None` for none, or for matrices that differ in shape.
+    /// Heads that are packed already. `None` if there are none, or they differ in shape.
     pub(super) fn of(heads: Vec<Linear>) -> Option<Self> {
         let first = heads.first()?;
         let (outputs, inputs) = (first.out_features(), first.in_features());
@@ -104,7 +104,7 @@ impl HeadsWeight {
         self.heads.iter_mut()
     }
 
-    /// How many there are.
+    /// Number of matrices.
     pub(super) fn count(&self) -> usize {
         self.heads.len()
     }
@@ -129,8 +129,8 @@ impl HeadsWeight {
         QuantizedRows::new(records, rows, self.inputs)
     }
 
-    /// For each row of `x`, of `width` columns for each head: the first of a head's columns times its matrix, then the `passed`
-    /// columns after them as they are. Every thread of the team calls it; it ends with a barrier.
+    /// For each head of each row of `x`, with `width` columns per head: multiplies the first columns by the head's matrix, and
+    /// copies the next `passed` columns. Every thread of the team must call it. It ends with a barrier.
     ///
     /// # Safety
     /// Until it returns on all threads, nobody may write `x`, and nobody else touch `out` or the scratch memory.
@@ -202,7 +202,7 @@ impl HeadsWeight {
         let (heads, inputs, outputs) = (self.heads.len(), self.inputs, self.outputs);
         let tiles = Linear::tiles_of(outputs);
         let parts = rows.div_ceil(ROWS);
-        // As much for each unit, whatever the number of rows.
+        // The same amount for each unit, whatever the number of rows.
         let step = (heads * tiles * parts).div_ceil(UNITS * team.size());
         let step = step.next_multiple_of(TILES).min(tiles);
         let strips = tiles.div_ceil(step);

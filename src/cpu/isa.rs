@@ -1,15 +1,15 @@
-//! Which instructions the kernels may use, found out once.
+//! The instruction sets that kernels may use, detected once.
 
 use crate::error::{Error, Result};
 
-/// A set of instructions that kernels are written for.
+/// An instruction set that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// What every machine has.
+    /// Available everywhere.
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with 256-bit VNNI (AVX-VNNI).
+    /// AVX2 with 256-bit VNNI (AVX-VNNI).
     Avx2Vnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
@@ -18,7 +18,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All that this processor can run, the fastest last.
+    /// All that this processor supports, the fastest last.
     pub fn available() -> Vec<Self> {
         [
             Self::Portable,
@@ -32,15 +32,15 @@ impl Isa {
         .collect()
     }
 
-    /// The fastest that this processor can run.
+    /// The fastest that this processor supports.
     pub fn detect() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// The set of this name, or the fastest without one.
+    /// The instruction set with this name. Without a name, the fastest one.
     ///
     /// # Errors
-    /// `invalid_value` for one that this processor cannot run.
+    /// `invalid_value` for one that this processor does not support.
     pub fn choose(name: Option<&str>) -> Result<Self> {
         let Some(name) = name else {
             return Ok(Self::detect());
@@ -59,7 +59,7 @@ impl Isa {
         })
     }
 
-    /// Such as `avx512`.
+    /// Its name, such as `avx512`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",

@@ -1,4 +1,4 @@
-//! The keys and values of latent attention: one latent for all heads of a token, and rotated elements after it.
+//! The keys and values of latent attention: one latent for all heads of a token, followed by rotated elements.
 #![allow(
     clippy::inline_always,
     reason = "what is not inlined is compiled without the instructions it is made for"
@@ -11,24 +11,24 @@ use super::memory::SharedSlice;
 use super::pool::Team;
 use super::simd::{Kernel, Simd, dispatch};
 
-/// How one layer rotates and stores.
+/// Rotates and stores the keys and values of one layer.
 #[derive(Clone, Copy)]
 pub(super) struct LatentCache<'a> {
-    /// Elements of the latent; those of a head after it are rotated.
+    /// Width of the latent. The elements after it are rotated.
     pub(super) rank: usize,
     /// Tables of cos and sin, `[positions, rotated / 2]` each.
     pub(super) angles: Option<(&'a [f32], &'a [f32])>,
-    /// What the queries of each position are multiplied by.
+    /// Factors of the queries by position.
     pub(super) query_scales: Option<&'a [f32]>,
-    /// Of the latent.
+    /// The norm of the latent.
     pub(super) norm: Norm<'a>,
-    /// Where what is the key, and the value, goes.
+    /// The cache of the latents, which are key and value at once.
     pub(super) cache: KvView<'a>,
 }
 
 impl LatentCache<'_> {
-    /// Rotates the ends of each head of `q` `[tokens, q_width]` and of `kv` `[tokens, head_dim]` in place, norms the latents of
-    /// `kv`, and stores it.
+    /// Rotates the last elements of each head of `q` `[tokens, q_width]` and of `kv` `[tokens, head_dim]` in place, applies the
+    /// norm to the latents of `kv`, and stores `kv`.
     ///
     /// # Safety
     /// Slots must differ. Until it returns on all threads, nobody else may touch `q` and `kv`, nor these slots of the cache.

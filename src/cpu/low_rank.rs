@@ -1,5 +1,5 @@
-//! What adapters add to linear layers: for each row of a sequence that has one, the product of two matrices of low rank
-//! (`LoRA`, Hu et al. 2021). A row's sum does not depend on the other rows of its step.
+//! The low-rank updates of adapters to linear layers: for each row of a sequence with an adapter, the product of two matrices of
+//! low rank (`LoRA`, Hu et al. 2021). A row's result does not depend on the other rows of its step.
 #![allow(
     clippy::inline_always,
     reason = "what is not inlined is compiled without the instructions it is made for"
@@ -17,15 +17,15 @@ use super::simd::{Kernel, Simd, dispatch};
 use super::step::StepInput;
 use crate::error::{Error, Result};
 
-/// Outputs of a unit of work.
+/// Number of outputs of a unit of work.
 const COLUMNS: usize = 256;
 
-/// What an adapter adds to some outputs of a linear layer.
+/// An adapter's update of some outputs of a linear layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// The first of these outputs.
     pub first: usize,
-    /// Rows of both matrices.
+    /// Number of rows of both matrices.
     pub rank: usize,
     /// `[rank, in_features]`.
     pub down: &'a [f32],
@@ -33,7 +33,7 @@ pub struct LowRank<'a> {
     pub up: &'a [f32],
 }
 
-/// The same, kept.
+/// The matrices of an update, stored.
 struct Part {
     first: usize,
     rank: usize,
@@ -42,33 +42,33 @@ struct Part {
     up: Aligned<f32>,
 }
 
-/// The adapters that are loaded, by their numbers.
+/// The loaded adapters, by their numbers.
 #[derive(Default)]
 pub(super) struct Adapters {
-    /// Of each adapter, for each weight that it changes.
+    /// For each adapter: the updates of each weight that it changes.
     by_number: HashMap<u32, HashMap<usize, Vec<Part>>>,
-    /// The sum of the ranks of all parts of a weight, of the adapter where it is largest.
+    /// The maximum, over adapters and weights, of the sum of the ranks of a weight's updates.
     stride: usize,
     products: Aligned<f32>,
 }
 
-/// What the adapters of a step's sequences do.
+/// The adapters of a step.
 pub(super) struct LowRankStep<'a> {
     by_number: &'a HashMap<u32, HashMap<usize, Vec<Part>>>,
     stride: usize,
-    /// Of the token rows that have an adapter: which they are, and its number.
+    /// The token rows with an adapter: index of the row, and number of the adapter.
     tokens: Vec<(usize, u32)>,
-    /// Of the sampled rows.
+    /// The sampled rows with an adapter.
     sampled: Vec<(usize, u32)>,
-    /// For each of these rows, its products with `down`.
+    /// The products of these rows with `down`.
     products: SharedSlice<'a, f32>,
 }
 
 impl Adapters {
-    /// Takes in what adapter `number` (not 0) adds to some outputs of a weight of this shape.
+    /// Loads the update of adapter `number` (not 0) for some outputs of a weight of this shape.
     ///
     /// # Errors
-    /// `invalid_value` for matrices that do not fit it.
+    /// `invalid_value` for matrices that do not fit the weight.
     pub(super) fn add(
         &mut self,
         number: u32,
@@ -111,12 +111,12 @@ impl Adapters {
         Ok(())
     }
 
-    /// Forgets an adapter.
+    /// Removes an adapter.
     pub(super) fn remove(&mut self, number: u32) {
         self.by_number.remove(&number);
     }
 
-    /// What they do in a step; None where no sequence has one.
+    /// Prepares a step. None if no sequence has an adapter.
     ///
     /// # Errors
     /// `internal_error` for an adapter that is not loaded.
@@ -160,7 +160,7 @@ impl LowRankStep<'_> {
         parts.map_or(&[], Vec::as_slice)
     }
 
-    /// Adds to `y` [rows, outputs] what the adapters make of `x` [rows, inputs]. Ends with a barrier, unless it does nothing.
+    /// Adds the updates for `x` [rows, inputs] to `y` [rows, outputs]. Ends with a barrier, unless it does nothing.
     ///
     /// # Safety
     /// Until it returns on all threads, nobody may write `x`, and nobody else touch `y`.
@@ -267,7 +267,7 @@ impl Part {
     }
 }
 
-/// The sum of the products of two rows of one length.
+/// The dot product of two rows of the same length.
 struct Dot<'a> {
     a: &'a [f32],
     b: &'a [f32],

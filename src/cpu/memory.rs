@@ -1,4 +1,4 @@
-//! Buffers as kernels want them: aligned to cache lines, and shared by a team whose threads keep to disjoint ranges.
+//! Buffers for kernels: aligned to cache lines, and shared by a team whose threads use disjoint ranges.
 
 mod mapping;
 #[cfg(target_os = "linux")]
@@ -14,14 +14,14 @@ use slab::Slab;
 
 pub(in crate::cpu) use mapping::{MAPPING_ALIGNMENT, Mapping};
 
-/// Where buffers begin: multiples of this many bytes.
+/// Alignment of buffers, in bytes.
 pub(in crate::cpu) const LINE_BYTES: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; LINE_BYTES]);
 
-/// Types of which any bytes are a value, and whose values are aligned within a cache line.
+/// Types for which any bytes are a valid value, and whose alignment is at most a cache line.
 ///
 /// # Safety
 /// Every bit pattern must be a valid value, no byte of a value padding, and the type's alignment at most 64.
@@ -40,7 +40,7 @@ unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 
-/// A fixed number of values that begins at a cache line: zero at first, or a file's.
+/// A fixed number of values, aligned to a cache line. They are zeros at first, or mapped from a file.
 pub struct Aligned<T> {
     start: NonNull<u8>,
     len: usize,
@@ -48,7 +48,7 @@ pub struct Aligned<T> {
     values: PhantomData<T>,
 }
 
-/// What keeps the memory of a buffer.
+/// The owner of a buffer's memory.
 enum Owner {
     Lines {
         _lines: Vec<Line>,
@@ -57,7 +57,7 @@ enum Owner {
     Slab {
         _slab: Arc<Slab>,
     },
-    /// A file, which is only read: whoever writes to such a buffer first gets a copy.
+    /// A read-only mapping of a file. The first write copies the values.
     Mapping {
         map: Arc<Mapping>,
     },
@@ -88,7 +88,7 @@ impl<T: Plain> Aligned<T> {
         }
     }
 
-    /// `len` zeros in memory that huge pages may hold, for what stays as long as a model does.
+    /// `len` zeros in memory that may use huge pages, for buffers that live as long as a model.
     ///
     /// # Panics
     /// As [`Self::zeroed`].
@@ -107,8 +107,8 @@ impl<T: Plain> Aligned<T> {
         Self::zeroed(len)
     }
 
-    /// `len` values as they lie in a file from byte `offset` of what is mapped of it, in native order; `None` where it has no such
-    /// bytes, or they do not begin at a cache line.
+    /// `len` values of a mapped file from byte `offset` on, in native byte order. `None` if the file is too short there, or the
+    /// offset is not aligned to a cache line.
     pub(in crate::cpu) fn mapped(map: &Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
         let end = offset.checked_add(len.checked_mul(size_of::<T>())?)?;
         let start = map.at(&(offset..end))?;
@@ -194,7 +194,7 @@ impl<T: Plain> std::ops::DerefMut for Aligned<T> {
     }
 }
 
-/// A slice that the threads of a team read and write, each its own ranges between two barriers.
+/// A slice that the threads of a team read and write. Between two barriers, each thread uses ranges of its own.
 pub struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
@@ -215,7 +215,7 @@ impl<T> Clone for SharedSlice<'_, T> {
 impl<T> Copy for SharedSlice<'_, T> {}
 
 impl<'a, T> SharedSlice<'a, T> {
-    /// Shares `slice` for as long as it is borrowed.
+    /// Shares `slice` while it is borrowed.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self {
             start: slice.as_mut_ptr(),
@@ -224,7 +224,7 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
-    /// Shares `slice` with who only reads it.
+    /// Shares `slice` for reading only.
     pub fn read_only(slice: &'a [T]) -> Self {
         Self {
             start: slice.as_ptr().cast_mut(),
@@ -233,7 +233,7 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
-    /// Shares `len` values from `start`.
+    /// Shares `len` values from `start` on.
     ///
     /// # Safety
     /// They must stay allocated and initialized for `'a`, and be touched in this time only through copies of this value.
@@ -245,24 +245,24 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
-    /// How many values there are.
+    /// Number of values.
     #[inline]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether it has no values.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where the first value lies.
+    /// Pointer to the first value.
     #[inline]
     pub const fn as_ptr(&self) -> *mut T {
         self.start
     }
 
-    /// The part of it in `range`.
+    /// The part in `range`.
     ///
     /// # Panics
     /// If the range does not lie within it.

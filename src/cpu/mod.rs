@@ -1,5 +1,5 @@
-//! Computes on machines without a GPU: a pool of threads that run one program in lockstep, and the kernels of which such
-//! programs consist. It imports only `error`.
+//! Computes on machines without a GPU: a pool of threads that run one program in lockstep, and the kernels of these programs. It
+//! imports only `error`.
 
 mod activation;
 mod architecture;

@@ -22,7 +22,7 @@ pub(super) struct NormWeight {
     bias: Option<Vec<f32>>,
     eps: f32,
     centered: bool,
-    /// Parts of a row that are normed by themselves and have weights of their own.
+    /// Number of parts of a row that are normed separately, each with weights of its own.
     pub(super) parts: usize,
 }
 
@@ -43,10 +43,10 @@ impl NormWeight {
 
 /// A loaded weight.
 pub(super) enum Weight {
-    /// Layers whose outputs lie side by side: one, unless the parts' formats differ.
+    /// Matrices whose outputs are side by side: one, or several if the formats of its parts differ.
     Linear(Vec<Linear>),
     Norm(NormWeight),
-    /// Of attention, one for each query head.
+    /// The sinks of attention, one for each query head.
     Sinks(Vec<f32>),
     Distances(Distances),
     Heads(HeadsWeight),
@@ -135,7 +135,7 @@ impl Model {
         self.architecture.shape.vocab_size
     }
 
-    /// Packs the matrices of a linear layer, whose outputs lie side by side; gives its number.
+    /// Packs the matrices of a linear layer, whose outputs are side by side. Returns its number.
     ///
     /// # Errors
     /// Those of [`Linear::pack`].
@@ -145,10 +145,10 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Takes the weights of a norm in, which is an RMS norm unless it is `centered`; gives its number.
+    /// Adds the weights of a norm: a layer norm if `centered`, otherwise an RMS norm. Returns its number.
     ///
     /// # Errors
-    /// `invalid_value` for no weight, or a bias of another width.
+    /// `invalid_value` for an empty weight, or a bias of another width.
     pub fn add_norm(
         &mut self,
         weight: Vec<f32>,
@@ -177,13 +177,13 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Takes a layer's attention sinks in; gives their number.
+    /// Adds a layer's attention sinks. Returns their number.
     pub fn add_sinks(&mut self, sinks: Vec<f32>) -> usize {
         self.weights.push(Weight::Sinks(sinks));
         self.weights.len() - 1
     }
 
-    /// Takes in what attention adds to scores by distance, an odd number of values for each head; gives its number.
+    /// Adds what attention adds to scores by distance: an odd number of values for each head. Returns their number.
     ///
     /// # Errors
     /// Those of [`Distances::new`].
@@ -193,10 +193,10 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Takes a layer's router in, of one matrix `[experts, hidden]`, which is kept as floats; gives its number.
+    /// Adds a layer's router with its matrix `[experts, hidden]`, which is kept as floats. Returns its number.
     ///
     /// # Errors
-    /// Those of [`Linear::pack`]; `invalid_value` for a choice that so many experts do not leave.
+    /// Those of [`Linear::pack`]; `invalid_value` for a choice of more experts than there are.
     pub fn add_router(
         &mut self,
         matrix: Matrix,
@@ -211,15 +211,15 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Makes room for the experts of a layer; gives their number. `scaled_inputs`: what their router gives is multiplied with their
-    /// inputs, and not with their outputs.
+    /// Adds the experts of a layer, which are loaded later. Returns their number. `scaled_inputs`: the router's weights multiply
+    /// the experts' inputs, not their outputs.
     pub fn add_experts(&mut self, activation: Activation, scaled_inputs: bool) -> usize {
         let weight = ExpertsWeight::new(activation, scaled_inputs);
         self.weights.push(Weight::Experts(weight));
         self.weights.len() - 1
     }
 
-    /// Packs further experts of a layer.
+    /// Packs more experts of a layer.
     ///
     /// # Errors
     /// `invalid_value` for matrices that do not fit each other or their bytes.
@@ -237,7 +237,7 @@ impl Model {
         }
     }
 
-    /// Packs matrices of one shape, one for each head; gives their number.
+    /// Packs matrices of the same shape, one for each head. Returns their number.
     ///
     /// # Errors
     /// `invalid_value` for matrices that do not fit each other or their bytes.
@@ -247,16 +247,16 @@ impl Model {
         Ok(self.weights.len() - 1)
     }
 
-    /// Takes in what adapter `number` (not 0) adds to some outputs of a linear layer.
+    /// Loads the update of adapter `number` (not 0) for some outputs of a linear layer.
     ///
     /// # Errors
-    /// `invalid_value` for a weight that is no linear layer, or matrices that do not fit it.
+    /// `invalid_value` for a weight that is not a linear layer, or matrices that do not fit it.
     pub fn add_low_rank(&mut self, number: u32, weight: usize, part: LowRank) -> Result<()> {
         let shape = self.linear_shape(weight)?;
         self.adapters.add(number, (weight, shape), part)
     }
 
-    /// Forgets an adapter.
+    /// Removes an adapter.
     pub fn remove_adapter(&mut self, number: u32) {
         self.adapters.remove(number);
     }
@@ -289,7 +289,7 @@ impl Model {
         }
     }
 
-    /// How wide a norm is that is not of parts of a row.
+    /// The width of a norm that is not applied to parts of a row.
     pub(super) fn norm_width(&self, weight: usize) -> Result<usize> {
         let norm = self.norm_weight(weight)?;
         check(norm.parts == 1, "program", || {

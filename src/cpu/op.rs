@@ -3,7 +3,7 @@
 use super::activation::Activation;
 use super::recurrent::{ConvGate, ScanRule};
 
-/// How many rows a value has in a step.
+/// Number of rows of a value in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
     /// One for each token.
@@ -12,18 +12,18 @@ pub enum Rows {
     Sampled,
 }
 
-/// A value that operations pass on: rows of `width` floats, `stride` apart, in a buffer.
+/// A value that operations read and write: rows of `width` floats in a buffer, `stride` apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
-    /// While recording a number of its own, which values that are changed in place hand on; then a buffer.
+    /// While recording, an id that a value changed in place keeps. Afterwards, the index of its buffer.
     pub(super) buffer: usize,
     pub(super) rows: Rows,
     pub(super) width: usize,
     pub(super) stride: usize,
 }
 
-/// One operation; `weight`s index the model's weights. Where `quantize` is set, the rows that are written are left as integers
-/// too, for the linear layer that follows.
+/// One operation. A `weight` is an index of the model's weights. If `quantize` is set, the operation also stores its rows as
+/// integers, for the linear layer that follows.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Op {
     Embed {
@@ -31,24 +31,24 @@ pub(super) enum Op {
         scale: f32,
         out: Value,
     },
-    /// Rows of a table by where the tokens stand in their texts.
+    /// Looks up rows of a table by the tokens' places in their texts.
     EmbedPlaces {
         weight: usize,
         out: Value,
     },
-    /// Rows of the tokens that follow the step's ones, once those are sampled.
+    /// Looks up the rows of the step's next tokens, once they are sampled.
     EmbedNext {
         weight: usize,
         scale: f32,
         out: Value,
     },
-    /// The columns of one value, then those of the other.
+    /// The columns of one value, followed by those of another.
     Join {
         first: Value,
         second: Value,
         out: Value,
     },
-    /// Of each of the parts of a row, which are as wide as the weight.
+    /// Norms each part of a row. A part is as wide as the weight.
     Norm {
         x: Value,
         groups: usize,
@@ -56,7 +56,7 @@ pub(super) enum Op {
         out: Value,
         quantize: bool,
     },
-    /// The sum stays in `residual`.
+    /// The sum is written to `residual`.
     AddNorm {
         x: Value,
         scale: f32,
@@ -82,7 +82,7 @@ pub(super) enum Op {
         out: Value,
         quantized: bool,
     },
-    /// In place: each row times the sigmoid of its gate.
+    /// In place: multiplies each row by the sigmoid of its gate.
     GateRows {
         x: Value,
         gates: Value,
@@ -100,7 +100,7 @@ pub(super) enum Op {
         distances: Option<usize>,
         out: Value,
     },
-    /// The activation of the first columns of `x`, times the columns of the factor from the second number on.
+    /// The activation of the first columns of `x`, times the factor's columns from the given index on.
     Activate {
         x: Value,
         factor: Option<(Value, usize)>,
@@ -112,7 +112,7 @@ pub(super) enum Op {
         x: Value,
         out: Value,
     },
-    /// The numbers of the experts that each row goes to, then their weights.
+    /// The numbers of each row's experts, followed by their weights.
     Route {
         x: Value,
         weight: usize,
@@ -125,7 +125,7 @@ pub(super) enum Op {
         weight: usize,
         out: Value,
     },
-    /// Causal, of a layer with a recurrent state.
+    /// A causal convolution, in a layer with a recurrent state.
     Conv {
         x: Value,
         layer: usize,
@@ -133,7 +133,7 @@ pub(super) enum Op {
         gate: ConvGate,
         out: Value,
     },
-    /// Of each head's columns the first through its matrix, then the `passed` columns after them.
+    /// Multiplies the first columns of each head by its matrix, and copies the next `passed` columns.
     Heads {
         x: Value,
         weight: usize,
@@ -160,7 +160,7 @@ pub(super) enum Op {
 }
 
 impl Op {
-    /// Calls `f` for each value that it reads or writes.
+    /// Calls `f` for each value that the operation reads or writes.
     pub(super) fn visit(&mut self, mut f: impl FnMut(&mut Value)) {
         match self {
             Self::Embed { out, .. }

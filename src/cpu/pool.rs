@@ -33,17 +33,17 @@ use std::time::{Duration, Instant};
 
 type Job<'a> = &'a (dyn Fn(&Team) + Sync + 'a);
 
-/// How long a waiting thread keeps its processor. Where others want it too, the thread that it waits for may be one of them.
+/// How long a waiting thread spins. If others need its processor, one of them may be the thread that it waits for.
 const SPIN: Duration = Duration::from_micros(5);
-/// How long it goes on looking before it sleeps; several times what waking it costs.
+/// How long it then polls and yields before it sleeps: several times the cost of a wake-up.
 const LOOK: Duration = Duration::from_micros(50);
-/// Pauses between two looks at the clock.
+/// Number of pauses between two reads of the clock.
 const PAUSES: u32 = 64;
 
 /// A fixed number of threads for jobs that run in lockstep.
 pub struct Pool {
     shared: Arc<Common>,
-    /// Held while a job runs: one at a time.
+    /// Held while a job runs. Only one job runs at a time.
     running: Mutex<()>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -56,28 +56,28 @@ pub struct Team<'a> {
 
 struct Common {
     size: usize,
-    /// Begins a job, or the end of the pool.
+    /// Opens when a job or the end of the pool begins.
     start: Gate,
-    /// Points to the running job, on the stack of its `run`; null ends the pool.
+    /// The running job, on the stack of `run`; null ends the pool.
     job: AtomicPtr<Job<'static>>,
     /// Opens when all threads have arrived.
     barrier: Gate,
     arrived: AtomicUsize,
-    /// The first item of `for_chunks` that nobody has taken; 0 after a barrier.
+    /// The first item of `for_chunks` that no thread has taken; 0 after a barrier.
     next: AtomicUsize,
-    /// Some thread has panicked: nobody waits for it any more.
+    /// Whether a thread has panicked, so that nobody waits for it.
     broken: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Threads that are still in the job, and where `run` waits for them.
+    /// Number of threads still in the job. `run` waits until it is 0.
     inside: AtomicUsize,
     finished: Gate,
 }
 
-/// Unwinds a thread that waited for one that had panicked.
+/// Unwinds a thread that waited for a thread that panicked.
 struct Abandoned;
 
 impl Pool {
-    /// A pool of `threads` threads, the caller of `run` among them (at least 1).
+    /// A pool of `threads` threads (at least 1). The caller of `run` is one of them.
     ///
     /// # Panics
     /// If the system refuses a thread.
@@ -111,13 +111,13 @@ impl Pool {
         }
     }
 
-    /// How many threads run a job.
+    /// Number of threads that run a job.
     pub fn size(&self) -> usize {
         self.shared.size
     }
 
-    /// Calls `job` on every thread and returns when all are done. Jobs from several callers run one after the other; a job
-    /// must not run another on the same pool.
+    /// Calls `job` on every thread, and returns when all have finished. Jobs of several callers run one after the other. A job must
+    /// not run another job on the same pool.
     ///
     /// # Panics
     /// If the job panics on any thread, with the first thread's panic. The pool stays usable.
@@ -158,17 +158,17 @@ impl Drop for Pool {
 }
 
 impl Team<'_> {
-    /// Which thread this is, from 0.
+    /// The index of this thread, from 0.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// How many threads there are.
+    /// Number of threads.
     pub fn size(&self) -> usize {
         self.common.size
     }
 
-    /// Waits until every thread has come here. What they wrote before it, all see after it.
+    /// Waits until every thread has arrived. All threads then see what each has written before.
     pub fn barrier(&self) {
         let common = self.common;
         if common.size == 1 {
@@ -176,7 +176,7 @@ impl Team<'_> {
             return;
         }
         let now = common.barrier.now();
-        // Whoever breaks the job later opens the gate after `now`.
+        // A job that is marked broken later opens the gate after `now`.
         if common.broken.load(Ordering::Acquire) {
             resume_unwind(Box::new(Abandoned));
         }
@@ -192,8 +192,8 @@ impl Team<'_> {
         }
     }
 
-    /// Calls `f` with pieces of `0..n` of `chunk` items (the last may be shorter) until all are taken, each by the thread that
-    /// is free, and waits for the others as [`Team::barrier`] does.
+    /// Calls `f` with chunks of `0..n` of `chunk` items (the last may be shorter) until none is left. Each chunk goes to the next
+    /// free thread. Waits for all threads as [`Team::barrier`] does.
     pub fn for_chunks(&self, n: usize, chunk: usize, mut f: impl FnMut(Range<usize>)) {
         let chunk = chunk.max(1);
         loop {
@@ -206,7 +206,7 @@ impl Team<'_> {
         self.barrier();
     }
 
-    /// This thread's share of `0..n`, in whole multiples of `unit` but for the end: the same at every call.
+    /// This thread's share of `0..n`, in whole multiples of `unit` except at the end. It is the same in every call.
     pub fn share(&self, n: usize, unit: usize) -> Range<usize> {
         let units = n.div_ceil(unit.max(1));
         let at = |index: usize| n.min(units * index / self.size() * unit.max(1));
@@ -246,7 +246,7 @@ fn work(common: &Common, index: usize) {
     }
 }
 
-/// Lets waiting threads through each time that it is opened.
+/// Lets waiting threads continue each time that it is opened.
 #[derive(Default)]
 struct Gate {
     opened: AtomicUsize,
@@ -256,13 +256,13 @@ struct Gate {
 }
 
 impl Gate {
-    /// How often it was opened; to be asked before what leads to the next opening.
+    /// How often it was opened. Read this before the step that leads to the next opening.
     fn now(&self) -> usize {
         self.opened.load(Ordering::Acquire)
     }
 
     fn open(&self) {
-        // In one order with `sleepers`: either this thread sees the sleeper, or the sleeper sees the gate open.
+        // In a single order with `sleepers`: either this thread sees the sleeper, or the sleeper sees the open gate.
         self.opened.fetch_add(1, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             let _order = lock(&self.sleep);
@@ -270,7 +270,7 @@ impl Gate {
         }
     }
 
-    /// Waits until it has been opened after `seen`, and says how often it was.
+    /// Waits until it was opened more than `seen` times. Returns the new count.
     fn wait(&self, seen: usize) -> usize {
         let mut start = None;
         loop {
@@ -310,7 +310,7 @@ impl Gate {
     }
 }
 
-/// A panic elsewhere leaves nothing half done under these locks.
+/// A panic elsewhere leaves nothing inconsistent under these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

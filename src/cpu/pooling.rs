@@ -1,8 +1,8 @@
-//! One vector of the states of a text's tokens.
+//! Pools the states of a text's tokens into one vector.
 
 use crate::error::{Error, Result};
 
-/// Which of a text's states make its vector.
+/// The states that are pooled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
     /// Their mean.
@@ -11,12 +11,12 @@ pub enum Pooling {
     First,
     /// The last token's.
     Last,
-    /// Their mean, with weights 1, 2, 3 and so on (SGPT).
+    /// Their weighted mean, with weights 1, 2, 3 and so on (SGPT).
     Weighted,
 }
 
 impl Pooling {
-    /// By the names of `lmserve.model.embedding`.
+    /// The pooling with a name of `lmserve.model.embedding`.
     ///
     /// # Errors
     /// `invalid_value` for another name.
@@ -33,7 +33,7 @@ impl Pooling {
         }
     }
 
-    /// `out`: the vector of the rows of `states`, at least one, each as long as `out`.
+    /// Writes the pooled vector of the rows of `states` to `out`. There is at least one row, and each is as long as `out`.
     pub(super) fn pool(self, states: &[f32], out: &mut [f32]) {
         let width = out.len();
         let rows = states.len() / width;
@@ -49,7 +49,7 @@ impl Pooling {
     }
 }
 
-/// `out`: the sum of the rows, each times its weight, times `scale`.
+/// `out` = the weighted sum of the rows, times `scale`.
 fn sum(states: &[f32], weight: impl Fn(usize) -> f32, scale: f64, out: &mut [f32]) {
     out.fill(0.0);
     for (at, row) in states.chunks_exact(out.len()).enumerate() {

@@ -6,33 +6,33 @@ pub(super) use self::operations::{LinearShape, QkvShape};
 use super::op::{Op, Rows, Value};
 use crate::error::{Error, Result};
 
-/// A recorded list of operations. Values are handles. An operation that changes one in place consumes it; buffers are given out
-/// when the recording ends, and used again once nobody reads their values.
+/// A recorded list of operations. Handles stand for values. An operation that changes a value in place consumes its handle. When
+/// the recording ends, values get buffers, which are reused once no operation reads the value.
 #[derive(Debug, Default, Clone)]
 pub struct Program {
     pub(super) ops: Vec<Op>,
-    /// Floats of each buffer for a row of the step.
+    /// Floats per row of each buffer.
     pub(super) buffers: Vec<usize>,
-    /// Of each handle, unless it was consumed.
+    /// The value of each handle, unless it was consumed.
     values: Vec<Option<Value>>,
-    /// Numbers given to values.
+    /// Number of ids given to values.
     numbers: usize,
-    /// What the program leaves behind.
+    /// The value that the program computes.
     pub(super) result: Option<Value>,
-    /// The value that is sampled from before the program ends, and how many operations come before that.
+    /// The value that is sampled before the program ends, and the number of operations before that.
     sampled: Option<(Value, usize)>,
-    /// What is computed after the sampling.
+    /// The second half of the program, after the sampling.
     pub(super) draft: Option<Draft>,
 }
 
-/// The second half of a program, which guesses the tokens that follow the sampled ones.
+/// The second half of a program: it predicts the tokens after the sampled ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draft {
     /// Its first operation.
     pub(super) first: usize,
-    /// What its logits are made of, a row for each sampled one.
+    /// The states from which its logits are computed, one row for each sampled row.
     pub(super) states: Value,
-    /// The weight that makes them.
+    /// The weight that computes the logits.
     pub(super) head: usize,
 }
 
@@ -56,7 +56,7 @@ impl Program {
     /// The value of a handle.
     ///
     /// # Errors
-    /// `invalid_value` for one that no operation gave, or that one has consumed.
+    /// `invalid_value` for a handle that does not exist, or was consumed.
     pub(super) fn value(&self, handle: usize) -> Result<Value> {
         let refused = |what| Err(Error::invalid("program", format!("{what} {handle}")));
         match self.values.get(handle) {
@@ -78,20 +78,20 @@ impl Program {
         ))
     }
 
-    /// The handle of what an operation has made of another's value, in its place.
+    /// Consumes a handle, and returns the handle of the value that replaces it in place.
     fn changed(&mut self, handle: usize, value: Value) -> usize {
         self.values[handle] = None;
         self.add_value(value)
     }
 
-    /// Ends the recording: `result` is what the program leaves. Values get their buffers.
+    /// Ends the recording, and assigns buffers. `result` is the value that the program computes.
     pub(super) fn finish(&mut self, result: usize) -> Result<()> {
         let result = self.value(result)?;
         self.result = Some(self.give_buffers([result])[0]);
         Ok(())
     }
 
-    /// Ends the recording of a program that guesses: `head` makes logits of the rows of `states`.
+    /// Ends the recording of a program with a second half: `head` computes logits from the rows of `states`.
     pub(super) fn finish_draft(
         &mut self,
         states: usize,
@@ -113,7 +113,7 @@ impl Program {
         Ok(())
     }
 
-    /// Gives values buffers; those of `kept` are never used again.
+    /// Assigns buffers to values. Those of `kept` are not reused.
     fn give_buffers<const N: usize>(&mut self, mut kept: [Value; N]) -> [Value; N] {
         let mut last_use = vec![0; self.numbers];
         for (index, op) in self.ops.iter_mut().enumerate() {

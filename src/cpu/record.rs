@@ -1,4 +1,4 @@
-//! The recording of what a step does with a model's weights.
+//! Records a step's operations on a model's weights.
 
 use super::activation::Activation;
 use super::architecture::check;
@@ -7,7 +7,7 @@ use super::program::{Program, QkvShape};
 use crate::error::{Error, Result};
 
 impl Model {
-    /// Records the look-up of the step's tokens, whose rows are multiplied by `scale`.
+    /// Records the look-up of the step's tokens. Their rows are multiplied by `scale`.
     ///
     /// # Errors
     /// `invalid_value`, here and in the other recording methods, for weights, values or widths that do not fit.
@@ -25,7 +25,7 @@ impl Model {
         Ok(program.embed_places(weight, shape.cols))
     }
 
-    /// Begins the second half of a program, which guesses what follows the rows that are sampled from `x`.
+    /// Begins the second half of a program, after the rows of `x` are sampled. It predicts the next tokens.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -33,7 +33,7 @@ impl Model {
         program.begin_draft(x)
     }
 
-    /// Records the look-up of the tokens that follow the step's ones, whose rows are multiplied by `scale`.
+    /// Records the look-up of the step's next tokens. Their rows are multiplied by `scale`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -47,7 +47,7 @@ impl Model {
         program.embed_next(weight, shape.cols, scale)
     }
 
-    /// Records the columns of one value and of another side by side.
+    /// Records the concatenation of the columns of two values.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -55,7 +55,7 @@ impl Model {
         program.join(first, second)
     }
 
-    /// Ends the recording of a program that guesses: the largest of the logits that `head` makes of a row of `x` is the guess.
+    /// Ends the recording of a program that predicts tokens: for each row of `x`, the largest of the logits of `head`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -75,7 +75,7 @@ impl Model {
         program.norm(x, weight, norm.width())
     }
 
-    /// Records the norm of `residual + x * scale`, and gives it and the sum, which takes the place of `residual`.
+    /// Records the norm of `residual + x * scale`. Returns it and the sum, which replaces `residual`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -89,7 +89,7 @@ impl Model {
         program.add_norm(values, scale, weight, self.norm_width(weight)?)
     }
 
-    /// Records `residual + x * scale`, which takes the place of `residual`.
+    /// Records `residual + x * scale`, which replaces `residual`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -102,7 +102,7 @@ impl Model {
         program.add(x, residual, scale)
     }
 
-    /// Records `x * factor`, which takes the place of `x`.
+    /// Records `x * factor`, which replaces `x`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -110,7 +110,7 @@ impl Model {
         program.scale(x, factor)
     }
 
-    /// Records each row of `x` times the sigmoid of its gate, which takes the place of `x`.
+    /// Records each row of `x` times the sigmoid of its gate, which replaces `x`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -126,7 +126,7 @@ impl Model {
         program.linear(x, weight, self.linear_shape(weight)?)
     }
 
-    /// Records norms, rotation and KV write; the norms are those of q, k and v, a head wide or as wide as all heads.
+    /// Records norms, rotation and KV write. The norms are those of q, k and v, as wide as a head or as all heads.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -161,7 +161,7 @@ impl Model {
         program.rope_and_cache(qkv, layer, norms, sizes)
     }
 
-    /// Records attention, with sinks and addends for distances where there are any.
+    /// Records attention, with sinks and values added by distance if they are given.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -200,8 +200,8 @@ impl Model {
         program.attention(queries, layer, given, shape.heads * shape.kv.head_dim)
     }
 
-    /// Records an activation: of a value's first half, times the second (`gated`); or of all of it, times the columns from
-    /// `factor.1` on of another value, if there is one.
+    /// Records an activation: of a value's first half, times its second half (`gated`); or of the whole value, times the columns of
+    /// another value from `factor.1` on, if there is one.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -216,7 +216,7 @@ impl Model {
         program.activate(x, activation, gated, factor)
     }
 
-    /// Records a linear layer for each head: of a head's columns the first, then the `passed` ones after them as they are.
+    /// Records a linear layer for each head: of the head's first columns. The next `passed` columns are copied.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -237,8 +237,8 @@ impl Model {
         program.heads(x, weight, shape, passed)
     }
 
-    /// Records the norm of latents, the rotation of what follows them and of the queries' ends, and the write of both as keys and
-    /// values; gives the queries.
+    /// Records the norm of latents, the rotation of the elements after them and of the queries' last elements, and the KV write.
+    /// Returns the queries.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -273,7 +273,7 @@ impl Model {
         program.route(x, weight, (experts, columns, router.top_k))
     }
 
-    /// Records what the experts that `values.1` chooses make of the rows of `values.0`.
+    /// Records the output of the experts that `values.1` has chosen, for the rows of `values.0`.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -289,7 +289,7 @@ impl Model {
         program.experts(values, weight, (experts.count(), experts.hidden))
     }
 
-    /// Records the choice of the sampled rows.
+    /// Records the selection of the sampled rows.
     ///
     /// # Errors
     /// As [`Self::record_embed`].
@@ -297,7 +297,7 @@ impl Model {
         program.gather_rows(x)
     }
 
-    /// Ends the recording: `x` is what the program leaves.
+    /// Ends the recording. `x` is the value that the program computes.
     ///
     /// # Errors
     /// As [`Self::record_embed`].

@@ -1,7 +1,7 @@
-//! The operations of a step on rows of activations, spread over a team. Every thread of the team calls each of them with the
-//! same arguments, and each ends with a barrier.
+//! Operations of a step on rows of activations, divided among a team. Every thread of the team calls each of them with the same
+//! arguments, and each ends with a barrier.
 //!
-//! Where an operation takes `quantized`, it also writes the rows there, for the linear layer that comes next.
+//! If `quantized` is given, an operation also writes its rows there, for the linear layer that follows.
 
 use super::activation::{Activate, Activation};
 use super::attention::KvView;
@@ -11,12 +11,12 @@ use super::simd::dispatch;
 use super::{Isa, QuantizedRows, SharedSlice, Team};
 use std::ops::Range;
 
-/// Rows that a thread takes at once: enough for taking them not to count, few enough for all threads to get some.
+/// Number of rows that a thread takes at once: enough that taking them costs little, and few enough that all threads get some.
 fn chunk(team: &Team, rows: usize) -> usize {
     (rows / (4 * team.size())).clamp(1, 16)
 }
 
-/// The same where the rows are quantized too: whole blocks, which lie in the same cache lines.
+/// The same for rows that are quantized too: whole blocks, which share cache lines.
 fn quantized_chunk(team: &Team, rows: usize, quantized: Option<&QuantizedRows>) -> usize {
     let chunk = chunk(team, rows);
     quantized.map_or(chunk, |rows| chunk.next_multiple_of(rows.block()))
@@ -43,7 +43,7 @@ pub unsafe fn embed(team: &Team, table: &Linear, ids: &[i32], scale: f32, out: S
     });
 }
 
-/// `out`: of each row the columns of one value, then those of the other, each given with its width.
+/// `out`: for each row, the columns of one value, followed by those of the other. Each value is given with its width.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write the values, and nobody else touch `out`.
@@ -69,7 +69,7 @@ pub unsafe fn join(
     });
 }
 
-/// `out` = the norm of each row of `x`, all as wide as its weight.
+/// `out` = the norm of each row of `x`. Rows are as wide as the weight.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x`, and nobody else touch `out` or `quantized`.
@@ -143,7 +143,7 @@ pub unsafe fn add_norm(
     });
 }
 
-/// `residual += x * scale`, of `rows` rows of `width`.
+/// `residual += x * scale` for `rows` rows of `width`.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x`, and nobody else touch `residual`.
@@ -172,7 +172,7 @@ pub unsafe fn add(
     });
 }
 
-/// `x *= factor`, of `rows` rows of `width`.
+/// `x *= factor` for `rows` rows of `width`.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody else may touch `x`.
@@ -189,7 +189,7 @@ pub unsafe fn scale(team: &Team, x: SharedSlice<f32>, rows: usize, width: usize,
     });
 }
 
-/// Each of `rows` rows of `x`, `width` wide, times 1 / (1 + e^-gate) of its number of `gates`.
+/// Multiplies each of the `rows` rows of `x`, `width` wide, by the sigmoid of its entry of `gates`.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `gates`, and nobody else touch `x`.
@@ -218,7 +218,7 @@ pub unsafe fn gate_rows(
     });
 }
 
-/// Every number of `x` times `scale`, if there is one, then `cap * tanh(x / cap)` where there is a cap.
+/// Multiplies every number of `x` by `scale`, if it is given, and then applies `cap * tanh(x / cap)`, if there is a cap.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody else may touch the first `len` numbers of `x`.
@@ -248,14 +248,14 @@ pub unsafe fn cap(
     });
 }
 
-/// Rows in a buffer: `width` numbers from `start` on, `stride` from one to the next.
+/// Rows in a buffer: `width` numbers from `start` on, `stride` apart.
 #[derive(Clone, Copy)]
 pub struct Columns<'a> {
-    /// Where they lie.
+    /// The buffer.
     pub buffer: SharedSlice<'a, f32>,
-    /// Of the first row.
+    /// Index of the first row's first number.
     pub start: usize,
-    /// From a row to the next.
+    /// Distance from one row to the next.
     pub stride: usize,
 }
 
@@ -269,7 +269,7 @@ impl Columns<'_> {
     }
 }
 
-/// `out` [rows, width] = the activation of `x`, times `factor` where there is one.
+/// `out` [rows, width] = the activation of `x`, times `factor` if it is given.
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x` and `factor`, and nobody else touch `out` or `quantized`.
@@ -305,27 +305,28 @@ pub unsafe fn activate(
     });
 }
 
-/// How one layer rotates and stores.
+/// Rotates and stores the queries, keys and values of one layer.
 #[derive(Clone, Copy)]
 pub struct RopeAndCache<'a> {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Tables of cos and sin, `[positions, head_dim / 2]` each; `None`: nothing is rotated.
+    /// Tables of cos and sin, `[positions, head_dim / 2]` each. `None`: no rotation.
     pub angles: Option<(&'a [f32], &'a [f32])>,
-    /// What the queries of each position are multiplied by.
+    /// Factors of the queries by position.
     pub query_scales: Option<&'a [f32]>,
-    /// The norm that queries pass before: a head wide, or as wide as all heads.
+    /// The norm of queries before the rotation, as wide as a head or as all heads.
     pub q_norm: Option<Norm<'a>>,
-    /// The same for keys.
+    /// The norm of keys.
     pub k_norm: Option<Norm<'a>>,
-    /// The same for values.
+    /// The norm of values.
     pub v_norm: Option<Norm<'a>>,
-    /// Where keys and values go.
+    /// The cache of keys and values.
     pub cache: KvView<'a>,
 }
 
 impl RopeAndCache<'_> {
-    /// Rotates q and k of `qkv` [tokens, q | k | v] in place, each token by its position, and stores k and v at its slot.
+    /// Rotates q and k of `qkv` [tokens, q | k | v] in place, by each token's position, and stores k and v in its slot. If rows of
+    /// `width` contain only queries, nothing is stored.
     ///
     /// Where a row of `width` holds queries alone, nothing is stored.
     ///
@@ -366,7 +367,7 @@ impl RopeAndCache<'_> {
     }
 }
 
-/// `out` [chosen, width]: some rows of `x` [.., width].
+/// `out` [chosen, width] = the chosen rows of `x` [.., width].
 ///
 /// # Safety
 /// Until it returns on all threads, nobody may write `x`, and nobody else touch `out`.
@@ -393,7 +394,7 @@ pub unsafe fn gather(
     });
 }
 
-/// Calls `f` for each row, which writes it to `out`, and quantizes what a block's rows have become.
+/// Calls `f` for each row to write it to `out`, and then quantizes the rows of a block.
 ///
 /// # Safety
 /// Nobody else may touch these rows of `out` and `quantized`.

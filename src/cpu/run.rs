@@ -1,4 +1,4 @@
-//! The run of a recorded program over one step.
+//! Runs a recorded program over one step.
 
 use super::attention::KvCache;
 use super::isa::Isa;
@@ -16,11 +16,11 @@ use super::step_context::StepContext;
 use crate::error::{Error, Result};
 
 impl Model {
-    /// Runs a step of `program`, which leaves the states of the sampled rows, samples from the logits that `head` makes of them,
-    /// and leaves these in [`Model::logits`].
+    /// Runs a step of `program`, which computes the states of the sampled rows. Samples from the logits that `head` computes from
+    /// them, and keeps these in [`Model::logits`].
     ///
     /// # Errors
-    /// `internal_error` for a step that does not fit the model; it has done nothing then.
+    /// `internal_error` for a step that does not fit the model. Nothing is computed then.
     ///
     /// # Panics
     /// As [`Sampling::sample`].
@@ -73,7 +73,7 @@ impl Model {
         })
     }
 
-    /// Runs `program` over a step in another cache and with other states, and gives its result's rows.
+    /// Runs `program` over a step in another cache and with other states. Returns the rows of its result.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -90,7 +90,7 @@ impl Model {
         Ok((result, &self.scratch.buffers[result.buffer]))
     }
 
-    /// Runs `program` and `then` on all threads, in the model's cache and states or others.
+    /// Runs `program` and then `then` on all threads, in the model's cache and states or in others.
     fn go_through(
         &mut self,
         program: &Program,
@@ -152,17 +152,17 @@ impl Model {
         Ok(())
     }
 
-    /// The logits `[rows, vocab]` of the last step, changed where a row had a temperature, a bias, a penalty or a mask.
+    /// The logits `[rows, vocab]` of the last step. They are changed in rows with a temperature, a bias, a penalty or a mask.
     pub fn logits(&self) -> &[f32] {
         &self.scratch.logits
     }
 
-    /// The logits `[rows, vocab]` that the guesses of the last step were made from.
+    /// The logits `[rows, vocab]` from which the last step's next tokens were predicted.
     pub fn draft_logits(&self) -> &[f32] {
         &self.scratch.draft_logits
     }
 
-    /// Makes room for a step.
+    /// Grows the buffers for a step.
     fn reserve(
         &mut self,
         program: &Program,
@@ -181,7 +181,7 @@ impl Model {
             scratch.buffers.len().max(program.buffers.len()),
             Aligned::default,
         );
-        // A buffer may be used for both kinds of rows; there are never more sampled ones than tokens.
+        // A buffer may hold rows of both kinds. There are never more sampled rows than tokens.
         for (buffer, width) in scratch.buffers.iter_mut().zip(&program.buffers) {
             buffer.grow(width * tokens.max(sampled));
         }

@@ -1,7 +1,7 @@
-//! Sampling without a full sort: a threshold for each filter, found among the few largest logits.
+//! Samples without a full sort: each filter is a threshold, found among the few largest logits.
 //!
-//! What is sampled is defined by `python/lmserve/model/sampler.py`; this is its twin. A row sees no other row, and there is no
-//! randomness but its `uniform`.
+//! `python/lmserve/model/sampler.py` defines what is sampled, and this must agree with it. Rows are independent of each other. The
+//! only randomness is a row's `uniform`.
 #![allow(
     clippy::inline_always,
     reason = "what is not inlined is compiled without the instructions it is made for"
@@ -12,13 +12,14 @@ use super::memory::SharedSlice;
 use super::pool::Team;
 use super::simd::{Kernel, Simd, all_finite, dispatch, exp};
 
-/// Most alternatives that are reported for a token.
+/// Maximum number of alternatives that are reported for a token.
 pub const MAX_TOP: usize = 20;
-/// Logits this far below the largest (after the temperature) are looked at first: they hold most of any distribution.
+/// Logits down to this far below the largest one (after the temperature) are examined first. They hold most of the mass of any
+/// distribution.
 const FIRST_DEPTH: f32 = 8.0;
 /// The token of a row whose logits are not finite.
 pub const NO_TOKEN: i32 = -1;
-/// Elements whose sum is taken at once where a token is drawn.
+/// Number of elements that are summed at once to draw a token.
 const BLOCK: usize = 256;
 
 /// The parameters of a step's sampled rows, one entry for each row; see `StepBuffers` of `lmserve/model/interface.py`.
@@ -36,7 +37,7 @@ pub struct SampleRows<'a> {
     pub logprobs: &'a [i32],
 }
 
-/// Biases and penalised tokens of rows: row `r` owns the entries `start[r]..start[r + 1]`.
+/// Biases and penalised tokens of rows. Row `r` has the entries `start[r]..start[r + 1]`.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
 pub struct LogitEdits {
@@ -48,7 +49,7 @@ pub struct LogitEdits {
     pub seen_count: Vec<i32>,
 }
 
-/// Where the outcome of each row goes; `top_*` have [`MAX_TOP`] columns.
+/// The outputs of each row. `top_*` have [`MAX_TOP`] columns.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Sampled<'a> {
@@ -58,28 +59,28 @@ pub struct Sampled<'a> {
     pub top_logprobs: SharedSlice<'a, f32>,
 }
 
-/// The tokens that rows may sample, found while the model runs.
+/// Masks of the tokens that rows may sample, computed while the model runs.
 pub trait TokenMasks: Sync {
-    /// The rows that have a mask, ascending.
+    /// The rows with a mask, in ascending order.
     fn rows(&self) -> &[usize];
-    /// Waits for the masks: `ceil(vocab / 32)` words for each of the rows, a set bit for an allowed token, lowest bit first.
+    /// Waits for the masks: `ceil(vocab / 32)` words for each of the rows. A set bit allows a token, the lowest bit first.
     fn wait(&self) -> &[u32];
 }
 
-/// A step's sampling, for [`Sampling::sample`].
+/// The arguments of [`Sampling::sample`].
 #[derive(Clone, Copy)]
 pub struct Sampling<'a> {
-    /// The instructions to use.
+    /// The instruction set to use.
     pub isa: Isa,
-    /// Columns of the logits.
+    /// Number of columns of the logits.
     pub vocab: usize,
     /// Parameters.
     pub rows: SampleRows<'a>,
-    /// Biases and penalties, where some row has any.
+    /// Biases and penalties, if a row has any.
     pub edits: Option<&'a LogitEdits>,
-    /// Masks, where some row has one.
+    /// Masks, if a row has one.
     pub masks: Option<&'a dyn TokenMasks>,
-    /// Where tokens and log-probabilities go.
+    /// The outputs.
     pub out: Sampled<'a>,
 }
 
@@ -110,7 +111,7 @@ impl Sampling<'_> {
             unsafe { self.out.tokens.get_mut(row..row + 1)[0] = NO_TOKEN };
             return;
         }
-        // Log-probabilities are those of the raw logits, which are about to change.
+        // Log-probabilities are those of the raw logits, which are changed below.
         let raw = (self.rows.logprobs[row] >= 0).then(|| logits.to_vec());
         if let Some(edits) = self.edits {
             edits.apply(logits, &self.rows, row);
@@ -208,13 +209,13 @@ fn apply_mask(masks: &dyn TokenMasks, row: usize, logits: &mut [f32]) {
     }
 }
 
-/// The most likely token, the lowest id among equals; 0 where there is no number.
+/// The most likely token, the lowest id among equals. 0 if there is no number.
 pub(super) fn argmax(isa: Isa, logits: &[f32]) -> usize {
     let largest = dispatch(isa, Largest(logits));
     logits.iter().position(|&x| x >= largest).unwrap_or(0)
 }
 
-/// What of the distribution may be drawn.
+/// Restricts the distribution to the tokens that may be drawn.
 struct Filter {
     top_k: usize,
     top_p: f32,
@@ -222,7 +223,7 @@ struct Filter {
 }
 
 impl Filter {
-    /// The least of the `scaled` logits (the largest is 0) that is kept.
+    /// The smallest of the `scaled` logits (the largest is 0) that is kept.
     fn threshold(&self, isa: Isa, scaled: &[f32], scratch: &mut Vec<u32>) -> f32 {
         let mut least = self.min_p.ln();
         let limited = (1..scaled.len()).contains(&self.top_k);
@@ -230,7 +231,7 @@ impl Filter {
             most_likely(isa, scaled, self.top_k, 0.0, scratch);
             least = least.max(scaled[scratch[self.top_k - 1] as usize]);
             if self.top_p < 1.0 {
-                // Equals of the last one are kept too, and count.
+                // Tokens equal to the last one are kept too, and count.
                 let limit = scaled[scratch[self.top_k - 1] as usize];
                 let equals = scaled
                     .iter()
@@ -280,7 +281,7 @@ fn weight(scaled: f32) -> f64 {
     f64::from(scaled).exp()
 }
 
-/// Leaves the `count` largest in `found`, the largest first, lower ids first among equals. `largest` is the largest of all.
+/// Leaves the `count` largest in `found`, the largest first, and lower ids first among equals. `largest` is the largest of all.
 fn most_likely(isa: Isa, logits: &[f32], count: usize, largest: f32, found: &mut Vec<u32>) {
     let mut depth = FIRST_DEPTH;
     loop {
@@ -314,7 +315,7 @@ fn sort(logits: &[f32], tokens: &mut [u32]) {
     });
 }
 
-/// Leaves the tokens of logits of at least `least` in `found`, in order of their ids.
+/// Leaves the tokens whose logits are at least `least` in `found`, in the order of their ids.
 fn collect(isa: Isa, logits: &[f32], least: f32, found: &mut Vec<u32>) {
     found.clear();
     dispatch(
@@ -327,16 +328,16 @@ fn collect(isa: Isa, logits: &[f32], least: f32, found: &mut Vec<u32>) {
     );
 }
 
-/// Makes the largest logit 0 and divides by the temperature.
+/// Subtracts the largest logit, and divides by the temperature.
 fn scale(isa: Isa, logits: &mut [f32], temperature: f32) {
-    // Finite even where every token is forbidden, so that such a row gives an arbitrary token and no NaN.
+    // Finite even if every token is forbidden. Such a row then gives an arbitrary token instead of NaN.
     let largest = dispatch(isa, Largest(logits)).max(f32::MIN);
     for x in logits {
         *x = (*x - largest) / temperature;
     }
 }
 
-/// The first token, in order of ids, at which the mass of those kept exceeds `uniform` of the whole.
+/// The first token, in the order of ids, at which the mass of the kept tokens exceeds `uniform` of the total.
 fn draw(isa: Isa, scaled: &[f32], threshold: f32, uniform: f32, kept: &mut Vec<u32>) -> usize {
     if threshold > f32::NEG_INFINITY {
         collect(isa, scaled, threshold, kept);
@@ -368,7 +369,7 @@ fn draw(isa: Isa, scaled: &[f32], threshold: f32, uniform: f32, kept: &mut Vec<u
                 mass += weight(x);
                 mass > target
             });
-            // The block's sum was rounded differently: its last token that has any mass.
+            // The block's sum was rounded differently. This is its last token with any mass.
             let last = block.iter().rposition(|&x| weight(x) > 0.0);
             return first + found.or(last).unwrap_or(0);
         }
@@ -377,7 +378,7 @@ fn draw(isa: Isa, scaled: &[f32], threshold: f32, uniform: f32, kept: &mut Vec<u
     scaled.len() - 1
 }
 
-/// The largest number; the least one where there is none.
+/// The largest number; the lowest float if there is none.
 struct Largest<'a>(&'a [f32]);
 
 impl Kernel for Largest<'_> {

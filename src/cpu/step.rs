@@ -1,4 +1,4 @@
-//! What a step is given, and that it lies within the model.
+//! The input of a step, and the checks that it fits the model.
 
 use super::architecture::ModelShape;
 use super::attention::{PAGE, SeqSpan, Sequence};
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 pub struct StepInput<'a> {
     pub token_ids: &'a [i32],
     pub positions: &'a [i32],
-    /// Of each token the row of the tables that [`Model::record_embed_places`](super::Model::record_embed_places) reads; of texts
-    /// that are embedded alone.
+    /// For texts that are embedded: each token's row of the tables that
+    /// [`Model::record_embed_places`](super::Model::record_embed_places) reads.
     pub places: &'a [i32],
     pub slots: &'a [i32],
     pub query_start: &'a [i32],
@@ -22,25 +22,26 @@ pub struct StepInput<'a> {
     /// `stride` block ids for each sequence.
     pub block_tables: &'a [i32],
     pub stride: usize,
-    /// As `slots` and `block_tables`, in the blocks of layers with a window; of models that have such blocks.
+    /// `slots` and `block_tables` in the blocks of layers with a sliding window, for models with such layers.
     pub window_slots: &'a [i32],
     pub window_tables: &'a [i32],
     pub sample_rows: &'a [i32],
-    /// Of programs that guess, for each sequence: the token after its last one of the step, -1: it is sampled, or not known.
+    /// For programs that predict tokens, one for each sequence: the token after its last one of the step. -1: it will be sampled,
+    /// or is unknown.
     pub next_tokens: &'a [i32],
-    /// Of models with recurrent layers, for each sequence: the slot with its state, -1 where it begins.
+    /// For models with recurrent layers, one for each sequence: the slot with its state. -1: the sequence begins.
     pub state_from: &'a [i32],
-    /// The slot that its state is written to.
+    /// The slot for its new state.
     pub state_to: &'a [i32],
-    /// How many of its tokens its state then goes beyond; those after them are guesses.
+    /// Number of its tokens that the new state includes. The tokens after them are drafts.
     pub state_tokens: &'a [i32],
-    /// The block whose tokens up to the sequence's first one of the step are first copied to its own block, -1: none.
+    /// The block whose tokens before the sequence's first one of the step are copied to its own block. -1: none.
     pub copied_blocks: &'a [i32],
-    /// Of each sequence the number of its adapter, 0: it has none. Empty: no sequence has one.
+    /// The number of each sequence's adapter. 0: none. Empty: no sequence has one.
     pub adapters: &'a [i32],
 }
 
-/// How a step's rows are sampled, and where the outcome goes.
+/// How a step's rows are sampled, and where the outcome is written.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct StepSampling<'a> {
@@ -48,12 +49,12 @@ pub struct StepSampling<'a> {
     pub edits: Option<&'a LogitEdits>,
     pub masks: Option<&'a dyn TokenMasks>,
     pub out: Sampled<'a>,
-    /// Of programs that guess, for each row: the token that may follow the sampled one.
+    /// For programs that predict tokens, one for each row: the token that may follow the sampled one.
     pub drafts: SharedSlice<'a, i32>,
 }
 
 impl StepInput<'_> {
-    /// The step's sequences, once everything is known to lie within the model.
+    /// The step's sequences, after checking that everything lies within the model.
     pub(super) fn spans(
         &self,
         shape: &ModelShape,
@@ -122,7 +123,7 @@ impl StepInput<'_> {
         Ok(spans)
     }
 
-    /// The pages to copy before anything is computed: from, to, and how many. Call it after [`Self::spans`].
+    /// The pages to copy before the step: from, to, and how many. Call it after [`Self::spans`].
     pub(super) fn copied_pages(
         &self,
         shape: &ModelShape,
@@ -143,8 +144,7 @@ impl StepInput<'_> {
         Ok(copies)
     }
 
-    /// Writes for each token the one that follows it, as far as that is known before the step is sampled. Call it after
-    /// [`Self::spans`].
+    /// Writes the next token of each token, as far as it is known before the step is sampled. Call it after [`Self::spans`].
     pub(super) fn write_next(&self, shape: &ModelShape, next: &mut [i32]) -> Result<()> {
         let (sequences, vocab) = (self.context_lens.len(), shape.vocab_size);
         let known = |&token: &i32| token >= -1 && i64::from(token) < vocab as i64;
@@ -162,7 +162,7 @@ impl StepInput<'_> {
         Ok(())
     }
 
-    /// The states that the step's sequences have and get, in a model with recurrent layers. Call it after [`Self::spans`].
+    /// The states that the step's sequences read and write, in a model with recurrent layers. Call it after [`Self::spans`].
     pub(super) fn state_spans(&self, shape: &ModelShape, slots: usize) -> Result<Vec<StateSpan>> {
         if shape.recurrent.is_empty() {
             return Ok(Vec::new());

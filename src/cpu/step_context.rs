@@ -1,4 +1,4 @@
-//! A step while it runs: every thread of the pool goes through the same operations.
+//! The context of a running step. Every thread of the pool executes the same operations.
 
 use super::architecture::Architecture;
 use super::attention::{AttentionStep, CacheView, Distances, KvView, LayerAttention};
@@ -18,7 +18,7 @@ use super::row_ops::{self, Columns};
 use super::scratch::Scratch;
 use super::step::StepInput;
 
-/// A step while it runs, as all threads see it.
+/// A running step, as all threads see it.
 pub(super) struct StepContext<'a> {
     pub(super) isa: Isa,
     architecture: &'a Architecture,
@@ -35,7 +35,7 @@ pub(super) struct StepContext<'a> {
     pub(super) logits: SharedSlice<'a, f32>,
     pub(super) draft_logits: SharedSlice<'a, f32>,
     next_ids: SharedSlice<'a, i32>,
-    /// Where a sequence of the step has an adapter.
+    /// Set if a sequence of the step has an adapter.
     pub(super) low_rank: Option<LowRankStep<'a>>,
 }
 
@@ -79,7 +79,7 @@ impl<'a> StepContext<'a> {
         }
     }
 
-    /// Takes the sampled tokens for those that follow the sampled rows' ones. Ends with a barrier.
+    /// Stores the sampled tokens as the next tokens of the sampled rows. Ends with a barrier.
     ///
     /// # Safety
     /// The tokens are sampled, and until it returns on all threads nobody else touches them.
@@ -91,7 +91,7 @@ impl<'a> StepContext<'a> {
             // SAFETY: the caller's promise.
             let sampled = unsafe { sampled.get(0..rows.len()) };
             for (&row, &token) in rows.iter().zip(sampled) {
-                // A row whose logits are no numbers ends its sequence.
+                // A row whose logits are not finite ends its sequence.
                 next[row as usize] = token.max(0);
             }
         });
@@ -108,7 +108,7 @@ impl<'a> StepContext<'a> {
         self.norm_of_parts(weight).0
     }
 
-    /// A norm, and for how many parts of a row it has weights.
+    /// A norm, and the number of parts of a row for which it has weights.
     fn norm_of_parts(&self, weight: usize) -> (Norm<'a>, usize) {
         match &self.weights[weight] {
             Weight::Norm(weight) => (weight.view(), weight.parts),
@@ -166,7 +166,7 @@ impl<'a> StepContext<'a> {
         })
     }
 
-    /// What the queries of a layer are multiplied by.
+    /// The factors of a layer's queries.
     fn query_scales(&self, layer: usize) -> Option<&'a [f32]> {
         let scales = self.architecture.shape.layers[layer].query_scales;
         scales.map(|at| self.architecture.tables.query_scales[at].as_slice())
@@ -177,12 +177,12 @@ impl<'a> StepContext<'a> {
         self.cache.layer(self.architecture.places[layer].0)
     }
 
-    /// Whether they lie in the blocks of layers with a window.
+    /// Whether they are in the blocks of layers with a sliding window.
     fn windowed(&self, layer: usize) -> bool {
         self.architecture.windowed[self.architecture.places[layer].0]
     }
 
-    /// Where a layer keeps the keys and values of the step's tokens.
+    /// The slots of the step's tokens in a layer's cache.
     fn slots(&self, layer: usize) -> &'a [i32] {
         if self.windowed(layer) {
             self.step.window_slots
@@ -195,7 +195,7 @@ impl<'a> StepContext<'a> {
         self.buffers[value.buffer]
     }
 
-    /// Where an operation leaves the rows of `out` for the linear layer that follows, if it does.
+    /// Where an operation stores the quantized rows of `out` for the linear layer that follows, if it does.
     fn quantized_rows(&self, out: Value, quantize: bool) -> Option<QuantizedRows<'a>> {
         quantize.then(|| QuantizedRows::new(self.quantized, self.rows(out), out.width))
     }
@@ -408,7 +408,8 @@ impl<'a> StepContext<'a> {
         }
     }
 
-    /// `y [rows, out]` of the rows of `x`, which lie side by side, with what their adapters add. Ends with a barrier.
+    /// `y [rows, out]` = the linear layer of the rows of `x`, which are contiguous, with the updates of their adapters. Ends with a
+    /// barrier.
     pub(super) fn linear(
         &self,
         team: &Team,
