@@ -114,16 +114,19 @@ test-aarch64: ## lint and test the CPU kernels for aarch64, in an emulator: need
 	cargo test $(ARM) -- cpu::
 
 # What Miri can run of the kernels' tests in minutes: it has the portable kernels only, and is some thousand times slower.
-MIRI_TESTS := cpu::memory cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
+MIRI_TESTS ?= cpu::memory cpu::pool::tests::chunks cpu::pool::tests::shares cpu::program cpu::row_ops \
 	cpu::quant::gguf cpu::elementwise::tests::a_pooled cpu::attention::tests::a_plan
 test-miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-deterministic-floats
 test-miri: ## the unsafe code of the portable kernels in Miri: needs the nightly toolchain with miri and rust-src
 	cargo +nightly miri test --locked --lib --no-default-features --target-dir target/miri -- $(MIRI_TESTS) --skip lasting
 
+# The tests of attention and experts take two thirds of the kernels' time, so they are a run of their own:
+# make test-sanitizer KERNELS="cpu::attention cpu::experts". The first build takes longest; target/sanitizer keeps it.
+KERNELS ?= cpu:: --skip cpu::attention --skip cpu::experts
 test-sanitizer: export RUSTFLAGS := -Zsanitizer=address
-test-sanitizer: ## the kernels of this processor under the address sanitizer: needs the nightly toolchain
+test-sanitizer: ## the kernels of this processor under the address sanitizer, but for attention and experts (KERNELS=...): needs the nightly toolchain
 	cargo +nightly test --locked --lib --no-default-features --target $(shell rustc -vV | sed -n 's/host: //p') \
-		--target-dir target/sanitizer -- cpu::
+		--target-dir target/sanitizer -- $(KERNELS)
 
 lint: $(DEV) $(CORE) ## formats, clippy, ruff, mypy, and the type stub against the built core
 	@echo "==> lint"
