@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -115,3 +117,31 @@ def test_resumed_conversations_read_what_they_would_compute(tmp_path: Path) -> N
         assert metric(server, "lmserve_tier_hits_total") == blocks
         assert metric(server, "lmserve_failed_steps_total") == 0
         kill(server)
+
+
+def test_flipped_bits_on_the_disk_change_no_token(tmp_path: Path) -> None:
+    model = save(llama(), tmp_path / "model")
+    arguments = (str(model), *SETTINGS, "--session-dir", str(tmp_path / "sessions"))
+    disk = ("--kv-disk", f"{tmp_path / 'kept'},64MiB")
+    with serving(tmp_path, *arguments, *disk) as server:
+        first = [turn(server, at, f"{at}: " + said(2) * 2, first=True) for at in range(CONVERSATIONS)]
+        settle(server, sum((length(reply["usage"]) - 1) // BLOCK for reply in first))
+        kill(server)
+    # Somewhere in the header, the contents or the checksum: of one file of three.
+    generator = random.Random(5)
+    for file in sorted((tmp_path / "kept").iterdir()):
+        data = bytearray(file.read_bytes())
+        if data and generator.random() < 1 / 3:
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            file.write_bytes(data)
+    shutil.copytree(tmp_path / "sessions", tmp_path / "other")
+    with serving(tmp_path, *arguments, *disk) as server:
+        found = [turn(server, at, "And?") for at in range(CONVERSATIONS)]
+        assert metric(server, "lmserve_tier_failures_total") > 0
+        assert metric(server, "lmserve_tier_hits_total") > 0
+        assert metric(server, "lmserve_failed_steps_total") == 0
+        kill(server)
+    with serving(tmp_path, *arguments[:-1], str(tmp_path / "other")) as server:
+        expected = [turn(server, at, "And?") for at in range(CONVERSATIONS)]
+        assert {reply["usage"]["cached_tokens"] for reply in expected} == {0}
+    assert [reply["text"] for reply in found] == [reply["text"] for reply in expected]
