@@ -62,6 +62,34 @@ def test_it_says_how_many_sessions_fit(folder: Path, capsys: pytest.CaptureFixtu
     assert sessions == "Sessions  19 of 512 tokens, or 4 of 2048 tokens, or 3 of 3000 tokens fit into the KV cache"
 
 
+def test_it_counts_adapters(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rank in (("first", 2), ("second", 8)):
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        module = "base_model.model.model.layers.0.self_attn.q_proj"
+        matrices = {
+            f"{module}.lora_A.weight": np.ones((rank, 32), np.float32),
+            f"{module}.lora_B.weight": np.ones((64, rank), np.float32),
+        }
+        save_file(matrices, tmp_path / name / "adapter_model.safetensors")
+    given = [f"--lora={name}={tmp_path / name}" for name in ("first", "second")]
+    for ops, dtype, size in (("cpu", "fp32", "3.8 KiB"), ("torch", "bf16", "1.9 KiB")):
+        assert main(["plan", str(folder), "--device", "cpu", "--ops", ops, "--dtype", dtype, *given]) == 0
+        adapters = capsys.readouterr().out.splitlines()[-1]
+        assert adapters == f"Adapters  2, of rank 8 at most, {size} in all: first, second"
+    # The KV cache leaves them room.
+    checkpoint = open_checkpoint(folder)
+
+    def kv_memory(numbers: int) -> int:
+        limits = options.RunnerOptions(device="cuda", gpu_memory_fraction=1, adapter_numbers=numbers, max_batch=4096)
+        return options.plan_memory(checkpoint, limits, gpu_memory=1 << 30).kv_memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "cuda_memory", lambda index: 1 << 30)
+        assert kv_memory(0) - kv_memory(10 << 20) == 20 << 20
+
+
 def test_it_says_what_speculation_takes(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,10 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         each, total = format_size(memory.state_bytes), format_size(memory.states_bytes)
         kept = f"a snapshot where a turn ends and every {plan.state_every} tokens"
         lines.append(f"States    {memory.state_slots} slots, {each} each, {total} in all: {kept}")
+    if plan.given:
+        rank = max(adapter.rank for adapter in plan.given.values())
+        size = format_size(memory.adapter_bytes)
+        lines.append(f"Adapters  {len(plan.given)}, of rank {rank} at most, {size} in all: {', '.join(plan.given)}")
     lines += _tier_lines(plan.tiers)
     speculate = plan.options.speculate
     graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"

@@ -45,6 +45,9 @@ class ModelPlan:
     def __init__(self, path: Path, config: ServeConfig, published: GenerationDefaults = NONE) -> None:
         """`published`: the publisher's defaults, where they are known and the checkpoint says nothing of them."""
         self.checkpoint: Checkpoint = open_checkpoint(path, mtp=config.mtp)
+        self._config = config
+        # Read before the weights, so that what does not fit is known at once; given to the model after them.
+        self.given: dict[str, Adapter] = {name: self._open_adapter(path) for name, path in config.loras}
         generation = self.checkpoint.generation
         own = generation if generation.given() else published
         self.defaults: GenerationDefaults = own if config.generation_config == "model" else NONE
@@ -66,15 +69,13 @@ class ModelPlan:
             kv_memory=config.kv_memory,
             state_slots=config.state_slots,
             gpu_memory_fraction=config.gpu_memory_fraction,
+            adapter_numbers=sum(adapter.size for adapter in self.given.values()),
         )
         self.memory: MemoryPlan = plan_memory(self.checkpoint, self.options)
         self.tiers: TierPlan = plan_tiers(config, self.checkpoint, self.memory)
         self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
         self.processes: Processes | None = None  # that compute the model, once it is loaded
         self.adapters: Adapters | None = None  # once it is loaded, where it takes any
-        # Read before the weights, so that what does not fit is known at once; given to the model after them.
-        self._config = config
-        self._given = {name: self._open_adapter(path) for name, path in config.loras}
 
     @cached_property
     def text(self) -> TextLayer:
@@ -105,16 +106,16 @@ class ModelPlan:
     def _load_adapters(self, runner: Runner, core: _core.Engine) -> None:
         if not isinstance(runner, TakesAdapters):
             return
-        given = {str(adapter.path): adapter for adapter in self._given.values()}
+        given = {str(adapter.path): adapter for adapter in self.given.values()}
 
         def opened(path: str | Path) -> Adapter:
             return given.pop(str(path), None) or self._open_adapter(path)
 
         self.adapters = Adapters(opened, runner, core, most=self._config.max_loras)
-        for name, adapter in self._given.items():
+        for name, adapter in self.given.items():
             loaded = self.adapters.load(name, str(adapter.path))
             logger.info("the adapter %s of rank %d was loaded from %s", name, loaded.rank, loaded.path)
-        self._given = {}
+        self.given = {}
 
     def load_engine(self) -> _core.Engine:
         """Read the weights and start the engine's threads; `shutdown` ends them. Blocks for as long as that takes.

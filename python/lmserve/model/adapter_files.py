@@ -64,9 +64,9 @@ class Adapter:
         return max((len(module.down) for module in self.modules.values()), default=0)
 
     @property
-    def nbytes(self) -> int:
-        """Memory of its matrices."""
-        return sum(module.down.nbytes + module.up.nbytes for module in self.modules.values())
+    def size(self) -> int:
+        """How many numbers its matrices have."""
+        return sum(module.down.size + module.up.size for module in self.modules.values())
 
 
 def read_adapter(path: str | Path, *, max_rank: int) -> Adapter:

@@ -18,7 +18,7 @@ def load_runner(checkpoint: Checkpoint, options: RunnerOptions | None = None, pl
     """
     options = options or RunnerOptions()
     plan = plan_memory(checkpoint, options)
-    kept = plan.kv_bytes + plan.states_bytes
+    kept = plan.kv_bytes + plan.states_bytes + plan.adapter_bytes
     weights = 0 if plan.weights_are_mapped else plan.weight_bytes
     if plan.device == "cpu" and weights + kept > (free := available_memory()):
         needs = f"weights of {weights >> 20} MiB and KV cache of {kept >> 20} MiB do not fit"

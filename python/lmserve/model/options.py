@@ -60,6 +60,7 @@ class RunnerOptions:
     threads: int | None = None  # None: the cores that this process may use
     tensor_parallel: int = 1  # processes that the model is split among
     weights_cache: str | None = None  # path of the file that packed weights of "cpu" are kept in; None: they are not
+    adapter_numbers: int = 0  # of the matrices of adapters, for which memory is left beside the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class MemoryPlan:
     weights_cache: WeightsCache | None = None  # the file of packed weights that is read or written
     mtp: bool = False  # a head guesses a token ahead
     ranks: int = 1  # processes that the model is split among; memory is that of each
+    adapter_bytes: int = 0  # of the adapters that are loaded at the start; of all ranks together
 
     @property
     def weights_are_mapped(self) -> bool:
@@ -187,6 +189,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         "max_model_len",
         f"max_model_len is {longest}; this model takes 1 to {checkpoint.max_model_len} tokens",
     )
+    adapter_bytes = options.adapter_numbers * ITEM_BYTES[dtype]
     block_size = options.block_size or (16 if on_cpu else 256)
     per_token, num_blocks, state_slots = 0, 0, 0
     window, window_per_token, num_window_blocks, memory = 0, 0, 0, 0
@@ -197,6 +200,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         free = _free_memory(device, options, gpu_memory) - activations
         # Mapped weights may be more than the memory: what they leave is half of it, then.
         free -= weight_bytes if cache is None or not (cache.is_there or cache.maps) else min(weight_bytes, free // 2)
+        free -= adapter_bytes
         state_slots = _state_slots(config, options, free, on_cpu=on_cpu)
         free -= state_slots * config.state_bytes
         if options.kv_memory is not None:
@@ -222,6 +226,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         dtype=dtype,
         ops=ops,
         weight_bytes=weight_bytes,
+        adapter_bytes=adapter_bytes,
         kv_bytes_per_token=per_token,
         block_size=block_size,
         num_blocks=num_blocks,
