@@ -321,7 +321,6 @@ class ServeConfig:
         for setting, flag in (
             ("models", "several models"),
             ("idle_unload", "--idle-unload"),
-            ("record", "--record"),
         ):
             for given in ("loras", "lora_dir"):
                 if getattr(self, given) and getattr(self, setting):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import tiny_adapters
 import transformers
+from lmserve.cli import main
 from lmserve.engine.llm import LLM
 from lmserve.engine.submission import SamplingParams, StopParams
 from server_process import ServerProcess, children, serving
@@ -326,3 +329,32 @@ def test_adapters_are_the_same_in_worker_processes_and_after_their_death(
             404,
             "model_not_found",
         )
+
+
+def test_a_recording_with_adapters_is_run_again(
+    web: httpx.Client, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = tmp_path / "adapters"
+    for name in ("a1", "a2", "a3"):
+        shutil.copytree(folder / name, adapters / name)
+    steps = tmp_path / "steps"
+    arguments = (str(folder / "model"), *SETTINGS, "--lora", f"first={adapters / 'a1'}", "--lora-dir", str(adapters))
+    with (
+        serving(tmp_path, *arguments, "--record", str(steps), "--kv-memory", "16MiB") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        expected = [ids(completed(web, name)) for name in ("tiny", "a1", "a2", "a3")]
+        assert load(client, "second", "a2").status_code == 200
+        given = [ids(completed(client, name)) for name in ("tiny", "first", "second")]
+        assert unload(client, "second").status_code == 200
+        assert load(client, "second", "a3").status_code == 200
+        assert [*given, ids(completed(client, "second"))] == expected
+    assert main(["replay", str(steps)]) == 0
+    counted = re.fullmatch(r"\d+ steps: (\d+) of (\d+) tokens are the same\n", capsys.readouterr().out)
+    assert counted
+    assert counted[1] == counted[2]
+    assert int(counted[1]) >= 4 * 16
+    # Another adapter in the place of the recorded one.
+    shutil.copytree(folder / "a5", adapters / "a2", dirs_exist_ok=True)
+    assert main(["replay", str(steps)]) == 1
+    assert f"{adapters / 'a2'} is not the adapter that was recorded" in capsys.readouterr().err

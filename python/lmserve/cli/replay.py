@@ -18,6 +18,7 @@ Run every step that `lmserve serve --record FILE` has recorded again on the same
 Exits with 0 if all tokens are the same, and with 1 otherwise.
 """
 MOST_SHOWN: Final = 10
+MOST_RANK: Final = 1 << 16  # of an adapter; the server that recorded it had a limit
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,6 +43,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from lmserve.model.adapters import open_adapter
     from lmserve.model.recording import Recording, replay
 
     changes = {name: value for name in ("device", "ops") if (value := getattr(arguments, name)) is not None}
@@ -49,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         recording = Recording(arguments.file)
         header = recording.header
         checkpoint = header.open(arguments.model or Path(header.model))
-        replayed = replay(recording, header.load(checkpoint, **changes))
+        runner = header.load(checkpoint, **changes)
+        replayed = replay(recording, runner, lambda path: open_adapter(path, checkpoint, max_rank=MOST_RANK))
     except LmserveError as error:
         raise CommandError(str(error)) from error
     for each in replayed.differences[:MOST_SHOWN]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ import msgspec
 from msgspec import Struct
 
 from lmserve.errors import LmserveError
+from lmserve.model.adapter_files import Adapter
 from lmserve.model.checkpoint import Checkpoint, open_checkpoint
+from lmserve.model.errors import AdapterError
 from lmserve.model.fingerprint import fingerprint
-from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo
+from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, TakesAdapters
 from lmserve.model.load import load_runner
 from lmserve.model.options import RunnerOptions
 from lmserve.model.step_message import StepOutcome, StepPlan, encode
@@ -81,6 +84,14 @@ class Header(Struct, frozen=True, kw_only=True):
         return runner
 
 
+class AdapterFrame(Struct, frozen=True, kw_only=True):
+    """An adapter that steps may have from now on, or may not any more (no path)."""
+
+    adapter: int  # its number
+    path: str | None = None
+    digest: bytes = b""
+
+
 class Recorder:
     """A `Runner` that runs another's steps, and writes each down: the plan before it runs, the outcome after.
 
@@ -95,6 +106,8 @@ class Recorder:
         self._path = path
         self._left = max_bytes
         self._launched: tuple[int, LogitEdits | None] = (0, None)
+        # Adapters come and go on other threads than the engine's.
+        self._lock = threading.Lock()
         try:
             self._file: BinaryIO | None = path.open("wb")
         except OSError as error:
@@ -117,6 +130,21 @@ class Recorder:
             masks = bytes(edits.masks.wait()) if edits is not None and edits.masks is not None else None
             self._write_frame(StepOutcome.of(self.buffers, rows, masks))
 
+    def load_adapter(self, number: int, adapter: Adapter) -> None:
+        """See `TakesAdapters`. Its path and digest are written down, not what it contains."""
+        self._takes_adapters().load_adapter(number, adapter)
+        self._write_frame(AdapterFrame(adapter=number, path=str(adapter.path.resolve()), digest=adapter.digest))
+
+    def unload_adapter(self, number: int) -> None:
+        """See `TakesAdapters`."""
+        self._write_frame(AdapterFrame(adapter=number))
+        self._takes_adapters().unload_adapter(number)
+
+    def _takes_adapters(self) -> TakesAdapters:
+        if not isinstance(self._runner, TakesAdapters):
+            raise TypeError(f"{self.info.name} takes no adapters")
+        return self._runner
+
     @property
     def embed_passes(self) -> Callable[[I32, I32], Iterator[F32 | None]]:
         """That of the runner. Raises AttributeError where it computes texts whole."""
@@ -132,6 +160,10 @@ class Recorder:
         self._write(_LENGTH.pack(len(body)) + body)
 
     def _write(self, data: bytes) -> None:
+        with self._lock:
+            self._append(data)
+
+    def _append(self, data: bytes) -> None:
         if self._file is None:
             return
         self._left -= len(data)
@@ -178,6 +210,12 @@ class Recording:
 
     def steps(self) -> Iterator[tuple[StepPlan, StepOutcome | None]]:
         """Each step; one that never ended has no outcome. Raises RecordingError for a step that cannot be read."""
+        for each in self.events():
+            if not isinstance(each, AdapterFrame):
+                yield each
+
+    def events(self) -> Iterator[tuple[StepPlan, StepOutcome | None] | AdapterFrame]:
+        """Each step, and each adapter that came or went before it. Raises as `steps`."""
         frames = self._frames()
         next(frames)
         plan: StepPlan | None = None
@@ -187,7 +225,10 @@ class Recording:
                 number += 1
                 # A step that failed has no outcome: another plan follows its own.
                 message = msgspec.msgpack.decode(frame, type=dict[str, Any])
-                if "inputs" in message:
+                if "adapter" in message:
+                    # Of a step that runs meanwhile no sequence has it.
+                    yield msgspec.convert(message, AdapterFrame)
+                elif "inputs" in message:
                     if plan is not None:
                         yield plan, None
                     plan = msgspec.convert(message, StepPlan)
@@ -219,14 +260,19 @@ class Replayed:
     differences: list[Difference]
 
 
-def replay(recording: Recording, runner: Runner) -> Replayed:
+def replay(recording: Recording, runner: Runner, open_adapter: Callable[[str], Adapter]) -> Replayed:
     """Run every step of a recording again and compare the sampled tokens.
 
     A step without an outcome, in which the recorded server failed, is run, too: it is the one that is looked for.
+    `open_adapter`: reads an adapter by its path. Raises AdapterError for one that is not what was recorded.
     """
     steps = rows = 0
     differences: list[Difference] = []
-    for plan, outcome in recording.steps():
+    for event in recording.events():
+        if isinstance(event, AdapterFrame):
+            _change_adapter(runner, event, open_adapter)
+            continue
+        plan, outcome = event
         plan.write(runner.buffers)
         runner.launch(*plan.sizes, plan.logit_edits(outcome.masks if outcome is not None else None))
         runner.collect()
@@ -238,3 +284,15 @@ def replay(recording: Recording, runner: Runner) -> Replayed:
         steps += 1
         rows += plan.rows
     return Replayed(steps, rows, differences)
+
+
+def _change_adapter(runner: Runner, event: AdapterFrame, open_adapter: Callable[[str], Adapter]) -> None:
+    if not isinstance(runner, TakesAdapters):
+        raise TypeError(f"{runner.info.name} takes no adapters")
+    if event.path is None:
+        runner.unload_adapter(event.adapter)
+        return
+    adapter = open_adapter(event.path)
+    if adapter.digest != event.digest:
+        raise AdapterError(f"{event.path} is not the adapter that was recorded")
+    runner.load_adapter(event.adapter, adapter)
