@@ -33,7 +33,7 @@ CORE := $(VENV)/.core
 # So that every cargo command sees the same interpreter and none compiles pyo3 anew.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help serve test test-install test-thorough test-parallel test-peft wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-families test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate constraints test-newest clean
+.PHONY: help serve test test-install test-thorough test-parallel test-peft wheel wheels test-wheel test-wheel-aarch64 test-page test-clients test-gguf test-families test-aarch64 test-miri test-sanitizer docs otelcol build lint fmt openapi models man rooms conformance flags bench bench-overhead bench-peers soak kill fuzz simulate test-gpu test-gpu-dry constraints test-newest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -179,6 +179,12 @@ kill: build $(DEV) ## kill a server 100 times at random points of 1,000 turns of
 
 fuzz: build $(DEV) ## send each route 300 requests that its schema allows, or does not: EXAMPLES=...
 	EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest --timeout=3600 tests/http/test_schemathesis.py
+
+test-gpu: build $(DEV) ## the tests that need a GPU, in minutes; DEVICE=cpu runs those that the CPU can run
+	$(if $(filter cpu,$(DEVICE)),TRITON_INTERPRET=1 )DEVICE=$(or $(DEVICE),cuda) $(BIN)/python -m pytest -rs --durations=10 tests/gpu
+
+test-gpu-dry: build $(DEV) ## the same tests and benchmarks/gpu.py on the CPU, with tiny models, in a minute
+	DRY_RUNS=1 $(BIN)/python -m pytest -rs tests/kernels/test_interpreted.py -k dry_run
 
 simulate: build ## prove the core under chance: SEED=... replays a run, STEPS=... (default: ten million)
 	$(BIN)/lmserve simulate $(if $(SEED),--seed $(SEED)) --steps $(or $(STEPS),10000000)

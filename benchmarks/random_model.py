@@ -125,9 +125,13 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("file", type=Path)
     given = parser.parse_args()
-    shape = SHAPES[given.shape]
-    writer = gguf.GGUFWriter(given.file, shape.architecture)
-    writer.add_name(f"random {given.shape}")
+    write(SHAPES[given.shape], given.file, f"random {given.shape}", copy_tokenizer)
+
+
+def write(shape: Shape, file: Path, name: str, tokenizer: Callable[[gguf.GGUFWriter], int]) -> None:
+    """Write the file of a model of that name. `tokenizer` writes one, and says how many tokens it has."""
+    writer = gguf.GGUFWriter(file, shape.architecture)
+    writer.add_name(name)
     writer.add_block_count(shape.layers)
     writer.add_context_length(32768)
     writer.add_embedding_length(shape.width)
@@ -143,18 +147,18 @@ def main() -> None:
         writer.add_expert_used_count(shape.chosen)
         writer.add_expert_feed_forward_length(shape.inner)
     shape.keys(writer, shape)
-    vocabulary = copy_tokenizer(writer)
+    vocabulary = tokenizer(writer)
     writer.add_vocab_size(vocabulary)
-    for name, sizes, kind in tensors(shape, vocabulary):
+    for tensor, sizes, kind in tensors(shape, vocabulary):
         stored = gguf.quant_shape_to_byte_shape(sizes, kind) if kind is not Type.F32 else sizes
         dtype = np.dtype(np.float32 if kind is Type.F32 else np.uint8)
-        writer.add_tensor_info(name, stored, dtype, int(np.prod(stored)) * dtype.itemsize, raw_dtype=kind)
+        writer.add_tensor_info(tensor, stored, dtype, int(np.prod(stored)) * dtype.itemsize, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     random = np.random.default_rng(0)
-    for name, sizes, kind in tensors(shape, vocabulary):
-        writer.write_tensor_data(values(name, sizes) if kind is Type.F32 else blocks(random, sizes, kind))
+    for tensor, sizes, kind in tensors(shape, vocabulary):
+        writer.write_tensor_data(values(tensor, sizes) if kind is Type.F32 else blocks(random, sizes, kind))
     writer.close()
 
 
@@ -167,6 +171,18 @@ def copy_tokenizer(writer: gguf.GGUFWriter) -> int:
             sub_type = kinds[1] if kinds[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(key, found.contents(), kinds[0], sub_type=sub_type)
     return len(reader.fields["tokenizer.ggml.tokens"].contents())
+
+
+def number_tokens(writer: gguf.GGUFWriter, count: int) -> int:
+    """Write a vocabulary of so many tokens that no text is made of: it needs no file, and serves steps alone."""
+    tokens = ["<|endoftext|>", *(f"t{token}" for token in range(1, count))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (count - 1)])
+    writer.add_token_merges(["t 1"])
+    writer.add_eos_token_id(0)
+    return count
 
 
 def tensors(shape: Shape, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...], Type]]:

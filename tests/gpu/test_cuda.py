@@ -1,5 +1,7 @@
 """The model loop on a real GPU: equal to transformers, graphs equal to eager steps, and a long soak."""
 
+import os
+
 import numpy as np
 import pytest
 import tiny_models
@@ -9,7 +11,8 @@ from lmserve.model.torch_attention import SdpaAttention
 from lmserve.model.torch_runner import GraphRunner
 from model_driver import Driver, greedy
 
-STEPS = 64
+DEVICE = os.environ.get("DEVICE", "cuda")
+STEPS = 64 if DEVICE == "cuda" else 8
 LENGTHS = (1, 2, 17, 255, 256, 257, 40, 600)
 
 
@@ -21,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def load(checkpoint, **changes):
-    values = {"device": "cuda", "max_batch": 12, "max_batch_tokens": 1024, "kv_memory": 1 << 26}
+    values = {"device": DEVICE, "ops": "torch", "max_batch": 12, "max_batch_tokens": 1024, "kv_memory": 1 << 26}
     runner = load_runner(checkpoint, RunnerOptions(**values | changes))
     greedy(runner)
     return runner
@@ -32,6 +35,7 @@ def prompts() -> list[list[int]]:
     return [generator.integers(0, 199, n).tolist() for n in LENGTHS]
 
 
+@pytest.mark.dry
 def test_fp32_equals_transformers(model):
     reference, checkpoint = model
     runner = load(checkpoint, dtype="fp32")
@@ -45,10 +49,11 @@ def test_fp32_equals_transformers(model):
         assert sequence.tokens[len(prompt) :] == logits.argmax(-1).tolist()
 
 
+@pytest.mark.dry
 @pytest.mark.parametrize("chunk", [10**9, 7])
 def test_bf16_is_near_the_fp32_reference(model, chunk):
     reference, checkpoint = model
-    runner = load(checkpoint, graphs=False)
+    runner = load(checkpoint, dtype="bf16", graphs=False)
     driver = Driver(runner)
     sequences = [driver.start(prompt) for prompt in prompts()]
     driver.generate(sequences, STEPS, chunk=chunk)

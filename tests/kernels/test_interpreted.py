@@ -12,6 +12,7 @@ import pytest
 if find_spec("triton") is None:
     pytest.skip("torch came without triton", allow_module_level=True)
 
+ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -67,3 +68,41 @@ def test_kernels_compile_for_gpus(name, tile, split, capability, product, tmp_pa
     assert compiled.asm["cubin"]
     # What the smallest of these GPUs lets a program have.
     assert compiled.metadata.shared <= 99 << 10
+
+
+@pytest.mark.skipif("DRY_RUNS" not in os.environ, reason="make test-gpu-dry runs it: it takes half a minute")
+def test_a_dry_run_of_the_tests_for_gpus():
+    environment = os.environ | {"DEVICE": "cpu", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\b8 passed, \d+ skipped", done.stdout)
+
+
+@pytest.mark.skipif("DRY_RUNS" not in os.environ, reason="make test-gpu-dry runs it: it takes half a minute")
+def test_a_dry_run_of_the_benchmark_for_gpus():
+    """With a stand-in for vLLM, which takes the calls that vLLM documents."""
+    standins = Path(__file__).with_name("standins")
+    environment = os.environ | {"PYTHONPATH": str(standins), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert "| | packed | floats | transformers | vLLM |" in done.stdout
+    lines = [line[2:-2].split(" | ", 1) for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = {point: cells for point, cells in lines if point != "|"}
+    for point in ("prompt of 70", "decode, 1 clients", "decode, 2 clients", "loaded in s"):
+        assert re.fullmatch(r"[\d.,]+( \| [\d.,]+){3}", rows[point]), done.stdout
+
+
+def test_the_benchmark_for_gpus_begins_nothing_after_its_time(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    table = gpu.Table(gpu.DRY, deadline=0)
+    table.add("packed", "loaded in s", 1.5)
+    table.measure("packed", table.prompt, 70, lambda: 1 / 0)
+    lines = list(table.lines())
+    assert lines[0] == "| | packed |"
+    assert "| loaded in s | 1.50 |" in lines
+    assert f"| {table.prompt} |  |" in lines
+    assert lines[-1] == f"No time was left for packed: {table.prompt}."

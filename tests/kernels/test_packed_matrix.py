@@ -8,7 +8,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from lmserve.model import packed_check, packed_kernel, torch_packed
 from lmserve.model.packed_formats import FORMATS
-from lmserve.model.packed_kernel import TILES, Tile
+from lmserve.model.packed_kernel import TILES
 from lmserve.model.tensors import ScaledTensor, StoredTensor
 
 CPU = torch.device("cpu")
@@ -113,7 +113,6 @@ def test_the_smallest_tile_with_all_rows_is_taken():
 
 @pytest.mark.parametrize("dtype", ["Q4_K", "Q6_K", "MXFP4"])
 def test_the_check_at_start_finds_a_kernel_that_is_wrong(dtype, monkeypatch):
-    monkeypatch.setattr(packed_kernel, "TILES", (Tile(rows=16, outputs=64, chunks=8, warps=4),))
     form = FORMATS[dtype]
     assert packed_check.fault([form], CPU, torch.float32) is None
     right = torch_packed.multiply

@@ -8,19 +8,13 @@ import pytest
 import tiny_gguf
 import tiny_models
 import torch
-from lmserve.model import RunnerOptions, load_runner, open_checkpoint, packed_check, packed_kernel
+from lmserve.model import RunnerOptions, load_runner, open_checkpoint, packed_check
 from lmserve.model.options import plan_memory
 from lmserve.model.torch_packed import PackedWeight
 from model_driver import Driver, greedy
 
 OPTIONS = RunnerOptions(device="cpu", ops="torch", max_batch=4, max_batch_tokens=64, threads=1)
 SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 32}
-
-
-@pytest.fixture(autouse=True)
-def _one_tile(monkeypatch):
-    """The check at start runs all tiles, which takes the interpreter a second for each format."""
-    monkeypatch.setattr(packed_kernel, "TILES", (packed_kernel.INTERPRETED,))
 
 
 @pytest.fixture(scope="module", params=["Q4_K", "Q6_K"])

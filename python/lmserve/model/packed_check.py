@@ -26,7 +26,7 @@ def fault(formats: Collection[PackedFormat], device: torch.device, dtype: torch.
     for form in formats:
         matrix = PackedMatrix(form, random_planes(form, OUTPUTS, INPUTS, device), INPUTS)
         weights = matrix.rows(torch.arange(OUTPUTS, device=device), torch.float32)
-        for tile in packed_kernel.TILES:
+        for tile in packed_kernel.tiles(device):
             x = torch.rand((tile.rows - 1, INPUTS), device=device).sub_(0.5).to(dtype)
             expected = x.float() @ weights.T
             for split in (1, SPLIT):

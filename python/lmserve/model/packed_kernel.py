@@ -43,9 +43,13 @@ INTERPRETED = Tile(rows=64, outputs=512, chunks=8, warps=4)
 
 def tile_of(rows: int, device: torch.device) -> Tile:
     """The smallest tile that has all rows, or the largest."""
-    if device.type == "cpu":
-        return INTERPRETED
-    return next((tile for tile in TILES if rows <= tile.rows), TILES[-1])
+    own = tiles(device)
+    return next((tile for tile in own if rows <= tile.rows), own[-1])
+
+
+def tiles(device: torch.device) -> tuple[Tile, ...]:
+    """The tiles that products on this device have."""
+    return (INTERPRETED,) if device.type == "cpu" else TILES
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
