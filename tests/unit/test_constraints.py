@@ -55,5 +55,5 @@ def test_what_installs_is_constrained() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     installs = re.findall(r"(?:pip install|tools/install\.py) .*", makefile)
     commands = [line for line in installs if not line.startswith("tools/install.py\n")]
-    assert len(commands) == 6
+    assert len(commands) == 7
     assert all("--constraint $(CONSTRAINTS)" in line for line in commands)
