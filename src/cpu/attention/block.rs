@@ -1,5 +1,5 @@
-//! The arithmetic of attention on a few query rows and a tile of keys. What a row gets does not depend on the rows beside it:
-//! each of its sums runs over the same numbers in the same order, whichever kernel computes it.
+//! The arithmetic of attention for a few query rows and a tile of keys. A row's result does not depend on the rows beside it: each
+//! of its sums adds the same numbers in the same order, whichever kernel computes it.
 #![allow(
     clippy::needless_range_loop,
     reason = "loops over indices are unrolled into registers; those over iterators need not be"
@@ -8,19 +8,19 @@
 use super::super::simd::{Kernel, Simd, exp2, tanh};
 use super::cache::{Element, PAGE};
 
-/// Keys of a tile.
+/// Number of keys of a tile.
 pub(super) const TILE: usize = 64;
-/// Pages of a tile.
+/// Number of pages of a tile.
 pub(super) const TILE_PAGES: usize = TILE / PAGE;
 const LINE_BYTES: usize = 64;
 
-/// The keys or the values of the pages that come next, fetched while a kernel goes through those of its own: memory is far,
-/// and no processor guesses where the next page lies.
+/// The keys or values of the next pages, which are prefetched while a kernel processes the current ones: no processor can predict
+/// where the next page is.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead(pub(super) [*const u8; TILE_PAGES]);
 
 impl Ahead {
-    /// Fetches as much as [`PAGE`] elements take of each page, every time other ones.
+    /// Prefetches [`PAGE`] elements of each page, others in every step.
     #[inline(always)]
     fn fetch<S: Simd, E: Element>(self, s: S, step: usize) {
         let mut i = 0;
@@ -33,7 +33,7 @@ impl Ahead {
     }
 }
 
-/// Scores of R query rows with a tile of keys: `out[r][c]` is the product of row r of `queries` with key c.
+/// Computes the scores of R query rows for a tile of keys: `out[r][c]` is the product of row r of `queries` and key c.
 ///
 /// `queries` must hold R rows of `depth`, each page `depth` rows of [`PAGE`] elements, `stride` elements apart, and `out` R rows
 /// of [`TILE`].
@@ -209,7 +209,8 @@ impl<E: Element, const R: usize> Mix<E, R> {
     }
 }
 
-/// One row's running softmax: the score that weights are relative to, and their sum. A weight is 2 to the power of its score.
+/// The running softmax of one row: the base score of its weights, and their sum. A weight is 2 to the power of its score minus the
+/// base.
 #[derive(Clone, Copy)]
 pub(super) struct Softmax {
     pub(super) base: f32,
@@ -217,13 +218,13 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    /// Of no keys.
+    /// The softmax over no keys.
     pub(super) const EMPTY: Self = Self {
         base: f32::NEG_INFINITY,
         sum: 0.0,
     };
 
-    /// Takes in the softmax of further keys; gives what the sums so far and the further ones are to be multiplied by.
+    /// Merges the softmax over further keys. Returns the factors for the sums so far and for the further ones.
     pub(super) fn merge(&mut self, further: Self) -> (f32, f32) {
         if further.sum == 0.0 {
             return (1.0, 0.0);
@@ -237,7 +238,7 @@ impl Softmax {
 }
 
 impl Softmax {
-    /// What weighted sums are to be multiplied by to be means, where `sink` is one more score, of no value.
+    /// The factor that turns weighted sums into means. `sink` is one more score, without a value.
     pub(super) fn inverse(self, sink: Option<f32>) -> f32 {
         let Some(sink) = sink else {
             return 1.0 / self.sum;
@@ -248,28 +249,28 @@ impl Softmax {
     }
 }
 
-/// How far above a row's base a score may lie before the base is raised to it: 2 to its power is far from overflowing, also summed.
+/// How far a score may exceed a row's base before the base is raised. 2 to this power, and sums of such numbers, do not overflow.
 const SLACK: f32 = 24.0;
 
-/// Makes weights of R rows of a tile's scores: 2 to the power of each score less the row's base, which is the largest score of
-/// its first tile, and is raised only for one far larger. Gives what earlier sums are to be multiplied by.
+/// Converts the scores of R rows to weights: 2 to the power of each score minus the row's base. The base is the largest score of
+/// the row's first tile, and is raised only if a score is far larger. Returns the factors for earlier sums.
 pub(super) struct Weigh<'a, const R: usize> {
     pub(super) softmax: &'a mut [Softmax; R],
     /// R times [`SUM_LANES`] running sums of weights.
     pub(super) sums: *mut f32,
     /// R rows of [`TILE`].
     pub(super) scores: *mut f32,
-    /// The scores that count in each row: from the first up to the second, not included. The weights of the others are zero.
+    /// The range of keys that each row sees. The weights of all other keys are zero.
     pub(super) seen: [(usize, usize); R],
-    /// Scores are this times the tangens hyperbolicus of what they are given as.
+    /// If set, a score is this times the tanh of the given score.
     pub(super) softcap: Option<f32>,
-    /// What is added to each row's scores: [`TILE`] numbers each.
+    /// Added to each row's scores: [`TILE`] numbers for each row.
     pub(super) distances: Option<[*const f32; R]>,
-    /// What each page's scores, and then its weights, are to be multiplied by: [`PAGE`] scales each.
+    /// Factors of each page's scores, and of its weights after that: [`PAGE`] each.
     pub(super) scales: Option<[(*const f32, *const f32); TILE_PAGES]>,
 }
 
-/// Room for the running sums of a row's weights, one for each lane of a vector.
+/// Number of running sums of a row's weights, one for each lane of a vector.
 pub(super) const SUM_LANES: usize = 16;
 
 impl<const R: usize> Kernel for Weigh<'_, R> {
@@ -383,7 +384,7 @@ unsafe fn scale<S: Simd>(s: S, row: *mut f32, scales: impl Fn(usize) -> *const f
     }
 }
 
-/// Adds up the running sums of the weights of each row, [`SUM_LANES`] apart.
+/// Adds up the running sums of each row's weights, which are [`SUM_LANES`] apart.
 pub(super) struct SumWeights<'a> {
     pub(super) softmax: &'a mut [Softmax],
     pub(super) sums: &'a [f32],
@@ -402,7 +403,7 @@ impl Kernel for SumWeights<'_> {
     }
 }
 
-/// Converts a page for all rows to read: keys to rows [`TILE`] apart, values to rows of `width`.
+/// Converts a page that all rows read: keys to rows [`TILE`] apart, values to rows of `width`.
 pub(super) struct Convert<E> {
     pub(super) keys: *const E,
     pub(super) key_tile: *mut f32,

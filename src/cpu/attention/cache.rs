@@ -7,7 +7,7 @@
 use super::super::memory::SharedSlice;
 use super::super::simd::Simd;
 
-/// Tokens of a page.
+/// Number of tokens of a page.
 pub const PAGE: usize = 16;
 
 const LINE_BYTES: usize = 64;
@@ -17,9 +17,9 @@ const MAX_HALF: f32 = 65504.0;
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvType {
-    /// As computed.
+    /// As they are computed.
     F32,
-    /// Half precision; values beyond its range are clamped to it.
+    /// Half precision. Larger values are clamped.
     F16,
     /// Integers, with one scale for each head's key and each head's value.
     I8,
@@ -36,7 +36,7 @@ impl KvType {
     }
 }
 
-/// A stored number that converts to f32.
+/// A stored number that can be converted to f32.
 pub(super) trait Element: Copy {
     /// Converts one vector of them.
     ///
@@ -77,16 +77,16 @@ impl Element for i8 {
 /// Sizes of one head's stretch of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
-    /// How numbers are stored.
+    /// How the numbers are stored.
     pub dtype: KvType,
-    /// Key-value heads of a layer.
+    /// Number of key-value heads of a layer.
     pub kv_heads: usize,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: usize,
 }
 
 impl KvShape {
-    /// Elements of a stored row of V: `head_dim` filled up to whole vectors.
+    /// Number of elements of a stored row of V: `head_dim`, padded to whole vectors.
     #[inline]
     pub(super) const fn width(self) -> usize {
         self.head_dim.next_multiple_of(16)
@@ -144,13 +144,13 @@ impl HeadPage {
             .cast()
     }
 
-    /// With i8: what the page's 16 keys are to be multiplied by.
+    /// With i8: the factors of the page's 16 keys.
     #[inline]
     pub(super) const fn key_scales(self) -> *const f32 {
         self.start.cast_const().cast()
     }
 
-    /// With i8: what the page's 16 values are to be multiplied by.
+    /// With i8: the factors of the page's 16 values.
     #[inline]
     pub(super) const fn value_scales(self) -> *const f32 {
         // SAFETY: as in `keys`.
@@ -158,31 +158,31 @@ impl HeadPage {
     }
 }
 
-/// Where a layer's keys and values are.
+/// The memory of a layer's keys and values.
 #[derive(Debug, Clone, Copy)]
 struct CachedLayer {
     shape: KvShape,
-    /// Where its pages begin.
+    /// The offset of its first page.
     start: usize,
     pages: usize,
 }
 
-/// Keys and values of all layers, each of a shape of its own.
+/// The keys and values of all layers. Each layer has its own shape.
 pub struct KvCache {
     layers: Vec<CachedLayer>,
     pages: usize,
     window_pages: usize,
-    /// With room to begin at a cache line.
+    /// Large enough to start at a cache line.
     memory: Vec<u8>,
 }
 
 impl KvCache {
-    /// Room for `pages` pages in each layer. Memory that is not written yet takes no RAM.
+    /// A cache of `pages` pages in each layer. Memory takes no RAM until it is written.
     pub fn new(shapes: &[KvShape], pages: usize) -> Self {
         Self::with_windows(shapes, &vec![false; shapes.len()], (pages, pages))
     }
 
-    /// Room for so many pages in each layer, and for so many in those that are `windowed`.
+    /// A cache of `pages` pages in each layer, and another number in those that are `windowed`.
     pub fn with_windows(
         shapes: &[KvShape],
         windowed: &[bool],
@@ -207,17 +207,17 @@ impl KvCache {
         }
     }
 
-    /// Pages of a layer.
+    /// Number of pages of a layer.
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Pages of a layer with a window.
+    /// Number of pages of a layer with a sliding window.
     pub const fn window_pages(&self) -> usize {
         self.window_pages
     }
 
-    /// Copies `count` pages from page `from` on to those from page `to` on, in every layer.
+    /// Copies `count` pages, starting with page `from`, to the pages from `to` on, in every layer.
     ///
     /// # Panics
     /// If there are no such pages.
@@ -251,7 +251,7 @@ impl KvCache {
         }
     }
 
-    /// Writes what [`Self::read_pages`] gave to as many pages from page `to` on.
+    /// Writes the bytes of [`Self::read_pages`] to the same number of pages from page `to` on.
     ///
     /// # Panics
     /// If there are no such pages in some layer, or the bytes are not of `count` pages.
@@ -267,7 +267,7 @@ impl KvCache {
         }
     }
 
-    /// What a team's threads write and read of it.
+    /// The cache as a team's threads read and write it.
     pub fn view(&mut self) -> CacheView<'_> {
         let skipped = self.memory.as_ptr().align_offset(LINE_BYTES);
         CacheView {
@@ -277,7 +277,7 @@ impl KvCache {
     }
 }
 
-/// A [`KvCache`] shared by a team, whose threads write different tokens of it, and read none that is being written.
+/// A [`KvCache`] shared by a team. Its threads write different tokens, and do not read tokens that are being written.
 #[derive(Clone, Copy)]
 pub struct CacheView<'a> {
     layers: &'a [CachedLayer],
@@ -333,7 +333,8 @@ impl KvView<'_> {
         }
     }
 
-    /// Fetches what [`Self::write`] will write for the token at `slot`: an element of a key lies in each line or two of its page.
+    /// Prefetches what [`Self::write`] will write for the token at `slot`: each line or two of its page contains an element of the
+    /// key.
     #[inline(always)]
     pub(in super::super) fn prefetch<S: Simd>(&self, s: S, slot: usize) {
         let bytes = self.shape.dtype.bytes();
@@ -431,7 +432,7 @@ impl KvView<'_> {
     }
 }
 
-/// At most [`PAGE`] numbers in half precision.
+/// Converts up to [`PAGE`] numbers to half precision.
 #[inline(always)]
 fn halves<S: Simd>(s: S, given: &[f32]) -> [u16; PAGE] {
     let (mut padded, mut converted) = ([0.0; PAGE], [0; PAGE]);
@@ -447,7 +448,7 @@ fn halves<S: Simd>(s: S, given: &[f32]) -> [u16; PAGE] {
     converted
 }
 
-/// The scale that makes the largest of the numbers 127, and its inverse; no number, where one of them is not finite.
+/// The scale that maps the largest number to 127, and its inverse. NaN if a number is not finite.
 #[inline(always)]
 fn scales(given: &[f32]) -> (f32, f32) {
     let largest = given.iter().fold(0.0_f32, |most, x| most.max(x.abs()));

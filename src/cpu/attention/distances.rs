@@ -1,16 +1,17 @@
-//! What is added to scores by how far a key lies from its query, learnt for each head (`MPNet`, T5).
+//! Learnt values that are added to scores by the distance between query and key, for each head (`MPNet`, T5).
 
 use std::f32::consts::LOG2_E;
 
 use super::block::TILE;
 use crate::error::{Error, Result};
 
-/// For each head, an addend for each distance; ready for weights that are powers of 2.
+/// For each head, a value for each distance, in units of the exponent of 2.
 pub struct Distances {
-    /// For each head those of keys that lie `1 - most ..= most - 1` after their query, then zeros for the rest of a tile.
+    /// For each head, the values of keys at the distances `1 - most ..= most - 1` from their query, padded with zeros to a whole
+    /// tile.
     rows: Vec<f32>,
     heads: usize,
-    /// Tokens of the longest text that these are for.
+    /// Number of tokens of the longest text.
     most: usize,
 }
 
@@ -42,12 +43,12 @@ impl Distances {
         })
     }
 
-    /// For how many heads.
+    /// Number of heads.
     pub const fn heads(&self) -> usize {
         self.heads
     }
 
-    /// Tokens of the longest text that these are for.
+    /// Number of tokens of the longest text.
     pub const fn most(&self) -> usize {
         self.most
     }
@@ -57,7 +58,7 @@ impl Distances {
         size_of_val(&*self.rows)
     }
 
-    /// For a query at `position` and the tile of keys from `start` on, [`TILE`] addends.
+    /// The [`TILE`] values for a query at `position` and the tile of keys from `start` on.
     ///
     /// # Panics
     /// If either is not below `most`.

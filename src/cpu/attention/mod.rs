@@ -27,42 +27,43 @@ use block::Softmax;
 use block::TILE;
 use unit::{Attend, Layer, NARROW_ROWS, SPLIT, Unit, UnitScratch, merge_sums};
 
-/// Rows of a unit of a long run of tokens: enough for the conversion of keys and values not to count.
+/// Number of rows of a unit of a long span: enough that converting keys and values costs little.
 const WIDE_ROWS: usize = 96;
 
-/// One sequence's part of a step.
+/// The tokens of one sequence in a step.
 #[derive(Clone, Copy)]
 pub struct SeqSpan<'a> {
     /// Its blocks.
     pub sequence: Sequence<'a>,
-    /// Its blocks in layers that have blocks of their own for their windows.
+    /// Its blocks in layers with a sliding window.
     pub window: Sequence<'a>,
-    /// Its first token among the step's.
+    /// Index of its first token in the step.
     pub first_token: usize,
-    /// Its tokens in the step, at least one.
+    /// Number of its tokens in the step, at least one.
     pub tokens: usize,
-    /// Its tokens in the cache once the step's are written.
+    /// Number of its tokens in the cache after the step's tokens are written.
     pub context: usize,
 }
 
-/// What the attention of some layers has in common: it is cut in the same way.
+/// What layers must have in common so that their attention is divided into the same units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Of keys and values.
+    /// The shape of keys and values.
     pub kv: KvShape,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
     /// Number of parts into which the query heads of a key-value head are divided. Each part is computed separately. There is more than
     /// one if so many query heads share a key-value head that threads would have no work.
     pub parts: usize,
-    /// Tokens that a token sees, itself included; `None`: all before it. Of one that sees what follows it, so many on each side.
+    /// Number of tokens that a token sees, including itself. `None`: all before it. If it is not causal, this many on each side.
     pub window: Option<usize>,
-    /// A token sees those up to itself; otherwise it sees what follows it too, and its text must be whole in the step.
+    /// Whether a token sees only the tokens up to itself. If not, its text must be whole in the step.
     pub causal: bool,
 }
 
 impl AttentionShape {
-    /// Parts for `heads` query heads that share one key-value head: as few as leave each so few that they read it as stored.
+    /// Number of parts for `heads` query heads that share one key-value head: as few as possible, but so many that each part reads
+    /// keys and values as they are stored.
     pub fn parts_of(heads: usize) -> usize {
         let fits = |parts: &usize| heads.is_multiple_of(*parts) && heads / parts <= NARROW_ROWS;
         (1..=heads).find(fits).unwrap_or(1)
@@ -79,13 +80,13 @@ impl AttentionShape {
     }
 }
 
-/// How a step's attention is cut; the same in every layer of one shape.
+/// The division of a step's attention into units. It is the same in every layer of one shape.
 #[derive(Default)]
 struct Plan {
     units: Vec<Unit>,
-    /// Units that a thread takes at once.
+    /// Number of units that a thread takes at once.
     chunk: usize,
-    /// Spans whose splits are to be merged: the first unit of a part, whose further splits follow it.
+    /// The parts with several splits that must be merged: the first unit of each. Its further splits follow it.
     merges: Vec<Unit>,
     partial_len: usize,
 }
@@ -119,7 +120,7 @@ impl Attention {
         }
     }
 
-    /// Cuts a step's work; every layer's [`AttentionStep::attend`] then does it.
+    /// Divides a step's work. [`AttentionStep::attend`] then computes it for each layer.
     pub fn begin<'a>(&'a mut self, spans: &'a [SeqSpan<'a>]) -> AttentionStep<'a> {
         let threads = self.scratch.len();
         let cut = |shape: &AttentionShape| plan(spans, *shape, threads);
@@ -140,7 +141,7 @@ impl Attention {
     }
 }
 
-/// A step's attention, cut and ready.
+/// A step's attention, divided into units.
 pub struct AttentionStep<'a> {
     isa: Isa,
     shapes: &'a [AttentionShape],
@@ -150,31 +151,31 @@ pub struct AttentionStep<'a> {
     scratch: &'a [Mutex<UnitScratch>],
 }
 
-/// One layer's part in a step.
+/// One layer of a step.
 #[derive(Clone, Copy)]
 pub struct LayerAttention<'a> {
     /// The index of its shape.
     pub shape: usize,
     /// Its keys and values.
     pub cache: KvView<'a>,
-    /// They lie in the blocks of layers with a window.
+    /// Whether they are in the blocks of layers with a sliding window.
     pub windowed: bool,
-    /// Of the product of a query and a key.
+    /// The factor of the products of queries and keys.
     pub scale: f32,
-    /// Scores are this times the tangens hyperbolicus of the scaled product divided by it.
+    /// If set, a score is this times the tanh of the scaled product divided by it.
     pub softcap: Option<f32>,
-    /// For each query head one more score, whose value is zero (gpt-oss).
+    /// One more score for each query head, whose value is zero (gpt-oss).
     pub sinks: Option<&'a [f32]>,
-    /// What is added to scores by how far a key lies from its query.
+    /// Values that are added to scores by the distance between query and key.
     pub distances: Option<&'a Distances>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
     pub queries: SharedSlice<'a, f32>,
-    /// Elements from a row of queries to the next.
+    /// Distance between two rows of queries, in elements.
     pub stride: usize,
 }
 
 impl AttentionStep<'_> {
-    /// `out` `[tokens, heads * head_dim]` of a layer's queries, once the step's keys and values are written.
+    /// Computes `out` `[tokens, heads * head_dim]` of a layer's queries, after the step's keys and values are written.
     ///
     /// Every thread of the team calls it with the same arguments; it ends with a barrier.
     ///
@@ -250,7 +251,7 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         chunk: 1,
         ..Plan::default()
     };
-    // Where the first key that the token at `position` sees lies: the start of its tile.
+    // The start of the tile with the first key that the token at `position` sees.
     let first_key = |position: usize| {
         let seen = shape
             .window
@@ -265,7 +266,7 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
         let unit = |part, first: usize, tokens: usize| {
             let position = start + first;
             let first_split = first_key(position) / SPLIT;
-            // The last token sees itself and, unless it is causal, as many more as its window holds.
+            // The last token sees itself and, unless attention is causal, the rest of its window.
             let further = match (shape.causal, shape.window) {
                 (true, _) => 0,
                 (false, window) => window.map_or(span.context, |window| window - 1),
@@ -307,11 +308,11 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
             }
             continue;
         }
-        // Tokens of a unit: what fills its rows, unless that leaves threads without work.
+        // As many tokens as fill a unit's rows, unless threads would then have no work.
         let most = (WIDE_ROWS / group).max(1);
         let share = (span.tokens * shape.all_parts()).div_ceil(4 * threads);
         let tokens = share.clamp(most.min(1 + most / 4), most);
-        // The last tokens see most keys: they come first.
+        // The last tokens see the most keys, so they come first.
         for first in (0..span.tokens).step_by(tokens).rev() {
             let count = tokens.min(span.tokens - first);
             let units = (0..shape.all_parts()).map(|part| unit(part, first, count));
@@ -325,7 +326,7 @@ fn plan(spans: &[SeqSpan], shape: AttentionShape, threads: usize) -> Plan {
     plan
 }
 
-/// Merges the splits of `first`, which the units of the same part have left among the partial results.
+/// Merges the splits of `first`, whose units have left partial results.
 fn merge_splits(layer: &Layer, first: &Unit) {
     let rows = first.tokens * layer.group;
     let width = layer.cache.shape().width();
@@ -351,7 +352,7 @@ fn merge_splits(layer: &Layer, first: &Unit) {
 }
 
 impl Softmax {
-    /// As a unit leaves it in its partial result.
+    /// Reads the partial result that a unit has left.
     fn of(state: &[f32]) -> Self {
         Self {
             base: state[0],

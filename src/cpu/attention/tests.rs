@@ -9,7 +9,7 @@ const KV_HEADS: usize = 2;
 const BLOCK: usize = 32;
 const LONGEST: usize = 700;
 
-/// A sequence with all its queries, keys and values, `[tokens][heads][head_dim]`, and shuffled blocks.
+/// A sequence with all its queries, keys and values, `[tokens][heads][head_dim]`, in shuffled blocks.
 struct Case {
     head_dim: usize,
     queries: Vec<f32>,
@@ -18,19 +18,19 @@ struct Case {
     table: Vec<i32>,
 }
 
-/// What a layer's attention has beside queries and keys.
+/// The variants of a layer's attention.
 #[derive(Debug, Clone, Copy, Default)]
 struct Kind {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: Option<[f32; HEADS]>,
-    /// Tokens see what follows them too; otherwise those up to themselves.
+    /// Whether tokens also see later tokens.
     whole: bool,
-    /// Scores have an addend by distance.
+    /// Whether values are added to scores by distance.
     distances: bool,
 }
 
-/// What a head adds to the score of a key that lies so far after the query.
+/// The value that a head adds to the score of a key at this distance after the query.
 fn addend(head: usize, distance: i64) -> f32 {
     ((31 * head as i64 + distance).rem_euclid(17) - 8) as f32 / 4.0
 }
@@ -66,7 +66,7 @@ const KINDS: [Kind; 4] = [
     },
 ];
 
-/// Numbers in [-1, 1) that look random.
+/// Pseudorandom numbers in [-1, 1).
 fn noise(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     (0..len)
@@ -101,12 +101,12 @@ impl Case {
         }
     }
 
-    /// What token `position` gets, straightforwardly.
+    /// The expected result of token `position`, computed naively.
     fn expected(&self, position: usize, kind: &Kind) -> Vec<f64> {
         self.expected_up_to(position, position, kind)
     }
 
-    /// The same for one that sees keys up to `last`.
+    /// The same for a token that sees the keys up to `last`.
     fn expected_up_to(&self, position: usize, last: usize, kind: &Kind) -> Vec<f64> {
         let d = self.head_dim;
         let mut out = Vec::new();
@@ -179,7 +179,7 @@ fn shape(dtype: KvType, head_dim: usize) -> KvShape {
     }
 }
 
-/// Two sequences whose blocks lie among each other's, written to layer 1 of a cache of two.
+/// Two sequences with interleaved blocks, written to layer 1 of a cache of two layers.
 fn cases(isa: Isa, dtype: KvType, head_dim: usize) -> (Vec<Case>, KvCache) {
     let blocks = LONGEST.div_ceil(BLOCK) as i32;
     let cases = vec![
@@ -196,8 +196,8 @@ fn cases(isa: Isa, dtype: KvType, head_dim: usize) -> (Vec<Case>, KvCache) {
     (cases, cache)
 }
 
-/// What attention gives the tokens `from..to` of some cases, computed in one step: a result for each case. The query heads of a
-/// key-value head are cut into `heads_in` parts.
+/// The results of the tokens `from..to` of some cases, computed in one step, one for each case. The query heads of a key-value head
+/// are divided into `heads_in` parts.
 fn attend(
     isa: Isa,
     (threads, heads_in): (usize, usize),
@@ -404,7 +404,7 @@ fn a_plan_covers_every_token_once_and_gives_threads_work() {
     assert_eq!(covered[302], [4; KV_HEADS]);
     assert_eq!(whole.merges.len(), KV_HEADS);
     assert_eq!(whole.partial_len, KV_HEADS * 4 * 6 * (64 + 2));
-    // With a window nothing is read that nobody sees.
+    // With a window, no tile is read that no token sees.
     for unit in plan(&spans, shape(Some(100)), 2).units {
         let seen = (unit.first_position + 1).saturating_sub(100);
         assert!(unit.first_key <= seen && seen < unit.first_key + TILE);

@@ -11,12 +11,14 @@ use super::block::{
 use super::cache::{Element, Half, HeadPage, KvType, KvView, PAGE};
 use super::distances::Distances;
 
-/// Keys of a split. Every split is computed by itself, whoever computes it, and the splits are merged in their order.
+/// Number of keys of a split. Every split is computed separately, and the splits are merged in order, so the result does not depend
+/// on the threads.
 pub(super) const SPLIT: usize = 256;
-/// Rows (a query head of a token each) up to which keys and values are read as stored, not converted for all rows first.
+/// Maximum number of rows (one for each query head of a token) for which keys and values are read as stored. For more rows, they
+/// are converted first.
 pub(super) const NARROW_ROWS: usize = 2 * MAX_ROWS;
 
-/// Where a sequence's tokens lie.
+/// The blocks of a sequence's tokens.
 #[derive(Clone, Copy)]
 pub struct Sequence<'a> {
     /// Its block ids.
@@ -34,37 +36,37 @@ impl Sequence<'_> {
     }
 }
 
-/// Tokens of one sequence and a key-value head.
+/// The tokens of one sequence with one key-value head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unit {
     /// The sequence's index in the step.
     pub(super) sequence: usize,
-    /// Which part of the query heads of a key-value head, of those of all.
+    /// Index of the part of a key-value head's query heads, counted over all key-value heads.
     pub(super) part: usize,
     /// The first token among the step's.
     pub(super) first_token: usize,
     /// Its position in the sequence.
     pub(super) first_position: usize,
     pub(super) tokens: usize,
-    /// Keys that its last token sees.
+    /// Number of keys that its last token sees.
     pub(super) context: usize,
-    /// Where its first tile begins: a multiple of [`TILE`].
+    /// The position of its first tile: a multiple of [`TILE`].
     pub(super) first_key: usize,
-    /// The splits to look at.
+    /// The splits to compute.
     pub(super) first_split: usize,
     pub(super) splits: usize,
-    /// Where the outcome of these splits goes among the partial results, if they are not all.
+    /// Index of the partial result for these splits, if they are not all.
     pub(super) partial: Option<usize>,
 }
 
 impl Unit {
-    /// Where the first tile of its split `split` begins.
+    /// The position of the first tile of split `split`.
     fn start(&self, split: usize) -> usize {
         self.first_key.max(split * SPLIT)
     }
 }
 
-/// What a thread computes in.
+/// A thread's buffers.
 pub(super) struct UnitScratch {
     floats: Aligned<f32>,
     softmax: Vec<Softmax>,
@@ -72,7 +74,7 @@ pub(super) struct UnitScratch {
 }
 
 impl UnitScratch {
-    /// For units of at most `rows` rows.
+    /// Buffers for units of at most `rows` rows.
     pub(super) fn new(rows: usize, head_dim: usize, width: usize) -> Self {
         let row = head_dim + 2 * width + SUM_LANES;
         let floats = rows * row + MAX_ROWS * TILE + TILE * (head_dim + width);
@@ -84,7 +86,7 @@ impl UnitScratch {
     }
 }
 
-/// What all units of a layer share.
+/// The state that all units of a layer share.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
     pub(super) cache: KvView<'a>,
@@ -96,7 +98,7 @@ pub(super) struct Layer<'a> {
     pub(super) softcap: Option<f32>,
     pub(super) window: Option<usize>,
     pub(super) causal: bool,
-    /// Of each query head.
+    /// One for each query head.
     pub(super) sinks: Option<&'a [f32]>,
     pub(super) distances: Option<&'a Distances>,
     /// Rows of `stride`, each beginning with `heads * head_dim` queries.
@@ -108,7 +110,7 @@ pub(super) struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Elements of a partial result of `rows` rows: their sums, then the softmax of each.
+    /// Number of elements of a partial result of `rows` rows: their sums, followed by the softmax of each.
     pub(super) fn partial_len(&self, rows: usize) -> usize {
         rows * (self.cache.shape().width() + 2)
     }
@@ -145,7 +147,7 @@ pub(super) struct Attend<'a> {
     pub(super) layer: Layer<'a>,
     pub(super) unit: Unit,
     pub(super) sequence: Sequence<'a>,
-    /// What the thread will probably compute after it.
+    /// The unit that the thread will probably compute next.
     pub(super) next: Option<(Unit, Sequence<'a>)>,
     pub(super) scratch: &'a mut UnitScratch,
 }
@@ -163,7 +165,7 @@ impl Kernel for Attend<'_> {
     }
 }
 
-/// The memory of a unit's rows.
+/// The buffers of a unit's rows.
 struct Rows<'a> {
     queries: &'a [f32],
     sums: &'a mut [f32],
@@ -173,15 +175,15 @@ struct Rows<'a> {
     softmax: &'a mut [Softmax],
     head_dim: usize,
     width: usize,
-    /// The position of row 0; `group` rows on, the next one begins, and so on.
+    /// The position of row 0. Every `group` rows, the next position begins.
     first_position: usize,
     group: usize,
-    /// Keys that there are.
+    /// Number of keys.
     context: usize,
-    /// Keys that a row sees up to its position, and after it.
+    /// Number of keys that a row sees up to its position, and after it.
     window: (usize, usize),
     softcap: Option<f32>,
-    /// With the head of row 0.
+    /// With the index of row 0's head.
     distances: Option<(&'a Distances, usize)>,
 }
 
@@ -193,17 +195,17 @@ struct Tile {
 }
 
 impl Tile {
-    /// The first that `unit` reads.
+    /// The first tile that `unit` reads.
     fn first(layer: &Layer, unit: &Unit, sequence: &Sequence) -> Self {
         Self::new(layer, unit, sequence, unit.start(unit.first_split))
     }
 
-    /// That of `unit` which begins at position `start`.
+    /// The tile of `unit` that begins at position `start`.
     #[inline]
     fn new(layer: &Layer, unit: &Unit, sequence: &Sequence, start: usize) -> Self {
         let last = unit.context - 1;
         let page = |p: usize| {
-            // Beyond the context any page will do: what it gives is not seen.
+            // Beyond the context any page can be used: its results are not seen.
             let position = last.min(start + p * PAGE);
             layer
                 .cache
@@ -217,8 +219,8 @@ impl Tile {
 }
 
 impl Attend<'_> {
-    /// Not inlined, so that only the small kernels that it calls are compiled with the instructions: a large function is
-    /// compiled badly.
+    /// Not inlined, so that only the small kernels are compiled with the instruction set. The compiler handles a large function
+    /// badly.
     #[inline(never)]
     #[allow(
         clippy::too_many_lines,
@@ -339,7 +341,7 @@ impl Attend<'_> {
     }
 }
 
-/// Adds the sums of a further split; the scales are what [`Softmax::merge`] gives.
+/// Adds the sums of a further split. The factors come from [`Softmax::merge`].
 pub(super) fn merge_sums(total: &mut [f32], further: &[f32], ours: f32, theirs: f32) {
     for (total, further) in total.iter_mut().zip(further) {
         *total = *total * ours + further * theirs;
@@ -413,7 +415,7 @@ impl Rows<'_> {
         let count = self.softmax.len();
         let blocks = count.div_ceil(MAX_ROWS);
         for block in 0..blocks {
-            // Blocks of nearly equal size: the last would otherwise be a small, slow one.
+            // Blocks of nearly equal size, because a small last block would be slow.
             let rows = block * count / blocks..(block + 1) * count / blocks;
             let ahead = ahead.filter(|_| block == 0);
             let (unseen, seen) = (self.seen(rows.start).start, self.seen(rows.end - 1).end);
@@ -431,7 +433,7 @@ impl Rows<'_> {
         }
     }
 
-    /// Keys that row `row` sees.
+    /// The keys that row `row` sees.
     fn seen(&self, row: usize) -> Range<usize> {
         let end = self.first_position + row / self.group + 1;
         let (up_to, after) = self.window;

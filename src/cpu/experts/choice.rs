@@ -1,6 +1,6 @@
-//! Routers: which experts a row goes to, and what their outputs are multiplied with.
+//! Routers choose the experts of a row, and the weights of their outputs.
 
-/// How the chosen experts and their weights follow from a row's logits. `s` are the logits, one for each expert.
+/// How the experts and their weights follow from a row's logits. `s` are the logits, one for each expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Router {
     /// `p = softmax(s)`; the largest `p`, divided by their sum where `normalized`.
@@ -22,18 +22,18 @@ pub enum Router {
     /// `p = softmax(s)`; the largest `p` among the experts of the `top_groups` groups whose largest is largest.
     #[allow(missing_docs)]
     GroupedSoftmax { groups: usize, top_groups: usize },
-    /// Again and again the largest `s` of those left; its weight is its softmax among those left that are less than
-    /// `2 * jitter` below it, in parts of the larger of its own and their size (`SparseMixer`, Phi-3.5-MoE).
+    /// Repeatedly the largest `s` of the rest. Its weight is its softmax over those of the rest that are less than `2 * jitter`
+    /// below it, relative to the larger of its size and theirs (`SparseMixer`, Phi-3.5-MoE).
     #[allow(missing_docs)]
     SparseMixer { jitter: f32 },
 }
 
-/// What of a layer's router is a number for each expert.
+/// The values of a layer's router for each expert.
 #[derive(Debug, Clone, Default)]
 pub struct ExpertNumbers {
-    /// Added to the scores that choose; empty: nothing is.
+    /// Added to the scores that choose. Empty: nothing is added.
     pub correction: Vec<f32>,
-    /// The weights are multiplied with it; empty: with nothing.
+    /// Factors of the weights. Empty: there are none.
     pub scale: Vec<f32>,
 }
 
@@ -117,8 +117,8 @@ impl Router {
     }
 }
 
-/// Writes the places of the largest values that are `open` to `out`, the largest first, of equal ones the first. Values that are
-/// no numbers, and those that are not open, come last.
+/// Writes the indices of the largest values that are `open` to `out`: the largest first, and of equal ones the first. NaN and
+/// values that are not open come last.
 fn choose(values: &[f32], out: &mut [f32], open: impl Fn(usize) -> bool) {
     let mut last = (f32::INFINITY, None);
     for place in 0..out.len() {
@@ -142,7 +142,7 @@ fn choose(values: &[f32], out: &mut [f32], open: impl Fn(usize) -> bool) {
     }
 }
 
-/// Which groups of `size` values are among the `count` with the best scores.
+/// Which groups of `size` values are the `count` best.
 fn best_groups(
     values: &[f32],
     size: usize,

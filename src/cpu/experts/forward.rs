@@ -1,4 +1,4 @@
-//! What the experts of a layer make of a step's rows.
+//! Computes the experts of a layer for a step's rows.
 
 use super::groups::{BLOCK, Grouping};
 use super::stages::{ExpertScratch, Stages};
@@ -90,7 +90,7 @@ impl ExpertsWeight {
         }
     }
 
-    /// What lies between the matrices, of a block of a group's rows.
+    /// Applies the activation to a block of a group's rows, between the matrices.
     ///
     /// # Safety
     /// The products with gate and up are written; nobody else touches this block.
@@ -136,7 +136,7 @@ impl ExpertsWeight {
         }
     }
 
-    /// Adds what a row's experts gave, in the order of its choice.
+    /// Adds the outputs of a row's experts, in the order of its choice.
     ///
     /// # Safety
     /// All of it is written; nobody else touches this row of `out`.

@@ -1,53 +1,53 @@
-//! The rows of a step by the experts that they go to, and the work on them cut into units.
+//! Groups the rows of a step by expert, and divides the work on them into units.
 
 use std::ops::Range;
 
-/// Rows that are quantized, and multiplied, side by side.
+/// Number of rows that are quantized and multiplied together.
 pub(super) const BLOCK: usize = 4;
-/// Rows of a unit of work at most: the kernels read a strip of weights once for all of them.
+/// Maximum number of rows of a unit: the kernels read a strip of weights once for all of them.
 const ROWS: usize = 64;
-/// Tiles of a strip.
+/// Number of tiles of a strip.
 const TILES: usize = 3;
-/// Units for each thread: enough for those that others hold up to leave work to the rest.
+/// Number of units for each thread: enough that other threads can take over the work of one that was delayed.
 const UNITS: usize = 8;
 
-/// The rows that go to one expert.
+/// The rows of one expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) expert: usize,
-    /// The first of its pairs, in their order by expert.
+    /// Index of the first of its pairs, in the order by expert.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// Rows of the groups before it, each filled up to whole blocks of quantized rows.
+    /// Number of rows of the groups before it, each padded to whole blocks of quantized rows.
     pub(super) padded: usize,
 }
 
-/// Some rows of a group with one matrix.
+/// Some rows of a group, to be multiplied by one matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
     pub(super) group: usize,
-    /// Which of the matrices that read the same rows.
+    /// Index of the matrix among those that read the same rows.
     pub(super) matrix: usize,
     pub(super) tiles: Range<usize>,
     pub(super) rows: Range<usize>,
 }
 
-/// Pairs of a row and an expert, in the order of the experts and, for each, of the rows. Every thread has one of its own, all the
-/// same: it costs less than to wait for one that another thread makes.
+/// The pairs of a row and an expert, ordered by expert and then by row. Every thread computes them for itself, because that takes
+/// less time than waiting for another thread.
 #[derive(Debug, Default)]
 pub(super) struct Grouping {
     pub(super) groups: Vec<Group>,
-    /// For each place in the order, the pair: its row times `top_k` plus its place in the row's choice.
+    /// The pair at each index of the order: its row times `top_k`, plus its index in the row's choice.
     pub(super) pairs: Vec<u32>,
-    /// The place of each pair.
+    /// The index of each pair.
     pub(super) places: Vec<u32>,
-    /// Of each block of rows, its group and the first of its rows in the group.
+    /// For each block of rows, its group and its first row in the group.
     pub(super) blocks: Vec<(u32, u32)>,
     pub(super) units: Vec<Unit>,
     ends: Vec<u32>,
 }
 
-/// Rows that the records of so many quantized rows take.
+/// Number of rows whose records these quantized rows take.
 const fn padded_rows(rows: usize) -> usize {
     if rows == 1 {
         1
@@ -56,14 +56,14 @@ const fn padded_rows(rows: usize) -> usize {
     }
 }
 
-/// At most so many rows, with padding, and groups come of `pairs` pairs with so many experts.
+/// The maximum number of padded rows and of groups for `pairs` pairs and this number of experts.
 pub(super) fn most(pairs: usize, experts: usize) -> (usize, usize) {
     let groups = pairs.min(experts);
     (pairs + (BLOCK - 1) * groups, groups)
 }
 
 impl Grouping {
-    /// Groups `rows` rows, of which `expert(row, j)` is the expert of the j-th place.
+    /// Groups `rows` rows. `expert(row, j)` is the j-th expert of a row.
     pub(super) fn group(
         &mut self,
         experts: usize,
@@ -81,7 +81,7 @@ impl Grouping {
         let (mut first, mut padded) = (0, 0);
         for (expert, end) in self.ends.iter_mut().enumerate() {
             let rows = *end as usize;
-            // From here on the place of the next pair.
+            // From here on, the index of the next pair.
             *end = first as u32;
             if rows > 0 {
                 let group = self.groups.len() as u32;
@@ -107,7 +107,7 @@ impl Grouping {
         }
     }
 
-    /// Cuts the product of each group's rows with `matrices` matrices of `tiles` tiles, into units of like cost.
+    /// Divides the products of each group's rows and `matrices` matrices of `tiles` tiles into units of similar cost.
     pub(super) fn cut(&mut self, matrices: usize, tiles: usize, threads: usize) {
         let blocks = self.blocks.len().max(1);
         let target = (matrices * tiles * blocks).div_ceil(UNITS * threads);

@@ -1,7 +1,8 @@
-//! Experts: feed-forward networks of which each row passes a few, which its router chooses.
+//! Experts: feed-forward networks, of which a router chooses a few for each row.
 //!
-//! A step's rows are grouped by expert, so that the weights of each that is chosen are read once, and those of the others not at
-//! all. What a row's experts give is added in the order of its choice: its result has the same bits whatever other rows there are.
+//! A step's rows are grouped by expert, so that the weights of each chosen expert are read once, and those of the others not at
+//! all. The outputs of a row's experts are added in the order of its choice, so a row's result has the same bits whatever other
+//! rows the step has.
 
 mod choice;
 mod forward;

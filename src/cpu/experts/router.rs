@@ -1,4 +1,4 @@
-//! A layer's router: its matrix, and the choice that follows from the logits.
+//! A layer's router: its matrix, and the choice by the logits.
 
 use super::choice::{ExpertNumbers, Router};
 use crate::cpu::linear::Linear;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// The router of a layer, loaded.
 pub(in crate::cpu) struct RouterWeight {
-    /// Gives the logits: floats, whatever the other weights are.
+    /// Computes the logits. Its weights are floats, whatever the other weights are.
     pub(in crate::cpu) linear: Linear,
     router: Router,
     numbers: ExpertNumbers,

@@ -1,4 +1,4 @@
-//! The experts of a layer, packed.
+//! The packed experts of a layer.
 
 use crate::cpu::activation::Activation;
 use crate::cpu::isa::Isa;
@@ -6,7 +6,7 @@ use crate::cpu::linear::{Linear, Matrix};
 use crate::cpu::pool::Pool;
 use crate::error::{Error, Result};
 
-/// The matrices of one expert, as stored; all of a layer have a gate, or none has.
+/// The matrices of one expert, as stored. Either all experts of a layer have a gate, or none.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct ExpertMatrices<'a> {
@@ -22,11 +22,11 @@ pub(super) struct Expert {
     pub(super) down: Linear,
 }
 
-/// The experts of a layer, loaded: each gives `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
+/// The loaded experts of a layer. Each computes `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
 pub(in crate::cpu) struct ExpertsWeight {
     pub(super) experts: Vec<Expert>,
     pub(super) activation: Activation,
-    /// Whether what a router gives is multiplied with an expert's input, and not with its output.
+    /// Whether a router's weights multiply the experts' inputs instead of their outputs.
     pub(super) scaled_inputs: bool,
     pub(super) gated: bool,
     pub(in crate::cpu) hidden: usize,
@@ -53,7 +53,7 @@ impl Reads {
 }
 
 impl ExpertsWeight {
-    /// Without any yet.
+    /// No experts yet.
     pub(in crate::cpu) fn new(activation: Activation, scaled_inputs: bool) -> Self {
         let none = Reads {
             integers: false,
@@ -71,7 +71,7 @@ impl ExpertsWeight {
         }
     }
 
-    /// Packs further experts, each matrix on one thread of the pool.
+    /// Packs more experts, each matrix on one thread of the pool.
     ///
     /// # Errors
     /// `invalid_value` for matrices that do not fit each other, those of the experts before or their bytes.
@@ -111,8 +111,8 @@ impl ExpertsWeight {
         Ok(())
     }
 
-    /// Takes all experts, packed already: the gate (where they are `gated`), up and down of each; says whether their shapes fit each
-    /// other.
+    /// Takes all experts as packed layers: the gate (if they are `gated`), up and down of each. Returns whether their shapes fit
+    /// each other.
     pub(in crate::cpu) fn take(&mut self, layers: Vec<Linear>, gated: bool) -> bool {
         let Some(first) = layers.first() else {
             return false;
@@ -164,7 +164,7 @@ impl ExpertsWeight {
             .sum()
     }
 
-    /// How many there are.
+    /// Number of experts.
     pub(in crate::cpu) fn count(&self) -> usize {
         self.experts.len()
     }

@@ -1,11 +1,11 @@
-//! Float weights in the order in which kernels read them.
+//! Float weights in the order in which the kernels read them.
 
 use crate::cpu::half::{bf16_to_f32, f16_to_f32};
 use crate::cpu::memory::Aligned;
 
 use super::{Format, Output, TILE, to_half};
 
-/// Float weights `[out, in]` in tiles of 16 outputs, the last filled up with zeros: for each input the 16 outputs.
+/// Float weights `[out, in]` in tiles of 16 outputs, the last one padded with zeros. For each input, a tile has its 16 outputs.
 #[derive(Clone)]
 pub(super) struct FloatWeights {
     pub(super) format: Format,
@@ -20,7 +20,7 @@ pub(super) enum Data {
     Half(Aligned<u16>),
 }
 
-/// A multiplication with float weights.
+/// A multiplication by float weights.
 pub(super) struct Task<'a> {
     pub(super) weights: &'a FloatWeights,
     pub(super) x: *const f32,
@@ -32,7 +32,7 @@ pub(super) struct Task<'a> {
 // SAFETY: threads only read `x`.
 unsafe impl Sync for Task<'_> {}
 
-/// Some tiles of such weights, to be written.
+/// Some tiles of such weights, to be filled.
 pub(super) struct FloatTiles<'a> {
     format: Format,
     cols: usize,
@@ -69,7 +69,7 @@ impl FloatWeights {
         Self::of_data(format, (out, cols), data)
     }
 
-    /// Weights whose numbers are these.
+    /// Weights with these numbers.
     pub(super) fn of_data(format: Format, (out, cols): (usize, usize), data: Data) -> Self {
         let len = match &data {
             Data::Full(data) => data.len(),
@@ -116,7 +116,7 @@ impl FloatWeights {
     }
 }
 
-/// Numbers of weights `[out, cols]` with those that fill up the last tile.
+/// Number of elements of weights `[out, cols]`, including the padding of the last tile.
 pub(super) const fn count(out: usize, cols: usize) -> usize {
     out.next_multiple_of(TILE) * cols
 }

@@ -41,12 +41,12 @@ use pack::Kept;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Outputs that are packed side by side.
+/// Number of outputs that are packed side by side.
 const TILE: usize = 16;
-/// Rows that a kernel computes at once at most.
+/// Maximum number of rows that a kernel computes at once.
 const BLOCK: usize = 4;
 
-/// How weights are kept.
+/// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// 32-bit floats; exact.
@@ -62,7 +62,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// How integers stand for weights, where they do.
+    /// The integers that stand for the weights, if the format has integers.
     const fn code(self) -> Option<Code> {
         let (bits, min) = match self {
             Self::Int8 => (8, false),
@@ -85,7 +85,7 @@ enum Weights {
     Float(FloatWeights),
 }
 
-/// Rows that a layer reads: integers, or floats side by side.
+/// The rows that a layer reads: quantized integers, or contiguous floats.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) enum Input<'a> {
     Integers(QuantizedRows<'a>),
@@ -99,17 +99,17 @@ pub struct Linear {
     out_features: usize,
     in_features: usize,
     weights: Weights,
-    /// Filled up to whole tiles.
+    /// Padded to whole tiles.
     bias: Option<Aligned<f32>>,
 }
 
 impl Linear {
-    /// Values in a row of the result.
+    /// Number of values of a row of the result.
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// Values in a row of the input.
+    /// Number of values of a row of the input.
     pub fn in_features(&self) -> usize {
         self.in_features
     }
@@ -129,7 +129,7 @@ impl Linear {
         matches!(self.weights, Weights::Int(_))
     }
 
-    /// Bytes that `forward` needs beside input and output.
+    /// Bytes of scratch memory that `forward` needs.
     pub fn scratch_bytes(&self, rows: usize) -> usize {
         match &self.weights {
             Weights::Int(_) => QuantizedRows::bytes(rows, self.in_features),
@@ -219,7 +219,7 @@ impl Linear {
         unsafe { kernels::integers(self.isa, team, &task) };
     }
 
-    /// Tiles of a layer with so many outputs.
+    /// Number of tiles of a layer with this number of outputs.
     pub(in crate::cpu) const fn tiles_of(out_features: usize) -> usize {
         out_features.div_ceil(TILE)
     }
@@ -288,7 +288,7 @@ pub fn packed_bytes(stored: Stored, rows: usize, cols: usize) -> usize {
     }
 }
 
-/// Where results go: rows of `stride` values, plus a bias of whole tiles unless it is null.
+/// The destination of results: rows of `stride` values. The bias of whole tiles is added unless it is null.
 #[derive(Clone, Copy)]
 struct Output {
     y: *mut f32,

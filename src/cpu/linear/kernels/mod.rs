@@ -24,12 +24,12 @@ use crate::cpu::quant::GROUP;
 use crate::cpu::simd::all_finite;
 use std::ops::Range;
 
-/// Tiles of a unit of work with many rows.
+/// Number of tiles of a unit with many rows.
 const TILES: usize = 3;
-/// Rows of a unit of work.
+/// Number of rows of a unit.
 const ROWS: usize = 64;
-/// Bytes of weights of a unit of work with few rows at most. The longer the range that a thread reads in one go, the faster
-/// memory gives it; but threads that others hold up leave what remains of a large layer to the rest.
+/// Maximum number of bytes of weights of a unit with few rows. A longer range is read from memory faster, but with shorter ones
+/// other threads can take over the work of one that was delayed.
 const BYTES: usize = 768 << 10;
 
 /// Multiplies rows of integers on all threads of the team, and waits for all.
@@ -49,7 +49,7 @@ pub(super) unsafe fn integers(isa: Isa, team: &Team, task: &integers::Task) {
     );
 }
 
-/// Multiplies some rows, which begin at a block of them, with some tiles, on this thread.
+/// Multiplies some rows, which begin with a block, by some tiles, on this thread.
 ///
 /// # Safety
 /// As for [`integers`], of these tiles and rows.
@@ -91,7 +91,7 @@ pub(super) unsafe fn floats(isa: Isa, team: &Team, task: &FloatTask) {
     );
 }
 
-/// Multiplies some rows with some tiles, on this thread.
+/// Multiplies some rows by some tiles, on this thread.
 ///
 /// # Safety
 /// As for [`integers`], of these tiles and rows.
@@ -115,8 +115,8 @@ pub(super) unsafe fn floats_part(
     }
 }
 
-/// Quantizes the groups of `rows` rows, which lie `stride` apart in `values` and end with it, and writes them to `target`: the
-/// place of the first row. A row with a value that is not finite is one whose products are none.
+/// Quantizes the groups of `rows` rows and writes them to `target`, the place of the first row. The rows are `stride` apart in
+/// `values`, which ends with the last row. If a row has a value that is not finite, its products are NaN.
 ///
 /// # Safety
 /// The instruction set must be there, and the records of all groups, which nobody else touches.
@@ -139,7 +139,7 @@ pub(super) unsafe fn quantize(
     }
 }
 
-/// What [`quantize`] does with finite values.
+/// Quantizes as [`quantize`] does, for finite values.
 ///
 /// # Safety
 /// As for [`quantize`].
@@ -177,7 +177,7 @@ unsafe fn round(isa: Isa, values: &[f32], rows: usize, stride: usize, target: Ta
     }
 }
 
-/// Calls `f` with ranges of tiles and rows (which begin at blocks of rows) that together are all.
+/// Calls `f` with ranges of tiles and rows that together cover everything. Ranges of rows begin with a block.
 fn share(
     team: &Team,
     tiles: usize,
@@ -186,7 +186,7 @@ fn share(
     mut f: impl FnMut(Range<usize>, Range<usize>),
 ) {
     if rows <= BLOCK {
-        // As many units for each thread.
+        // The same number of units for each thread.
         let units = (tiles * tile_bytes).div_ceil(BYTES * team.size()) * team.size();
         let unit = tiles.div_ceil(units.max(1)).next_multiple_of(TILES);
         team.for_chunks(tiles, unit, |tiles| f(tiles, 0..rows));
@@ -194,7 +194,7 @@ fn share(
     }
     let strips = tiles.div_ceil(TILES);
     let units = strips * rows.div_ceil(ROWS);
-    // Few, long pieces: a kernel fetches the weights of the strip after its own, which should be this thread's next.
+    // A few long pieces: a kernel prefetches the weights of the next strip, which should be this thread's next one.
     team.for_chunks(units, units / (team.size() * 3), |range| {
         for at in range {
             let (strip, part) = (at % strips, at / strips);
@@ -206,20 +206,21 @@ fn share(
     });
 }
 
-/// What stands in for the bits of integers that are indices of 4 bits into a table of bytes.
+/// Stands for the bits of integers that are indices of 4 bits into a table of bytes.
 const INDEX: usize = 48;
 
-/// Bits that integers take in memory, of a kernel's constant.
+/// Number of bits that integers take in memory, by a kernel's constant.
 const fn stored_bits(bits: usize) -> usize {
     if bits == INDEX { 4 } else { bits }
 }
 
-/// Bits that they have when they are multiplied.
+/// Number of bits that integers have when they are multiplied.
 const fn bits_of_value(bits: usize) -> usize {
     if bits == INDEX { 8 } else { bits }
 }
 
-/// Calls a kernel with the constants of a code: bits, groups in 32 inputs, whether scales are nested, whether there are minima.
+/// Calls a kernel with the constants of a code: bits, groups per 32 inputs, whether scales are nested, and whether there are
+/// minima.
 macro_rules! by_code {
     ($code:expr, $kernel:ident($($argument:expr),*)) => {{
         let code = $code;
@@ -260,7 +261,7 @@ macro_rules! by_rows {
 
 use {by_code, by_rows};
 
-/// How far parts of packed weights of one code lie apart, in bytes; the constants are those of [`by_code`].
+/// Distances between the parts of packed weights of one code, in bytes. The constants are those of [`by_code`].
 struct Strides {
     /// The integers of a group of a tile.
     q_step: usize,
@@ -297,7 +298,7 @@ impl Strides {
     }
 }
 
-/// What the middle of the integers' range adds for row `r`: its negative times the sum of the activations of a group.
+/// The offset of row `r` for the middle of the integers' range: its negative, times the sum of a group's activations.
 ///
 /// # Safety
 /// `tail` must be the end of a record.
@@ -319,7 +320,7 @@ unsafe fn offset<const BITS: usize, const GROUPS: usize>(
     }
 }
 
-/// What minima are multiplied with for row `r`: the sum of the activations of a group.
+/// The factor of minima for row `r`: the sum of a group's activations.
 ///
 /// # Safety
 /// `tail` must be the end of a record.
@@ -345,7 +346,7 @@ unsafe fn weighted<const GROUPS: usize>(
     }
 }
 
-/// Writes the results of one row in one tile, those that exist.
+/// Writes the existing results of one row in one tile.
 ///
 /// # Safety
 /// The row must lie within `y`, and nobody else touch this part of it.
