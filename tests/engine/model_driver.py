@@ -231,3 +231,19 @@ def greedy(runner, n_rows: int | None = None) -> None:
     buffers.frequency_penalty[rows] = 0
     buffers.uniform[rows] = 0
     buffers.logprobs[rows] = -1
+
+
+def assert_alone_as_in_a_batch(runner) -> None:
+    """Prompts have the same logits to the bit in one batch, and alone, whole and in pieces."""
+    greedy(runner)
+    generator = np.random.default_rng(4)
+    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
+    together = Driver(runner)
+    sequences = [together.start(prompt) for prompt in prompts]
+    together.generate(sequences, 8)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        for chunk in (7, 10**9):
+            driver = Driver(runner, seed=9)
+            alone = driver.start(prompt)
+            driver.generate([alone], 8, chunk=chunk)
+            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from lmserve.errors import LmserveError
 from lmserve.model import OptionError, RunnerOptions, load_runner, open_checkpoint, plan_memory
-from model_driver import Driver, greedy
+from model_driver import Driver, assert_alone_as_in_a_batch, greedy
 
 OPTIONS = RunnerOptions(device="cpu", ops="cpu", max_batch=16, max_batch_tokens=256, kv_memory=4 << 20, threads=2)
 PROMPT = np.random.default_rng(5).integers(0, 199, 40)
@@ -89,18 +89,7 @@ def test_a_request_has_the_same_logits_alone_and_in_a_batch_to_the_bit(checkpoin
 def test_whatever_a_layer_computes_it_does_so_alone_as_in_a_batch_and_in_pieces_to_the_bit(family, tmp_path):
     tiny_models.make(family, tmp_path)
     runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(OPTIONS, quantize="q8", kv_dtype="fp16"))
-    greedy(runner)
-    generator = np.random.default_rng(4)
-    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
-    together = Driver(runner)
-    sequences = [together.start(prompt) for prompt in prompts]
-    together.generate(sequences, 8)
-    for prompt, sequence in zip(prompts, sequences, strict=True):
-        for chunk in (7, 10**9):
-            driver = Driver(runner, seed=9)
-            alone = driver.start(prompt)
-            driver.generate([alone], 8, chunk=chunk)
-            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))
+    assert_alone_as_in_a_batch(runner)
 
 
 def test_embeddings_of_long_texts_are_computed_in_pieces(checkpoint):

@@ -13,7 +13,7 @@ import torch
 from lmserve.model import RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.errors import CheckpointError
 from lmserve.model.interface import NO_TOKEN
-from model_driver import Driver, greedy
+from model_driver import Driver, assert_alone_as_in_a_batch, greedy
 from safetensors.torch import load_file, save_file
 from test_model_quantized import FORMATS, set_config
 
@@ -209,18 +209,7 @@ def test_a_request_has_the_same_logits_alone_as_in_a_batch_and_in_pieces_to_the_
     tiny_models.make(family, tmp_path)
     options = dataclasses.replace(CPU, quantize=quantize, kv_dtype="fp16")
     runner = load_runner(open_checkpoint(tmp_path), options)
-    greedy(runner)
-    generator = np.random.default_rng(4)
-    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
-    together = Driver(runner)
-    sequences = [together.start(prompt) for prompt in prompts]
-    together.generate(sequences, 8)
-    for prompt, sequence in zip(prompts, sequences, strict=True):
-        for chunk in (7, 10**9):
-            driver = Driver(runner, seed=9)
-            alone = driver.start(prompt)
-            driver.generate([alone], 8, chunk=chunk)
-            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))
+    assert_alone_as_in_a_batch(runner)
 
 
 @pytest.mark.parametrize("ops", ["torch", "cpu"])

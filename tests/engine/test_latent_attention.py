@@ -9,7 +9,7 @@ import tiny_gguf
 import tiny_models
 import torch
 from lmserve.model import CheckpointError, load_runner, open_checkpoint, plan_memory
-from model_driver import Driver, greedy
+from model_driver import Driver, assert_alone_as_in_a_batch, greedy
 from test_experts import CPU, EXACT, TORCH, assert_equals, rewrite
 from test_model_quantized import FORMATS, set_config
 
@@ -43,18 +43,7 @@ def test_the_cache_has_one_latent_for_all_heads(kv_dtype, tmp_path):
 def test_a_request_has_the_same_logits_alone_as_in_a_batch_and_in_pieces_to_the_bit(quantize, tmp_path):
     tiny_models.make("deepseek_v3", tmp_path)
     runner = load_runner(open_checkpoint(tmp_path), dataclasses.replace(CPU, quantize=quantize, kv_dtype="fp16"))
-    greedy(runner)
-    generator = np.random.default_rng(4)
-    prompts = [generator.integers(0, 199, length) for length in (1, 17, 64, 33)]
-    together = Driver(runner)
-    sequences = [together.start(prompt) for prompt in prompts]
-    together.generate(sequences, 8)
-    for prompt, sequence in zip(prompts, sequences, strict=True):
-        for chunk in (7, 10**9):
-            driver = Driver(runner, seed=9)
-            alone = driver.start(prompt)
-            driver.generate([alone], 8, chunk=chunk)
-            assert np.array_equal(np.array(alone.logits), np.array(sequence.logits))
+    assert_alone_as_in_a_batch(runner)
 
 
 def test_queries_and_outputs_with_biases(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmserve.bench.workload import WORKLOADS
+from lmserve.cli.bounded import bounded
 from lmserve.cli.errors import CommandError
 from lmserve.cli.models import tell
 from lmserve.cli.progress import DownloadProgress
@@ -59,15 +60,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="numbers of concurrent clients; each number is one run (default: by workload)",
     )
     parser.add_argument(
-        "--requests", metavar="N", type=_integer(1, 10**6), help="number of requests (default: by workload)"
+        "--requests", metavar="N", type=bounded(1, 10**6), help="number of requests (default: by workload)"
     )
     parser.add_argument(
-        "--output-tokens", metavar="N", type=_integer(1, 10**6), help="length of each reply (default: by workload)"
+        "--output-tokens", metavar="N", type=bounded(1, 10**6), help="length of each reply (default: by workload)"
     )
     parser.add_argument(
         "--turns",
         metavar="N",
-        type=_integer(1, 1000),
+        type=bounded(1, 1000),
         help="turns of each conversation (default: 20 of the workload agent, 6 of chat)",
     )
     parser.add_argument(
@@ -82,13 +83,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed",
         metavar="N",
-        type=_integer(0, 2**63 - 1),
+        type=bounded(0, 2**63 - 1),
         help="seed of the random prompts (default: a new one, so that no server has the prompts in its cache)",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_integer(1, 10**6),
+        type=bounded(1, 10**6),
         default=600,
         help="time limit for a request (default: 600)",
     )
@@ -117,21 +118,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"an integer in [{low}, {high}] is needed, but {text!r} was given")
-        return value
-
-    return parse
-
-
 def _integers(low: int, high: int) -> Callable[[str], list[int]]:
-    parse = _integer(low, high)
+    parse = bounded(low, high)
     return lambda text: [parse(part) for part in text.split(",")]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import secrets
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lmserve import LmserveError, _core
 from lmserve.cli import capacity
+from lmserve.cli.bounded import bounded
 from lmserve.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -28,31 +28,17 @@ def add_parser(commands: Commands) -> None:
         description=f"{proof} Exits with 1 if an invariant is violated.",
     )
     parser.add_argument(
-        "--seed", type=_bounded(0, MAX_SEED), metavar="N", help="seed of the run (default: a new one, which is printed)"
+        "--seed", type=bounded(0, MAX_SEED), metavar="N", help="seed of the run (default: a new one, which is printed)"
     )
     parser.add_argument(
         "--steps",
-        type=_bounded(1, 10**12),
+        type=bounded(1, 10**12),
         metavar="N",
         default=100_000,
         help="number of steps to simulate (default: 100,000)",
     )
-    capacity.add_options(parser, _bounded)
+    capacity.add_options(parser, bounded)
     parser.set_defaults(run=run)
-
-
-def _bounded(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            message = f"an integer in [{low}, {high}] is needed, but {text!r} was given"
-            raise argparse.ArgumentTypeError(message)
-        return value
-
-    return parse
 
 
 def _print_counts(counts: dict[str, int]) -> None:
