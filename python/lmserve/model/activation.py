@@ -10,7 +10,7 @@ from lmserve.model.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """silu; sigmoid; gelu; gelu_tanh, gelu by a tangens hyperbolicus; relu; relu2: max(x, 0)^2; or xielu (Huang and
+    """silu; sigmoid; gelu; gelu_tanh, gelu approximated with tanh; relu; relu2: max(x, 0)^2; or xielu (Huang and
     Schlag, 2024).
 
     xielu has parameters p, n and b: b * x, plus p * x^2 above 0 and n * (e^x - 1 - x) below.

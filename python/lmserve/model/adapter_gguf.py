@@ -30,7 +30,7 @@ PERMUTED: Final = ("attn_q", "attn_k")
 
 
 def for_gguf(adapter: Adapter, family: Family, config: ModelConfig, linears: Collection[str]) -> Adapter:
-    """The adapter for a GGUF file of a family, with these linear layers.
+    """Convert an adapter for a GGUF file of a family with these linear layers.
 
     Raises AdapterError for a module that it cannot change there.
     """

@@ -53,7 +53,7 @@ def answers(weight: TensorSource, frame: Frame) -> Embedding:
 
 
 def answer_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The tokens of "yes" and "no" of a folder that scores by them; None for any other model.
+    """The tokens of "yes" and "no", if the model in this folder scores by them; None for any other model.
 
     sentence-transformers' module LogitScore names them; the publisher's own folder says nothing, but is called so.
     """

@@ -16,7 +16,7 @@ MOST_RANKS: Final = 64
 def own_share(checkpoint: Checkpoint, ranks: int) -> tuple[ModelConfig, Mapping[str, tuple[int, ...]]]:
     """The configuration that each of so many ranks runs, and the shapes of its tensors: rank 0's, which has the most.
 
-    Raises OptionError where the model cannot be split so.
+    Raises OptionError if the model cannot be split among so many.
     """
     if ranks == 1:
         return checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

@@ -61,7 +61,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """The attention of one layer, as its KV cache and the kernels must know it.
+    """The attention of one layer, as the KV cache and the kernels need to know it.
 
     Query head h reads key-value head h // (num_heads / num_kv_heads).
     """
@@ -103,7 +103,7 @@ class AttentionLayer:
 
 @dataclass(frozen=True, slots=True)
 class RecurrentLayer:
-    """What a layer with a recurrent state keeps of a sequence, in fp32, in place of keys and values.
+    """The recurrent state that a layer keeps of a sequence, in fp32, instead of keys and values.
 
     That is the last `kernel` - 1 inputs of a causal convolution over `channels`, and `heads` matrices [rows, columns].
     `tiled`: where there are n heads of keys and more of values, value head h goes with key head h % n; otherwise the

@@ -44,7 +44,7 @@ class CpuOps:
         """Allocate the cache, whose dtype is "fp32", "fp16" or "int8".
 
         quantize: "q8", "q4" or "none" (fp32) for all matrices; None keeps each as it is stored.
-        The environment variable LMSERVE_CPU_ISA, such as "avx2", keeps it to older instructions.
+        The environment variable LMSERVE_CPU_ISA, such as "avx2", limits it to older instructions.
         """
         tables = position_tables(config.attention, cache.max_model_len)
         self.config = config

@@ -100,7 +100,7 @@ class CpuRunner:
     def logits(self, n_rows: int) -> F32:
         """[n_rows, vocab] logits of the last step, for tests and evaluation.
 
-        Those of a row with a temperature or edits are not raw any more.
+        In a row with a temperature or edits they are changed.
         """
         return np.frombuffer(self._core.logits(n_rows), np.float32).reshape(n_rows, self.info.vocab_size)
 

@@ -17,7 +17,7 @@ SAMPLE = 1024
 def fingerprint(checkpoint: Checkpoint) -> bytes:
     """32 bytes over configuration, tokenizer, chat template, and the beginning of every tensor.
 
-    Not over the path: a model that was moved is the same. Raises OSError if a file cannot be read.
+    The path does not count: a model that was moved is the same. Raises OSError if a file cannot be read.
     """
     digest = sha256()
 

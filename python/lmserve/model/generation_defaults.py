@@ -52,7 +52,7 @@ NONE: Final = GenerationDefaults()
 def from_generation_config(raw: Mapping[str, Any]) -> GenerationDefaults:
     """The defaults that generation_config.json, `raw`, gives; `do_sample: false` is temperature 0.
 
-    Raises CheckpointError for a value that is no number or out of its range.
+    Raises CheckpointError for a value that is not a number or is out of range.
     """
     found = {name: raw.get(keys[0]) for name, keys in _KEYS.items()}
     if raw.get("do_sample") is False:

@@ -71,9 +71,9 @@ def name_of(path: Path) -> str:
 
 
 def shards_of(path: Path, header: GgufFile) -> list[Path]:
-    """All files of a model that gguf-split cut into several, of which `path` is one; `path` alone where it is whole.
+    """All files of the model at `path`: those into which gguf-split cut it, or `path` alone.
 
-    Raises CheckpointError for one that is not there.
+    Raises CheckpointError for a missing file.
     """
     count = header.get("split.count")
     if not count or count == 1:
@@ -154,7 +154,7 @@ class GgufModel:
 def canonical_names(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> dict[str, TensorSource]:
     """The tensors under Hugging Face's names; rope tables, which the configuration holds, are left out.
 
-    `names`: what the family calls otherwise than Llama.
+    `names`: the family's names that differ from Llama's.
     """
     renamed: dict[str, TensorSource] = {}
     for name, tensor in scaled(tensors).items():
@@ -189,8 +189,8 @@ def scaled(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorSource]:
 
 
 def pooled(kind: Any, family: str, stored: Mapping[str, TensorSource]) -> Embedding:
-    """What a file's key `pooling_type` says, with its dense layers. Raises CheckpointError for one that is not computed
-    here.
+    """What a file's key `pooling_type` says, with its dense layers. Raises CheckpointError for a type that is not
+    supported.
     """
     if kind not in POOLING_TYPES:
         known = ", ".join(f"{number} ({name or 'none'})" for number, name in POOLING_TYPES.items())

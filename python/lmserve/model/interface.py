@@ -157,7 +157,7 @@ class Masks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:
-    """Ragged per-row data that few requests need; row r owns entries start[r] .. start[r + 1].
+    """Ragged data of rows that few requests need; row r owns entries start[r] .. start[r + 1].
 
     Order of application: repetition penalty, frequency and presence penalty, bias, masks, then temperature, top_k,
     top_p, min_p (each on what is left).

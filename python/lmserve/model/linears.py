@@ -1,7 +1,7 @@
 """Which linear layers a model has loaded, and which of their outputs an adapter changes.
 
 A loaded layer is made of parts side by side (q, k and v), while a file may have them as one tensor, or their rows in
-another order. Each part knows the file's tensor and the rows of it that it was made of.
+another order. Each part knows the tensor of the file and the rows that it was made of.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def with_case(data: bytes, folder: Path) -> bytes:
     """tokenizer.json, `data`, with what `do_lower_case` says in the files beside it.
 
     That of tokenizer_config.json is what transformers builds BERT's normalizer with; that of sentence_bert_config.json
-    comes before the tokenizer. Raises CheckpointError for a file that is no tokenizer.
+    comes before the tokenizer. Raises CheckpointError for a malformed file.
     """
     wanted = read_object(folder / "tokenizer_config.json").get("do_lower_case")
     before = read_object(folder / "sentence_bert_config.json").get("do_lower_case") is True

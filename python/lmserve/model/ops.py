@@ -58,7 +58,7 @@ class Ops(Protocol[A, W]):
     def load_rms_norm(self, source: TensorSource, eps: float, parts: int = 1) -> W:
         """Weight [width] of an RMS norm: x * rsqrt(mean(x^2) + eps) * weight.
 
-        Each of `parts` of a row is normed by itself, with its part of the weight; such a norm is for `norm` alone.
+        Each of `parts` of a row is normed separately, with its part of the weight; only `norm` takes such a norm.
         """
 
     def load_layer_norm(self, source: TensorSource, bias: TensorSource | None, eps: float) -> W:
@@ -148,8 +148,8 @@ class Ops(Protocol[A, W]):
         """
 
     def heads(self, x: A, w: W, passed: int = 0) -> A:
-        """[n, heads * (out + passed)] of x [n, heads * width]: the first `in` columns of each head times its own weight
-        transposed, then the `passed` columns after them as they are.
+        """[n, heads * (out + passed)] of x [n, heads * width]: the first `in` columns of each head times its own
+        weight transposed, then the `passed` columns after them as they are.
         """
 
     def latent_and_cache(self, q: A, kv: A, layer: int, norm: W) -> A:

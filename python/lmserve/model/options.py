@@ -135,7 +135,7 @@ class MemoryPlan:
 def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: int | None = None) -> MemoryPlan:
     """Decide device, dtype, lengths and the size of the KV cache, from the checkpoint's headers alone.
 
-    Where the memory does not hold one sequence of the model's own length, max_model_len is what it does hold.
+    If the memory cannot hold one sequence of the model's own length, max_model_len is what it can hold.
 
     gpu_memory: bytes to reckon with on a GPU, where known better than all of its memory. Raises OptionError where an
     option is out of range, or where one sequence of the max_model_len that was asked for does not fit.

@@ -263,7 +263,7 @@ class Replayed:
 def replay(recording: Recording, runner: Runner, open_adapter: Callable[[str], Adapter]) -> Replayed:
     """Run every step of a recording again and compare the sampled tokens.
 
-    A step without an outcome, in which the recorded server failed, is run, too: it is the one that is looked for.
+    A step without an outcome is run too: in it the recorded server failed.
     `open_adapter`: reads an adapter by its path. Raises AdapterError for one that is not what was recorded.
     """
     steps = rows = 0

@@ -25,7 +25,7 @@ MAGNITUDES = np.array([-43, -25, -8, 8, 25, 43], np.float32)
 
 
 def repacked(source: TensorSource) -> NDArray[np.uint8] | None:
-    """The blocks of a matrix as those of REPACKED_TYPES; None where half precision does not have its factors.
+    """The blocks of a matrix as those of REPACKED_TYPES; None if half precision cannot represent its factors.
 
     Any matrix of a real model has factors that do: only those below 2^-11 may lose a bit.
     """

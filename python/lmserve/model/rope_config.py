@@ -55,10 +55,11 @@ def rope_of(
     default_theta: float = DEFAULT_THETA,
     interleaved: bool = False,
 ) -> RopeConfig:
-    """The rotation that config.json, `raw`, tells of.
+    """The rotation that `raw`, a config.json, describes.
 
     `layer_type` picks one of several (such as "sliding_attention"), where config.json has them by type of layer.
-    `interleaved`: the family rotates adjacent pairs. Raises CheckpointError for what is not known or no number.
+    `interleaved`: the family rotates adjacent pairs. Raises CheckpointError for an unknown key and for a value that is
+    not a number.
     """
     scaling = _parameters(raw, layer_type)
     unknown = sorted(scaling.keys() - _KNOWN)
@@ -152,10 +153,10 @@ def gguf_rope(
     theta_key: str = "freq_base",
     dimension_key: str = "dimension_count",
 ) -> RopeConfig:
-    """The rotation that a GGUF file's metadata under `prefix` tell of.
+    """The rotation that a GGUF file's metadata under `prefix` describe.
 
     `factors`: the values of its tensors "rope_freqs", "rope_factors_short" and "rope_factors_long", where it has them.
-    Raises CheckpointError for what is not known or no number.
+    Raises CheckpointError for an unknown key and for a value that is not a number.
     """
 
     def value(key: str, default: Any) -> Any:

@@ -76,7 +76,7 @@ def token_logprobs(logits: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Ten
     """Of raw logits [n, vocab]: the sampled tokens' log-probabilities [n], and the most likely tokens with theirs.
 
     The latter are [n, MAX_LOGPROBS], most likely first, lower ids first among equals; a smaller vocabulary is padded
-    with token 0 at -inf. A row with NO_TOKEN has no log-probabilities: what is returned for it means nothing.
+    with token 0 at -inf. A row with NO_TOKEN has no log-probabilities: its values are undefined.
     """
     logprobs = logits.log_softmax(-1)
     own = logprobs.gather(1, sampled[:, None].clamp(min=0))[:, 0]

@@ -30,7 +30,7 @@ def max_length(folder: Path) -> int | None:
 
 
 def read_embedding(folder: Path, config: dict[str, Any]) -> Embedding:
-    """What modules.json says, and the prompts; of `config`, config.json, the lengths that vectors may be cut to.
+    """What modules.json describes, and the prompts; of `config`, config.json, the lengths that vectors may be cut to.
 
     Raises CheckpointError for a module or a pooling that is not supported.
     """

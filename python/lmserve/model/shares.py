@@ -53,9 +53,9 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Of a process among those of its group: its share, and a file by which they find each other.
+    """A process's share in its group, and the file by which the processes find each other.
 
-    The file is in a folder of theirs alone.
+    The file is in a folder that only they use.
     """
 
     share: Share
@@ -65,7 +65,7 @@ class Place:
 def split_config(config: ModelConfig, share: Share) -> ModelConfig:
     """The configuration that a rank runs the model file with.
 
-    Raises OptionError where the heads or a width cannot be divided among so many ranks, and for an encoder.
+    Raises OptionError for an encoder, and if the heads or a width cannot be divided among so many ranks.
     """
     if isinstance(config, EncoderConfig):
         raise _refused(f"{config.architecture} is an encoder, which runs in one process", share)

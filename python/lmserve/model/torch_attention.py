@@ -1,4 +1,4 @@
-"""Paged attention in torch: the KV cache, its layout, and how a step reads it, one class for each way.
+"""Paged attention in torch: the KV cache, its layout, and how a step reads it, one class for each kernel.
 
 K and V of a layer are [num_blocks + 1, block_size, kv_heads, head_dim]. The block past the last belongs to no sequence:
 padding writes to it and reads from it. Layers that share keys and values share them here. Where layers with a window
@@ -101,7 +101,7 @@ class Attention(Protocol):
     def attend(self, layer: int, query: Tensor, sinks: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
         """Attention of query [T, heads, head_dim] (sinks: [heads]): [T, heads * head_dim].
 
-        distances: see `Ops.load_distances`; of encoders alone.
+        distances: see `Ops.load_distances`; only encoders have them.
         """
 
 

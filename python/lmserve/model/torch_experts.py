@@ -37,7 +37,7 @@ class TorchRouter(TorchWeight):
 class TorchExperts(TorchWeight):
     """Gate and up as one weight [experts, 2 * inner, hidden] and bias; down [experts, hidden, inner] and its bias.
 
-    Where they are not `gated`, up alone [experts, inner, hidden].
+    If they are not `gated`, only up [experts, inner, hidden].
     """
 
     down: Tensor

@@ -197,7 +197,7 @@ class TorchOps(TorchLoader):
     ) -> Tensor:
         """Write key and value [T, kv_heads, head_dim], rotated already, and attend with query [T, heads, head_dim].
 
-        [T, heads * head_dim]. For models that come with all but the attention.
+        [T, heads * head_dim]. For models of transformers, which bring everything but the attention.
         """
         self._attention.write(layer, key, value)
         if self._device.type == "cpu":

@@ -46,7 +46,7 @@ class Ranks:
         return x
 
     def gather_columns(self, x: Tensor, columns: int) -> Tensor | None:
-        """The columns of all ranks side by side, on rank 0; None on the others.
+        """Gather the columns of all ranks, side by side, on rank 0; None on the others.
 
         columns: of all together, split as `Share.rows` does.
         """

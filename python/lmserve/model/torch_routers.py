@@ -37,7 +37,7 @@ def corrected_sigmoid(logits: Tensor, router: Router, correction: Tensor | None)
     """With p = sigmoid(s) and c = p + correction the largest c in the best groups; their weights are p, divided by
     their sum plus `tiny` where normalized (GLM-4.5, DeepSeek-V3, MiniMax-M2).
 
-    A group is as good as the sum of its two largest c.
+    A group's score is the sum of its two largest c.
     """
     scores = logits.sigmoid()
     corrected = scores if correction is None else scores + correction
@@ -53,7 +53,7 @@ def corrected_sigmoid(logits: Tensor, router: Router, correction: Tensor | None)
 def grouped_softmax(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[Tensor, Tensor]:
     """The largest p, which is the softmax of s, in the best groups (DeepSeek-V2).
 
-    A group is as good as its largest p.
+    A group's score is its largest p.
     """
     del correction
     scores = logits.softmax(-1)
@@ -65,7 +65,7 @@ def grouped_softmax(logits: Tensor, router: Router, correction: Tensor | None) -
 
 
 def sparse_mixer(logits: Tensor, router: Router, correction: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Again and again the largest s of those left, m; its weight is its softmax over those left for which
+    """Repeatedly the largest s of the rest, m; its weight is its softmax over those left for which
     (m - s) / max(|s|, m) is at most 2 * jitter (Phi-3.5-MoE).
     """
     del correction

@@ -1,7 +1,7 @@
-"""What a model of transformers is, for those that have no family of their own: found by a pass without weights.
+"""Describes models of transformers that have no family of their own, by a pass without weights.
 
-A forward pass on torch's device "meta" computes shapes alone. Each attention tells there what it is, so that the cache
-is known before any weight is read.
+A forward pass on torch's device "meta" computes shapes alone. Each attention layer reports its shape in this
+pass, so that the cache is known before any weight is read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNSTABLE_ROPES: Final = frozenset({"dynamic", "longrope"})
 def describe(raw: Mapping[str, Any]) -> ModelConfig:
     """The configuration of a causal language model with this config.json.
 
-    Raises CheckpointError that names what of it cannot run here.
+    Raises CheckpointError that names the part that cannot run here.
     """
     config = hf_config(raw)
     _refuse_what_no_pass_shows(config)

@@ -102,7 +102,7 @@ class TransformersRunner(TorchRunner):
 def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Runner:
     """Load a checkpoint as planned, and compare a step with what transformers computes alone.
 
-    Raises CheckpointError where transformers cannot load it, or where the two differ.
+    Raises CheckpointError if transformers cannot load it, or the two differ.
     """
     torch.set_num_threads(options.threads or usable_cores())
     plan = planned_for_device(checkpoint, options, plan)

@@ -54,7 +54,7 @@ class WeightsCache:
     def used_by(self, core: CpuModel, weight_bytes: int) -> Iterator[Progress]:
         """Within this, `core` loads its weights from the file, or writes there what it packs.
 
-        Whatever is wrong with the file is logged, and the weights are packed. weight_bytes: how many there will be.
+        If the file cannot be used, this logs why, and packs the weights. weight_bytes: how many there will be.
         Raises OptionError where memory does not hold them and the file cannot be written.
         """
         if self._is_read_by(core):
@@ -124,7 +124,7 @@ def find_cache(
 def key_of(checkpoint: Checkpoint, quantize: str | None) -> str:
     """What packed weights are made of: this version, the rounding, and each file's size, time and first megabyte.
 
-    A file that was changed beyond that without another size or time is not noticed. Raises OSError.
+    A change beyond that which keeps size and time is not noticed. Raises OSError.
     """
     files = []
     for file in _files_of(checkpoint):
@@ -156,7 +156,7 @@ def _has_room(path: Path, weight_bytes: int) -> bool:
 
 @contextmanager
 def _part_of(path: Path, weight_bytes: int) -> Iterator[IO[bytes] | None]:
-    """An empty file beside `path` that becomes it; None: another process writes it now, or it cannot be written.
+    """An empty file beside `path` to become it; None: another process is writing it, or it cannot be written.
 
     It is locked: what a process that was killed left is taken by the next one, and so there is never more than one.
     """
