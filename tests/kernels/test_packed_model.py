@@ -76,3 +76,22 @@ def test_the_interpreter_has_no_bf16():
     matrix.multiply(x, out)
     expected = x.float() @ matrix.rows(torch.arange(16), torch.float32).T
     assert (out.float() - expected).abs().max() > expected.abs().max()
+
+
+WIDTHS = {"hidden_size": 192, "intermediate_size": 192, "head_dim": 32}
+LATENT = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 32)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("gemma2", {}), ("deepseek_v2", LATENT | {"moe_intermediate_size": 32})]
+)
+def test_the_plan_knows_which_weights_stay_packed(family, changes, tmp_path):
+    """Not those of experts, of routers and of the heads of latent attention."""
+    reference = tiny_models.make(family, tmp_path / "hf", **WIDTHS, **changes)
+    tiny_gguf.write(tmp_path / "model.gguf", reference, tiny_gguf.ARCHITECTURES.get(family, family), "Q8_0")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    runner = load_runner(checkpoint, OPTIONS)
+    floats = load_runner(checkpoint, dataclasses.replace(OPTIONS, quantize="none"))
+    assert runner.info.weight_bytes == plan_memory(checkpoint, OPTIONS).weight_bytes < floats.info.weight_bytes
+    tokens = [sequence.tokens for sequence in written(runner, 3)]
+    assert tokens == [sequence.tokens for sequence in written(floats, 3)]
