@@ -248,6 +248,7 @@ fn put(store: &mut SessionStore, key: &SessionKey, request: u64, now_ms: u64) {
         end: false,
         usage: SessionUsage::default(),
         hold_ms: None,
+        created_ms: None,
     };
     store.commit(key, request, commit, now_ms);
 }
@@ -344,7 +345,7 @@ proptest! {
                     }
                     let ends = turns.iter().map(Turn::end).collect();
                     let after = (!end).then(|| (tokens.clone(), ends));
-                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, adapter: None, end, usage: SessionUsage::default(), hold_ms };
+                    let commit = Commit { tokens, turns, seed: 1, system_tokens: 0, adapter: None, end, usage: SessionUsage::default(), hold_ms, created_ms: None };
                     store.commit(&key, request, commit, now);
                     naive.settle(&key, after, now, hold_ms);
                 }

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Literal, Self, final
 
-from lmserve.engine.sessions import SessionId, SessionLog
+from lmserve.engine.sessions import SessionId, SessionLog, SessionWriter
 from lmserve.engine.tiers import Tiers
 from lmserve.model.interface import Runner
 
@@ -262,13 +262,14 @@ class Engine:
         prefix_cache: bool = True,
         share_prefix_cache: bool = False,
         session_log: OpenSessionLog | None = None,
+        session_store: SessionWriter | None = None,
         tenants: bytes | None = None,
         stall_seconds: float = 5.0,
         state_every: int = 2048,
         tiers: Tiers | None = None,
     ) -> Engine:
         """`session_ttl`: seconds an idle session is kept, 0: for ever. Sessions of a `session_log` have its limits;
-        without one they end with the engine.
+        without one they end with the engine, or are in a `session_store`, which is called on a thread of the engine.
         `speculate`: most tokens drafted for a sequence in a step, as far as the runner's buffers have rows.
         `policy`: who goes first; "fair": by priority, then the tenant that was served least for its weight, then
         arrival; "fcfs": by arrival alone.
@@ -349,6 +350,12 @@ class Engine:
         adapter: bytes | None = None,
     ) -> None:
         """Make a session of what `export_session` gave. Raises LmserveError: 400, 409 session_exists."""
+
+    def restore_session(self, tenant: int, session_id: SessionId, records: Sequence[bytes]) -> None:
+        """Make a session of the records that a `SessionWriter` was given, the oldest first, whatever it was before.
+
+        Raises LmserveError: 400, 409 session_busy, 409 session_damaged.
+        """
 
     def add_adapter(self, number: int, name: str, digest: bytes) -> None:
         """Let requests use an adapter that the model has loaded, with contents of this SHA-256. Raises LmserveError."""

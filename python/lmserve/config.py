@@ -186,6 +186,7 @@ class ServeConfig:
     max_sessions: int = 100_000
     session_ttl: float = 0.0  # 0: for ever
     session_dir: Path | None = None  # None: sessions end with the server
+    session_store: str | None = field(default=None, repr=False)  # a database that several servers share
     session_fsync: SessionFsync = "interval"
     agent_sessions: AgentSessions = "on"  # the headers of agents name conversations
     tool_parser: ToolParser = "auto"
@@ -228,6 +229,7 @@ class ServeConfig:
         self._check_range("grace", 0, 3600)
         self._check_range("idle_unload", 0, 1_000_000_000)
         self._check_models()
+        self._check_session_store()
         self._check_loras()
         if not self.host or any(c.isspace() for c in self.host):
             raise ConfigError("host", f"must be a host name or an address, but {self.host!r} was given")
@@ -305,6 +307,20 @@ class ServeConfig:
         for setting in ("served_model_names", "record"):
             if self.models and getattr(self, setting):
                 raise ConfigError(setting, "applies to a single model, but several were given")
+
+    def _check_session_store(self) -> None:
+        if self.session_store is None:
+            return
+        if not self.session_store.startswith(("postgresql://", "postgres://")):
+            # What was given may have a password in it.
+            raise ConfigError("session_store", "must be a URL that begins with postgresql://")
+        for setting, flag in (
+            ("session_dir", "--session-dir: sessions are kept in one place"),
+            ("models", "several models"),
+            ("idle_unload", "--idle-unload"),
+        ):
+            if getattr(self, setting):
+                raise ConfigError("session_store", f"cannot go with {flag}")
 
     def _check_loras(self) -> None:
         self._check_range("max_loras", 1, 1000)

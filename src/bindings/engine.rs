@@ -11,6 +11,7 @@ use pyo3::types::PyDict;
 use super::executor::PyExecutor;
 use super::session_log::{OpenSessionLog, store_limits};
 use super::session_state::{Exported, ImportedTurn, exported, imported, info_dict};
+use super::session_store::PyStore;
 use super::stream::Stream;
 use super::text::{ChatTemplate, Tokenizer};
 use super::tiers::GivenTiers;
@@ -54,7 +55,7 @@ fn key(tenant: u32, id: SessionId) -> SessionKey {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, tenants = None, stall_seconds = 5.0, state_every = 2048, tiers = None))]
+    #[pyo3(signature = (runner, tokenizer, template, *, eos_token_ids, max_queue = 1024, max_sessions = 100_000, session_ttl = 0.0, speculate = 0, policy = "fair", prefix_cache = true, share_prefix_cache = false, session_log = None, session_store = None, tenants = None, stall_seconds = 5.0, state_every = 2048, tiers = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         runner: &Bound<'_, PyAny>,
@@ -69,6 +70,7 @@ impl Engine {
         prefix_cache: bool,
         share_prefix_cache: bool,
         session_log: Option<&OpenSessionLog>,
+        session_store: Option<Bound<'_, PyAny>>,
         tenants: Option<&[u8]>,
         stall_seconds: f64,
         state_every: usize,
@@ -121,8 +123,14 @@ impl Engine {
             can_embed: flag("can_embed")?,
         };
         let inner = match session_log.map(OpenSessionLog::take).transpose()? {
-            None => engine::Engine::start(&config, model, executor)?,
             Some(log) => engine::Engine::start_durable(&config, model, executor, log)?,
+            None => match session_store {
+                None => engine::Engine::start(&config, model, executor)?,
+                Some(store) => {
+                    let store = Box::new(PyStore::new(store.unbind()));
+                    engine::Engine::start_shared(&config, model, executor, store)?
+                }
+            },
         };
         let inner = Arc::new(inner);
         let stop = Py::new(runner.py(), StopAtExit(Arc::downgrade(&inner)))?;
@@ -311,6 +319,18 @@ impl Engine {
             self.inner.import_session(&key, commit)
         };
         Ok(py.detach(work)?)
+    }
+
+    /// Makes a session of the records that `write` of a session store was given, the oldest first, whatever it was before.
+    fn restore_session(
+        &self,
+        py: Python<'_>,
+        tenant: u32,
+        session_id: SessionId,
+        records: Vec<Vec<u8>>,
+    ) -> PyResult<()> {
+        let key = key(tenant, session_id);
+        Ok(py.detach(|| self.inner.restore_session(&key, records))?)
     }
 
     /// Lets requests use an adapter that the model has loaded, whose contents have this digest.

@@ -17,6 +17,7 @@ mod scheduler;
 mod session_id;
 mod session_log;
 mod session_state;
+mod session_store;
 mod simulation;
 mod step_buffers;
 mod stream;

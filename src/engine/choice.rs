@@ -162,6 +162,7 @@ pub(super) fn finished_turn(
             Some(Retention::Hold { ms }) => Some(ms),
             Some(Retention::GiveUp) | None => None,
         },
+        created_ms: None,
     };
     FinishedTurn {
         lease: turn.lease,

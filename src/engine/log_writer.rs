@@ -96,7 +96,7 @@ impl Done {
         Self(Some(Box::new(tell)))
     }
 
-    fn tell(mut self, outcome: Result<()>) {
+    pub(super) fn tell(mut self, outcome: Result<()>) {
         if let Some(tell) = self.0.take() {
             tell(outcome);
         }
@@ -125,6 +125,10 @@ pub(super) struct WriteJob {
 pub(super) struct LogSender(Sender<WriteJob>);
 
 impl LogSender {
+    pub(super) const fn new(sender: Sender<WriteJob>) -> Self {
+        Self(sender)
+    }
+
     /// Passes a turn to the writer, which calls `done` once the turn is written.
     pub(super) fn send(&self, turn: FinishedTurn, done: Done) {
         // If the thread has ended, the job comes back. Dropping it reports the failure.
@@ -149,7 +153,7 @@ pub(super) struct LogCounters {
     pub(super) failures: AtomicU64,
     pub(super) rewrites: AtomicU64,
     /// Why nothing can be written now.
-    fault: Mutex<Option<LogFault>>,
+    pub(super) fault: Mutex<Option<LogFault>>,
 }
 
 impl LogCounters {

@@ -15,6 +15,7 @@ use crate::kv::Owner;
 use crate::request::SessionId;
 use crate::session::{
     Commit, SessionInfo, SessionKey, SessionState, SessionStore, Start, TurnHistory, session_busy,
+    stored_session,
 };
 
 /// Maximum number of turns that are cancelled one after another before the session counts as busy.
@@ -148,6 +149,13 @@ impl Engine {
     /// # Errors
     /// `session_exists` (409) if it exists; 400 for tokens outside the vocabulary, or more than the context.
     pub fn import_session(&self, key: &SessionKey, commit: Commit) -> Result<()> {
+        self.check_fits(&commit)?;
+        self.change_session(key, Start::New, |_| Ok(commit))
+    }
+
+    /// # Errors
+    /// 400 for tokens that the model does not have, or more than its context.
+    fn check_fits(&self, commit: &Commit) -> Result<()> {
         let Limits {
             context_length,
             vocab_size,
@@ -163,7 +171,27 @@ impl Engine {
                 Error::new(Kind::Invalid, "context_length_exceeded", message).with_param("tokens"),
             );
         }
-        self.change_session(key, Start::New, |_| Ok(commit))
+        Ok(())
+    }
+
+    /// Makes `key` a session that stands where a store of several servers has it, whatever it was before.
+    ///
+    /// # Errors
+    /// `session_busy` (409) while a turn runs; `session_damaged` (409) for records that make no session; 400 as for
+    /// [`Self::import_session`].
+    pub fn restore_session(&self, key: &SessionKey, records: Vec<Vec<u8>>) -> Result<()> {
+        let count = records.len();
+        let Some(commit) = stored_session(records) else {
+            let message = format!(
+                "the session store has no whole session {}: its {count} records cannot be read",
+                key.id
+            );
+            return Err(
+                Error::new(Kind::Conflict, "session_damaged", message).with_param("instance_id")
+            );
+        };
+        self.check_fits(&commit)?;
+        self.change_session(key, Start::Fresh, |_| Ok(commit))
     }
 
     /// Facts about a session, without its tokens.

@@ -10,9 +10,10 @@ use super::grammars::Grammars;
 use super::handle::Engine;
 use super::inbox::Command;
 use super::log_file::LogFile;
-use super::log_writer::{Fsync, LogWriter, OpenLog};
+use super::log_writer::{Fsync, LogSender, LogWriter, OpenLog};
 use super::pool::{Pool, spawn};
 use super::shared::Shared;
+use super::store_writer::{SharedStore, StoreWriter};
 use super::tiers::{Nudge, TierConfig, Tiers};
 use super::worker::Worker;
 use crate::error::Result;
@@ -25,6 +26,33 @@ use crate::tenant::Accounts;
 const PREPARING_THREADS: usize = 2;
 /// Number of grammars that are compiled at the same time.
 const COMPILING_THREADS: usize = 2;
+
+/// Where finished turns are written.
+enum Durable {
+    Nothing,
+    Log(Box<(SessionLog<LogFile>, Fsync)>),
+    Store(Box<dyn SharedStore>),
+}
+
+impl Durable {
+    /// The work of the writing thread, and the sender of turns to it.
+    fn writer(self, shared: &Shared) -> Option<(Box<dyn FnOnce() + Send>, LogSender)> {
+        let (wake, counters) = (Arc::clone(&shared.wake), Arc::clone(&shared.log_counters));
+        match self {
+            Self::Nothing => None,
+            Self::Log(log) => {
+                let (log, fsync) = *log;
+                let sessions = Arc::clone(&shared.sessions);
+                let (writer, sender) = LogWriter::new(log, sessions, wake, fsync, counters);
+                Some((Box::new(move || writer.run()), sender))
+            }
+            Self::Store(store) => {
+                let (writer, sender) = StoreWriter::new(store, wake, counters);
+                Some((Box::new(move || writer.run()), sender))
+            }
+        }
+    }
+}
 
 impl Engine {
     /// Starts the engine with sessions in memory, which are lost when it ends.
@@ -41,7 +69,7 @@ impl Engine {
             model,
             executor,
             SessionStore::new(config.sessions),
-            None,
+            Durable::Nothing,
         )
     }
 
@@ -55,8 +83,22 @@ impl Engine {
         executor: Box<dyn Executor + Send>,
         open: OpenLog,
     ) -> Result<Self> {
-        let log = Some((open.log, open.fsync));
+        let log = Durable::Log(Box::new((open.log, open.fsync)));
         Self::start_with(config, model, executor, open.sessions, log)
+    }
+
+    /// Starts the engine. Each turn is written to a store that other servers share before its reply ends.
+    ///
+    /// # Errors
+    /// Those of [`Self::start`].
+    pub fn start_shared(
+        config: &EngineConfig,
+        model: ModelSpec,
+        executor: Box<dyn Executor + Send>,
+        store: Box<dyn SharedStore>,
+    ) -> Result<Self> {
+        let sessions = SessionStore::new(config.sessions);
+        Self::start_with(config, model, executor, sessions, Durable::Store(store))
     }
 
     fn start_with(
@@ -64,7 +106,7 @@ impl Engine {
         mut model: ModelSpec,
         executor: Box<dyn Executor + Send>,
         mut sessions: SessionStore,
-        log: Option<(SessionLog<LogFile>, Fsync)>,
+        durable: Durable,
     ) -> Result<Self> {
         // The sampler suppresses end tokens by their columns of the logits. A token without a column is never sampled.
         let rows = model.vocab_size;
@@ -130,11 +172,7 @@ impl Engine {
             threads.extend(started);
         }
         let core = Core::new(scheduler, model.tokenizer.clone(), model.eos_tokens.clone());
-        let written = log.map(|(log, fsync)| {
-            let (sessions, wake) = (Arc::clone(&shared.sessions), Arc::clone(&shared.wake));
-            LogWriter::new(log, sessions, wake, fsync, Arc::clone(&shared.log_counters))
-        });
-        let (writer, log) = written.unzip();
+        let (writer, log) = durable.writer(&shared).unzip();
         let worker = Worker::new(
             Arc::clone(&shared),
             core,
@@ -149,7 +187,7 @@ impl Engine {
         );
         threads.push(spawn("lmserve-engine", move || worker.run())?);
         if let Some(writer) = writer {
-            threads.push(spawn("lmserve-session-log", move || writer.run())?);
+            threads.push(spawn("lmserve-session-log", writer)?);
         }
         Ok(Self {
             shared,

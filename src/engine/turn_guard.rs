@@ -145,6 +145,16 @@ impl PreparedTurn {
         Change::Settle(&self.lease.key, &self.outcome)
     }
 
+    /// The session.
+    pub(super) const fn key(&self) -> &SessionKey {
+        &self.lease.key
+    }
+
+    /// What becomes of it.
+    pub(super) const fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
     /// Makes the outcome the session's state, after it was written.
     pub fn settle(self) {
         let Self { mut lease, outcome } = self;

@@ -13,7 +13,7 @@ pub use lanes::{
 pub use ledger::{Logprobs, SessionUsage};
 pub use log::{
     Change, Fingerprint, LogFault, LogOptions, LogStorage, Loss, NO_TENANT, Restored, SessionLog,
-    TenantName,
+    StoredRecord, TenantName, stored_session,
 };
 pub use state::{
     AdapterDigest, Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnBefore, TurnHistory,

@@ -166,6 +166,8 @@ pub struct Commit {
     pub usage: SessionUsage,
     /// Hold the session for this long from now on.
     pub hold_ms: Option<u64>,
+    /// When the session began, if that was on another server.
+    pub created_ms: Option<u64>,
 }
 
 /// What a transaction makes of a session.
@@ -247,6 +249,7 @@ impl Commit {
             end: true,
             usage: SessionUsage::default(),
             hold_ms: None,
+            created_ms: None,
         }
     }
 }
@@ -287,6 +290,7 @@ impl TurnHistory {
             end: false,
             usage: SessionUsage::default(),
             hold_ms: None,
+            created_ms: None,
         })
     }
 }

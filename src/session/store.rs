@@ -275,7 +275,9 @@ impl SessionStore {
             seed: commit.seed,
             system_tokens: commit.system_tokens,
             adapter: commit.adapter,
-            created_ms: if running.fresh {
+            created_ms: if let Some(created_ms) = commit.created_ms {
+                created_ms.min(now_ms)
+            } else if running.fresh {
                 now_ms
             } else {
                 state.created_ms

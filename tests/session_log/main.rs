@@ -166,6 +166,7 @@ impl<S: LogStorage> Server<S> {
                 time_ms: now,
             },
             hold_ms: None,
+            created_ms: None,
         };
         let turn = lease.finish(commit).prepare(now).unwrap();
         let evicted = self.store.lock().unwrap().evicted();

@@ -402,6 +402,12 @@ def _add_sessions(group: argparse._ArgumentGroup, default: ServeConfig) -> None:
         help="keep sessions in a log in this folder; they then survive a restart (default: in memory only)",
     )
     group.add_argument(
+        "--session-store",
+        metavar="URL",
+        help="keep sessions in a PostgreSQL database (postgresql://user@host/name) that several servers of the same "
+        "model share: each of them can continue every session; needs lmserve[postgres] (default: none)",
+    )
+    group.add_argument(
         "--session-fsync",
         metavar="WHEN",
         choices=SESSION_FSYNCS,

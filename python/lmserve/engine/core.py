@@ -86,6 +86,9 @@ class CoreEngine(Protocol):
     ) -> None:
         """Makes a session of what `export_session` gave. Raises LmserveError (400, 409 `session_exists`)."""
 
+    def restore_session(self, tenant: int, session_id: SessionId, records: list[bytes], /) -> None:
+        """Makes a session of what a store was given of it, whatever it was before. Raises LmserveError (400, 409)."""
+
     def hold_session(self, tenant: int, session_id: SessionId, hold_ms: int, /) -> None:
         """Holds a session and its KV: evicts them only after those that are not held. Raises LmserveError (404)."""
 

@@ -14,9 +14,11 @@ from lmserve import _core
 from lmserve.config import ServeConfig
 from lmserve.engine.adapters import Adapters
 from lmserve.engine.async_engine import AsyncEngine
+from lmserve.engine.session_store import SharedSessions
 from lmserve.engine.sessions import SessionLog, log_report_of
 from lmserve.engine.text import TextLayer
 from lmserve.engine.tiers import TierPlan, plan_tiers, tiers_of
+from lmserve.errors import LmserveError
 from lmserve.loading import reading
 from lmserve.model import Checkpoint, RunnerOptions, load_runner, open_checkpoint, plan_memory
 from lmserve.model.adapter_files import Adapter
@@ -75,6 +77,7 @@ class ModelPlan:
         self.tiers: TierPlan = plan_tiers(config, self.checkpoint, self.memory)
         self.state_every: int = config.state_every  # tokens between two snapshots of a recurrent state
         self.processes: Processes | None = None  # that compute the model, once it is loaded
+        self.shared: SharedSessions | None = None  # once it is loaded, with a store that others share
         self.adapters: Adapters | None = None  # once it is loaded, where it takes any
 
     @cached_property
@@ -124,6 +127,7 @@ class ModelPlan:
         """
         checkpoint, config = self.checkpoint, self._config
         session_log = self._open_session_log()
+        self.shared = self._open_session_store()
         runner: Runner
         if config.in_processes:
             # Few servers need it, and each start would pay for the import.
@@ -150,6 +154,7 @@ class ModelPlan:
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,
             session_log=session_log,
+            session_store=self.shared,
             tenants=config.keyring.tenants(),
             state_every=config.state_every,
             tiers=tiers_of(self.tiers, config, checkpoint, self.memory),
@@ -193,6 +198,23 @@ class ModelPlan:
         )
         return log
 
+    def _open_session_store(self) -> SharedSessions | None:
+        config = self._config
+        if config.session_store is None:
+            return None
+        try:
+            from lmserve.engine.postgres import PostgresStore
+        except ImportError as error:
+            message = f"--session-store needs psycopg: pip install 'lmserve[postgres]' ({error})"
+            raise LmserveError.new(400, "session_store_unusable", message) from error
+        store = PostgresStore(
+            config.session_store,
+            fingerprint=fingerprint(self.checkpoint),
+            tenants=config.keyring.durable_names(),
+            session_ttl=config.session_ttl,
+        )
+        return SharedSessions(store)
+
     def load_async_engine(self) -> AsyncEngine:
         """`load_engine`, with its asyncio face."""
         core = self.load_engine()
@@ -206,4 +228,5 @@ class ModelPlan:
             embedding=self.checkpoint.embedding,
             processes=self.processes,
             adapters=self.adapters,
+            shared=self.shared,
         )

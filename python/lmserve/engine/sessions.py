@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,21 @@ class SessionLog(Struct, frozen=True, kw_only=True):
     fingerprint: bytes  # 32 bytes that name model, tokenizer and chat template
     model: str  # for messages
     tenants: dict[int, bytes]  # each tenant's 32 bytes that name it for good; no session of another is written
+
+
+class SessionWriter(Protocol):
+    """Writes sessions down for other servers, too. The core calls it on a thread of its own."""
+
+    def write(self, changes: Sequence[tuple[int, SessionId, tuple[Any, ...] | None]], /) -> list[tuple[str, str]]:
+        """Changes of sessions, each with its tenant; None: the session has ended.
+
+        A record is whether it says all of the session, its turns and tokens then, what they have used, and its bytes.
+        Returns what became of each, and why: `kept`, `whole` (it is wanted whole), `overtaken` by another server, or
+        `failed`.
+        """
+
+    def probe(self) -> str | None:
+        """Why the store still fails; None: it is well."""
 
 
 class Loss(Struct, frozen=True, kw_only=True):

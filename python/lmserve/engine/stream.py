@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Self
@@ -30,10 +31,33 @@ begun: ContextVar[list[AsyncStream] | None] = ContextVar("begun", default=None)
 class AsyncStream:
     """One request's reply. For one consumer: `opened`, then `chunks`; or `body` alone."""
 
-    __slots__ = ("_aborted", "_core", "_followed", "_news", "_pending", "_state", "_waiter", "session")
+    __slots__ = (
+        "_aborted",
+        "_begin",
+        "_core",
+        "_ended",
+        "_followed",
+        "_news",
+        "_pending",
+        "_state",
+        "_waiter",
+        "session",
+    )
 
-    def __init__(self, core: CoreStream, followed: dict[int, AsyncStream], session: SessionId | None) -> None:
-        """`session`: the one that the request belongs to."""
+    def __init__(
+        self,
+        core: CoreStream | None,
+        followed: dict[int, AsyncStream],
+        session: SessionId | None,
+        begin: Callable[[], Awaitable[CoreStream]] | None = None,
+        ended: Callable[[bool], None] | None = None,
+    ) -> None:
+        """`session`: the one that the request belongs to. `begin`: hands it to the core, if that is still to be done.
+
+        `ended`: is told once that such a request has ended, and whether by `abort`.
+        """
+        self._begin = begin
+        self._ended = ended
         self.session = session
         self._core = core
         self._followed = followed  # the engine's streams: this one leaves them when it ends
@@ -51,7 +75,7 @@ class AsyncStream:
     @property
     def record(self) -> RequestRecord:
         """What became of the request so far; complete once the reply has ended."""
-        return RequestRecord(*self._core.record())
+        return RequestRecord() if self._core is None else RequestRecord(*self._core.record())
 
     async def opened(self) -> None:
         """Wait until the core has accepted the request. Raises LmserveError if it refuses, or 499 after `abort`."""
@@ -87,12 +111,14 @@ class AsyncStream:
         if self._state == ENDED:
             return
         self._aborted = True
-        self._core.abort()
+        if self._core is not None:
+            self._core.abort()
         self._end()
         self.wake()
 
     async def _read(self) -> bytes:
         """What is new, perhaps nothing, once there may be news."""
+        core = self._core or await self._start()
         if not self._news:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -103,7 +129,7 @@ class AsyncStream:
         if self._aborted:
             return b""
         try:
-            state, data = self._core.poll()
+            state, data = core.poll()
         except LmserveError:
             self._end()
             raise
@@ -111,6 +137,22 @@ class AsyncStream:
             self._end()
         self._state = state
         return data
+
+    async def _start(self) -> CoreStream:
+        begin, self._begin = self._begin, None
+        assert begin is not None
+        try:
+            core = self._core = await begin()
+        except LmserveError:
+            self._ended = None
+            self._end()
+            raise
+        if self._aborted:
+            core.abort()
+            self._end()
+        else:
+            self._followed[core.id] = self
+        return core
 
     def _check_aborted(self) -> None:
         if self._aborted:
@@ -124,4 +166,9 @@ class AsyncStream:
 
     def _end(self) -> None:
         self._state = ENDED
+        if self._core is None:
+            return
         self._followed.pop(self._core.id, None)
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended(self._aborted)

@@ -196,6 +196,7 @@ fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> Fini
         end: false,
         usage: SessionUsage::default(),
         hold_ms: None,
+        created_ms: None,
     })
 }
 

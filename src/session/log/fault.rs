@@ -4,13 +4,18 @@ use std::io;
 
 use crate::error::{Error, Kind};
 
-/// A disk that takes nothing.
+const LOG: &str = "the session log";
+const STORE: &str = "the session store";
+
+/// Why nothing can be written down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFault {
     /// It is full; else it failed.
     pub full: bool,
     /// The system's words.
     pub why: String,
+    /// What takes nothing.
+    pub place: &'static str,
 }
 
 impl LogFault {
@@ -19,6 +24,7 @@ impl LogFault {
         Self {
             full: matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
             why: error.to_string(),
+            place: LOG,
         }
     }
 
@@ -26,6 +32,7 @@ impl LogFault {
         Self {
             full: false,
             why: "a write to it did not finish".to_owned(),
+            place: LOG,
         }
     }
 
@@ -33,6 +40,16 @@ impl LogFault {
         Self {
             full: false,
             why: "an earlier server could not determine what is on the disk".to_owned(),
+            place: LOG,
+        }
+    }
+
+    /// Of a store that several servers share.
+    pub fn of_store(why: impl Into<String>) -> Self {
+        Self {
+            full: false,
+            why: why.into(),
+            place: STORE,
         }
     }
 
@@ -52,7 +69,7 @@ impl LogFault {
         } else {
             "cannot be written"
         };
-        format!("the session log {what}: {}", self.why)
+        format!("{} {what}: {}", self.place, self.why)
     }
 
     /// 507 `storage_full` or 503 `storage_failed`.

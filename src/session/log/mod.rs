@@ -15,6 +15,7 @@ mod record;
 mod replay;
 mod rewrite;
 mod scan;
+mod shared;
 mod v1;
 mod window;
 
@@ -30,6 +31,7 @@ use super::state::{Outcome, SessionKey};
 use crate::request::SessionId;
 
 pub use fault::LogFault;
+pub use shared::{StoredRecord, stored_session};
 
 /// Names the model, tokenizer and template that a log's tokens belong to.
 pub type Fingerprint = [u8; 32];

@@ -137,7 +137,9 @@ async def retain_session(
 ) -> SessionCard:
     """The session as it is then."""
     engine, tenant, named = serving_of(request).engine, tenant_of(request), session_in_path(session_id)
-    match retention_of(data, "retention"):
+    retention = retention_of(data, "retention")
+    await engine.refresh_session(tenant, named)
+    match retention:
         case Hold(ms):
             engine.hold_session(tenant, named, ms)
         case _:

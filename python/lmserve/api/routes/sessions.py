@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any, Final
 
@@ -78,9 +79,9 @@ async def list_sessions(
     ] = None,
 ) -> SessionList:
     """A page, in order of the ids: numbers, then names."""
-    engine = serving_of(request).engine
+    engine, tenant = serving_of(request).engine, tenant_of(request)
     behind = None if after is None else session_id_of(after, "after")
-    found = engine.list_sessions(tenant_of(request), after=behind, limit=limit + 1)
+    found = await asyncio.to_thread(engine.list_sessions, tenant, after=behind, limit=limit + 1)
     page = found[:limit]
     last_id = page[-1].id if page else None
     return SessionList(data=[card_of(info) for info in page], has_more=len(found) > limit, last_id=last_id)
@@ -95,7 +96,9 @@ async def list_sessions(
 )
 async def get_session(session_id: SessionName, request: Request[Any, Any, Any]) -> SessionCard:
     """Its size, its age, what of it is cached, and whether a turn runs."""
-    return card_of(serving_of(request).engine.session_info(tenant_of(request), session_in_path(session_id)))
+    engine, tenant, named = serving_of(request).engine, tenant_of(request), session_in_path(session_id)
+    await engine.refresh_session(tenant, named)
+    return card_of(engine.session_info(tenant, named))
 
 
 @get(
@@ -256,6 +259,7 @@ async def cancel_session(session_id: SessionName, request: Request[Any, Any, Any
     """Whether a turn ran."""
     engine, tenant = serving_of(request).engine, tenant_of(request)
     named = session_in_path(session_id)
+    await engine.refresh_session(tenant, named)
     engine.session_info(tenant, named)
     return Cancelled(id=named, cancelled=engine.cancel_session(tenant, named))
 
