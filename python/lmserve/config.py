@@ -169,7 +169,7 @@ class ServeConfig:
     max_model_len: int | None = None
     max_batch: int = 64
     max_batch_tokens: int | None = None
-    speculate: int = 0  # most tokens drafted for a sequence in one step; 0: none
+    speculate: int | None = None  # most tokens drafted for a sequence in one step; None: 8 on the CPU kernels, else 0
     mtp: bool = False  # draft with the model's own head that guesses a token ahead
     policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None

@@ -246,7 +246,7 @@ def test_heads_that_are_seldom_right_change_nothing(tmp_path: Path) -> None:
 
 
 def test_the_setting_opens_the_model_with_its_head(often: Path) -> None:
-    settings = ServeConfig(max_model_len=200, max_batch=2, kv_memory=4 << 20, mtp=True, device="cpu")
+    settings = ServeConfig(max_model_len=200, max_batch=2, kv_memory=4 << 20, mtp=True, speculate=0, device="cpu")
     plan = ModelPlan(often, settings)
     assert plan.memory.mtp
     drafts = plan_lines(plan, ("it",))[-1]

@@ -82,7 +82,7 @@ def plan_lines(plan: ModelPlan, names: tuple[str, ...]) -> list[str]:
         size = format_size(memory.adapter_bytes)
         lines.append(f"Adapters  {len(plan.given)}, of rank {rank} at most, {size} in all: {', '.join(plan.given)}")
     lines += _tier_lines(plan.tiers)
-    speculate = plan.options.speculate
+    speculate = memory.speculate
     graphs = "" if memory.device == "cpu" else "; a step with drafts replays no CUDA graph"
     rows = f"{memory.max_rows} sampled rows a step with them"
     if memory.mtp:

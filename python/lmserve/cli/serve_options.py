@@ -315,7 +315,7 @@ def _add_scheduler(group: argparse._ArgumentGroup, default: ServeConfig) -> None
         metavar="TOKENS",
         type=integer,
         help="where a text repeats itself, guess up to this many next tokens and check them in one step; "
-        "answers stay the same; see docs/speculation.md (default: 0, which is off)",
+        "answers stay the same; 0: off; see docs/speculation.md (default: 8 on the CPU kernels, and 0 on torch)",
     )
     group.add_argument(
         "--mtp",

@@ -149,7 +149,7 @@ class ModelPlan:
             max_queue=config.max_queue,
             max_sessions=config.max_sessions,
             session_ttl=config.session_ttl,
-            speculate=config.speculate,
+            speculate=self.memory.speculate,
             policy=config.policy,
             prefix_cache=config.prefix_cache,
             share_prefix_cache=config.share_prefix_cache,

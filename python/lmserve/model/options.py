@@ -36,6 +36,8 @@ SPARE_FACTOR = 4
 SLOT_FACTOR = 16
 # Sampled rows of a step with drafts, which get what the batch leaves. A batch of that many gains nothing by them.
 DRAFT_ROWS = 64
+# Tokens drafted for a sequence at most on the CPU kernels, where nothing else is asked for.
+CPU_DRAFTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class RunnerOptions:
     block_size: int | None = None  # None: 16 on the CPU, 256 on CUDA
     gpu_memory_fraction: float = 0.9  # of what is free on the GPU before the weights are loaded
     graphs: bool = True  # CUDA graphs for decode steps
-    speculate: int = 0  # most tokens drafted for a sequence in one step
+    speculate: int | None = 0  # most tokens drafted for a sequence in one step; None: what usually pays
     mtp: bool = False  # the checkpoint was opened with its head that guesses a token ahead
     threads: int | None = None  # None: the cores that this process may use
     tensor_parallel: int = 1  # processes that the model is split among
@@ -78,6 +80,7 @@ class MemoryPlan:
     max_batch: int
     max_batch_tokens: int
     max_rows: int  # sampled in one step
+    speculate: int  # most tokens drafted for a sequence in one step
     kv_dtype: str
     quantize: str | None  # None keeps weights as they are stored; "none": as floats
     state_slots: int = 0  # recurrent states that there is room for; 0: the model has none
@@ -170,18 +173,21 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         f"max_batch_tokens is {max_batch_tokens}; it must be at least {least}: max_batch, {options.max_batch}, and"
         f" {ENTRY_TOKENS} for a sequence that is admitted",
     )
-    _check(options.speculate >= 0, "speculate", f"speculate is {options.speculate}; it must be at least 0")
+    speculate = options.speculate
+    if speculate is None:
+        speculate = CPU_DRAFTS if ops == "cpu" and checkpoint.kind == "generate" else 0
+    _check(speculate >= 0, "speculate", f"speculate is {speculate}; it must be at least 0")
     _check(
-        options.speculate == 0 or checkpoint.kind == "generate",
+        speculate == 0 or checkpoint.kind == "generate",
         "speculate",
-        f"speculate is {options.speculate}; a model of kind {checkpoint.kind!r} generates no tokens to guess",
+        f"speculate is {speculate}; a model of kind {checkpoint.kind!r} generates no tokens to guess",
     )
     _check(
         not config.mtp or options.tensor_parallel == 1,
         "mtp",
         f"mtp is given; a model that is split among {options.tensor_parallel} processes guesses no tokens ahead",
     )
-    drafts = max(options.speculate, int(config.mtp))
+    drafts = max(speculate, int(config.mtp))
     max_rows = max(options.max_batch, min(options.max_batch * (1 + drafts), DRAFT_ROWS, max_batch_tokens))
     longest = checkpoint.max_model_len if options.max_model_len is None else options.max_model_len
     _check(
@@ -234,6 +240,7 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         max_batch=options.max_batch,
         max_batch_tokens=max_batch_tokens,
         max_rows=max_rows,
+        speculate=speculate,
         kv_dtype=kv_dtype,
         quantize=quantize,
         state_slots=state_slots,
