@@ -76,7 +76,7 @@ def test_it_counts_adapters(folder: Path, tmp_path: Path, capsys: pytest.Capture
     given = [f"--lora={name}={tmp_path / name}" for name in ("first", "second")]
     for ops, dtype, size in (("cpu", "fp32", "3.8 KiB"), ("torch", "bf16", "1.9 KiB")):
         assert main(["plan", str(folder), "--device", "cpu", "--ops", ops, "--dtype", dtype, *given]) == 0
-        adapters = capsys.readouterr().out.splitlines()[-1]
+        (adapters,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Adapters"))
         assert adapters == f"Adapters  2, of rank 8 at most, {size} in all: first, second"
     # The KV cache leaves them room.
     checkpoint = open_checkpoint(folder)
