@@ -30,6 +30,7 @@ mod masking;
 mod metrics;
 mod pool;
 mod prepare;
+mod replies;
 mod said_answer;
 mod sessions;
 mod shared;

@@ -3,6 +3,7 @@
 //! [`capacity`] puts a trace on them instead and says what it comes to.
 
 mod agents;
+mod ahead;
 mod batches;
 pub mod capacity;
 mod check;

@@ -49,6 +49,11 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
         super().__init__(info, buffers, model, ops, embedding)
         self.torch_ops = ops
 
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether a step may be launched before the one before is collected; see `Runner`."""
+        return self.torch_ops.goes_ahead
+
     def load_adapter(self, number: int, adapter: Adapter) -> None:
         """Take an adapter in; see `TakesAdapters`."""
         self.torch_ops.adapters.load(number, self.torch_ops.linears.changes(adapter))
@@ -59,6 +64,11 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
 
     @torch.inference_mode()
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        with self.torch_ops.launching():
+            self.compute(n_tokens, n_seqs, n_rows, edits)
+
+    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+        """What `launch` starts."""
         super().launch(n_tokens, n_seqs, n_rows, edits)
 
     @torch.inference_mode()
@@ -85,8 +95,7 @@ class DraftRunner(TorchRunner):
         self.drafting = model
         self.draft_ops = ops
 
-    @torch.inference_mode()
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         ops = self.draft_ops
         ops.begin(n_tokens, n_seqs, n_rows)
         states = self.drafting.forward(sampled_rows_only=False)
@@ -112,11 +121,10 @@ class GraphRunner(TorchRunner):
         self._capture = capture
         self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
 
-    @torch.inference_mode()
-    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         # What adapters add is no part of the captured graphs.
         if not n_tokens == n_seqs == n_rows or self.buffers.adapters[:n_seqs].any():
-            super().launch(n_tokens, n_seqs, n_rows, edits)
+            super().compute(n_tokens, n_seqs, n_rows, edits)
             return
         size = self.graphs.size_for(n_seqs)
         self.torch_ops.upload(n_tokens, n_seqs, n_rows)
@@ -181,6 +189,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place
         buffers,
         device=plan.device,
         dtype=plan.dtype,
+        goes_ahead=options.goes_ahead(plan.device),
         packed=plan.packed,
     )
     model = checkpoint.load(ops)
