@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lmserve.config import ConfigError
 from lmserve.engine.llm import LLM
 from lmserve.engine.submission import Regex, SamplingParams, StopParams
 from lmserve.errors import LmserveError
@@ -145,3 +146,8 @@ def test_a_model_by_path_with_sizes_as_text(smollm2_gguf: Path) -> None:
         assert long.error is not None
         assert long.error.code == "context_length_exceeded"
         assert short.tokens == 2
+
+
+def test_it_shares_no_sessions_with_servers() -> None:
+    with pytest.raises(ConfigError, match="an LLM has its sessions to itself"):
+        LLM(session_store="postgresql://localhost/sessions")

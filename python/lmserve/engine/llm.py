@@ -254,10 +254,12 @@ class LLM:
 
 
 def _load(model: str | Path | None, settings: dict[str, Any]) -> tuple[CoreEngine, GenerationDefaults, Tokenizer]:
-    from lmserve.config import ServeConfig, parse_size
+    from lmserve.config import ConfigError, ServeConfig, parse_size
     from lmserve.engine.load import ModelPlan
     from lmserve.source import find_model
 
+    if settings.get("session_store") is not None:
+        raise ConfigError("session_store", "is for servers and AsyncEngine: an LLM has its sessions to itself")
     sizes = {name: parse_size(settings[name]) for name in SIZES if isinstance(settings.get(name), str)}
     source = find_model(None if model is None else str(model))
     plan = ModelPlan(source.path, ServeConfig(**settings | sizes), source.published)
