@@ -17,7 +17,6 @@ KvDtype = Literal["auto", "fp32", "fp16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 RequestLog = Literal["text", "json", "off"]
 Policy = Literal["fair", "fcfs"]
-StepAhead = Literal["auto", "on", "off"]
 Worker = Literal["thread", "process"]
 UserSpecialTokens = Literal["escape", "allow"]
 SessionFsync = Literal["always", "interval", "never"]
@@ -60,7 +59,6 @@ KV_DTYPES: Final[tuple[str, ...]] = get_args(KvDtype)
 LOG_LEVELS: Final[tuple[str, ...]] = get_args(LogLevel)
 REQUEST_LOGS: Final[tuple[str, ...]] = get_args(RequestLog)
 POLICIES: Final[tuple[str, ...]] = get_args(Policy)
-STEP_AHEAD: Final[tuple[str, ...]] = get_args(StepAhead)
 WORKERS: Final[tuple[str, ...]] = get_args(Worker)
 USER_SPECIAL_TOKENS: Final[tuple[str, ...]] = get_args(UserSpecialTokens)
 SESSION_FSYNCS: Final[tuple[str, ...]] = get_args(SessionFsync)
@@ -172,7 +170,6 @@ class ServeConfig:
     max_batch: int = 64
     max_batch_tokens: int | None = None
     speculate: int | None = None  # most tokens drafted for a sequence in one step; None: 8 on the CPU kernels, else 0
-    step_ahead: StepAhead = "auto"  # launch a step while the one before is computed; auto: on CUDA
     mtp: bool = False  # draft with the model's own head that guesses a token ahead
     policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None
@@ -247,7 +244,6 @@ class ServeConfig:
         self._check_choice("kv_dtype", KV_DTYPES)
         self._check_choice("policy", POLICIES)
         self._check_choice("worker", WORKERS)
-        self._check_step_ahead()
         self._check_choice("user_special_tokens", USER_SPECIAL_TOKENS)
         self._check_choice("log_level", LOG_LEVELS)
         self._check_choice("request_log", REQUEST_LOGS)
@@ -361,18 +357,6 @@ class ServeConfig:
             if self.in_processes:
                 message = "cannot go with --worker process or --tensor-parallel: their memory is not copied"
                 raise ConfigError(setting, message)
-
-    def _check_step_ahead(self) -> None:
-        self._check_choice("step_ahead", STEP_AHEAD)
-        if self.step_ahead != "on":
-            return
-        for given, flag, why in (
-            (self.record is not None, "--record", "a recorded step holds all of its tokens"),
-            (self.in_processes, "--worker process or --tensor-parallel", "a process has one step at a time"),
-            (self.speculate or self.mtp, "--speculate or --mtp", "drafts follow from the token before"),
-        ):
-            if given:
-                raise ConfigError("step_ahead", f"on cannot go with {flag}: {why}")
 
     def _check_range(self, setting: str, low: float, high: float) -> None:
         value = getattr(self, setting)

@@ -367,8 +367,6 @@ impl Engine {
             ("running", stats.scheduler.running as u64),
             ("waiting", stats.scheduler.waiting as u64),
             ("steps", stats.scheduler.steps),
-            ("steps_ahead", stats.scheduler.steps_ahead),
-            ("discarded_rows", stats.scheduler.discarded_rows),
             ("computed_tokens", stats.scheduler.computed_tokens),
             ("sampled_tokens", stats.scheduler.sampled_tokens),
             ("cached_tokens", stats.scheduler.cached_tokens),

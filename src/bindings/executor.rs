@@ -34,7 +34,6 @@ pub(super) struct PyExecutor {
     /// Takes the place of `launch` and `collect` where the runner has it.
     native: Option<CpuStep>,
     buffers: StepBuffers,
-    goes_ahead: bool,
     /// One sequence's block ids as the runner's integers; reused.
     block_row: Vec<i32>,
 }
@@ -108,10 +107,6 @@ impl PyExecutor {
                 .getattr("from_bytes")?
                 .unbind(),
             frombuffer: py.import("numpy")?.getattr("frombuffer")?.unbind(),
-            goes_ahead: match runner.getattr_opt("goes_ahead")? {
-                Some(given) => given.extract()?,
-                None => false,
-            },
             native: CpuStep::of(runner)?,
             buffers,
             block_row: Vec::new(),
@@ -252,10 +247,6 @@ fn no_copies() -> Error {
 }
 
 impl Executor for PyExecutor {
-    fn goes_ahead(&self) -> bool {
-        self.goes_ahead
-    }
-
     fn launch(&mut self, step: &Step) -> Result<()> {
         self.write(step)?;
         if let Some(native) = &self.native {

@@ -173,27 +173,16 @@ impl Core {
 
     /// Plans the next step; empty if there is nothing to do.
     pub fn plan(&mut self) -> &Step {
-        self.scheduler.plan();
-        if let Some(masks) = self.masks_of(self.scheduler.step()) {
-            self.scheduler.set_masks(masks);
+        let guided = &self.scheduler.plan().guided;
+        let rows = guided
+            .iter()
+            .filter_map(|&(row, id)| self.choices.get(&id)?.mask_row(row));
+        let rows: Vec<MaskRow> = rows.collect();
+        if !rows.is_empty() {
+            let masks = StepMasks::new(rows, Arc::clone(&self.eos_tokens));
+            self.scheduler.set_masks(Arc::new(masks));
         }
         self.scheduler.step()
-    }
-
-    /// Plans the step after the planned one, which is being computed; see [`Scheduler::plan_ahead`].
-    pub fn plan_ahead(&mut self) -> &Step {
-        self.scheduler.plan_ahead();
-        if let Some(masks) = self.masks_of(self.scheduler.step_ahead()) {
-            self.scheduler.set_masks_ahead(masks);
-        }
-        self.scheduler.step_ahead()
-    }
-
-    fn masks_of(&self, step: &Step) -> Option<Arc<StepMasks>> {
-        let guided = step.guided.iter();
-        let rows = guided.filter_map(|&(row, id)| self.choices.get(&id)?.mask_row(row));
-        let rows: Vec<MaskRow> = rows.collect();
-        (!rows.is_empty()).then(|| Arc::new(StepMasks::new(rows, Arc::clone(&self.eos_tokens))))
     }
 
     /// Books the outcome of the planned step.

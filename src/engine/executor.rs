@@ -27,13 +27,6 @@ pub const WORKER_UNAVAILABLE: &str = "worker_unavailable";
 
 /// A model that computes steps.
 pub trait Executor {
-    /// Whether a step may be launched before the outcome of the one before is collected, because the model computes beside the CPU.
-    /// Both are collected in their order. A negative token id -1 - r of such a step is the token that row r of the step before
-    /// samples; where that is none, any token.
-    fn goes_ahead(&self) -> bool {
-        false
-    }
-
     /// Starts a step. It may return before the device is done.
     ///
     /// # Errors

@@ -323,16 +323,6 @@ fn write_counters(out: &mut Writer, stats: &Stats) {
     let log_rewrites = "Rewrites of the session log without deleted sessions and turns.";
     for (name, help, value) in [
         ("steps", "Steps of the model.", scheduler.steps),
-        (
-            "steps_ahead",
-            "Of these, those that were planned while the one before was being computed (--step-ahead).",
-            scheduler.steps_ahead,
-        ),
-        (
-            "discarded_rows",
-            "Sampled rows whose sequences had ended, or left, before their step was recorded.",
-            scheduler.discarded_rows,
-        ),
         ("failed_steps", "Steps that failed.", stats.failed_steps),
         ("computed_tokens", computed, scheduler.computed_tokens),
         (

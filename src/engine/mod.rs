@@ -30,7 +30,6 @@ mod masking;
 mod metrics;
 mod pool;
 mod prepare;
-mod replies;
 mod said_answer;
 mod sessions;
 mod shared;

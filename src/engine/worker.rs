@@ -5,24 +5,126 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::admission::Admission;
 use super::clock::now_ms;
 use super::config::Stats;
 use super::core::Core;
 use super::embed::{EmbedJob, Embedded};
-use super::events::{Abort, request_of};
+use super::events::{Abort, Events, request_of};
 use super::executor::{Executor, MEMORY_LOST, StepOutput, WORKER_UNAVAILABLE};
 use super::health::engine_down;
 use super::inbox::{Command, ReadyRequest, Request};
 use super::locks::lock;
-use super::log_writer::LogSender;
+use super::log_writer::{Done, LogSender};
 use super::masking::MaskingThreads;
-use super::replies::Replies;
+use super::metrics::Outcome;
 use super::shared::Shared;
-use crate::error::Result;
+use super::turn_guard::FinishedTurn;
+use crate::error::{Error, Result};
 use crate::kv::StatePool;
 use crate::panics::contain;
-use crate::sched::Transfers;
+use crate::sched::{FinishReason, Transfers};
 use crate::tier::Payload;
+use crate::wire::{Delta, Reply, Usage};
+
+/// The replies of the requests that the core knows.
+#[derive(Debug)]
+struct Replies {
+    shared: Arc<Shared>,
+    open: HashMap<u64, (Reply, Admission)>,
+    /// Writes finished turns before their replies end.
+    log: Option<LogSender>,
+}
+
+impl Events for Replies {
+    fn delta(&mut self, request: u64, choice: usize, delta: Delta) {
+        if let Some((reply, _)) = self.open.get_mut(&request)
+            && !reply.push(choice, delta)
+        {
+            self.shared.abort(request, Abort::Disconnect);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        request: u64,
+        choice: usize,
+        delta: Delta,
+        reason: FinishReason,
+        usage: Usage,
+        turn: Option<FinishedTurn>,
+    ) {
+        if let Some((_, open)) = self.open.get_mut(&request) {
+            open.count(choice, usage);
+        }
+        if let Some(mut turn) = turn {
+            if let Some((_, open)) = self.open.get(&request) {
+                turn.commit.usage.time_ms = open.age().as_millis() as u64;
+            }
+            if let Some(log) = &self.log
+                && let Some((mut reply, open)) = self.open.remove(&request)
+            {
+                // A session's request has one choice, and ends with it.
+                let shared = Arc::clone(&self.shared);
+                let done = Done::new(move |written: Result<()>| {
+                    let outcome = written.as_ref().map_or(Outcome::Error, |()| reason.into());
+                    shared.admissions.latencies().end(open.age(), outcome);
+                    drop(open);
+                    match written {
+                        Ok(()) => drop(reply.finish(choice, delta, reason, usage)),
+                        Err(error) => reply.fail(error),
+                    }
+                });
+                return log.send(turn, done);
+            }
+            turn.commit(now_ms());
+        }
+        let Some((reply, _)) = self.open.get_mut(&request) else {
+            return;
+        };
+        if !reply.ends_with(choice) {
+            reply.finish(choice, delta, reason, usage);
+        } else if let Some((mut reply, open)) = self.open.remove(&request) {
+            self.shared
+                .admissions
+                .latencies()
+                .end(open.age(), reason.into());
+            // What it took of its tenant's allowance is free again before its client hears of the end.
+            drop(open);
+            reply.finish(choice, delta, reason, usage);
+        }
+    }
+
+    fn fail(&mut self, request: u64, error: &Error, usage: Usage) {
+        if let Some((mut reply, mut open)) = self.open.remove(&request) {
+            open.count(0, usage);
+            self.shared
+                .admissions
+                .latencies()
+                .end(open.age(), Outcome::Error);
+            drop(open);
+            reply.fail(error.clone());
+        }
+    }
+
+    fn first_token(&mut self, request: u64, choice: usize) {
+        if choice == 0
+            && let Some((_, open)) = self.open.get_mut(&request)
+        {
+            open.sampled();
+            self.shared.admissions.latencies().first_token(open.age());
+        }
+    }
+
+    fn next_token(&mut self, request: u64, choice: usize) {
+        if choice == 0
+            && let Some((_, open)) = self.open.get_mut(&request)
+            && let Some(time) = open.sampled()
+        {
+            self.shared.admissions.latencies().next_token(time);
+        }
+    }
+}
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -32,9 +134,6 @@ pub(super) struct Worker {
     replies: Replies,
     embeds: VecDeque<Box<EmbedJob>>,
     output: StepOutput,
-    /// The planned step is launched.
-    in_flight: bool,
-    launched_at: Instant,
     max_batch_tokens: usize,
     failed_steps: u64,
 }
@@ -60,8 +159,6 @@ impl Worker {
             replies,
             embeds: VecDeque::new(),
             output: StepOutput::default(),
-            in_flight: false,
-            launched_at: Instant::now(),
             max_batch_tokens,
             failed_steps: 0,
         };
@@ -102,10 +199,7 @@ impl Worker {
     /// One round of the loop; false when told to stop.
     fn turn(&mut self) -> bool {
         let scheduler = self.core.scheduler();
-        let idle = scheduler.is_still()
-            && !scheduler.has_unsaved()
-            && !self.in_flight
-            && self.embeds.is_empty();
+        let idle = scheduler.is_still() && !scheduler.has_unsaved() && self.embeds.is_empty();
         let mut commands = self
             .shared
             .inbox
@@ -139,9 +233,7 @@ impl Worker {
                 _ => self.core.fail_step(&error, &mut self.replies),
             }
         }
-        if !self.in_flight {
-            self.embed_batch();
-        }
+        self.embed_batch();
         self.publish_stats();
         self.shared.wake.signal();
         true
@@ -187,65 +279,19 @@ impl Worker {
     }
 
     fn step(&mut self) -> Result<()> {
-        if !self.in_flight {
-            self.core.plan();
-            self.transfer();
-            if self.core.scheduler().step().is_empty() {
-                return Ok(());
-            }
-            self.launch(false)?;
+        self.core.plan();
+        self.transfer();
+        let step = self.core.scheduler().step();
+        if step.is_empty() {
+            return Ok(());
         }
-        // While the device computes: the next step, what the last step left to read, and the books.
-        let ahead = self.launch_ahead();
-        self.in_flight = false;
-        self.shared.wake.signal();
-        let collected = self.collect();
-        if collected.is_ok() && ahead.is_none() {
-            let seconds = self.launched_at.elapsed().as_secs_f64();
-            self.core.scheduler_mut().note_time(seconds);
-        }
-        let recorded = collected.and_then(|()| self.core.commit(&self.output, &mut self.replies));
-        let Some(launched) = ahead else {
-            return recorded;
-        };
-        if let Err(error) = recorded {
-            // It was computed from what this step did not give.
-            if launched.is_ok() {
-                let ahead = self.core.scheduler().step_ahead();
-                drop(self.executor.collect(ahead, &mut StepOutput::default()));
-            }
-            return Err(error);
-        }
-        launched?;
-        self.in_flight = true;
-        Ok(())
-    }
-
-    /// Plans and launches the step after the one in flight, where there is something to compute without the outcome of that one.
-    fn launch_ahead(&mut self) -> Option<Result<()>> {
-        // Texts are embedded between two steps.
-        if !self.executor.goes_ahead() || !self.embeds.is_empty() {
-            return None;
-        }
-        if self.core.plan_ahead().is_empty() {
-            return None;
-        }
-        Some(self.launch(true))
-    }
-
-    /// Launches the planned step, or the one planned ahead.
-    fn launch(&mut self, ahead: bool) -> Result<()> {
-        let scheduler = self.core.scheduler();
-        let step = if ahead {
-            scheduler.step_ahead()
-        } else {
-            scheduler.step()
-        };
         if let Some(masks) = &step.masks {
             self.masking.begin(masks);
         }
-        self.launched_at = Instant::now();
+        let begin = Instant::now();
         self.executor.launch(step)?;
+        // While the device computes: what the last step left to read, and the books.
+        self.shared.wake.signal();
         for &sequence in self.core.scheduler().started() {
             if let Some((_, open)) = self.replies.open.get_mut(&request_of(sequence).0)
                 && open.start()
@@ -253,12 +299,11 @@ impl Worker {
                 self.shared.admissions.latencies().start(open.age());
             }
         }
-        Ok(())
-    }
-
-    fn collect(&mut self) -> Result<()> {
         self.executor
-            .collect(self.core.scheduler().step(), &mut self.output)
+            .collect(self.core.scheduler().step(), &mut self.output)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        self.core.scheduler_mut().note_time(seconds);
+        self.core.commit(&self.output, &mut self.replies)
     }
 
     /// Copies what goes to the tiers below, and then what comes from there.

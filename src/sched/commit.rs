@@ -36,7 +36,7 @@ pub trait StepTokens {
 
 impl Scheduler {
     /// Records the outcome of the step planned last. `sampled` has one token per sampled row, or [`NO_TOKEN`]. Sequences that ended
-    /// are appended to `finished`; those that have left since the plan are skipped. A step planned ahead is the one planned last then.
+    /// are appended to `finished`; those aborted since the plan are skipped.
     ///
     /// # Errors
     /// `internal_error` if the number of tokens is not the number of rows; nothing is recorded then.
@@ -61,7 +61,6 @@ impl Scheduler {
             // Both are in order of rank.
             let mut rest = self.running[at..].iter();
             let Some(skipped) = rest.position(|sequence| sequence.id() == scheduled.id) else {
-                self.stats.discarded_rows += (row - first_row) as u64;
                 continue;
             };
             let sequence = &mut self.running[at + skipped];
@@ -134,7 +133,7 @@ impl Scheduler {
         if ended {
             self.collect_finished(finished);
         }
-        self.take_step_ahead();
+        self.step.clear();
         Ok(())
     }
 

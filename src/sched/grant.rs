@@ -20,19 +20,16 @@ pub(super) struct Plan {
     pub(super) budget: usize,
     /// One grant per running sequence, in their order.
     pub(super) grants: Vec<Grant>,
-    /// The step before it is being computed.
-    pub(super) is_ahead: bool,
 }
 
 impl Plan {
     /// A plan for this many running sequences, with nothing granted yet.
-    pub(super) fn new(config: &SchedulerConfig, running: usize, is_ahead: bool) -> Self {
+    pub(super) fn new(config: &SchedulerConfig, running: usize) -> Self {
         let mut grants = Vec::with_capacity(config.max_batch);
         grants.resize_with(running, Grant::default);
         Self {
             budget: config.max_batch_tokens,
             grants,
-            is_ahead,
         }
     }
 }

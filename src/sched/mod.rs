@@ -3,7 +3,6 @@
 //! There is no prefill phase and no decode phase: every sequence has `tokens - computed` tokens to compute, and a step divides
 //! one token budget among the sequences (after vLLM V1's unified scheduler).
 
-mod ahead;
 mod below;
 mod commit;
 mod config;

@@ -18,24 +18,27 @@ impl Scheduler {
         self.pool.note_loaded();
         self.take_fetched();
         if !self.plan_retry() {
-            self.plan_step(false);
+            self.plan_step();
         }
         self.plan_transfers();
         &self.step
     }
 
-    /// `ahead`: the step before it is being computed.
-    pub(super) fn plan_step(&mut self, ahead: bool) {
-        self.ahead.is_short = false;
+    fn plan_step(&mut self) {
         self.adopt_prefixes();
         self.started.clear();
-        let mut plan = Plan::new(&self.config, self.running.len(), ahead);
+        let mut plan = Plan::new(&self.config, self.running.len());
         self.grant_decodes(&mut plan);
         if let Some((oldest, tokens)) = self.oldest_prompt(&plan) {
             self.grant(&mut plan, oldest, tokens);
         }
         while let Some(newcomer) = self.admit_next(&mut plan) {
+            let running = self.running.len();
             self.grant(&mut plan, newcomer, ENTRY_TOKENS);
+            if self.running.len() < running {
+                // It got no block, and would get none if it were admitted again.
+                break;
+            }
         }
         while let Some((shortest, tokens)) = self.shortest_prompt(&plan) {
             if self.grant(&mut plan, shortest, tokens) == 0 {
@@ -50,8 +53,7 @@ impl Scheduler {
     /// For the prompts that are being computed, takes over the blocks that others have computed.
     fn adopt_prefixes(&mut self) {
         for sequence in &mut self.running {
-            // What is being computed of it is not recorded yet.
-            if sequence.is_prompt() && sequence.in_flight.tokens == 0 {
+            if sequence.is_prompt() {
                 let adopted = sequence.adopt_prefix();
                 if sequence.preemptions == 0 {
                     self.stats.cached_tokens += adopted as u64;
@@ -172,15 +174,13 @@ impl Scheduler {
         self.grant_rows(plan, at, tokens.min(free))
     }
 
-    /// Whether the step, or the one in flight, computes the next block of the prompt at `at` for another sequence.
+    /// Whether the step computes the next block of the prompt at `at` for another sequence.
     fn waits_for_prefix(&self, plan: &Plan, at: usize) -> bool {
         let sequence = &self.running[at];
         let mut others = self.running.iter().zip(&plan.grants);
         sequence.is_prompt()
-            && plan.grants[at].tokens + sequence.in_flight.tokens == 0
-            && others.any(|(other, grant)| {
-                grant.tokens + other.in_flight.tokens > 0 && sequence.shares_next_block(other)
-            })
+            && plan.grants[at].tokens == 0
+            && others.any(|(other, grant)| grant.tokens > 0 && sequence.shares_next_block(other))
     }
 
     /// Like [`Self::grant`], but preempts the lowest ranks for blocks if necessary; `tokens` may each need a row.
@@ -193,12 +193,8 @@ impl Scheduler {
         if tokens == 0 {
             return 0;
         }
-        let needed = sequence.reached() + granted + tokens;
+        let needed = sequence.computed + granted + tokens;
         while !self.running[at].table.grow(needed) {
-            if plan.is_ahead {
-                self.ahead.is_short = true;
-                return 0;
-            }
             let last = self.running.len() - 1;
             self.preempt_last(plan);
             if last == at {

@@ -13,7 +13,6 @@ impl Scheduler {
     /// Records that the step planned last could not be computed. Its sequences are planned again in two halves, before anything else.
     /// If the step had a single sequence, that sequence leaves without a token.
     pub fn fail_step(&mut self) -> Option<Box<Sequence>> {
-        self.drop_step_ahead();
         let scheduled: Vec<u64> = self.step.scheduled.iter().map(|s| s.id).collect();
         let failed = if self.pool.states().is_some() {
             self.lose_states()
@@ -37,7 +36,6 @@ impl Scheduler {
     /// Records that the model has lost its memory, and with it the step planned last. Whatever runs waits again, and computes all of its
     /// tokens anew.
     pub fn lose_memory(&mut self) {
-        self.drop_step_ahead();
         self.step.clear();
         self.grants.clear();
         self.retries.clear();
@@ -118,7 +116,7 @@ impl Scheduler {
                 .filter(|s| behind(s))
                 .map(Sequence::id)
                 .collect();
-            let mut plan = Plan::new(&self.config, self.running.len(), false);
+            let mut plan = Plan::new(&self.config, self.running.len());
             for id in waiting {
                 self.admit_lost(id, &mut plan);
             }

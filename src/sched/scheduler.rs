@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::ahead::Ahead;
 use super::config::{ENTRY_TOKENS, SchedulerConfig, Speculation};
 use super::cost::StepCost;
 use super::forecast::Forecast;
@@ -37,14 +36,9 @@ pub struct Stats {
     pub mtp_drafted_tokens: u64,
     /// Of these, those that came.
     pub mtp_accepted_tokens: u64,
-    /// Of the steps, those that were planned while the one before was being computed.
-    pub steps_ahead: u64,
-    /// Rows whose sequences had ended, or left, when their step was recorded.
-    pub discarded_rows: u64,
 }
 
-/// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between. [`Self::plan_ahead`] plans
-/// the next step before that.
+/// The scheduler. [`Self::plan`] and [`Self::commit`] alternate; everything else may be called in between.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) config: SchedulerConfig,
@@ -60,7 +54,6 @@ pub struct Scheduler {
     pub(super) step: Step,
     /// What the step planned last grants to each of its sequences, in the step's order.
     pub(super) grants: Vec<Grant>,
-    pub(super) ahead: Ahead,
     /// Parts of a step that failed, to be tried by themselves; the last is next.
     pub(super) retries: Vec<Part>,
     /// Sequences that the step planned last computes for the first time, whether it is tried whole or in parts.
@@ -106,7 +99,6 @@ impl Scheduler {
             step_cost: StepCost::new(0.0),
             step: Step::default(),
             grants: Vec::new(),
-            ahead: Ahead::default(),
             retries: Vec::new(),
             started: Vec::new(),
             lower: None,
@@ -239,11 +231,6 @@ impl Scheduler {
     /// Adds the masks of the step planned last.
     pub fn set_masks(&mut self, masks: Arc<StepMasks>) {
         self.step.masks = Some(masks);
-    }
-
-    /// Adds the masks of the step planned ahead.
-    pub fn set_masks_ahead(&mut self, masks: Arc<StepMasks>) {
-        self.step_ahead_mut().masks = Some(masks);
     }
 
     /// Takes a sequence out, wherever it is; its blocks are free once it is dropped.

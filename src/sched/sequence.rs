@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::ahead::InFlight;
 use super::draft::{Drafter, RATE};
 use super::sampling::SeenTokens;
 use super::transfers::Staged;
@@ -81,8 +80,6 @@ pub struct Sequence {
     pub(super) new: NewSequence,
     pub(super) tokens: Vec<u32>,
     pub(super) computed: usize,
-    /// While the step after the one in flight is planned.
-    pub(super) in_flight: InFlight,
     pub(super) table: BlockTable,
     /// Tokens of the prompt that the prefix cache had when the sequence first ran.
     pub(super) cached: usize,
@@ -128,7 +125,6 @@ impl Sequence {
             new,
             tokens,
             computed: 0,
-            in_flight: InFlight::default(),
             table,
             cached: 0,
             has_run: false,
@@ -206,7 +202,7 @@ impl Sequence {
     }
 
     pub(super) fn remaining(&self) -> usize {
-        self.length() - self.reached()
+        self.tokens.len() - self.computed
     }
 
     /// Whether it is but a token behind, and beside that what was guessed right.
@@ -313,7 +309,7 @@ impl Sequence {
         if !self.is_scoring() {
             return self.until_snapshot(granted);
         }
-        (self.next_scoring_position() + 1).saturating_sub(self.reached() + granted)
+        (self.next_scoring_position() + 1).saturating_sub(self.computed + granted)
     }
 
     pub(super) fn detach(&mut self, pool: &Arc<BlockPool>) {

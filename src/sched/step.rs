@@ -33,7 +33,6 @@ pub struct Scheduled {
 #[allow(missing_docs)]
 pub struct Step {
     pub scheduled: Vec<Scheduled>,
-    /// -1 - r for the token that row r of the step launched before samples.
     pub token_ids: Vec<i32>,
     pub positions: Vec<i32>,
     pub slots: Vec<i32>,
@@ -155,13 +154,13 @@ impl Step {
     /// Adds what `sequence` is granted, for which its table has room.
     pub(super) fn add(&mut self, sequence: &Sequence, grant: &Grant) {
         let (new_tokens, drafts) = (grant.tokens, &grant.drafts);
-        let end = sequence.reached() + new_tokens;
-        for position in sequence.reached()..end {
-            self.add_token(sequence, position, sequence.step_token(position));
+        let end = sequence.computed + new_tokens;
+        for position in sequence.computed..end {
+            self.add_token(sequence, position, sequence.tokens[position]);
         }
         let prompt_rows = self.add_prompt_rows(sequence, end);
         for (position, &token) in (end..).zip(drafts) {
-            self.add_token(sequence, position, token as i32);
+            self.add_token(sequence, position, token);
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.context_lens.push((end + drafts.len()) as i32);
@@ -178,7 +177,7 @@ impl Step {
             self.state_tokens.push(new_tokens as i32);
             self.copied_blocks.push(number(state.copied_block));
         }
-        let samples = sequence.wants_sample() && end == sequence.length();
+        let samples = sequence.wants_sample() && end == sequence.tokens.len();
         if samples {
             for known in 0..=drafts.len() {
                 self.add_row(sequence, drafts, known);
@@ -193,8 +192,8 @@ impl Step {
         });
     }
 
-    fn add_token(&mut self, sequence: &Sequence, position: usize, token: i32) {
-        self.token_ids.push(token);
+    fn add_token(&mut self, sequence: &Sequence, position: usize, token: u32) {
+        self.token_ids.push(token as i32);
         self.positions.push(position as i32);
         self.slots.push(sequence.table.slot(position) as i32);
         let window_slot = sequence.table.window_slot(position);
@@ -230,7 +229,7 @@ impl Step {
     /// A row that is sampled as if the first `known` drafts were tokens of the sequence.
     fn add_row(&mut self, sequence: &Sequence, drafts: &[u32], known: usize) {
         let s = &sequence.new.sampling;
-        let uniform = uniform(sequence.new.seed, (sequence.length() + known) as u64);
+        let uniform = uniform(sequence.new.seed, (sequence.tokens.len() + known) as u64);
         let token_row = self.token_ids.len() - 1 - (drafts.len() - known);
         self.push_row(token_row, s, uniform);
         for &(token, bias) in &s.logit_bias {
@@ -239,7 +238,7 @@ impl Step {
         }
         if sequence.new.guided {
             self.guided.push((self.num_rows() - 1, sequence.id()));
-        } else if sequence.length() + known < sequence.new.prompt.len() + sequence.new.min_tokens {
+        } else if sequence.output().len() + known < sequence.new.min_tokens {
             for &token in sequence.new.stop_tokens.iter() {
                 self.bias_token.push(token as i32);
                 self.bias_value.push(f32::NEG_INFINITY);

@@ -11,13 +11,10 @@ pub(super) const TENANTS: usize = 2;
 
 /// Sizes of a world and how unruly it is, drawn anew for each.
 #[derive(Debug, Clone, Copy)]
-#[allow(clippy::struct_excessive_bools)]
 pub(super) struct Config {
     pub(super) scheduler: SchedulerConfig,
     pub(super) policy: PolicyKind,
     pub(super) speculation: Option<Speculation>,
-    /// Steps are launched while the one before is being computed.
-    pub(super) ahead: bool,
     /// The model guesses a token ahead.
     pub(super) guesses: bool,
     /// Slots of a model with recurrent layers, and the distance between two snapshots.
@@ -51,23 +48,19 @@ pub(super) struct Config {
 impl Config {
     pub(super) fn draw(random: &mut Random) -> Self {
         let max_batch = random.range(1, 6);
-        let ahead = random.once_in(2);
-        // No step is planned ahead for the rest.
-        let rest = !ahead || random.once_in(4);
-        let states =
-            (rest && random.once_in(2)).then(|| (random.range(1, 12), random.range(4, 40)));
+        let states = random
+            .once_in(2)
+            .then(|| (random.range(1, 12), random.range(4, 40)));
         let windows = (states.is_none() && random.once_in(2))
             .then(|| (random.range(1, 40), random.range(0, 12)));
         let prefix_cache = !random.once_in(8);
-        let tiers = (rest && prefix_cache && windows.is_none() && !random.once_in(3)).then(|| {
-            StoreLimits {
+        let tiers =
+            (prefix_cache && windows.is_none() && !random.once_in(3)).then(|| StoreLimits {
                 host_blocks: [0, 300, 3000][random.range(0, 2)],
                 host_states: [0, 100, 1000][random.range(0, 2)],
                 disk: [0, 4000, 40_000][random.range(0, 2)],
-            }
-        });
+            });
         Self {
-            ahead,
             windows,
             tiers,
             scheduler: SchedulerConfig {
@@ -78,7 +71,7 @@ impl Config {
             },
             policy: [PolicyKind::Fair, PolicyKind::Fair, PolicyKind::FirstCome][random.range(0, 2)],
             states,
-            speculation: (rest && !random.once_in(3)).then(|| Speculation {
+            speculation: (!random.once_in(3)).then(|| Speculation {
                 max_draft: random.range(0, 9),
                 max_rows: random.range(1, 24),
                 row_cost: [0.0, 0.01, 0.2][random.range(0, 2)],

@@ -59,7 +59,6 @@ impl World {
             Self::boot(&self.config, &self.tokenizer, &self.drive, &mut self.random)?;
         self.core = core;
         self.model = model;
-        self.in_flight = false;
         self.tiers = tiers;
         self.preparing.clear();
         self.lanes = Arc::new(Mutex::new(Lanes::new(self.config.lanes)));
@@ -98,8 +97,6 @@ impl World {
         self.counters.accepted_tokens += stats.accepted_tokens;
         self.counters.mtp_accepted_tokens += stats.mtp_accepted_tokens;
         self.counters.cached_tokens += stats.cached_tokens;
-        self.counters.steps_ahead += stats.steps_ahead;
-        self.counters.discarded_rows += stats.discarded_rows;
         let book = &mut self.ledger.book;
         self.counters.lane_turns += std::mem::take(&mut book.kept);
         self.counters.lane_responses += std::mem::take(&mut book.kept_responses);

@@ -3,7 +3,6 @@
 //! [`capacity`] puts a trace on them instead and says what it comes to.
 
 mod agents;
-mod ahead;
 mod batches;
 pub mod capacity;
 mod check;

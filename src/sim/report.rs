@@ -32,10 +32,6 @@ counts! {
     Counters {
         /// Steps that computed something.
         steps,
-        /// Of these, those that were planned while the one before was being computed.
-        steps_ahead,
-        /// Rows that were computed for sequences that had ended, or left.
-        discarded_rows,
         submitted,
         /// Requests that reached the scheduler.
         admitted,

@@ -13,59 +13,49 @@ use crate::sched::NO_TOKEN;
 impl World {
     /// Plans a step, computes it on the toy model, and commits what was sampled.
     pub(super) fn compute(&mut self, unruly: bool) -> Check {
+        let still = self.core.scheduler().is_still();
+        let empty = self.core.plan().is_empty();
+        // Those that a tier is read for do not hold up the others.
+        ensure(still || !empty, || {
+            "requests wait, but nothing is planned".into()
+        })?;
+        self.transfer(unruly)?;
+        if self.core.scheduler().step().is_empty() {
+            return Ok(());
+        }
+        self.counters.steps += 1;
+        if unruly && self.random.once_in(50) {
+            // The plan stands: the step is computed without the one that left.
+            self.hang_up()?;
+        }
         let fault =
             (unruly && self.random.once_in(self.config.fault)).then(|| self.random.range(0, 2));
-        if !self.in_flight {
-            let still = self.core.scheduler().is_still();
-            let empty = self.core.plan().is_empty();
-            // Those that a tier is read for do not hold up the others.
-            ensure(still || !empty, || {
-                "requests wait, but nothing is planned".into()
-            })?;
-            self.transfer(unruly)?;
-            if self.core.scheduler().step().is_empty() {
-                return Ok(());
-            }
-            self.counters.steps += 1;
-            if unruly && self.random.once_in(50) {
-                // The plan stands: the step is computed without the one that left.
-                self.hang_up()?;
-            }
-            if unruly {
-                self.disturb_masks();
-            }
-            let step = self.core.scheduler().step();
-            let launched = if fault == Some(0) {
-                self.model.spoil_states(step);
-                Err(Error::internal("the model failed"))
-            } else {
-                self.model.launch(step)
-            };
-            if launched.is_err() {
-                self.faults.failed_steps += u64::from(fault.is_some());
-                return self.fail_step(fault.is_some());
-            }
+        if unruly {
+            self.disturb_masks();
         }
-        let ahead = self.launch_ahead(unruly)?;
-        self.in_flight = false;
         let step = self.core.scheduler().step();
-        text(self.model.collect(step, &mut self.output))?;
-        if fault == Some(2) {
+        let launched = if fault == Some(0) {
+            self.model.spoil_states(step);
+            Err(Error::internal("the model failed"))
+        } else {
+            self.model.launch(step)
+        };
+        if launched.is_ok() {
+            text(self.model.collect(step, &mut self.output))?;
+        }
+        if fault == Some(2) && launched.is_ok() {
             self.output.tokens.push(END_TOKEN);
             let refused = self.observe(|core, output, events| core.commit(output, events))?;
             ensure(refused.is_err(), || "a step took too many tokens".into())?;
         }
-        if fault.is_some() {
-            self.faults.failed_steps += 1;
-            self.drop_ahead(ahead)?;
-            return self.fail_step(true);
+        if fault.is_some() || launched.is_err() {
+            self.faults.failed_steps += u64::from(fault.is_some());
+            return self.fail_step(fault.is_some());
         }
         self.take_tokens()?;
         let seconds = self.random.range(0, 20) as f64 / 1e3;
         self.core.scheduler_mut().note_time(seconds);
         text(self.observe(|core, output, events| core.commit(output, events))?)?;
-        self.ledger.unmasked = None;
-        self.go_on(ahead)?;
         for request in std::mem::take(&mut self.replies.too_slow) {
             self.counters.too_slow += 1;
             self.abort(request, Abort::Disconnect)?;
@@ -89,7 +79,7 @@ impl World {
     }
 
     /// The step could not be computed; `by_chance`: whatever it held.
-    pub(super) fn fail_step(&mut self, by_chance: bool) -> Check {
+    fn fail_step(&mut self, by_chance: bool) -> Check {
         if let ([only], true) = (&*self.core.scheduler().step().scheduled, by_chance) {
             self.ledger.alone = Some(request_of(only.id).0);
         } else {
@@ -115,10 +105,6 @@ impl World {
             let Some(open) = self.ledger.open.get_mut(&request) else {
                 continue;
             };
-            if open.answers[choice].ended {
-                // The step was launched before that was known.
-                continue;
-            }
             let drafts = &step.token_ids[end as usize - scheduled.drafts..end as usize];
             let drafts = drafts.iter().map(|&draft| Some(draft as u32));
             for (token, draft) in sampled.into_iter().zip(drafts.chain([None])) {

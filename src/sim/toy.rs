@@ -1,7 +1,7 @@
 //! A toy model whose next token is a hash of its whole context as read back through the block tables: one wrong block, slot
 //! or position and its output differs. With recurrent states the hash itself is the state, which moves on with each token.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::engine::{Executor, StepOutput};
@@ -79,12 +79,6 @@ pub struct ToyModel {
     vocab_size: usize,
     /// It guesses what follows each sampled token, and is right about every other time.
     guesses: bool,
-    /// Steps may be launched ahead.
-    goes_ahead: bool,
-    /// Outcomes that are not collected yet.
-    outcomes: VecDeque<Result<StepOutput>>,
-    /// What the step launched last samples.
-    sampled: Vec<u32>,
     /// Steps computed so far.
     pub steps: u64,
     /// The steps (counted from 1) that fail.
@@ -117,9 +111,6 @@ impl ToyModel {
             block_size,
             vocab_size,
             guesses: false,
-            goes_ahead: false,
-            outcomes: VecDeque::new(),
-            sampled: Vec::new(),
             steps: 0,
             failing_steps: Vec::new(),
             failing: BTreeMap::new(),
@@ -147,30 +138,6 @@ impl ToyModel {
     pub const fn with_guesses(mut self, guesses: bool) -> Self {
         self.guesses = guesses;
         self
-    }
-
-    /// The model as one that computes beside the CPU: a step may be launched before the outcome of the one before is collected.
-    #[must_use]
-    pub const fn with_ahead(mut self, goes_ahead: bool) -> Self {
-        self.goes_ahead = goes_ahead;
-        self
-    }
-
-    /// The step's tokens, with those that the step launched before has sampled.
-    fn known_tokens(&self, step: &Step) -> Result<Vec<i32>> {
-        let known = |&token: &i32| {
-            if token >= 0 {
-                return Ok(token);
-            }
-            let sampled = self.sampled.get((-1 - token) as usize);
-            let sampled = sampled.filter(|_| !self.outcomes.is_empty());
-            let none = || Error::internal(format!("no step before samples {token}"));
-            // Of a row that has no token, any will do.
-            sampled
-                .map(|&token| if token == NO_TOKEN { 0 } else { token as i32 })
-                .ok_or_else(none)
-        };
-        step.token_ids.iter().map(known).collect()
     }
 
     /// A guess of the token that follows `context` and `token`.
@@ -203,12 +170,14 @@ impl ToyModel {
         }
     }
 
-    fn move_states(&mut self, step: &Step, token_ids: &[i32]) {
+    fn move_states(&mut self, step: &Step) {
         for (at, (&from, &to)) in step.state_from.iter().zip(&step.state_to).enumerate() {
             let begin = usize::try_from(from).map_or(Some(BEGIN), |from| self.states[from]);
             let first = step.query_start[at] as usize;
             let kept = first + step.state_tokens[at] as usize;
-            let tokens = token_ids[first..kept].iter().map(|&token| token as u32);
+            let tokens = step.token_ids[first..kept]
+                .iter()
+                .map(|&token| token as u32);
             // What is no state gives a token that nobody expects.
             self.states[to as usize] = Some(tokens.fold(begin.unwrap_or(0), hash));
         }
@@ -238,9 +207,64 @@ impl ToyModel {
         Ok(())
     }
 
-    /// What a step samples whose tokens are written.
-    fn compute(&self, step: &Step) -> Result<StepOutput> {
-        let mut output = StepOutput::default();
+    /// The slot and the tokens' cells of a place.
+    fn parts(&self, place: Place) -> (Option<usize>, Range<usize>) {
+        let cells = |block: u32| {
+            let start = block as usize * self.block_size;
+            start..start + self.block_size
+        };
+        match place {
+            Place::Block(block) => (None, cells(block)),
+            Place::State { slot, tail_block } => {
+                (Some(slot as usize), tail_block.map_or(0..0, cells))
+            }
+        }
+    }
+
+    fn context(&self, blocks: &[u32], len: usize) -> Result<Vec<u32>> {
+        let at = |position: usize| {
+            blocks[position / self.block_size] as usize * self.block_size
+                + position % self.block_size
+        };
+        (0..len)
+            .map(|position| {
+                let slot = at(position);
+                let token = self.memory.get(slot).copied().flatten();
+                token
+                    .map(|token| token as u32)
+                    .ok_or_else(|| Error::internal(format!("slot {slot} was never written")))
+            })
+            .collect()
+    }
+}
+
+impl Executor for ToyModel {
+    fn launch(&mut self, step: &Step) -> Result<()> {
+        self.steps += 1;
+        if self.failing_steps.contains(&self.steps) {
+            return Err(Error::internal("the toy model was told to fail"));
+        }
+        let mut sequences = step.scheduled.iter().zip(&step.context_lens);
+        if sequences.any(|(s, &len)| reached(&self.failing, s.id, len as usize)) {
+            self.spoil_states(step);
+            return Err(Error::internal("a sequence of the step makes it fail"));
+        }
+        self.copy_blocks(step);
+        self.move_states(step);
+        for (&slot, &token) in step.slots.iter().zip(&step.token_ids) {
+            self.memory[slot as usize] = Some(token);
+        }
+        if let Some((_, memory)) = &mut self.windows {
+            for (&slot, &token) in step.window_slots.iter().zip(&step.token_ids) {
+                memory[slot as usize] = Some(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, step: &Step, output: &mut StepOutput) -> Result<()> {
+        output.tokens.clear();
+        output.guesses.clear();
         self.check_windows(step)?;
         let masks = step.masks.as_deref().map(Masks::of);
         for (at, scheduled) in step.scheduled.iter().enumerate() {
@@ -276,82 +300,6 @@ impl ToyModel {
                 output.guesses.extend(guess);
             }
         }
-        Ok(output)
-    }
-
-    /// The slot and the tokens' cells of a place.
-    fn parts(&self, place: Place) -> (Option<usize>, Range<usize>) {
-        let cells = |block: u32| {
-            let start = block as usize * self.block_size;
-            start..start + self.block_size
-        };
-        match place {
-            Place::Block(block) => (None, cells(block)),
-            Place::State { slot, tail_block } => {
-                (Some(slot as usize), tail_block.map_or(0..0, cells))
-            }
-        }
-    }
-
-    fn context(&self, blocks: &[u32], len: usize) -> Result<Vec<u32>> {
-        let at = |position: usize| {
-            blocks[position / self.block_size] as usize * self.block_size
-                + position % self.block_size
-        };
-        (0..len)
-            .map(|position| {
-                let slot = at(position);
-                let token = self.memory.get(slot).copied().flatten();
-                token
-                    .map(|token| token as u32)
-                    .ok_or_else(|| Error::internal(format!("slot {slot} was never written")))
-            })
-            .collect()
-    }
-}
-
-impl Executor for ToyModel {
-    fn goes_ahead(&self) -> bool {
-        self.goes_ahead
-    }
-
-    fn launch(&mut self, step: &Step) -> Result<()> {
-        self.steps += 1;
-        if !self.goes_ahead {
-            // That of a step whose outcome nobody wanted.
-            self.outcomes.clear();
-        }
-        if self.failing_steps.contains(&self.steps) {
-            return Err(Error::internal("the toy model was told to fail"));
-        }
-        let mut sequences = step.scheduled.iter().zip(&step.context_lens);
-        if sequences.any(|(s, &len)| reached(&self.failing, s.id, len as usize)) {
-            self.spoil_states(step);
-            return Err(Error::internal("a sequence of the step makes it fail"));
-        }
-        let token_ids = self.known_tokens(step)?;
-        self.copy_blocks(step);
-        self.move_states(step, &token_ids);
-        for (&slot, &token) in step.slots.iter().zip(&token_ids) {
-            self.memory[slot as usize] = Some(token);
-        }
-        if let Some((_, memory)) = &mut self.windows {
-            for (&slot, &token) in step.window_slots.iter().zip(&token_ids) {
-                memory[slot as usize] = Some(token);
-            }
-        }
-        let outcome = self.compute(step);
-        self.sampled.clear();
-        if let Ok(output) = &outcome {
-            self.sampled.extend(&output.tokens);
-        }
-        self.outcomes.push_back(outcome);
-        Ok(())
-    }
-
-    fn collect(&mut self, _step: &Step, output: &mut StepOutput) -> Result<()> {
-        let launched = self.outcomes.pop_front();
-        *output = launched.unwrap_or_else(|| Err(Error::internal("no step was launched")))?;
         Ok(())
     }
 

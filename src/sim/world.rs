@@ -49,8 +49,6 @@ pub(super) struct World {
     pub(super) tiers: Option<Arc<Store>>,
     pub(super) drive: TierDrive,
     pub(super) output: StepOutput,
-    /// The planned step is launched.
-    pub(super) in_flight: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) template: Arc<ChatTemplate>,
     /// Of the grammars that answers follow, at their beginnings.
@@ -107,7 +105,6 @@ impl World {
             tiers,
             drive,
             output: StepOutput::default(),
-            in_flight: false,
             tokenizer: Arc::clone(tokenizer),
             template: Arc::clone(template),
             matchers: Arc::clone(matchers),
@@ -135,7 +132,6 @@ impl World {
         let mut pool = BlockPool::new(blocks, size, config.prefix_cache).with_states(slots, every);
         let mut model = ToyModel::new(blocks, size, VOCAB_SIZE as usize)
             .with_states(slots)
-            .with_ahead(config.ahead)
             .with_guesses(config.guesses);
         if let Some((window, spare)) = config.windows {
             pool = pool.with_windows(window, blocks);

@@ -20,7 +20,6 @@ from lmserve.config import (
     REASONING_PARSERS,
     REQUEST_LOGS,
     SESSION_FSYNCS,
-    STEP_AHEAD,
     TOOL_PARSERS,
     USER_SPECIAL_TOKENS,
     WORKERS,
@@ -310,13 +309,6 @@ def _add_scheduler(group: argparse._ArgumentGroup, default: ServeConfig) -> None
         choices=POLICIES,
         help="which waiting request runs first: fair (by priority, then the key that has got the least for "
         "its weight, then by arrival) or fcfs (by arrival) (default: fair)",
-    )
-    group.add_argument(
-        "--step-ahead",
-        metavar="WHEN",
-        choices=STEP_AHEAD,
-        help="launch each step while the one before is computed: auto (on CUDA), on (also with --ops torch on the CPU) "
-        f"or off; answers stay the same; see docs/cuda.md (default: {default.step_ahead})",
     )
     group.add_argument(
         "--speculate",

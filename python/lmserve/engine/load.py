@@ -61,7 +61,6 @@ class ModelPlan:
             quantize=config.quantize,
             kv_dtype=config.kv_dtype,
             threads=config.threads,
-            step_ahead=config.step_ahead,
             weights_cache=None if kept is None else str(kept),
             max_batch=config.max_batch,
             max_batch_tokens=config.max_batch_tokens,
@@ -134,8 +133,7 @@ class ModelPlan:
             # Few servers need it, and each start would pay for the import.
             from lmserve.worker.runner import ProcessRunner
 
-            options = replace(self.options, device=self.memory.device, step_ahead="off")
-            runner = ProcessRunner.start(checkpoint, options)
+            runner = ProcessRunner.start(checkpoint, replace(self.options, device=self.memory.device))
             self.processes = runner.processes
         else:
             runner = load_runner(checkpoint, self.options)

@@ -75,7 +75,7 @@ class StepBuffers:
     A step uses the first n_tokens / n_seqs / n_rows entries. Sequences lie one after another in the token arrays.
     """
 
-    token_ids: I32  # [T]; -1 - r of a runner that goes ahead: the token that row r of the step launched before samples
+    token_ids: I32  # [T]
     positions: I32  # [T] absolute position of each token in its sequence
     slots: I32  # [T] block_id * block_size + offset: where each token's K and V go
     query_start: I32  # [S + 1] sequence s owns tokens query_start[s] .. query_start[s + 1]
@@ -214,12 +214,11 @@ class Runner(Protocol):
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         """Start one step over the buffers.
 
-        May return before the device is done: the inputs must not change until `collect`. Of a runner whose attribute
-        `goes_ahead` is true they may, and the next step may be launched before this one is collected, but no third one.
+        May return before the device is done: the inputs must not change until `collect`.
         """
 
     def collect(self) -> None:
-        """Wait until the outputs of the launched step, or of the first of two, are in the buffers."""
+        """Wait until the outputs of the launched step are in the buffers."""
 
     def embed(self, token_ids: I32, cu_seqlens: I32) -> F32:
         """[n, embedding_size] what the model says of n token sequences: embeddings of length 1 (L2), or scores.

@@ -23,7 +23,6 @@ ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 OPS = ("auto", "torch", "cpu")
 QUANTIZE = ("auto", "none", "q8", "q4")
 KV_DTYPES = ("auto", "fp32", "fp16", "int8")
-STEP_AHEAD = ("auto", "on", "off")
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 # Of mixtures of experts; they are kept in fp32.
 # What attention adds to scores by distance; the kernels read so many numbers at once, also at the end of a row.
@@ -63,12 +62,7 @@ class RunnerOptions:
     threads: int | None = None  # None: the cores that this process may use
     tensor_parallel: int = 1  # processes that the model is split among
     weights_cache: str | None = None  # path of the file that packed weights of "cpu" are kept in; None: they are not
-    step_ahead: str = "auto"  # launch a step while the one before is computed: auto (on CUDA), on (with torch), off
     adapter_numbers: int = 0  # of the matrices of adapters, for which memory is left beside the KV cache
-
-    def goes_ahead(self, device: str) -> bool:
-        """Whether a runner of torch on this device lets a step be launched while the one before is computed."""
-        return not self.mtp and (self.step_ahead == "on" or (self.step_ahead == "auto" and device != "cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +154,6 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
         f"gpu_memory_fraction is {options.gpu_memory_fraction}; it must be above 0 and at most 1",
     )
     ops = _ops(checkpoint, options, device)
-    ahead = options.step_ahead
-    _check(ahead in STEP_AHEAD, "step_ahead", f"step_ahead is {ahead!r}; it must be one of {', '.join(STEP_AHEAD)}")
-    _check(
-        ahead != "on" or ops == "torch",
-        "step_ahead",
-        "step_ahead is 'on'; the cpu kernels compute a step before the next one can be launched: ops must be torch",
-    )
     quantize, kv_dtype = _formats(options, ops, dtype)
     if ops == "torch" and not _packs(checkpoint, options, device, dtype):
         quantize = "none"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,10 +48,6 @@ STEP_INPUTS = (
 )
 
 
-# An array of the step's buffers, the rows of it that are written, and what they become.
-Output = tuple[NDArray[Any], NDArray[np.intp], Tensor]
-
-
 class TorchOps(TorchLoader):
     """`Ops` with A = Tensor and W = TorchWeight. Call it under `torch.inference_mode()`."""
 
@@ -67,14 +61,12 @@ class TorchOps(TorchLoader):
         dtype: str = "fp32",
         attention: Callable[[ModelConfig, CacheConfig, torch.device], PagedAttention] | None = None,
         copy_inputs: bool | None = None,
-        goes_ahead: bool = False,
         packed: bool = False,
     ) -> None:
         """Allocate cache, tables and inputs.
 
         attention: None chooses by device and dtype. copy_inputs: a step reads a copy of the buffers, which `pad` needs;
-        None does so off the CPU. goes_ahead: a step may begin before `finish` of the one before. packed: see
-        `TorchLoader`.
+        None does so off the CPU. packed: see `TorchLoader`.
         """
         super().__init__(device, dtype, packed=packed)
         self.config = config
@@ -83,9 +75,6 @@ class TorchOps(TorchLoader):
         self._copied = self._device.type != "cpu" if copy_inputs is None else copy_inputs
         # At fixed addresses: captured graphs read the same memory in every step.
         self._inputs = {name: host.to(self._device, copy=self._copied) for name, host in self._host.items()}
-        self.goes_ahead = goes_ahead
-        # A step that is in flight still reads its inputs while the next one's are written.
-        self._stages = deque(self._stage() for _ in range(2 * (goes_ahead and self._copied)))
         tables = position_tables(config.attention, cache.max_model_len)
         self._ropes = [self._on_device(rope) for rope in tables.ropes]
         self._query_scales = self._on_device(tables.query_scales)
@@ -98,10 +87,7 @@ class TorchOps(TorchLoader):
         self._block_size = cache.block_size
         self._padding = self._padding_inputs(cache.block_size) if self._copied else {}
         self._attention: Attention = self.cache
-        self._outputs: list[Output] = []
-        self._launched: deque[tuple[list[Output], torch.cuda.Event | None]] = deque()
-        # What the step launched last samples, on the device: the next one may begin with it.
-        self._sampled = torch.empty(0, dtype=torch.int64)
+        self._outputs: list[tuple[NDArray[Any], NDArray[np.intp], Tensor]] = []
         # Of the step, or pass: the tokens' ids and positions, and which of them are sampled.
         self.token_ids = self.positions = self.sample_rows = torch.empty(0, dtype=torch.int64)
         # Of the step's tokens: cos and sin of each rope, and the scales of queries.
@@ -127,15 +113,8 @@ class TorchOps(TorchLoader):
     def upload(self, n_tokens: int, n_seqs: int, n_rows: int) -> None:
         """Copy a step's inputs to the device; `begin` does so itself."""
         if self._copied:
-            host = self._host
-            if self._stages:
-                self._stages.rotate()
-                host = self._stages[0]
             for name, length in _lengths(n_tokens, n_seqs, n_rows).items():
-                if self._stages:
-                    host[name][:length].copy_(self._host[name][:length])
-                self._inputs[name][:length].copy_(host[name][:length], non_blocking=True)
-        self._take_sampled(n_tokens)
+                self._inputs[name][:length].copy_(self._host[name][:length], non_blocking=True)
 
     def pad(self, n_seqs: int, size: int) -> None:
         """Fill an uploaded decode step of n_seqs sequences up to `size` with ones that touch only the spare block."""
@@ -293,7 +272,6 @@ class TorchOps(TorchLoader):
         """What `sample` does, from float32 logits [R, vocab]; gives the sampled tokens [R]."""
         buffers, n_rows = self._buffers, len(logits)
         sampled = sampler.sample(logits, SamplingRows.of(buffers, n_rows), edits)
-        self._sampled = sampled
         self._send(buffers.sampled, np.arange(n_rows), sampled)
         wanted = np.flatnonzero(buffers.logprobs[:n_rows] >= 0)
         if len(wanted):
@@ -304,25 +282,12 @@ class TorchOps(TorchLoader):
             self._send(buffers.top_logprobs, wanted, top_logprobs)
         return sampled
 
-    @contextmanager
-    def launching(self) -> Iterator[None]:
-        """What is sent within is the outcome of one step, which a `finish` waits for; none if it raises."""
-        self._outputs = []
-        yield
-        done = None
-        if self._device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-        self._launched.append((self._outputs, done))
-
     def finish(self) -> None:
-        if not self._launched:
-            return
-        outputs, done = self._launched.popleft()
-        if done is not None:
-            done.synchronize()
-        for target, rows, values in outputs:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        for target, rows, values in self._outputs:
             target[rows] = values.numpy()
+        self._outputs.clear()
 
     def pool(self, x: Tensor, pooling: str) -> F32:
         states, starts = x.float(), self._pass_starts
@@ -345,21 +310,6 @@ class TorchOps(TorchLoader):
     def logits(self, x: Tensor, head: TorchWeight) -> F32:
         values: F32 = self.raw_logits(x, head).cpu().numpy()
         return values
-
-    def _take_sampled(self, n_tokens: int) -> None:
-        """Replace the ids of tokens that the step launched before samples; see `StepBuffers.token_ids`."""
-        ids = self._buffers.token_ids[:n_tokens]
-        unknown = np.flatnonzero(ids < 0)
-        if not len(unknown):
-            return
-        rows = on_device(-1 - ids[unknown].astype(np.int64), self._device)
-        # A row without a token ends its sequence: any token will do.
-        tokens = self._sampled.index_select(0, rows).clamp(min=0)
-        self._inputs["token_ids"][on_device(unknown, self._device)] = tokens.to(torch.int32)
-
-    def _stage(self) -> dict[str, Tensor]:
-        pinned = self._device.type == "cuda"
-        return {name: torch.empty_like(host, pin_memory=pinned) for name, host in self._host.items()}
 
     def _prepare(self, n_tokens: int, n_rows: int, query_start: I32, context_lens: I32) -> None:
         n_seqs = len(context_lens)

@@ -49,11 +49,6 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
         super().__init__(info, buffers, model, ops, embedding)
         self.torch_ops = ops
 
-    @property
-    def goes_ahead(self) -> bool:
-        """Whether a step may be launched before the one before is collected; see `Runner`."""
-        return self.torch_ops.goes_ahead
-
     def load_adapter(self, number: int, adapter: Adapter) -> None:
         """Take an adapter in; see `TakesAdapters`."""
         self.torch_ops.adapters.load(number, self.torch_ops.linears.changes(adapter))
@@ -64,11 +59,6 @@ class TorchRunner(DecoderRunner[Tensor, TorchWeight]):
 
     @torch.inference_mode()
     def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
-        with self.torch_ops.launching():
-            self.compute(n_tokens, n_seqs, n_rows, edits)
-
-    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
-        """What `launch` starts."""
         super().launch(n_tokens, n_seqs, n_rows, edits)
 
     @torch.inference_mode()
@@ -95,7 +85,8 @@ class DraftRunner(TorchRunner):
         self.drafting = model
         self.draft_ops = ops
 
-    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+    @torch.inference_mode()
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         ops = self.draft_ops
         ops.begin(n_tokens, n_seqs, n_rows)
         states = self.drafting.forward(sampled_rows_only=False)
@@ -121,10 +112,11 @@ class GraphRunner(TorchRunner):
         self._capture = capture
         self.graphs = DecodeGraphs(info.max_batch, self._capture_decode)
 
-    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+    @torch.inference_mode()
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         # What adapters add is no part of the captured graphs.
         if not n_tokens == n_seqs == n_rows or self.buffers.adapters[:n_seqs].any():
-            super().compute(n_tokens, n_seqs, n_rows, edits)
+            super().launch(n_tokens, n_seqs, n_rows, edits)
             return
         size = self.graphs.size_for(n_seqs)
         self.torch_ops.upload(n_tokens, n_seqs, n_rows)
@@ -189,7 +181,6 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan, place
         buffers,
         device=plan.device,
         dtype=plan.dtype,
-        goes_ahead=options.goes_ahead(plan.device),
         packed=plan.packed,
     )
     model = checkpoint.load(ops)

@@ -83,7 +83,8 @@ class TransformersRunner(TorchRunner):
         self.torch_ops = ops
         self._logits = torch.empty(0)
 
-    def compute(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
+    @torch.inference_mode()
+    def launch(self, n_tokens: int, n_seqs: int, n_rows: int, edits: LogitEdits | None) -> None:
         ops = self.torch_ops
         ops.begin(n_tokens, n_seqs, n_rows)
         if n_rows:
@@ -125,14 +126,7 @@ def load(checkpoint: Checkpoint, options: RunnerOptions, plan: MemoryPlan) -> Ru
     config = checkpoint.config
     if isinstance(config, EncoderConfig):
         raise TypeError(f"{checkpoint.name} is no decoder")
-    ops = TorchOps(
-        config,
-        cache_config(plan, plan.dtype),
-        buffers,
-        device=plan.device,
-        dtype=plan.dtype,
-        goes_ahead=options.goes_ahead(plan.device),
-    )
+    ops = TorchOps(config, cache_config(plan, plan.dtype), buffers, device=plan.device, dtype=plan.dtype)
     weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     runner = TransformersRunner(
         runner_info(checkpoint, plan, weight_bytes), buffers, TransformersModel(model, ops), ops
