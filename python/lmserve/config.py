@@ -169,7 +169,7 @@ class ServeConfig:
     max_model_len: int | None = None
     max_batch: int = 64
     max_batch_tokens: int | None = None
-    speculate: int | None = None  # most tokens drafted for a sequence in one step; None: 8 on the CPU kernels, else 0
+    speculate: int | None = None  # most tokens drafted for a sequence in one step; None: see docs/speculation.md
     mtp: bool = False  # draft with the model's own head that guesses a token ahead
     policy: Policy = "fair"  # who goes first
     kv_memory: int | None = None

@@ -39,7 +39,7 @@ def test_matrices_are_scaled_by_alpha_over_rank(tmp_path):
     for name, module, suffix in ((Q, "layers.3.self_attn.q_proj", ""), (V, "layers.3.self_attn.v_proj", ".default")):
         expected = 1.5 * own[f"{name}.lora_B{suffix}.weight"] @ own[f"{name}.lora_A{suffix}.weight"]
         assert np.allclose(product(adapter, module), expected)
-    assert (adapter.rank, adapter.nbytes) == (2, 4 * (2 * 5 + 6 * 2 + 2 * 5 + 4 * 2))
+    assert (adapter.rank, adapter.size) == (2, 2 * 5 + 6 * 2 + 2 * 5 + 4 * 2)
     write(tmp_path, use_rslora=True)
     rooted = read_adapter(tmp_path, max_rank=2)
     assert np.allclose(

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from lmserve.engine import submission as sent
 
-RUST = (Path(__file__).parents[2] / "src" / "request.rs").read_text("utf-8")
+SRC = Path(__file__).parents[2] / "src"
+RUST = "".join(path.read_text("utf-8") for path in [SRC / "request.rs", *sorted((SRC / "request").glob("*.rs"))])
 
 STRUCTS = {
     "Submission": sent.Submission,

@@ -51,6 +51,7 @@ VALUES = {
     "--max-batch-tokens": "128",
     "--lora": "sql=/adapters/sql",
     "--lora-dir": "/adapters",
+    "--session-store": "postgresql://db/sessions",
 }
 
 

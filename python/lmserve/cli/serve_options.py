@@ -315,7 +315,8 @@ def _add_scheduler(group: argparse._ArgumentGroup, default: ServeConfig) -> None
         metavar="TOKENS",
         type=integer,
         help="where a text repeats itself, guess up to this many next tokens and check them in one step; "
-        "answers stay the same; 0: off; see docs/speculation.md (default: 8 on the CPU kernels, and 0 on torch)",
+        "answers stay the same; 0: off; see docs/speculation.md "
+        "(default: 8 on the CPU kernels, and 0 on torch and for hybrid models)",
     )
     group.add_argument(
         "--mtp",

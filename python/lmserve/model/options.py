@@ -175,7 +175,9 @@ def plan_memory(checkpoint: Checkpoint, options: RunnerOptions, *, gpu_memory: i
     )
     speculate = options.speculate
     if speculate is None:
-        speculate = CPU_DRAFTS if ops == "cpu" and checkpoint.kind == "generate" else 0
+        # Where a model has states, a right guess is computed twice.
+        pays = ops == "cpu" and checkpoint.kind == "generate" and not config.state_bytes
+        speculate = CPU_DRAFTS if pays else 0
     _check(speculate >= 0, "speculate", f"speculate is {speculate}; it must be at least 0")
     _check(
         speculate == 0 or checkpoint.kind == "generate",
