@@ -37,6 +37,8 @@ mod start;
 mod store_writer;
 mod stream;
 mod submit;
+#[cfg(test)]
+mod test_turns;
 mod thoughts;
 mod tier_folder;
 mod tiers;

@@ -10,10 +10,10 @@ use super::clock::now_ms;
 use super::locks::lock;
 use super::log_writer::{Done, LogCounters, LogSender, WriteJob};
 use super::turn_guard::PreparedTurn;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::panics::contain;
 use crate::request::SessionId;
-use crate::session::{LogFault, SessionKey, StoredRecord};
+use crate::session::{LogFault, SessionKey, StoredRecord, session_overtaken};
 use crate::wire::Wake;
 
 /// Time until a store that failed is tried again.
@@ -122,19 +122,15 @@ impl StoreWriter {
                 None => done.tell(Ok(())),
             }
         }
-        let (turns, again) = self.write_all(turns, false);
-        debug_assert!(turns.is_empty(), "what is written is told");
-        let (refused, _) = self.write_all(again, true);
-        for (turn, done) in refused {
-            self.fail(turn, done, "it does not take a whole session");
-        }
+        let again = self.write_all(turns, false);
+        self.write_all(again, true);
     }
 
-    /// Writes turns, and tells of all but those that must be written whole, which it returns after those that it could not tell of.
-    fn write_all(&mut self, turns: Vec<Job>, whole: bool) -> (Vec<Job>, Vec<Job>) {
-        let (mut refused, mut again) = (Vec::new(), Vec::new());
+    /// Writes turns, and tells of all but those that must be written whole, which it returns: none if `whole`.
+    fn write_all(&mut self, turns: Vec<Job>, whole: bool) -> Vec<Job> {
+        let mut again = Vec::new();
         if turns.is_empty() {
-            return (refused, again);
+            return again;
         }
         let changes: Vec<_> = turns
             .iter()
@@ -149,10 +145,12 @@ impl StoreWriter {
                     turn.settle();
                     done.tell(Ok(()));
                 }
-                Some(Written::Whole) if whole => refused.push((turn, done)),
+                Some(Written::Whole) if whole => {
+                    self.fail(turn, done, "it does not take a whole session");
+                }
                 Some(Written::Whole) => again.push((turn, done)),
                 Some(Written::Overtaken) => {
-                    let error = overtaken(turn.key());
+                    let error = session_overtaken(turn.key());
                     drop(turn);
                     done.tell(Err(error));
                 }
@@ -167,7 +165,7 @@ impl StoreWriter {
         }
         self.publish(fault);
         self.wake.signal();
-        (refused, again)
+        again
     }
 
     fn fail(&self, turn: PreparedTurn, done: Done, why: &str) {
@@ -186,17 +184,6 @@ impl StoreWriter {
         self.fault.clone_from(&fault);
         *lock(&self.counters.fault) = fault;
     }
-}
-
-/// 409: the turn of another server came first.
-fn overtaken(key: &SessionKey) -> Error {
-    let message = format!(
-        "another server has continued session {} meanwhile; this turn is not part of it",
-        key.id
-    );
-    Error::new(Kind::Conflict, "session_busy", message)
-        .with_param("instance_id")
-        .with_detail("retry_after", 1)
 }
 
 #[cfg(test)]

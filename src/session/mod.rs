@@ -18,4 +18,6 @@ pub use log::{
 pub use state::{
     AdapterDigest, Commit, Gone, Outcome, SessionKey, SessionState, Turn, TurnBefore, TurnHistory,
 };
-pub use store::{SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged};
+pub use store::{
+    SessionInfo, SessionStore, Start, StoreLimits, session_busy, session_damaged, session_overtaken,
+};

@@ -138,10 +138,21 @@ impl Totals {
 
 /// 409: one turn of a session runs at a time.
 pub fn session_busy(key: &SessionKey) -> Error {
-    let message = format!(
+    busy(format!(
         "session {} is already running a turn; a session runs one turn at a time",
         key.id
-    );
+    ))
+}
+
+/// 409: another server has written the session since the turn began.
+pub fn session_overtaken(key: &SessionKey) -> Error {
+    busy(format!(
+        "another server has continued session {} meanwhile; this turn is not part of it",
+        key.id
+    ))
+}
+
+fn busy(message: String) -> Error {
     Error::new(Kind::Conflict, "session_busy", message)
         .with_param("instance_id")
         .with_detail("retry_after", 1)

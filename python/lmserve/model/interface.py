@@ -205,6 +205,13 @@ class TakesAdapters(Protocol):
         """Forget an adapter, which no sequence of a step has any more."""
 
 
+def taking_adapters(runner: Runner) -> TakesAdapters:
+    """The runner as one that takes adapters. Raises TypeError if it takes none."""
+    if not isinstance(runner, TakesAdapters):
+        raise TypeError(f"{runner.info.name} takes no adapters")
+    return runner
+
+
 class Runner(Protocol):
     """A loaded model with its KV cache. Called from the engine thread alone, with the GIL."""
 

@@ -19,7 +19,7 @@ from lmserve.model.adapter_files import Adapter
 from lmserve.model.checkpoint import Checkpoint, open_checkpoint
 from lmserve.model.errors import AdapterError
 from lmserve.model.fingerprint import fingerprint
-from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, TakesAdapters
+from lmserve.model.interface import F32, I32, LogitEdits, Runner, RunnerInfo, taking_adapters
 from lmserve.model.load import load_runner
 from lmserve.model.options import RunnerOptions
 from lmserve.model.step_message import StepOutcome, StepPlan, encode
@@ -132,18 +132,13 @@ class Recorder:
 
     def load_adapter(self, number: int, adapter: Adapter) -> None:
         """See `TakesAdapters`. Its path and digest are written down, not what it contains."""
-        self._takes_adapters().load_adapter(number, adapter)
+        taking_adapters(self._runner).load_adapter(number, adapter)
         self._write_frame(AdapterFrame(adapter=number, path=str(adapter.path.resolve()), digest=adapter.digest))
 
     def unload_adapter(self, number: int) -> None:
         """See `TakesAdapters`."""
         self._write_frame(AdapterFrame(adapter=number))
-        self._takes_adapters().unload_adapter(number)
-
-    def _takes_adapters(self) -> TakesAdapters:
-        if not isinstance(self._runner, TakesAdapters):
-            raise TypeError(f"{self.info.name} takes no adapters")
-        return self._runner
+        taking_adapters(self._runner).unload_adapter(number)
 
     @property
     def embed_passes(self) -> Callable[[I32, I32], Iterator[F32 | None]]:
@@ -287,12 +282,11 @@ def replay(recording: Recording, runner: Runner, open_adapter: Callable[[str], A
 
 
 def _change_adapter(runner: Runner, event: AdapterFrame, open_adapter: Callable[[str], Adapter]) -> None:
-    if not isinstance(runner, TakesAdapters):
-        raise TypeError(f"{runner.info.name} takes no adapters")
+    takes = taking_adapters(runner)
     if event.path is None:
-        runner.unload_adapter(event.adapter)
+        takes.unload_adapter(event.adapter)
         return
     adapter = open_adapter(event.path)
     if adapter.digest != event.digest:
         raise AdapterError(f"{event.path} is not the adapter that was recorded")
-    runner.load_adapter(event.adapter, adapter)
+    takes.load_adapter(event.adapter, adapter)

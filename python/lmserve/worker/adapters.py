@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from lmserve.model.adapter_files import Adapter, LowRank
 from lmserve.model.errors import AdapterError
-from lmserve.model.interface import Runner, TakesAdapters
+from lmserve.model.interface import Runner, taking_adapters
 from lmserve.worker.messages import decode, encode
 from lmserve.worker.pipe import MAX_BODY, Kind
 from lmserve.worker.processes import Group
@@ -113,9 +113,8 @@ class ReceivedAdapters:
         """Load the adapter whose modules have come, or forget one. Raises AdapterError where it does not fit."""
         modules, self._modules = self._modules, {}
         name = decode(body, type=AdapterName)
-        if not isinstance(self._runner, TakesAdapters):
-            raise TypeError(f"{self._runner.info.name} takes no adapters")
+        takes = taking_adapters(self._runner)
         if name.loaded:
-            self._runner.load_adapter(name.number, Adapter(Path(name.path), name.digest, modules))
+            takes.load_adapter(name.number, Adapter(Path(name.path), name.digest, modules))
         else:
-            self._runner.unload_adapter(name.number)
+            takes.unload_adapter(name.number)

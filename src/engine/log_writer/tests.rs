@@ -2,10 +2,9 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::thread::JoinHandle;
 
-use super::super::turn_guard::TurnGuard;
+use super::super::test_turns::turn;
 use super::*;
-use crate::session::{Commit, SessionKey, SessionUsage, Start, StoreLimits, Turn};
-use crate::text::Tail;
+use crate::session::{SessionKey, StoreLimits};
 
 /// A disk with faults, and a list of the calls.
 #[derive(Debug, Default)]
@@ -174,30 +173,6 @@ impl Running {
         assert!(restored.is_whole());
         store
     }
-}
-
-fn turn(store: &Arc<Mutex<SessionStore>>, key: SessionKey, request: u64) -> FinishedTurn {
-    let (lease, base) = TurnGuard::begin(store, key, request, Start::Create, 1).unwrap();
-    let mut turns = base.turns;
-    turns.push(Turn {
-        start: base.history.len(),
-        input_tokens: 1,
-        output_tokens: 0,
-        tail: Tail::Closed,
-        logprobs: None,
-        key: None,
-    });
-    lease.finish(Commit {
-        tokens: [base.history, vec![9]].concat(),
-        turns,
-        seed: 0,
-        system_tokens: 0,
-        adapter: None,
-        end: false,
-        usage: SessionUsage::default(),
-        hold_ms: None,
-        created_ms: None,
-    })
 }
 
 const SOON: Duration = Duration::from_millis(1);

@@ -1,12 +1,13 @@
 use std::collections::VecDeque;
 use std::thread::JoinHandle;
 
+use super::super::test_turns::turn;
 use super::super::turn_guard::{FinishedTurn, TurnGuard};
 use std::sync::Mutex;
 
 use super::*;
-use crate::session::{Commit, SessionStore, SessionUsage, Start, Turn};
-use crate::text::Tail;
+use crate::error::Kind;
+use crate::session::SessionStore;
 
 /// What a store says, and what it was given.
 #[derive(Debug, Default)]
@@ -70,29 +71,7 @@ impl Running {
     fn turn(&mut self, id: i64) -> Result<()> {
         self.requests += 1;
         let key = SessionKey::new(0, id);
-        let begun = TurnGuard::begin(&self.sessions, key, self.requests, Start::Create, 1);
-        let (lease, base) = begun.unwrap();
-        let mut turns = base.turns;
-        turns.push(Turn {
-            start: base.history.len(),
-            input_tokens: 1,
-            output_tokens: 0,
-            tail: Tail::Closed,
-            logprobs: None,
-            key: None,
-        });
-        let commit = Commit {
-            tokens: [base.history, vec![9]].concat(),
-            turns,
-            seed: 0,
-            system_tokens: 0,
-            adapter: None,
-            end: false,
-            usage: SessionUsage::default(),
-            hold_ms: None,
-            created_ms: None,
-        };
-        self.write(lease.finish(commit))
+        self.write(turn(&self.sessions, key, self.requests))
     }
 
     fn write(&self, turn: FinishedTurn) -> Result<()> {
