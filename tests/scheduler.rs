@@ -141,6 +141,29 @@ fn a_short_request_never_waits_behind_a_long_prompt() {
 }
 
 #[test]
+fn a_newcomer_waits_until_its_first_step_has_window_blocks() {
+    // Each of nine that decode holds one of 16 window blocks, or two for a step. The newcomer sees three at once, but its first step
+    // takes eight.
+    let (window, windows) = (1, 16);
+    let pool = BlockPool::new(256, 2, false).with_windows(window, windows);
+    let mut run = Run {
+        scheduler: Scheduler::new(config(10, 26), Arc::new(pool)).unwrap(),
+        model: ToyModel::new(256, 2, VOCAB).with_windows(window, windows),
+        output: StepOutput::default(),
+        results: HashMap::new(),
+    };
+    for id in 0..9 {
+        let prompt = vec![id as u32; 2 + id as usize % 2];
+        run.scheduler.add(sequence(id, prompt, 30)).unwrap();
+    }
+    run.step();
+    run.scheduler.add(sequence(9, vec![9; 17], 2)).unwrap();
+    run.finish();
+    assert_eq!(run.results[&9].0, alone(&[9; 17], 2));
+    assert_eq!(run.scheduler.stats().preemptions, 0);
+}
+
+#[test]
 fn a_long_prompt_gets_three_quarters_of_every_step() {
     let mut run = Run::new(4096, 16, config(64, 128), true);
     run.scheduler.add(sequence(0, vec![1; 3000], 1)).unwrap();

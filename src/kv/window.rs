@@ -75,8 +75,8 @@ impl BlockPool {
     }
 
     /// Whether there are enough window blocks for everything that a sequence sees at once, with `new` blocks that it does not have
-    /// yet.
-    pub fn has_window_room(&self, new: usize) -> bool {
+    /// yet, and for the `at_once` of these that its first step needs.
+    pub fn has_window_room(&self, new: usize, at_once: usize) -> bool {
         let Some(window) = self.window else {
             return true;
         };
@@ -85,7 +85,8 @@ impl BlockPool {
             .windows
             .as_ref()
             .map_or(0, WindowBlocks::available);
-        new.min(self.window_blocks_of(window) + 1) <= available
+        let seen = new.min(self.window_blocks_of(window) + 1);
+        seen.max(at_once) <= available
     }
 
     /// Number of window blocks by state. All are 0 if no layer has a window.

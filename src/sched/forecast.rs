@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use super::config::SchedulerConfig;
+use super::config::{ENTRY_TOKENS, SchedulerConfig};
 use super::sequence::Sequence;
 use crate::kv::BlockPool;
 
@@ -148,7 +148,12 @@ impl Forecast {
     ) -> bool {
         let (available, block_size) = (pool.available(), pool.block_size());
         let needed = newcomer.table.missing(newcomer.tokens.len());
-        let has_room = needed <= available && pool.has_window_room(needed);
+        // What is known of the block after its prefix is held only then: the tokens after it may need one more.
+        let first_step = newcomer.computed + ENTRY_TOKENS + block_size - 1;
+        let at_once = newcomer
+            .table
+            .missing(first_step.min(newcomer.tokens.len()));
+        let has_room = needed <= available && pool.has_window_room(needed, at_once);
         if running.is_empty() || !has_room {
             return has_room;
         }

@@ -33,12 +33,7 @@ impl Scheduler {
             self.grant(&mut plan, oldest, tokens);
         }
         while let Some(newcomer) = self.admit_next(&mut plan) {
-            let running = self.running.len();
             self.grant(&mut plan, newcomer, ENTRY_TOKENS);
-            if self.running.len() < running {
-                // It got no block, and would get none if it were admitted again.
-                break;
-            }
         }
         while let Some((shortest, tokens)) = self.shortest_prompt(&plan) {
             if self.grant(&mut plan, shortest, tokens) == 0 {
