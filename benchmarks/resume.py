@@ -129,6 +129,8 @@ def main() -> None:
         longest = arguments.tokens + 512
         model = arguments.model or random_llama(folder / "model", longest)
         settings = [str(model), "--max-model-len", str(longest), "--session-dir", str(folder / "sessions")]
+        # Drafts would count as computed tokens.
+        settings += ["--speculate", "0"]
         tiers = [*settings, "--kv-disk", f"{folder / 'kv'},50GiB"]
         with serving(folder, *tiers) as (process, url):
             card = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]

@@ -39,8 +39,9 @@ def test_it_says_what_it_serves(default_server: ServerProcess) -> None:
     assert "blocks of" in lines[4]
     assert lines[5].startswith("Sessions  ")
     assert lines[5].endswith(" fit into the KV cache")
-    assert lines[6] == f"API       {default_server.url}"
-    assert lines[7] == f"Docs      {default_server.url}/docs"
+    assert lines[6] == "Drafts    up to 8 tokens of a sequence, 64 sampled rows a step with them"
+    assert lines[7] == f"API       {default_server.url}"
+    assert lines[8] == f"Docs      {default_server.url}/docs"
     assert httpx.get(f"{default_server.url}/docs").status_code == 200
 
 

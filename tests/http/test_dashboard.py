@@ -65,6 +65,8 @@ def ask(running: Running) -> None:
 
 # Of servers with a worker process alone; test_worker_process.py has them.
 OF_WORKERS = {"lmserve_worker_processes", "lmserve_worker_restarts_total"}
+# Of servers with a shared session store alone; test_replicas.py has them.
+OF_A_STORE = {"lmserve_session_store_writes_total"}
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +148,8 @@ def test_a_query_that_is_wrong_is_found(families: dict[str, Family]) -> None:
 def test_the_page_names_metrics_that_are_there(families: dict[str, Family]) -> None:
     page = (GRAFANA.parent / "monitoring.md").read_text("utf-8")
     named = set(re.findall(r"`((?:lmserve_|vllm:|llamacpp:)\w+)`", page)) - {"lmserve_"}
-    assert named - OF_WORKERS <= families.keys()
-    assert named >= OF_WORKERS | {alias for alias, _ in ALIASES} | set(KV_USE)
+    assert named - OF_WORKERS - OF_A_STORE <= families.keys()
+    assert named >= OF_WORKERS | OF_A_STORE | {alias for alias, _ in ALIASES} | set(KV_USE)
 
 
 def test_variables_and_legends_name_labels(families: dict[str, Family]) -> None:

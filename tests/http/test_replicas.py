@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,23 @@ def test_verbs_of_one_server_hold_on_the_other(two: tuple[Replica, Replica]) -> 
     one.turn("branch")
     assert len(other.tokens("branch")) == 1
     assert other.client.post("/v1/sessions/branch/fork", json={"session_id": "verbs"}).status_code == 409
+
+
+def test_what_is_written_and_loaded_is_counted(two: tuple[Replica, Replica]) -> None:
+    one, other = two
+
+    def counted(server: Replica) -> list[int]:
+        page = server.client.get("/metrics").text
+        line = r"^lmserve_session_store_{}_total(?:{{.*}})? (\d+)$"
+        found = [re.search(line.format(name), page, re.MULTILINE) for name in ("writes", "loads")]
+        return [int(match[1]) for match in found if match is not None]
+
+    before, others = counted(one), counted(other)
+    one.turn("counted")
+    one.turn("counted")
+    other.turn("counted")
+    assert counted(one) == [before[0] + 2, before[1]]
+    assert counted(other) == [others[0] + 1, others[1] + 1]
 
 
 def exported(server: Replica, session: str) -> str:
